@@ -1,0 +1,85 @@
+"""The one place that reads a clock."""
+
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Protocol
+
+import attrs
+
+__all__ = ["Clock", "InjectedClock", "SystemClock", "cut", "monotonic", "sleep"]
+
+monotonic = time.monotonic
+sleep = time.sleep
+
+_BOOT_CLOCK = getattr(time, "CLOCK_BOOTTIME", None)
+
+
+class Clock(Protocol):
+    """What the rest of the package knows of time."""
+
+    def now(self) -> datetime:
+        """The time in UTC, aware, cut to milliseconds."""
+        ...
+
+    def boot(self) -> tuple[str, float] | None:
+        """The id of this boot and the seconds since it, sleep included; None where there is no such clock."""
+        ...
+
+
+class SystemClock:
+    """The machine's clocks."""
+
+    def now(self) -> datetime:
+        """The wall clock."""
+        return cut(datetime.now(UTC))
+
+    def boot(self) -> tuple[str, float] | None:
+        """The boot clock, which no administrator and no time server turns back."""
+        if _BOOT_CLOCK is None or (boot_id := _boot_id()) is None:
+            return None
+        return boot_id, time.clock_gettime(_BOOT_CLOCK)
+
+
+@attrs.frozen
+class InjectedClock:
+    """A clock that a test moves: it replaces the boot clock too."""
+
+    read: Callable[[], datetime]
+
+    def now(self) -> datetime:
+        """The injected time.
+
+        Raises:
+            TypeError: It is no datetime.
+            ValueError: It is naive.
+        """
+        value = self.read()
+        if not isinstance(value, datetime):
+            raise TypeError(f"now() must return a datetime, not {type(value).__name__}")
+        if value.tzinfo is None or value.utcoffset() is None:
+            raise ValueError("now() returned a naive datetime: use datetime.now(UTC)")
+        return cut(value.astimezone(UTC))
+
+    def boot(self) -> None:
+        """No boot clock: the injected time decides."""
+        return
+
+
+def cut(moment: datetime) -> datetime:
+    """*moment* without its microseconds, as records keep it."""
+    return moment - timedelta(microseconds=moment.microsecond % 1000)
+
+
+def _boot_id() -> str | None:
+    global _cached_boot_id  # noqa: PLW0603
+    if _cached_boot_id == "":
+        try:
+            _cached_boot_id = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip() or None
+        except OSError:
+            _cached_boot_id = None
+    return _cached_boot_id
+
+
+_cached_boot_id: str | None = ""

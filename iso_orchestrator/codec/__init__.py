@@ -1,0 +1,22 @@
+"""Facts, records and users' values to JSON and back, without loss or not at all."""
+
+from iso_orchestrator.codec.json import decode, encode, to_json
+from iso_orchestrator.codec.records import (
+    fact_from_json,
+    fact_to_json,
+    fold_from_snapshot,
+    snapshot_from_fold,
+)
+from iso_orchestrator.codec.values import ResultCodec, plain_json
+
+__all__ = [
+    "ResultCodec",
+    "decode",
+    "encode",
+    "fact_from_json",
+    "fact_to_json",
+    "fold_from_snapshot",
+    "plain_json",
+    "snapshot_from_fold",
+    "to_json",
+]

@@ -1,0 +1,138 @@
+"""Strict JSON: what is not JSON is refused, where the standard library would bend it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from json.encoder import encode_basestring_ascii
+from typing import Any
+
+from iso_orchestrator.errors import SerializationError
+from iso_orchestrator.model import Json
+
+__all__ = ["MAX_DEPTH", "decode", "encode", "to_json"]
+
+MAX_DEPTH = 128
+_INT_BITS = 14_000  # CPython reads no decimal int of more than 4,300 digits
+
+_encoder = json.JSONEncoder(allow_nan=False, check_circular=False, separators=(",", ":"))
+# JSONEncoder.encode makes a C encoder for every call, which costs a third of a small value's time.
+_make: Callable[..., Any] | None = getattr(json.encoder, "c_make_encoder", None)
+_encode_c: Any = _make and _make(
+    None, _encoder.default, encode_basestring_ascii, None, ":", ",", False, False, False
+)
+
+
+def encode(value: Json) -> str:
+    """*value*, which is JSON already, as compact ASCII text."""
+    if _encode_c is None:
+        return _encoder.encode(value)
+    return "".join(_encode_c(value, 0))
+
+
+def decode(text: str | bytes) -> Json:
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: It is none.
+    """
+    return json.loads(text, parse_constant=_refuse_constant)
+
+
+def to_json(value: object, subject: str) -> Json:
+    """A copy of *value* that is plain JSON: tuples are lists, subclasses of builtins the builtins.
+
+    Args:
+        value: What is to be recorded.
+        subject: What it is, for the error: ``"the result of step 'a'"``.
+
+    Raises:
+        SerializationError: Some of it would be lost or changed: NaN, bytes, sets, objects, keys that are no texts,
+            ints of more than 4,200 digits, more than 128 levels, cycles.
+
+    Example:
+        >>> to_json({"at": (1, 2.5)}, "the state")
+        {'at': [1, 2.5]}
+    """
+    try:
+        return _copy(value, 0)
+    except _Refused as refused:
+        place = "$" + "".join(reversed(refused.path))
+        raise SerializationError(subject, place, refused.reason) from None
+
+
+class _Refused(Exception):  # noqa: N818 - never leaves this module
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        self.path: list[str] = []
+
+
+def _copy(value: Any, depth: int) -> Json:
+    kind = type(value)
+    if kind is str or value is None or kind is bool:
+        return value
+    if kind is int:
+        return _int(value)
+    if kind is float:
+        return _float(value)
+    if depth >= MAX_DEPTH:
+        raise _Refused(f"it is nested deeper than {MAX_DEPTH} levels, or contains itself")
+    if isinstance(value, dict):
+        return {_key(key): _item(item, depth, key) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_item(item, depth, index) for index, item in enumerate(value)]
+    return _scalar_subclass(value)
+
+
+def _item(value: Any, depth: int, place: object) -> Json:
+    kind = type(value)
+    if kind is str or value is None or kind is bool:  # most of what there is
+        return value
+    try:
+        return _copy(value, depth + 1)
+    except _Refused as refused:
+        # A cycle would name its whole way round: the first steps tell as much.
+        refused.path.append(f"[{place}]" if isinstance(place, int) else f".{place}"[:80])
+        del refused.path[:-8]
+        raise
+
+
+def _key(key: Any) -> str:
+    if type(key) is str:
+        return key
+    if isinstance(key, str):
+        return str.__str__(key)
+    raise _Refused(f"the key {key!r:.80} is not a str but {_kind(key)}")
+
+
+def _int(value: int) -> int:
+    if value.bit_length() > _INT_BITS:
+        raise _Refused(f"an int of {value.bit_length()} bits is too long to be read back")
+    return value
+
+
+def _float(value: float) -> float:
+    if not math.isfinite(value):
+        raise _Refused(f"{value} is not JSON")
+    return value
+
+
+def _scalar_subclass(value: Any) -> Json:
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, int):
+        return _int(int(value))
+    if isinstance(value, float):
+        return _float(float(value))
+    raise _Refused(
+        f"{_kind(value)} is not JSON; return JSON types, or annotate the function with the type that it returns"
+    )
+
+
+def _kind(value: object) -> str:
+    return type(value).__name__
+
+
+def _refuse_constant(name: str) -> Json:
+    raise ValueError(f"{name} is not JSON")

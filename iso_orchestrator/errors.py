@@ -1,0 +1,267 @@
+"""The errors: one class a condition, each derived from the builtin that one would catch."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+if TYPE_CHECKING:
+    from iso_orchestrator.model import ErrorInfo
+
+__all__ = [
+    "CorruptRecordError",
+    "DuplicateStepError",
+    "FormatVersionError",
+    "LeaseConflictError",
+    "LeaseLostError",
+    "MutexTimeoutError",
+    "NoActiveWorkflowError",
+    "OrchestratorError",
+    "RecordConflictError",
+    "SerializationError",
+    "StepFailedError",
+    "StepInterruptedError",
+    "StepNameError",
+    "StepRejectedError",
+    "StepTimeoutError",
+    "StoreError",
+    "WorkflowBusyError",
+    "WorkflowNotFoundError",
+    "WorkflowUsageError",
+]
+
+# Plain classes, not slotted ones: `add_note` and several builtin bases need the instance's dict.
+_error = attrs.define(slots=False, eq=False, repr=False)
+
+
+class OrchestratorError(Exception):
+    """The root of all errors of this package."""
+
+
+@_error
+class WorkflowNotFoundError(OrchestratorError, LookupError):
+    """There is no record of that workflow."""
+
+    workflow_id: str
+    root: str
+
+    def __str__(self) -> str:
+        return (
+            f"no workflow {self.workflow_id!r} in {self.root}; "
+            "`iso-orchestrator list` shows those that are there (--dir for another root)"
+        )
+
+
+@_error
+class NoActiveWorkflowError(OrchestratorError, RuntimeError):
+    """A free decorator's function was called where no workflow is current."""
+
+    what: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.what} needs a workflow: call it inside `with workflow:` or from a function that "
+            "a workflow runs, or decorate with `@workflow.step`"
+        )
+
+
+class WorkflowUsageError(OrchestratorError, RuntimeError):
+    """A call that cannot work where it stands, such as a run inside of itself."""
+
+
+@_error
+class StepNameError(OrchestratorError, TypeError):
+    """A call of a step cannot be given a faithful name."""
+
+    step_name: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"step {self.step_name!r}: {self.reason}"
+
+
+@_error
+class DuplicateStepError(StepNameError, ValueError):
+    """Two different functions claim one step name."""
+
+
+@_error
+class StepTimeoutError(OrchestratorError, TimeoutError):
+    """One attempt of a step took longer than its timeout, in seconds."""
+
+    step_name: str
+    timeout: float
+
+    def __str__(self) -> str:
+        return (
+            f"step {self.step_name!r} took longer than its timeout of {self.timeout:g} s; its thread cannot "
+            "be killed and may still run, its result is dropped"
+        )
+
+
+@_error
+class SerializationError(OrchestratorError, TypeError):
+    """A value cannot be recorded without loss; `place` is where in the value, as in `$.jobs[3].at`."""
+
+    subject: str
+    place: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.subject} cannot be recorded: at {self.place}: {self.reason}"
+
+
+@_error
+class StepFailedError(OrchestratorError):
+    """Another process ran the step, and it failed there."""
+
+    step_name: str
+    error: ErrorInfo
+
+    def __str__(self) -> str:
+        return (
+            f"step {self.step_name!r} failed where it ran: {self.error.name}: {self.error.message}; "
+            "call it again to run it here"
+        )
+
+
+@_error
+class StepRejectedError(OrchestratorError):
+    """`accept` refused the result of a step."""
+
+    step_name: str
+    result: Any
+
+    def __str__(self) -> str:
+        return f"step {self.step_name!r}: accept() refused the result {self.result!r:.200}"
+
+
+@_error
+class StepInterruptedError(OrchestratorError):
+    """A dead run left a step with `if_interrupted="fail"` half done."""
+
+    step_name: str
+    attempt: int
+
+    def __str__(self) -> str:
+        return (
+            f"step {self.step_name!r} was interrupted in attempt {self.attempt} and must not run twice: find out "
+            f"whether it took effect, then `workflow.reset({self.step_name!r})` lets it run again"
+        )
+
+
+@_error
+class WorkflowBusyError(OrchestratorError):
+    """Someone else has in hand what was asked for."""
+
+    workflow_id: str
+    pid: int | None
+    host: str | None
+    since: datetime | None
+    what: str = "the workflow"
+
+    def __str__(self) -> str:
+        return (
+            f"workflow {self.workflow_id!r}: {self.what} is in use by process {self.pid or 'unknown'} on "
+            f"{self.host or 'an unknown host'}{_since(self.since)}; wait for it or end it"
+        )
+
+
+@_error
+class MutexTimeoutError(OrchestratorError, TimeoutError):
+    """A mutex was not free in time; pid, host and since are its holder's, where they are known."""
+
+    key: str
+    timeout: float
+    pid: int | None
+    host: str | None
+    since: datetime | None
+
+    def __str__(self) -> str:
+        return (
+            f"mutex {self.key!r} was not free within {self.timeout:g} s: held by process "
+            f"{self.pid or 'unknown'} on {self.host or 'an unknown host'}{_since(self.since)}; it frees itself when "
+            "that process ends"
+        )
+
+
+@_error
+class LeaseConflictError(OrchestratorError):
+    """Another holder has the lease, and it has not run out."""
+
+    lease_key: str
+    holder: str
+    current_holder: str
+    expires_at: datetime
+
+    def __str__(self) -> str:
+        return (
+            f"lease {self.lease_key!r} is held by {self.current_holder!r} until {self.expires_at.isoformat()}; "
+            f"{self.holder!r} cannot take it before it runs out or is released"
+        )
+
+
+@_error
+class LeaseLostError(OrchestratorError):
+    """The lease that fenced this code has a newer token; nothing more is recorded from here."""
+
+    lease_key: str
+    token: int
+    current_token: int
+
+    def __str__(self) -> str:
+        return (
+            f"lease {self.lease_key!r} was lost: token {self.token} was followed by {self.current_token}; "
+            "what was done since is not recorded, take the lease again and start over"
+        )
+
+
+class StoreError(OrchestratorError):
+    """The store cannot do what was asked."""
+
+
+@_error
+class CorruptRecordError(StoreError):
+    """A file is damaged where no crash can have damaged it; `offset` in bytes, `kept` says what is sound."""
+
+    path: str
+    offset: int
+    reason: str
+    kept: str = "nothing was changed"
+
+    def __str__(self) -> str:
+        return (
+            f"{self.path} is damaged at byte {self.offset}: {self.reason}; {self.kept}. Restore the file from a copy, "
+            "or delete the workflow to start over"
+        )
+
+
+@_error
+class RecordConflictError(StoreError):
+    """Another program changed the snapshot while a journal of ours went with the old one."""
+
+    path: str
+    journal_path: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.path} was changed by another program while {self.journal_path} held newer facts; both are "
+            "untouched. Keep a copy of both, then put back the snapshot that the journal belongs to"
+        )
+
+
+@_error
+class FormatVersionError(StoreError):
+    """A newer release wrote the file."""
+
+    path: str
+    found: str
+
+    def __str__(self) -> str:
+        return f"{self.path} has {self.found}, which this release cannot read: upgrade iso-orchestrator"
+
+
+def _since(moment: datetime | None) -> str:
+    return f" since {moment.isoformat(timespec='seconds')}" if moment else ""

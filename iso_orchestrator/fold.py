@@ -1,0 +1,356 @@
+"""From facts to the record: no I/O, no clock, no randomness."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import Any, TypeVar
+
+import attrs
+
+from iso_orchestrator import facts as f
+from iso_orchestrator.model import (
+    ErrorInfo,
+    Heartbeat,
+    Json,
+    Lease,
+    StepRecord,
+    StepStatus,
+    WorkflowEvent,
+    WorkflowRecord,
+    WorkflowStatus,
+    WorkflowSummary,
+)
+
+__all__ = ["Fold", "LeaseClock", "LiveRun", "StepNote", "apply", "copy_json"]
+
+
+R = TypeVar("R")
+
+
+@attrs.frozen
+class LiveRun:
+    """A run that has started and neither ended nor been found dead."""
+
+    owner: str
+    pid: int
+    host: str
+    since: datetime
+
+
+@attrs.frozen
+class StepNote:
+    """What is known of a step beside the npm package's record of it.
+
+    Attributes:
+        owner: The run file of the process that has it in hand; None when nobody has.
+        version: Part of its identity.
+        seq: Sequence of the last fact about it.
+    """
+
+    owner: str | None
+    version: str | None
+    seq: int
+
+
+@attrs.frozen
+class LeaseClock:
+    """When a lease runs out by the boot clock, in seconds since that boot."""
+
+    boot_id: str
+    expires: float
+
+
+@attrs.define(eq=False)
+class Fold:
+    """A record in the making. `apply` changes it in place, so that a fact costs the same however many came before.
+
+    Attributes:
+        seq: Sequence of the last fact in it.
+        run_failed: Whether a run of the overlapping group has failed.
+        unknown: Top-level keys of a snapshot that nobody here knows.
+    """
+
+    workflow_id: str
+    created_at: datetime
+    updated_at: datetime
+    state: Json
+    status: WorkflowStatus = WorkflowStatus.IDLE
+    last_error: ErrorInfo | None = None
+    steps: dict[str, StepRecord] = attrs.field(factory=dict)
+    events: list[WorkflowEvent] = attrs.field(factory=list)
+    heartbeats: dict[str, Heartbeat] = attrs.field(factory=dict)
+    leases: dict[str, Lease] = attrs.field(factory=dict)
+    seq: int = 0
+    runs: dict[str, LiveRun] = attrs.field(factory=dict)
+    run_failed: bool = False
+    notes: dict[str, StepNote] = attrs.field(factory=dict)
+    tokens: dict[str, int] = attrs.field(factory=dict)
+    lease_clocks: dict[str, LeaseClock] = attrs.field(factory=dict)
+    unknown: dict[str, Json] = attrs.field(factory=dict)
+
+    @classmethod
+    def new(cls, workflow_id: str, at: datetime, state: Json) -> Fold:
+        """The record as it is before anything has happened."""
+        return cls(workflow_id=workflow_id, created_at=at, updated_at=at, state=copy_json(state))
+
+    def apply(self, fact: f.Fact) -> None:
+        """Take *fact* in, as the next one."""
+        self.seq += 1
+        self.updated_at = fact.at
+        _APPLY[type(fact)](self, fact)
+
+    def record(self) -> WorkflowRecord:
+        """The record as users see it: theirs to keep, nothing in it is shared with this fold."""
+        return WorkflowRecord(
+            workflow_id=self.workflow_id,
+            status=self.status,
+            created_at=self.created_at,
+            updated_at=self.updated_at,
+            state=copy_json(self.state),
+            steps={name: _own(step, "result") for name, step in self.steps.items()},
+            events=tuple(_own(event, "detail") for event in self.events),
+            heartbeats={key: _own(beat, "detail") for key, beat in self.heartbeats.items()},
+            leases={key: _own(lease, "detail") for key, lease in self.leases.items()},
+            last_error=self.last_error,
+        )
+
+    def summary(self) -> WorkflowSummary:
+        """The workflow in a line."""
+        return WorkflowSummary(
+            workflow_id=self.workflow_id,
+            status=self.status,
+            created_at=self.created_at,
+            updated_at=self.updated_at,
+            steps=Counter(step.status for step in self.steps.values()),
+            last_error=self.last_error,
+        )
+
+    def matching(self, name: str, idempotency_key: str | None, version: str | None) -> StepRecord | None:
+        """The step of that name, if it is the same in key and version too."""
+        step = self.steps.get(name)
+        if step is None or step.idempotency_key != idempotency_key:
+            return None
+        note = self.notes.get(name)
+        return step if (note.version if note else None) == version else None
+
+    def owner(self, name: str) -> str | None:
+        """The run file of the process that has a step in hand."""
+        note = self.notes.get(name)
+        return note.owner if note else None
+
+
+def apply(record: WorkflowRecord, fact: f.Fact) -> WorkflowRecord:
+    """The record that *fact* makes of *record*, which stays as it was.
+
+    Example:
+        >>> from datetime import UTC
+        >>> moment = datetime(2026, 5, 14, tzinfo=UTC)
+        >>> record = Fold.new("batch", moment, {"applied": 0}).record()
+        >>> apply(record, f.StateUpdated(moment, {"applied": 1})).state
+        {'applied': 1}
+    """
+    fields = {field.name for field in attrs.fields(WorkflowRecord)} - {"version"}
+    parts: dict[str, Any] = {name: getattr(record, name) for name in fields}
+    for name, value in parts.items():
+        if isinstance(value, Mapping) and name != "state":
+            parts[name] = dict(value)
+    fold = Fold(**{**parts, "events": list(record.events)})
+    fold.apply(fact)
+    return fold.record()
+
+
+def copy_json(value: Json) -> Json:
+    """A copy of *value* that shares no dict and no list with it."""
+    kind = type(value)
+    if kind is dict:
+        return {key: copy_json(item) for key, item in value.items()}
+    if kind is list:
+        return [copy_json(item) for item in value]
+    return value
+
+
+def _own(record: R, name: str) -> R:
+    value = getattr(record, name)
+    if type(value) is dict or type(value) is list:
+        return attrs.evolve(record, **{name: copy_json(value)})  # type: ignore[misc]
+    return record
+
+
+def _event(fold: Fold, fact: f.Fact, kind: str, **detail: Json) -> None:
+    fold.events.append(WorkflowEvent(fact.at, kind, None, detail or None))
+
+
+def _run_started(fold: Fold, fact: f.RunStarted) -> None:
+    if not fold.runs:
+        fold.run_failed = False
+    fold.runs[fact.run] = LiveRun(fact.owner, fact.pid, fact.host, fact.at)
+    fold.status = WorkflowStatus.RUNNING
+    fold.last_error = None
+    _event(fold, fact, "workflow.running")
+
+
+def _run_ended(fold: Fold, fact: f.RunEnded) -> None:
+    fold.runs.pop(fact.run, None)
+    _leave_group(fold, fact, fact.error)
+
+
+def _run_died(fold: Fold, fact: f.RunDied) -> None:
+    run = fold.runs.pop(fact.run, None)
+    who = f"process {run.pid} on {run.host}, running since {run.since.isoformat()}" if run else "its process"
+    _leave_group(fold, fact, ErrorInfo("RunDied", f"{who} is gone without having ended its run"))
+
+
+def _leave_group(fold: Fold, fact: f.Fact, error: ErrorInfo | None) -> None:
+    if error is not None:
+        fold.run_failed = True
+        fold.last_error = error
+        _event(fold, fact, "workflow.failed", error=_error_json(error))
+    else:
+        _event(fold, fact, "workflow.completed")
+    if fold.runs:
+        fold.status = WorkflowStatus.RUNNING
+    elif fold.run_failed:
+        fold.status = WorkflowStatus.FAILED
+    else:
+        fold.status = WorkflowStatus.COMPLETED
+        fold.last_error = None
+
+
+def _step_started(fold: Fold, fact: f.StepStarted) -> None:
+    fold.steps[fact.step] = StepRecord(
+        name=fact.step,
+        status=StepStatus.RUNNING,
+        attempts=fact.attempt,
+        updated_at=fact.at,
+        started_at=fact.at,
+        idempotency_key=fact.idempotency_key,
+    )
+    fold.notes[fact.step] = StepNote(fact.owner, fact.version, fold.seq)
+    _event(
+        fold,
+        fact,
+        "step.started",
+        step=fact.step,
+        attempt=fact.attempt,
+        idempotencyKey=fact.idempotency_key,
+    )
+
+
+def _step_completed(fold: Fold, fact: f.StepCompleted) -> None:
+    step = fold.steps[fact.step]
+    fold.steps[fact.step] = StepRecord(
+        name=step.name,
+        status=StepStatus.COMPLETED,
+        attempts=step.attempts,
+        updated_at=fact.at,
+        started_at=step.started_at,
+        completed_at=fact.at,
+        idempotency_key=step.idempotency_key,
+        result=fact.result,
+    )
+    _release(fold, fact.step)
+    fold.last_error = None
+    _event(fold, fact, "step.completed", step=fact.step, attempt=step.attempts)
+    if fact.state is not f.ABSENT:
+        fold.state = fact.state
+        _event(fold, fact, "state.updated")
+
+
+def _step_failed(fold: Fold, fact: f.StepFailed) -> None:
+    step = fold.steps[fact.step]
+    fold.steps[fact.step] = attrs.evolve(
+        step, status=StepStatus.FAILED, updated_at=fact.at, error=fact.error, completed_at=None, result=None
+    )
+    fold.last_error = fact.error
+    kind = "step.retrying" if fact.retrying else "step.failed"
+    _event(fold, fact, kind, step=fact.step, attempt=step.attempts, error=_error_json(fact.error))
+    if not fact.retrying:
+        _release(fold, fact.step)
+
+
+def _step_abandoned(fold: Fold, fact: f.StepAbandoned) -> None:
+    _release(fold, fact.step)
+
+
+def _steps_reset(fold: Fold, fact: f.StepsReset) -> None:
+    for name in fact.steps:
+        fold.steps.pop(name, None)
+        fold.notes.pop(name, None)
+
+
+def _release(fold: Fold, name: str) -> None:
+    note = fold.notes[name]
+    fold.notes[name] = StepNote(None, note.version, fold.seq)
+
+
+def _state_updated(fold: Fold, fact: f.StateUpdated) -> None:
+    fold.state = fact.state
+    _event(fold, fact, "state.updated")
+
+
+def _status_set(fold: Fold, fact: f.StatusSet) -> None:
+    fold.status = fact.status
+    fold.last_error = fact.error
+    detail = {"error": _error_json(fact.error)} if fact.error else {}
+    _event(fold, fact, f"workflow.{fact.status}", **detail)
+
+
+def _event_appended(fold: Fold, fact: f.EventAppended) -> None:
+    fold.events.append(WorkflowEvent(fact.at, fact.type, fact.message, fact.detail))
+
+
+def _heartbeat_recorded(fold: Fold, fact: f.HeartbeatRecorded) -> None:
+    fold.heartbeats[fact.key] = Heartbeat(fact.key, fact.at, fact.detail)
+    if not fact.silent:
+        _event(fold, fact, "heartbeat.recorded", key=fact.key, hasDetail=fact.detail is not None)
+
+
+def _lease_touched(fold: Fold, fact: f.LeaseTouched) -> None:
+    fold.leases[fact.key] = Lease(
+        key=fact.key,
+        holder=fact.holder,
+        acquired_at=fact.acquired_at,
+        heartbeat_at=fact.at,
+        expires_at=fact.expires_at,
+        detail=fact.detail,
+        token=fact.token,
+    )
+    fold.tokens[fact.key] = fact.token
+    if fact.boot_id is None or fact.boot_expires is None:
+        fold.lease_clocks.pop(fact.key, None)
+    else:
+        fold.lease_clocks[fact.key] = LeaseClock(fact.boot_id, fact.boot_expires)
+    kind = "lease.renewed" if fact.renewed else "lease.acquired"
+    ttl_ms = round(fact.ttl * 1000, 3)
+    _event(fold, fact, kind, key=fact.key, holder=fact.holder, ttlMs=int(ttl_ms) if ttl_ms % 1 == 0 else ttl_ms)
+
+
+def _lease_released(fold: Fold, fact: f.LeaseReleased) -> None:
+    lease = fold.leases[fact.key]
+    fold.leases[fact.key] = attrs.evolve(lease, released_at=fact.at)
+    fold.lease_clocks.pop(fact.key, None)
+    _event(fold, fact, "lease.released", key=fact.key, holder=lease.holder)
+
+
+def _error_json(error: ErrorInfo) -> Json:
+    return {name: value for name, value in attrs.asdict(error).items() if value is not None}
+
+
+_APPLY: dict[type[f.Fact], Callable[[Fold, Any], None]] = {
+    f.RunStarted: _run_started,
+    f.RunEnded: _run_ended,
+    f.RunDied: _run_died,
+    f.StepStarted: _step_started,
+    f.StepCompleted: _step_completed,
+    f.StepFailed: _step_failed,
+    f.StepAbandoned: _step_abandoned,
+    f.StepsReset: _steps_reset,
+    f.StateUpdated: _state_updated,
+    f.StatusSet: _status_set,
+    f.EventAppended: _event_appended,
+    f.HeartbeatRecorded: _heartbeat_recorded,
+    f.LeaseTouched: _lease_touched,
+    f.LeaseReleased: _lease_released,
+}

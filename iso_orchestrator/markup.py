@@ -1,0 +1,42 @@
+"""Recorded text, made harmless for where it is shown: HTML and terminals."""
+
+import html
+import re
+from collections.abc import Iterable, Sequence
+
+__all__ = ["escape_terminal", "html_table"]
+
+# C0 and C1 controls, DEL, line and paragraph separators, and what turns the direction of text around.
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_CELL = "text-align:left;vertical-align:top;white-space:pre-wrap"
+
+
+def escape_terminal(text: str) -> str:
+    """*text* with everything that could drive a terminal spelled out.
+
+    Example:
+        >>> escape_terminal("red: \\x1b[31m")
+        'red: \\\\x1b[31m'
+    """
+    return _CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)
+
+
+def html_table(caption: str, head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table as HTML in which every text is only text.
+
+    Example:
+        >>> html_table("<b>", ["n"], [[1]]).startswith("<table><caption>&lt;b&gt;</caption>")
+        True
+    """
+    header = "".join(f"<th>{_text(cell)}</th>" for cell in head)
+    body = "".join(
+        "<tr>" + "".join(f'<td style="{_CELL}">{_text(cell)}</td>' for cell in row) + "</tr>" for row in rows
+    )
+    return (
+        f"<table><caption>{_text(caption)}</caption><thead><tr>{header}</tr></thead>"
+        f"<tbody>{body}</tbody></table>"
+    )
+
+
+def _text(value: object) -> str:
+    return html.escape(escape_terminal(str(value)))

@@ -1,0 +1,220 @@
+"""The records that users see: the npm package's, field by field, in snake_case."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any, TypeAlias
+
+import attrs
+
+from iso_orchestrator.clock import cut
+from iso_orchestrator.markup import html_table
+
+__all__ = [
+    "ErrorInfo",
+    "Heartbeat",
+    "Json",
+    "Lease",
+    "LeaseStatus",
+    "StepRecord",
+    "StepStatus",
+    "WorkflowEvent",
+    "WorkflowRecord",
+    "WorkflowStatus",
+    "WorkflowSummary",
+    "lease_status",
+]
+
+# Dicts with text keys, lists, texts, ints, finite floats, bools and None, as deep as they go.
+Json: TypeAlias = Any
+
+_SHOWN = 200  # rows of a table; a notebook that shows 100,000 steps shows none
+
+
+class WorkflowStatus(StrEnum):
+    """What a workflow is doing."""
+
+    IDLE = "idle"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+
+
+class StepStatus(StrEnum):
+    """What became of a step; a step that is tried again says `failed` in between."""
+
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+
+
+class LeaseStatus(StrEnum):
+    """Whether a lease is worth anything."""
+
+    ACTIVE = "active"
+    EXPIRED = "expired"
+    RELEASED = "released"
+
+
+@attrs.frozen
+class ErrorInfo:
+    """An error as it is recorded.
+
+    Attributes:
+        name: The class of the error.
+        message: What it said.
+        stack: The traceback as text.
+        code: Its `code`, where that is a text.
+        cause: What its cause said.
+    """
+
+    name: str
+    message: str
+    stack: str | None = None
+    code: str | None = None
+    cause: str | None = None
+
+    @classmethod
+    def of(cls, error: BaseException) -> ErrorInfo:
+        """What there is to say of *error*, even if it cannot say it itself."""
+        code = getattr(error, "code", None)
+        cause = error.__cause__ or error.__context__
+        return cls(
+            name=type(error).__name__,
+            message=_message(error),
+            stack="".join(traceback.format_exception(error, limit=50)),
+            code=code if isinstance(code, str) else None,
+            cause=_message(cause) if cause else None,
+        )
+
+
+@attrs.frozen
+class StepRecord:
+    """One step. `attempts` counts from 1, over crashes too; `result` is JSON."""
+
+    name: str
+    status: StepStatus
+    attempts: int
+    updated_at: datetime
+    started_at: datetime | None = None
+    completed_at: datetime | None = None
+    idempotency_key: str | None = None
+    result: Json = None
+    error: ErrorInfo | None = None
+
+
+@attrs.frozen
+class WorkflowEvent:
+    """Something that happened. The record's events are in the order in which it did, whatever clocks said."""
+
+    at: datetime
+    type: str
+    message: str | None = None
+    detail: Json = None
+
+
+@attrs.frozen
+class Heartbeat:
+    """The last sign of life under a key."""
+
+    key: str
+    at: datetime
+    detail: Json = None
+
+
+@attrs.frozen
+class Lease:
+    """Who may act under a key, and until when.
+
+    Attributes:
+        token: Grows with every acquisition, is kept by renewals. Hand it to what the lease protects, and let that
+            refuse smaller ones (a fencing token, Kleppmann 2016, "How to do distributed locking").
+    """
+
+    key: str
+    holder: str
+    acquired_at: datetime
+    heartbeat_at: datetime
+    expires_at: datetime
+    released_at: datetime | None = None
+    detail: Json = None
+    token: int = 0
+
+
+@attrs.frozen
+class WorkflowRecord:
+    """A workflow as it stood at one moment; what happens later does not change it."""
+
+    workflow_id: str
+    status: WorkflowStatus
+    created_at: datetime
+    updated_at: datetime
+    state: Json
+    steps: Mapping[str, StepRecord] = attrs.field(factory=dict)
+    events: tuple[WorkflowEvent, ...] = ()
+    heartbeats: Mapping[str, Heartbeat] = attrs.field(factory=dict)
+    leases: Mapping[str, Lease] = attrs.field(factory=dict)
+    last_error: ErrorInfo | None = None
+    version: int = 1
+
+    def _repr_html_(self) -> str:
+        steps = list(self.steps.values())
+        rows = [
+            (step.name, step.status, step.attempts, step.updated_at.isoformat(), _outcome(step))
+            for step in steps[-_SHOWN:]
+        ]
+        shown = f", the last {_SHOWN} shown" if len(steps) > _SHOWN else ""
+        caption = f"{self.workflow_id}: {self.status}, {len(steps)} steps{shown}, {len(self.events)} events"
+        return html_table(caption, ["step", "status", "attempts", "updated", "result or error"], rows)
+
+
+@attrs.frozen
+class WorkflowSummary:
+    """A workflow in a line; `steps` counts by status."""
+
+    workflow_id: str
+    status: WorkflowStatus
+    created_at: datetime
+    updated_at: datetime
+    steps: Mapping[StepStatus, int]
+    last_error: ErrorInfo | None = None
+
+    def _repr_html_(self) -> str:
+        rows = [(status.value, count) for status, count in self.steps.items()]
+        return html_table(f"{self.workflow_id}: {self.status}", ["step status", "count"], rows)
+
+
+def lease_status(lease: Lease, now: datetime | None = None) -> LeaseStatus:
+    """Whether *lease* is active, expired or released at *now* (aware; default: the wall clock).
+
+    Raises:
+        ValueError: *now* is naive.
+
+    Example:
+        >>> moment = datetime(2026, 5, 14, tzinfo=UTC)
+        >>> lease = Lease("slot", "alpha", moment, moment, expires_at=moment)
+        >>> lease_status(lease, moment)
+        <LeaseStatus.EXPIRED: 'expired'>
+    """
+    moment = datetime.now(UTC) if now is None else now
+    if moment.tzinfo is None:
+        raise ValueError("now is a naive datetime: use datetime.now(UTC)")
+    if lease.released_at is not None:
+        return LeaseStatus.RELEASED
+    return LeaseStatus.EXPIRED if lease.expires_at <= cut(moment) else LeaseStatus.ACTIVE
+
+
+def _message(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception as broken:  # noqa: BLE001 - a broken __str__ must not hide the error that has it
+        return f"<the message cannot be had: {type(broken).__name__}>"
+
+
+def _outcome(step: StepRecord) -> str:
+    if step.error is not None:
+        return f"{step.error.name}: {step.error.message}"
+    return repr(step.result) if step.status is StepStatus.COMPLETED else ""

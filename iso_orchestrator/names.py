@@ -1,0 +1,55 @@
+"""From ids and keys, which may be any text, to file names, which may not."""
+
+import hashlib
+import re
+
+import attrs
+
+__all__ = ["RecordNames", "check_key", "mutex_file_name", "record_names"]
+
+_UNSAFE = re.compile(r"[^a-z0-9._-]+")
+
+
+@attrs.frozen
+class RecordNames:
+    """The two names that a workflow's files can have, without a suffix."""
+
+    short: str  # what the npm package makes of the id
+    full: str  # for an id whose short name another id has taken
+
+
+def check_key(value: object, what: str) -> str:
+    """*value*, if it can be an id or a key: a text that is not blank and that UTF-8 can hold.
+
+    Raises:
+        TypeError: It is no str.
+        ValueError: It is empty, blank, or has lone surrogates.
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"{what} must be a str, not {type(value).__name__}: {value!r:.80}")
+    if not value or value.isspace():
+        raise ValueError(f"{what} must not be empty or blank: {value!r:.80}")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{what} has lone surrogates, which UTF-8 cannot hold: {value!r:.80}") from None
+    return value
+
+
+def record_names(workflow_id: str) -> RecordNames:
+    """The file names of a workflow's record, the short one exactly as the npm package makes it."""
+    stem, digest = _stem(workflow_id), _sha1(workflow_id)
+    return RecordNames(short=f"{stem}-{digest[:8]}", full=f"{stem}-{digest}")
+
+
+def mutex_file_name(key: str) -> str:
+    """The file name of a mutex; the whole hash, since two keys must never share a lock."""
+    return f"{_stem(key)}-{_sha1(key)}.lock"
+
+
+def _stem(text: str) -> str:
+    return _UNSAFE.sub("-", text.strip().lower()).strip("-")[:48] or "workflow"
+
+
+def _sha1(text: str) -> str:
+    return hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()

@@ -1,0 +1,174 @@
+"""Whole files: reading them, and giving a new one a name so that a crash leaves the old or the new."""
+
+from __future__ import annotations
+
+import os
+
+import attrs
+
+from iso_orchestrator.names import RecordNames, record_names
+from iso_orchestrator.store.file.fs import FileSystem
+
+__all__ = ["Paths", "SyncError", "exists", "join", "make_folders", "read_all", "read_file", "remove", "sync_file", "sync_folder", "write_all", "write_aside"]
+
+_CHUNK = 1 << 24
+
+join = os.path.join
+
+
+class SyncError(OSError):
+    """A sync failed: what the file had since the last one may be gone, whatever can be read."""
+
+
+@attrs.frozen
+class Paths:
+    """Where the files of one workflow are."""
+
+    root: str
+    name: str
+
+    @classmethod
+    def candidates(cls, root: str, workflow_id: str) -> tuple[Paths, Paths]:
+        """The workflow's own paths, and those that it has where another id took them first, the latter in front."""
+        names: RecordNames = record_names(workflow_id)
+        return cls(root, names.full), cls(root, names.short)
+
+    @property
+    def folder(self) -> str:
+        """All workflows' files."""
+        return os.path.join(self.root, "workflows")
+
+    @property
+    def snapshot(self) -> str:
+        """The npm package's file."""
+        return os.path.join(self.folder, f"{self.name}.json")
+
+    @property
+    def journal(self) -> str:
+        """What happened since."""
+        return os.path.join(self.folder, f"{self.name}.journal")
+
+    @property
+    def locks(self) -> str:
+        """All locks of the workflow."""
+        return os.path.join(self.root, "locks", self.name)
+
+    @property
+    def record_lock(self) -> str:
+        """Held over every change of snapshot and journal."""
+        return os.path.join(self.locks, "record.flock")
+
+    @property
+    def runs(self) -> str:
+        """The folder of run files."""
+        return os.path.join(self.locks, "runs")
+
+    @property
+    def mutexes(self) -> str:
+        """The folder of mutexes."""
+        return os.path.join(self.locks, "mutex")
+
+    @property
+    def store_mutexes(self) -> str:
+        """The folder of mutexes of all workflows: no workflow's name lacks a hash."""
+        return os.path.join(self.root, "locks", "_store", "mutex")
+
+    def torn(self, offset: int) -> str:
+        """Where a torn tail is kept."""
+        return os.path.join(self.folder, f"{self.name}.torn-{offset}")
+
+
+def read_all(fs: FileSystem, fd: int, start: int = 0) -> bytes:
+    """An open file's bytes from *start* to its end."""
+    parts = []
+    while part := fs.read_at(fd, _CHUNK, start):
+        parts.append(part)
+        start += len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def read_file(fs: FileSystem, path: str) -> bytes | None:
+    """A file's bytes; None when there is no such file."""
+    try:
+        fd = fs.open_read(path)
+    except FileNotFoundError:
+        return None
+    try:
+        return read_all(fs, fd)
+    finally:
+        fs.close(fd)
+
+
+def write_all(fs: FileSystem, fd: int, data: bytes, offset: int) -> None:
+    """Write all of *data*, however little one call takes."""
+    taken = fs.write_at(fd, data, offset)
+    while taken < len(data):
+        view = memoryview(data)[taken:]
+        more = fs.write_at(fd, view, offset + taken)
+        if more == 0:
+            raise OSError(f"nothing more can be written behind byte {offset + taken}")
+        taken += more
+
+
+def write_aside(fs: FileSystem, path: str, data: bytes) -> int:
+    """Make *path* a file of *data*, durably, in the place of what had the name; the new file stays open.
+
+    A crash at any point leaves the old file or the new one, whole.
+    """
+    aside = f"{path}.new"
+    remove(fs, aside)  # of a process that was killed here: its owner has the lock no more
+    fd = fs.open_new(aside)
+    try:
+        write_all(fs, fd, data, 0)
+        sync_file(fs, fd)
+        fs.replace(aside, path)
+        sync_folder(fs, os.path.dirname(path))
+    except BaseException:
+        fs.close(fd)
+        raise
+    return fd
+
+
+def sync_file(fs: FileSystem, fd: int) -> None:
+    """Make a file's bytes durable.
+
+    Raises:
+        SyncError: That failed.
+    """
+    try:
+        fs.sync(fd)
+    except OSError as error:
+        raise SyncError(error.errno, f"a sync failed ({error.strerror})") from error
+
+
+def sync_folder(fs: FileSystem, path: str) -> None:
+    """Make a folder's names durable.
+
+    Raises:
+        SyncError: That failed.
+    """
+    try:
+        fs.sync_folder(path)
+    except OSError as error:
+        raise SyncError(error.errno, f"a sync of {path} failed ({error.strerror})") from error
+
+
+def remove(fs: FileSystem, path: str) -> bool:
+    """Remove a file; False when there is none."""
+    try:
+        fs.unlink(path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def exists(fs: FileSystem, *paths: str) -> bool:
+    """Whether any of the files is there."""
+    return any(fs.identify_path(path) is not None for path in paths)
+
+
+def make_folders(fs: FileSystem, *paths: str) -> None:
+    """Make folders, each inside the one before or beside it, and their names durable."""
+    for path in paths:
+        if fs.make_folder(path):
+            sync_folder(fs, os.path.dirname(path))

@@ -1,0 +1,97 @@
+"""One sync for all threads that wait for one: a leader syncs for everybody who has written by then."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from iso_orchestrator.errors import StoreError
+
+__all__ = ["GroupSync"]
+
+
+class GroupSync:
+    """Up to which sequence a journal is known to be on the disk.
+
+    Args:
+        written: The sequence of the last fact in the file.
+        sync_file: Syncs the file.
+
+    After one failed sync everything is refused for good: the kernel marks the pages that it could not write as
+    clean, so that a second sync would succeed without them (Rebello et al. 2020, "Can Applications Recover from
+    fsync Failures?").
+    """
+
+    def __init__(self, written: Callable[[], int], sync_file: Callable[[], None]) -> None:
+        self.synced = 0
+        self.failure: str | None = None
+        self._written = written
+        self._sync_file = sync_file
+        self._condition = threading.Condition()
+        self._leader_at_work = False
+
+    def wait_for(self, seq: int) -> None:
+        """Return when *seq* is on the disk.
+
+        Raises:
+            StoreError: A sync has failed.
+        """
+        if self.synced >= seq and self.failure is None:
+            return
+        while self._lead_or_wait(seq):
+            self._lead()
+
+    def check(self) -> None:
+        """Raise when a sync has failed."""
+        if self.failure is not None:
+            raise StoreError(
+                f"the store is dead in this process: {self.failure}; nothing was recorded since. "
+                "Free the disk of its trouble and start the process again"
+            )
+
+    def fail(self, reason: str) -> None:
+        """Refuse everything from now on."""
+        with self._condition:
+            self.failure = self.failure or reason
+            self._condition.notify_all()
+
+    @contextmanager
+    def swapping(self, seq: int) -> Iterator[None]:
+        """While the file is swapped for one that has everything up to *seq*, durably, nobody syncs."""
+        with self._condition:
+            while self._leader_at_work:
+                self._condition.wait()
+            yield
+            self.synced = seq
+            self._condition.notify_all()
+
+    def raise_to(self, seq: int) -> None:
+        """Another process has said that *seq* is on the disk."""
+        self.synced = max(self.synced, seq)
+
+    def _lead_or_wait(self, seq: int) -> bool:
+        """Whether the caller is to lead; False when *seq* is on the disk."""
+        with self._condition:
+            while True:
+                self.check()
+                if self.synced >= seq:
+                    return False
+                if not self._leader_at_work:
+                    self._leader_at_work = True
+                    return True
+                self._condition.wait()
+
+    def _lead(self) -> None:
+        reached = 0
+        try:
+            target = self._written()
+            self._sync_file()
+            reached = target
+        except OSError as error:
+            self.failure = str(error)
+        finally:
+            with self._condition:
+                self._leader_at_work = False
+                self.synced = max(self.synced, reached)
+                self._condition.notify_all()

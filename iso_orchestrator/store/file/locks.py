@@ -1,0 +1,207 @@
+"""Locks of the kernel, through portalocker: they free themselves when their process dies."""
+
+from __future__ import annotations
+
+import os
+import socket
+import weakref
+from collections.abc import Callable
+from datetime import datetime
+from functools import lru_cache
+from typing import Any
+
+import attrs
+
+from iso_orchestrator.clock import SystemClock
+from iso_orchestrator.codec import decode, encode
+from iso_orchestrator.errors import StoreError
+from iso_orchestrator.store.file.fs import FileSystem
+from iso_orchestrator.store.protocol import OwnerInfo
+
+__all__ = ["FileLock", "FileMutex", "owner_json", "read_owner"]
+
+_clock = SystemClock()
+_INFO_SIZE = 512  # bytes, padded with spaces: a longer holder's end must not stand behind a shorter one
+
+
+class FileLock:
+    """A lock on a file that stays open, so that taking it costs one system call.
+
+    One instance is for one thread at a time. It never unlinks anything.
+    """
+
+    def __init__(self, fs: FileSystem, path: str) -> None:
+        self.path = path
+        self.fd = -1
+        self._fs = fs
+
+    def open(self, opened: int) -> None:
+        """Work on the descriptor *opened*, which is this lock's from now on."""
+        self.fd = opened
+        _open_locks.add(self)
+
+    def acquire(self) -> None:
+        """Wait for the lock, in the kernel's queue."""
+        backend = _portalocker()
+        try:
+            backend.lock(self.fd, backend.exclusive)
+        except backend.failed as error:
+            raise StoreError(f"cannot lock {self.path}: {error}") from error
+
+    def try_acquire(self, *, shared: bool = False) -> bool:
+        """Take the lock if it is free."""
+        backend = _portalocker()
+        try:
+            backend.lock(self.fd, backend.try_shared if shared else backend.try_exclusive)
+        except backend.busy:
+            return False
+        except backend.failed as error:
+            raise StoreError(f"cannot lock {self.path}: {error}") from error
+        return True
+
+    def release(self) -> None:
+        """Free the lock. Harmless when it is not taken."""
+        if self.fd < 0:
+            return
+        backend = _portalocker()
+        try:
+            backend.unlock(self.fd)
+        except backend.failed as error:
+            raise StoreError(f"cannot unlock {self.path}: {error}") from error
+
+    def close(self) -> None:
+        """Close the file, which frees the lock unless a forked child has it open too."""
+        fd, self.fd = self.fd, -1
+        _open_locks.discard(self)
+        if fd >= 0:
+            self._fs.close(fd)
+
+    def is_at_path(self) -> bool:
+        """Whether the file still has its name: one that was unlinked meanwhile excludes nobody."""
+        return self._fs.identify(self.fd).is_same_file(self._fs.identify_path(self.path))
+
+
+class FileMutex:
+    """A mutex between processes, in a file that says who has it."""
+
+    def __init__(self, fs: FileSystem, path: str) -> None:
+        self._fs = fs
+        self._file = FileLock(fs, path)
+
+    def try_acquire(self) -> bool:
+        """Take it if it is free."""
+        return self._take(lambda: self._file.try_acquire())
+
+    def acquire(self) -> None:
+        """Take it, however long that takes."""
+        self._take(self._wait)
+
+    def release(self) -> None:
+        """Give it back."""
+        try:
+            self._file.release()
+        finally:
+            self._file.close()
+
+    def holder(self) -> OwnerInfo:
+        """Who has it, as its file says."""
+        return read_owner(self._fs, self._file.path)
+
+    def _wait(self) -> bool:
+        self._file.acquire()
+        return True
+
+    def _take(self, lock: Callable[[], bool]) -> bool:
+        try:
+            while True:
+                self._open()
+                if not lock():
+                    self._file.close()
+                    return False
+                if self._file.is_at_path():
+                    break
+                self._file.close()
+            self._say_who()
+        except BaseException:
+            self._file.close()
+            raise
+        return True
+
+    def _open(self) -> None:
+        try:
+            self._file.open(self._fs.open_write(self._file.path))
+        except FileNotFoundError:
+            folder = os.path.dirname(self._file.path)
+            self._fs.make_folder(os.path.dirname(folder))
+            self._fs.make_folder(folder)
+            self._file.open(self._fs.open_write(self._file.path))
+
+    def _say_who(self) -> None:
+        self._fs.write_at(self._file.fd, owner_json().ljust(_INFO_SIZE), 0)
+
+
+def owner_json() -> bytes:
+    """This process, as lock files name it from now on."""
+    who = {"pid": os.getpid(), "host": socket.gethostname(), "since": _clock.now().isoformat()}
+    return encode(who).encode("ascii")
+
+
+def read_owner(fs: FileSystem, path: str) -> OwnerInfo:
+    """The process that a lock file names, as far as it can be read."""
+    try:
+        fd = fs.open_read(path)
+        try:
+            data = decode(fs.read_at(fd, _INFO_SIZE, 0))
+        finally:
+            fs.close(fd)
+        return OwnerInfo(int(data["pid"]), str(data["host"]), datetime.fromisoformat(data["since"]))
+    except (OSError, StoreError, ValueError, LookupError, TypeError):
+        return OwnerInfo()
+
+
+_open_locks: weakref.WeakSet[FileLock] = weakref.WeakSet()
+
+
+def _close_in_child() -> None:
+    # The child shares the parent's open files: unlocking would free the parent's locks, and keeping them open
+    # would hold them beyond the parent's death.
+    for lock in list(_open_locks):
+        fd, lock.fd = lock.fd, -1
+        if fd >= 0:
+            os.close(fd)
+    _open_locks.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_in_child)
+
+
+@attrs.frozen
+class _Portalocker:
+    lock: Callable[[int, Any], None]
+    unlock: Callable[[int], None]
+    exclusive: Any
+    try_exclusive: Any
+    try_shared: Any
+    busy: type[Exception]
+    failed: type[Exception]
+
+
+@lru_cache(maxsize=1)
+def _portalocker() -> _Portalocker:
+    # Some 40 ms to import, most of the package's whole time: loaded with the first lock.
+    import portalocker
+    from portalocker import portalocker as lockers
+
+    # The module's `lock` looks its locker up and checks the flags each time: 5 microseconds a pair, this one 2.
+    flock = getattr(lockers, "FlockLocker", None)
+    flags = portalocker.LockFlags
+    return _Portalocker(
+        lock=flock().lock if flock else portalocker.lock,
+        unlock=flock().unlock if flock else portalocker.unlock,
+        exclusive=flags.EXCLUSIVE,
+        try_exclusive=flags.EXCLUSIVE | flags.NON_BLOCKING,
+        try_shared=flags.SHARED | flags.NON_BLOCKING,
+        busy=portalocker.AlreadyLocked,
+        failed=portalocker.LockException,
+    )

@@ -1,0 +1,351 @@
+"""One process's hold on a workflow's files."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Concatenate, ParamSpec, TypeVar
+
+import attrs
+
+from iso_orchestrator.codec import snapshot_from_fold
+from iso_orchestrator.errors import OrchestratorError, RecordConflictError, StoreError
+from iso_orchestrator.facts import Fact
+from iso_orchestrator.fold import Fold
+from iso_orchestrator.names import mutex_file_name
+from iso_orchestrator.store.file.files import (
+    Paths,
+    SyncError,
+    join,
+    read_all,
+    read_file,
+    remove,
+    sync_file,
+    sync_folder,
+    write_all,
+    write_aside,
+)
+from iso_orchestrator.store.file.frame import Header, frame_facts, frame_header, parse_header, scan
+from iso_orchestrator.store.file.fs import FileId, FileSystem
+from iso_orchestrator.store.file.group_sync import GroupSync
+from iso_orchestrator.store.file.locks import FileLock, FileMutex
+from iso_orchestrator.store.file.pair import digest, fold_lines, read_pair
+from iso_orchestrator.store.file.runs import RunFiles
+from iso_orchestrator.store.protocol import OwnerInfo, StoreMutex
+
+__all__ = ["FileLog"]
+
+_log = logging.getLogger("iso_orchestrator")
+
+# The journal is folded when it has outgrown both: each of its bytes then bears a constant share of all folds.
+_FOLD_AT_BYTES = 1 << 20
+_FOLD_AT_RATIO = 1.0
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@attrs.define
+class _Journal:
+    fd: int
+    file: FileId
+    header: Header
+    end: int
+
+
+def _typed(method: Callable[Concatenate[FileLog, P], R]) -> Callable[Concatenate[FileLog, P], R]:
+    @wraps(method)
+    def wrapper(self: FileLog, *args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return method(self, *args, **kwargs)
+        except OSError as error:
+            if isinstance(error, OrchestratorError):
+                raise
+            if isinstance(error, SyncError):
+                self.die(str(error))
+            raise store_error(self.path, error) from error
+
+    return wrapper
+
+
+def store_error(path: str, error: OSError) -> StoreError:
+    """What the operating system refused, with what to do about it."""
+    return StoreError(f"{path}: {error.strerror or error}; see to the disk's space and the folder's rights, then run again")
+
+
+class FileLog:
+    """A hold on one workflow: its lock, this process's run file, and a place in the journal.
+
+    Args:
+        fs: The file system.
+        paths: The workflow's.
+        record_lock: The workflow's lock, held by the caller.
+    """
+
+    def __init__(self, fs: FileSystem, paths: Paths, record_lock: FileLock) -> None:
+        self.path = paths.snapshot
+        self.owner = ""
+        self._fs = fs
+        self._paths = paths
+        self._record_lock = record_lock
+        self._runs = RunFiles(fs, paths.runs)
+        self._journal: _Journal | None = None
+        self._snapshot: FileId | None = None
+        self._seq = 0
+        self._fold_at = _FOLD_AT_BYTES
+        self._sync = GroupSync(written=lambda: self._seq, sync_file=self._sync_journal)
+
+    def enter(self, new: Callable[[], Fold], is_ours: Callable[[Fold], bool]) -> Fold | None:
+        """Read the workflow, or make it from *new*; None when its name belongs to another id."""
+        fold = self._load(others_live=self._runs.sweep() is not None)
+        if fold is None:
+            fold = new()
+            self._rotate(fold)
+        elif not is_ours(fold):
+            self.close()
+            return None
+        self.owner = self._runs.enter()
+        return fold
+
+    def lock(self) -> None:
+        """Keep other processes out."""
+        self._sync.check()
+        self._record_lock.acquire()
+
+    def unlock(self) -> None:
+        """Let other processes in."""
+        self._record_lock.release()
+
+    @_typed
+    def catch_up(self, fold: Fold | None) -> Fold:
+        """Take in what others have appended."""
+        journal = self._journal
+        if fold is None or journal is None:
+            return self._reload()
+        snapshot_now = self._fs.identify_path(self._paths.snapshot)
+        journal_now = self._fs.identify_path(self._paths.journal)
+        if not journal.file.is_same_file(journal_now):
+            return self._follow(fold, journal)
+        if snapshot_now != self._snapshot:
+            # Another program's write, or a process that died between the two renames of a fold.
+            return self._reload()
+        assert journal_now is not None
+        if journal_now.size != journal.end:
+            self._read_on(fold, journal, cut=True)
+        return fold
+
+    @_typed
+    def append(self, fold: Fold, facts: Sequence[Fact]) -> None:
+        """Append and apply facts."""
+        self._sync.check()
+        journal = self._journal
+        assert journal is not None, "catch_up comes first"
+        data = frame_facts(facts, fold.seq + 1, self._sync.synced, journal.header.crc)
+        self._write(journal, data)
+        for fact in facts:
+            fold.apply(fact)
+        self._seq = fold.seq
+        snapshot_size = self._snapshot.size if self._snapshot else 0
+        if journal.end > max(self._fold_at, _FOLD_AT_RATIO * snapshot_size):
+            self._fold_early(fold)
+
+    @_typed
+    def sync(self, seq: int) -> None:
+        """Wait until *seq* is on the disk."""
+        try:
+            self._sync.wait_for(seq)
+        except StoreError as error:
+            self.die(str(error))
+            raise
+
+    def is_current(self) -> bool:
+        """Whether the journal ends where this process's place in it is."""
+        journal = self._journal
+        if journal is None or self._sync.failure is not None:
+            return False
+        try:
+            now = self._fs.identify_path(self._paths.journal)
+        except OSError:
+            return False  # the locked way says what is wrong
+        return now is not None and now.size == journal.end and journal.file.is_same_file(now)
+
+    @_typed
+    def is_alive(self, owner: str) -> bool:
+        """Whether *owner*'s run file is held."""
+        return self._runs.is_alive(owner)
+
+    def owner_info(self, owner: str) -> OwnerInfo:
+        """What *owner*'s run file says."""
+        return self._runs.info(owner)
+
+    def mutex(self, key: str, *, whole_store: bool) -> StoreMutex:
+        """The mutex of that key."""
+        folder = self._paths.store_mutexes if whole_store else self._paths.mutexes
+        return FileMutex(self._fs, join(folder, mutex_file_name(key)))
+
+    @_typed
+    def leave(self, fold: Fold | None) -> None:
+        """End the hold; the last process to leave folds the journal and sweeps what nobody needs."""
+        try:
+            if self._sync.failure is None and self._runs.sweep() is None:
+                fold = self.catch_up(fold)
+                if fold.seq > self._base():
+                    self._refuse_foreign_snapshot()
+                    self._rotate(fold)
+                self._sweep_mutexes()
+            self._runs.leave()
+        finally:
+            self.close()
+
+    def die(self, reason: str) -> None:
+        """Append nothing more, and let the run file go: to all others this process is dead."""
+        self._sync.fail(reason)
+        self._runs.give_up()
+
+    def forget(self) -> None:
+        """In a forked child: the locks are closed already, the journal is left to the parent."""
+        journal, self._journal = self._journal, None
+        if journal is not None:
+            self._fs.close(journal.fd)
+
+    def close(self) -> None:
+        """Close all files, which frees their locks."""
+        self.forget()
+        self._runs.give_up()
+        self._record_lock.close()
+
+    def _load(self, *, others_live: bool) -> Fold | None:
+        """The record on disk, with this log's place in its journal; written anew where that is not safe."""
+        fd = self._open_journal()
+        try:
+            pair = read_pair(self._fs, self._paths, fd)
+            if pair.tail or pair.blank:
+                self._keep_aside(pair.end, pair.tail)
+            if fd is not None and pair.header is not None and (others_live or not pair.lines):
+                assert pair.fold is not None
+                journal = _Journal(fd, self._fs.identify(fd), pair.header, pair.end)
+                self._attach(journal, pair.fold, torn=bool(pair.tail))
+                fd = None
+                return pair.fold
+        finally:
+            if fd is not None:
+                self._fs.close(fd)
+        if pair.fold is not None:
+            self._rotate(pair.fold)
+        return pair.fold
+
+    def _reload(self) -> Fold:
+        fold = self._load(others_live=self._runs.sweep() is not None)
+        if fold is None:
+            raise StoreError(f"{self.path} is gone: somebody removed the workflow while it was in use; start again")
+        return fold
+
+    def _attach(self, journal: _Journal, fold: Fold, *, torn: bool) -> None:
+        if torn:
+            self._fs.truncate(journal.fd, journal.end)
+        # What a killed process wrote or renamed can be read, and is not thereby on the disk.
+        sync_file(self._fs, journal.fd)
+        sync_folder(self._fs, self._paths.folder)
+        self._swap(journal, fold.seq)
+
+    def _swap(self, journal: _Journal, seq: int) -> None:
+        with self._sync.swapping(seq):
+            old, self._journal = self._journal, journal
+            self._snapshot = self._fs.identify_path(self._paths.snapshot)
+            self._seq = seq
+        if old is not None and old.fd != journal.fd:
+            self._fs.close(old.fd)
+
+    def _follow(self, fold: Fold, journal: _Journal) -> Fold:
+        """Go over to the journal that another process has put in the old one's place."""
+        self._read_on(fold, journal, cut=False)
+        fd = self._open_journal()
+        if fd is None:
+            return self._reload()
+        try:
+            header = parse_header(read_all(self._fs, fd), self._paths.journal)
+            if header.base != fold.seq:
+                return self._reload()
+            sync_folder(self._fs, self._paths.folder)  # who renamed it may have been killed before it could
+            self._swap(_Journal(fd, self._fs.identify(fd), header, header.size), fold.seq)
+            fd = None
+        finally:
+            if fd is not None:
+                self._fs.close(fd)
+        return self.catch_up(fold)
+
+    def _read_on(self, fold: Fold, journal: _Journal, *, cut: bool) -> None:
+        data = read_all(self._fs, journal.fd, journal.end)
+        found = scan(data, journal.header, journal.end, fold.seq + 1, self._sync.synced, self._paths.journal)
+        if cut and found.end < journal.end + len(data):
+            self._keep_aside(found.end, data[found.end - journal.end :])
+            self._fs.truncate(journal.fd, found.end)
+        fold_lines(fold, found.lines, self._paths.journal)
+        journal.end = found.end
+        self._seq = fold.seq
+        self._sync.raise_to(found.mark)
+
+    def _fold_early(self, fold: Fold) -> None:
+        """Fold in the midst of the work, if that can be done: what was appended is safe either way."""
+        self._fold_at = 2 * _FOLD_AT_BYTES if self._journal is None else 2 * self._journal.end
+        try:
+            self._refuse_foreign_snapshot()
+            self._rotate(fold)
+        except SyncError:
+            raise
+        except (OSError, RecordConflictError) as error:
+            _log.warning("%s: the journal is not folded yet: %s", self.path, error)
+        else:
+            self._fold_at = _FOLD_AT_BYTES
+
+    def _write(self, journal: _Journal, data: bytes) -> None:
+        try:
+            write_all(self._fs, journal.fd, data, journal.end)
+        except OSError:
+            # Half a line, which the next writer would have to take for a crash's.
+            self._fs.truncate(journal.fd, journal.end)
+            raise
+        journal.end += len(data)
+
+    def _rotate(self, fold: Fold) -> None:
+        """A fresh pair from *fold*: the snapshot first, then a journal that goes on from it."""
+        snapshot = snapshot_from_fold(fold)
+        fd = write_aside(self._fs, self._paths.snapshot, snapshot)
+        self._fs.close(fd)
+        data = frame_header(fold.workflow_id, fold.seq, digest(snapshot))
+        fd = write_aside(self._fs, self._paths.journal, data)
+        header = parse_header(data, self._paths.journal)
+        self._swap(_Journal(fd, self._fs.identify(fd), header, header.size), fold.seq)
+
+    def _refuse_foreign_snapshot(self) -> None:
+        if self._journal is None or self._fs.identify_path(self._paths.snapshot) == self._snapshot:
+            return
+        data = read_file(self._fs, self._paths.snapshot)
+        if data is None or digest(data) != self._journal.header.snapshot:
+            raise RecordConflictError(self._paths.snapshot, self._paths.journal)
+
+    def _keep_aside(self, offset: int, tail: bytes) -> None:
+        path = self._paths.torn(offset)
+        self._fs.close(write_aside(self._fs, path, tail))
+        _log.warning("%s: %d bytes behind byte %d were torn by a crash; kept in %s", self.path, len(tail), offset, path)
+
+    def _sweep_mutexes(self) -> None:
+        for name in self._fs.list_folder(self._paths.mutexes):
+            mutex = FileMutex(self._fs, join(self._paths.mutexes, name))
+            if mutex.try_acquire():
+                remove(self._fs, join(self._paths.mutexes, name))
+                mutex.release()
+
+    def _open_journal(self) -> int | None:
+        try:
+            return self._fs.open_existing(self._paths.journal)
+        except FileNotFoundError:
+            return None
+
+    def _base(self) -> int:
+        return self._journal.header.base if self._journal else 0
+
+    def _sync_journal(self) -> None:
+        assert self._journal is not None
+        sync_file(self._fs, self._journal.fd)

@@ -1,0 +1,93 @@
+"""Snapshot and journal, read together: which of them says what, and where it ends."""
+
+from __future__ import annotations
+
+import hashlib
+
+import attrs
+
+from iso_orchestrator.codec import fold_from_snapshot
+from iso_orchestrator.errors import CorruptRecordError, RecordConflictError
+from iso_orchestrator.fold import Fold
+from iso_orchestrator.store.file.files import Paths, read_all, read_file
+from iso_orchestrator.store.file.frame import Header, Line, Scan, parse_header, scan
+from iso_orchestrator.store.file.fs import FileSystem
+
+__all__ = ["Pair", "digest", "fold_lines", "read_pair"]
+
+
+@attrs.frozen
+class Pair:
+    """A workflow's two files, read.
+
+    Attributes:
+        fold: The record that they make together.
+        header: The journal's first line; None when the journal has no part in the record.
+        lines: How many facts of the record are in the journal alone.
+        end: Offset behind the journal's last sound line.
+        tail: The bytes behind it.
+        blank: The snapshot is an empty file that goes with no journal.
+    """
+
+    fold: Fold | None
+    header: Header | None = None
+    lines: int = 0
+    end: int = 0
+    tail: bytes = b""
+    blank: bool = False
+
+
+def read_pair(fs: FileSystem, paths: Paths, journal_fd: int | None) -> Pair:
+    """Read the files of a workflow, its journal from the open *journal_fd*.
+
+    Raises:
+        CorruptRecordError: One of them is damaged.
+        FormatVersionError: A newer release wrote one of them.
+        RecordConflictError: They do not belong together.
+    """
+    journal = b"" if journal_fd is None else read_all(fs, journal_fd)
+    # The journal first: the snapshot can then be newer, which is well, but never older.
+    snapshot = read_file(fs, paths.snapshot)
+    if journal_fd is None:
+        if snapshot is None or not snapshot.strip(b"\0 \t\r\n"):
+            return Pair(None, blank=snapshot is not None)
+        return Pair(_fold(snapshot, paths))
+    header = parse_header(journal, paths.journal)
+    found = scan(journal[header.size :], header, header.size, header.base + 1, header.base, paths.journal)
+    if snapshot is not None and digest(snapshot) == header.snapshot:
+        fold = _fold(snapshot, paths)
+        fold_lines(fold, found.lines, paths.journal)
+        return Pair(fold, header, len(found.lines), found.end, journal[found.end :])
+    return Pair(_newer_snapshot(snapshot, header, found, paths))
+
+
+def digest(data: bytes) -> str:
+    """What a journal calls its snapshot."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def fold_lines(fold: Fold, lines: list[Line], path: str) -> None:
+    """Take *lines* in, which go on from *fold*."""
+    for line in lines:
+        try:
+            fold.apply(line.fact)
+        except LookupError as error:
+            raise CorruptRecordError(path, 0, f"fact {line.seq} speaks of {error}, which is not there") from error
+
+
+def _newer_snapshot(snapshot: bytes | None, header: Header, found: Scan, paths: Paths) -> Fold:
+    """The fold of a snapshot that is not the journal's own, where that is well."""
+    if snapshot is None:
+        raise RecordConflictError(paths.snapshot, paths.journal)
+    fold = _fold(snapshot, paths)
+    if found.lines and fold.seq < header.base + len(found.lines):
+        raise RecordConflictError(paths.snapshot, paths.journal)
+    return fold
+
+
+def _fold(snapshot: bytes, paths: Paths) -> Fold:
+    try:
+        return fold_from_snapshot(snapshot, paths.snapshot)
+    except (ValueError, RecursionError) as error:
+        offset = getattr(error, "pos", 0)
+        raise CorruptRecordError(paths.snapshot, offset, f"it is no workflow record: {error}") from error

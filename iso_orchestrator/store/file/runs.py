@@ -1,0 +1,86 @@
+"""Run files: each process that uses a workflow holds one, so that whether it lives is never a guess."""
+
+from __future__ import annotations
+
+import os
+import secrets
+
+from iso_orchestrator.store.file.files import remove, write_all
+from iso_orchestrator.store.file.fs import FileSystem
+from iso_orchestrator.store.file.locks import FileLock, owner_json, read_owner
+from iso_orchestrator.store.protocol import OwnerInfo
+
+__all__ = ["RunFiles"]
+
+_SUFFIX = ".flock"
+
+
+class RunFiles:
+    """The run files of one workflow. `enter`, `leave` and `sweep` need the record's lock."""
+
+    def __init__(self, fs: FileSystem, folder: str) -> None:
+        self._fs = fs
+        self._folder = folder
+        self._held: FileLock | None = None
+
+    def enter(self) -> str:
+        """Make a run file for this process; its name is the owner's."""
+        owner = secrets.token_hex(8)
+        lock = FileLock(self._fs, self._path(owner))
+        lock.open(self._fs.open_new(lock.path))
+        try:
+            lock.acquire()
+            write_all(self._fs, lock.fd, owner_json(), 0)
+        except BaseException:
+            lock.close()
+            remove(self._fs, lock.path)
+            raise
+        self._held = lock
+        return owner
+
+    def leave(self) -> None:
+        """Give the run file up and remove it."""
+        if self._held is not None:
+            self._held.close()
+            remove(self._fs, self._held.path)
+            self._held = None
+
+    def give_up(self) -> None:
+        """Give the run file up where nothing can be written: to others this process is dead."""
+        if self._held is not None:
+            self._held.close()
+            self._held = None
+
+    def sweep(self) -> str | None:
+        """Remove the run files of dead processes; another owner that lives, if any does."""
+        owners = [name.removesuffix(_SUFFIX) for name in self._fs.list_folder(self._folder)]
+        others = {owner: self.is_alive(owner) for owner in owners if not self._is_own(owner)}
+        for owner, lives in others.items():
+            if not lives:
+                remove(self._fs, self._path(owner))
+        return next((owner for owner, lives in others.items() if lives), None)
+
+    def is_alive(self, owner: str) -> bool:
+        """Whether the process that made that run file still holds it."""
+        if self._is_own(owner):
+            return True
+        probe = FileLock(self._fs, self._path(owner))
+        try:
+            probe.open(self._fs.open_read(probe.path))
+        except FileNotFoundError:
+            return False
+        try:
+            # Shared: two that ask at one time must not take each other for the owner.
+            return not probe.try_acquire(shared=True)
+        finally:
+            probe.close()
+
+    def info(self, owner: str) -> OwnerInfo:
+        """Which process made that run file."""
+        return read_owner(self._fs, self._path(owner))
+
+    def _path(self, owner: str) -> str:
+        return os.path.join(self._folder, f"{owner}{_SUFFIX}")
+
+    def _is_own(self, owner: str) -> bool:
+        return self._held is not None and self._held.path == self._path(owner)

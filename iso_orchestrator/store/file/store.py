@@ -1,0 +1,193 @@
+"""A folder of workflows."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+from iso_orchestrator.clock import sleep
+from iso_orchestrator.errors import CorruptRecordError, OrchestratorError, RecordConflictError, StoreError, WorkflowBusyError
+from iso_orchestrator.fold import Fold
+from iso_orchestrator.store.file.files import Paths, exists, make_folders, remove, write_aside
+from iso_orchestrator.store.file.fs import FileSystem
+from iso_orchestrator.store.file.locks import FileLock
+from iso_orchestrator.store.file.log import FileLog, store_error
+from iso_orchestrator.store.file.pair import read_pair
+from iso_orchestrator.store.file.runs import RunFiles
+from iso_orchestrator.store.protocol import Log
+
+__all__ = ["FileStore"]
+
+_READ_TRIES = 20
+_READ_PAUSE = 0.005  # seconds; a fold of a large record takes a few of them
+
+T = TypeVar("T")
+
+
+class FileStore:
+    """The store in a folder, `.iso-orchestrator/` by default.
+
+    Args:
+        root: The folder; made on first use. It may be relative, then to the current directory of now.
+        fs: The file system; tests put a double in its place.
+    """
+
+    def __init__(self, root: str | os.PathLike[str], fs: FileSystem | None = None) -> None:
+        self.root = os.path.abspath(os.fspath(root))
+        self.identity = ("file", os.path.realpath(self.root))
+        self._fs = fs or FileSystem()
+
+    def open(self, workflow_id: str, new: Callable[[], Fold]) -> tuple[Log, Fold]:
+        """Take hold of a workflow."""
+        return self._typed(lambda: self._open(workflow_id, new))
+
+    def read(self, workflow_id: str) -> Fold | None:
+        """Look at a workflow."""
+        return self._typed(lambda: self._read(workflow_id))
+
+    def list(self) -> Iterator[Fold | StoreError]:
+        """Look at all workflows."""
+        folder = Paths(self.root, "").folder
+        names = self._typed(lambda: self._fs.list_folder(folder))
+        found = {name.rpartition(".")[0] for name in names if name.endswith((".json", ".journal"))}
+        for name in sorted(found):
+            try:
+                fold = self._typed(lambda name=name: self._look(Paths(self.root, name)))  # type: ignore[misc]
+            except StoreError as error:
+                yield error
+            else:
+                if fold is not None:
+                    yield fold
+
+    def delete(self, workflow_id: str) -> bool:
+        """Remove a workflow."""
+        return self._typed(lambda: self._delete(workflow_id))
+
+    def path_of(self, workflow_id: str) -> str:
+        """Where its snapshot is, or would be."""
+        full, short = Paths.candidates(self.root, workflow_id)
+        return (full if exists(self._fs, full.snapshot, full.journal) else short).snapshot
+
+    def _open(self, workflow_id: str, new: Callable[[], Fold]) -> tuple[Log, Fold]:
+        self._make_root()
+        full, short = Paths.candidates(self.root, workflow_id)
+        first = [full] if exists(self._fs, full.snapshot, full.journal) else [short, full]
+        for paths in first:
+            log = FileLog(self._fs, paths, self._lock(paths))
+            try:
+                fold = log.enter(new, lambda fold: fold.workflow_id == workflow_id)
+                log.unlock()
+            except BaseException:
+                log.close()
+                raise
+            if fold is not None:
+                return log, fold
+        raise StoreError(f"both names of workflow {workflow_id!r} are taken by other ids; use another root")
+
+    def _make_root(self) -> None:
+        ignore = os.path.join(self.root, ".gitignore")
+        make_folders(self._fs, *reversed(self._missing_folders()))
+        if self._fs.identify_path(ignore) is None:
+            self._fs.close(write_aside(self._fs, ignore, b"*\n"))
+        make_folders(self._fs, Paths(self.root, "").folder, os.path.join(self.root, "locks"))
+
+    def _missing_folders(self) -> Sequence[str]:
+        missing = []
+        folder = self.root
+        while self._fs.identify_path(folder) is None:
+            missing.append(folder)
+            folder = os.path.dirname(folder)
+        return missing or [self.root]
+
+    def _lock(self, paths: Paths) -> FileLock:
+        """The record's lock, taken, on the file that has its name now: `delete` removes it."""
+        while True:
+            lock = FileLock(self._fs, paths.record_lock)
+            self._fs.make_folder(paths.locks)
+            self._fs.make_folder(paths.runs)
+            lock.open(self._fs.open_write(lock.path))
+            try:
+                lock.acquire()
+                if lock.is_at_path():
+                    return lock
+            except BaseException:
+                lock.close()
+                raise
+            lock.close()
+
+    def _read(self, workflow_id: str) -> Fold | None:
+        for paths in Paths.candidates(self.root, workflow_id):
+            fold = self._look(paths)
+            if fold is not None and fold.workflow_id == workflow_id:
+                return fold
+        return None
+
+    def _look(self, paths: Paths) -> Fold | None:
+        """Read without a lock: a fold that goes on meanwhile can make the two files seem not to fit."""
+        for tries_left in reversed(range(_READ_TRIES)):
+            try:
+                return self._look_once(paths)
+            except (RecordConflictError, CorruptRecordError):
+                if not tries_left:
+                    raise
+                sleep(_READ_PAUSE)
+        return None
+
+    def _look_once(self, paths: Paths) -> Fold | None:
+        try:
+            fd = self._fs.open_read(paths.journal)
+        except FileNotFoundError:
+            return read_pair(self._fs, paths, None).fold
+        try:
+            return read_pair(self._fs, paths, fd).fold
+        finally:
+            self._fs.close(fd)
+
+    def _delete(self, workflow_id: str) -> bool:
+        for paths in Paths.candidates(self.root, workflow_id):
+            if exists(self._fs, paths.snapshot, paths.journal) and self._is_of(paths, workflow_id):
+                self._remove(paths, workflow_id)
+                return True
+        return False
+
+    def _is_of(self, paths: Paths, workflow_id: str) -> bool:
+        try:
+            fold = self._look(paths)
+        except StoreError:
+            return True  # a damaged record is what people most want to delete
+        return fold is None or fold.workflow_id == workflow_id
+
+    def _remove(self, paths: Paths, workflow_id: str) -> None:
+        lock = self._lock(paths)
+        try:
+            runs = RunFiles(self._fs, paths.runs)
+            if (owner := runs.sweep()) is not None:
+                info = runs.info(owner)
+                raise WorkflowBusyError(workflow_id, info.pid, info.host, info.since)
+            # The journal first: without its snapshot it would be a conflict, and the snapshot alone is a record.
+            remove(self._fs, paths.journal)
+            remove(self._fs, paths.snapshot)
+            for name in self._fs.list_folder(paths.folder):
+                if name.startswith((f"{paths.name}.torn-", f"{paths.name}.json.", f"{paths.name}.journal.")):
+                    remove(self._fs, os.path.join(paths.folder, name))
+            self._fs.sync_folder(paths.folder)
+            self._remove_locks(paths)
+        finally:
+            lock.close()
+
+    def _remove_locks(self, paths: Paths) -> None:
+        for name in self._fs.list_folder(paths.mutexes):
+            remove(self._fs, os.path.join(paths.mutexes, name))
+        remove(self._fs, paths.record_lock)
+        for folder in (paths.mutexes, paths.runs, paths.locks):
+            if self._fs.identify_path(folder) is not None:
+                self._fs.remove_folder(folder)
+
+    def _typed(self, work: Callable[[], T]) -> T:
+        try:
+            return work()
+        except OSError as error:
+            if isinstance(error, OrchestratorError):
+                raise
+            raise store_error(self.root, error) from error

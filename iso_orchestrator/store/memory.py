@@ -1,0 +1,175 @@
+"""A store in this process's memory, for tests and for work that need not last."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections.abc import Callable, Iterator, Sequence
+
+import attrs
+
+from iso_orchestrator.codec import fold_from_snapshot, snapshot_from_fold
+from iso_orchestrator.errors import StoreError, WorkflowBusyError
+from iso_orchestrator.facts import Fact
+from iso_orchestrator.fold import Fold
+from iso_orchestrator.store.protocol import Log, OwnerInfo, StoreMutex
+
+__all__ = ["MemoryStore"]
+
+
+class MemoryStore:
+    """Workflows that end with the process.
+
+    Example:
+        >>> from iso_orchestrator import Workflow
+        >>> workflow = Workflow("batch", store=MemoryStore())
+        >>> workflow.run_step("answer", lambda: 42)
+        42
+    """
+
+    def __init__(self) -> None:
+        self.identity = ("memory", secrets.token_hex(8))
+        self._workflows: dict[str, _Workflow] = {}
+        self._mutexes: dict[str, _Mutex] = {}
+        self._guard = threading.Lock()
+
+    def open(self, workflow_id: str, new: Callable[[], Fold]) -> tuple[Log, Fold]:
+        """Take hold of a workflow."""
+        with self._guard:
+            if workflow_id not in self._workflows:
+                self._workflows[workflow_id] = _Workflow(snapshot_from_fold(new()))
+            workflow = self._workflows[workflow_id]
+            log = _MemoryLog(workflow, self.path_of(workflow_id), self._mutexes)
+            workflow.owners.add(log.owner)
+        log.lock()
+        try:
+            return log, log.catch_up(None)
+        finally:
+            log.unlock()
+
+    def read(self, workflow_id: str) -> Fold | None:
+        """Look at a workflow."""
+        with self._guard:
+            workflow = self._workflows.get(workflow_id)
+        return None if workflow is None else workflow.fold()
+
+    def list(self) -> Iterator[Fold | StoreError]:
+        """Look at all workflows."""
+        with self._guard:
+            workflows = list(self._workflows.values())
+        for workflow in workflows:
+            yield workflow.fold()
+
+    def delete(self, workflow_id: str) -> bool:
+        """Remove a workflow."""
+        with self._guard:
+            workflow = self._workflows.get(workflow_id)
+            if workflow is None:
+                return False
+            if workflow.owners:
+                raise WorkflowBusyError(workflow_id, None, None, None)
+            del self._workflows[workflow_id]
+            return True
+
+    def path_of(self, workflow_id: str) -> str:
+        """A name for messages: there is no file."""
+        return f"memory:{workflow_id}"
+
+
+@attrs.define(eq=False)
+class _Mutex:
+    lock: threading.Lock = attrs.field(factory=threading.Lock)
+
+    def try_acquire(self) -> bool:
+        return self.lock.acquire(blocking=False)
+
+    def acquire(self) -> None:
+        self.lock.acquire()
+
+    def release(self) -> None:
+        self.lock.release()
+
+    def holder(self) -> OwnerInfo:
+        return OwnerInfo()
+
+
+@attrs.define(eq=False)
+class _Workflow:
+    snapshot: bytes
+    facts: list[Fact] = attrs.field(factory=list)
+    owners: set[str] = attrs.field(factory=set)
+    mutexes: dict[str, _Mutex] = attrs.field(factory=dict)
+    lock: threading.Lock = attrs.field(factory=threading.Lock)
+
+    def fold(self) -> Fold:
+        fold = fold_from_snapshot(self.snapshot, "memory")
+        for fact in tuple(self.facts):
+            fold.apply(fact)
+        return fold
+
+
+class _MemoryLog:
+    """A hold; several in one process stand for several processes."""
+
+    def __init__(self, workflow: _Workflow, path: str, store_mutexes: dict[str, _Mutex]) -> None:
+        self.owner = secrets.token_hex(8)
+        self.path = path
+        self._workflow = workflow
+        self._store_mutexes = store_mutexes
+        self._read = 0
+        self._locked = False
+        self._dead: str | None = None
+
+    def lock(self) -> None:
+        if self._dead is not None:
+            raise StoreError(f"the store is dead: {self._dead}")
+        self._workflow.lock.acquire()
+        self._locked = True
+
+    def unlock(self) -> None:
+        if self._locked:
+            self._locked = False
+            self._workflow.lock.release()
+
+    def catch_up(self, fold: Fold | None) -> Fold:
+        facts = self._workflow.facts
+        if fold is None:
+            fold = self._workflow.fold()
+        else:
+            for fact in facts[self._read :]:
+                fold.apply(fact)
+        self._read = len(facts)
+        return fold
+
+    def append(self, fold: Fold, facts: Sequence[Fact]) -> None:
+        self._workflow.facts.extend(facts)
+        self.catch_up(fold)
+
+    def sync(self, seq: int) -> None:
+        del seq  # nothing outlives the process
+
+    def is_current(self) -> bool:
+        return self._dead is None and self._read == len(self._workflow.facts)
+
+    def is_alive(self, owner: str) -> bool:
+        return owner in self._workflow.owners
+
+    def owner_info(self, owner: str) -> OwnerInfo:
+        del owner  # all are this process
+        return OwnerInfo()
+
+    def mutex(self, key: str, *, whole_store: bool) -> StoreMutex:
+        mutexes = self._store_mutexes if whole_store else self._workflow.mutexes
+        return mutexes.setdefault(key, _Mutex())
+
+    def leave(self, fold: Fold | None) -> None:
+        del fold
+        self._workflow.owners.discard(self.owner)
+        self.unlock()
+
+    def die(self, reason: str) -> None:
+        self._dead = self._dead or reason
+        self._workflow.owners.discard(self.owner)
+
+    def forget(self) -> None:
+        self._dead = "it belongs to the parent process"

@@ -1,0 +1,132 @@
+"""What a store is: facts appended in order, durably, under a lock, and a snapshot of their fold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from datetime import datetime
+from typing import Protocol
+
+import attrs
+
+from iso_orchestrator.errors import StoreError
+from iso_orchestrator.facts import Fact
+from iso_orchestrator.fold import Fold
+
+__all__ = ["Log", "OwnerInfo", "Store", "StoreMutex"]
+
+
+@attrs.frozen
+class OwnerInfo:
+    """Who has a lock; all None where that is not known."""
+
+    pid: int | None = None
+    host: str | None = None
+    since: datetime | None = None
+
+
+class StoreMutex(Protocol):
+    """A mutex over processes. Threads are kept apart by who calls it."""
+
+    def try_acquire(self) -> bool:
+        """Take it if it is free."""
+        ...
+
+    def acquire(self) -> None:
+        """Take it, however long that takes. Only a signal handler's error ends the wait."""
+        ...
+
+    def release(self) -> None:
+        """Give it back."""
+        ...
+
+    def holder(self) -> OwnerInfo:
+        """Who has it, as far as that is known."""
+        ...
+
+
+class Log(Protocol):
+    """One process's hold on one workflow. Not for several threads at once, but for `sync` and `is_current`."""
+
+    owner: str
+    """A name for this hold, unique for ever; it is alive for as long as the process has it open."""
+
+    path: str
+    """Where the snapshot is, or would be."""
+
+    def lock(self) -> None:
+        """Keep every other process out, until `unlock`."""
+        ...
+
+    def unlock(self) -> None:
+        """Let others in. Harmless when it is not locked."""
+        ...
+
+    def catch_up(self, fold: Fold | None) -> Fold:
+        """*fold* with all that other processes have appended, or a new one. Needs the lock."""
+        ...
+
+    def append(self, fold: Fold, facts: Sequence[Fact]) -> None:
+        """Append *facts* behind all others and apply them to *fold*, which is caught up. Needs the lock.
+
+        They survive this process at once, and the machine when `sync` says so.
+        """
+        ...
+
+    def sync(self, seq: int) -> None:
+        """Return when all facts up to *seq* would survive a power cut. Threads that call at one time share the cost."""
+        ...
+
+    def is_current(self) -> bool:
+        """Whether nobody has appended anything since the last `catch_up` or `append`. Needs no lock."""
+        ...
+
+    def is_alive(self, owner: str) -> bool:
+        """Whether the process that has the hold *owner* still has it."""
+        ...
+
+    def owner_info(self, owner: str) -> OwnerInfo:
+        """Who has the hold *owner*."""
+        ...
+
+    def mutex(self, key: str, *, whole_store: bool) -> StoreMutex:
+        """A mutex of this workflow, or of all workflows in the store."""
+        ...
+
+    def leave(self, fold: Fold | None) -> None:
+        """End the hold; the last one to leave writes the snapshot. Needs the lock, and frees it."""
+        ...
+
+    def die(self, reason: str) -> None:
+        """Count as dead for all others from now on, and append nothing more. Cannot fail."""
+        ...
+
+    def forget(self) -> None:
+        """In a forked child: drop what belongs to the parent without touching it."""
+        ...
+
+
+class Store(Protocol):
+    """Where workflows are kept."""
+
+    identity: Hashable
+    """Equal for two stores of one process that keep the same workflows."""
+
+    def open(self, workflow_id: str, new: Callable[[], Fold]) -> tuple[Log, Fold]:
+        """Take hold of a workflow, made from *new* when there is none. Ready to be appended to, and unlocked."""
+        ...
+
+    def read(self, workflow_id: str) -> Fold | None:
+        """The workflow as it is; nothing is locked, made or changed."""
+        ...
+
+    def list(self) -> Iterator[Fold | StoreError]:
+        """All workflows; an error in the place of each that cannot be read."""
+        ...
+
+    def delete(self, workflow_id: str) -> bool:
+        """Remove a workflow that nobody has a hold on; False when there is none."""
+        ...
+
+    def path_of(self, workflow_id: str) -> str:
+        """Where the workflow's snapshot is, or would be."""
+        ...
