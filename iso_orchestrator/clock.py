@@ -73,7 +73,7 @@ def cut(moment: datetime) -> datetime:
 
 
 def _boot_id() -> str | None:
-    global _cached_boot_id  # noqa: PLW0603
+    global _cached_boot_id
     if _cached_boot_id == "":
         try:
             _cached_boot_id = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip() or None

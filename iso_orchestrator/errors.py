@@ -110,7 +110,7 @@ class SerializationError(OrchestratorError, TypeError):
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.subject} cannot be recorded: at {self.place}: {self.reason}"
+        return f"{self.subject} cannot be kept as JSON without loss: at {self.place}: {self.reason}"
 
 
 @_error

@@ -5,6 +5,7 @@ from iso_orchestrator.codec.records import (
     fact_from_json,
     fact_to_json,
     fold_from_snapshot,
+    record_to_json,
     snapshot_from_fold,
 )
 from iso_orchestrator.codec.values import ResultCodec, plain_json
@@ -17,6 +18,7 @@ __all__ = [
     "fact_to_json",
     "fold_from_snapshot",
     "plain_json",
+    "record_to_json",
     "snapshot_from_fold",
     "to_json",
 ]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin
 
 import attrs
-from cattrs import Converter
+from cattrs import Converter, ForbiddenExtraKeysError
 from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, override
 
 from iso_orchestrator import facts as f
@@ -23,10 +23,18 @@ from iso_orchestrator.model import (
     StepRecord,
     StepStatus,
     WorkflowEvent,
+    WorkflowRecord,
     WorkflowStatus,
 )
 
-__all__ = ["RECORD_VERSION", "fact_from_json", "fact_to_json", "fold_from_snapshot", "snapshot_from_fold"]
+__all__ = [
+    "RECORD_VERSION",
+    "fact_from_json",
+    "fact_to_json",
+    "fold_from_snapshot",
+    "record_to_json",
+    "snapshot_from_fold",
+]
 
 RECORD_VERSION = 1
 _OURS = "isoOrchestrator"
@@ -63,33 +71,39 @@ def fact_from_json(tag: Json, fields: dict[str, Json], path: str) -> f.Fact:
     """The fact that *fields* say, from the file *path*.
 
     Raises:
-        FormatVersionError: A newer release wrote it: the tag is unknown.
+        FormatVersionError: A newer release wrote it: the tag or a field is unknown.
         ValueError: It is none.
     """
     kind = _TAGS.get(tag) if isinstance(tag, str) else None
     if kind is None:
         raise FormatVersionError(path, f"the unknown fact {tag!r}")
-    return _read(kind, fields)
+    try:
+        return _read(kind, fields)
+    except ForbiddenExtraKeysError as error:
+        names = ", ".join(sorted(error.extra_fields))
+        raise FormatVersionError(path, f"a fact {tag!r} with the unknown {names}") from error
 
 
 def snapshot_from_fold(fold: Fold) -> bytes:
     """The bytes of a snapshot: one step and one event a line."""
-    head = {
-        "version": RECORD_VERSION,
-        "workflowId": fold.workflow_id,
-        "status": fold.status.value,
-        "createdAt": _format_time(fold.created_at),
-        "updatedAt": _format_time(fold.updated_at),
-        "state": fold.state,
-    }
     step_lines = ",\n".join(f"{encode(name)}:{encode(_step_json(step))}" for name, step in fold.steps.items())
     write_event = _unstructure[WorkflowEvent]
     event_lines = ",\n".join(encode(write_event(event)) for event in fold.events)
     tail = {**_optional(fold), **fold.unknown, _OURS: _ours(fold)}
     text = (
-        f'{encode(head)[:-1]},\n"steps":{{\n{step_lines}\n}},\n"events":[\n{event_lines}\n],\n{encode(tail)[1:]}\n'
+        f'{encode(_head(fold))[:-1]},\n"steps":{{\n{step_lines}\n}},\n"events":[\n{event_lines}\n],\n{encode(tail)[1:]}\n'
     )
     return text.encode("ascii")
+
+
+def record_to_json(record: WorkflowRecord) -> dict[str, Json]:
+    """The record as the npm package writes it, with its keys and no others."""
+    return {
+        **_head(record),
+        "steps": {name: _step_json(step) for name, step in record.steps.items()},
+        "events": [_unstructure[WorkflowEvent](event) for event in record.events],
+        **_optional(record),
+    }
 
 
 def fold_from_snapshot(data: bytes, path: str) -> Fold:
@@ -105,22 +119,20 @@ def fold_from_snapshot(data: bytes, path: str) -> Fold:
     ours = document.pop(_OURS, {})
     _check_version(document, ours, path)
     heartbeats = document.pop("heartbeats", None) or {}
-    leases = document.pop("leases", None) or {}
+    leases = _read(dict[str, Lease], document.pop("leases", None) or {})
     last_error = document.pop("lastError", None)
     document.pop("version")
     tokens = _read(dict[str, int], ours.get("tokens", {}))
     return Fold(
-        workflow_id=_read(str, document.pop("workflowId")),
-        status=_read(WorkflowStatus, document.pop("status")),
-        created_at=_read(datetime, document.pop("createdAt")),
-        updated_at=_read(datetime, document.pop("updatedAt")),
+        workflow_id=_read(str, document.pop("workflowId", None)),
+        status=_read(WorkflowStatus, document.pop("status", None)),
+        created_at=_read(datetime, document.pop("createdAt", None)),
+        updated_at=_read(datetime, document.pop("updatedAt", None)),
         state=document.pop("state", None),
-        steps=_read(dict[str, StepRecord], document.pop("steps")),
-        events=_read(list[WorkflowEvent], document.pop("events")),
+        steps=_read(dict[str, StepRecord], document.pop("steps", None)),
+        events=_read(list[WorkflowEvent], document.pop("events", None)),
         heartbeats=_read(dict[str, Heartbeat], heartbeats),
-        leases={
-            key: attrs.evolve(_read(Lease, lease), token=tokens.get(key, 0)) for key, lease in leases.items()
-        },
+        leases={key: attrs.evolve(lease, token=tokens.get(key, 0)) for key, lease in leases.items()},
         last_error=None if last_error is None else _read(ErrorInfo, last_error),
         unknown=document,
         seq=_read(int, ours.get("seq", 0)),
@@ -137,12 +149,23 @@ def fold_from_snapshot(data: bytes, path: str) -> Fold:
 
 def _check_version(document: dict[str, Json], ours: Json, path: str) -> None:
     version = document.get("version")
-    if not isinstance(version, int) or version < 1 or not isinstance(ours, dict):
-        raise ValueError("it is not a workflow record")  # noqa: TRY004 - damaged data, not a wrong argument
+    if type(version) is not int or version < 1 or not isinstance(ours, dict):
+        raise ValueError("it is not a workflow record")
     if version > RECORD_VERSION:
         raise FormatVersionError(path, f"record version {version}")
     if (found := ours.get("format", _OUR_FORMAT)) != _OUR_FORMAT:
         raise FormatVersionError(path, f"{_OURS} format {found}")
+
+
+def _head(record: Fold | WorkflowRecord) -> dict[str, Json]:
+    return {
+        "version": RECORD_VERSION,
+        "workflowId": record.workflow_id,
+        "status": record.status.value,
+        "createdAt": _format_time(record.created_at),
+        "updatedAt": _format_time(record.updated_at),
+        "state": record.state,
+    }
 
 
 def _step_json(step: StepRecord) -> dict[str, Json]:
@@ -152,22 +175,22 @@ def _step_json(step: StepRecord) -> dict[str, Json]:
     return fields
 
 
-def _optional(fold: Fold) -> dict[str, Json]:
+def _optional(record: Fold | WorkflowRecord) -> dict[str, Json]:
     parts: dict[str, Json] = {}
-    if fold.heartbeats:
-        parts["heartbeats"] = {key: _unstructure[Heartbeat](beat) for key, beat in fold.heartbeats.items()}
-    if fold.leases:
-        parts["leases"] = {key: _unstructure[Lease](lease) for key, lease in fold.leases.items()}
-    if fold.last_error is not None:
-        parts["lastError"] = _unstructure[ErrorInfo](fold.last_error)
+    if record.heartbeats:
+        parts["heartbeats"] = {key: _unstructure[Heartbeat](beat) for key, beat in record.heartbeats.items()}
+    if record.leases:
+        parts["leases"] = {key: _unstructure[Lease](lease) for key, lease in record.leases.items()}
+    if record.last_error is not None:
+        parts["lastError"] = _unstructure[ErrorInfo](record.last_error)
     return parts
 
 
 def _ours(fold: Fold) -> dict[str, Json]:
     notes = {
-        name: {key: value for key, value in (("owner", note.owner), ("version", note.version)) if value}
+        name: {key: value for key, value in (("owner", note.owner), ("version", note.version)) if value is not None}
         for name, note in fold.notes.items()
-        if note.owner or note.version
+        if note.owner is not None or note.version is not None
     }
     return {
         "format": _OUR_FORMAT,
@@ -183,7 +206,7 @@ def _ours(fold: Fold) -> dict[str, Json]:
 def _read(kind: type[T], value: Json) -> T:
     try:
         return _converter.structure(value, kind)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (LookupError, TypeError, AttributeError, ArithmeticError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
@@ -235,10 +258,28 @@ def _as_is(value: Any) -> Any:
     return value
 
 
+def _is_list(kind: Any) -> bool:
+    return get_origin(kind) in (list, tuple)
+
+
+def _read_list(kind: Any) -> Callable[[Any, Any], Any]:
+    """cattrs takes anything that can be iterated, and makes three steps of the text "abc"."""
+    collection, item = get_origin(kind), get_args(kind)[0]
+    read = _converter.get_structure_hook(item)
+
+    def structure(value: Any, _: Any) -> Any:
+        if type(value) is not list:
+            raise TypeError(f"a list expected, not {type(value).__name__}: {value!r:.80}")
+        return collection([read(element, item) for element in value])
+
+    return structure
+
+
 _converter = Converter(detailed_validation=False)
 register_strict_scalars(_converter)
 _converter.register_unstructure_hook(datetime, _format_time)
 _converter.register_structure_hook(datetime, _parse_time)
+_converter.register_structure_hook_factory(_is_list, _read_list)
 _unstructure: Mapping[type[Any], Callable[[Any], dict[str, Json]]] = {}
 for _kind in (
     ErrorInfo,

@@ -31,6 +31,10 @@ def _strict(kind: type[Any], accepted: tuple[type[Any], ...]) -> Callable[[Any, 
         if type(value) not in accepted:
             raise TypeError(f"{kind.__name__} expected, not {type(value).__name__}: {value!r:.80}")
         # cattrs asks the hook of a class for its subclasses too, enums among them.
-        return value if type(value) is asked or asked is None else asked(value)
+        if type(value) is asked or asked is None:
+            return value
+        if (made := asked(value)) != value:
+            raise ValueError(f"{value!r:.80} is no {asked.__name__}")
+        return made
 
     return structure

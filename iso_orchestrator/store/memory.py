@@ -165,7 +165,6 @@ class _MemoryLog:
     def leave(self, fold: Fold | None) -> None:
         del fold
         self._workflow.owners.discard(self.owner)
-        self.unlock()
 
     def die(self, reason: str) -> None:
         self._dead = self._dead or reason

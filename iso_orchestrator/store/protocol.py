@@ -93,7 +93,7 @@ class Log(Protocol):
         ...
 
     def leave(self, fold: Fold | None) -> None:
-        """End the hold; the last one to leave writes the snapshot. Needs the lock, and frees it."""
+        """End the hold; the last one to leave writes the snapshot. Takes the lock for it, and frees it."""
         ...
 
     def die(self, reason: str) -> None:

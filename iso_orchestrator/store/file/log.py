@@ -188,13 +188,11 @@ class FileLog:
     def leave(self, fold: Fold | None) -> None:
         """End the hold; the last process to leave folds the journal and sweeps what nobody needs."""
         try:
-            if self._sync.failure is None and self._runs.sweep() is None:
-                fold = self.catch_up(fold)
-                if fold.seq > self._base():
-                    self._refuse_foreign_snapshot()
-                    self._rotate(fold)
-                self._sweep_mutexes()
-            self._runs.leave()
+            if self._sync.failure is None:
+                self._record_lock.acquire()
+                if self._runs.sweep() is None:
+                    self._fold_last(self.catch_up(fold))
+                self._runs.leave()
         finally:
             self.close()
 
@@ -285,6 +283,12 @@ class FileLog:
         journal.end = found.end
         self._seq = fold.seq
         self._sync.raise_to(found.mark)
+
+    def _fold_last(self, fold: Fold) -> None:
+        if fold.seq > self._base():
+            self._refuse_foreign_snapshot()
+            self._rotate(fold)
+        self._sweep_mutexes()
 
     def _fold_early(self, fold: Fold) -> None:
         """Fold in the midst of the work, if that can be done: what was appended is safe either way."""

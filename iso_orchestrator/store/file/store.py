@@ -7,7 +7,13 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 from iso_orchestrator.clock import sleep
-from iso_orchestrator.errors import CorruptRecordError, OrchestratorError, RecordConflictError, StoreError, WorkflowBusyError
+from iso_orchestrator.errors import (
+    CorruptRecordError,
+    OrchestratorError,
+    RecordConflictError,
+    StoreError,
+    WorkflowBusyError,
+)
 from iso_orchestrator.fold import Fold
 from iso_orchestrator.store.file.files import Paths, exists, make_folders, remove, write_aside
 from iso_orchestrator.store.file.fs import FileSystem

@@ -1,0 +1,190 @@
+"""What is current where code runs: the workflow, the run, the step's attempt, the item, the leases around it.
+
+All of it is one immutable `Scope` in one context variable, so that worker threads get it with a copied context.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import attrs
+
+from iso_orchestrator.errors import NoActiveWorkflowError
+from iso_orchestrator.model import Json
+
+__all__ = [
+    "Attempt",
+    "Fence",
+    "ItemContext",
+    "Owner",
+    "Scope",
+    "StepContext",
+    "current_item",
+    "current_owner",
+    "current_scope",
+    "current_step",
+    "entered",
+]
+
+
+@attrs.frozen
+class StepContext:
+    """The step whose body is running.
+
+    Attributes:
+        name: The step's name in the record.
+        attempt: Counts from 1 in each call.
+        max_attempts: The budget of the call.
+        idempotency_key: The step's, or None.
+    """
+
+    name: str
+    attempt: int
+    max_attempts: int
+    idempotency_key: str | None
+
+
+@attrs.frozen
+class ItemContext:
+    """The item of a `for_each` that is being worked on; `index` counts from 0."""
+
+    index: int
+
+
+@attrs.frozen
+class Fence:
+    """A lease that code runs under: nothing is recorded from there once it has a newer token."""
+
+    session: object
+    key: str
+    token: int
+
+
+@attrs.define(eq=False)
+class Owner:
+    """Who owns a mutex: an item, a step's attempt, else the thread.
+
+    Attributes:
+        parent: Who waits for it, and whose mutexes it may therefore enter again.
+        is_item: Others like it run at the same time, so that it must not enter what its parent holds.
+        holds: The mutexes that it has.
+    """
+
+    parent: Owner | None = None
+    is_item: bool = False
+    holds: list[Any] = attrs.field(factory=list)
+
+    def chain(self) -> Iterator[Owner]:
+        """This owner, and those that wait for it."""
+        owner: Owner | None = self
+        while owner is not None:
+            yield owner
+            owner = owner.parent
+
+
+@attrs.define(eq=False)
+class Attempt:
+    """An attempt at a step.
+
+    Attributes:
+        session: Of the workflow that it is recorded in.
+        flight: The step in flight that it belongs to.
+        updates: What `update_state(..., with_step=True)` was given.
+        parent: The attempt whose body called this step.
+    """
+
+    session: object
+    flight: Any
+    updates: list[Callable[[Json], Json]] = attrs.field(factory=list)
+    parent: Attempt | None = None
+
+    def chain(self) -> Iterator[Attempt]:
+        """This attempt, and those that it runs in."""
+        attempt: Attempt | None = self
+        while attempt is not None:
+            yield attempt
+            attempt = attempt.parent
+
+
+@attrs.frozen(eq=False)
+class Scope:
+    """What is current."""
+
+    workflow: Any = None
+    runs: tuple[object, ...] = ()
+    owner: Owner | None = None
+    step: StepContext | None = None
+    item: ItemContext | None = None
+    attempt: Attempt | None = None
+    fences: tuple[Fence, ...] = ()
+
+
+_scope: ContextVar[Scope] = ContextVar("iso_orchestrator_scope", default=Scope())  # noqa: B039 - it is immutable
+_thread = threading.local()
+
+
+def current_scope() -> Scope:
+    """What is current here."""
+    return _scope.get()
+
+
+@contextmanager
+def entered(scope: Scope) -> Iterator[None]:
+    """Make *scope* current inside a `with`."""
+    token = _scope.set(scope)
+    try:
+        yield
+    finally:
+        _scope.reset(token)
+
+
+def current_owner() -> Owner:
+    """Who would own a mutex that is taken here."""
+    owner = _scope.get().owner
+    if owner is not None:
+        return owner
+    if not hasattr(_thread, "owner"):
+        _thread.owner = Owner()
+    root: Owner = _thread.owner
+    return root
+
+
+def current_step() -> StepContext:
+    """The step whose body is running.
+
+    Raises:
+        NoActiveWorkflowError: None is.
+
+    Example:
+        >>> from iso_orchestrator import Workflow
+        >>> from iso_orchestrator.store import MemoryStore
+        >>> Workflow("batch", store=MemoryStore()).run_step("fetch", lambda: current_step().name)
+        'fetch'
+    """
+    step = _scope.get().step
+    if step is None:
+        raise NoActiveWorkflowError("current_step()")
+    return step
+
+
+def current_item() -> ItemContext:
+    """The item of the innermost `for_each`.
+
+    Raises:
+        NoActiveWorkflowError: There is none.
+
+    Example:
+        >>> from iso_orchestrator import Workflow
+        >>> from iso_orchestrator.store import MemoryStore
+        >>> workflow = Workflow("batch", store=MemoryStore())
+        >>> workflow.run_for_each("ab", lambda letter: f"{current_item().index}{letter}").values()
+        ['0a', '1b']
+    """
+    item = _scope.get().item
+    if item is None:
+        raise NoActiveWorkflowError("current_item()")
+    return item

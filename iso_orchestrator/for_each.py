@@ -1,0 +1,269 @@
+"""`@workflow.for_each`: a function over many items, some at a time."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Sized
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from typing import Any, Concatenate, Generic, Literal, ParamSpec, TypeAlias, TypeVar
+
+import attrs
+
+from iso_orchestrator.handle import Handle
+from iso_orchestrator.markup import html_table
+from iso_orchestrator.mutex import MutexScope, check_scope, check_timeout
+from iso_orchestrator.names import check_key
+from iso_orchestrator.naming import compile_template
+from iso_orchestrator.progress import reporter
+from iso_orchestrator.scheduler import Keyed, Scheduler
+from iso_orchestrator.step import refuse_unfit
+
+__all__ = [
+    "ForEach",
+    "ForEachOptions",
+    "ForEachSummary",
+    "Fulfilled",
+    "Rejected",
+    "for_each_options",
+    "run_for_each",
+]
+
+Item = TypeVar("Item")
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@attrs.frozen
+class Fulfilled(Generic[R]):
+    """An item that succeeded."""
+
+    value: R
+
+    @property
+    def status(self) -> Literal["fulfilled"]:
+        """The npm package's word for it."""
+        return "fulfilled"
+
+
+@attrs.frozen
+class Rejected:
+    """An item that failed."""
+
+    reason: BaseException
+
+    @property
+    def status(self) -> Literal["rejected"]:
+        """The npm package's word for it."""
+        return "rejected"
+
+
+@attrs.frozen
+class ForEachSummary(Generic[R]):
+    """What became of all items, in their order.
+
+    Example:
+        >>> summary = ForEachSummary([Fulfilled(1), Rejected(ValueError("no"))])
+        >>> summary.fulfilled, summary.rejected
+        (1, 1)
+    """
+
+    results: list[Fulfilled[R] | Rejected]
+
+    @property
+    def fulfilled(self) -> int:
+        """How many succeeded."""
+        return sum(isinstance(result, Fulfilled) for result in self.results)
+
+    @property
+    def rejected(self) -> int:
+        """How many failed."""
+        return len(self.results) - self.fulfilled
+
+    def values(self) -> list[R]:
+        """The values of all items.
+
+        Raises:
+            BaseException: The first reason, if any item failed.
+        """
+        values = []
+        for result in self.results:
+            if isinstance(result, Rejected):
+                raise result.reason
+            values.append(result.value)
+        return values
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (index, result.status, result.value if isinstance(result, Fulfilled) else repr(result.reason))
+            for index, result in enumerate(self.results[:200])
+        ]
+        caption = f"for_each: {self.fulfilled} fulfilled, {self.rejected} rejected"
+        return html_table(caption, ["item", "status", "value or reason"], rows)
+
+
+@attrs.frozen
+class ForEachOptions:
+    """The options of a `for_each`, checked."""
+
+    max_parallel: int
+    mutex_key: MutexKey
+    mutex_scope: MutexScope
+    mutex_timeout: float | None
+    stop_on_error: bool
+    executor: Executor | None
+    progress: bool | str | None
+
+
+MutexKey: TypeAlias = str | Callable[[Any], str | None] | None
+
+
+class ForEach(Generic[Item, P, R]):
+    """A function over many items. Made by `workflow.for_each` and by the free `for_each`.
+
+    Attributes:
+        fn: The function of one item.
+    """
+
+    fn: Callable[Concatenate[Item, P], R]
+
+    def __init__(
+        self, fn: Callable[Concatenate[Item, P], R], resolve: Callable[[], Handle], options: ForEachOptions
+    ) -> None:
+        refuse_unfit(fn, "what for_each calls")
+        functools.update_wrapper(self, fn)
+        self.fn = fn
+        self._resolve = resolve
+        self._options = options
+        self._signature = inspect.signature(fn)
+        self._fill = (
+            compile_template(options.mutex_key, "a mutex key") if isinstance(options.mutex_key, str) else None
+        )
+
+    def __call__(self, items: Iterable[Item], *shared: P.args, **named: P.kwargs) -> ForEachSummary[R]:
+        """Call the function for each of *items*, with *shared* behind it.
+
+        Raises:
+            Exception: As `Workflow.for_each` says.
+        """
+        handle = self._resolve()
+        if self._fill is None:
+            key_of = _key_function(self._options.mutex_key)
+        else:
+            key_of = self._filled_key(shared, named)
+        return _run(
+            handle, items, lambda item: self.fn(item, *shared, **named), key_of, self._options, self.__name__
+        )
+
+    def _filled_key(self, shared: tuple[Any, ...], named: dict[str, Any]) -> Callable[[Any], str | None]:
+        fill = self._fill
+        assert fill is not None
+
+        def key_of(item: Any) -> str | None:
+            bound = self._signature.bind(item, *shared, **named)
+            bound.apply_defaults()
+            return fill(bound)
+
+        return key_of
+
+
+def run_for_each(
+    handle: Handle, items: Iterable[Item], fn: Callable[[Item], R], options: ForEachOptions
+) -> ForEachSummary[R]:
+    """A `for_each` without a decorator, whose mutex key is literal, or a function of the item."""
+    refuse_unfit(fn, "what for_each calls")
+    literal = options.mutex_key
+    key_of = (lambda _: literal) if isinstance(literal, str) else _key_function(literal)
+    return _run(handle, items, fn, key_of, options, getattr(fn, "__name__", "for_each"))
+
+
+def for_each_options(
+    max_parallel: int,
+    mutex_key: MutexKey,
+    mutex_scope: str,
+    mutex_timeout: float | None,
+    stop_on_error: bool,
+    executor: Executor | None,
+    progress: bool | str | None,
+) -> ForEachOptions:
+    """The options, checked."""
+    if isinstance(max_parallel, bool) or not isinstance(max_parallel, int):
+        raise TypeError(f"max_parallel must be an int, not {max_parallel!r}")
+    if max_parallel < 1:
+        raise ValueError(f"max_parallel must be at least 1, not {max_parallel}")
+    if isinstance(mutex_key, str):
+        check_key(mutex_key, "a mutex key")
+    elif mutex_key is not None and not callable(mutex_key):
+        raise TypeError(f"mutex_key must be a str, a function of the item or None, not {mutex_key!r}")
+    return ForEachOptions(
+        max_parallel=max_parallel,
+        mutex_key=mutex_key,
+        mutex_scope=check_scope(mutex_scope),
+        mutex_timeout=check_timeout(mutex_timeout, "mutex_timeout"),
+        stop_on_error=bool(stop_on_error),
+        executor=_check_executor(executor),
+        progress=progress,
+    )
+
+
+def _check_executor(executor: Executor | None) -> Executor | None:
+    if executor is None:
+        return None
+    if not isinstance(executor, Executor):
+        raise TypeError(f"executor must be a concurrent.futures executor of threads, not {executor!r}")
+    # Python 3.14's executor of interpreters is a subclass of that of threads, and as blind to this process's records.
+    if isinstance(executor, ProcessPoolExecutor) or type(executor).__name__ == "InterpreterPoolExecutor":
+        raise TypeError(
+            f"executor must be one of threads, not {type(executor).__name__}: what it runs could not use the workflow; "
+            "start several scripts on one workflow id to use several processes"
+        )
+    return executor
+
+
+def _key_function(mutex_key: MutexKey) -> Callable[[Any], str | None]:
+    if mutex_key is None:
+        return lambda _: None
+    assert callable(mutex_key)
+
+    def key_of(item: Any) -> str | None:
+        key = mutex_key(item)
+        return None if key is None else check_key(key, "a mutex key")
+
+    return key_of
+
+
+def _run(
+    handle: Handle,
+    items: Iterable[Item],
+    work: Callable[[Item], R],
+    key_of: Callable[[Item], str | None],
+    options: ForEachOptions,
+    name: str,
+) -> ForEachSummary[R]:
+    own = (
+        ThreadPoolExecutor(options.max_parallel, "iso-orchestrator for_each")
+        if options.executor is None
+        else None
+    )
+    executor = own or options.executor
+    assert executor is not None
+    progress = reporter(options.progress, len(items) if isinstance(items, Sized) else None, name)
+    scheduler = Scheduler(
+        handle,
+        work,
+        Keyed(key_of, options.mutex_scope, options.mutex_timeout),
+        max_parallel=options.max_parallel,
+        stop_on_error=options.stop_on_error,
+        executor=executor,
+        progress=progress,
+    )
+    try:
+        scheduler.run(items)
+    finally:
+        progress.close()
+        if own is not None:
+            own.shutdown(wait=False)
+    results: list[Fulfilled[R] | Rejected] = [
+        Fulfilled(value) if ok else Rejected(value) for _, (ok, value) in sorted(scheduler.outcomes.items())
+    ]
+    return ForEachSummary(results)

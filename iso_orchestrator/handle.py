@@ -1,0 +1,109 @@
+"""How one `Workflow` object reaches the session of its process, and its threads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
+from typing import Any, TypeVar
+
+import attrs
+
+from iso_orchestrator.clock import Clock
+from iso_orchestrator.context import Owner, Scope, current_scope, entered
+from iso_orchestrator.errors import DuplicateStepError
+from iso_orchestrator.fold import Fold
+from iso_orchestrator.model import Json
+from iso_orchestrator.session import Session, attach, settle
+from iso_orchestrator.store import Store
+
+__all__ = ["Handle"]
+
+T = TypeVar("T")
+
+
+class Handle:
+    """What the features of a `Workflow` work on.
+
+    Args:
+        workflow: The object, which is current where its functions run.
+        max_workers: Threads for `submit`.
+    """
+
+    def __init__(
+        self,
+        workflow: object,
+        workflow_id: str,
+        store: Store,
+        clock: Clock,
+        initial_state: Json,
+        max_workers: int,
+    ) -> None:
+        self.workflow: Any = workflow
+        self.workflow_id = workflow_id
+        self.store = store
+        self.clock = clock
+        self._initial_state = initial_state
+        self._max_workers = max_workers
+        self._session: Session | None = None
+        self._pool: ThreadPoolExecutor | None = None
+        self._claims: dict[str, tuple[str, str]] = {}
+
+    def session(self) -> Session:
+        """The session, opened when it is not open."""
+        session = self._session
+        if session is None or session.closed:
+            session = self._session = attach(self, self.store, self.workflow_id, self._new_fold)
+        return session
+
+    def look(self, view: Callable[[Fold], T]) -> T:
+        """What *view* sees in the record, which is not made by looking."""
+        session = self._session
+        if session is not None and not session.closed:
+            return session.read(view)
+        fold = self.store.read(self.workflow_id)
+        return view(self._new_fold() if fold is None else fold)
+
+    def scope(self) -> Scope:
+        """What is current where a function of the workflow runs."""
+        scope = current_scope()
+        return scope if scope.workflow is self.workflow else attrs.evolve(scope, workflow=self.workflow)
+
+    def submit(self, work: Callable[[], T]) -> Future[T]:
+        """Run *work* on the pool, in a copy of this context; it owns none of the mutexes that are held here."""
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self._max_workers, thread_name_prefix="iso-orchestrator")
+        with entered(attrs.evolve(self.scope(), owner=Owner())):
+            context = copy_context()
+        return self._pool.submit(context.run, work)
+
+    def drain(self, *, cancel: bool) -> None:
+        """Wait for what was submitted; *cancel* what has not begun."""
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.shutdown(wait=True, cancel_futures=cancel)
+
+    def claim(self, name: str, fn: Callable[..., object]) -> None:
+        """Note that *name* is the name of *fn*'s steps.
+
+        Raises:
+            DuplicateStepError: A function of another module or qualified name has it.
+        """
+        who = (str(getattr(fn, "__module__", "")), str(getattr(fn, "__qualname__", repr(fn))))
+        if self._claims.setdefault(name, who) != who:
+            first = ".".join(self._claims[name])
+            raise DuplicateStepError(
+                name,
+                f"it is the name of {first} already, and {'.'.join(who)} would get its results: give name=",
+            )
+
+    def close(self) -> None:
+        """Let the session go; the last one to do so in the last process writes the snapshot."""
+        self.drain(cancel=False)
+        session, self._session = self._session, None
+        if session is not None:
+            session.users.discard(self)
+            settle(session)
+
+    def _new_fold(self) -> Fold:
+        return Fold.new(self.workflow_id, self.clock.now(), self._initial_state)

@@ -1,0 +1,222 @@
+"""Renewable leases with fencing tokens: who may act, and until when."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import secrets
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from typing import Any
+
+import attrs
+
+from iso_orchestrator.clock import Clock
+from iso_orchestrator.codec import plain_json
+from iso_orchestrator.context import Fence, current_scope, entered
+from iso_orchestrator.errors import LeaseConflictError, LeaseLostError, OrchestratorError, StoreError
+from iso_orchestrator.facts import Fact, LeaseReleased, LeaseTouched
+from iso_orchestrator.fold import Fold, copy_json
+from iso_orchestrator.handle import Handle
+from iso_orchestrator.model import Json, Lease, LeaseStatus, lease_status
+from iso_orchestrator.names import check_key
+from iso_orchestrator.session import Session
+from iso_orchestrator.state import repeat
+
+__all__ = ["HeldLease", "hold_lease", "release_lease", "touch_lease"]
+
+_log = logging.getLogger("iso_orchestrator")
+
+_RENEWALS = 3  # in each ttl: two may fail before the lease runs out
+
+
+@attrs.define(eq=False)
+class HeldLease:
+    """A lease that `workflow.lease()` holds.
+
+    Attributes:
+        key: The lease's.
+        holder: Who holds it.
+        token: Its fencing token: grows with every acquisition.
+        lost: Whether it was seen to have a newer token, or to have been released by somebody else.
+    """
+
+    key: str
+    holder: str
+    token: int
+    lost: bool = False
+
+
+def touch_lease(handle: Handle, key: str, holder: str, ttl: float | timedelta, detail: Any) -> Lease:
+    """Acquire or renew a lease."""
+    touch = _Touch(handle.clock, key, holder, ttl, detail)
+    return _lease_of(handle.session().record(touch.decide))
+
+
+def release_lease(handle: Handle, key: str, holder: str | None) -> Lease | None:
+    """Give a lease back."""
+    check_key(key, "a lease key")
+    if holder is not None:
+        check_key(holder, "a lease holder")
+    at = handle.clock.now()
+
+    def decide(fold: Fold) -> tuple[Sequence[Fact], Lease | LeaseConflictError | None]:
+        lease = fold.leases.get(key)
+        if lease is None:
+            return (), None
+        if holder is not None and lease.holder != holder:
+            return (), LeaseConflictError(key, holder, lease.holder, lease.expires_at)
+        if lease.released_at is not None:
+            return (), _copy(lease)
+        return [LeaseReleased(at, key)], attrs.evolve(_copy(lease), released_at=at)
+
+    outcome = handle.session().record(decide)
+    return None if outcome is None else _lease_of(outcome)
+
+
+@contextmanager
+def hold_lease(
+    handle: Handle, key: str, holder: str | None, ttl: float | timedelta, detail: Any
+) -> Iterator[HeldLease]:
+    """Hold a lease, renewed in the background; what runs inside is fenced by it."""
+    name = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}" if holder is None else holder
+    touch = _Touch(handle.clock, key, name, ttl, detail)
+    session = handle.session()
+    held = HeldLease(key, name, _lease_of(session.record(touch.decide)).token)
+    scope = current_scope()
+    fenced = attrs.evolve(scope, fences=(*scope.fences, Fence(session, key, held.token)))
+    try:
+        with (
+            entered(fenced),
+            repeat(lambda: _renew(session, touch, held), touch.ttl / _RENEWALS, f"lease {key}"),
+        ):
+            yield held
+    except BaseException as error:
+        try:
+            _give_back(session, touch, held)
+        except OrchestratorError as trouble:
+            error.add_note(f"iso-orchestrator: lease {key!r} was not released: {trouble}")
+        raise
+    current = _give_back(session, touch, held)
+    if current != held.token:
+        raise LeaseLostError(key, held.token, current)
+
+
+@attrs.define(eq=False)
+class _Touch:
+    """What one holder asks for, checked."""
+
+    clock: Clock
+    key: str = attrs.field(validator=lambda *args: check_key(args[2], "a lease key"))
+    holder: str = attrs.field(validator=lambda *args: check_key(args[2], "a lease holder"))
+    ttl: float = attrs.field(converter=lambda ttl: _seconds(ttl))
+    detail: Json = attrs.field(
+        converter=lambda detail: None if detail is None else plain_json(detail, "a lease's detail")
+    )
+
+    def decide(self, fold: Fold) -> tuple[Sequence[Fact], Lease | LeaseConflictError]:
+        """Renew the holder's own active lease, acquire one that nobody has, refuse another's."""
+        now = self.clock.now()
+        current = fold.leases.get(self.key)
+        if current is None or not self._is_active(fold, current, now):
+            return self._touched(fold, now, now, fold.tokens.get(self.key, 0) + 1, renewed=False)
+        if current.holder != self.holder:
+            return (), LeaseConflictError(self.key, self.holder, current.holder, current.expires_at)
+        return self._touched(fold, now, current.acquired_at, current.token, renewed=True)
+
+    def decide_renewal(self, fold: Fold, token: int) -> tuple[Sequence[Fact], int]:
+        """Renew the lease if it has that token still, run out or not: nobody else had it since."""
+        current = fold.leases.get(self.key)
+        latest = fold.tokens.get(self.key, 0)
+        if current is None or latest != token or current.released_at is not None:
+            return (), latest
+        facts, _ = self._touched(fold, self.clock.now(), current.acquired_at, token, renewed=True)
+        return facts, latest
+
+    def _touched(
+        self, fold: Fold, now: datetime, acquired_at: datetime, token: int, *, renewed: bool
+    ) -> tuple[Sequence[Fact], Lease]:
+        current = fold.leases.get(self.key)
+        detail = self.detail if self.detail is not None or current is None else current.detail
+        boot = self.clock.boot()
+        fact = LeaseTouched(
+            at=now,
+            key=self.key,
+            holder=self.holder,
+            ttl=self.ttl,
+            acquired_at=acquired_at,
+            expires_at=now + timedelta(seconds=self.ttl),
+            token=token,
+            renewed=renewed,
+            detail=detail,
+            boot_id=boot[0] if boot else None,
+            boot_expires=boot[1] + self.ttl if boot else None,
+        )
+        lease = Lease(
+            key=self.key,
+            holder=self.holder,
+            acquired_at=acquired_at,
+            heartbeat_at=now,
+            expires_at=fact.expires_at,
+            detail=copy_json(detail),
+            token=token,
+        )
+        return [fact], lease
+
+    def _is_active(self, fold: Fold, lease: Lease, now: datetime) -> bool:
+        if lease.released_at is not None:
+            return False
+        boot, by_boot = self.clock.boot(), fold.lease_clocks.get(self.key)
+        if boot is not None and by_boot is not None and boot[0] == by_boot.boot_id:
+            return boot[1] < by_boot.expires  # the wall clock may have been set meanwhile
+        return lease_status(lease, now) is LeaseStatus.ACTIVE
+
+
+def _renew(session: Session, touch: _Touch, held: HeldLease) -> None:
+    if held.lost:
+        return
+    try:
+        current = session.append(lambda fold: touch.decide_renewal(fold, held.token), fences=())[0]
+    except StoreError as error:
+        _log.warning("lease %r was not renewed: %s", held.key, error)
+        return
+    held.lost = current != held.token
+
+
+def _give_back(session: Session, touch: _Touch, held: HeldLease) -> int:
+    """Release the lease if it is still this one; its latest token."""
+
+    def decide(fold: Fold) -> tuple[Sequence[Fact], int]:
+        lease = fold.leases.get(held.key)
+        latest = fold.tokens.get(held.key, 0)
+        if lease is None or latest != held.token or lease.released_at is not None:
+            return (), latest
+        return [LeaseReleased(touch.clock.now(), held.key)], latest
+
+    current = session.append(decide, fences=())[0]
+    held.lost = held.lost or current != held.token
+    return current
+
+
+def _lease_of(outcome: Lease | LeaseConflictError) -> Lease:
+    if isinstance(outcome, LeaseConflictError):
+        raise outcome
+    return outcome
+
+
+def _copy(lease: Lease) -> Lease:
+    return attrs.evolve(lease, detail=copy_json(lease.detail))
+
+
+def _seconds(ttl: float | timedelta) -> float:
+    seconds = ttl.total_seconds() if isinstance(ttl, timedelta) else ttl
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        raise TypeError(f"ttl must be seconds or a timedelta, not {ttl!r}")
+    if not math.isfinite(seconds) or seconds <= 0:
+        raise ValueError(f"ttl must be more than 0 seconds, not {ttl!r}")
+    if seconds > timedelta(days=36500).total_seconds():
+        raise ValueError(f"ttl must be less than a hundred years, not {ttl!r}")
+    return float(seconds)

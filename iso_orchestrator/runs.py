@@ -1,0 +1,82 @@
+"""A `with workflow:` on record: its start, its end, and what another run of the same id means for it."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+from collections.abc import Sequence
+from typing import Literal, TypeAlias
+
+import attrs
+
+from iso_orchestrator.errors import OrchestratorError, WorkflowBusyError
+from iso_orchestrator.facts import Fact, RunEnded, RunStarted
+from iso_orchestrator.fold import Fold, LiveRun
+from iso_orchestrator.handle import Handle
+from iso_orchestrator.liveness import Pause, dead_runs, live_runs
+from iso_orchestrator.model import ErrorInfo
+from iso_orchestrator.session import Session
+
+__all__ = ["OnBusy", "Run", "begin_run", "end_run"]
+
+OnBusy: TypeAlias = Literal["share", "wait", "fail"]
+
+
+@attrs.frozen(eq=False)
+class Run:
+    """A run of this process, or of the parent of this process."""
+
+    run: str
+    session: Session
+    pid: int
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether this process began it: a forked child must not end it."""
+        return self.pid == os.getpid()
+
+
+def begin_run(handle: Handle, on_busy: OnBusy) -> Run:
+    """Record that a run starts, and that others have died.
+
+    Raises:
+        WorkflowBusyError: Another run goes on, and *on_busy* is "fail".
+    """
+    session = handle.session()
+    run = Run(secrets.token_hex(8), session, os.getpid())
+    pause = Pause()
+
+    def decide(fold: Fold) -> tuple[Sequence[Fact], LiveRun | None]:
+        at = handle.clock.now()
+        facts = dead_runs(fold, session.log, session.runs, at)
+        busy = next(iter(live_runs(fold, session.log, session.runs).values()), None)
+        if busy is not None and on_busy != "share":
+            return facts, busy
+        session.runs.add(run.run)
+        return [*facts, RunStarted(at, run.run, session.log.owner, run.pid, socket.gethostname())], None
+
+    try:
+        while (busy := session.append(decide)[0]) is not None:
+            if on_busy == "fail":
+                raise WorkflowBusyError(handle.workflow_id, busy.pid, busy.host, busy.since)
+            pause.rest()
+    except BaseException:
+        session.runs.discard(run.run)
+        raise
+    return run
+
+
+def end_run(handle: Handle, run: Run, error: BaseException | None) -> None:
+    """Record that a run ended; a failure to record it does not hide *error*."""
+    if not run.is_ours:
+        return
+    fact = RunEnded(handle.clock.now(), run.run, None if error is None else ErrorInfo.of(error))
+    run.session.runs.discard(run.run)
+    try:
+        _, seq = run.session.append(lambda fold: ([fact] if run.run in fold.runs else [], None), fences=())
+        run.session.log.sync(seq)
+    except OrchestratorError as trouble:
+        if error is None:
+            raise
+        error.add_note(f"iso-orchestrator: the end of the run was not recorded: {trouble}")

@@ -1,0 +1,313 @@
+"""Bounded fan-out in which whoever waits for a key holds no worker.
+
+There is no thread that schedules: each worker takes the next item itself, so that a slow source of items never delays
+a key that is handed on.
+"""
+
+from __future__ import annotations
+
+import heapq
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import Executor
+from contextvars import copy_context
+from typing import Any, Protocol
+
+import attrs
+
+from iso_orchestrator.context import ItemContext, Owner, current_owner, entered
+from iso_orchestrator.errors import MutexTimeoutError
+from iso_orchestrator.handle import Handle
+from iso_orchestrator.mutex import Hold, MutexScope, Waiter, find_hold, record_acquired, release, request
+
+__all__ = ["Keyed", "Progress", "Scheduler"]
+
+_READ_AHEAD = 1000  # items, or 16 for each worker
+
+
+class Progress(Protocol):
+    """What is told of each item that ends."""
+
+    def advance(self, ok: bool) -> None:
+        """One more item has ended."""
+        ...
+
+
+@attrs.frozen
+class Keyed:
+    """How items are kept apart.
+
+    Attributes:
+        key_of: The key of an item, or None.
+        timeout: Seconds to wait for a key that is held elsewhere; None for ever.
+    """
+
+    key_of: Callable[[Any], str | None]
+    scope: MutexScope
+    timeout: float | None
+
+
+@attrs.define(eq=False, order=False)
+class _Task:
+    index: int
+    item: Any
+    key: str | None
+    owner: Owner
+    hold: Hold | None = None
+    waiter: Waiter | None = None
+    withdraw: Callable[[], bool] | None = None
+    timer: threading.Timer | None = None
+    asker: int | None = None
+
+    def __lt__(self, other: _Task) -> bool:
+        return self.index < other.index
+
+
+class Scheduler:
+    """One `for_each`.
+
+    Args:
+        handle: The workflow's.
+        work: What is done with an item.
+        keyed: How items are kept apart.
+        max_parallel: Items at a time.
+        stop_on_error: Start nothing more after the first error.
+        executor: Whose threads do it.
+        progress: Told of each item that ends.
+    """
+
+    def __init__(
+        self,
+        handle: Handle,
+        work: Callable[[Any], Any],
+        keyed: Keyed,
+        *,
+        max_parallel: int,
+        stop_on_error: bool,
+        executor: Executor,
+        progress: Progress,
+    ) -> None:
+        self.outcomes: dict[int, tuple[bool, Any]] = {}
+        self._handle = handle
+        self._work = work
+        self._keyed = keyed
+        self._max_parallel = max_parallel
+        self._stop_on_error = stop_on_error
+        self._executor = executor
+        self._progress = progress
+        self._scope = handle.scope()
+        self._context = copy_context()
+        self._parent = current_owner()
+        self._changed = threading.Condition()
+        self._ready: list[_Task] = []
+        self._behind: dict[
+            str, deque[_Task]
+        ] = {}  # a key is here while an item of it is ready, asking or running
+        self._granted: deque[_Task] = deque()
+        self._asking: set[_Task] = set()
+        self._workers = 0
+        self._unfinished = 0
+        self._stopped = False
+        self._error: BaseException | None = None
+
+    def run(self, items: Iterable[Any]) -> None:
+        """Work on all items; the outcomes are in `outcomes`, by index.
+
+        Raises:
+            BaseException: The first error, as `for_each` says.
+        """
+        try:
+            self._read(items)
+            self._wait_until_done()
+        except BaseException as error:
+            self._stop(error)
+        self._wait_until_idle()
+        if self._error is not None:
+            raise self._error
+
+    def _read(self, items: Iterable[Any]) -> None:
+        limit = max(_READ_AHEAD, 16 * self._max_parallel) + self._max_parallel
+        for index, item in enumerate(items):
+            key = self._keyed.key_of(item)
+            owner = Owner(parent=self._parent, is_item=True)
+            if key is not None:
+                find_hold(self._handle, key, self._keyed.scope, owner)
+            with self._changed:
+                if self._stopped:
+                    return
+                self._add(_Task(index, item, key, owner))
+                self._changed.wait_for(lambda: self._unfinished < limit or self._stopped)
+
+    def _add(self, task: _Task) -> None:
+        self._unfinished += 1
+        if task.key is not None and task.key in self._behind:
+            self._behind[task.key].append(task)
+            return
+        if task.key is not None:
+            self._behind[task.key] = deque()
+        heapq.heappush(self._ready, task)
+        self._hire()
+
+    def _hire(self) -> None:
+        """Start a worker, if there is one to spare. Under the lock."""
+        if self._workers >= self._max_parallel:
+            return
+        try:
+            self._executor.submit(self._worker)
+        except RuntimeError as error:  # the executor was shut down
+            self._error = error if self._error is None else self._error
+            self._stopped = True
+            self._changed.notify_all()
+        else:
+            self._workers += 1
+
+    def _worker(self) -> None:
+        try:
+            while (task := self._next()) is not None:
+                if task.key is not None and task.hold is None:
+                    self._ask(task)
+                else:
+                    self._finish(task, *self._context.copy().run(self._do, task))
+        except BaseException as error:  # noqa: BLE001 - it goes to the caller's thread
+            self._stop(error)
+            with self._changed:
+                self._workers -= 1
+                self._changed.notify_all()
+
+    def _next(self) -> _Task | None:
+        """What this worker does next; None when it is to end."""
+        with self._changed:
+            if not self._stopped:
+                if self._granted:
+                    return self._granted.popleft()
+                if self._ready:
+                    return heapq.heappop(self._ready)
+            self._workers -= 1
+            self._changed.notify_all()
+            return None
+
+    def _ask(self, task: _Task) -> None:
+        """Ask for the item's key; it comes back in `_granted` at once or when others let it go."""
+        assert task.key is not None
+        task.asker = threading.get_ident()
+        task.waiter = Waiter(
+            task.owner,
+            granted=lambda hold: self._take(task, hold),
+            failed=lambda error: self._refuse(task, error),
+        )
+        with self._changed:
+            self._asking.add(task)
+        entry = request(self._handle, task.key, self._keyed.scope, task.waiter)
+        waiter = task.waiter
+        with self._changed:
+            task.asker = None
+            if task not in self._asking:
+                return
+            task.withdraw = lambda: entry.withdraw(waiter)
+            if self._keyed.timeout is not None:
+                task.timer = threading.Timer(self._keyed.timeout, self._time_out, (task, entry.holder))
+                task.timer.daemon = True
+                task.timer.start()
+            stopped = self._stopped
+        if stopped:
+            self._withdraw(task)
+
+    def _take(self, task: _Task, hold: Hold) -> None:
+        with self._changed:
+            self._asking.discard(task)
+            if task.timer is not None:
+                task.timer.cancel()
+            task.hold = hold
+            if not self._stopped:
+                self._granted.append(task)
+                if task.asker != threading.get_ident():
+                    self._hire()
+                return
+        hold.release()
+
+    def _refuse(self, task: _Task, error: BaseException) -> None:
+        with self._changed:
+            self._asking.discard(task)
+        self._finish_unworked(task, error)
+
+    def _time_out(self, task: _Task, holder: Callable[[], Any]) -> None:
+        if not self._withdraw(task):
+            return
+        who, timeout = holder(), self._keyed.timeout or 0.0
+        self._finish_unworked(task, MutexTimeoutError(task.key or "", timeout, who.pid, who.host, who.since))
+
+    def _withdraw(self, task: _Task) -> bool:
+        if task.withdraw is None or not task.withdraw():
+            return False
+        with self._changed:
+            self._asking.discard(task)
+            self._changed.notify_all()
+        return True
+
+    def _do(self, task: _Task) -> tuple[bool, Any]:
+        scope = attrs.evolve(self._scope, item=ItemContext(task.index), owner=task.owner)
+        with entered(scope):
+            try:
+                return True, self._work(task.item) if task.hold is None else self._do_held(task, task.hold)
+            except BaseException as error:  # noqa: BLE001 - it is the item's outcome, or the caller's error
+                return False, error
+
+    def _do_held(self, task: _Task, hold: Hold) -> Any:
+        assert task.key is not None
+        try:
+            record_acquired(self._handle, task.key)
+            value = self._work(task.item)
+        except BaseException as error:
+            release(self._handle, task.key, hold, error)
+            raise
+        release(self._handle, task.key, hold, None)
+        return value
+
+    def _finish(self, task: _Task, ok: bool, value: Any) -> None:
+        with self._changed:
+            self.outcomes[task.index] = (ok, value)
+            self._unfinished -= 1
+            if task.key is not None:
+                behind = self._behind[task.key]
+                if behind:
+                    heapq.heappush(self._ready, behind.popleft())
+                else:
+                    del self._behind[task.key]
+            self._changed.notify_all()
+        self._progress.advance(ok)
+        if ok:
+            return
+        if self._stop_on_error or not isinstance(value, Exception):
+            value.add_note(f"iso-orchestrator: raised by item {task.index} of for_each")
+            self._stop(value)
+
+    def _finish_unworked(self, task: _Task, error: BaseException) -> None:
+        """An item that never got its key: no worker is at hand to go on with the next."""
+        self._finish(task, False, error)
+        with self._changed:
+            if self._ready and not self._stopped:
+                self._hire()
+
+    def _stop(self, error: BaseException) -> None:
+        """Start nothing more, and let go of what waits."""
+        with self._changed:
+            self._error = error if self._error is None else self._error  # an error may be falsy
+            self._stopped = True
+            asking = list(self._asking)
+            granted = list(self._granted)
+            self._granted.clear()
+            self._changed.notify_all()
+        for task in granted:
+            if task.hold is not None:
+                task.hold.release()
+        for task in asking:
+            self._withdraw(task)
+
+    def _wait_until_done(self) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._unfinished == 0 or self._stopped)
+
+    def _wait_until_idle(self) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._workers == 0)

@@ -1,0 +1,232 @@
+"""Decide and append: lock, catch up with other processes, decide, append, unlock, wait for the sync."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias, TypeVar
+
+import attrs
+
+from iso_orchestrator.context import Fence, current_scope
+from iso_orchestrator.errors import LeaseLostError, OrchestratorError, StoreError, WorkflowUsageError
+from iso_orchestrator.facts import Fact, StepAbandoned
+from iso_orchestrator.fold import Fold
+from iso_orchestrator.model import Json, StepRecord, StepStatus
+from iso_orchestrator.store import Store
+
+__all__ = ["Decision", "Flight", "Session", "attach", "settle"]
+
+_log = logging.getLogger("iso_orchestrator")
+
+T = TypeVar("T")
+
+Decision: TypeAlias = Callable[[Fold], tuple[Sequence[Fact], T]]
+"""What to append to a fold that has everything, and what to tell the caller."""
+
+
+@attrs.define(eq=False)
+class Flight:
+    """A step that a thread of this process has in hand.
+
+    Attributes:
+        done: Set when it has not any more.
+        result: JSON, where it succeeded.
+        error: What its caller got, where it failed.
+        waits_for: The flight that its body waits for.
+    """
+
+    name: str
+    idempotency_key: str | None
+    version: str | None
+    done: threading.Event = attrs.field(factory=threading.Event)
+    succeeded: bool = False
+    result: Json = None
+    error: BaseException | None = None
+    waits_for: Flight | None = None
+
+
+class Session:
+    """This process's share in one workflow, however many `Workflow` objects stand for it."""
+
+    def __init__(self, store: Store, workflow_id: str, new: Callable[[], Fold]) -> None:
+        self.workflow_id = workflow_id
+        self.flights: dict[str, Flight] = {}
+        self.runs: set[str] = set()
+        self.closed = False
+        self.users: weakref.WeakSet[Any] = weakref.WeakSet()
+        self.log, fold = store.open(workflow_id, new)
+        self._fold: Fold | None = fold
+        self._guard = threading.Lock()
+        self._inside: int | None = None
+        self._orphans: set[str] = set()
+
+    def append(self, decide: Decision[T], *, fences: Sequence[Fence] | None = None) -> tuple[T, int]:
+        """Append what *decide* says to what everybody has appended; its value, and the sequence to sync.
+
+        The facts survive this process, and not yet the machine.
+
+        Raises:
+            LeaseLostError: The caller runs under a lease that has a newer token.
+            StoreError: Nothing was appended.
+        """
+        if fences is None:
+            fences = current_scope().fences
+        self._refuse_nested()
+        with self._guard:
+            self._inside = threading.get_ident()
+            # Whatever goes wrong from here on, a signal among it, the next one reads from the disk what is true.
+            fold, self._fold = self._fold, None
+            try:
+                self._check_open()
+                self.log.lock()
+                fold = self.log.catch_up(fold)
+                self._check_fences(fold, fences)
+                facts, value = decide(fold)
+                if facts:
+                    self.log.append(fold, facts)
+                self._fold = fold
+                return value, fold.seq
+            finally:
+                self._inside = None
+                self.log.unlock()
+
+    def record(self, decide: Decision[T]) -> T:
+        """As `append`, and return when it would survive a power cut."""
+        value, seq = self.append(decide)
+        self.log.sync(seq)
+        return value
+
+    def read(self, look: Callable[[Fold], T]) -> T:
+        """What *look* sees in the record as it is now, for everyone and for ever."""
+        return self.record(lambda fold: ((), look(fold)))
+
+    def completed(self, name: str, idempotency_key: str | None, version: str | None) -> StepRecord | None:
+        """The step, if it is known here that it is completed and that nobody has changed that."""
+        self._refuse_nested()
+        with self._guard:
+            fold = self._fold
+            if fold is None or not self.log.is_current():
+                return None
+            step = fold.matching(name, idempotency_key, version)
+            if step is None or step.status is not StepStatus.COMPLETED:
+                return None
+            note = fold.notes.get(name)
+        self.log.sync(note.seq if note else 0)
+        return step
+
+    def end_flight(self, flight: Flight, *, settled: bool) -> None:
+        """Let a step go; one that is not settled has no outcome on record, and nobody shall wait for it."""
+        with self._guard:
+            if self.flights.get(flight.name) is flight:
+                del self.flights[flight.name]
+            if not settled:
+                self._orphans.add(flight.name)
+        flight.done.set()
+        if self._orphans:
+            self._abandon()
+        settle(self)
+
+    def leave(self) -> None:
+        """End this process's share."""
+        with self._guard:
+            self.closed = True
+            fold, self._fold = self._fold, None
+            self.log.leave(fold)
+
+    def forget(self) -> None:
+        """In a forked child: all of this is the parent's."""
+        self.closed = True
+        self.log.forget()
+
+    def _abandon(self) -> None:
+        def decide(fold: Fold) -> tuple[list[Fact], None]:
+            mine = [
+                name
+                for name in sorted(self._orphans)
+                if name not in self.flights and fold.owner(name) == self.log.owner
+            ]
+            return [StepAbandoned(fold.updated_at, name) for name in mine], None
+
+        try:
+            self.append(decide, fences=())
+        except OrchestratorError as error:
+            if not self.flights and not self.closed:
+                # Others would wait for a thread that is gone: better to be dead to them.
+                self.log.die(f"it could not record that an attempt had ended ({error})")
+            return
+        self._orphans.clear()
+
+    def _refuse_nested(self) -> None:
+        if self._inside == threading.get_ident():
+            raise WorkflowUsageError(
+                f"workflow {self.workflow_id!r} was used inside a function given to update_state(): "
+                "it must only make the new state from the old one"
+            )
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise StoreError(f"workflow {self.workflow_id!r} was closed while it was in use; call again")
+
+    def _check_fences(self, fold: Fold, fences: Sequence[Fence]) -> None:
+        for fence in fences:
+            current = fold.tokens.get(fence.key, 0)
+            if fence.session is self and current > fence.token:
+                raise LeaseLostError(fence.key, fence.token, current)
+
+
+_sessions: dict[tuple[object, str], Session] = {}
+_registry_lock = threading.RLock()
+
+
+def attach(user: object, store: Store, workflow_id: str, new: Callable[[], Fold]) -> Session:
+    """The session of this process, opened when it is not open; *user* keeps it so."""
+    key = (store.identity, workflow_id)
+    with _registry_lock:
+        session = _sessions.get(key)
+        if session is None or session.closed:
+            session = _sessions[key] = Session(store, workflow_id, new)
+        session.users.add(user)
+        return session
+
+
+def settle(session: Session) -> None:
+    """Leave a session that nobody uses and that has nothing in flight."""
+    with _registry_lock:
+        if session.closed or session.users or session.flights or session.runs:
+            return
+        _forget_session(session)
+        session.leave()
+
+
+def _forget_session(session: Session) -> None:
+    for key in [key for key, known in _sessions.items() if known is session]:
+        del _sessions[key]
+
+
+def _leave_all() -> None:
+    with _registry_lock:
+        sessions = list(_sessions.values())
+        _sessions.clear()
+    for session in sessions:
+        try:
+            session.leave()
+        except Exception as error:  # noqa: BLE001 - at exit there is nobody left to raise it to
+            _log.warning("workflow %r was not closed: %s", session.workflow_id, error)
+
+
+def _forget_all_in_child() -> None:
+    global _registry_lock
+    _registry_lock = threading.RLock()
+    for session in _sessions.values():
+        session.forget()
+    _sessions.clear()
+
+
+atexit.register(_leave_all)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_all_in_child)

@@ -1,0 +1,139 @@
+"""The durable state, events, heartbeats and the status: what a workflow records besides steps."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from iso_orchestrator.codec import plain_json
+from iso_orchestrator.context import current_scope
+from iso_orchestrator.errors import StoreError, WorkflowUsageError
+from iso_orchestrator.facts import EventAppended, Fact, HeartbeatRecorded, StateUpdated, StatusSet
+from iso_orchestrator.fold import Fold, copy_json
+from iso_orchestrator.handle import Handle
+from iso_orchestrator.model import ErrorInfo, Heartbeat, Json, WorkflowEvent, WorkflowRecord, WorkflowStatus
+from iso_orchestrator.names import check_key
+
+__all__ = [
+    "append_event",
+    "heartbeat",
+    "heartbeating",
+    "new_state",
+    "repeat",
+    "set_status",
+    "update_state",
+    "update_with_step",
+]
+
+_log = logging.getLogger("iso_orchestrator")
+
+
+def update_state(handle: Handle, update: Any) -> Json:
+    """Replace the state by *update*, or by what it makes of the state."""
+    at = handle.clock.now()
+    value = None if callable(update) else plain_json(update, "the state")
+
+    def decide(fold: Fold) -> tuple[Sequence[Fact], Json]:
+        state = new_state(update, fold.state) if callable(update) else value
+        return [StateUpdated(at, state)], copy_json(state)
+
+    return handle.session().record(decide)
+
+
+def update_with_step(handle: Handle, update: Any) -> None:
+    """Have *update* called at the completion of the current step."""
+    attempt = current_scope().attempt
+    if attempt is None or attempt.session is not handle.session():
+        raise WorkflowUsageError("update_state(..., with_step=True) belongs inside a step of this workflow")
+    if not callable(update):
+        raise TypeError("update_state(..., with_step=True) takes a function of the state, not a state")
+    attempt.updates.append(update)
+
+
+def new_state(update: Callable[[Json], Any], state: Json) -> Json:
+    """What *update* makes of a copy of *state*.
+
+    Raises:
+        TypeError: It returned None where the state was not None.
+        SerializationError: It returned what is not JSON.
+    """
+    made = update(copy_json(state))
+    if made is None and state is not None:
+        raise TypeError("the function given to update_state() returned None: it must return the new state")
+    return plain_json(made, "the state")
+
+
+def append_event(handle: Handle, kind: str, message: str | None, detail: Any) -> WorkflowEvent:
+    """Append an event."""
+    check_key(kind, "an event's type")
+    if message is not None and not isinstance(message, str):
+        raise TypeError(f"an event's message must be a str or None, not {type(message).__name__}")
+    value = _detail(detail, f"the detail of event {kind!r}")
+    event = WorkflowEvent(handle.clock.now(), kind, message, copy_json(value))
+    return handle.session().record(lambda _: ([EventAppended(event.at, kind, message, value)], event))
+
+
+def heartbeat(handle: Handle, key: str, detail: Any, *, silent: bool = False) -> Heartbeat:
+    """Record a sign of life."""
+    check_key(key, "a heartbeat's key")
+    value = _detail(detail, f"the detail of heartbeat {key!r}")
+    beat = Heartbeat(key, handle.clock.now(), copy_json(value))
+    return handle.session().record(lambda _: ([HeartbeatRecorded(beat.at, key, value, silent)], beat))
+
+
+@contextmanager
+def heartbeating(handle: Handle, key: str, every: float, detail: Any) -> Iterator[None]:
+    """Beat in the background; an event at the first and the last beat."""
+    if isinstance(every, bool) or not isinstance(every, int | float) or not every > 0:
+        raise ValueError(f"every must be seconds, more than 0, not {every!r}")
+    heartbeat(handle, key, detail)
+
+    def beat() -> None:
+        try:
+            heartbeat(handle, key, detail, silent=True)
+        except StoreError as error:
+            _log.warning("heartbeat %r was not recorded: %s", key, error)
+
+    with repeat(beat, every, f"heartbeat {key}"):
+        yield
+    heartbeat(handle, key, detail)
+
+
+@contextmanager
+def repeat(work: Callable[[], None], every: float, name: str) -> Iterator[None]:
+    """Call *work* in a background thread each *every* seconds."""
+    stop = threading.Event()
+
+    def run() -> None:
+        while not stop.wait(every):
+            work()
+
+    thread = threading.Thread(target=run, name=f"iso-orchestrator {name}"[:60], daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def set_status(
+    handle: Handle, status: WorkflowStatus | str, error: BaseException | str | None
+) -> WorkflowRecord:
+    """Set the status by hand."""
+    at, value = handle.clock.now(), WorkflowStatus(status)
+    info = None if error is None else _error_info(error)
+    session = handle.session()
+    session.append(lambda _: ([StatusSet(at, value, info)], None))
+    return session.read(Fold.record)
+
+
+def _error_info(error: BaseException | str) -> ErrorInfo:
+    return ErrorInfo("Error", error) if isinstance(error, str) else ErrorInfo.of(error)
+
+
+def _detail(detail: Any, subject: str) -> Json:
+    return None if detail is None else plain_json(detail, subject)

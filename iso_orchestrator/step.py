@@ -1,0 +1,212 @@
+"""`@workflow.step`: a function whose calls are recorded."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import types
+import typing
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, Generic, ParamSpec, TypeVar, overload
+
+from iso_orchestrator.codec import ResultCodec
+from iso_orchestrator.handle import Handle
+from iso_orchestrator.mutex import check_timeout
+from iso_orchestrator.names import check_key
+from iso_orchestrator.naming import Bound, Template, base_name, compile_template, is_constant, render_call
+from iso_orchestrator.retry import Retry, as_retry
+from iso_orchestrator.step_run import IfInterrupted, StepCall, StepOptions
+
+__all__ = ["Step", "refuse_unfit", "run_step", "step_options"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Step(Generic[P, R]):
+    """A function whose calls are steps. Made by `workflow.step` and by the free `step`.
+
+    Attributes:
+        fn: The plain function.
+    """
+
+    fn: Callable[P, R]
+
+    def __init__(
+        self,
+        fn: Callable[P, R],
+        resolve: Callable[[], Handle],
+        options: StepOptions,
+        name: Template | None,
+        idempotency_key: Template | None,
+    ) -> None:
+        refuse_unfit(fn, "a step")
+        functools.update_wrapper(self, fn)
+        self.fn = fn
+        self._resolve = resolve
+        self._options = options
+        self._signature = inspect.signature(fn)
+        self._make_name = None if name is None else compile_template(name, "a step's name")
+        self._make_key = (
+            None if idempotency_key is None else compile_template(idempotency_key, "an idempotency key")
+        )
+        self._base = base_name(fn) if name is None else ""
+        self._claimed = self._base or (str(name).format() if is_constant(name) else None)
+        self._codec: ResultCodec | None = None
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """The step's recorded result, or a new one."""
+        result: R = self._call(self._handle(), args, kwargs).run()
+        return result
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> Step[P, R]: ...
+    @overload
+    def __get__(self, instance: object, owner: type) -> Callable[..., R]: ...
+    def __get__(self, instance: object, owner: type) -> Any:
+        """As a method, where the instance is the first argument."""
+        return self if instance is None else types.MethodType(self, instance)
+
+    def submit(self, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
+        """Call the step on the workflow's threads."""
+        handle = self._handle()
+        return handle.submit(self._call(handle, args, kwargs).run)
+
+    def step_name(self, *args: P.args, **kwargs: P.kwargs) -> str:
+        """What that call is called in the record."""
+        return self._name(self._bind(args, kwargs))
+
+    def claim(self, handle: Handle) -> None:
+        """Take the name for this function.
+
+        Raises:
+            DuplicateStepError: Another function has it.
+        """
+        if self._claimed is not None:
+            handle.claim(self._claimed, self.fn)
+
+    def _handle(self) -> Handle:
+        handle = self._resolve()
+        self.claim(handle)
+        return handle
+
+    def _call(self, handle: Handle, args: tuple[Any, ...], kwargs: dict[str, Any]) -> StepCall:
+        bound = self._bind(args, kwargs)
+        return StepCall(
+            handle=handle,
+            name=self._name(bound),
+            idempotency_key=self._make_key(bound) if self._make_key is not None else None,
+            body=functools.partial(self.fn, *args, **kwargs),
+            codec=self._result_codec(),
+            options=self._options,
+        )
+
+    def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Bound:
+        bound = self._signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        return bound
+
+    def _name(self, bound: Bound) -> str:
+        if self._make_name is None:
+            return render_call(self._base, bound)
+        return check_key(self._make_name(bound), "a step's name")
+
+    def _result_codec(self) -> ResultCodec:
+        if self._codec is not None:
+            return self._codec
+        annotation = _return_annotation(self.fn)
+        if isinstance(annotation, str):
+            return ResultCodec(inspect.Signature.empty)  # it does not resolve: perhaps at the next call
+        self._codec = ResultCodec(annotation)
+        return self._codec
+
+
+def run_step(
+    handle: Handle,
+    name: str,
+    fn: Callable[..., R],
+    args: tuple[Any, ...],
+    idempotency_key: str | None,
+    options: StepOptions,
+) -> R:
+    """Run one step without a decorator."""
+    refuse_unfit(fn, "a step")
+    annotation = _return_annotation(fn)
+    call = StepCall(
+        handle=handle,
+        name=check_key(name, "a step's name"),
+        idempotency_key=None if idempotency_key is None else check_key(idempotency_key, "an idempotency key"),
+        body=functools.partial(fn, *args),
+        codec=ResultCodec(inspect.Signature.empty if isinstance(annotation, str) else annotation),
+        options=options,
+    )
+    result: R = call.run()
+    return result
+
+
+def step_options(
+    retry: int | Retry,
+    timeout: float | None,
+    accept: Callable[[Any], bool] | None,
+    if_interrupted: IfInterrupted,
+    version: str | int | None,
+) -> StepOptions:
+    """The options of a step, checked."""
+    if check_timeout(timeout, "timeout") == 0:
+        raise ValueError("timeout must be more than 0 seconds, or None for no limit")
+    if accept is not None and not callable(accept):
+        raise TypeError(f"accept must be a function of the result, not {accept!r}")
+    if if_interrupted not in ("rerun", "fail"):
+        raise ValueError(f'if_interrupted is "rerun" or "fail", not {if_interrupted!r}')
+    if version is not None and (isinstance(version, bool) or not isinstance(version, str | int)):
+        raise TypeError(f"version must be a str or an int, not {version!r}")
+    return StepOptions(
+        as_retry(retry),
+        timeout,
+        accept,
+        if_interrupted,
+        None if version is None else check_key(str(version), "version"),
+    )
+
+
+def refuse_unfit(fn: object, what: str) -> None:
+    """Raise where calling *fn* would not run it.
+
+    Raises:
+        TypeError: It is no function, or a coroutine or generator function.
+    """
+    if not callable(fn):
+        raise TypeError(f"{what} must be a function, not {fn!r:.80}")
+    plain = inspect.unwrap(fn)
+    while isinstance(plain, functools.partial):
+        plain = plain.func
+    if not inspect.isroutine(plain) and not isinstance(plain, type):
+        plain = getattr(plain, "__call__", plain)  # noqa: B004 - the method itself is looked at
+    if inspect.iscoroutinefunction(plain) or inspect.isasyncgenfunction(plain):
+        raise TypeError(f"{what} must be a plain function: {_name_of(fn)} is async; wrap it in asyncio.run()")
+    if inspect.isgeneratorfunction(plain):
+        raise TypeError(
+            f"{what} must be a plain function: {_name_of(fn)} is a generator function, "
+            "whose body would run outside of the record; return a list"
+        )
+
+
+def _name_of(fn: object) -> str:
+    return str(getattr(fn, "__qualname__", fn))
+
+
+def _return_annotation(fn: Callable[..., object]) -> Any:
+    """The resolved return annotation; a str where it does not resolve."""
+    plain = inspect.unwrap(fn)
+    annotation = getattr(plain, "__annotations__", {}).get("return", inspect.Signature.empty)
+    if not isinstance(annotation, str):
+        return annotation
+    namespace = types.SimpleNamespace(__annotations__={"return": annotation})
+    try:
+        closure = inspect.getclosurevars(plain).nonlocals
+        return typing.get_type_hints(
+            namespace, getattr(plain, "__globals__", {}), closure, include_extras=True
+        )["return"]
+    except Exception:  # noqa: BLE001 - evaluating a text can raise anything
+        return annotation

@@ -1,0 +1,385 @@
+"""One call of a step: begin, run the body, record the outcome; or wait for whoever has it in hand."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from contextvars import copy_context
+from typing import Any, Literal, TypeAlias
+
+import attrs
+
+from iso_orchestrator.clock import sleep
+from iso_orchestrator.codec import ResultCodec
+from iso_orchestrator.context import Attempt, Owner, StepContext, current_owner, current_scope, entered
+from iso_orchestrator.errors import (
+    LeaseLostError,
+    OrchestratorError,
+    SerializationError,
+    StepFailedError,
+    StepInterruptedError,
+    StepRejectedError,
+    StepTimeoutError,
+    StoreError,
+    WorkflowUsageError,
+)
+from iso_orchestrator.facts import ABSENT, Fact, StepCompleted, StepFailed, StepStarted
+from iso_orchestrator.fold import Fold
+from iso_orchestrator.handle import Handle
+from iso_orchestrator.liveness import Pause
+from iso_orchestrator.model import ErrorInfo, Json, StepStatus
+from iso_orchestrator.retry import Retry, RetryContext
+from iso_orchestrator.session import Flight, Session
+from iso_orchestrator.state import new_state
+
+__all__ = ["IfInterrupted", "StepCall", "StepOptions"]
+
+IfInterrupted: TypeAlias = Literal["rerun", "fail"]
+
+
+@attrs.frozen
+class StepOptions:
+    """What holds for all calls of a step."""
+
+    retry: Retry
+    timeout: float | None
+    accept: Callable[[Any], bool] | None
+    if_interrupted: IfInterrupted
+    version: str | None
+
+
+@attrs.frozen
+class _Known:
+    """The step has been completed."""
+
+    result: Json
+
+
+@attrs.frozen
+class _Begun:
+    """The caller has the step in hand."""
+
+    flight: Flight
+    attempt: int
+
+
+@attrs.frozen
+class _WaitHere:
+    """Another thread has it in hand."""
+
+    flight: Flight
+
+
+@attrs.frozen
+class _WaitThere:
+    """Another process has it in hand."""
+
+    attempts: int
+
+
+@attrs.frozen
+class _Refused:
+    """It cannot be had, and why."""
+
+    error: OrchestratorError
+
+
+_Beginning: TypeAlias = _Known | _Begun | _WaitHere | _WaitThere | _Refused
+
+
+class _NotRecorded(Exception):  # noqa: N818 - never leaves this module
+    """The body succeeded, and its outcome was given up or cannot be recorded: no retry would help."""
+
+    def __init__(self, error: BaseException | None) -> None:
+        self.error = error
+
+
+@attrs.define(eq=False)
+class StepCall:
+    """One call of a step, whose body takes no arguments any more."""
+
+    handle: Handle
+    name: str
+    idempotency_key: str | None
+    body: Callable[[], Any]
+    codec: ResultCodec
+    options: StepOptions
+    session: Session = attrs.field(init=False)
+
+    def run(self) -> Any:
+        """The step's result, recorded or new.
+
+        Raises:
+            Exception: What the body raised in its last attempt, or what `StepOptions` say.
+        """
+        self.session = self.handle.session()
+        step = self.session.completed(self.name, self.idempotency_key, self.options.version)
+        if step is not None:
+            return self._load(step.result)
+        self._refuse_recursion()
+        pause, awaited = Pause(), 0
+        while True:
+            beginning, seq = self._begin(awaited)
+            match beginning:
+                case _Known(result):
+                    self.session.log.sync(seq)
+                    return self._load(result)
+                case _Refused(error):
+                    self.session.log.sync(seq)
+                    raise error
+                case _WaitThere(attempts):
+                    awaited = attempts
+                    pause.rest()
+                case _WaitHere(flight):
+                    self._wait_for(flight)
+                    if flight.succeeded and self._is_same(flight):
+                        return self._load(flight.result)
+                    if flight.error is not None and self._is_same(flight):
+                        raise _for_another_caller(self.name, flight.error)
+                case _Begun(flight, attempt):
+                    if self.options.if_interrupted == "fail":
+                        self._sync_start(flight, seq)
+                    return self._fly(flight, attempt)
+
+    def _begin(self, awaited: int) -> tuple[_Beginning, int]:
+        flight = Flight(self.name, self.idempotency_key, self.options.version)
+        at = self.handle.clock.now()
+        try:
+            return self.session.append(lambda fold: self._decide(fold, flight, at, awaited))
+        except BaseException:
+            if self.session.flights.get(self.name) is flight:
+                self.session.end_flight(flight, settled=False)
+            raise
+
+    def _decide(self, fold: Fold, flight: Flight, at: Any, awaited: int) -> tuple[Sequence[Fact], _Beginning]:
+        same = fold.matching(self.name, self.idempotency_key, self.options.version)
+        if same is not None and same.status is StepStatus.COMPLETED:
+            return (), _Known(same.result)
+        other = self.session.flights.get(self.name)
+        if other is not None:
+            return (), _WaitHere(other)
+        owner, log = fold.owner(self.name), self.session.log
+        if owner is not None and owner != log.owner and log.is_alive(owner):
+            return (), _WaitThere(fold.steps[self.name].attempts)
+        if same is not None and same.error is not None and owner is None and 0 < awaited <= same.attempts:
+            return (), _Refused(StepFailedError(self.name, same.error))
+        if same is not None and same.status is StepStatus.RUNNING and self.options.if_interrupted == "fail":
+            return (), _Refused(StepInterruptedError(self.name, same.attempts))
+        attempt = 1 + (same.attempts if same is not None else 0)
+        self.session.flights[self.name] = flight
+        return [self._started(attempt, at)], _Begun(flight, attempt)
+
+    def _started(self, attempt: int, at: Any) -> StepStarted:
+        return StepStarted(
+            at, self.name, attempt, self.session.log.owner, self.idempotency_key, self.options.version
+        )
+
+    def _sync_start(self, flight: Flight, seq: int) -> None:
+        try:
+            self.session.log.sync(seq)
+        except BaseException:
+            self.session.end_flight(flight, settled=False)
+            raise
+
+    def _fly(self, flight: Flight, attempt: int) -> Any:
+        """Run the attempts of a step that is in hand, and let it go whatever happens."""
+        settled = False
+        try:
+            result = self._attempts(flight, attempt)
+            settled = True
+            return result
+        except _NotRecorded as given_up:
+            settled = flight.error is not None or given_up.error is None
+            if given_up.error is not None:
+                flight.error = given_up.error
+                raise given_up.error from given_up.error.__cause__
+        except BaseException as error:
+            settled = flight.error is not None
+            flight.error = error
+            raise
+        finally:
+            self.session.end_flight(flight, settled=settled)
+        return self.run()  # somebody else has taken the step over: theirs is the outcome
+
+    def _attempts(self, flight: Flight, attempt: int) -> Any:
+        budget = self.options.retry.attempts
+        for number in range(1, budget + 1):
+            if number > 1:
+                attempt += 1
+                started = self._started(attempt, self.handle.clock.now())
+                self.session.append(lambda _, fact=started: ([fact], None))  # type: ignore[misc]
+            context = StepContext(self.name, number, budget, self.idempotency_key)
+            try:
+                return self._attempt(flight, attempt, context)
+            except _NotRecorded:
+                raise
+            except BaseException as error:
+                if not self._record_failure(flight, attempt, error, context):
+                    raise
+                assert isinstance(error, Exception)
+                sleep(self.options.retry.pause(error, number))
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    def _attempt(self, flight: Flight, attempt: int, context: StepContext) -> Any:
+        scope = current_scope()
+        work = Attempt(self.session, flight, parent=scope.attempt)
+        inside = attrs.evolve(
+            scope,
+            workflow=self.handle.workflow,
+            owner=Owner(parent=current_owner()),
+            step=context,
+            attempt=work,
+        )
+        with entered(inside):
+            value = self._call_body()
+        try:
+            data = self.codec.dump(value, f"the result of step {self.name!r}")
+            result = self._load(data)
+        except SerializationError as error:
+            self._record_failure(flight, attempt, error, None)
+            raise _NotRecorded(error) from error
+        if self.options.accept is not None and not self.options.accept(result):
+            raise StepRejectedError(self.name, result)
+        self._complete(flight, attempt, data, work)
+        return result
+
+    def _call_body(self) -> Any:
+        if self.options.timeout is None:
+            return self.body()
+        return _call_with_timeout(self.name, self.body, self.options.timeout)
+
+    def _complete(self, flight: Flight, attempt: int, data: Json, work: Attempt) -> None:
+        at = self.handle.clock.now()
+
+        def decide(fold: Fold) -> tuple[Sequence[Fact], bool]:
+            if not self._is_mine(fold, attempt):
+                return (), False
+            state = fold.state
+            for update in work.updates:
+                state = new_state(update, state)
+            return [StepCompleted(at, self.name, data, state if work.updates else ABSENT)], True
+
+        try:
+            recorded, seq = self.session.append(decide)
+            self.session.log.sync(seq)
+        except LeaseLostError as error:
+            raise _NotRecorded(error) from error
+        except StoreError as error:
+            lost = StoreError(f"step {self.name!r} succeeded, and its result could not be recorded: {error}")
+            lost.__cause__ = error
+            raise _NotRecorded(lost) from error
+        except Exception as error:
+            self._record_failure(flight, attempt, error, None)
+            raise _NotRecorded(error) from error
+        if not recorded:
+            raise _NotRecorded(None)
+        flight.succeeded, flight.result = True, data
+
+    def _record_failure(
+        self, flight: Flight, attempt: int, error: BaseException, context: StepContext | None
+    ) -> bool:
+        """Record that an attempt failed; whether there is to be another. Never hides *error*."""
+        retrying = context is not None and self._wants_retry(error, context)
+        fact = StepFailed(self.handle.clock.now(), self.name, ErrorInfo.of(error), retrying)
+        try:
+            _, seq = self.session.append(lambda fold: ([fact] if self._is_mine(fold, attempt) else [], None))
+            if not retrying:
+                self.session.log.sync(seq)
+                flight.error = error
+        except OrchestratorError as trouble:
+            if not isinstance(error, LeaseLostError):
+                error.add_note(
+                    f"iso-orchestrator: the failure of step {self.name!r} was not recorded: {trouble}"
+                )
+            return False
+        return retrying
+
+    def _wants_retry(self, error: BaseException, context: StepContext) -> bool:
+        retry_context = RetryContext(self.name, context.attempt, context.max_attempts)
+        if isinstance(error, LeaseLostError | WorkflowUsageError):
+            return False
+        try:
+            return self.options.retry.wants(error, retry_context)
+        except Exception as trouble:
+            error.add_note(f"iso-orchestrator: should_retry() raised {type(trouble).__name__}: {trouble}")
+            return False
+
+    def _is_mine(self, fold: Fold, attempt: int) -> bool:
+        step = fold.steps.get(self.name)
+        return (
+            step is not None and step.attempts == attempt and fold.owner(self.name) == self.session.log.owner
+        )
+
+    def _is_same(self, flight: Flight) -> bool:
+        return (flight.idempotency_key, flight.version) == (self.idempotency_key, self.options.version)
+
+    def _wait_for(self, flight: Flight) -> None:
+        attempt = current_scope().attempt
+        mine = [link.flight for link in attempt.chain()] if attempt is not None else []
+        for own in mine:
+            own.waits_for = flight
+        link: Flight | None = flight
+        try:
+            while link is not None:
+                if link in mine:
+                    raise WorkflowUsageError(
+                        f"step {self.name!r} and step {link.name!r} wait for each other: neither would ever end"
+                    )
+                link = link.waits_for
+            flight.done.wait()
+        finally:
+            for own in mine:
+                own.waits_for = None
+
+    def _refuse_recursion(self) -> None:
+        attempt = current_scope().attempt
+        for link in attempt.chain() if attempt is not None else ():
+            if link.session is self.session and link.flight.name == self.name:
+                raise WorkflowUsageError(
+                    f"step {self.name!r} called itself: it would wait for its own end; call the plain function (.fn)"
+                )
+
+    def _load(self, data: Json) -> Any:
+        return self.codec.load(data, f"the result of step {self.name!r}")
+
+
+def _for_another_caller(name: str, error: BaseException) -> BaseException:
+    """An interrupt was meant for the thread that got it; others are told of the failure."""
+    return error if isinstance(error, Exception) else StepFailedError(name, ErrorInfo.of(error))
+
+
+def _call_with_timeout(name: str, body: Callable[[], Any], timeout: float) -> Any:
+    """Call *body* in a thread of its own, which is left to itself when it takes longer than *timeout* seconds."""
+    outcome: list[Any] = []
+    failure: list[BaseException] = []
+    holds = [hold for owner in current_owner().chain() for hold in owner.holds]
+    at_end: list[Callable[[], None]] = []
+    guard = threading.Lock()
+    ended = threading.Event()
+
+    def work() -> None:
+        try:
+            outcome.append(body())
+        except BaseException as error:  # it is raised again where the caller waits
+            failure.append(error)
+        with guard:
+            ended.set()
+        for release in at_end:
+            release()
+
+    thread = threading.Thread(
+        target=copy_context().run, args=(work,), name=f"iso-orchestrator step {name}"[:60], daemon=True
+    )
+    thread.start()
+    try:
+        ended.wait(timeout)
+    finally:
+        with guard:
+            is_left = not ended.is_set()
+            if is_left:
+                at_end.extend(hold.leave_behind() for hold in holds)
+    if is_left:
+        raise StepTimeoutError(name, timeout)
+    if failure:
+        raise failure[0]
+    return outcome[0]

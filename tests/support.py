@@ -1,0 +1,254 @@
+"""What several test modules share: real child processes, waiting with a deadline, watched files, a few facts."""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from iso_orchestrator import facts as f
+from iso_orchestrator.fold import Fold
+from iso_orchestrator.store import Log, Store
+from iso_orchestrator.store.file.fs import FileSystem
+
+T0 = datetime(2026, 5, 14, 12, 0, 0, 7000, tzinfo=UTC)
+DEADLINE = 20.0  # seconds; reached only by what hangs
+
+_TESTS = Path(__file__).parent
+
+
+def at(seconds: float) -> datetime:
+    """A moment *seconds* after the first."""
+    return T0 + timedelta(seconds=seconds)
+
+
+def new_fold(workflow_id: str = "w", state: Any = None) -> Fold:
+    """The record of a workflow in which nothing has happened."""
+    return Fold.new(workflow_id, T0, {} if state is None else state)
+
+
+def note(text: Any, seconds: float = 0) -> f.EventAppended:
+    """The plainest of facts, told apart by its message."""
+    return f.EventAppended(at(seconds), "note", str(text))
+
+
+def notes_of(fold: Fold) -> list[str | None]:
+    """The messages of all notes, in order."""
+    return [event.message for event in fold.events if event.type == "note"]
+
+
+def put(log: Log, fold: Fold, *facts: f.Fact) -> Fold:
+    """What a session does to record *facts*: lock, catch up, append, unlock."""
+    log.lock()
+    try:
+        fold = log.catch_up(fold)
+        log.append(fold, facts)
+        return fold
+    finally:
+        log.unlock()
+
+
+def caught_up(log: Log, fold: Fold) -> Fold:
+    """*fold* with all that others have written."""
+    log.lock()
+    try:
+        return log.catch_up(fold)
+    finally:
+        log.unlock()
+
+
+def leave(log: Log, fold: Fold | None) -> None:
+    """End a hold as a session does."""
+    log.lock()
+    log.leave(fold)
+
+
+def looked_at(store: Store, workflow_id: str = "w") -> Fold:
+    """The workflow as a reader sees it; it has to be there."""
+    fold = store.read(workflow_id)
+    assert fold is not None
+    return fold
+
+
+def tree(root: Path | str) -> dict[str, tuple[int, bytes]]:
+    """All that is under *root*: mode and bytes by relative path."""
+    found = {}
+    for path in sorted(Path(root).rglob("*")):
+        info = path.lstat()
+        found[str(path.relative_to(root))] = (info.st_mode, path.read_bytes() if path.is_file() else b"")
+    return found
+
+
+def wait_until(condition: Callable[[], Any], deadline: float = DEADLINE, what: str = "the condition") -> Any:
+    """What *condition* gives as soon as that is true; fails after *deadline* seconds."""
+    end = time.monotonic() + deadline
+    while not (value := condition()):
+        if time.monotonic() > end:
+            raise AssertionError(f"{what} did not come about within {deadline:g} s")
+        time.sleep(0.002)
+    return value
+
+
+class Child:
+    """A Python process that a test talks to by lines."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        self.pid = process.pid
+        self._lines: queue.Queue[str | None] = queue.Queue()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def line(self, deadline: float = DEADLINE) -> str:
+        """The next line that it printed."""
+        try:
+            line = self._lines.get(timeout=deadline)
+        except queue.Empty:
+            raise AssertionError(f"the child printed nothing for {deadline:g} s") from None
+        if line is None:
+            raise AssertionError(f"the child ended with {self.process.wait()} before it printed a line")
+        return line
+
+    def say(self, line: str = "") -> None:
+        """Hand it a line, which it reads by `input()`."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+
+    def kill(self) -> None:
+        """SIGKILL, and wait until it is gone."""
+        self.process.kill()
+        self.process.wait(DEADLINE)
+
+    def stop(self) -> None:
+        """SIGSTOP."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """SIGCONT."""
+        os.kill(self.pid, signal.SIGCONT)
+
+    def end(self, deadline: float = DEADLINE) -> list[str]:
+        """Wait until it ends by itself, well; the lines that nobody has read yet."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        code = self.process.wait(deadline)
+        self._reader.join(DEADLINE)
+        rest = list(iter(self._lines.get, None))
+        assert code == 0, f"the child ended with {code}, its last lines: {rest[-5:]}"
+        return rest
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.kill()
+        self._reader.join(DEADLINE)
+        for pipe in (self.process.stdin, self.process.stdout):
+            assert pipe is not None
+            try:
+                pipe.close()
+            except BrokenPipeError:
+                pass
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self._lines.put(line.rstrip("\n"))
+        self._lines.put(None)
+
+
+def run_python(code: str, *args: object, cwd: Path | str | None = None, env: dict[str, str] | None = None) -> Child:
+    """Start *code* in a Python process of its own; `sys.argv[1:]` are *args*.
+
+    It can import this module, and prints and reads without buffers. Its standard error is the test's.
+
+    Example:
+        with run_python("print(input())") as child:
+            child.say("hello")
+            assert child.line() == "hello"
+    """
+    path = os.pathsep.join(filter(None, [str(_TESTS.parent), str(_TESTS), os.environ.get("PYTHONPATH")]))
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-W", "error", "-c", code, *map(str, args)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": path, **(env or {})},
+    )
+    return Child(process)
+
+
+class WatchedFS(FileSystem):
+    """The real file system, with a list of its calls, and a hook that comes before each.
+
+    Attributes:
+        calls: Name and arguments of each call so far.
+        before: Called with the same; what it raises is the call's.
+    """
+
+    def __init__(self, before: Callable[[str, tuple[Any, ...]], None] | None = None) -> None:
+        self.calls: list[tuple[str, tuple[Any, ...]]] = []
+        self.before = before
+
+    def count(self, *names: str) -> int:
+        """How many calls of these names there were."""
+        return sum(name in names for name, _ in self.calls)
+
+
+def _watched(name: str) -> Callable[..., Any]:
+    real = getattr(FileSystem, name)
+
+    def call(self: WatchedFS, *args: Any) -> Any:
+        self.calls.append((name, args))
+        if self.before is not None:
+            self.before(name, args)
+        return real(self, *args)
+
+    return call
+
+
+for _name in [name for name in vars(FileSystem) if not name.startswith("_")]:
+    setattr(WatchedFS, _name, _watched(_name))
+
+
+def failing(error: BaseException, *names: str, ending: str = "", after: int = 0) -> Callable[..., None]:
+    """A hook for `WatchedFS`: the calls of these names raise *error*.
+
+    Args:
+        error: What they raise.
+        names: Of the methods.
+        ending: Only calls whose first argument is a path that ends so.
+        after: How many calls go well first.
+    """
+    left = after
+
+    def before(name: str, args: tuple[Any, ...]) -> None:
+        nonlocal left
+        if name in names and (not ending or str(args[0]).endswith(ending)):
+            if left == 0:
+                raise error
+            left -= 1
+
+    return before
+
+
+def lines_of(path: Path | str) -> list[bytes]:
+    """The lines of a file, with their ends."""
+    return Path(path).read_bytes().splitlines(keepends=True)
+
+
+def only(found: Iterable[Any]) -> Any:
+    """The one thing in *found*."""
+    (one,) = found
+    return one

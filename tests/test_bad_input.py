@@ -1,0 +1,811 @@
+"""What people get wrong: an error of its own kind, early, that says what to do, and an unharmed record."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import pytest
+from support import run_python
+
+import iso_orchestrator
+from iso_orchestrator import (
+    FormatVersionError,
+    Lease,
+    OrchestratorError,
+    Retry,
+    SerializationError,
+    StepNameError,
+    StepStatus,
+    StoreError,
+    Workflow,
+    delete_workflow,
+    lease_status,
+    list_workflows,
+    open_workflow,
+    read_workflow_record,
+    run_workflow,
+)
+
+NOBODY = 65534  # the user id that owns nothing, by convention
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A root with one workflow in it."""
+    folder = tmp_path / "root"
+    with Workflow("kept", dir=folder, initial_state={"count": 1}) as workflow:
+        workflow.run_step("before", lambda: "its result")
+    workflow.close()
+    return folder
+
+
+@pytest.fixture
+def workflow(root: Path) -> Iterator[Workflow]:
+    """The workflow in the root; what was in it is there at the end, too."""
+    workflow = Workflow("kept", dir=root)
+    workflow.append_event("opened")
+    yield workflow
+    workflow.close()
+    record = read_workflow_record("kept", dir=root)
+    assert record.steps["before"].result == "its result"
+    assert record.state == {"count": 1}
+
+
+def record_files(root: Path) -> dict[str, bytes]:
+    """The bytes of all records under *root*."""
+    return {path.name: path.read_bytes() for path in (root / "workflows").iterdir()}
+
+
+@contextmanager
+def unharmed(root: Path) -> Iterator[None]:
+    """Inside, no record changes by a byte."""
+    before = record_files(root)
+    yield
+    assert record_files(root) == before
+
+
+def never(*_: object) -> None:
+    """A body that must not run."""
+    pytest.fail("it ran")
+
+
+# Ids and keys
+
+
+BAD_TEXTS = {
+    "empty": ("", ValueError, "empty or blank"),
+    "blank": (" \t\n", ValueError, "empty or blank"),
+    "a lone surrogate": ("a\ud800b", ValueError, "UTF-8"),
+    "None": (None, TypeError, "must be a str"),
+    "a number": (7, TypeError, "must be a str"),
+    "bytes": (b"key", TypeError, "must be a str"),
+}
+
+ID_TAKERS: dict[str, Callable[[Path, Any], object]] = {
+    "Workflow": lambda root, name: Workflow(name, dir=root),
+    "open_workflow": lambda root, name: open_workflow(name, dir=root),
+    "run_workflow": lambda root, name: run_workflow(name, never, dir=root),
+    "read_workflow_record": lambda root, name: read_workflow_record(name, dir=root),
+    "delete_workflow": lambda root, name: delete_workflow(name, dir=root),
+}
+
+KEY_TAKERS: dict[str, Callable[[Workflow, Any], object]] = {
+    "run_step": lambda workflow, key: workflow.run_step(key, never),
+    "mutex": lambda workflow, key: workflow.mutex(key),
+    "heartbeat": lambda workflow, key: workflow.heartbeat(key),
+    "heartbeating": lambda workflow, key: workflow.heartbeating(key),
+    "touch_lease": lambda workflow, key: workflow.touch_lease(key, holder="me", ttl=1),
+    "release_lease": lambda workflow, key: workflow.release_lease(key),
+    "lease": lambda workflow, key: workflow.lease(key),
+}
+
+
+@pytest.mark.parametrize("bad", BAD_TEXTS)
+@pytest.mark.parametrize("taker", ID_TAKERS)
+def test_what_can_be_no_id_is_refused_at_once(root: Path, taker: str, bad: str) -> None:
+    """An id that is empty, blank, no text or not UTF-8 raises when it is given."""
+    value, kind, says = BAD_TEXTS[bad]
+    with unharmed(root), pytest.raises(kind, match=says):
+        ID_TAKERS[taker](root, value)
+
+
+@pytest.mark.parametrize("bad", BAD_TEXTS)
+@pytest.mark.parametrize("taker", KEY_TAKERS)
+def test_what_can_be_no_key_is_refused_at_once(workflow: Workflow, root: Path, taker: str, bad: str) -> None:
+    """A key or name that is empty, blank, no text or not UTF-8 raises when it is given."""
+    value, kind, says = BAD_TEXTS[bad]
+    with unharmed(root), pytest.raises(kind, match=says):
+        KEY_TAKERS[taker](workflow, value)
+
+
+@pytest.mark.parametrize("option", ["name", "idempotency_key"])
+@pytest.mark.parametrize("bad", ["empty", "blank", "a lone surrogate", "a number", "bytes"])
+def test_a_steps_constant_name_or_key_is_refused_when_decorated(
+    workflow: Workflow, option: str, bad: str
+) -> None:
+    """A constant name or key of a step that can be none raises before the step is ever called."""
+    value, kind, says = BAD_TEXTS[bad]
+    with pytest.raises(kind, match=says):
+        workflow.step(**{option: value})(never)
+
+
+@pytest.mark.parametrize("bad", ["empty", "blank", "a lone surrogate", "a number"])
+def test_a_key_made_of_an_item_is_refused_before_the_item_runs(workflow: Workflow, bad: str) -> None:
+    """A `mutex_key` that comes out as what can be no key raises, and its item does not run."""
+    value, kind, says = BAD_TEXTS[bad]
+    with pytest.raises(kind, match=says):
+        workflow.run_for_each([1], never, mutex_key=lambda item: value)
+
+
+LEGAL_TEXTS = [
+    "/",
+    ".",
+    "..",
+    "../../../outside",
+    "/outside",
+    "a\nb",
+    "a\0b",
+    "\x1b]0;title\x07",
+    "C:\\outside",
+    "CON",
+    "%2e%2e%2f",
+    "-rf",
+    "{braces}",
+    "ключ ⚿ \U0001f511",
+    "x" * 10_000,
+    "../" * 4_000,
+]
+
+
+@pytest.mark.parametrize("text", LEGAL_TEXTS, ids=lambda text: ascii(text)[:20])
+def test_every_other_text_is_legal_and_stays_inside_the_root(tmp_path: Path, text: str) -> None:
+    """Slashes, dots, newlines, NUL and 10,000 characters are names like others, and no paths."""
+    root = tmp_path / "deep" / "root"
+    with Workflow(text, dir=root) as workflow:
+        workflow.run_step(text, lambda: text)
+        workflow.heartbeat(text)
+        workflow.touch_lease(text, holder=text, ttl=60)
+        with workflow.mutex(text), workflow.mutex(text, scope="store"):
+            pass
+        workflow.run_for_each([text], lambda item: item, mutex_key=lambda item: item)
+    workflow.close()
+
+    record = read_workflow_record(text, dir=root)
+    assert (record.workflow_id, record.steps[text].result) == (text, text)
+    assert (record.heartbeats[text].key, record.leases[text].holder) == (text, text)
+    assert list(tmp_path.iterdir()) == [tmp_path / "deep"]
+    assert list(root.parent.iterdir()) == [root]
+    assert {path.name for path in root.iterdir()} == {".gitignore", "workflows", "locks"}
+    assert Path(workflow.record_path).parent == root / "workflows"
+
+
+def test_texts_that_look_alike_are_kept_apart(tmp_path: Path) -> None:
+    """Ids that differ in a character, a case or a normal form are different workflows."""
+    ids = [
+        "a/b",
+        "a\\b",
+        "a b",
+        "A B",
+        "a\nb",
+        "a\0b",
+        "\u00e9",
+        "e\u0301",
+        "a b ",
+        "x" * 10_000,
+        "x" * 9_999,
+    ]
+    for workflow_id in ids:
+        Workflow(workflow_id, dir=tmp_path, initial_state=workflow_id).append_event("made")
+    for workflow_id in ids:
+        Workflow(workflow_id, dir=tmp_path).close()
+        assert read_workflow_record(workflow_id, dir=tmp_path).state == workflow_id
+    assert len(list(list_workflows(dir=tmp_path))) == len(ids)
+
+
+# The root
+
+
+@pytest.mark.parametrize("inner", ["", "below", "below/that"])
+def test_a_root_that_is_a_file_is_refused(tmp_path: Path, inner: str) -> None:
+    """A root that is a file, or lies below one, raises on first use, and the file is left alone."""
+    file = tmp_path / "file"
+    file.write_bytes(b"somebody's")
+    workflow = Workflow("batch", dir=file / inner)
+    with pytest.raises(StoreError, match=str(file)):
+        workflow.run_step("first", never)
+    assert file.read_bytes() == b"somebody's"
+
+
+@pytest.mark.parametrize("name", ["workflows", "locks"])
+def test_a_file_in_the_place_of_a_folder_of_the_root_is_refused(tmp_path: Path, name: str) -> None:
+    """A file where the root has its folders raises on first use, and is left alone."""
+    (tmp_path / name).write_bytes(b"somebody's")
+    with pytest.raises(StoreError, match="folder"):
+        open_workflow("batch", dir=tmp_path)
+    assert (tmp_path / name).read_bytes() == b"somebody's"
+
+
+@contextmanager
+def mounted(source: str, target: Path, *steps: list[str]) -> Iterator[None]:
+    """Inside, *target* is a mount; skips where that is not permitted."""
+    for number, options in enumerate(steps):
+        try:
+            done = subprocess.run(["mount", *options, source, str(target)], capture_output=True, timeout=20)
+        except FileNotFoundError:
+            pytest.skip("there is no mount command")
+        if done.returncode:
+            if number:
+                subprocess.run(["umount", str(target)], check=True, timeout=20)
+            pytest.skip(f"mounting is not permitted: {done.stderr.decode(errors='replace').strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(target)], check=True, timeout=20)
+
+
+@contextmanager
+def without_rights(folder: Path) -> Iterator[None]:
+    """Inside, this process may read *folder* and write nothing there, whoever it is."""
+    folders = [folder, *(path for path in folder.rglob("*") if path.is_dir())]
+    is_root = os.geteuid() == 0
+    if is_root:
+        for path in [folder, *folder.rglob("*")]:
+            os.chown(path, NOBODY, NOBODY)
+    modes = {path: path.stat().st_mode for path in folders}
+    for path in folders:
+        path.chmod(0o500)
+    if is_root:
+        os.seteuid(NOBODY)  # root may write everywhere
+    try:
+        yield
+    finally:
+        if is_root:
+            os.seteuid(0)
+        for path, mode in modes.items():
+            path.chmod(mode)
+
+
+def _fails_to_write_and_can_read(root: Path) -> None:
+    for workflow_id in ("kept", "a new one"):
+        with pytest.raises(StoreError, match="rights"):
+            Workflow(workflow_id, dir=root).run_step("next", never)
+    workflow = Workflow("kept", dir=root)
+    assert (workflow.state, workflow.record.steps["before"].result) == ({"count": 1}, "its result")
+    assert read_workflow_record("kept", dir=root).state == {"count": 1}
+    assert [summary.workflow_id for summary in list_workflows(dir=root)] == ["kept"]
+
+
+def test_a_root_without_the_right_to_write_is_refused_and_can_be_read(root: Path) -> None:
+    """A root that may not be written to raises on first use; looking works, and nothing changes."""
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own is closed to all other users
+        Path(folder).chmod(0o755)
+        copy = Path(folder) / "root"
+        shutil.copytree(root, copy)
+        with unharmed(copy), without_rights(copy):
+            _fails_to_write_and_can_read(copy)
+        with Workflow("kept", dir=copy) as workflow:
+            assert workflow.run_step("next", lambda: "goes on") == "goes on"
+        workflow.close()
+
+
+def test_a_read_only_disk_is_refused_and_can_be_read(root: Path) -> None:
+    """A root on a disk that is mounted to be read raises on first use; looking works, and nothing changes."""
+    with unharmed(root), mounted(str(root), root, ["--bind"], ["-o", "remount,bind,ro"]):
+        _fails_to_write_and_can_read(root)
+
+
+def _fill(folder: Path) -> Path:
+    """A file that takes all the space that is left."""
+    ballast = folder / "ballast"
+    with ballast.open("wb", buffering=0) as file:
+        try:
+            while file.write(b"\0" * 4096):
+                pass
+        except OSError:
+            return ballast
+    raise AssertionError("the disk is not full")
+
+
+def test_a_full_disk_is_an_error_and_loses_nothing(tmp_path: Path) -> None:
+    """A result for which there is no room raises, nothing is lost, and all goes on when there is room."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    calls: list[int] = []
+
+    def large() -> str:
+        calls.append(1)
+        return "x" * 50_000
+
+    with mounted("tmpfs", disk, ["-t", "tmpfs", "-o", "size=512k"]):
+        root = disk / "root"
+        workflow = Workflow("batch", dir=root)
+        assert workflow.run_step("before", lambda: "its result") == "its result"
+        ballast = _fill(disk)
+        with unharmed(root), pytest.raises(StoreError, match="space"):
+            workflow.update_state("x" * 50_000)
+        with pytest.raises(StoreError, match="space"):
+            workflow.run_step("large", large, retry=3)
+        assert len(calls) <= 1
+        assert read_workflow_record("batch", dir=root).steps["before"].result == "its result"
+
+        ballast.unlink()
+        workflow.close()
+        calls.clear()
+        with Workflow("batch", dir=root) as workflow:
+            assert workflow.run_step("before", never) == "its result"
+            assert workflow.run_step("large", large) == "x" * 50_000
+        workflow.close()
+        assert calls == [1]
+
+
+def test_a_file_that_may_not_grow_is_an_error_and_loses_nothing(root: Path) -> None:
+    """A process that has reached its limit of a file's size gets a typed error and loses nothing."""
+    code = """
+import resource, sys
+from iso_orchestrator import StoreError, Workflow
+workflow = Workflow("kept", dir=sys.argv[1])
+workflow.run_step("opened", lambda: None)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+calls = []
+def large():
+    calls.append(1)
+    return "x" * 50_000
+try:
+    workflow.run_step("large", large, retry=3)
+except StoreError as error:
+    print(len(calls), error)
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+print(workflow.run_step("small", lambda: "goes on"))
+workflow.close()
+"""
+    with run_python(code, root) as child:
+        refused, goes_on = child.end()
+    assert refused.startswith("1 ")
+    assert "space" in refused
+    assert goes_on == "goes on"
+    record = read_workflow_record("kept", dir=root)
+    assert record.steps["before"].result == "its result"
+    assert record.steps["large"].status is not StepStatus.COMPLETED
+    assert record.steps["small"].status is StepStatus.COMPLETED
+
+
+# Values that are not JSON
+
+
+def _cycle() -> list[Any]:
+    cycle: list[Any] = []
+    cycle.append({"again": cycle})
+    return cycle
+
+
+def _levels(count: int) -> Any:
+    value: Any = "the ground"
+    for _ in range(count):
+        value = [value]
+    return value
+
+
+NOT_JSON: dict[str, tuple[Callable[[], Any], str]] = {
+    "NaN": (lambda: {"mean": [1.0, float("nan")]}, "$.mean[1]"),
+    "infinity": (lambda: {"mean": float("-inf")}, "$.mean"),
+    "bytes": (lambda: {"page": b"<html>"}, "$.page"),
+    "a set": (lambda: [{"seen": {1, 2}}], "$[0].seen"),
+    "an open file": (lambda: {"log": sys.stderr}, "$.log"),
+    "an object": (lambda: [object()], "$[0]"),
+    "a cycle": (_cycle, "$"),
+    "200 levels": (lambda: _levels(200), "$"),
+    "a key that is a number": (lambda: {"jobs": {1: "one"}}, "$.jobs"),
+    "a key that is None": (lambda: {None: "nothing"}, "$"),
+}
+
+VALUE_TAKERS: dict[str, Callable[[Workflow, Any], object]] = {
+    "update_state": lambda workflow, value: workflow.update_state(value),
+    "update_state by a function": lambda workflow, value: workflow.update_state(lambda state: value),
+    "append_event": lambda workflow, value: workflow.append_event("seen", detail=value),
+    "heartbeat": lambda workflow, value: workflow.heartbeat("me", value),
+    "touch_lease": lambda workflow, value: workflow.touch_lease("slot", holder="me", ttl=1, detail=value),
+}
+
+
+@pytest.mark.parametrize("case", NOT_JSON)
+def test_a_result_that_is_not_json_is_refused(workflow: Workflow, case: str) -> None:
+    """A result that is not JSON names the step and the place, and its body is not run again for that."""
+    make, place = NOT_JSON[case]
+    calls: list[int] = []
+
+    def body() -> Any:
+        calls.append(1)
+        return make()
+
+    with pytest.raises(SerializationError) as refused:
+        workflow.run_step("collect", body, retry=3)
+    assert "collect" in refused.value.subject
+    assert refused.value.place.startswith(place)
+    assert calls == [1]
+    assert workflow.record.steps["collect"].status is StepStatus.FAILED
+
+
+@pytest.mark.parametrize("case", NOT_JSON)
+@pytest.mark.parametrize("taker", VALUE_TAKERS)
+def test_a_value_that_is_not_json_is_refused(workflow: Workflow, root: Path, taker: str, case: str) -> None:
+    """A state or detail that is not JSON raises with the place, and nothing is recorded."""
+    make, place = NOT_JSON[case]
+    with unharmed(root), pytest.raises(SerializationError) as refused:
+        VALUE_TAKERS[taker](workflow, make())
+    assert refused.value.place.startswith(place)
+
+
+@pytest.mark.parametrize("case", NOT_JSON)
+def test_an_initial_state_that_is_not_json_is_refused_at_construction(tmp_path: Path, case: str) -> None:
+    """An initial state that is not JSON raises before there is a record."""
+    make, place = NOT_JSON[case]
+    with pytest.raises(SerializationError) as refused:
+        Workflow("batch", dir=tmp_path / "root", initial_state=make())
+    assert refused.value.place.startswith(place)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_nested_less_than_the_limit_is_kept(workflow: Workflow) -> None:
+    """A hundred levels are recorded and read back."""
+    assert workflow.run_step("deep", lambda: _levels(100)) == _levels(100)
+
+
+# Numbers, times and options
+
+
+NO_TIME = timedelta(0)
+NAN = float("nan")
+WRONG_OPTIONS: dict[str, tuple[Callable[[Workflow], object], str]] = {
+    "step(retry=0)": (lambda workflow: workflow.step(retry=0)(never), "retry"),
+    "step(retry=-1)": (lambda workflow: workflow.step(retry=-1)(never), "retry"),
+    "run_step(retry=0)": (lambda workflow: workflow.run_step("new", never, retry=0), "retry"),
+    "Retry(attempts=0)": (lambda workflow: Retry(attempts=0), "attempts"),
+    "Retry(wait=-1)": (lambda workflow: Retry(wait=-1), "wait"),
+    "step(timeout=-1)": (lambda workflow: workflow.step(timeout=-1)(never), "timeout"),
+    "step(timeout=nan)": (lambda workflow: workflow.step(timeout=NAN)(never), "timeout"),
+    "run_step(timeout=-1)": (lambda workflow: workflow.run_step("new", never, timeout=-1), "timeout"),
+    "step(if_interrupted)": (lambda workflow: workflow.step(if_interrupted="or")(never), "if_interrupted"),
+    "max_parallel=0": (lambda workflow: workflow.for_each(max_parallel=0)(never), "max_parallel"),
+    "max_parallel=-1": (lambda workflow: workflow.for_each(max_parallel=-1)(never), "max_parallel"),
+    "run_for_each": (lambda workflow: workflow.run_for_each([1], never, max_parallel=0), "max_parallel"),
+    "mutex_timeout=-1": (lambda workflow: workflow.for_each(mutex_timeout=-1)(never), "timeout"),
+    "mutex_scope": (lambda workflow: workflow.for_each(mutex_scope="galaxy")(never), "scope"),
+    "mutex(timeout=-1)": (lambda workflow: workflow.mutex("slot", timeout=-1), "timeout"),
+    "mutex(timeout=nan)": (lambda workflow: workflow.mutex("slot", timeout=NAN), "timeout"),
+    "mutex(scope)": (lambda workflow: workflow.mutex("slot", scope="galaxy"), "scope"),
+    "touch_lease(ttl=0)": (lambda workflow: workflow.touch_lease("slot", holder="me", ttl=0), "ttl"),
+    "touch_lease(ttl=-1)": (lambda workflow: workflow.touch_lease("slot", holder="me", ttl=-1), "ttl"),
+    "touch_lease(ttl=nan)": (lambda workflow: workflow.touch_lease("slot", holder="me", ttl=NAN), "ttl"),
+    "touch_lease(timedelta)": (
+        lambda workflow: workflow.touch_lease("slot", holder="me", ttl=NO_TIME),
+        "ttl",
+    ),
+    "lease(ttl=0)": (lambda workflow: workflow.lease("slot", ttl=0), "ttl"),
+    "lease(ttl=-1)": (lambda workflow: workflow.lease("slot", ttl=-1), "ttl"),
+    "heartbeating(every=0)": (lambda workflow: workflow.heartbeating("me", every=0), "every"),
+    "heartbeating(every=-1)": (lambda workflow: workflow.heartbeating("me", every=-1), "every"),
+    "on_busy": (lambda workflow: Workflow("kept", dir=workflow.dir, on_busy="panic"), "on_busy"),
+    "max_workers=0": (lambda workflow: Workflow("kept", dir=workflow.dir, max_workers=0), "max_workers"),
+    "set_status": (lambda workflow: workflow.set_status("on holiday"), "(?i)status"),
+}
+
+
+@pytest.mark.parametrize("option", WRONG_OPTIONS)
+def test_an_option_out_of_its_range_is_refused_at_once(workflow: Workflow, root: Path, option: str) -> None:
+    """A number, time or word that an option cannot have raises where it is given, and the option is named."""
+    give, says = WRONG_OPTIONS[option]
+    with unharmed(root), pytest.raises(ValueError, match=says):
+        give(workflow)
+
+
+WRONG_TYPES: dict[str, Callable[[Workflow], object]] = {
+    "retry": lambda workflow: workflow.step(retry="3")(never),
+    "timeout": lambda workflow: workflow.step(timeout="1")(never),
+    "max_parallel": lambda workflow: workflow.for_each(max_parallel=2.5)(never),
+    "ttl": lambda workflow: workflow.touch_lease("slot", holder="me", ttl="30"),
+    "now": lambda workflow: Workflow("kept", dir=workflow.dir, now=datetime(2026, 5, 14, tzinfo=UTC)),
+    "executor": lambda workflow: workflow.for_each(executor="threads")(never),
+}
+
+
+@pytest.mark.parametrize("option", WRONG_TYPES)
+def test_an_option_of_a_wrong_type_is_refused_at_once(workflow: Workflow, root: Path, option: str) -> None:
+    """A value whose type an option cannot have raises where it is given."""
+    with unharmed(root), pytest.raises(TypeError, match=option):
+        WRONG_TYPES[option](workflow)
+
+
+@pytest.mark.parametrize("holder", ["", "  \n"])
+def test_a_lease_needs_a_holder(workflow: Workflow, root: Path, holder: str) -> None:
+    """A holder that is empty or blank is refused."""
+    with unharmed(root):
+        with pytest.raises(ValueError, match="holder"):
+            workflow.touch_lease("slot", holder=holder, ttl=30)
+        with pytest.raises(ValueError, match="holder"):
+            workflow.lease("slot", holder=holder)
+
+
+# Clocks
+
+
+def _naive() -> datetime:
+    return datetime(2026, 5, 14)
+
+
+def test_a_naive_clock_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    """A `now` without a zone raises on first use, and leaves no record."""
+    workflow = Workflow("batch", dir=tmp_path / "root", now=_naive)
+    with pytest.raises(ValueError, match=r"naive.*datetime\.now\(UTC\)"):
+        workflow.append_event("first")
+    assert not list(tmp_path.rglob("batch*.json"))
+    workflow.close()
+
+
+def test_a_clock_that_turns_naive_changes_nothing(root: Path) -> None:
+    """A `now` that loses its zone raises, and the record is as it was."""
+    moment = datetime(2026, 5, 14, tzinfo=UTC)
+    workflow = Workflow("kept", dir=root, now=lambda: moment)
+    workflow.append_event("first")
+    moment = _naive()
+    with unharmed(root):
+        with pytest.raises(ValueError, match="naive"):
+            workflow.append_event("second")
+        with pytest.raises(ValueError, match="naive"):
+            workflow.run_step("next", never)
+    moment = datetime(2026, 5, 15, tzinfo=UTC)
+    assert workflow.run_step("next", lambda: "goes on") == "goes on"
+    workflow.close()
+
+
+def test_a_lease_is_not_judged_by_a_naive_time() -> None:
+    """`lease_status` refuses a time without a zone."""
+    moment = datetime(2026, 5, 14, tzinfo=UTC)
+    with pytest.raises(ValueError, match="naive"):
+        lease_status(Lease("slot", "me", moment, moment, moment), _naive())
+
+
+# Functions that are no plain functions
+
+
+async def _coroutine(item: int = 0) -> int:
+    return item
+
+
+def _generator(item: int = 0) -> Iterator[int]:
+    yield item
+
+
+async def _async_generator(item: int = 0) -> AsyncIterator[int]:
+    yield item
+
+
+class _AsyncCallable:
+    """An object that is called like a coroutine function."""
+
+    async def __call__(self) -> int:
+        return 1
+
+
+NOT_PLAIN = [_coroutine, _generator, _async_generator, functools.partial(_coroutine, 1), _AsyncCallable()]
+FUNCTION_TAKERS: dict[str, Callable[[Workflow, Any], object]] = {
+    "step": lambda workflow, fn: workflow.step(fn),
+    "step(...)": lambda workflow, fn: workflow.step(name="one")(fn),
+    "run_step": lambda workflow, fn: workflow.run_step("one", fn),
+    "for_each": lambda workflow, fn: workflow.for_each()(fn),
+    "run_for_each": lambda workflow, fn: workflow.run_for_each([1], fn),
+    "free step": lambda workflow, fn: iso_orchestrator.step(fn),
+    "free for_each": lambda workflow, fn: iso_orchestrator.for_each(fn),
+    "run": lambda workflow, fn: workflow.run(fn),
+}
+
+
+@pytest.mark.parametrize("fn", NOT_PLAIN, ids=lambda fn: getattr(fn, "__name__", type(fn).__name__))
+@pytest.mark.parametrize("taker", FUNCTION_TAKERS)
+def test_a_function_that_is_not_plain_is_refused_at_once(
+    workflow: Workflow, root: Path, taker: str, fn: Callable[..., Any]
+) -> None:
+    """Coroutine and generator functions raise, saying which of them it is, and nothing is recorded."""
+    with unharmed(root), pytest.raises(TypeError, match=r"coroutine|generator"):
+        FUNCTION_TAKERS[taker](workflow, fn)
+
+
+# Steps and their names
+
+
+class _Opaque:
+    """Something that has no faithful short form."""
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [_Opaque(), threading.Lock(), sys.stderr, lambda: 1, [_Opaque()], {"deep": {"er": _Opaque()}}],
+    ids=repr,
+)
+def test_arguments_that_cannot_be_rendered_are_refused(
+    workflow: Workflow, root: Path, argument: object
+) -> None:
+    """A call whose arguments have no faithful form raises before its body, and says that it needs a name."""
+    step = workflow.step(_takes)
+    with unharmed(root), pytest.raises(StepNameError, match=r"'thing'.*name="):
+        step(argument)
+    assert workflow.step(name="given", idempotency_key="1")(_takes_any)(argument) == "taken"
+
+
+def _takes(thing: object) -> None:
+    never()
+
+
+def _takes_any(thing: object) -> str:
+    return "taken"
+
+
+def test_a_function_without_a_name_needs_one(workflow: Workflow) -> None:
+    """A lambda cannot be decorated without a name."""
+    with pytest.raises(StepNameError, match="name="):
+        workflow.step(lambda: 1)
+
+
+def test_a_name_that_its_arguments_cannot_fill_is_refused(workflow: Workflow, root: Path) -> None:
+    """A format string that asks for what is not there raises, and nothing is recorded."""
+    step = workflow.step(name="apply:{job[company]}")(_takes)
+    with unharmed(root), pytest.raises(StepNameError, match="thing"):
+        step({"company": "Acme"})
+
+
+def test_two_functions_of_one_constant_name_are_refused(workflow: Workflow) -> None:
+    """Two decorated functions that claim one step name raise when the second is decorated; both are named."""
+    workflow.step(name="send")(_takes)
+    with pytest.raises(ValueError, match="send") as refused:
+        workflow.step(name="send")(_takes_any)
+    assert "_takes" in str(refused.value)
+    assert "_takes_any" in str(refused.value)
+
+
+def test_a_function_that_is_defined_again_takes_its_own_place(workflow: Workflow) -> None:
+    """The same qualified name again, as in a cell that is run again, is the same step."""
+    results = []
+    for version in ("first", "second"):
+
+        @workflow.step(name="send")
+        def send(version: str = version) -> str:
+            return version
+
+        results.append(send())
+    assert results == ["first", "first"]
+
+
+# Updaters
+
+
+class _UserError(Exception):
+    """An error of the user's own."""
+
+
+def _raises(state: Any) -> Any:
+    state["count"] = 99  # of the copy that it was given
+    raise _UserError("not today")
+
+
+def test_an_updater_that_raises_leaves_the_state(workflow: Workflow, root: Path) -> None:
+    """An updater's error goes on to the caller, whatever it has done to its copy of the state."""
+    with unharmed(root), pytest.raises(_UserError, match="not today"):
+        workflow.update_state(_raises)
+    assert workflow.state == {"count": 1}
+
+
+def test_an_updater_that_forgets_to_return_is_refused(workflow: Workflow, root: Path) -> None:
+    """An updater that returns None where there was a state raises, and speaks of the missing return."""
+    with unharmed(root), pytest.raises(TypeError, match="return"):
+        workflow.update_state(lambda state: state.update(count=2))
+    assert workflow.state == {"count": 1}
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda workflow: workflow.append_event("inside"),
+        lambda workflow: workflow.update_state({}),
+        lambda workflow: workflow.run_step("inside", never),
+        lambda workflow: workflow.heartbeat("inside"),
+        lambda workflow: workflow.touch_lease("inside", holder="me", ttl=1),
+        lambda workflow: workflow.set_status("idle"),
+        lambda workflow: workflow.reset("before"),
+    ],
+    ids=["append_event", "update_state", "run_step", "heartbeat", "touch_lease", "set_status", "reset"],
+)
+def test_an_updater_that_uses_the_workflow_is_refused(
+    workflow: Workflow, root: Path, use: Callable[[Workflow], object]
+) -> None:
+    """Using the workflow inside an updater raises at once, where it would have to wait for itself."""
+    with unharmed(root), pytest.raises(OrchestratorError, match="update_state"):
+        workflow.update_state(lambda state: use(workflow))
+    assert workflow.update_state(lambda state: state) == {"count": 1}
+
+
+def test_an_updater_that_uses_another_object_of_the_workflow_is_refused(
+    workflow: Workflow, root: Path
+) -> None:
+    """Using the workflow inside an updater through a second object raises, too."""
+    other = Workflow("kept", dir=root)
+    with unharmed(root), pytest.raises(OrchestratorError, match="update_state"):
+        workflow.update_state(lambda state: other.update_state({}))
+    other.close()
+
+
+# Records and stores of other kinds
+
+
+def _newer_record(root: Path) -> None:
+    path = next((root / "workflows").glob("*.json"))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "version": 2}))
+
+
+def _newer_part(root: Path) -> None:
+    path = next((root / "workflows").glob("*.json"))
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps({**record, "isoOrchestrator": {**record["isoOrchestrator"], "format": 2}}))
+
+
+def _line(fields: dict[str, Any], start: int) -> bytes:
+    body = json.dumps(fields, separators=(",", ":"))[:-1].encode()
+    return body + b',"crc":"%08x"}\n' % crc32(body, start)
+
+
+def _newer_journal(root: Path) -> None:
+    path = next((root / "workflows").glob("*.journal"))
+    header = json.loads(path.read_text())
+    del header["crc"]
+    path.write_bytes(_line({**header, "journal": 2}, 0))
+
+
+def _newer_fact(root: Path) -> None:
+    path = next((root / "workflows").glob("*.journal"))
+    header = json.loads(path.read_text())
+    fact = {
+        "seq": header["base"] + 1,
+        "synced": header["base"],
+        "fact": "moon.landed",
+        "at": "2027-01-01T00:00:00.000Z",
+    }
+    path.write_bytes(path.read_bytes() + _line(fact, int(header["crc"], 16)))
+
+
+@pytest.mark.parametrize("change", [_newer_record, _newer_part, _newer_journal, _newer_fact])
+def test_a_record_of_a_newer_release_is_refused(root: Path, change: Callable[[Path], None]) -> None:
+    """What a newer release wrote raises, is not changed by a byte, and the message says to upgrade."""
+    change(root)
+    workflow = Workflow("kept", dir=root)
+    with unharmed(root):
+        with pytest.raises(FormatVersionError, match="upgrade"):
+            workflow.run_step("next", never)
+        with pytest.raises(FormatVersionError, match="upgrade"):
+            _ = workflow.record
+        with pytest.raises(FormatVersionError, match="upgrade"):
+            read_workflow_record("kept", dir=root)
+
+
+@pytest.mark.parametrize("url", ["carrier-pigeon://loft/7", "no scheme", "", "://"])
+def test_a_store_url_that_nothing_serves_is_refused(tmp_path: Path, url: str) -> None:
+    """A store that there is not raises at construction."""
+    for take in (
+        lambda: Workflow("batch", dir=tmp_path / "root", store=url),
+        lambda: read_workflow_record("batch", store=url),
+        lambda: list(list_workflows(store=url)),
+        lambda: delete_workflow("batch", store=url),
+    ):
+        with pytest.raises(StoreError, match="store"):
+            take()
+    assert list(tmp_path.iterdir()) == []

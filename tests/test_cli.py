@@ -1,0 +1,403 @@
+"""The command line: what it shows, what it leaves alone, how it ends."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from support import DEADLINE, run_python, tree, wait_until
+
+from iso_orchestrator import Workflow, __version__, open_workflow, read_workflow_record
+from iso_orchestrator.cli import main
+
+REPOSITORY = Path(__file__).parent.parent
+HOSTILE = "\x1b]0;owned\x07\x1b[31m<script>alert(1)</script>\r\n\u202e\x9b31mZoë"
+SPELLED_OUT = r"\x1b]0;owned\x07\x1b[31m<script>alert(1)</script>\r\n\u202e\x9b31mZoë"
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A root with a completed and a failed workflow."""
+    root = tmp_path / "root"
+    with Workflow("batch", dir=root, initial_state={"applied": 2}) as batch:
+        batch.run_step("apply:Acme", lambda: {"outcome": "APPLIED"})
+        batch.run_step("apply:Borealis", lambda: None)
+        batch.heartbeat("worker", {"at": "Acme"})
+        batch.touch_lease("slot", holder="alpha", ttl=30)
+        batch.append_event("note", "a message")
+    failing = Workflow("broken", dir=root)
+    with pytest.raises(OSError, match="no space"), failing:
+        failing.run_step("save", _fail)
+    return root
+
+
+def _fail():
+    raise OSError("no space")
+
+
+@pytest.fixture
+def run(root, capsys):
+    """Run a command on the root; its exit code, output and errors."""
+
+    def run(*args, root=root):
+        code = main([args[0], "--dir", str(root), *args[1:]])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+def start(*args, **options):
+    """Run the command line in a process of its own, to its end."""
+    return _spawn(*args, **options).communicate(timeout=DEADLINE)
+
+
+def _spawn(*args, **options):
+    return subprocess.Popen(
+        [sys.executable, "-W", "error", "-m", "iso_orchestrator", *map(str, args)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        **{"encoding": "utf-8", **options, "env": _environment(**options.get("env", {}))},
+    )
+
+
+def _environment(**more):
+    path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "PYTHONPATH": path, **more}
+
+
+def times(root):
+    """When each file and folder was last changed."""
+    return {path: path.lstat().st_ctime_ns for path in [root, *root.rglob("*")]}
+
+
+def test_list_shows_each_workflow_in_a_line(run):
+    """A workflow's id, status, steps and last error stand in one line."""
+    code, out, err = run("list")
+    head, batch, broken = out.splitlines()
+    assert (code, err) == (0, "")
+    assert head.split()[:3] == ["workflow", "status", "steps"]
+    assert batch.split()[:4] == ["batch", "completed", "2", "completed"]
+    assert broken.split()[:4] == ["broken", "failed", "1", "failed"]
+    assert broken.endswith("OSError: no space")
+
+
+def test_list_as_json(run):
+    """Programs get the same in camelCase."""
+    code, out, _ = run("list", "--json")
+    batch, broken = json.loads(out)
+    assert code == 0
+    assert (batch["workflowId"], batch["status"]) == ("batch", "completed")
+    assert batch["steps"] == {"running": 0, "completed": 2, "failed": 0}
+    assert "lastError" not in batch
+    assert broken["lastError"]["message"] == "no space"
+    assert broken["updatedAt"].endswith("Z")
+
+
+def test_show_has_all_parts_of_a_record(run, root):
+    """Steps, events, heartbeats, leases, the state and the record's path are shown."""
+    code, out, err = run("show", "batch")
+    assert (code, err) == (0, "")
+    assert out.startswith("batch: completed\n")
+    assert 'state: {"applied": 2}' in out
+    assert str(Workflow("batch", dir=root).record_path) in out
+    assert "steps (2)" in out
+    assert '{"outcome": "APPLIED"}' in out
+    assert "a message" in out
+    assert '{"at": "Acme"}' in out
+    lease = next(line for line in out.splitlines() if line.startswith("slot"))
+    assert lease.split()[:4] == ["slot", "active", "alpha", "1"]
+
+
+def test_show_tells_why_a_workflow_failed(run):
+    """The error of a step and of the workflow are shown."""
+    _, out, _ = run("show", "broken")
+    assert out.count("OSError: no space") == 2
+
+
+def test_show_as_json_is_the_npm_package_s_record(run, root):
+    """JSON of a record is what the snapshot has for the npm package, and nothing else."""
+    code, out, _ = run("show", "batch", "--json")
+    snapshot = json.loads(Path(Workflow("batch", dir=root).record_path).read_bytes())
+    del snapshot["isoOrchestrator"]
+    assert code == 0
+    assert json.loads(out) == snapshot
+    assert snapshot["steps"]["apply:Borealis"]["result"] is None
+
+
+@pytest.mark.parametrize("command", [["list"], ["list", "--json"], ["show", "batch"], ["show", "nobody"]])
+def test_looking_changes_nothing(command, run, root):
+    """`list` and `show` leave every file, and every time of a file, as it was."""
+    before, then = tree(root), times(root)
+    run(*command)
+    assert tree(root) == before
+    assert times(root) == then
+
+
+@pytest.mark.parametrize("command", [["list"], ["list", "--json"], ["show", "batch"]])
+def test_looking_at_a_missing_root_makes_nothing(command, tmp_path):
+    """Where there is no root, `list` and `show` make none."""
+    start(*command, cwd=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_root_has_no_workflows(run, tmp_path):
+    """A root that is not there is an empty one."""
+    missing = tmp_path / "missing"
+    assert run("list", root=missing) == (0, f"no workflows in {missing}\n", "")
+    assert run("list", "--json", root=missing)[:2] == (0, "[]\n")
+
+
+def test_looking_waits_for_no_lock(root):
+    """`list` and `show` answer while another process holds the record's lock."""
+    locks = list(root.glob("locks/*/record.flock"))
+    assert len(locks) == 2
+    held = [os.open(path, os.O_RDWR) for path in locks]
+    try:
+        for fd in held:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        for command in (["list"], ["show", "batch"]):
+            out, err = start(*command, "--dir", root)
+            assert "batch" in out
+            assert err == ""
+    finally:
+        for fd in held:
+            os.close(fd)
+
+
+@pytest.mark.parametrize("command", [["show"], ["fold"], ["delete"], ["reset"]])
+def test_an_unknown_workflow_is_one_helpful_line(command, run, root):
+    """A mistyped id ends with 1, tells how to find the right one, and makes no record."""
+    before = tree(root)
+    code, out, err = run(*command, "bacth", *(["*"] if command == ["reset"] else []))
+    assert (code, out) == (1, "")
+    assert err.startswith("iso-orchestrator: no workflow 'bacth' in ")
+    assert "`iso-orchestrator list` shows" in err
+    assert err.count("\n") == 1
+    assert tree(root) == before
+
+
+def test_hostile_texts_are_shown_as_text(tmp_path, run):
+    """No recorded text drives the terminal, whatever field it stands in."""
+    with Workflow(HOSTILE, dir=tmp_path, initial_state={HOSTILE: HOSTILE}) as workflow:
+        workflow.run_step(HOSTILE, lambda: HOSTILE)
+        workflow.heartbeat(HOSTILE, HOSTILE)
+        workflow.touch_lease(HOSTILE, holder=HOSTILE, ttl=30, detail=HOSTILE)
+        workflow.append_event(HOSTILE, HOSTILE, HOSTILE)
+        workflow.set_status("failed", OSError(HOSTILE))
+    for command in (["list"], ["list", "--json"], ["show", HOSTILE], ["show", HOSTILE, "--json"]):
+        code, out, err = run(*command, root=tmp_path)
+        assert (code, err) == (0, "")
+        assert all(char == "\n" or (char.isprintable()) for char in out), ascii(out)
+    _, out, _ = run("show", HOSTILE, root=tmp_path)
+    assert out.startswith(f"{SPELLED_OUT}: ")
+    _, out, _ = run("list", root=tmp_path)
+    assert out.splitlines()[1].startswith(SPELLED_OUT)
+
+
+def test_hostile_texts_in_errors_are_shown_as_text(run):
+    """An error's message drives no terminal either, and stays in one line."""
+    for command in (["show", HOSTILE], ["reset", "batch", HOSTILE]):
+        code, _, err = run(*command)
+        assert code == 1
+        assert err.count("\n") == 1
+        assert all(char == "\n" or char.isprintable() for char in err), ascii(err)
+
+
+def test_long_texts_are_cut_in_tables(tmp_path, run):
+    """A result of any length takes one line; JSON has all of it."""
+    with Workflow("long", dir=tmp_path) as workflow:
+        workflow.run_step("say", lambda: "x" * 10_000)
+    _, out, _ = run("show", "long", root=tmp_path)
+    assert max(map(len, out.splitlines())) < 250
+    _, out, _ = run("show", "long", "--json", root=tmp_path)
+    assert json.loads(out)["steps"]["say"]["result"] == "x" * 10_000
+
+
+def test_a_terminal_without_unicode_shows_what_it_can(tmp_path):
+    """An id that the output's encoding lacks is spelled out, and is no error."""
+    open_workflow("Zoë", dir=tmp_path).close()
+    out, err = start("list", "--dir", tmp_path, env={"PYTHONIOENCODING": "ascii"})
+    assert r"Zo\xeb" in out
+    assert err == ""
+
+
+def test_a_damaged_record_hides_no_other(run, root):
+    """`list` shows the sound workflows, names the damaged file, and ends with 1."""
+    path = Path(Workflow("broken", dir=root).record_path)
+    path.write_bytes(b"{")
+    code, out, err = run("list")
+    assert code == 1
+    assert "batch" in out
+    assert str(path) in err
+    assert err.count("\n") == 1
+    assert run("show", "broken")[0] == 1
+
+
+def test_a_root_that_is_a_file_is_an_error(run, tmp_path):
+    """A root that is no folder ends with 1 and a line that names it."""
+    path = tmp_path / "file"
+    path.write_text("not a folder")
+    for command in (["list"], ["show", "batch"], ["delete", "batch"]):
+        code, _, err = run(*command, root=path)
+        assert code == 1
+        assert str(path) in err
+        assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        [],
+        ["frobnicate"],
+        ["show"],
+        ["show", " "],
+        ["show", "\udcff"],
+        ["reset", "batch"],
+        ["demo", "--pace", "nan"],
+        ["demo", "--pace", "-1"],
+        ["demo", "--pace", "soon"],
+    ],
+)
+def test_wrong_usage_ends_with_2(args, capsys, tmp_path, monkeypatch):
+    """Arguments that make no sense end with 2, and nothing is done."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        main(args)
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.startswith("usage: iso-orchestrator")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_fold_lets_other_programs_see_what_a_killed_process_did(tmp_path, run):
+    """After a kill `fold` brings the snapshot up to the last acknowledged step."""
+    with run_python(
+        "import sys; from iso_orchestrator import Workflow\n"
+        "workflow = Workflow('batch', dir=sys.argv[1]); workflow.run_step('apply', lambda: 'done')\n"
+        "print('acknowledged'); input()",
+        tmp_path,
+    ) as child:
+        assert child.line() == "acknowledged"
+        child.kill()
+    path = Path(Workflow("batch", dir=tmp_path).record_path)
+    assert "apply" not in json.loads(path.read_bytes())["steps"]
+    code, out, err = run("fold", "batch", root=tmp_path)
+    assert (code, err) == (0, "")
+    assert str(path) in out
+    assert json.loads(path.read_bytes())["steps"]["apply"]["result"] == "done"
+
+
+def test_fold_says_that_others_are_still_at_it(tmp_path, run):
+    """While another process uses the workflow, `fold` ends with 1: the snapshot is behind."""
+    with run_python(
+        "import sys; from iso_orchestrator import Workflow\n"
+        "workflow = Workflow('batch', dir=sys.argv[1]); workflow.run_step('apply', lambda: 'done')\n"
+        "print('acknowledged'); input()",
+        tmp_path,
+    ) as child:
+        assert child.line() == "acknowledged"
+        code, out, err = run("fold", "batch", root=tmp_path)
+        assert (code, out) == (1, "")
+        assert "other processes" in err
+        child.say()
+        child.end()
+    assert run("fold", "batch", root=tmp_path)[0] == 0
+
+
+def test_reset_lets_a_step_run_again(run, root):
+    """A step that was reset is forgotten, and no other."""
+    assert run("reset", "batch", "apply:Acme") == (0, "reset apply:Acme\n", "")
+    assert list(read_workflow_record("batch", dir=root).steps) == ["apply:Borealis"]
+
+
+def test_reset_takes_a_pattern(run, root):
+    """A pattern names all steps that it matches."""
+    code, out, _ = run("reset", "batch", "apply:*")
+    assert code == 0
+    assert sorted(out.splitlines()) == ["reset apply:Acme", "reset apply:Borealis"]
+    assert not read_workflow_record("batch", dir=root).steps
+
+
+def test_reset_of_nothing_ends_with_1(run, root):
+    """A name that no step has is told, and nothing is forgotten."""
+    code, out, err = run("reset", "batch", "aply")
+    assert (code, out) == (1, "")
+    assert "'aply'" in err
+    assert len(read_workflow_record("batch", dir=root).steps) == 2
+
+
+def test_delete_removes_a_workflow(run, root):
+    """A deleted workflow is not there any more; the others are."""
+    assert run("delete", "batch") == (0, "deleted batch\n", "")
+    assert [entry["workflowId"] for entry in json.loads(run("list", "--json")[1])] == ["broken"]
+
+
+def test_delete_is_refused_while_the_workflow_is_in_use(run, root):
+    """A workflow that a process uses is kept, and the error says which process."""
+    with run_python(
+        "import sys; from iso_orchestrator import open_workflow\n"
+        "workflow = open_workflow('batch', dir=sys.argv[1]); print('open'); input()",
+        root,
+    ) as child:
+        assert child.line() == "open"
+        code, out, err = run("delete", "batch")
+        assert (code, out) == (1, "")
+        assert f"process {child.pid} " in err
+        child.say()
+        child.end()
+    assert run("show", "batch")[0] == 0
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
+    """`show ... | head -1` ends quietly."""
+    with Workflow("large", dir=tmp_path) as workflow:
+        workflow.update_state(["x" * 90] * 3000)
+    process = _spawn("show", "large", "--json", "--dir", tmp_path)
+    assert process.stdout.readline() == "{\n"
+    process.stdout.close()
+    assert process.wait(DEADLINE) == 0
+    assert process.stderr.read() == ""
+    process.stderr.close()
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc to see that the command waits")
+def test_ctrl_c_ends_a_waiting_command_with_130(root):
+    """Ctrl-C is one line and 130, no traceback."""
+    (lock,) = root.glob("locks/batch-*/record.flock")
+    with lock.open("rb+") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        process = _spawn("fold", "batch", "--dir", root)
+        wait_until(lambda: _has_open(process.pid, lock), what="the command's wait for the lock")
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=DEADLINE)
+    assert (process.returncode, out, err) == (130, "", "iso-orchestrator: interrupted\n")
+
+
+def _has_open(pid, path):
+    try:
+        links = [link.readlink() for link in Path(f"/proc/{pid}/fd").iterdir()]
+    except OSError:  # one that was closed meanwhile
+        return False
+    return path in links
+
+
+def test_the_version_is_the_package_s(capsys):
+    """`--version` names the release."""
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"iso-orchestrator {__version__}\n"
+
+
+def test_the_console_script_is_this_one():
+    """The installed command is `iso_orchestrator.cli:main`."""
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["scripts"]["iso-orchestrator"] == f"{main.__module__}:{main.__name__}"

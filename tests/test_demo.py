@@ -1,0 +1,351 @@
+"""The demo: whatever happens to it, every job is done once in the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import termios
+import threading
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from support import DEADLINE, tree, wait_until
+
+from iso_orchestrator import WorkflowNotFoundError, open_workflow, read_workflow_record, stand_in_agent
+from iso_orchestrator.cli import main
+from iso_orchestrator.demo import JOBS, WORKFLOW_ID
+
+REPOSITORY = Path(__file__).parent.parent
+PACE = "0.02"
+STEPS = [f"apply:{job['company']}:{job['role']}" for job in JOBS]
+FAIL_FIRST = 6  # jobs whose first attempt fails, by the stand-in's rule
+FAIL_TWICE = 2  # those of them whose second attempt fails too
+
+
+class Place:
+    """A root and a ledger for demos, and what is in them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root = folder / "root"
+        self.ledger = folder / "ledger"
+
+    def args(self, *more: str, pace: str = PACE) -> list[str]:
+        return ["demo", "--dir", str(self.root), "--ledger", str(self.ledger), "--pace", pace, *more]
+
+    def start(self, *more: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            command(*self.args(*more)),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+            env=environment(),
+        )
+
+    def run(self, *more: str) -> tuple[int, str, str]:
+        process = self.start(*more)
+        out, err = process.communicate(timeout=DEADLINE)
+        return process.returncode, out, err
+
+    def record(self):
+        return read_workflow_record(WORKFLOW_ID, dir=self.root)
+
+    def done(self) -> set[str]:
+        """The steps that are recorded as completed."""
+        try:
+            steps = self.record().steps.values()
+        except WorkflowNotFoundError:
+            return set()
+        return {step.name for step in steps if step.status == "completed"}
+
+    def completions(self) -> Counter[str]:
+        """How many completions of each step are recorded."""
+        return Counter(event.detail["step"] for event in self.record().events if event.type == "step.completed")
+
+    def worked(self) -> list[str]:
+        """The steps whose agent succeeded, as often as it did."""
+        lines = self.ledger.read_text(encoding="utf-8").splitlines() if self.ledger.exists() else []
+        return [f"apply:{entry['company']}:{entry['role']}" for entry in map(json.loads, lines)]
+
+
+def command(*args: str) -> list[str]:
+    return [sys.executable, "-W", "error", "-m", "iso_orchestrator", *args]
+
+
+def environment() -> dict[str, str]:
+    path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "PYTHONPATH": path}
+
+
+class OnTerminal:
+    """A demo that has a terminal of its own, in which keys can be pressed."""
+
+    def __init__(self, *args: str) -> None:
+        self._master, slave = os.openpty()
+        termios.tcsetwinsize(slave, (24, 100))
+        log_in = "import os, sys; os.login_tty(int(sys.argv[1])); os.execv(sys.argv[2], sys.argv[2:])"
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", log_in, str(slave), *command(*args)], pass_fds=[slave], env=environment()
+        )
+        os.close(slave)
+        self._parts: list[bytes] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def press_ctrl_c(self) -> None:
+        os.write(self._master, b"\x03")
+
+    def end(self) -> tuple[int, str]:
+        """Wait until it ends; its exit code and all that was on the terminal."""
+        code = self.process.wait(DEADLINE)
+        self._reader.join(DEADLINE)
+        os.close(self._master)
+        return code, b"".join(self._parts).decode()
+
+    def _read(self) -> None:
+        try:
+            while part := os.read(self._master, 4096):
+                self._parts.append(part)
+        except OSError:  # the last process that had the terminal has ended
+            pass
+
+
+@pytest.fixture
+def place(tmp_path):
+    return Place(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A demo that was run once, undisturbed, and what it said."""
+    place = Place(tmp_path_factory.mktemp("demo"))
+    return place, place.run()
+
+
+def test_every_job_is_done_once(finished):
+    """An undisturbed demo does each of its 20 jobs once, the failing ones in more attempts."""
+    place, (code, _, err) = finished
+    record = place.record()
+    assert (code, err) == (0, "")
+    assert len(STEPS) == 20
+    assert place.completions() == Counter(STEPS)
+    assert Counter(place.worked()) == Counter(STEPS)
+    assert record.status == "completed"
+    assert record.state["applied"] + record.state["skipped"] == 20
+    attempts = Counter(step.attempts for step in record.steps.values())
+    assert attempts == {1: 20 - FAIL_FIRST, 2: FAIL_FIRST - FAIL_TWICE, 3: FAIL_TWICE}
+
+
+def test_two_at_a_time_and_one_at_a_time_per_company(finished):
+    """Two jobs run at one time, never three, and never two of one company."""
+    place, _ = finished
+    running: list[str] = []
+    most = 0
+    for event in place.record().events:
+        if event.type == "step.started" and event.detail["step"] not in running:
+            running.append(event.detail["step"])
+        elif event.type == "step.completed":
+            running.remove(event.detail["step"])
+        most = max(most, len(running))
+        companies = [step.split(":")[1] for step in running]
+        assert len(companies) == len(set(companies))
+    assert most == 2
+
+
+def test_the_record_is_shown_at_the_end(finished):
+    """The last that a demo says is a line for each job, the counts, and where the record lies."""
+    place, (_, out, _) = finished
+    lines = out.splitlines()
+    head = next(number for number, line in enumerate(lines) if line.split() == ["job", "status", "attempts", "result"])
+    rows = lines[head + 1 : head + 21]
+    for row, job in zip(rows, JOBS, strict=True):
+        assert row.startswith(f"{job['company']}, {job['role']} ")
+        assert re.search(r" completed +[123] +(APPLIED|SKIPPED)$", row)
+    state = place.record().state
+    assert f"{state['applied']} applied, {state['skipped']} skipped" in out
+    assert "20 jobs done in 28 attempts" in out
+    path = lines[-1].removeprefix("The record is ")
+    assert json.loads(Path(path).read_bytes())["workflowId"] == WORKFLOW_ID
+
+
+def test_a_finished_demo_does_nothing_more(finished):
+    """Run again, a finished demo says so, shows the record, and changes nothing."""
+    place, (_, first, _) = finished
+    before = tree(place.root), place.worked()
+    code, out, err = place.run()
+    assert (code, err) == (0, "")
+    assert out.startswith("All 20 jobs were done already; ")
+    assert "--fresh starts over" in out.splitlines()[0]
+    assert out.partition("\n")[2] == first.partition("\n")[2]
+    assert (tree(place.root), place.worked()) == before
+
+
+def test_fresh_starts_over(place):
+    """With --fresh nothing counts as done."""
+    open_workflow(WORKFLOW_ID, dir=place.root, initial_state={"applied": 7, "skipped": 9}).close()
+    code, out, _ = place.run("--fresh")
+    assert code == 0
+    assert out.startswith("20 jobs at 7 companies")
+    assert place.record().state["applied"] + place.record().state["skipped"] == 20
+
+
+def test_fresh_is_refused_while_another_demo_runs(place, capsys):
+    """What another process is doing is not deleted under its hands."""
+    other = open_workflow(WORKFLOW_ID, dir=place.root)
+    try:
+        code = main(place.args("--fresh"))
+    finally:
+        other.close()
+    assert code == 1
+    assert "in use by process" in capsys.readouterr().err
+    assert not place.ledger.exists()
+
+
+def test_a_killed_demo_goes_on_where_it_was(place):
+    """Killed at random moments and run again, a demo ends with one recorded completion of each job."""
+    seed = int(os.environ.get("ISO_TEST_SEED", random.randrange(2**32)))
+    print(f"repeat with ISO_TEST_SEED={seed}")
+    dice = random.Random(seed)
+    done: set[str] = set()
+    for _ in range(6):
+        process = place.start()
+        _wait_for_work(process, place, jobs=dice.randrange(4))
+        _wait_at_most(process, dice.uniform(0, 0.05))
+        process.kill()
+        process.communicate(timeout=DEADLINE)
+        before, done = done, place.done()
+        assert before <= done, "a recorded completion was lost"
+    code, out, err = place.run()
+    assert (code, err) == (0, "")
+    assert out.startswith(_expected_opening(done))
+    assert place.completions() == Counter(STEPS)
+    assert set(place.worked()) == set(STEPS)
+    state = place.record().state
+    assert state["applied"] + state["skipped"] == 20
+
+
+def _wait_for_work(process: subprocess.Popen[str], place: Place, jobs: int) -> None:
+    """Until the agent has done so many jobs more; right away when that is none."""
+    before = len(place.worked())
+    wait_until(lambda: len(place.worked()) >= before + jobs or process.poll() is not None)
+
+
+def _wait_at_most(process: subprocess.Popen[str], seconds: float) -> None:
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        pass
+
+
+def _expected_opening(done: set[str]) -> str:
+    if len(done) == 20:
+        return "All 20 jobs were done already; "
+    if done:
+        return f"{len(done)} of 20 jobs were done already; going on with the other {20 - len(done)}\n"
+    return ""
+
+
+def test_ctrl_c_says_how_to_go_on(place):
+    """Ctrl-C in a terminal ends the demo and its agents; the command that it names goes on."""
+    demo = OnTerminal(*place.args(pace="0.3"))
+    wait_until(lambda: len(place.worked()) >= 3, what="the first three jobs")
+    demo.press_ctrl_c()
+    code, text = demo.end()
+    last = text.splitlines()[-1]
+    assert code == 130
+    assert "Traceback" not in text
+    done = len(place.done())
+    assert 3 <= done < 20
+    assert last.startswith(f"Interrupted: {done} of 20 jobs are done. Go on with: ")
+    assert last.endswith(f" demo --dir {place.root}")
+    with pytest.raises(ProcessLookupError):  # no agent is left in the demo's process group
+        os.killpg(demo.process.pid, 0)
+    code, out, _ = place.run()
+    assert code == 0
+    assert out.startswith(f"{done} of 20 jobs were done already; going on with the other {20 - done}\n")
+    assert place.completions() == Counter(STEPS)
+
+
+def test_an_interrupt_of_the_demo_alone_lets_the_agents_finish(place):
+    """SIGINT to the demo, and not to its agents, ends it with 130 as well, and what they did is recorded."""
+    process = place.start()
+    wait_until(lambda: len(place.worked()) >= 3, what="the first three jobs")
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=DEADLINE)
+    assert process.returncode == 130
+    assert re.fullmatch(r"\nInterrupted: \d+ of 20 jobs are done\. Go on with: .*\n", err)
+    assert Counter(place.worked()) == place.completions()
+
+
+def test_a_terminal_shows_progress_and_a_pipe_does_not(place, finished):
+    """The display is for those who watch."""
+    code, text = OnTerminal(*place.args()).end()
+    assert code == 0
+    assert "20/20" in text
+    _, (_, out, err) = finished
+    assert "20/20" not in out + err
+    assert "\r" not in out + err
+
+
+def test_a_job_that_fails_for_good_ends_the_demo_with_1(place):
+    """When the agent fails three times in a row, one line says why and how to try again."""
+    place.ledger = place.root / "missing" / "ledger"
+    code, _, err = place.run()
+    assert code == 1
+    assert "Traceback" not in err.splitlines()[0]
+    assert re.fullmatch(r"\nFailed: [^\n]*No such file or directory[^\n]* Try again with: [^\n]*\n", err)
+
+
+def ask(capsys, *args: str) -> tuple[int, list[dict[str, str]]]:
+    """What the stand-in says."""
+    code = stand_in_agent.main(["--seconds", "0", *args])
+    return code, [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_the_stand_in_prints_json_lines(capsys, tmp_path):
+    """The stand-in says its session first, what it is doing then, and its result last."""
+    ledger = tmp_path / "ledger"
+    code, messages = ask(capsys, "--company", "A", "--role", "b", "--attempt", "3", "--ledger", str(ledger))
+    kinds = [message["type"] for message in messages]
+    assert code == 0
+    assert kinds == ["session", "progress", "progress", "progress", "result"]
+    assert messages[-1]["outcome"] in ("APPLIED", "SKIPPED")
+    assert json.loads(ledger.read_text()) == {"company": "A", "role": "b", "attempt": 3}
+
+
+def test_the_stand_in_fails_by_job_and_attempt(capsys, tmp_path):
+    """Which attempts fail is the same on every day; the third never does, and only success is in the ledger."""
+    ledger = tmp_path / "ledger"
+    codes = {}
+    for job in JOBS:
+        args = ["--company", job["company"], "--role", job["role"], "--ledger", str(ledger)]
+        for attempt in (1, 2, 3):
+            code, messages = ask(capsys, *args, "--attempt", str(attempt))
+            codes[job["company"], job["role"], attempt] = code
+            assert messages[-1]["type"] == ("result" if code == 0 else "error")
+    first = [job for job in codes if job[2] == 1 and codes[job]]
+    twice = [job for job in first if codes[(*job[:2], 2)]]
+    assert (len(first), len(twice)) == (FAIL_FIRST, FAIL_TWICE)
+    assert not any(code for job, code in codes.items() if job[2] == 3)
+    assert len(ledger.read_text().splitlines()) == sum(code == 0 for code in codes.values())
+
+
+def test_the_stand_in_is_a_program(tmp_path):
+    """It runs by itself, and Ctrl-C ends it without a traceback."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "iso_orchestrator.stand_in_agent", "--company", "A", "--role", "b", "--seconds", "60"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        env=environment(),
+    )
+    assert json.loads(process.stdout.readline())["type"] == "session"
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=DEADLINE)
+    assert (process.returncode, err) == (-signal.SIGINT, "")

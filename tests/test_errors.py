@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+from support import T0
+
+from iso_orchestrator import errors
+from iso_orchestrator.errors import OrchestratorError
+from iso_orchestrator.model import ErrorInfo
+
+# One of each, the builtin that one would catch it by, and words of its message: what it speaks of, what to do next.
+SAMPLES: list[tuple[OrchestratorError, type[Exception], list[str]]] = [
+    (OrchestratorError("text"), Exception, ["text"]),
+    (errors.WorkflowNotFoundError("w", "/root"), LookupError, ["'w'", "/root", "iso-orchestrator list"]),
+    (errors.NoActiveWorkflowError("step 'a'"), RuntimeError, ["step 'a'", "inside `with workflow:`"]),
+    (errors.WorkflowUsageError("text"), RuntimeError, ["text"]),
+    (errors.StepNameError("a", "give name="), TypeError, ["'a'", "give name="]),
+    (errors.DuplicateStepError("a", "give name="), ValueError, ["'a'", "give name="]),
+    (errors.StepTimeoutError("a", 2.5), TimeoutError, ["'a'", "2.5 s", "may still run"]),
+    (errors.SerializationError("the state", "$.at[3]", "NaN is not JSON"), TypeError, ["the state", "$.at[3]", "NaN"]),
+    (
+        errors.StepFailedError("a", ErrorInfo("ValueError", "no")),
+        OrchestratorError,
+        ["'a'", "ValueError: no", "call it again"],
+    ),
+    (errors.StepRejectedError("a", {"n": 1}), OrchestratorError, ["'a'", "accept()", "{'n': 1}"]),
+    (errors.StepInterruptedError("a", 3), OrchestratorError, ["'a'", "attempt 3", "workflow.reset('a')"]),
+    (errors.WorkflowBusyError("w", 7, "host", T0), OrchestratorError, ["'w'", "7", "host", "2026-05-14", "wait"]),
+    (errors.WorkflowBusyError("w", None, None, None), OrchestratorError, ["'w'", "unknown", "wait"]),
+    (errors.MutexTimeoutError("k", 1.5, 7, "host", T0), TimeoutError, ["'k'", "1.5 s", "7", "host", "2026-05-14"]),
+    (errors.LeaseConflictError("k", "beta", "alpha", T0), OrchestratorError, ["'k'", "'beta'", "'alpha'", "2026-05-14"]),
+    (errors.LeaseLostError("k", 1, 2), OrchestratorError, ["'k'", "token 1", "2", "take the lease again"]),
+    (errors.StoreError("text"), OrchestratorError, ["text"]),
+    (errors.CorruptRecordError("/p", 7, "why", "kept"), errors.StoreError, ["/p", "byte 7", "why", "kept", "Restore"]),
+    (errors.RecordConflictError("/p.json", "/p.journal"), errors.StoreError, ["/p.json", "/p.journal", "Keep a copy"]),
+    (errors.FormatVersionError("/p", "version 9"), errors.StoreError, ["/p", "version 9", "upgrade"]),
+]
+NAMES = [type(error).__name__ for error, _, _ in SAMPLES]
+
+
+def public_attributes(error: Exception) -> dict[str, Any]:
+    return {name: value for name, value in vars(error).items() if not name.startswith("_")}
+
+
+def test_every_error_of_the_module_has_a_sample_here() -> None:
+    """An error that is added cannot miss these tests."""
+    classes = {name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, Exception)}
+    assert classes == set(errors.__all__)
+    assert classes == set(NAMES)
+
+
+@pytest.mark.parametrize(("error", "builtin", "words"), SAMPLES, ids=NAMES)
+def test_error_is_caught_by_the_root_and_by_its_builtin(
+    error: OrchestratorError, builtin: type[Exception], words: list[str]
+) -> None:
+    """Every error can be caught as the builtin that fits, and as one of the package."""
+    assert isinstance(error, OrchestratorError)
+    assert isinstance(error, builtin)
+
+
+@pytest.mark.parametrize(("error", "builtin", "words"), SAMPLES, ids=NAMES)
+def test_message_says_what_it_is_about_and_what_to_do(
+    error: OrchestratorError, builtin: type[Exception], words: list[str]
+) -> None:
+    """A message names what it speaks of, and the next step."""
+    for word in words:
+        assert word in str(error)
+
+
+@pytest.mark.parametrize(("error", "builtin", "words"), SAMPLES, ids=NAMES)
+@pytest.mark.parametrize("transport", [lambda error: pickle.loads(pickle.dumps(error)), copy.copy, copy.deepcopy])
+def test_error_survives_pickling_and_copying(
+    transport: Any, error: OrchestratorError, builtin: type[Exception], words: list[str]
+) -> None:
+    """An error that crosses a process keeps its class, attributes, message and notes."""
+    error = copy.copy(error)
+    error.add_note("while testing")
+    found = transport(error)
+    assert type(found) is type(error)
+    assert public_attributes(found) == public_attributes(error)
+    assert str(found) == str(error)
+    assert found.__notes__ == ["while testing"]
+
+
+def test_errors_of_the_operating_systems_kind_stay_apart_from_it() -> None:
+    """A time-out is a TimeoutError, hence an OSError: its errno is None, so that nobody takes it for the kernel's."""
+    error = errors.MutexTimeoutError("k", 1, None, None, None)
+    assert isinstance(error, OSError)
+    assert error.errno is None
