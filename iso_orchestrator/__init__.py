@@ -50,9 +50,10 @@ from iso_orchestrator.model import (
     lease_status,
 )
 from iso_orchestrator.retry import Retry, RetryContext
+from iso_orchestrator.runs import RunResult
 from iso_orchestrator.step import Step
 from iso_orchestrator.store import FileStore, MemoryStore, Store
-from iso_orchestrator.workflow import RunResult, Workflow
+from iso_orchestrator.workflow import Workflow
 
 __version__ = "0.1.0"
 

@@ -78,11 +78,7 @@ def _demo(options: argparse.Namespace) -> int:
 
 def _demo_command(options: argparse.Namespace) -> str:
     """What to type to go on; without --fresh, which would start over."""
-    words = (
-        ["python", "-m", "iso_orchestrator"]
-        if Path(sys.argv[0]).name == "__main__.py"
-        else ["iso-orchestrator"]
-    )
+    words = ["python", "-m", "iso_orchestrator"] if Path(sys.argv[0]).name == "__main__.py" else ["iso-orchestrator"]
     words.append("demo")
     if options.dir != _ROOT:
         words += ["--dir", options.dir]
@@ -161,9 +157,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(
-            name, help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False
-        )
+        command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False)
         command.add_argument(
             "--dir", default=_ROOT, metavar="DIR", help="the folder of workflows (default: %(default)s)"
         )
@@ -179,12 +173,8 @@ def _parser() -> argparse.ArgumentParser:
     reset = add("reset", _reset, "forget steps, so that they run again")
     delete = add("delete", _delete, "delete a workflow that nobody is using")
     for command in (show, fold, reset, delete):
-        command.add_argument(
-            "workflow", type=_workflow_id, metavar="WORKFLOW", help="its id, as `list` shows it"
-        )
-    reset.add_argument(
-        "step", metavar="NAME_OR_PATTERN", help="a step's name, or a pattern such as 'apply:*'"
-    )
+        command.add_argument("workflow", type=_workflow_id, metavar="WORKFLOW", help="its id, as `list` shows it")
+    reset.add_argument("step", metavar="NAME_OR_PATTERN", help="a step's name, or a pattern such as 'apply:*'")
     return parser
 
 
@@ -197,9 +187,7 @@ def _add_demo_options(command: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="how long the agent takes for a job, on average (default: %(default)s)",
     )
-    command.add_argument(
-        "--ledger", metavar="FILE", help="append a line to FILE for each job that the agent has done"
-    )
+    command.add_argument("--ledger", metavar="FILE", help="append a line to FILE for each job that the agent has done")
 
 
 def _workflow_id(text: str) -> str:

@@ -45,7 +45,7 @@ _INTERRUPTED = (-signal.SIGINT, 128 + signal.SIGINT)  # how a program ends that 
 Job = dict[str, str]
 
 
-class _AgentError(RuntimeError):
+class AgentError(RuntimeError):
     """The agent failed; the message says how."""
 
 
@@ -71,7 +71,7 @@ def run(root: str, *, pace: float, ledger: str | None, command: str) -> int:
         done = _done(workflow.record)
         print(f"\nInterrupted: {done} of {len(JOBS)} jobs are done. Go on with: {command}", file=sys.stderr)
         return 130
-    except _AgentError as error:
+    except AgentError as error:
         print(f"\nFailed: {escape_terminal(str(error))}. Try again with: {command}", file=sys.stderr)
         return 1
     print(_closing(workflow.record, str(workflow.record_path)))
@@ -120,15 +120,14 @@ def _ask_agent(job: Job, attempt: int, pace: float, ledger: str | None) -> Job:
         raise KeyboardInterrupt("the agent was interrupted")  # no failure of the job, and no retry
     last = _last_message(finished.stdout)
     if finished.returncode != 0 or last.get("type") != "result":
-        reason = last.get("message") or finished.stderr[-500:].strip() or "it said nothing"
-        raise _AgentError(f"{_label(job)}: the agent ended with exit code {finished.returncode}: {reason}")
+        complaint = finished.stderr.strip().rpartition("\n")[2]
+        reason = last["message"] if last.get("type") == "error" else complaint or "it gave no result"
+        raise AgentError(f"{_label(job)}: the agent ended with exit code {finished.returncode}: {reason}")
     return {"outcome": last["outcome"], "session": last["session"]}
 
 
 def _agent_command(job: Job, attempt: int, pace: float, ledger: str | None) -> list[str]:
-    seconds = pace * (
-        0.5 + crc32(_label(job).encode()) % 101 / 100
-    )  # by the job, from half to one and a half
+    seconds = pace * (0.5 + crc32(_label(job).encode()) % 101 / 100)  # by the job, from half to one and a half
     # By its path and not by `-m`, which would import this package for each job.
     command = [sys.executable, "-I", stand_in_agent.__file__]
     command += ["--company", job["company"], "--role", job["role"]]

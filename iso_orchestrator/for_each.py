@@ -12,7 +12,8 @@ import attrs
 
 from iso_orchestrator.handle import Handle
 from iso_orchestrator.markup import html_table
-from iso_orchestrator.mutex import MutexScope, check_scope, check_timeout
+from iso_orchestrator.mutex import check_scope, check_timeout
+from iso_orchestrator.mutex_queue import MutexScope
 from iso_orchestrator.names import check_key
 from iso_orchestrator.naming import compile_template
 from iso_orchestrator.progress import reporter
@@ -135,10 +136,9 @@ class ForEach(Generic[Item, P, R]):
         self.fn = fn
         self._resolve = resolve
         self._options = options
+        self._name = getattr(fn, "__name__", "for_each")
         self._signature = inspect.signature(fn)
-        self._fill = (
-            compile_template(options.mutex_key, "a mutex key") if isinstance(options.mutex_key, str) else None
-        )
+        self._fill = compile_template(options.mutex_key, "a mutex key") if isinstance(options.mutex_key, str) else None
 
     def __call__(self, items: Iterable[Item], *shared: P.args, **named: P.kwargs) -> ForEachSummary[R]:
         """Call the function for each of *items*, with *shared* behind it.
@@ -147,17 +147,13 @@ class ForEach(Generic[Item, P, R]):
             Exception: As `Workflow.for_each` says.
         """
         handle = self._resolve()
-        if self._fill is None:
-            key_of = _key_function(self._options.mutex_key)
-        else:
-            key_of = self._filled_key(shared, named)
-        return _run(
-            handle, items, lambda item: self.fn(item, *shared, **named), key_of, self._options, self.__name__
-        )
+        key_of = self._key_function(shared, named)
+        return _run(handle, items, lambda item: self.fn(item, *shared, **named), key_of, self._options, self._name)
 
-    def _filled_key(self, shared: tuple[Any, ...], named: dict[str, Any]) -> Callable[[Any], str | None]:
+    def _key_function(self, shared: tuple[Any, ...], named: dict[str, Any]) -> Callable[[Any], str | None]:
         fill = self._fill
-        assert fill is not None
+        if fill is None:
+            return _key_function(self._options.mutex_key)
 
         def key_of(item: Any) -> str | None:
             bound = self._signature.bind(item, *shared, **named)
@@ -240,11 +236,7 @@ def _run(
     options: ForEachOptions,
     name: str,
 ) -> ForEachSummary[R]:
-    own = (
-        ThreadPoolExecutor(options.max_parallel, "iso-orchestrator for_each")
-        if options.executor is None
-        else None
-    )
+    own = ThreadPoolExecutor(options.max_parallel, "iso-orchestrator for_each") if options.executor is None else None
     executor = own or options.executor
     assert executor is not None
     progress = reporter(options.progress, len(items) if isinstance(items, Sized) else None, name)

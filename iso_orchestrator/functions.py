@@ -6,22 +6,23 @@ import logging
 import os
 from collections.abc import Callable
 from concurrent.futures import Executor
-from typing import Any, Concatenate, ParamSpec, TypeVar, overload
+from typing import Any, Concatenate, ParamSpec, TypeVar, Unpack, overload
 
 from iso_orchestrator.context import current_scope
 from iso_orchestrator.errors import NoActiveWorkflowError, StoreError, WorkflowNotFoundError
 from iso_orchestrator.for_each import ForEach, MutexKey, for_each_options
 from iso_orchestrator.handle import Handle
 from iso_orchestrator.model import WorkflowRecord, WorkflowSummary
-from iso_orchestrator.mutex import MutexScope
+from iso_orchestrator.mutex_queue import MutexScope
 from iso_orchestrator.names import check_key
 from iso_orchestrator.naming import Template
 from iso_orchestrator.retry import Retry
-from iso_orchestrator.step import Step, step_options
+from iso_orchestrator.runs import RunResult
+from iso_orchestrator.step import Step, StepKeywords, step_options
 from iso_orchestrator.step_run import IfInterrupted
 from iso_orchestrator.store import Store
 from iso_orchestrator.stores import find_store
-from iso_orchestrator.workflow import RunResult, Workflow
+from iso_orchestrator.workflow import Workflow
 
 __all__ = [
     "current_workflow",
@@ -134,18 +135,9 @@ def current_workflow() -> Workflow:
 @overload
 def step(fn: Callable[P, R], /) -> Step[P, R]: ...
 @overload
+def step(**options: Unpack[StepKeywords]) -> Callable[[Callable[P, R]], Step[P, R]]: ...
 def step(
-    *,
-    name: Template | None = None,
-    idempotency_key: Template | None = None,
-    retry: int | Retry = 1,
-    timeout: float | None = None,
-    accept: Callable[[Any], bool] | None = None,
-    if_interrupted: IfInterrupted = "rerun",
-    version: str | int | None = None,
-) -> Callable[[Callable[P, R]], Step[P, R]]: ...
-def step(
-    fn: Callable[P, R] | None = None,
+    fn: Callable[..., Any] | None = None,
     /,
     *,
     name: Template | None = None,
@@ -168,7 +160,7 @@ def step(
     """
     options = step_options(retry, timeout, accept, if_interrupted, version)
 
-    def decorate(plain: Callable[P, R]) -> Step[P, R]:
+    def decorate(plain: Callable[..., Any]) -> Step[..., Any]:
         return Step(plain, _current_handle, options, name, idempotency_key)
 
     return decorate if fn is None else decorate(fn)
@@ -185,9 +177,7 @@ def for_each(
     progress: bool | str | None = None,
 ) -> Callable[[Callable[Concatenate[Item, P], R]], ForEach[Item, P, R]]:
     """A `for_each` of whatever workflow is current when it is called. Options as in `Workflow.for_each`."""
-    options = for_each_options(
-        max_parallel, mutex_key, mutex_scope, mutex_timeout, stop_on_error, executor, progress
-    )
+    options = for_each_options(max_parallel, mutex_key, mutex_scope, mutex_timeout, stop_on_error, executor, progress)
     return lambda fn: ForEach(fn, _current_handle, options)
 
 
@@ -195,9 +185,5 @@ def _current_handle() -> Handle:
     return current_workflow()._handle
 
 
-def _not_found(
-    workflow_id: str, root: str | os.PathLike[str], store: Store | str | None
-) -> WorkflowNotFoundError:
-    return WorkflowNotFoundError(
-        workflow_id, os.path.abspath(os.fspath(root)) if store is None else str(store)
-    )
+def _not_found(workflow_id: str, root: str | os.PathLike[str], store: Store | str | None) -> WorkflowNotFoundError:
+    return WorkflowNotFoundError(workflow_id, os.path.abspath(os.fspath(root)) if store is None else str(store))

@@ -52,7 +52,7 @@ class HeldLease:
 
 def touch_lease(handle: Handle, key: str, holder: str, ttl: float | timedelta, detail: Any) -> Lease:
     """Acquire or renew a lease."""
-    touch = _Touch(handle.clock, key, holder, ttl, detail)
+    touch = _Touch.of(handle.clock, key, holder, ttl, detail)
     return _lease_of(handle.session().record(touch.decide))
 
 
@@ -83,7 +83,7 @@ def hold_lease(
 ) -> Iterator[HeldLease]:
     """Hold a lease, renewed in the background; what runs inside is fenced by it."""
     name = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}" if holder is None else holder
-    touch = _Touch(handle.clock, key, name, ttl, detail)
+    touch = _Touch.of(handle.clock, key, name, ttl, detail)
     session = handle.session()
     held = HeldLease(key, name, _lease_of(session.record(touch.decide)).token)
     scope = current_scope()
@@ -110,12 +110,17 @@ class _Touch:
     """What one holder asks for, checked."""
 
     clock: Clock
-    key: str = attrs.field(validator=lambda *args: check_key(args[2], "a lease key"))
-    holder: str = attrs.field(validator=lambda *args: check_key(args[2], "a lease holder"))
-    ttl: float = attrs.field(converter=lambda ttl: _seconds(ttl))
-    detail: Json = attrs.field(
-        converter=lambda detail: None if detail is None else plain_json(detail, "a lease's detail")
-    )
+    key: str
+    holder: str
+    ttl: float
+    detail: Json
+
+    @classmethod
+    def of(cls, clock: Clock, key: str, holder: str, ttl: float | timedelta, detail: Any) -> _Touch:
+        check_key(key, "a lease key")
+        check_key(holder, "a lease holder")
+        value = None if detail is None else plain_json(detail, f"the detail of lease {key!r}")
+        return cls(clock, key, holder, _seconds(ttl), value)
 
     def decide(self, fold: Fold) -> tuple[Sequence[Fact], Lease | LeaseConflictError]:
         """Renew the holder's own active lease, acquire one that nobody has, refuse another's."""

@@ -15,8 +15,8 @@ def escape_terminal(text: str) -> str:
     """*text* with everything that could drive a terminal spelled out.
 
     Example:
-        >>> escape_terminal("red: \\x1b[31m")
-        'red: \\\\x1b[31m'
+        >>> escape_terminal("red: " + chr(27) + "[31m").replace(chr(92), "/")
+        'red: /x1b[31m'
     """
     return _CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)
 
@@ -32,10 +32,7 @@ def html_table(caption: str, head: Sequence[str], rows: Iterable[Sequence[object
     body = "".join(
         "<tr>" + "".join(f'<td style="{_CELL}">{_text(cell)}</td>' for cell in row) + "</tr>" for row in rows
     )
-    return (
-        f"<table><caption>{_text(caption)}</caption><thead><tr>{header}</tr></thead>"
-        f"<tbody>{body}</tbody></table>"
-    )
+    return f"<table><caption>{_text(caption)}</caption><thead><tr>{header}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def _text(value: object) -> str:

@@ -147,13 +147,9 @@ def _render(value: Any) -> str:
 def _render_fields(value: Any) -> str:
     kind = type(value)
     if attrs.has(kind):
-        return _call(
-            kind, [(field.name, getattr(value, field.name)) for field in attrs.fields(kind) if field.eq]
-        )
+        return _call(kind, [(field.name, getattr(value, field.name)) for field in attrs.fields(kind) if field.eq])
     if dataclasses.is_dataclass(kind):
-        fields = [
-            (field.name, getattr(value, field.name)) for field in dataclasses.fields(kind) if field.compare
-        ]
+        fields = [(field.name, getattr(value, field.name)) for field in dataclasses.fields(kind) if field.compare]
         return _call(kind, fields)
     raise _Unrenderable(f"a value of type {kind.__qualname__}")
 
@@ -178,8 +174,9 @@ def _str(value: str) -> str:
 
 
 def _tuple(value: tuple[Any, ...]) -> str:
-    if hasattr(value, "_fields"):
-        return _call(type(value), list(zip(value._fields, value, strict=True)))
+    names = getattr(type(value), "_fields", None)
+    if names is not None:
+        return _call(type(value), list(zip(names, value, strict=True)))
     return f"({', '.join(map(_render, value))}{',' if len(value) == 1 else ''})"
 
 

@@ -23,20 +23,20 @@ class RetryContext:
 WaitStrategy: TypeAlias = Callable[[Any], float]
 
 
-def _check_attempts(_: object, __: object, value: object) -> None:
+def _check_attempts(_: object, __: object, value: Any) -> None:
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"retry attempts must be an int, not {value!r}")
     if value < 1:
         raise ValueError(f"retry attempts counts all attempts, the first among them: at least 1, not {value}")
 
 
-def _check_on(_: object, __: object, value: object) -> None:
+def _check_on(_: object, __: object, value: Any) -> None:
     kinds = value if isinstance(value, tuple) else (value,)
     if not kinds or not all(isinstance(kind, type) and issubclass(kind, Exception) for kind in kinds):
         raise TypeError(f"Retry(on=...) takes an Exception class or a tuple of them, not {value!r}")
 
 
-def _check_wait(_: object, __: object, value: object) -> None:
+def _check_wait(_: object, __: object, value: Any) -> None:
     if callable(value):
         return
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -45,11 +45,9 @@ def _check_wait(_: object, __: object, value: object) -> None:
         raise ValueError(f"Retry(wait=...) takes seconds from 0 on, not {value!r}")
 
 
-def _check_should_retry(_: object, __: object, value: object) -> None:
+def _check_should_retry(_: object, __: object, value: Any) -> None:
     if value is not None and not callable(value):
-        raise TypeError(
-            f"Retry(should_retry=...) takes a function of the error and a RetryContext, not {value!r}"
-        )
+        raise TypeError(f"Retry(should_retry=...) takes a function of the error and a RetryContext, not {value!r}")
 
 
 @attrs.frozen
@@ -80,11 +78,7 @@ class Retry:
 
     def wants(self, error: BaseException, context: RetryContext) -> bool:
         """Whether there is to be another attempt after *error*."""
-        if (
-            context.attempt >= self.attempts
-            or not isinstance(error, Exception)
-            or not isinstance(error, self.on)
-        ):
+        if context.attempt >= self.attempts or not isinstance(error, Exception) or not isinstance(error, self.on):
             return False
         return self.should_retry is None or bool(self.should_retry(error, context))
 

@@ -6,7 +6,7 @@ import os
 import secrets
 import socket
 from collections.abc import Sequence
-from typing import Literal, TypeAlias
+from typing import Generic, Literal, TypeAlias, TypeVar
 
 import attrs
 
@@ -15,12 +15,22 @@ from iso_orchestrator.facts import Fact, RunEnded, RunStarted
 from iso_orchestrator.fold import Fold, LiveRun
 from iso_orchestrator.handle import Handle
 from iso_orchestrator.liveness import Pause, dead_runs, live_runs
-from iso_orchestrator.model import ErrorInfo
+from iso_orchestrator.model import ErrorInfo, WorkflowRecord
 from iso_orchestrator.session import Session
 
-__all__ = ["OnBusy", "Run", "begin_run", "end_run"]
+__all__ = ["OnBusy", "Run", "RunResult", "begin_run", "end_run"]
+
+R = TypeVar("R")
 
 OnBusy: TypeAlias = Literal["share", "wait", "fail"]
+
+
+@attrs.frozen
+class RunResult(Generic[R]):
+    """What a run returned, and the record after it."""
+
+    value: R
+    record: WorkflowRecord
 
 
 @attrs.frozen(eq=False)

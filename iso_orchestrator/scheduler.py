@@ -19,7 +19,8 @@ import attrs
 from iso_orchestrator.context import ItemContext, Owner, current_owner, entered
 from iso_orchestrator.errors import MutexTimeoutError
 from iso_orchestrator.handle import Handle
-from iso_orchestrator.mutex import Hold, MutexScope, Waiter, find_hold, record_acquired, release, request
+from iso_orchestrator.mutex import record_acquired, release
+from iso_orchestrator.mutex_queue import Hold, MutexScope, Waiter, find_hold, request
 
 __all__ = ["Keyed", "Progress", "Scheduler"]
 
@@ -101,9 +102,7 @@ class Scheduler:
         self._parent = current_owner()
         self._changed = threading.Condition()
         self._ready: list[_Task] = []
-        self._behind: dict[
-            str, deque[_Task]
-        ] = {}  # a key is here while an item of it is ready, asking or running
+        self._behind: dict[str, deque[_Task]] = {}  # a key is here while an item of it is ready, asking or running
         self._granted: deque[_Task] = deque()
         self._asking: set[_Task] = set()
         self._workers = 0
@@ -120,7 +119,7 @@ class Scheduler:
         try:
             self._read(items)
             self._wait_until_done()
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - it is raised below, when what runs has ended
             self._stop(error)
         self._wait_until_idle()
         if self._error is not None:

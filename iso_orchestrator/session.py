@@ -110,10 +110,8 @@ class Session:
         self._refuse_nested()
         with self._guard:
             fold = self._fold
-            if fold is None or not self.log.is_current():
-                return None
-            step = fold.matching(name, idempotency_key, version)
-            if step is None or step.status is not StepStatus.COMPLETED:
+            step = fold.matching(name, idempotency_key, version) if fold is not None else None
+            if fold is None or step is None or step.status is not StepStatus.COMPLETED or not self.log.is_current():
                 return None
             note = fold.notes.get(name)
         self.log.sync(note.seq if note else 0)
@@ -129,7 +127,8 @@ class Session:
         flight.done.set()
         if self._orphans:
             self._abandon()
-        settle(self)
+        if not self.users:
+            settle(self)
 
     def leave(self) -> None:
         """End this process's share."""

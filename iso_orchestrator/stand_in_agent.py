@@ -46,14 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="stand_in_agent", description="A stand-in for an agent.", allow_abbrev=False
-    )
+    parser = argparse.ArgumentParser(prog="stand_in_agent", description="A stand-in for an agent.", allow_abbrev=False)
     parser.add_argument("--company", required=True)
     parser.add_argument("--role", required=True)
-    parser.add_argument(
-        "--attempt", type=int, default=1, help="which attempt this is; some of the first two fail"
-    )
+    parser.add_argument("--attempt", type=int, default=1, help="which attempt this is; some of the first two fail")
     parser.add_argument("--seconds", type=float, default=0.4, help="how long it takes (default: 0.4)")
     parser.add_argument("--ledger", metavar="FILE", help="append a line to FILE when the job is done")
     return parser

@@ -8,7 +8,7 @@ import types
 import typing
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any, Generic, ParamSpec, TypeVar, overload
+from typing import Any, Generic, ParamSpec, TypedDict, TypeVar, overload
 
 from iso_orchestrator.codec import ResultCodec
 from iso_orchestrator.handle import Handle
@@ -18,10 +18,22 @@ from iso_orchestrator.naming import Bound, Template, base_name, compile_template
 from iso_orchestrator.retry import Retry, as_retry
 from iso_orchestrator.step_run import IfInterrupted, StepCall, StepOptions
 
-__all__ = ["Step", "refuse_unfit", "run_step", "step_options"]
+__all__ = ["Step", "StepKeywords", "refuse_unfit", "run_step", "step_options"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+class StepKeywords(TypedDict, total=False):
+    """The options of `step`, for type checkers."""
+
+    name: Template | None
+    idempotency_key: Template | None
+    retry: int | Retry
+    timeout: float | None
+    accept: Callable[[Any], bool] | None
+    if_interrupted: IfInterrupted
+    version: str | int | None
 
 
 class Step(Generic[P, R]):
@@ -48,9 +60,7 @@ class Step(Generic[P, R]):
         self._options = options
         self._signature = inspect.signature(fn)
         self._make_name = None if name is None else compile_template(name, "a step's name")
-        self._make_key = (
-            None if idempotency_key is None else compile_template(idempotency_key, "an idempotency key")
-        )
+        self._make_key = None if idempotency_key is None else compile_template(idempotency_key, "an idempotency key")
         self._base = base_name(fn) if name is None else ""
         self._claimed = self._base or (str(name).format() if is_constant(name) else None)
         self._codec: ResultCodec | None = None
@@ -205,8 +215,8 @@ def _return_annotation(fn: Callable[..., object]) -> Any:
     namespace = types.SimpleNamespace(__annotations__={"return": annotation})
     try:
         closure = inspect.getclosurevars(plain).nonlocals
-        return typing.get_type_hints(
-            namespace, getattr(plain, "__globals__", {}), closure, include_extras=True
-        )["return"]
+        return typing.get_type_hints(namespace, getattr(plain, "__globals__", {}), closure, include_extras=True)[
+            "return"
+        ]
     except Exception:  # noqa: BLE001 - evaluating a text can raise anything
         return annotation

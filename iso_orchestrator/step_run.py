@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
-from contextvars import copy_context
 from typing import Any, Literal, TypeAlias
 
 import attrs
 
 from iso_orchestrator.clock import sleep
 from iso_orchestrator.codec import ResultCodec
-from iso_orchestrator.context import Attempt, Owner, StepContext, current_owner, current_scope, entered
+from iso_orchestrator.context import Attempt, Owner, Scope, StepContext, current_owner, current_scope, entered
 from iso_orchestrator.errors import (
     LeaseLostError,
     OrchestratorError,
@@ -19,7 +17,6 @@ from iso_orchestrator.errors import (
     StepFailedError,
     StepInterruptedError,
     StepRejectedError,
-    StepTimeoutError,
     StoreError,
     WorkflowUsageError,
 )
@@ -31,6 +28,7 @@ from iso_orchestrator.model import ErrorInfo, Json, StepStatus
 from iso_orchestrator.retry import Retry, RetryContext
 from iso_orchestrator.session import Flight, Session
 from iso_orchestrator.state import new_state
+from iso_orchestrator.timeout import call_with_timeout
 
 __all__ = ["IfInterrupted", "StepCall", "StepOptions"]
 
@@ -170,9 +168,7 @@ class StepCall:
         return [self._started(attempt, at)], _Begun(flight, attempt)
 
     def _started(self, attempt: int, at: Any) -> StepStarted:
-        return StepStarted(
-            at, self.name, attempt, self.session.log.owner, self.idempotency_key, self.options.version
-        )
+        return StepStarted(at, self.name, attempt, self.session.log.owner, self.idempotency_key, self.options.version)
 
     def _sync_start(self, flight: Flight, seq: int) -> None:
         try:
@@ -223,12 +219,14 @@ class StepCall:
     def _attempt(self, flight: Flight, attempt: int, context: StepContext) -> Any:
         scope = current_scope()
         work = Attempt(self.session, flight, parent=scope.attempt)
-        inside = attrs.evolve(
-            scope,
+        inside = Scope(
             workflow=self.handle.workflow,
+            runs=scope.runs,
             owner=Owner(parent=current_owner()),
             step=context,
+            item=scope.item,
             attempt=work,
+            fences=scope.fences,
         )
         with entered(inside):
             value = self._call_body()
@@ -246,7 +244,7 @@ class StepCall:
     def _call_body(self) -> Any:
         if self.options.timeout is None:
             return self.body()
-        return _call_with_timeout(self.name, self.body, self.options.timeout)
+        return call_with_timeout(self.name, self.body, self.options.timeout)
 
     def _complete(self, flight: Flight, attempt: int, data: Json, work: Attempt) -> None:
         at = self.handle.clock.now()
@@ -275,9 +273,7 @@ class StepCall:
             raise _NotRecorded(None)
         flight.succeeded, flight.result = True, data
 
-    def _record_failure(
-        self, flight: Flight, attempt: int, error: BaseException, context: StepContext | None
-    ) -> bool:
+    def _record_failure(self, flight: Flight, attempt: int, error: BaseException, context: StepContext | None) -> bool:
         """Record that an attempt failed; whether there is to be another. Never hides *error*."""
         retrying = context is not None and self._wants_retry(error, context)
         fact = StepFailed(self.handle.clock.now(), self.name, ErrorInfo.of(error), retrying)
@@ -288,9 +284,7 @@ class StepCall:
                 flight.error = error
         except OrchestratorError as trouble:
             if not isinstance(error, LeaseLostError):
-                error.add_note(
-                    f"iso-orchestrator: the failure of step {self.name!r} was not recorded: {trouble}"
-                )
+                error.add_note(f"iso-orchestrator: the failure of step {self.name!r} was not recorded: {trouble}")
             return False
         return retrying
 
@@ -300,15 +294,13 @@ class StepCall:
             return False
         try:
             return self.options.retry.wants(error, retry_context)
-        except Exception as trouble:
+        except Exception as trouble:  # noqa: BLE001 - the step's own error is what counts
             error.add_note(f"iso-orchestrator: should_retry() raised {type(trouble).__name__}: {trouble}")
             return False
 
     def _is_mine(self, fold: Fold, attempt: int) -> bool:
         step = fold.steps.get(self.name)
-        return (
-            step is not None and step.attempts == attempt and fold.owner(self.name) == self.session.log.owner
-        )
+        return step is not None and step.attempts == attempt and fold.owner(self.name) == self.session.log.owner
 
     def _is_same(self, flight: Flight) -> bool:
         return (flight.idempotency_key, flight.version) == (self.idempotency_key, self.options.version)
@@ -346,40 +338,3 @@ class StepCall:
 def _for_another_caller(name: str, error: BaseException) -> BaseException:
     """An interrupt was meant for the thread that got it; others are told of the failure."""
     return error if isinstance(error, Exception) else StepFailedError(name, ErrorInfo.of(error))
-
-
-def _call_with_timeout(name: str, body: Callable[[], Any], timeout: float) -> Any:
-    """Call *body* in a thread of its own, which is left to itself when it takes longer than *timeout* seconds."""
-    outcome: list[Any] = []
-    failure: list[BaseException] = []
-    holds = [hold for owner in current_owner().chain() for hold in owner.holds]
-    at_end: list[Callable[[], None]] = []
-    guard = threading.Lock()
-    ended = threading.Event()
-
-    def work() -> None:
-        try:
-            outcome.append(body())
-        except BaseException as error:  # it is raised again where the caller waits
-            failure.append(error)
-        with guard:
-            ended.set()
-        for release in at_end:
-            release()
-
-    thread = threading.Thread(
-        target=copy_context().run, args=(work,), name=f"iso-orchestrator step {name}"[:60], daemon=True
-    )
-    thread.start()
-    try:
-        ended.wait(timeout)
-    finally:
-        with guard:
-            is_left = not ended.is_set()
-            if is_left:
-                at_end.extend(hold.leave_behind() for hold in holds)
-    if is_left:
-        raise StepTimeoutError(name, timeout)
-    if failure:
-        raise failure[0]
-    return outcome[0]

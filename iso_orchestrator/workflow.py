@@ -10,7 +10,7 @@ from concurrent.futures import Executor
 from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
 from types import TracebackType
-from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
+from typing import Any, Concatenate, ParamSpec, TypeVar, Unpack, overload
 
 import attrs
 
@@ -24,30 +24,23 @@ from iso_orchestrator.fold import Fold, copy_json
 from iso_orchestrator.for_each import ForEach, ForEachSummary, MutexKey, for_each_options, run_for_each
 from iso_orchestrator.handle import Handle
 from iso_orchestrator.model import Heartbeat, Json, Lease, WorkflowEvent, WorkflowRecord, WorkflowStatus
-from iso_orchestrator.mutex import Mutex, MutexScope
+from iso_orchestrator.mutex import Mutex
+from iso_orchestrator.mutex_queue import MutexScope
 from iso_orchestrator.names import check_key
 from iso_orchestrator.naming import Template
 from iso_orchestrator.reset import reset_steps
 from iso_orchestrator.retry import Retry
-from iso_orchestrator.runs import OnBusy, Run, begin_run, end_run
-from iso_orchestrator.step import Step, run_step, step_options
+from iso_orchestrator.runs import OnBusy, Run, RunResult, begin_run, end_run
+from iso_orchestrator.step import Step, StepKeywords, run_step, step_options
 from iso_orchestrator.step_run import IfInterrupted
 from iso_orchestrator.store import Store
 from iso_orchestrator.stores import find_store
 
-__all__ = ["RunResult", "Workflow"]
+__all__ = ["Workflow"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
 Item = TypeVar("Item")
-
-
-@attrs.frozen
-class RunResult(Generic[R]):
-    """What a run returned, and the record after it."""
-
-    value: R
-    record: WorkflowRecord
 
 
 class Workflow:
@@ -172,20 +165,10 @@ class Workflow:
     @overload
     def step(self, fn: Callable[P, R], /) -> Step[P, R]: ...
     @overload
+    def step(self, /, **options: Unpack[StepKeywords]) -> Callable[[Callable[P, R]], Step[P, R]]: ...
     def step(
         self,
-        *,
-        name: Template | None = None,
-        idempotency_key: Template | None = None,
-        retry: int | Retry = 1,
-        timeout: float | None = None,
-        accept: Callable[[Any], bool] | None = None,
-        if_interrupted: IfInterrupted = "rerun",
-        version: str | int | None = None,
-    ) -> Callable[[Callable[P, R]], Step[P, R]]: ...
-    def step(
-        self,
-        fn: Callable[P, R] | None = None,
+        fn: Callable[..., Any] | None = None,
         /,
         *,
         name: Template | None = None,
@@ -202,6 +185,7 @@ class Workflow:
         recorded, and while a live thread or process runs a step, others that call it wait for its outcome.
 
         Args:
+            fn: The function, where the decorator is used without parentheses.
             name: A format string over the arguments, or a function of them. Default: the function's qualified name
                 and its arguments.
             idempotency_key: Likewise; with another key the step runs again and replaces the record.
@@ -227,7 +211,7 @@ class Workflow:
         """
         options = step_options(retry, timeout, accept, if_interrupted, version)
 
-        def decorate(plain: Callable[P, R]) -> Step[P, R]:
+        def decorate(plain: Callable[..., Any]) -> Step[..., Any]:
             made = Step(plain, lambda: self._handle, options, name, idempotency_key)
             made.claim(self._handle)
             return made
@@ -308,7 +292,7 @@ class Workflow:
         executor: Executor | None = None,
         progress: bool | str | None = None,
     ) -> ForEachSummary[R]:
-        """Call *fn* for each of *items*, without a decorator; a mutex key that is a str is literal. Options as in `for_each`.
+        """Call *fn* for each of *items*, without a decorator. Options as in `for_each`; a str as mutex key is literal.
 
         Example:
             >>> Workflow("batch", store="memory://run_for_each").run_for_each([1, 2], lambda n: n * n).values()
@@ -383,9 +367,7 @@ class Workflow:
         """
         return states.heartbeat(self._handle, key, detail)
 
-    def heartbeating(
-        self, key: str, *, every: float = 30.0, detail: Any = None
-    ) -> AbstractContextManager[None]:
+    def heartbeating(self, key: str, *, every: float = 30.0, detail: Any = None) -> AbstractContextManager[None]:
         """Beat each *every* seconds in the background; an event at the first and the last beat only.
 
         Example:
@@ -446,9 +428,7 @@ class Workflow:
         """
         return leases.hold_lease(self._handle, key, holder, ttl, detail)
 
-    def set_status(
-        self, status: WorkflowStatus | str, error: BaseException | str | None = None
-    ) -> WorkflowRecord:
+    def set_status(self, status: WorkflowStatus | str, error: BaseException | str | None = None) -> WorkflowRecord:
         """Set the status by hand; without an error the last one is forgotten."""
         return states.set_status(self._handle, status, error)
 
@@ -477,9 +457,7 @@ class Workflow:
             WorkflowUsageError: Inside a run.
         """
         if self._entered:
-            raise WorkflowUsageError(
-                f"workflow {self.workflow_id!r}: close() inside a run; leave the with block first"
-            )
+            raise WorkflowUsageError(f"workflow {self.workflow_id!r}: close() inside a run; leave the with block first")
         self._handle.close()
 
     def _begin(self) -> Run:

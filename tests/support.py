@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -63,12 +64,6 @@ def caught_up(log: Log, fold: Fold) -> Fold:
         return log.catch_up(fold)
     finally:
         log.unlock()
-
-
-def leave(log: Log, fold: Fold | None) -> None:
-    """End a hold as a session does."""
-    log.lock()
-    log.leave(fold)
 
 
 def looked_at(store: Store, workflow_id: str = "w") -> Fold:
@@ -155,10 +150,8 @@ class Child:
         self._reader.join(DEADLINE)
         for pipe in (self.process.stdin, self.process.stdout):
             assert pipe is not None
-            try:
+            with suppress(BrokenPipeError):
                 pipe.close()
-            except BrokenPipeError:
-                pass
 
     def _read(self) -> None:
         assert self.process.stdout is not None

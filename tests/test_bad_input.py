@@ -48,7 +48,6 @@ def root(tmp_path: Path) -> Path:
     folder = tmp_path / "root"
     with Workflow("kept", dir=folder, initial_state={"count": 1}) as workflow:
         workflow.run_step("before", lambda: "its result")
-    workflow.close()
     return folder
 
 
@@ -77,7 +76,7 @@ def unharmed(root: Path) -> Iterator[None]:
     assert record_files(root) == before
 
 
-def never(*_: object) -> None:
+def never(*_: object) -> Any:
     """A body that must not run."""
     pytest.fail("it ran")
 
@@ -89,9 +88,9 @@ BAD_TEXTS = {
     "empty": ("", ValueError, "empty or blank"),
     "blank": (" \t\n", ValueError, "empty or blank"),
     "a lone surrogate": ("a\ud800b", ValueError, "UTF-8"),
-    "None": (None, TypeError, "must be a str"),
-    "a number": (7, TypeError, "must be a str"),
-    "bytes": (b"key", TypeError, "must be a str"),
+    "None": (None, TypeError, "must be a"),
+    "a number": (7, TypeError, "must be a"),
+    "bytes": (b"key", TypeError, "must be a"),
 }
 
 ID_TAKERS: dict[str, Callable[[Path, Any], object]] = {
@@ -133,9 +132,7 @@ def test_what_can_be_no_key_is_refused_at_once(workflow: Workflow, root: Path, t
 
 @pytest.mark.parametrize("option", ["name", "idempotency_key"])
 @pytest.mark.parametrize("bad", ["empty", "blank", "a lone surrogate", "a number", "bytes"])
-def test_a_steps_constant_name_or_key_is_refused_when_decorated(
-    workflow: Workflow, option: str, bad: str
-) -> None:
+def test_a_steps_constant_name_or_key_is_refused_when_decorated(workflow: Workflow, option: str, bad: str) -> None:
     """A constant name or key of a step that can be none raises before the step is ever called."""
     value, kind, says = BAD_TEXTS[bad]
     with pytest.raises(kind, match=says):
@@ -181,7 +178,6 @@ def test_every_other_text_is_legal_and_stays_inside_the_root(tmp_path: Path, tex
         with workflow.mutex(text), workflow.mutex(text, scope="store"):
             pass
         workflow.run_for_each([text], lambda item: item, mutex_key=lambda item: item)
-    workflow.close()
 
     record = read_workflow_record(text, dir=root)
     assert (record.workflow_id, record.steps[text].result) == (text, text)
@@ -208,9 +204,9 @@ def test_texts_that_look_alike_are_kept_apart(tmp_path: Path) -> None:
         "x" * 9_999,
     ]
     for workflow_id in ids:
-        Workflow(workflow_id, dir=tmp_path, initial_state=workflow_id).append_event("made")
+        with Workflow(workflow_id, dir=tmp_path, initial_state=workflow_id):
+            pass
     for workflow_id in ids:
-        Workflow(workflow_id, dir=tmp_path).close()
         assert read_workflow_record(workflow_id, dir=tmp_path).state == workflow_id
     assert len(list(list_workflows(dir=tmp_path))) == len(ids)
 
@@ -298,7 +294,6 @@ def test_a_root_without_the_right_to_write_is_refused_and_can_be_read(root: Path
             _fails_to_write_and_can_read(copy)
         with Workflow("kept", dir=copy) as workflow:
             assert workflow.run_step("next", lambda: "goes on") == "goes on"
-        workflow.close()
 
 
 def test_a_read_only_disk_is_refused_and_can_be_read(root: Path) -> None:
@@ -339,15 +334,15 @@ def test_a_full_disk_is_an_error_and_loses_nothing(tmp_path: Path) -> None:
         with pytest.raises(StoreError, match="space"):
             workflow.run_step("large", large, retry=3)
         assert len(calls) <= 1
+        with pytest.raises(StoreError, match="space"):
+            workflow.close()  # there is no room for the snapshot
         assert read_workflow_record("batch", dir=root).steps["before"].result == "its result"
 
         ballast.unlink()
-        workflow.close()
         calls.clear()
         with Workflow("batch", dir=root) as workflow:
             assert workflow.run_step("before", never) == "its result"
             assert workflow.run_step("large", large) == "x" * 50_000
-        workflow.close()
         assert calls == [1]
 
 
@@ -438,7 +433,11 @@ def test_a_result_that_is_not_json_is_refused(workflow: Workflow, case: str) -> 
     assert workflow.record.steps["collect"].status is StepStatus.FAILED
 
 
-@pytest.mark.parametrize("case", NOT_JSON)
+# States and details are made JSON by their classes, so that attrs classes and dataclasses can be handed over.
+NO_STATE = [case for case in NOT_JSON if case not in ("bytes", "a set")]
+
+
+@pytest.mark.parametrize("case", NO_STATE)
 @pytest.mark.parametrize("taker", VALUE_TAKERS)
 def test_a_value_that_is_not_json_is_refused(workflow: Workflow, root: Path, taker: str, case: str) -> None:
     """A state or detail that is not JSON raises with the place, and nothing is recorded."""
@@ -448,7 +447,7 @@ def test_a_value_that_is_not_json_is_refused(workflow: Workflow, root: Path, tak
     assert refused.value.place.startswith(place)
 
 
-@pytest.mark.parametrize("case", NOT_JSON)
+@pytest.mark.parametrize("case", NO_STATE)
 def test_an_initial_state_that_is_not_json_is_refused_at_construction(tmp_path: Path, case: str) -> None:
     """An initial state that is not JSON raises before there is a record."""
     make, place = NOT_JSON[case]
@@ -545,13 +544,11 @@ def _naive() -> datetime:
     return datetime(2026, 5, 14)
 
 
-def test_a_naive_clock_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    """A `now` without a zone raises on first use, and leaves no record."""
-    workflow = Workflow("batch", dir=tmp_path / "root", now=_naive)
+def test_a_naive_clock_is_refused_at_construction(tmp_path: Path) -> None:
+    """A `now` without a zone raises before there is a record, and says what has one."""
     with pytest.raises(ValueError, match=r"naive.*datetime\.now\(UTC\)"):
-        workflow.append_event("first")
-    assert not list(tmp_path.rglob("batch*.json"))
-    workflow.close()
+        Workflow("batch", dir=tmp_path / "root", now=_naive)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_clock_that_turns_naive_changes_nothing(root: Path) -> None:
@@ -607,7 +604,7 @@ FUNCTION_TAKERS: dict[str, Callable[[Workflow, Any], object]] = {
     "for_each": lambda workflow, fn: workflow.for_each()(fn),
     "run_for_each": lambda workflow, fn: workflow.run_for_each([1], fn),
     "free step": lambda workflow, fn: iso_orchestrator.step(fn),
-    "free for_each": lambda workflow, fn: iso_orchestrator.for_each(fn),
+    "free for_each": lambda workflow, fn: iso_orchestrator.for_each()(fn),
     "run": lambda workflow, fn: workflow.run(fn),
 }
 
@@ -618,7 +615,7 @@ def test_a_function_that_is_not_plain_is_refused_at_once(
     workflow: Workflow, root: Path, taker: str, fn: Callable[..., Any]
 ) -> None:
     """Coroutine and generator functions raise, saying which of them it is, and nothing is recorded."""
-    with unharmed(root), pytest.raises(TypeError, match=r"coroutine|generator"):
+    with unharmed(root), pytest.raises(TypeError, match=r"is async|is a generator"):
         FUNCTION_TAKERS[taker](workflow, fn)
 
 
@@ -634,9 +631,7 @@ class _Opaque:
     [_Opaque(), threading.Lock(), sys.stderr, lambda: 1, [_Opaque()], {"deep": {"er": _Opaque()}}],
     ids=repr,
 )
-def test_arguments_that_cannot_be_rendered_are_refused(
-    workflow: Workflow, root: Path, argument: object
-) -> None:
+def test_arguments_that_cannot_be_rendered_are_refused(workflow: Workflow, root: Path, argument: object) -> None:
     """A call whose arguments have no faithful form raises before its body, and says that it needs a name."""
     step = workflow.step(_takes)
     with unharmed(root), pytest.raises(StepNameError, match=r"'thing'.*name="):
@@ -735,9 +730,7 @@ def test_an_updater_that_uses_the_workflow_is_refused(
     assert workflow.update_state(lambda state: state) == {"count": 1}
 
 
-def test_an_updater_that_uses_another_object_of_the_workflow_is_refused(
-    workflow: Workflow, root: Path
-) -> None:
+def test_an_updater_that_uses_another_object_of_the_workflow_is_refused(workflow: Workflow, root: Path) -> None:
     """Using the workflow inside an updater through a second object raises, too."""
     other = Workflow("kept", dir=root)
     with unharmed(root), pytest.raises(OrchestratorError, match="update_state"):

@@ -143,9 +143,10 @@ def test_looking_changes_nothing(command, run, root):
 
 
 @pytest.mark.parametrize("command", [["list"], ["list", "--json"], ["show", "batch"]])
-def test_looking_at_a_missing_root_makes_nothing(command, tmp_path):
+def test_looking_at_a_missing_root_makes_nothing(command, tmp_path, monkeypatch):
     """Where there is no root, `list` and `show` make none."""
-    start(*command, cwd=tmp_path)
+    monkeypatch.chdir(tmp_path)
+    main(command)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -210,6 +211,16 @@ def test_hostile_texts_in_errors_are_shown_as_text(run):
         assert code == 1
         assert err.count("\n") == 1
         assert all(char == "\n" or char.isprintable() for char in err), ascii(err)
+
+
+def test_a_hostile_root_is_shown_as_text(tmp_path, run):
+    """The root's own name drives no terminal."""
+    root = tmp_path / "\x1b[31m\n\x9b"
+    assert run("list", root=root)[1].endswith("\\x1b[31m\\n\\x9b\n")
+    open_workflow("batch", dir=root).close()
+    for command in (["show", "batch"], ["fold", "batch"], ["show", "nobody"], ["delete", "nobody"]):
+        _, out, err = run(*command, root=root)
+        assert all(char == "\n" or char.isprintable() for char in out + err), ascii(out + err)
 
 
 def test_long_texts_are_cut_in_tables(tmp_path, run):

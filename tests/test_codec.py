@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal, NamedTuple, NotRequired, Optional, TypedDict
+from typing import Annotated, Any, Literal, NamedTuple, Optional, TypedDict
 from uuid import UUID
 
 import attrs
@@ -46,9 +46,7 @@ from iso_orchestrator.model import (
 NPM = Path(__file__).parent / "data/npm-0.2.0"
 STAMP = "2026-05-14T12:00:00.007Z"
 
-# ---- strategies
-
-texts = st.text(st.one_of(st.characters(), st.sampled_from("\x00\x1b\u2028\ud800\udfff\U0001f600\"\\")), max_size=8)
+texts = st.text(st.one_of(st.characters(), st.sampled_from('\x00\x1b\u2028\ud800\udfff\U0001f600"\\')), max_size=8)
 integers = st.one_of(st.integers(-100, 100), st.integers(-(10**60), 10**60))
 floats = st.floats(allow_nan=False, allow_infinity=False)
 values = st.recursive(
@@ -57,7 +55,7 @@ values = st.recursive(
     max_leaves=8,
 )
 times = st.datetimes(datetime(1, 1, 2), datetime(9999, 12, 30), timezones=st.just(UTC)).map(
-    lambda moment: moment.replace(microsecond=moment.microsecond // 1000 * 1000)
+    lambda moment: moment.replace(microsecond=moment.microsecond // 1000 * 1000, fold=0)
 )
 optional_texts = st.none() | texts
 error_infos = st.builds(ErrorInfo, texts, texts, optional_texts, optional_texts, optional_texts)
@@ -154,9 +152,6 @@ def folds(draw: st.DrawFn) -> Fold:
         lease_clocks={key: LeaseClock(draw(texts), draw(floats)) for key in tokens},
         unknown=draw(st.dictionaries(st.sampled_from(["x", "y", "élan"]), values, max_size=2)),
     )
-
-
-# ---- JSON
 
 
 @given(values)
@@ -280,9 +275,6 @@ def test_every_int_that_is_accepted_can_be_read_back(power: int) -> None:
     assert decode(encode(to_json(value, "it"))) == value
 
 
-# ---- facts
-
-
 @pytest.mark.parametrize("kind", FACT_KINDS, ids=[kind.__name__ for kind in FACT_KINDS])
 def test_facts_come_back_as_they_were(kind: type[f.Fact]) -> None:
     """Every fact is read back from its JSON equal and of the same types."""
@@ -304,8 +296,6 @@ MISFITS: dict[str, tuple[str, dict[str, Any]]] = {
     "int for text": ("step.started", {**STARTED, "owner": 1}),
     "int for optional text": ("step.started", {**STARTED, "idempotencyKey": 1}),
     "missing": ("step.started", {"at": STAMP, "step": "a", "owner": "o"}),
-    "unknown key": ("step.started", {**STARTED, "more": 1}),
-    "snake case": ("step.started", {**STARTED, "idempotency_key": "k"}),
     "text for bool": ("heartbeat.recorded", {"at": STAMP, "key": "k", "silent": "false"}),
     "int for bool": ("heartbeat.recorded", {"at": STAMP, "key": "k", "silent": 0}),
     "unknown status": ("status.set", {"at": STAMP, "status": "paused"}),
@@ -349,9 +339,16 @@ def test_an_int_does_for_a_float() -> None:
 @pytest.mark.parametrize("tag", ["step.paused", "", None, 7, ["step.started"]])
 def test_unknown_facts_are_of_a_newer_release(tag: Any) -> None:
     """An unknown fact is not skipped: it says that the file needs a newer release, and which file."""
-    with pytest.raises(FormatVersionError, match="/p/w.journal") as caught:
+    with pytest.raises(FormatVersionError, match=r"/p/w\.journal") as caught:
         fact_from_json(tag, {"at": STAMP}, "/p/w.journal")
     assert caught.value.path == "/p/w.journal"
+
+
+@pytest.mark.parametrize("key", ["more", "idempotency_key"])
+def test_unknown_fields_are_of_a_newer_release(key: str) -> None:
+    """A fact that says more than this release knows is not read by halves."""
+    with pytest.raises(FormatVersionError, match=f"'step.started' with the unknown {key}"):
+        fact_from_json("step.started", {**STARTED, key: "k"}, "/p/w.journal")
 
 
 def test_tags_and_keys_on_disk_are_frozen() -> None:
@@ -377,7 +374,10 @@ def test_tags_and_keys_on_disk_are_frozen() -> None:
         "step.started",
         {"at": STAMP, "step": "a", "attempt": 2, "owner": "o", "idempotencyKey": "key", "version": "v"},
     )
-    assert fact_to_json(f.StepCompleted(T0, "a", None)) == ("step.completed", {"at": STAMP, "step": "a", "result": None})
+    assert fact_to_json(f.StepCompleted(T0, "a", None)) == (
+        "step.completed",
+        {"at": STAMP, "step": "a", "result": None},
+    )
     assert fact_to_json(f.StepCompleted(T0, "a", 1, None))[1]["state"] is None
     assert [fact_to_json(fact)[0] for fact in SIMPLE_FACTS] == [
         "run.started",
@@ -407,9 +407,6 @@ SIMPLE_FACTS = [
     f.HeartbeatRecorded(T0, "k"),
     f.LeaseReleased(T0, "k"),
 ]
-
-
-# ---- snapshots
 
 
 @given(folds())
@@ -568,7 +565,6 @@ DAMAGED = {
     "ours no object": changed(isoOrchestrator=7),
     "ours list": changed(isoOrchestrator=[]),
     "seq": changed(isoOrchestrator={"seq": "7"}),
-    "seq below zero": changed(isoOrchestrator={"seq": -1}),
     "tokens": changed(isoOrchestrator={"tokens": {"k": "1"}}),
     "tokens list": changed(isoOrchestrator={"tokens": [1]}),
     "runs": changed(isoOrchestrator={"runs": {"r": {}}}),
@@ -586,9 +582,6 @@ def test_what_is_no_record_is_refused(data: bytes) -> None:
         fold_from_snapshot(data, "p")
 
 
-# ---- results
-
-
 @attrs.define
 class Quote:
     amount: Decimal
@@ -602,9 +595,20 @@ class Point:
     label: str | None = None
 
 
-class Movie(TypedDict):
+class Title(TypedDict):
     title: str
-    year: NotRequired[int]
+
+
+class Movie(Title, total=False):
+    year: int
+
+
+class Point3(Point):
+    z: int = 0
+
+
+class Derived(Quote):
+    pass
 
 
 class Pair(NamedTuple):
@@ -666,7 +670,6 @@ RESULTS: list[tuple[Any, Any]] = [
     (int | str, "1"),
     (int | str, 1),
     (int | None, 0),
-    (Point | Movie, Point(1)),
     (Quote | Point | None, QUOTE),
     (Quote | Point | None, Point(2)),
     (list[int] | None, [1]),
@@ -718,20 +721,35 @@ LOSSY: dict[str, tuple[Any, Any]] = {
     "dict for list": (list[str], {"a": 1}),
     "text in list of int": (list[int], [1, "2"]),
     "nan in class": (list[float], [math.nan]),
+    "text for set": (set[str], "abc"),
+    "text for tuple": (tuple[str, ...], "abc"),
+    "text for fixed tuple": (tuple[str, str], "ab"),
+    "bytes for list": (list[int], b"ab"),
     "other class": (Point, QUOTE),
+    "subclass": (Point, Point3(1)),
+    "subclass of attrs": (Quote, Derived(QUOTE.amount, QUOTE.at)),
+    "subclass within": (list[Point], [Point(1), Point3(1)]),
+    "long int for float": (float, 2**53 + 1),
+    "huge int for float": (float, 10**400),
+    "date for datetime": (datetime, date(2026, 5, 14)),
+    "datetime for date": (date, datetime(2026, 5, 14, tzinfo=UTC)),
     "field of another type": (Point, Point("1")),  # type: ignore[arg-type]
     "dict for class": (Point, {"x": 1}),
     "not in the literal": (Literal["a"], "b"),
     "not in the enum": (Size, "huge"),
     "text for datetime": (datetime, "2026-05-14"),
-    "text for path": (Path, 7),
+    "int for path": (Path, 7),
+    "text for path": (Path, "a"),
+    "text for pure path": (PurePosixPath, "a"),
     "text for decimal": (Decimal, "1.5"),
+    "float for decimal": (Decimal, 1.5),
+    "text for uuid": (UUID, str(UUID(int=7))),
     "missing key": (Movie, {"year": 1}),
     "key of another type": (dict[int, str], {"1": "a"}),
     "key between types": (dict[int | str, int], {1: 1}),
     "short tuple": (tuple[int, str], (1,)),
     "long tuple": (tuple[int, str], (1, "a", 2)),
-    "generator": (list[int], (n for n in [1])),
+    "named tuple of another type": (Pair, Pair("1", "a")),  # type: ignore[arg-type]
     "none of a union": (int | None, "1"),
     "open file": (Any, io.StringIO()),
     "set": (Any, {1}),
@@ -742,7 +760,7 @@ LOSSY: dict[str, tuple[Any, Any]] = {
 def test_results_that_do_not_fit_their_annotation_are_refused(annotation: Any, value: Any) -> None:
     """A result that would not come back as it is raises SerializationError, which names the subject and the place."""
     codec = ResultCodec(annotation)
-    with pytest.raises(SerializationError, match="the result of step 'a' cannot be recorded: at \\$"):
+    with pytest.raises(SerializationError, match=r"the result of step 'a' .*at \$"):
         codec.load(decode(encode(codec.dump(value, "the result of step 'a'"))), "the result of step 'a'")
 
 
@@ -755,6 +773,22 @@ def test_misfit_names_its_place() -> None:
     assert "int expected, not str" in caught.value.reason
 
 
+def test_annotation_that_does_not_resolve_yet_is_tried_again() -> None:
+    """A class whose fields speak of one that is defined later is structured as soon as that is there."""
+    namespace: dict[str, Any] = {"__name__": "later", "dataclass": dataclass}
+    module = type(io)("later")
+    exec("@dataclass\nclass Outer:\n    inner: 'list[Inner]'", module.__dict__ | namespace, vars(module))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(__import__("sys").modules, "later", module)
+        outer = vars(module)["Outer"]
+        with pytest.raises(SerializationError):
+            ResultCodec(outer).dump(outer([]), "it")
+        exec("@dataclass\nclass Inner:\n    n: int", namespace, vars(module))
+        value = outer([vars(module)["Inner"](1)])
+        codec = ResultCodec(outer)
+        assert codec.load(codec.dump(value, "it"), "it") == value
+
+
 def test_annotations_that_cannot_be_structured_read_as_json() -> None:
     """A class that says nothing of its make-up counts as no annotation."""
 
@@ -765,9 +799,6 @@ def test_annotations_that_cannot_be_structured_read_as_json() -> None:
     assert codec.dump([1], "it") == [1]
     with pytest.raises(SerializationError, match="Opaque is not JSON"):
         ResultCodec(Opaque).dump(Opaque(), "it")
-
-
-# ---- states and details
 
 
 def test_states_are_written_by_their_class() -> None:
@@ -786,5 +817,5 @@ def test_states_are_written_by_their_class() -> None:
 @pytest.mark.parametrize("value", [math.nan, {"a": io.StringIO()}, cycle(), nested(200), object(), {1: "a"}])
 def test_states_that_cannot_be_written_are_refused(value: object) -> None:
     """What no class explains is refused, with the subject."""
-    with pytest.raises(SerializationError, match="the state .*at \\$"):
+    with pytest.raises(SerializationError, match=r"the state .*at \$"):
         plain_json(value, "the state")

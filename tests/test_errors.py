@@ -31,7 +31,11 @@ SAMPLES: list[tuple[OrchestratorError, type[Exception], list[str]]] = [
     (errors.WorkflowBusyError("w", 7, "host", T0), OrchestratorError, ["'w'", "7", "host", "2026-05-14", "wait"]),
     (errors.WorkflowBusyError("w", None, None, None), OrchestratorError, ["'w'", "unknown", "wait"]),
     (errors.MutexTimeoutError("k", 1.5, 7, "host", T0), TimeoutError, ["'k'", "1.5 s", "7", "host", "2026-05-14"]),
-    (errors.LeaseConflictError("k", "beta", "alpha", T0), OrchestratorError, ["'k'", "'beta'", "'alpha'", "2026-05-14"]),
+    (
+        errors.LeaseConflictError("k", "beta", "alpha", T0),
+        OrchestratorError,
+        ["'k'", "'beta'", "'alpha'", "2026-05-14"],
+    ),
     (errors.LeaseLostError("k", 1, 2), OrchestratorError, ["'k'", "token 1", "2", "take the lease again"]),
     (errors.StoreError("text"), OrchestratorError, ["text"]),
     (errors.CorruptRecordError("/p", 7, "why", "kept"), errors.StoreError, ["/p", "byte 7", "why", "kept", "Restore"]),

@@ -263,7 +263,7 @@ def _is_list(kind: Any) -> bool:
 
 
 def _read_list(kind: Any) -> Callable[[Any, Any], Any]:
-    """cattrs takes anything that can be iterated, and makes three steps of the text "abc"."""
+    """Of a list, and of nothing else: cattrs would make three steps of the text "abc"."""
     collection, item = get_origin(kind), get_args(kind)[0]
     read = _converter.get_structure_hook(item)
 

@@ -121,8 +121,7 @@ class _MemoryLog:
         self._dead: str | None = None
 
     def lock(self) -> None:
-        if self._dead is not None:
-            raise StoreError(f"the store is dead: {self._dead}")
+        self._refuse_when_dead()
         self._workflow.lock.acquire()
         self._locked = True
 
@@ -142,11 +141,13 @@ class _MemoryLog:
         return fold
 
     def append(self, fold: Fold, facts: Sequence[Fact]) -> None:
+        self._refuse_when_dead()
         self._workflow.facts.extend(facts)
         self.catch_up(fold)
 
     def sync(self, seq: int) -> None:
         del seq  # nothing outlives the process
+        self._refuse_when_dead()
 
     def is_current(self) -> bool:
         return self._dead is None and self._read == len(self._workflow.facts)
@@ -172,3 +173,7 @@ class _MemoryLog:
 
     def forget(self) -> None:
         self._dead = "it belongs to the parent process"
+
+    def _refuse_when_dead(self) -> None:
+        if self._dead is not None:
+            raise StoreError(f"the store is dead: {self._dead}")

@@ -108,8 +108,10 @@ class Log(Protocol):
 class Store(Protocol):
     """Where workflows are kept."""
 
-    identity: Hashable
-    """Equal for two stores of one process that keep the same workflows."""
+    @property
+    def identity(self) -> Hashable:
+        """Equal for two stores of one process that keep the same workflows."""
+        ...
 
     def open(self, workflow_id: str, new: Callable[[], Fold]) -> tuple[Log, Fold]:
         """Take hold of a workflow, made from *new* when there is none. Ready to be appended to, and unlocked."""

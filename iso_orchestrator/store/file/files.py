@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import os
 
-import attrs
-
 from iso_orchestrator.names import RecordNames, record_names
 from iso_orchestrator.store.file.fs import FileSystem
 
-__all__ = ["Paths", "SyncError", "exists", "join", "make_folders", "read_all", "read_file", "remove", "sync_file", "sync_folder", "write_all", "write_aside"]
+__all__ = [
+    "Paths",
+    "SyncError",
+    "exists",
+    "join",
+    "make_folders",
+    "read_all",
+    "read_file",
+    "remove",
+    "sync_file",
+    "sync_folder",
+    "write_all",
+    "write_aside",
+]
 
 _CHUNK = 1 << 24
 
@@ -20,12 +31,31 @@ class SyncError(OSError):
     """A sync failed: what the file had since the last one may be gone, whatever can be read."""
 
 
-@attrs.frozen
 class Paths:
-    """Where the files of one workflow are."""
+    """Where the files of one workflow are. Joined once: every fact asks for two of them.
 
-    root: str
-    name: str
+    Attributes:
+        folder: All workflows' files.
+        snapshot: The npm package's file.
+        journal: What happened since.
+        locks: All locks of the workflow.
+        record_lock: Held over every change of snapshot and journal.
+        runs: The folder of run files.
+        mutexes: The folder of mutexes.
+        store_mutexes: That of mutexes of all workflows; no workflow's name lacks a hash.
+    """
+
+    def __init__(self, root: str, name: str) -> None:
+        self.root = root
+        self.name = name
+        self.folder = join(root, "workflows")
+        self.snapshot = join(self.folder, f"{name}.json")
+        self.journal = join(self.folder, f"{name}.journal")
+        self.locks = join(root, "locks", name)
+        self.record_lock = join(self.locks, "record.flock")
+        self.runs = join(self.locks, "runs")
+        self.mutexes = join(self.locks, "mutex")
+        self.store_mutexes = join(root, "locks", "_store", "mutex")
 
     @classmethod
     def candidates(cls, root: str, workflow_id: str) -> tuple[Paths, Paths]:
@@ -33,49 +63,9 @@ class Paths:
         names: RecordNames = record_names(workflow_id)
         return cls(root, names.full), cls(root, names.short)
 
-    @property
-    def folder(self) -> str:
-        """All workflows' files."""
-        return os.path.join(self.root, "workflows")
-
-    @property
-    def snapshot(self) -> str:
-        """The npm package's file."""
-        return os.path.join(self.folder, f"{self.name}.json")
-
-    @property
-    def journal(self) -> str:
-        """What happened since."""
-        return os.path.join(self.folder, f"{self.name}.journal")
-
-    @property
-    def locks(self) -> str:
-        """All locks of the workflow."""
-        return os.path.join(self.root, "locks", self.name)
-
-    @property
-    def record_lock(self) -> str:
-        """Held over every change of snapshot and journal."""
-        return os.path.join(self.locks, "record.flock")
-
-    @property
-    def runs(self) -> str:
-        """The folder of run files."""
-        return os.path.join(self.locks, "runs")
-
-    @property
-    def mutexes(self) -> str:
-        """The folder of mutexes."""
-        return os.path.join(self.locks, "mutex")
-
-    @property
-    def store_mutexes(self) -> str:
-        """The folder of mutexes of all workflows: no workflow's name lacks a hash."""
-        return os.path.join(self.root, "locks", "_store", "mutex")
-
     def torn(self, offset: int) -> str:
         """Where a torn tail is kept."""
-        return os.path.join(self.folder, f"{self.name}.torn-{offset}")
+        return join(self.folder, f"{self.name}.torn-{offset}")
 
 
 def read_all(fs: FileSystem, fd: int, start: int = 0) -> bytes:

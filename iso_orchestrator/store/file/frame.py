@@ -90,10 +90,10 @@ def parse_header(data: bytes, path: str) -> Header:
         raise CorruptRecordError(path, 0, "the first line is damaged")
     if fields.get("journal") != JOURNAL_FORMAT:
         raise FormatVersionError(path, f"journal format {fields.get('journal')!r}")
-    try:
-        return Header(fields["workflow"], fields["base"], fields["snapshot"], crc32(body), end)
-    except KeyError as error:
-        raise CorruptRecordError(path, 0, f"the first line lacks {error}") from error
+    workflow_id, base, snapshot = (fields.get(key) for key in ("workflow", "base", "snapshot"))
+    if type(workflow_id) is not str or type(base) is not int or type(snapshot) is not str:
+        raise CorruptRecordError(path, 0, "the first line lacks a field, or has one of another type")
+    return Header(workflow_id, base, snapshot, crc32(body), end)
 
 
 def scan(data: bytes, header: Header, start: int, next_seq: int, synced: int, path: str) -> Scan:

@@ -7,10 +7,12 @@ import os
 import stat
 import sys
 from collections.abc import Callable
-
-import attrs
+from typing import TYPE_CHECKING, NamedTuple
 
 from iso_orchestrator.errors import StoreError
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 __all__ = ["FileId", "FileSystem"]
 
@@ -24,8 +26,7 @@ _SAFE = (
 _WINDOWS = sys.platform == "win32"
 
 
-@attrs.frozen
-class FileId:
+class FileId(NamedTuple):
     """Which file a name or a descriptor stands for, and how it is: two that are equal are one unchanged file."""
 
     device: int
@@ -35,7 +36,7 @@ class FileId:
 
     def is_same_file(self, other: FileId | None) -> bool:
         """Whether both are one file, whatever its size was at the time."""
-        return other is not None and (self.device, self.inode) == (other.device, other.inode)
+        return other is not None and self.inode == other.inode and self.device == other.device
 
 
 class FileSystem:
@@ -150,10 +151,10 @@ if hasattr(os, "pread"):
     _pread, _pwrite = os.pread, os.pwrite
 else:  # Windows: nobody else moves the position, since each descriptor is used under one lock
 
-    def _pread(fd: int, size: int, offset: int) -> bytes:
+    def _pread(fd: int, size: int, offset: int, /) -> bytes:
         os.lseek(fd, offset, os.SEEK_SET)
         return os.read(fd, size)
 
-    def _pwrite(fd: int, data: bytes | memoryview, offset: int) -> int:
+    def _pwrite(fd: int, data: Buffer, offset: int, /) -> int:
         os.lseek(fd, offset, os.SEEK_SET)
         return os.write(fd, data)

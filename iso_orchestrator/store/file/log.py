@@ -66,12 +66,12 @@ def _typed(method: Callable[Concatenate[FileLog, P], R]) -> Callable[Concatenate
                 self.die(str(error))
             raise store_error(self.path, error) from error
 
-    return wrapper
+    return wrapper  # type: ignore[return-value]  # mypy names the wrapper's self
 
 
 def store_error(path: str, error: OSError) -> StoreError:
     """What the operating system refused, with what to do about it."""
-    return StoreError(f"{path}: {error.strerror or error}; see to the disk's space and the folder's rights, then run again")
+    return StoreError(f"{path}: {error.strerror or error}; see to the disk's space and the rights, then run again")
 
 
 class FileLog:

@@ -15,7 +15,7 @@ from iso_orchestrator.errors import (
     WorkflowBusyError,
 )
 from iso_orchestrator.fold import Fold
-from iso_orchestrator.store.file.files import Paths, exists, make_folders, remove, write_aside
+from iso_orchestrator.store.file.files import Paths, exists, make_folders, remove, write_all
 from iso_orchestrator.store.file.fs import FileSystem
 from iso_orchestrator.store.file.locks import FileLock
 from iso_orchestrator.store.file.log import FileLog, store_error
@@ -92,11 +92,22 @@ class FileStore:
         raise StoreError(f"both names of workflow {workflow_id!r} are taken by other ids; use another root")
 
     def _make_root(self) -> None:
-        ignore = os.path.join(self.root, ".gitignore")
         make_folders(self._fs, *reversed(self._missing_folders()))
-        if self._fs.identify_path(ignore) is None:
-            self._fs.close(write_aside(self._fs, ignore, b"*\n"))
+        self._hide_from_git()
         make_folders(self._fs, Paths(self.root, "").folder, os.path.join(self.root, "locks"))
+
+    def _hide_from_git(self) -> None:
+        path = os.path.join(self.root, ".gitignore")
+        if self._fs.identify_path(path) is not None:
+            return
+        try:
+            fd = self._fs.open_new(path)
+        except FileExistsError:  # another process came first: there is no lock for the root
+            return
+        try:
+            write_all(self._fs, fd, b"*\n", 0)
+        finally:
+            self._fs.close(fd)
 
     def _missing_folders(self) -> Sequence[str]:
         missing = []

@@ -1,0 +1,383 @@
+from __future__ import annotations
+
+import copy
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+from support import T0, at, new_fold, note
+
+from iso_orchestrator import facts as f
+from iso_orchestrator.codec import snapshot_from_fold
+from iso_orchestrator.fold import Fold, LeaseClock, apply
+from iso_orchestrator.model import ErrorInfo, StepStatus, WorkflowRecord, WorkflowStatus
+
+NPM = Path(__file__).parent / "data/npm-0.2.0"
+NPM_START = datetime(2026, 4, 25, 8, 0, 0, 7000, tzinfo=UTC)
+
+BOOM = ErrorInfo("ValueError", "boom")
+OTHER = ErrorInfo("OSError", "other")
+
+
+def folded(*facts: f.Fact) -> Fold:
+    fold = new_fold()
+    for fact in facts:
+        fold.apply(fact)
+    return fold
+
+
+def run(name: str, seconds: float = 0) -> f.RunStarted:
+    return f.RunStarted(at(seconds), name, f"owner-{name}", 7, "host")
+
+
+def started(step: str = "a", attempt: int = 1, key: str | None = None, version: str | None = None) -> f.StepStarted:
+    return f.StepStarted(T0, step, attempt, "owner", key, version)
+
+
+def types(fold: Fold) -> list[str]:
+    return [event.type for event in fold.events]
+
+
+def npm(second: int) -> datetime:
+    return NPM_START + timedelta(seconds=second)
+
+
+def npm_error(message: str, **more: str) -> ErrorInfo:
+    return ErrorInfo("TypeError", message, f"TypeError: {message}\n    at apply (batch.mjs:7:9)", **more)
+
+
+def npm_lease(second: int, key: str, holder: str, acquired: int, ttl: float, detail: Any = None) -> f.LeaseTouched:
+    return f.LeaseTouched(
+        npm(second),
+        key,
+        holder,
+        ttl,
+        acquired_at=npm(acquired),
+        expires_at=npm(second) + timedelta(milliseconds=int(ttl * 1000)),
+        token=1,
+        renewed=acquired != second,
+        detail=detail,
+    )
+
+
+# What the script behind tests/data/npm-0.2.0/failed.json did under Node, one fact for each thing that happened.
+NPM_FACTS = [
+    f.RunStarted(npm(0), "r", "o", 1, "h"),
+    f.StepStarted(npm(1), "plain", 1, "o"),
+    f.StepCompleted(npm(2), "plain", {"ok": True, "nested": [1, 2.5, None, 0, 1e21, "text"]}),
+    f.StepStarted(npm(3), "null result", 1, "o"),
+    f.StepCompleted(npm(4), "null result", None),
+    f.StepStarted(npm(5), "keyed", 1, "o", "k-1"),
+    f.StepCompleted(npm(6), "keyed", "v1"),
+    f.StepStarted(npm(7), "retried", 1, "o"),
+    f.StepFailed(npm(8), "retried", npm_error("first try", code="EAGAIN"), retrying=True),
+    f.StepStarted(npm(8), "retried", 2, "o"),
+    f.StepCompleted(npm(9), "retried", 2),
+    f.StepStarted(npm(10), "rejected", 1, "o"),
+    f.StepFailed(npm(11), "rejected", npm_error("no", cause="root cause")),
+    f.StateUpdated(npm(12), {"applied": 1, "ünï": ["\0", "😀", "\u2028"]}),
+    f.EventAppended(npm(13), "note", "hello", {"a": [1]}),
+    f.EventAppended(npm(14), "bare"),
+    f.HeartbeatRecorded(npm(15), "worker", {"pid": 1}),
+    f.HeartbeatRecorded(npm(16), "worker"),
+    npm_lease(17, "slot", "alpha", 17, 60.0, {"n": 1}),
+    npm_lease(18, "slot", "alpha", 17, 60.0, {"n": 1}),
+    npm_lease(19, "other", "beta", 19, 1.5005),
+    f.LeaseReleased(npm(20), "other"),
+    f.EventAppended(npm(21), "mutex.acquired", None, {"key": "m"}),
+    f.EventAppended(npm(22), "mutex.released", None, {"key": "m"}),
+    f.StepStarted(npm(23), "left running", 1, "o"),
+    f.StepCompleted(npm(24), "left running", 1),
+    f.RunEnded(npm(25), "r", npm_error("the end")),
+]
+
+
+@pytest.mark.parametrize(("name", "count"), [("running", -2), ("failed", None)])
+def test_facts_make_the_npm_packages_record(name: str, count: int | None) -> None:
+    """The same things happening make the same record in both languages: every key, value, event and status."""
+    fold = Fold.new("Nightly Batch/№ 7", npm(0), {"applied": 0, "ünï": ["\0", "😀", "\u2028"]})
+    for fact in NPM_FACTS[:count]:
+        fold.apply(fact)
+    ours = json.loads(snapshot_from_fold(fold))
+    del ours["isoOrchestrator"]
+    assert ours == json.loads((NPM / f"{name}.json").read_bytes())
+
+
+def test_new_record_is_idle_and_its_own() -> None:
+    """A record begins idle, empty, and with a copy of the initial state."""
+    state = {"jobs": [1]}
+    record = Fold.new("w", T0, state).record()
+    state["jobs"].append(2)
+    assert record == WorkflowRecord("w", WorkflowStatus.IDLE, T0, T0, {"jobs": [1]})
+
+
+def test_run_ends_completed_or_failed() -> None:
+    """A run alone makes its workflow running, then completed, or failed with its error."""
+    assert folded(run("a")).status is WorkflowStatus.RUNNING
+    well = folded(run("a"), f.RunEnded(at(1), "a"))
+    assert (well.status, well.last_error, types(well)) == (
+        "completed",
+        None,
+        ["workflow.running", "workflow.completed"],
+    )
+    badly = folded(run("a"), f.RunEnded(at(1), "a", BOOM))
+    assert (badly.status, badly.last_error, types(badly)) == ("failed", BOOM, ["workflow.running", "workflow.failed"])
+    assert badly.events[-1].detail == {"error": {"name": "ValueError", "message": "boom"}}
+
+
+def test_later_run_clears_the_failure_of_an_earlier_one() -> None:
+    """A run that starts when none is there begins a new group, in which the old failure counts no more."""
+    fold = folded(run("a"), f.RunEnded(T0, "a", BOOM), run("b"))
+    assert (fold.status, fold.last_error) == ("running", None)
+    fold.apply(f.RunEnded(T0, "b"))
+    assert (fold.status, fold.last_error) == ("completed", None)
+
+
+@pytest.mark.parametrize(
+    ("ends", "status"),
+    [
+        ([("a", None), ("b", None)], "completed"),
+        ([("a", BOOM), ("b", None)], "failed"),
+        ([("a", None), ("b", BOOM)], "failed"),
+        ([("b", BOOM), ("a", OTHER)], "failed"),
+    ],
+)
+def test_overlapping_runs_fail_together(ends: list[tuple[str, ErrorInfo | None]], status: str) -> None:
+    """Runs that overlap are running until the last has ended, then failed if any of them failed."""
+    fold = folded(run("a"), run("b", 1))
+    assert fold.status == "running"
+    (first, error), (last, last_error) = ends
+    fold.apply(f.RunEnded(at(2), first, error))
+    assert fold.status == "running"
+    fold.apply(f.RunEnded(at(3), last, last_error))
+    assert fold.status == status
+    assert fold.last_error == (last_error or error)
+
+
+def test_failure_of_a_group_keeps_its_error() -> None:
+    """A run that joins after another has failed does not take the error from a workflow that ends failed."""
+    fold = folded(run("a"), run("b"), f.RunEnded(at(1), "a", BOOM), run("c"), f.RunEnded(at(2), "b"))
+    assert fold.status == "running"
+    fold.apply(f.RunEnded(at(3), "c"))
+    assert (fold.status, fold.last_error) == ("failed", BOOM)
+
+
+def test_dead_run_counts_as_failed() -> None:
+    """A run that died makes its group fail, and the record says who died, and since when that ran."""
+    fold = folded(run("a"), run("b"), f.RunDied(at(1), "a"))
+    assert fold.status == "running"
+    fold.apply(f.RunEnded(at(2), "b"))
+    assert fold.status == "failed"
+    died = folded(run("a"), f.RunDied(at(1), "a"))
+    assert died.status == "failed"
+    assert died.last_error is not None
+    assert "process 7 on host" in died.last_error.message
+    assert T0.isoformat() in died.last_error.message
+    assert types(died) == ["workflow.running", "workflow.failed"]
+
+
+def test_status_set_by_hand_is_what_it_says() -> None:
+    """A status that is set by hand is recorded with its event, and with its error or none."""
+    fold = folded(f.StatusSet(T0, WorkflowStatus.FAILED, BOOM))
+    assert (fold.status, fold.last_error, types(fold)) == ("failed", BOOM, ["workflow.failed"])
+    fold.apply(f.StatusSet(T0, WorkflowStatus.IDLE))
+    assert (fold.status, fold.last_error, types(fold)[-1]) == ("idle", None, "workflow.idle")
+    assert fold.events[-1].detail is None
+
+
+def test_step_goes_from_running_to_completed() -> None:
+    """A step has its start, its owner while it runs, and its result and end when it is done."""
+    fold = folded(started(key="k"))
+    assert fold.owner("a") == "owner"
+    assert fold.steps["a"].status is StepStatus.RUNNING
+    fold.apply(f.StepCompleted(at(1), "a", 0))
+    step = fold.steps["a"]
+    assert fold.owner("a") is None
+    assert (step.status, step.attempts, step.result, step.error) == ("completed", 1, 0, None)
+    assert (step.started_at, step.completed_at, step.updated_at) == (T0, at(1), at(1))
+    assert step.idempotency_key == "k"
+    assert fold.events[0].detail == {"step": "a", "attempt": 1, "idempotencyKey": "k"}
+
+
+def test_step_that_is_retried_stays_in_hand() -> None:
+    """Between two attempts a step is failed, and still its runner's; after the last it is nobody's."""
+    fold = folded(started(), f.StepFailed(at(1), "a", BOOM, retrying=True))
+    assert (fold.steps["a"].status, fold.owner("a"), types(fold)[-1]) == ("failed", "owner", "step.retrying")
+    fold.apply(f.StepStarted(at(2), "a", 2, "owner"))
+    fold.apply(f.StepFailed(at(3), "a", OTHER))
+    step = fold.steps["a"]
+    assert (step.status, step.attempts, step.error, fold.owner("a")) == ("failed", 2, OTHER, None)
+    assert types(fold)[-1] == "step.failed"
+    assert fold.last_error == OTHER
+
+
+def test_completion_clears_the_last_error() -> None:
+    """A step that succeeds at last leaves no error behind, at itself or at the workflow."""
+    fold = folded(started(), f.StepFailed(T0, "a", BOOM, True), started(attempt=2), f.StepCompleted(T0, "a", 1))
+    assert fold.steps["a"].error is None
+    assert fold.last_error is None
+
+
+def test_completion_brings_its_state_in_one_piece() -> None:
+    """A step's state is recorded with its result by one fact; None is a state, and no state is none."""
+    fold = folded(started(), f.StepCompleted(T0, "a", 1, {"n": 1}))
+    assert fold.state == {"n": 1}
+    assert types(fold) == ["step.started", "step.completed", "state.updated"]
+    assert folded(started(), f.StepCompleted(T0, "a", 1, None)).state is None
+    assert folded(started(), f.StepCompleted(T0, "a", 1)).state == {}
+
+
+def test_abandoned_step_is_nobodys() -> None:
+    """An attempt without an outcome keeps its status and has no owner."""
+    fold = folded(started(), f.StepAbandoned(T0, "a"))
+    assert (fold.steps["a"].status, fold.owner("a"), types(fold)) == ("running", None, ["step.started"])
+
+
+def test_reset_forgets_steps_and_keeps_history() -> None:
+    """A step that is reset is gone, what happened is not; names that are not there do not matter."""
+    fold = folded(started("a"), f.StepCompleted(T0, "a", 1), started("b"), f.StepsReset(T0, ("a", "never")))
+    assert list(fold.steps) == ["b"]
+    assert fold.matching("a", None, None) is None
+    assert types(fold) == ["step.started", "step.completed", "step.started"]
+
+
+@pytest.mark.parametrize(
+    ("key", "version", "same"),
+    [("k", "1", True), (None, "1", False), ("j", "1", False), ("k", None, False), ("k", "2", False)],
+)
+def test_step_is_known_by_key_and_version_too(key: str | None, version: str | None, same: bool) -> None:
+    """A completed step stands for a call only if name, idempotency key and version are equal."""
+    fold = folded(started(key="k", version="1"), f.StepCompleted(T0, "a", 1))
+    assert (fold.matching("a", key, version) is not None) is same
+    assert fold.matching("b", key, version) is None
+
+
+def test_silent_heartbeat_makes_no_event() -> None:
+    """A beat of a background series is recorded, and is no event."""
+    fold = folded(f.HeartbeatRecorded(T0, "k"), f.HeartbeatRecorded(at(1), "k", {"n": 1}, silent=True))
+    assert (fold.heartbeats["k"].at, fold.heartbeats["k"].detail) == (at(1), {"n": 1})
+    assert types(fold) == ["heartbeat.recorded"]
+
+
+def lease(token: int, renewed: bool = False, boot: tuple[str, float] | None = ("boot", 9.0)) -> f.LeaseTouched:
+    boot_id, boot_expires = boot or (None, None)
+    return f.LeaseTouched(T0, "k", "h", 30, T0, at(30), token, renewed, None, boot_id, boot_expires)
+
+
+def test_lease_keeps_its_token_and_its_clock() -> None:
+    """A lease has its token, and runs out by the boot clock of its last touch; released it runs out by none."""
+    fold = folded(lease(1), lease(1, renewed=True, boot=("boot", 12.0)))
+    assert (fold.leases["k"].token, fold.tokens["k"]) == (1, 1)
+    assert fold.lease_clocks == {"k": LeaseClock("boot", 12.0)}
+    assert types(fold) == ["lease.acquired", "lease.renewed"]
+    fold.apply(f.LeaseReleased(at(1), "k"))
+    assert fold.leases["k"].released_at == at(1)
+    assert fold.lease_clocks == {}
+    assert fold.tokens["k"] == 1
+    fold.apply(lease(2, boot=None))
+    assert (fold.leases["k"].token, fold.leases["k"].released_at, fold.lease_clocks) == (2, None, {})
+
+
+@pytest.mark.parametrize(("ttl", "shown"), [(30.0, 30000), (0.0015, 1.5), (1, 1000)])
+def test_lease_event_gives_milliseconds(ttl: float, shown: float) -> None:
+    """The event of a lease gives its time as the npm package does, in milliseconds, whole ones as ints."""
+    fold = folded(f.LeaseTouched(T0, "k", "h", ttl, T0, at(ttl), 1, False))
+    assert repr(fold.events[0].detail["ttlMs"]) == repr(shown)
+
+
+def test_order_is_by_sequence_whatever_clocks_say() -> None:
+    """Facts whose times run backwards stay in their order, and each counts one up."""
+    fold = folded(note("first", 10), note("second", 5))
+    assert [event.message for event in fold.events] == ["first", "second"]
+    assert (fold.seq, fold.updated_at) == (2, at(5))
+
+
+RECORD = folded(
+    run("r"),
+    started("done"),
+    f.StepCompleted(T0, "done", {"deep": [1]}),
+    started("running"),
+    f.HeartbeatRecorded(T0, "k", {"deep": [1]}),
+    lease(3),
+    f.StateUpdated(T0, {"deep": [1]}),
+    f.EventAppended(T0, "note", None, {"deep": [1]}),
+).record()
+
+ANY_FACTS = [
+    run("s"),
+    f.RunEnded(at(1), "r"),
+    f.RunDied(at(1), "r"),
+    started("new"),
+    started("done", 2),
+    f.StepCompleted(at(1), "running", 1),
+    f.StepCompleted(at(1), "running", 1, {"n": 1}),
+    f.StepFailed(at(1), "running", BOOM),
+    f.StepFailed(at(1), "running", BOOM, retrying=True),
+    f.StepAbandoned(at(1), "running"),
+    f.StepsReset(at(1), ("done",)),
+    f.StateUpdated(at(1), 2),
+    f.StatusSet(at(1), WorkflowStatus.IDLE),
+    note("x", 1),
+    f.HeartbeatRecorded(at(1), "k"),
+    lease(4),
+    f.LeaseReleased(at(1), "k"),
+]
+
+
+@pytest.mark.parametrize("fact", ANY_FACTS, ids=[type(fact).__name__ for fact in ANY_FACTS])
+def test_apply_makes_a_new_record_of_any_fact(fact: f.Fact) -> None:
+    """`apply` takes every fact, leaves the record that it is given as it was, and shares nothing with it."""
+    before = copy.deepcopy(RECORD)
+    after = apply(RECORD, fact)
+    assert before == RECORD
+    assert after.updated_at == fact.at
+    assert after != RECORD
+    spoil(after)
+    assert before == RECORD
+
+
+def spoil(record: Any) -> None:
+    """Change everything in a record that can be changed."""
+    if isinstance(record, list):
+        for item in record:
+            spoil(item)
+        record.append("spoilt")
+    elif isinstance(record, tuple):
+        for item in record:
+            spoil(item)
+    elif isinstance(record, dict):
+        for item in record.values():
+            spoil(item)
+        record["spoilt"] = True
+    elif attrs.has(type(record)):
+        for field in attrs.fields(type(record)):
+            spoil(getattr(record, field.name))
+
+
+def test_records_share_nothing_with_the_fold() -> None:
+    """What a user does to a record changes neither the next record nor what is written."""
+    fold = folded(
+        started(),
+        f.StepCompleted(T0, "a", {"deep": [1]}),
+        f.HeartbeatRecorded(T0, "k", [[1]]),
+        f.StateUpdated(T0, {"deep": {"deeper": []}}),
+        f.EventAppended(T0, "note", None, {"deep": [1]}),
+        lease(1),
+    )
+    record, written = fold.record(), snapshot_from_fold(fold)
+    expected = copy.deepcopy(record)
+    spoil(record)
+    assert record != expected
+    assert fold.record() == expected
+    assert snapshot_from_fold(fold) == written
+
+
+def test_summary_counts_steps_by_status() -> None:
+    """A summary has the status and how many steps are in which state."""
+    fold = folded(run("r"), started("a"), f.StepCompleted(T0, "a", 1), started("b"), started("c"))
+    summary = fold.summary()
+    assert (summary.workflow_id, summary.status) == ("w", "running")
+    assert summary.steps == {StepStatus.COMPLETED: 1, StepStatus.RUNNING: 2}

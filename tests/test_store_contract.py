@@ -1,0 +1,378 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import DEADLINE, T0, at, caught_up, looked_at, new_fold, note, notes_of, put, wait_until
+
+from iso_orchestrator import facts as f
+from iso_orchestrator.errors import StoreError, WorkflowBusyError
+from iso_orchestrator.fold import Fold
+from iso_orchestrator.store import FileStore, Log, MemoryStore, Store
+
+
+@pytest.fixture(params=["file", "memory"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    return FileStore(tmp_path / "root") if request.param == "file" else MemoryStore()
+
+
+class Holds:
+    """Opens holds of a store, and closes at the end of a test those that are still open."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._logs: list[Log] = []
+
+    def open(self, workflow_id: str = "w", state: Any = None) -> tuple[Log, Fold]:
+        log, fold = self._store.open(workflow_id, lambda: new_fold(workflow_id, state))
+        self._logs.append(log)
+        return log, fold
+
+    def leave(self, log: Log, fold: Fold | None) -> None:
+        self._logs.remove(log)
+        log.leave(fold)
+
+    def end(self) -> None:
+        while self._logs:
+            self.leave(self._logs[-1], None)
+
+
+@pytest.fixture
+def holds(store: Store) -> Iterator[Holds]:
+    holds = Holds(store)
+    yield holds
+    holds.end()
+
+
+def test_first_to_open_makes_the_record(store: Store, holds: Holds) -> None:
+    """The first hold writes the initial record, and the second finds it, whatever it would have written."""
+    _, first = holds.open(state={"by": "first"})
+    _, second = holds.open(state={"by": "second"})
+    assert first.state == second.state == {"by": "first"}
+    assert looked_at(store).state == {"by": "first"}
+
+
+def test_record_outlives_its_holds(holds: Holds) -> None:
+    """What was appended is there when a workflow is opened again, in its order, once."""
+    log, fold = holds.open()
+    fold = put(log, fold, note("one"), note("two"))
+    fold = put(log, fold, note("three"))
+    holds.leave(log, fold)
+    _, found = holds.open()
+    assert notes_of(found) == ["one", "two", "three"]
+    assert found.seq == 3
+
+
+def test_nothing_is_appended_by_opening_and_leaving(holds: Holds) -> None:
+    """A hold that does nothing leaves the record as it was."""
+    log, fold = holds.open()
+    holds.leave(log, put(log, fold, note("one")))
+    for _ in range(2):
+        log, fold = holds.open()
+        assert (fold.seq, fold.updated_at) == (1, T0)
+        holds.leave(log, fold)
+
+
+def test_append_changes_the_fold_that_it_is_given(holds: Holds) -> None:
+    """After an append the fold has the new facts, counted."""
+    log, fold = holds.open()
+    log.lock()
+    assert log.catch_up(fold) is fold
+    log.append(fold, [note("one"), note("two")])
+    log.unlock()
+    assert (notes_of(fold), fold.seq) == (["one", "two"], 2)
+
+
+def test_two_holds_see_each_other_in_order(holds: Holds) -> None:
+    """What one hold appends another has after catching up, between its own, in the order of appending."""
+    log_a, a = holds.open()
+    log_b, b = holds.open()
+    a = put(log_a, a, note("a1"))
+    b = put(log_b, b, note("b1"), note("b2"))
+    a = put(log_a, a, note("a2"))
+    b = caught_up(log_b, b)
+    assert notes_of(a) == notes_of(b) == ["a1", "b1", "b2", "a2"]
+    assert a.seq == b.seq == 4
+
+
+def test_catching_up_from_nothing_gives_the_whole_record(holds: Holds) -> None:
+    """A hold whose fold was given up gets a new one, with everything."""
+    log_a, a = holds.open()
+    log_b, _ = holds.open()
+    put(log_a, a, note("one"), note("two"))
+    fresh = caught_up(log_b, None)
+    assert notes_of(fresh) == ["one", "two"]
+    put(log_b, fresh, note("three"))
+    assert notes_of(caught_up(log_a, a)) == ["one", "two", "three"]
+
+
+def test_hold_is_current_until_another_appends(holds: Holds) -> None:
+    """A hold knows without the lock whether others have appended something since it looked."""
+    log_a, a = holds.open()
+    log_b, b = holds.open()
+    assert log_a.is_current()
+    a = put(log_a, a, note("a"))
+    assert log_a.is_current()
+    assert not log_b.is_current()
+    caught_up(log_b, b)
+    assert log_b.is_current()
+
+
+def test_lock_keeps_others_out(holds: Holds) -> None:
+    """While one hold is locked another waits, and goes on when it is free."""
+    log_a, _ = holds.open()
+    log_b, _ = holds.open()
+    log_a.lock()
+    inside = threading.Event()
+
+    def enter() -> None:
+        log_b.lock()
+        inside.set()
+        log_b.unlock()
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    assert not inside.wait(0.05)
+    log_a.unlock()
+    assert inside.wait(DEADLINE)
+    thread.join()
+
+
+def test_unlocking_what_is_not_locked_is_harmless(holds: Holds) -> None:
+    """A hold that is not locked can be unlocked, and locked after that."""
+    log, fold = holds.open()
+    log.unlock()
+    log.unlock()
+    assert notes_of(put(log, fold, note("one"))) == ["one"]
+
+
+def test_hold_lives_until_it_leaves(holds: Holds) -> None:
+    """A hold is alive for all, itself included, until it leaves; one that never was is not."""
+    log_a, a = holds.open()
+    log_b, _ = holds.open()
+    assert log_a.owner != log_b.owner
+    assert log_a.is_alive(log_a.owner)
+    assert log_b.is_alive(log_a.owner)
+    holds.leave(log_a, a)
+    assert not log_b.is_alive(log_a.owner)
+    assert not log_b.is_alive("0" * 16)
+
+
+def test_dead_hold_appends_nothing_and_is_dead_to_others(store: Store, holds: Holds) -> None:
+    """A hold that gave itself up refuses to lock, append and sync, and the others go on without it."""
+    log_a, a = holds.open()
+    log_b, b = holds.open()
+    log_a.lock()
+    a = log_a.catch_up(a)
+    log_a.die("the disk is broken")
+    with pytest.raises(StoreError, match="the disk is broken"):
+        log_a.append(a, [note("lost")])
+    log_a.unlock()
+    with pytest.raises(StoreError, match="the disk is broken"):
+        log_a.lock()
+    with pytest.raises(StoreError, match="the disk is broken"):
+        log_a.sync(0)
+    assert not log_a.is_current()
+    assert not log_b.is_alive(log_a.owner)
+    assert notes_of(put(log_b, b, note("b"))) == ["b"]
+    holds.leave(log_a, None)
+    assert notes_of(looked_at(store)) == ["b"]
+
+
+def test_sync_returns_for_everything_that_was_appended(holds: Holds) -> None:
+    """What was appended can be waited for, by the one who did and by the one who read it."""
+    log_a, a = holds.open()
+    log_b, b = holds.open()
+    a = put(log_a, a, note("one"), note("two"))
+    log_a.sync(a.seq)
+    b = caught_up(log_b, b)
+    log_b.sync(b.seq)
+    log_b.sync(0)
+
+
+def test_delete_removes_a_workflow_that_nobody_uses(store: Store, holds: Holds) -> None:
+    """A deleted workflow is gone, and a new one of its id begins empty."""
+    log, fold = holds.open(state={"old": True})
+    holds.leave(log, put(log, fold, note("one")))
+    assert store.delete("w") is True
+    assert store.read("w") is None
+    assert list(store.list()) == []
+    assert store.delete("w") is False
+    _, fresh = holds.open(state={"old": False})
+    assert (fresh.state, fresh.seq) == ({"old": False}, 0)
+
+
+def test_delete_is_refused_while_somebody_uses_the_workflow(store: Store, holds: Holds) -> None:
+    """A workflow that a hold is open on is not deleted, and not harmed."""
+    log, fold = holds.open()
+    with pytest.raises(WorkflowBusyError) as caught:
+        store.delete("w")
+    assert caught.value.workflow_id == "w"
+    assert notes_of(put(log, fold, note("one"))) == ["one"]
+    holds.leave(log, fold)
+    assert store.delete("w") is True
+
+
+def test_list_gives_every_workflow_once(store: Store, holds: Holds) -> None:
+    """All workflows of a store are listed, those in use and those that are not."""
+    assert list(store.list()) == []
+    log, fold = holds.open("idle")
+    holds.leave(log, put(log, fold, note("one")))
+    log, fold = holds.open("in use")
+    put(log, fold, note("two"))
+    found = {fold.workflow_id: notes_of(fold) for fold in store.list() if isinstance(fold, Fold)}
+    assert found == {"idle": ["one"], "in use": ["two"]}
+
+
+def test_reading_what_is_not_there_gives_nothing(store: Store, holds: Holds) -> None:
+    """An unknown workflow reads as None, and is not there for having been read."""
+    assert store.read("unknown") is None
+    holds.open("w")
+    assert store.read("unknown") is None
+    assert [fold.workflow_id for fold in store.list() if isinstance(fold, Fold)] == ["w"]
+
+
+def test_reader_sees_what_a_hold_has_appended(store: Store, holds: Holds) -> None:
+    """A reader has what was appended, without the lock, while the hold is locked."""
+    log, fold = holds.open()
+    log.lock()
+    fold = log.catch_up(fold)
+    log.append(fold, [note("one")])
+    assert notes_of(looked_at(store)) == ["one"]
+    log.unlock()
+
+
+def test_reader_gets_a_fold_of_its_own(store: Store, holds: Holds) -> None:
+    """What is done to a fold that was read changes no other."""
+    log, fold = holds.open(state={"n": 1})
+    put(log, fold, f.EventAppended(T0, "note", "one", {"deep": [1]}))
+    mine = looked_at(store)
+    mine.apply(note("mine"))
+    mine.state["n"] = 2
+    assert notes_of(looked_at(store)) == ["one"]
+    assert looked_at(store).state == {"n": 1}
+
+
+def test_workflows_are_kept_apart(store: Store, holds: Holds) -> None:
+    """Facts, locks and mutexes of one workflow do not touch another."""
+    log_a, a = holds.open("a")
+    log_b, b = holds.open("b")
+    log_a.lock()
+    put(log_b, b, note("b"))
+    log_a.unlock()
+    assert notes_of(caught_up(log_a, a)) == []
+    one, other = log_a.mutex("k", whole_store=False), log_b.mutex("k", whole_store=False)
+    assert one.try_acquire()
+    assert other.try_acquire()
+    one.release()
+    other.release()
+
+
+@pytest.mark.parametrize("whole_store", [False, True])
+def test_mutex_has_one_holder(holds: Holds, whole_store: bool) -> None:
+    """A mutex that one hold has another does not get, until it is given back."""
+    log_a, _ = holds.open("a")
+    log_b, _ = holds.open("b" if whole_store else "a")
+    one, other = (log.mutex("k", whole_store=whole_store) for log in (log_a, log_b))
+    assert one.try_acquire()
+    assert not other.try_acquire()
+    one.release()
+    assert other.try_acquire()
+    assert not one.try_acquire()
+    other.release()
+
+
+@pytest.mark.parametrize("whole_store", [False, True])
+def test_mutex_is_handed_to_who_waits(holds: Holds, whole_store: bool) -> None:
+    """Who waits for a mutex gets it when its holder gives it back."""
+    log_a, _ = holds.open()
+    log_b, _ = holds.open()
+    one, other = (log.mutex("k", whole_store=whole_store) for log in (log_a, log_b))
+    one.acquire()
+    got = threading.Event()
+
+    def wait() -> None:
+        other.acquire()
+        got.set()
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    assert not got.wait(0.05)
+    one.release()
+    assert got.wait(DEADLINE)
+    thread.join()
+    other.release()
+
+
+def test_mutexes_of_different_keys_are_different(holds: Holds) -> None:
+    """Keys and scopes that differ exclude nobody."""
+    log, _ = holds.open()
+    mutexes = [
+        log.mutex("k", whole_store=False),
+        log.mutex("K", whole_store=False),
+        log.mutex("k ", whole_store=False),
+        log.mutex("k", whole_store=True),
+        log.mutex("../k", whole_store=True),
+    ]
+    assert all(mutex.try_acquire() for mutex in mutexes)
+    for mutex in mutexes:
+        mutex.release()
+
+
+def test_many_threads_lose_nothing(store: Store, holds: Holds) -> None:
+    """Four holds that append at one time lose no fact, and each one's facts stay in order."""
+    errors: list[BaseException] = []
+
+    def work(name: str) -> None:
+        try:
+            log, fold = store.open("w", new_fold)
+            for number in range(20):
+                fold = put(log, fold, note(f"{name}{number}"))
+            log.sync(fold.seq)
+            log.leave(fold)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in "abcd"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    found = [str(message) for message in notes_of(looked_at(store))]
+    assert len(found) == 80
+    for name in "abcd":
+        assert [text for text in found if text[0] == name] == [f"{name}{number}" for number in range(20)]
+
+
+def test_every_fact_goes_through_the_store(store: Store, holds: Holds) -> None:
+    """A record that is read again is the fold of what was appended, whatever kinds of facts there were."""
+    log, fold = holds.open()
+    fold = put(
+        log,
+        fold,
+        f.RunStarted(T0, "r", log.owner, 7, "host"),
+        f.StepStarted(at(1), "a", 1, log.owner, "key", "v"),
+        f.StepCompleted(at(2), "a", {"é": [1.5, None, "\ud800"]}, {"n": 1}),
+        f.HeartbeatRecorded(at(3), "k", [1]),
+        f.LeaseTouched(at(4), "l", "h", 30.0, at(4), at(34), 3, False, None, "boot", 12.5),
+        f.RunEnded(at(5), "r"),
+    )
+    expected = fold.record()
+    for found in (looked_at(store), holds.open()[1]):
+        assert found.record() == expected
+        assert (found.tokens, found.lease_clocks) == (fold.tokens, fold.lease_clocks)
+        assert found.matching("a", "key", "v") is not None
+    holds.leave(log, fold)
+    assert looked_at(store).record() == expected
+
+
+def test_path_speaks_of_the_workflow(store: Store, holds: Holds) -> None:
+    """A store can say where a workflow is, before it is there and after."""
+    before = store.path_of("w")
+    log, _ = holds.open("w")
+    assert log.path == store.path_of("w") == before
+    assert wait_until(lambda: store.read("w"), what="the record")
