@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import io
 import math
-import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from iso_orchestrator import (
@@ -60,7 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _refuse("interrupted")
         return 130
     except BrokenPipeError:  # `| head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        with suppress(BrokenPipeError):
+            sys.stdout.close()  # else the interpreter complains when it flushes at exit
         return 0
     return code
 

@@ -185,9 +185,9 @@ def _event(fold: Fold, fact: f.Fact, kind: str, **detail: Json) -> None:
 def _run_started(fold: Fold, fact: f.RunStarted) -> None:
     if not fold.runs:
         fold.run_failed = False
+        fold.last_error = None
     fold.runs[fact.run] = LiveRun(fact.owner, fact.pid, fact.host, fact.at)
     fold.status = WorkflowStatus.RUNNING
-    fold.last_error = None
     _event(fold, fact, "workflow.running")
 
 
@@ -251,7 +251,8 @@ def _step_completed(fold: Fold, fact: f.StepCompleted) -> None:
         result=fact.result,
     )
     _release(fold, fact.step)
-    fold.last_error = None
+    if not fold.run_failed:  # what failed a run outlives the steps of those beside it
+        fold.last_error = None
     _event(fold, fact, "step.completed", step=fact.step, attempt=step.attempts)
     if fact.state is not f.ABSENT:
         fold.state = fact.state
@@ -281,8 +282,8 @@ def _steps_reset(fold: Fold, fact: f.StepsReset) -> None:
 
 
 def _release(fold: Fold, name: str) -> None:
-    note = fold.notes[name]
-    fold.notes[name] = StepNote(None, note.version, fold.seq)
+    note = fold.notes.get(name)  # none where the npm package began the step
+    fold.notes[name] = StepNote(None, note.version if note else None, fold.seq)
 
 
 def _state_updated(fold: Fold, fact: f.StateUpdated) -> None:

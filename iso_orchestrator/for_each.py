@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Sized
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any, Concatenate, Generic, Literal, ParamSpec, TypeAlias, TypeVar
 
 import attrs
@@ -207,8 +207,8 @@ def _check_executor(executor: Executor | None) -> Executor | None:
         return None
     if not isinstance(executor, Executor):
         raise TypeError(f"executor must be a concurrent.futures executor of threads, not {executor!r}")
-    # Python 3.14's executor of interpreters is a subclass of that of threads, and as blind to this process's records.
-    if isinstance(executor, ProcessPoolExecutor) or type(executor).__name__ == "InterpreterPoolExecutor":
+    # By name: importing the one costs 15 ms, and Python 3.11 does not have the other, a subclass of that of threads.
+    if any(kind.__name__ in ("ProcessPoolExecutor", "InterpreterPoolExecutor") for kind in type(executor).__mro__):
         raise TypeError(
             f"executor must be one of threads, not {type(executor).__name__}: what it runs could not use the workflow; "
             "start several scripts on one workflow id to use several processes"

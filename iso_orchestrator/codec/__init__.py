@@ -1,9 +1,8 @@
 """Facts, records and users' values to JSON and back, without loss or not at all."""
 
+from iso_orchestrator.codec.facts import fact_from_json, fact_to_json
 from iso_orchestrator.codec.json import decode, encode, to_json
 from iso_orchestrator.codec.records import (
-    fact_from_json,
-    fact_to_json,
     fold_from_snapshot,
     record_to_json,
     snapshot_from_fold,

@@ -19,9 +19,7 @@ _INT_BITS = 14_000  # CPython reads no decimal int of more than 4,300 digits
 _encoder = json.JSONEncoder(allow_nan=False, check_circular=False, separators=(",", ":"))
 # JSONEncoder.encode makes a C encoder for every call, which costs a third of a small value's time.
 _make: Callable[..., Any] | None = getattr(json.encoder, "c_make_encoder", None)
-_encode_c: Any = _make and _make(
-    None, _encoder.default, encode_basestring_ascii, None, ":", ",", False, False, False
-)
+_encode_c: Any = _make and _make(None, _encoder.default, encode_basestring_ascii, None, ":", ",", False, False, False)
 
 
 def encode(value: Json) -> str:

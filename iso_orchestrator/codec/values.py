@@ -210,9 +210,7 @@ def _write_keyed_mapping(kind: Any) -> Callable[[Any], Any]:
     key_type, value_type = get_args(kind)
 
     def write(mapping: Any) -> Any:
-        return {
-            _write_key(key, key_type): _converter.unstructure(value, value_type) for key, value in mapping.items()
-        }
+        return {_write_key(key, key_type): _converter.unstructure(value, value_type) for key, value in mapping.items()}
 
     return write
 
