@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
@@ -69,7 +69,7 @@ class InjectedClock:
 
 def cut(moment: datetime) -> datetime:
     """*moment* without its microseconds, as records keep it."""
-    return moment - timedelta(microseconds=moment.microsecond % 1000)
+    return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
 
 
 def _boot_id() -> str | None:

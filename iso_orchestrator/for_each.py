@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable, Iterable, Sized
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any, Concatenate, Generic, Literal, ParamSpec, TypeAlias, TypeVar
@@ -15,7 +14,7 @@ from iso_orchestrator.markup import html_table
 from iso_orchestrator.mutex import check_scope, check_timeout
 from iso_orchestrator.mutex_queue import MutexScope
 from iso_orchestrator.names import check_key
-from iso_orchestrator.naming import compile_template
+from iso_orchestrator.naming import Parameters, compile_template
 from iso_orchestrator.progress import reporter
 from iso_orchestrator.scheduler import Keyed, Scheduler
 from iso_orchestrator.step import refuse_unfit
@@ -137,8 +136,9 @@ class ForEach(Generic[Item, P, R]):
         self._resolve = resolve
         self._options = options
         self._name = getattr(fn, "__name__", "for_each")
-        self._signature = inspect.signature(fn)
-        self._fill = compile_template(options.mutex_key, "a mutex key") if isinstance(options.mutex_key, str) else None
+        self._parameters = Parameters(fn, self._name)
+        literal = options.mutex_key
+        self._fill = compile_template(literal, "a mutex key", self._parameters) if isinstance(literal, str) else None
 
     def __call__(self, items: Iterable[Item], *shared: P.args, **named: P.kwargs) -> ForEachSummary[R]:
         """Call the function for each of *items*, with *shared* behind it.
@@ -156,9 +156,7 @@ class ForEach(Generic[Item, P, R]):
             return _key_function(self._options.mutex_key)
 
         def key_of(item: Any) -> str | None:
-            bound = self._signature.bind(item, *shared, **named)
-            bound.apply_defaults()
-            return fill(bound)
+            return fill(self._parameters.bind((item, *shared), named))
 
         return key_of
 

@@ -6,7 +6,7 @@ import dataclasses
 import datetime as dt
 import hashlib
 import inspect
-from collections.abc import Callable, Set
+from collections.abc import Callable, Mapping, Set
 from decimal import Decimal
 from enum import Enum
 from json.encoder import encode_basestring, encode_basestring_ascii
@@ -19,12 +19,12 @@ import attrs
 from iso_orchestrator.errors import StepNameError
 from iso_orchestrator.names import check_key
 
-__all__ = ["Bound", "Template", "base_name", "compile_template", "is_constant", "render_call"]
+__all__ = ["Arguments", "Parameters", "Template", "base_name", "compile_template", "is_constant"]
 
 _LONGEST = 120  # characters of rendered arguments that are shown; behind them comes their hash
 
-Bound: TypeAlias = inspect.BoundArguments
-"""A call's arguments, defaults filled in."""
+Arguments: TypeAlias = Mapping[str, Any]
+"""A call's arguments by parameter, defaults filled in."""
 
 Template: TypeAlias = str | Callable[..., str | None]
 
@@ -41,30 +41,67 @@ def base_name(fn: Callable[..., object]) -> str:
     return qualified.rpartition("<locals>.")[2]
 
 
-def render_call(base: str, bound: Bound) -> str:
-    """*base* with the arguments that differ from their defaults; alone where there are none.
+class Parameters:
+    """A function's parameters, and what the arguments of a call are called by them."""
 
-    Raises:
-        StepNameError: An argument cannot be rendered so that others never look the same.
+    def __init__(self, fn: Callable[..., object], base: str) -> None:
+        self._base = base
+        self._signature = inspect.signature(fn)
+        self._names = tuple(self._signature.parameters)
+        self._defaults = {
+            name: parameter.default
+            for name, parameter in self._signature.parameters.items()
+            if parameter.default is not inspect.Parameter.empty
+        }
+        self._rendered_defaults = {
+            name: _render_default(parameter) for name, parameter in self._signature.parameters.items()
+        }
+        self._is_plain = all(
+            parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
+            for parameter in self._signature.parameters.values()
+        )
 
-    Example:
-        >>> def fetch(url, *, page=1): ...
-        >>> render_call("fetch", inspect.signature(fetch).bind("a", page=2))
-        'fetch(url="a", page=2)'
-    """
-    parts = []
-    for name, value in bound.arguments.items():
-        parameter = bound.signature.parameters[name]
-        text = _render_argument(base, name, value)
-        if not _is_default(parameter, text):
-            parts.append(f"{name}={text}")
-    if not parts:
-        return base
-    rendered = ", ".join(parts)
-    if len(rendered) > _LONGEST:
-        digest = hashlib.sha256(rendered.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-        rendered = f"{rendered[:_LONGEST]}…#{digest}"
-    return f"{base}({rendered})"
+    def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Arguments:
+        """The arguments of a call.
+
+        Raises:
+            TypeError: The function could not be called so.
+        """
+        if self._is_plain and not kwargs and len(args) == len(self._names):
+            return dict(zip(self._names, args, strict=True))  # what most calls are, in a third of the time
+        bound = self._signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        return bound.arguments
+
+    def call(self, fn: Callable[..., Any], arguments: Arguments) -> Any:
+        """Call another function with the arguments of a call."""
+        bound = inspect.BoundArguments(self._signature, dict(arguments))
+        return fn(*bound.args, **bound.kwargs)
+
+    def render(self, arguments: Arguments) -> str:
+        """The function's name with the arguments that differ from their defaults; alone where there are none.
+
+        Raises:
+            StepNameError: An argument cannot be rendered so that no other looks the same.
+
+        Example:
+            >>> def fetch(url, *, page=1): ...
+            >>> parameters = Parameters(fetch, "fetch")
+            >>> parameters.render(parameters.bind(("a",), {"page": 2}))
+            'fetch(url="a", page=2)'
+        """
+        parts = []
+        for name, value in arguments.items():
+            text = _render_argument(self._base, name, value)
+            if text != self._rendered_defaults[name]:
+                parts.append(f"{name}={text}")
+        if not parts:
+            return self._base
+        rendered = ", ".join(parts)
+        if len(rendered) > _LONGEST:
+            digest = hashlib.sha256(rendered.encode()).hexdigest()[:16]
+            rendered = f"{rendered[:_LONGEST]}…#{digest}"
+        return f"{self._base}({rendered})"
 
 
 def is_constant(template: Template | None) -> bool:
@@ -72,29 +109,31 @@ def is_constant(template: Template | None) -> bool:
     return isinstance(template, str) and "{" not in template.replace("{{", "")
 
 
-def compile_template(template: Template, what: str) -> Callable[[Bound], str | None]:
+def compile_template(template: Template, what: str, parameters: Parameters) -> Callable[[Arguments], str | None]:
     """A function of a call's arguments that makes a name or a key of them.
 
     Args:
         template: A format string over the arguments, or a function of them.
         what: What it makes, for errors.
+        parameters: The called function's.
 
     Raises:
+        TypeError: It is neither.
         ValueError: A constant that can be no name.
     """
     if not isinstance(template, str):
         if not callable(template):
             raise TypeError(f"{what} must be a format string or a function, not {type(template).__name__}")
-        return lambda bound: _check_optional(template(*bound.args, **bound.kwargs), what)
+        return lambda arguments: _check_optional(parameters.call(template, arguments), what)
     if is_constant(template):
         literal = check_key(template.format(), what)
         return lambda _: literal
 
-    def fill(bound: Bound) -> str:
+    def fill(arguments: Arguments) -> str:
         try:
-            text = template.format(*bound.args, **bound.arguments)
+            text = template.format(*arguments.values(), **arguments)
         except (LookupError, AttributeError, TypeError, ValueError) as error:
-            known = ", ".join(bound.arguments)
+            known = ", ".join(arguments)
             reason = f"{type(error).__name__}: {error}"
             raise StepNameError(template, f"{what} cannot be filled in from ({known}): {reason}") from error
         return check_key(text, what)
@@ -106,17 +145,17 @@ def _check_optional(value: object, what: str) -> str | None:
     return None if value is None else check_key(value, what)
 
 
-def _is_default(parameter: inspect.Parameter, text: str) -> bool:
+def _render_default(parameter: inspect.Parameter) -> str | None:
     if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
-        return text == "()"
+        return "()"
     if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-        return text == "{}"
+        return "{}"
     if parameter.default is inspect.Parameter.empty:
-        return False
+        return None
     try:
-        return text == _render(parameter.default)
+        return _render(parameter.default)
     except _Unrenderable:
-        return False
+        return None
 
 
 def _render_argument(base: str, name: str, value: object) -> str:

@@ -34,7 +34,6 @@ class Flight:
     """A step that a thread of this process has in hand.
 
     Attributes:
-        done: Set when it has not any more.
         result: JSON, where it succeeded.
         error: What its caller got, where it failed.
         waits_for: The flight that its body waits for.
@@ -43,11 +42,22 @@ class Flight:
     name: str
     idempotency_key: str | None
     version: str | None
-    done: threading.Event = attrs.field(factory=threading.Event)
     succeeded: bool = False
     result: Json = None
     error: BaseException | None = None
     waits_for: Flight | None = None
+    _awaited: threading.Event | None = None
+
+    def await_end(self) -> threading.Event:
+        """What is set at its end; made under the session's guard, and only when somebody waits."""
+        if self._awaited is None:
+            self._awaited = threading.Event()
+        return self._awaited
+
+    def end(self) -> None:
+        """Let those go who wait. Under the session's guard."""
+        if self._awaited is not None:
+            self._awaited.set()
 
 
 class Session:
@@ -124,7 +134,7 @@ class Session:
                 del self.flights[flight.name]
             if not settled:
                 self._orphans.add(flight.name)
-        flight.done.set()
+            flight.end()
         if self._orphans:
             self._abandon()
         if not self.users:

@@ -14,7 +14,7 @@ from iso_orchestrator.codec import ResultCodec
 from iso_orchestrator.handle import Handle
 from iso_orchestrator.mutex import check_timeout
 from iso_orchestrator.names import check_key
-from iso_orchestrator.naming import Bound, Template, base_name, compile_template, is_constant, render_call
+from iso_orchestrator.naming import Arguments, Parameters, Template, base_name, compile_template, is_constant
 from iso_orchestrator.retry import Retry, as_retry
 from iso_orchestrator.step_run import IfInterrupted, StepCall, StepOptions
 
@@ -58,11 +58,16 @@ class Step(Generic[P, R]):
         self.fn = fn
         self._resolve = resolve
         self._options = options
-        self._signature = inspect.signature(fn)
-        self._make_name = None if name is None else compile_template(name, "a step's name")
-        self._make_key = None if idempotency_key is None else compile_template(idempotency_key, "an idempotency key")
         self._base = base_name(fn) if name is None else ""
+        self._parameters = Parameters(fn, self._base)
+        self._make_name = None if name is None else compile_template(name, "a step's name", self._parameters)
+        self._make_key = (
+            None
+            if idempotency_key is None
+            else compile_template(idempotency_key, "an idempotency key", self._parameters)
+        )
         self._claimed = self._base or (str(name).format() if is_constant(name) else None)
+        self._claimed_by: Handle | None = None
         self._codec: ResultCodec | None = None
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -85,7 +90,7 @@ class Step(Generic[P, R]):
 
     def step_name(self, *args: P.args, **kwargs: P.kwargs) -> str:
         """What that call is called in the record."""
-        return self._name(self._bind(args, kwargs))
+        return self._name(self._parameters.bind(args, kwargs))
 
     def claim(self, handle: Handle) -> None:
         """Take the name for this function.
@@ -95,32 +100,29 @@ class Step(Generic[P, R]):
         """
         if self._claimed is not None:
             handle.claim(self._claimed, self.fn)
+        self._claimed_by = handle
 
     def _handle(self) -> Handle:
         handle = self._resolve()
-        self.claim(handle)
+        if handle is not self._claimed_by:
+            self.claim(handle)
         return handle
 
     def _call(self, handle: Handle, args: tuple[Any, ...], kwargs: dict[str, Any]) -> StepCall:
-        bound = self._bind(args, kwargs)
+        arguments = self._parameters.bind(args, kwargs)
         return StepCall(
             handle=handle,
-            name=self._name(bound),
-            idempotency_key=self._make_key(bound) if self._make_key is not None else None,
+            name=self._name(arguments),
+            idempotency_key=self._make_key(arguments) if self._make_key is not None else None,
             body=functools.partial(self.fn, *args, **kwargs),
             codec=self._result_codec(),
             options=self._options,
         )
 
-    def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Bound:
-        bound = self._signature.bind(*args, **kwargs)
-        bound.apply_defaults()
-        return bound
-
-    def _name(self, bound: Bound) -> str:
+    def _name(self, arguments: Arguments) -> str:
         if self._make_name is None:
-            return render_call(self._base, bound)
-        return check_key(self._make_name(bound), "a step's name")
+            return self._parameters.render(arguments)
+        return check_key(self._make_name(arguments), "a step's name")
 
     def _result_codec(self) -> ResultCodec:
         if self._codec is not None:

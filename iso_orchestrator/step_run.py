@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeAlias
 
@@ -63,9 +64,10 @@ class _Begun:
 
 @attrs.frozen
 class _WaitHere:
-    """Another thread has it in hand."""
+    """Another thread has it in hand, until *end* is set."""
 
     flight: Flight
+    end: threading.Event
 
 
 @attrs.frozen
@@ -128,8 +130,8 @@ class StepCall:
                 case _WaitThere(attempts):
                     awaited = attempts
                     pause.rest()
-                case _WaitHere(flight):
-                    self._wait_for(flight)
+                case _WaitHere(flight, end):
+                    self._wait_for(flight, end)
                     if flight.succeeded and self._is_same(flight):
                         return self._load(flight.result)
                     if flight.error is not None and self._is_same(flight):
@@ -155,7 +157,7 @@ class StepCall:
             return (), _Known(same.result)
         other = self.session.flights.get(self.name)
         if other is not None:
-            return (), _WaitHere(other)
+            return (), _WaitHere(other, other.await_end())
         owner, log = fold.owner(self.name), self.session.log
         if owner is not None and owner != log.owner and log.is_alive(owner):
             return (), _WaitThere(fold.steps[self.name].attempts)
@@ -305,7 +307,7 @@ class StepCall:
     def _is_same(self, flight: Flight) -> bool:
         return (flight.idempotency_key, flight.version) == (self.idempotency_key, self.options.version)
 
-    def _wait_for(self, flight: Flight) -> None:
+    def _wait_for(self, flight: Flight, end: threading.Event) -> None:
         attempt = current_scope().attempt
         mine = [link.flight for link in attempt.chain()] if attempt is not None else []
         for own in mine:
@@ -318,7 +320,7 @@ class StepCall:
                         f"step {self.name!r} and step {link.name!r} wait for each other: neither would ever end"
                     )
                 link = link.waits_for
-            flight.done.wait()
+            end.wait()
         finally:
             for own in mine:
                 own.waits_for = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -234,23 +235,30 @@ def test_a_file_in_the_place_of_a_folder_of_the_root_is_refused(tmp_path: Path, 
     assert (tmp_path / name).read_bytes() == b"somebody's"
 
 
-@contextmanager
-def mounted(source: str, target: Path, *steps: list[str]) -> Iterator[None]:
-    """Inside, *target* is a mount; skips where that is not permitted."""
-    for number, options in enumerate(steps):
-        try:
-            done = subprocess.run(["mount", *options, source, str(target)], capture_output=True, timeout=20)
-        except FileNotFoundError:
-            pytest.skip("there is no mount command")
-        if done.returncode:
-            if number:
-                subprocess.run(["umount", str(target)], check=True, timeout=20)
-            reason = done.stderr.decode(errors="replace").partition("\n")[0].rpartition(": ")[2]
-            pytest.skip(f"mounting is not permitted here: {reason}")
+def run_with_mounts(scenario: Callable[[Path], None], folder: Path, *mounts: list[str]) -> None:
+    """Call *scenario* with *folder* in a process that has mounts of its own; skips where that is not permitted.
+
+    Args:
+        scenario: A function of this module.
+        folder: What is mounted on.
+        mounts: The options of each mount, one after the other.
+    """
+    user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
+    private = ["unshare", "--mount", *user, "sh", "-c"]
+    mount = " && ".join(shlex.join(["mount", *options, str(folder)]) for options in mounts)
     try:
-        yield
-    finally:
-        subprocess.run(["umount", str(target)], check=True, timeout=20)
+        probe = subprocess.run([*private, mount], capture_output=True, text=True, timeout=60)
+    except FileNotFoundError:
+        pytest.skip("there is no unshare command")
+    if probe.returncode:
+        pytest.skip(f"mounting is not permitted here: {probe.stderr.partition(chr(10))[0].rpartition(': ')[2]}")
+    code = f"import pathlib, sys, {__name__} as module; module.{scenario.__name__}(pathlib.Path(sys.argv[1]))"
+    python = shlex.join([sys.executable, "-W", "error", "-c", code, str(folder)])
+    tests = Path(__file__).parent
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tests.parent), str(tests)])}
+    command = [*private, f"{mount} && exec {python}"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @contextmanager
@@ -278,7 +286,8 @@ def without_rights(folder: Path) -> Iterator[None]:
             path.chmod(mode)
 
 
-def _fails_to_write_and_can_read(root: Path) -> None:
+def fails_to_write_and_can_read(root: Path) -> None:
+    """What holds in a root that cannot be written to."""
     for workflow_id in ("kept", "a new one"):
         with pytest.raises(StoreError, match="rights"):
             Workflow(workflow_id, dir=root).run_step("next", never)
@@ -295,59 +304,61 @@ def test_a_root_without_the_right_to_write_is_refused_and_can_be_read(root: Path
         copy = Path(folder) / "root"
         shutil.copytree(root, copy)
         with unharmed(copy), without_rights(copy):
-            _fails_to_write_and_can_read(copy)
+            fails_to_write_and_can_read(copy)
         with Workflow("kept", dir=copy) as workflow:
             assert workflow.run_step("next", lambda: "goes on") == "goes on"
 
 
 def test_a_read_only_disk_is_refused_and_can_be_read(root: Path) -> None:
     """A root on a disk that is mounted to be read raises on first use; looking works, and nothing changes."""
-    with unharmed(root), mounted(str(root), root, ["--bind"], ["-o", "remount,bind,ro"]):
-        _fails_to_write_and_can_read(root)
+    with unharmed(root):
+        run_with_mounts(fails_to_write_and_can_read, root, ["--bind", str(root)], ["-o", "remount,bind,ro"])
 
 
-def _fill(folder: Path) -> Path:
+def fill(folder: Path) -> Path:
     """A file that takes all the space that is left."""
     ballast = folder / "ballast"
     with ballast.open("wb", buffering=0) as file:
         try:
-            while file.write(b"\0" * 4096):
-                pass
+            for _ in range(256):  # 1 MiB, twice the disk
+                file.write(b"\0" * 4096)
         except OSError:
             return ballast
     raise AssertionError("the disk is not full")
 
 
-def test_a_full_disk_is_an_error_and_loses_nothing(tmp_path: Path) -> None:
-    """A result for which there is no room raises, nothing is lost, and all goes on when there is room."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
+def loses_nothing_when_full(disk: Path) -> None:
+    """What holds on a disk that gets full and has room again."""
     calls: list[int] = []
 
     def large() -> str:
         calls.append(1)
         return "x" * 50_000
 
-    with mounted("tmpfs", disk, ["-t", "tmpfs", "-o", "size=512k"]):
-        root = disk / "root"
-        workflow = Workflow("batch", dir=root)
-        assert workflow.run_step("before", lambda: "its result") == "its result"
-        ballast = _fill(disk)
-        with unharmed(root), pytest.raises(StoreError, match="space"):
-            workflow.update_state("x" * 50_000)
-        with pytest.raises(StoreError, match="space"):
-            workflow.run_step("large", large, retry=3)
-        assert len(calls) <= 1
-        with pytest.raises(StoreError, match="space"):
-            workflow.close()  # there is no room for the snapshot
-        assert read_workflow_record("batch", dir=root).steps["before"].result == "its result"
+    root = disk / "root"
+    workflow = Workflow("batch", dir=root)
+    assert workflow.run_step("before", lambda: "its result") == "its result"
+    ballast = fill(disk)
+    with unharmed(root), pytest.raises(StoreError, match="space"):
+        workflow.update_state("x" * 50_000)
+    with pytest.raises(StoreError, match="space"):
+        workflow.run_step("large", large, retry=3)
+    assert len(calls) <= 1
+    with pytest.raises(StoreError, match="space"):
+        workflow.close()  # there is no room for the snapshot
+    assert read_workflow_record("batch", dir=root).steps["before"].result == "its result"
 
-        ballast.unlink()
-        calls.clear()
-        with Workflow("batch", dir=root) as workflow:
-            assert workflow.run_step("before", never) == "its result"
-            assert workflow.run_step("large", large) == "x" * 50_000
-        assert calls == [1]
+    ballast.unlink()
+    calls.clear()
+    with Workflow("batch", dir=root) as workflow:
+        assert workflow.run_step("before", never) == "its result"
+        assert workflow.run_step("large", large) == "x" * 50_000
+    assert calls == [1]
+
+
+def test_a_full_disk_is_an_error_and_loses_nothing(tmp_path: Path) -> None:
+    """A result for which there is no room raises, nothing is lost, and all goes on when there is room."""
+    run_with_mounts(loses_nothing_when_full, tmp_path, ["-t", "tmpfs", "-o", "size=512k", "tmpfs"])
 
 
 def test_a_file_that_may_not_grow_is_an_error_and_loses_nothing(root: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import threading
 from collections.abc import Callable
@@ -8,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from support import DEADLINE, WatchedFS, failing, only, run_python, wait_until
+from support import DEADLINE, WatchedFS, failing, only, run_python, wait_until, waits_for_a_lock
 
 from iso_orchestrator.errors import StoreError
 from iso_orchestrator.store.file.fs import FileSystem
@@ -120,7 +121,7 @@ def test_forked_child_does_not_free_its_parents_mutex(path: str, deed: str) -> N
 
 def test_forked_child_does_not_keep_its_parents_mutex(path: str) -> None:
     """A child that outlives its killed parent holds nothing of its."""
-    code = "pid = os.fork()\nif pid == 0:\n    input()\n    os._exit(0)\nprint(pid)\nos.waitpid(pid, 0)\n"
+    code = "if os.fork() == 0:\n    print(os.getpid()); input(); os._exit(0)\nos.wait()\n"
     with run_python(TAKE + code, path) as child:
         pid = int(child.line())
         assert not is_free(path)
@@ -213,21 +214,12 @@ def test_waiting_for_a_mutex_ends_with_a_signal(path: str) -> None:
     mutex.acquire()
     with run_python(TAKE.replace("mutex.acquire()", "") + code, path) as child:
         assert child.line() == "waits"
-        wait_until(lambda: "lock" in wchan(child.pid), deadline=2, what="the wait in the kernel") if wchan(
-            "self"
-        ) else None
-        child.process.send_signal(10)
+        wait_until(lambda: waits_for_a_lock(child.pid), what="the wait in the kernel")
+        child.process.send_signal(signal.SIGUSR1)
         assert child.line() == "interrupted"
         child.end()
+    assert not is_free(path)
     mutex.release()
-
-
-def wchan(pid: int | str) -> str:
-    """Where in the kernel a process waits; empty where the kernel does not say."""
-    try:
-        return Path(f"/proc/{pid}/wchan").read_text().strip("0")
-    except OSError:
-        return ""
 
 
 def planted_link(path: Path) -> None:
@@ -333,8 +325,8 @@ def test_forked_child_does_not_keep_its_parent_alive(tmp_path: Path) -> None:
         "import os, sys\nfrom iso_orchestrator.store.file.fs import FileSystem\n"
         "from iso_orchestrator.store.file.runs import RunFiles\n"
         "runs = RunFiles(FileSystem(), sys.argv[1]); owner = runs.enter()\n"
-        "pid = os.fork()\nif pid == 0:\n    runs.give_up(); input(); os._exit(0)\n"
-        "print(owner, pid); os.waitpid(pid, 0)\n"
+        "if os.fork() == 0:\n    runs.give_up(); print(owner, os.getpid()); input(); os._exit(0)\n"
+        "os.wait()\n"
     )
     runs = RunFiles(FS, str(tmp_path))
     with run_python(code, tmp_path) as child:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from iso_orchestrator.errors import StoreError
 from iso_orchestrator.names import RecordNames, record_names
 from iso_orchestrator.store.file.fs import FileSystem
 
@@ -16,6 +17,7 @@ __all__ = [
     "read_all",
     "read_file",
     "remove",
+    "store_error",
     "sync_file",
     "sync_folder",
     "write_all",
@@ -29,6 +31,11 @@ join = os.path.join
 
 class SyncError(OSError):
     """A sync failed: what the file had since the last one may be gone, whatever can be read."""
+
+
+def store_error(path: str, error: OSError) -> StoreError:
+    """What the operating system refused, with what to do about it."""
+    return StoreError(f"{path}: {error.strerror or error}; see to the disk's space and the rights, then run again")
 
 
 class Paths:

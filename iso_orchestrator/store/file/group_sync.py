@@ -28,7 +28,8 @@ class GroupSync:
         self.failure: str | None = None
         self._written = written
         self._sync_file = sync_file
-        self._condition = threading.Condition()
+        self._guard = threading.Lock()
+        self._condition = threading.Condition(self._guard)
         self._leader_at_work = False
 
     def wait_for(self, seq: int) -> None:
@@ -37,9 +38,13 @@ class GroupSync:
         Raises:
             StoreError: A sync has failed.
         """
-        if self.synced >= seq and self.failure is None:
-            return
-        while self._lead_or_wait(seq):
+        while self.synced < seq or self.failure is not None:
+            with self._guard:
+                self.check()
+                if self._leader_at_work:
+                    self._condition.wait()
+                    continue
+                self._leader_at_work = True
             self._lead()
 
     def check(self) -> None:
@@ -70,19 +75,8 @@ class GroupSync:
         """Another process has said that *seq* is on the disk."""
         self.synced = max(self.synced, seq)
 
-    def _lead_or_wait(self, seq: int) -> bool:
-        """Whether the caller is to lead; False when *seq* is on the disk."""
-        with self._condition:
-            while True:
-                self.check()
-                if self.synced >= seq:
-                    return False
-                if not self._leader_at_work:
-                    self._leader_at_work = True
-                    return True
-                self._condition.wait()
-
     def _lead(self) -> None:
+        """Sync for all who have written by now."""
         reached = 0
         try:
             target = self._written()
@@ -91,7 +85,7 @@ class GroupSync:
         except OSError as error:
             self.failure = str(error)
         finally:
-            with self._condition:
+            with self._guard:
                 self._leader_at_work = False
                 self.synced = max(self.synced, reached)
                 self._condition.notify_all()

@@ -21,6 +21,7 @@ from iso_orchestrator.store.file.files import (
     read_all,
     read_file,
     remove,
+    store_error,
     sync_file,
     sync_folder,
     write_all,
@@ -39,8 +40,8 @@ __all__ = ["FileLog"]
 _log = logging.getLogger("iso_orchestrator")
 
 # The journal is folded when it has outgrown both: each of its bytes then bears a constant share of all folds.
-_FOLD_AT_BYTES = 1 << 20
-_FOLD_AT_RATIO = 1.0
+_FOLD_AT_BYTES = 1 << 24
+_FOLD_AT_RATIO = 4.0
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -67,11 +68,6 @@ def _typed(method: Callable[Concatenate[FileLog, P], R]) -> Callable[Concatenate
             raise store_error(self.path, error) from error
 
     return wrapper  # type: ignore[return-value]  # mypy names the wrapper's self
-
-
-def store_error(path: str, error: OSError) -> StoreError:
-    """What the operating system refused, with what to do about it."""
-    return StoreError(f"{path}: {error.strerror or error}; see to the disk's space and the rights, then run again")
 
 
 class FileLog:
@@ -110,7 +106,8 @@ class FileLog:
 
     def lock(self) -> None:
         """Keep other processes out."""
-        self._sync.check()
+        if self._sync.failure is not None:
+            self._sync.check()
         self._record_lock.acquire()
 
     def unlock(self) -> None:
@@ -138,7 +135,6 @@ class FileLog:
     @_typed
     def append(self, fold: Fold, facts: Sequence[Fact]) -> None:
         """Append and apply facts."""
-        self._sync.check()
         journal = self._journal
         assert journal is not None, "catch_up comes first"
         data = frame_facts(facts, fold.seq + 1, self._sync.synced, journal.header.crc)
@@ -150,7 +146,6 @@ class FileLog:
         if journal.end > max(self._fold_at, _FOLD_AT_RATIO * snapshot_size):
             self._fold_early(fold)
 
-    @_typed
     def sync(self, seq: int) -> None:
         """Wait until *seq* is on the disk."""
         try:

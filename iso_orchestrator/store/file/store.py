@@ -15,10 +15,10 @@ from iso_orchestrator.errors import (
     WorkflowBusyError,
 )
 from iso_orchestrator.fold import Fold
-from iso_orchestrator.store.file.files import Paths, exists, make_folders, remove, write_all
+from iso_orchestrator.store.file.files import Paths, exists, make_folders, remove, store_error, write_all
 from iso_orchestrator.store.file.fs import FileSystem
 from iso_orchestrator.store.file.locks import FileLock
-from iso_orchestrator.store.file.log import FileLog, store_error
+from iso_orchestrator.store.file.log import FileLog
 from iso_orchestrator.store.file.pair import read_pair
 from iso_orchestrator.store.file.runs import RunFiles
 from iso_orchestrator.store.protocol import Log

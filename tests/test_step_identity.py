@@ -1,0 +1,557 @@
+"""What makes two calls one step: name, arguments, idempotency key, version."""
+
+from __future__ import annotations
+
+import datetime as dt
+import enum
+import sys
+import types
+from collections import OrderedDict, namedtuple
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import attrs
+import pytest
+from support import DEADLINE, only, run_python
+
+import iso_orchestrator
+from iso_orchestrator import DuplicateStepError, OrchestratorError, StepNameError, Workflow
+
+
+@pytest.fixture
+def workflow(tmp_path: Path) -> Iterator[Workflow]:
+    workflow = Workflow("w", dir=tmp_path)
+    yield workflow
+    workflow.close()
+
+
+def takes(x: Any, y: Any = 2, *rest: Any, key: Any = None, **more: Any) -> str:
+    """A function with every kind of parameter."""
+    return "taken"
+
+
+@pytest.fixture
+def step(workflow: Workflow) -> iso_orchestrator.Step[..., str]:
+    return workflow.step(takes)
+
+
+# By arguments
+
+
+def test_a_step_without_arguments_is_called_like_its_function(workflow: Workflow) -> None:
+    """The name is what follows the last `<locals>.` of the qualified name, alone where there are no arguments."""
+
+    class Shop:
+        @staticmethod
+        def cleanup() -> None: ...
+
+    assert workflow.step(Shop.cleanup).step_name() == "Shop.cleanup"
+    assert workflow.step(takes).step_name("a") == 'takes(x="a")'
+
+
+@pytest.mark.parametrize(
+    ("args", "named", "name"),
+    [
+        ((1,), {}, "takes(x=1)"),
+        ((), {"x": 1}, "takes(x=1)"),
+        ((1, 2), {}, "takes(x=1)"),
+        ((1,), {"y": 2, "key": None}, "takes(x=1)"),
+        ((1, 3), {}, "takes(x=1, y=3)"),
+        ((), {"y": 3, "x": 1}, "takes(x=1, y=3)"),
+        ((1, 2, 4, 5), {}, "takes(x=1, rest=(4, 5))"),
+        ((1,), {"b": 2, "a": 1}, 'takes(x=1, more={"a": 1, "b": 2})'),
+        ((1,), {"key": "k"}, 'takes(x=1, key="k")'),
+        ((None,), {}, "takes(x=None)"),
+    ],
+)
+def test_the_bound_arguments_are_the_identity(
+    step: iso_orchestrator.Step[..., str], args: tuple[Any, ...], named: dict[str, Any], name: str
+) -> None:
+    """However a call is written, it is known by the arguments that differ from their defaults, in the signature's order."""
+    assert step.step_name(*args, **named) == name
+
+
+def test_one_call_written_two_ways_runs_once(workflow: Workflow) -> None:
+    """`f(1)` and `f(x=1)` and `f(1, y=2)`, where 2 is the default, are one step."""
+    calls = []
+
+    @workflow.step
+    def f(x: int, y: int = 2) -> int:
+        calls.append((x, y))
+        return x + y
+
+    assert [f(1), f(x=1), f(1, y=2), f(y=2, x=1)] == [3, 3, 3, 3]
+    assert calls == [(1, 2)]
+
+
+class Color(enum.Enum):
+    RED = "red"
+
+
+class Size(enum.IntEnum):
+    SMALL = 1
+
+
+@dataclass
+class Job:
+    company: str
+    tags: list[str] = field(default_factory=list)
+    cache: object = field(default=None, compare=False)
+
+
+@attrs.frozen
+class Place:
+    city: str
+    seen: object = attrs.field(default=None, eq=False)
+
+
+Pair = namedtuple("Pair", ["left", "right"])
+
+RENDERED: list[tuple[Any, str]] = [
+    ("a", '"a"'),
+    ('a"b\\', '"a\\"b\\\\"'),
+    ("Łódź 日本", '"Łódź 日本"'),
+    ("two\nlines", '"two\\nlines"'),
+    ("\x1b[31mred", '"\\u001b[31mred"'),
+    ("right\u202eleft", '"right\\u202eleft"'),
+    ("a\ud800b", '"a\\ud800b"'),
+    (True, "True"),
+    (1, "1"),
+    (1.0, "1.0"),
+    (-0.5, "-0.5"),
+    (b"raw\x00", "b'raw\\x00'"),
+    ([1, [2]], "[1, [2]]"),
+    ((1,), "(1,)"),
+    ({"b": 1, "a": {}}, '{"a": {}, "b": 1}'),
+    (OrderedDict(b=1, a=2), '{"a": 2, "b": 1}'),
+    ({1: "one"}, '{1: "one"}'),
+    ({3, 1, 2}, "{1, 2, 3}"),
+    (frozenset(), "set()"),
+    (Color.RED, "Color.RED"),
+    (Size.SMALL, "Size.SMALL"),
+    (Job("Acme", ["a"], object()), 'Job(company="Acme", tags=["a"])'),
+    (Place("Bonn", object()), 'Place(city="Bonn")'),
+    (Pair(1, "b"), 'Pair(left=1, right="b")'),
+    (dt.date(2026, 5, 14), "date(2026-05-14)"),
+    (dt.datetime(2026, 5, 14, 12, tzinfo=dt.UTC), "datetime(2026-05-14T12:00:00+00:00)"),
+    (dt.time(12, 30), "time(12:30:00)"),
+    (dt.timedelta(days=1, milliseconds=1), "timedelta(1d 0s 1000us)"),
+    (Decimal("1.50"), 'Decimal("1.50")'),
+    (UUID(int=1), 'UUID("00000000-0000-0000-0000-000000000001")'),
+    (Path("a/b"), 'Path("a/b")'),
+]
+
+
+@pytest.mark.parametrize(("value", "text"), RENDERED, ids=[repr(value)[:40] for value, _ in RENDERED])
+def test_arguments_are_rendered_readably(step: iso_orchestrator.Step[..., str], value: object, text: str) -> None:
+    """Each kind of argument has its faithful, printable form."""
+    name = step.step_name(value)
+    assert name == f"takes(x={text})"
+    assert name.isprintable()
+
+
+LOOK_ALIKES: list[Any] = [
+    *[1, 1.0, True, "1", b"1", "True", None, "None", Decimal(1), Size.SMALL, [1], (1,), {1}, {1: 1}],
+    *["a, y=3", "a", "a\\", 'a", y="3', {"a": 1}, ["a"], "['a']", ('a", "b',), ("a", "b")],
+    *["\n", "\\n", "\u202e", "\\u202e", "é", "e\u0301", "…#0123456789abcdef"],
+    *[Path("a"), dt.date(2026, 5, 14), dt.datetime(2026, 5, 14), "2026-05-14", dt.timedelta(1), dt.time()],
+    *[Job("a"), Place("a"), Pair("a", None), {"company": "a"}, 0.1, 0.1 + 2**-56, -0.0, 0, 10**5000, 10**5000 + 1],
+]
+
+
+def test_different_arguments_are_different_steps(step: iso_orchestrator.Step[..., str]) -> None:
+    """No two arguments that differ are rendered alike, whatever their types."""
+    names = [step.step_name(value) for value in LOOK_ALIKES]
+    assert len(set(names)) == len(names)
+    assert step.step_name("a", 3) != step.step_name('a", y="3')
+
+
+@pytest.mark.parametrize(("length", "is_cut"), [(116, False), (117, True), (10_000, True)])
+def test_long_arguments_are_cut_with_a_hash(
+    step: iso_orchestrator.Step[..., str], length: int, is_cut: bool
+) -> None:
+    """Rendered arguments of more than 120 characters are cut there, and told apart by a hash behind the cut."""
+    name = step.step_name("a" * length)
+    whole = f'x="{"a" * length}"'
+    if not is_cut:
+        assert name == f"takes({whole})"
+        return
+    assert name.startswith(f"takes({whole[:120]}")
+    assert len(name) < 160
+    assert name != step.step_name("a" * (length + 1))
+    assert name != step.step_name("a" * (length - 1) + "b")
+
+
+def test_long_arguments_are_one_step_in_every_process(workflow: Workflow) -> None:
+    """Neither the hash nor the order of a set or a dict depends on the process."""
+    words = [f"word {number}" for number in range(30)]
+    code = """
+        import sys
+        from iso_orchestrator import Workflow
+        workflow = Workflow("w", store="memory://names")
+        @workflow.step
+        def takes(x): ...
+        words = [f"word {number}" for number in range(30)]
+        print(takes.step_name(set(words)))
+        print(takes.step_name(dict.fromkeys(reversed(words))))
+    """
+    names = []
+    for seed in ("1", "2"):
+        with run_python("\n".join(line.strip() for line in code.splitlines()), env={"PYTHONHASHSEED": seed}) as child:
+            names.append(child.end(DEADLINE))
+    here = workflow.step(takes)
+    assert names == [[here.step_name(set(words)), here.step_name(dict.fromkeys(words))]] * 2
+
+
+class Opaque:
+    """Something that has no faithful short form."""
+
+
+@pytest.mark.parametrize(
+    "value", [Opaque(), [Opaque()], {"a": {Opaque(): 1}}, sys.stdout, len, Opaque, iter([]), types.SimpleNamespace(a=1)]
+)
+def test_an_argument_without_a_faithful_form_needs_a_name(workflow: Workflow, value: object) -> None:
+    """Such a call raises before the body, names the argument, and says to give `name=`."""
+    step = workflow.step(takes)
+    with pytest.raises(StepNameError, match=r"(?s)takes.*'y'.*name="):
+        step(1, value)
+    with pytest.raises(TypeError):
+        step.submit(1, value)
+    assert workflow.record.steps == {}
+    assert workflow.step(name="named:{x}")(takes)(1, value) == "taken"
+
+
+def test_a_cycle_needs_a_name(step: iso_orchestrator.Step[..., str]) -> None:
+    """Arguments that contain themselves cannot be rendered."""
+    cycle: list[Any] = []
+    cycle.append(cycle)
+    with pytest.raises(StepNameError, match="name="):
+        step(cycle)
+
+
+MISSING = object()
+
+
+def test_a_default_that_cannot_be_rendered_is_left_out(workflow: Workflow) -> None:
+    """A default that was not replaced is no part of the name, so that it needs no rendering."""
+
+    @workflow.step
+    def fetch(page: int, missing: object = MISSING) -> bool:
+        return missing is MISSING
+
+    assert fetch(1)
+    assert list(workflow.record.steps) == ["fetch(page=1)"]
+    with pytest.raises(StepNameError, match="missing"):
+        fetch(1, object())
+
+
+def test_an_argument_that_changes_in_the_body_does_not_change_the_name(workflow: Workflow) -> None:
+    """A step is known by its arguments as they were when it was called."""
+
+    @workflow.step
+    def consume(items: list[int]) -> int:
+        return sum(items.pop() for _ in range(len(items)))
+
+    assert consume([1, 2]) == 3
+    assert list(workflow.record.steps) == ["consume(items=[1, 2])"]
+
+
+# Methods
+
+
+@dataclass
+class Shop:
+    """Something with methods that are steps."""
+
+    city: str
+
+    @iso_orchestrator.step
+    def stock(self, item: str = "tea") -> str:
+        return f"{item} in {self.city}"
+
+    @iso_orchestrator.step(name="price:{self.city}:{item}")
+    def price(self, item: str) -> str:
+        return f"{item} in {self.city}"
+
+    @staticmethod
+    @iso_orchestrator.step
+    def towns(country: str) -> list[str]:
+        return [country]
+
+    @classmethod
+    @iso_orchestrator.step(name="open:{city}")
+    def open(cls, city: str) -> str:
+        return cls(city).city
+
+
+def test_methods_are_steps_of_their_instance(workflow: Workflow) -> None:
+    """The instance is the first argument: two of them are two steps, two that are equal are one."""
+    with workflow:
+        assert [Shop("Bonn").stock(), Shop("Kiel").stock(), Shop("Bonn").stock(item="tea")] == [
+            "tea in Bonn",
+            "tea in Kiel",
+            "tea in Bonn",
+        ]
+        assert Shop("Bonn").price("rum") == "rum in Bonn"
+        assert [Shop.towns("de"), Shop("Bonn").towns("de")] == [["de"], ["de"]]
+        assert Shop.open("Ulm") == "Ulm"
+    assert list(workflow.record.steps) == [
+        'Shop.stock(self=Shop(city="Bonn"))',
+        'Shop.stock(self=Shop(city="Kiel"))',
+        "price:Bonn:rum",
+        'Shop.towns(country="de")',
+        "open:Ulm",
+    ]
+
+
+def test_a_bound_method_has_all_that_a_step_has(workflow: Workflow) -> None:
+    """`.submit`, `.step_name` and `.fn` of a method know its instance."""
+    shop = Shop("Bonn")
+    with workflow:
+        assert shop.price.submit("rum").result(DEADLINE) == "rum in Bonn"
+        assert shop.stock.submit("rum").result(DEADLINE) == "rum in Bonn"
+    assert shop.price.step_name("rum") == "price:Bonn:rum"
+    assert shop.stock.step_name("rum") == 'Shop.stock(self=Shop(city="Bonn"), item="rum")'
+    assert shop.price.fn("rum") == "rum in Bonn"
+
+
+# By name
+
+
+def test_a_name_is_a_format_string_over_the_arguments(workflow: Workflow) -> None:
+    """Items, attributes and formats of all arguments, defaults among them, can stand in a name; braces are doubled."""
+
+    @workflow.step(name="{job.company}:{options[limit]:03d}:{tail!r} {{x}}")
+    def apply(job: Job, options: dict[str, int], tail: str = "end") -> None: ...
+
+    assert apply.step_name(Job("Acme"), {"limit": 7}) == "Acme:007:'end' {x}"
+    apply(job=Job("Acme"), options={"limit": 7})
+    assert list(workflow.record.steps) == ["Acme:007:'end' {x}"]
+
+
+def test_a_name_is_a_function_of_the_arguments(workflow: Workflow) -> None:
+    """A function that makes the name is called as the step is, with defaults filled in."""
+
+    def name(x: int, y: int, *rest: int, key: int, **more: int) -> str:
+        return f"{x} {y} {rest} {key} {more}"
+
+    @workflow.step(name=name)
+    def f(x: int, y: int = 2, *rest: int, key: int = 3, **more: int) -> None: ...
+
+    assert f.step_name(1) == "1 2 () 3 {}"
+    assert f.step_name(1, 5, 6, key=7, other=8) == "1 5 (6,) 7 {'other': 8}"
+
+
+@pytest.mark.parametrize("name", ["{nope}", "{x", "x}", "f:{x} {nope[a]}"])
+def test_a_name_that_can_never_be_filled_in_is_refused_when_decorated(workflow: Workflow, name: str) -> None:
+    """A format string that is none, or asks for a parameter that is not there, raises at decoration."""
+
+    def f(x: int) -> None: ...
+
+    with pytest.raises((TypeError, ValueError)):
+        workflow.step(name=name)(f)
+    with pytest.raises((TypeError, ValueError)):
+        workflow.step(name="f:{x}", idempotency_key=name)(f)
+
+
+def test_a_name_that_cannot_be_filled_in_says_why(workflow: Workflow) -> None:
+    """A call whose arguments do not fit the name raises StepNameError and is no step."""
+    step = workflow.step(name="apply:{x[company]}")(takes)
+    with pytest.raises(StepNameError, match=r"company"):
+        step({})
+    assert workflow.record.steps == {}
+
+
+@pytest.mark.parametrize("made", ["", "  ", None, 7, "a\ud800"])
+def test_a_name_that_is_none_is_refused(workflow: Workflow, made: Any) -> None:
+    """What a function makes as a name has to be one."""
+    with pytest.raises((TypeError, ValueError)):
+        workflow.step(name=lambda x: made)(takes_one)(1)
+    assert workflow.record.steps == {}
+
+
+def takes_one(x: Any) -> str:
+    return "taken"
+
+
+@pytest.mark.parametrize("bad", [7, b"name", ["name"]])
+@pytest.mark.parametrize("option", ["name", "idempotency_key"])
+def test_a_name_of_a_wrong_type_is_refused_when_decorated(workflow: Workflow, option: str, bad: Any) -> None:
+    """A name or a key that is neither a text nor a function raises TypeError at decoration."""
+    with pytest.raises(TypeError):
+        workflow.step(**{option: bad})(takes_one)
+
+
+def test_a_lambda_needs_a_name(workflow: Workflow) -> None:
+    """A function without a name of its own cannot be decorated without `name=`, and can be with it."""
+    with pytest.raises(StepNameError, match="name="):
+        workflow.step(lambda: 1)
+    assert workflow.step(name="one")(lambda: 1)() == 1
+    assert workflow.run_step("two", lambda: 2) == 2
+
+
+def in_module(source: str, module: str, **names: Any) -> dict[str, Any]:
+    """Run *source* as if it stood in *module*."""
+    namespace = {"__name__": module, **names}
+    exec(compile(source, module, "exec", dont_inherit=True), namespace)
+    return namespace
+
+
+def test_two_functions_cannot_claim_one_name(workflow: Workflow) -> None:
+    """A constant name that a function of another qualified name has raises at decoration, and tells of both."""
+    workflow.step(name="send")(takes)
+    with pytest.raises(DuplicateStepError, match=r"(?s)send.*takes.*takes_one") as refused:
+        workflow.step(name="send")(takes_one)
+    assert isinstance(refused.value, ValueError)
+    assert isinstance(refused.value, OrchestratorError)
+
+
+def test_two_functions_of_one_name_in_two_modules_cannot_claim_it(workflow: Workflow) -> None:
+    """Nor can functions of one qualified name in two modules."""
+    source = "@workflow.step\ndef send(to='all'): return 1"
+    in_module(source, "mail", workflow=workflow)
+    with pytest.raises(DuplicateStepError, match=r"(?s)mail.*post"):
+        in_module(source, "post", workflow=workflow)
+
+
+def test_a_name_made_of_arguments_can_be_shared(workflow: Workflow) -> None:
+    """Names that depend on the arguments are not constant, and are nobody's."""
+    workflow.step(name="job:{x}")(takes)
+    assert workflow.step(name="job:{x}")(takes_one)(1) == "taken"
+
+
+def test_a_name_is_claimed_in_one_workflow(tmp_path: Path) -> None:
+    """What a name stands for in one workflow says nothing of another."""
+    for number, fn in enumerate((takes, takes_one)):
+        workflow = Workflow(f"w{number}", dir=tmp_path)
+        assert workflow.step(name="send")(fn)(1) == "taken"
+        workflow.close()
+
+
+def test_run_step_takes_any_function_for_a_name(workflow: Workflow) -> None:
+    """`run_step` claims nothing."""
+    assert workflow.run_step("send", takes, 1) == "taken"
+    assert workflow.run_step("send", lambda: pytest.fail("it ran")) == "taken"
+    assert workflow.step(name="send")(takes_one)(1) == "taken"
+
+
+def test_a_cell_that_is_run_again_replaces_its_step(workflow: Workflow) -> None:
+    """The same function in the same module again takes its own name, with the code of now."""
+    source = "@workflow.step\ndef fetch(page): return f'{page} by {version}'"
+    first = in_module(source, "__main__", workflow=workflow, version=1)["fetch"]
+    assert first(1) == "1 by 1"
+    second = in_module(source, "__main__", workflow=workflow, version=2)["fetch"]
+    assert [second(1), second(2)] == ["1 by 1", "2 by 2"]
+
+
+def test_a_free_name_is_claimed_where_it_is_used(workflow: Workflow, tmp_path: Path) -> None:
+    """Two free steps of one constant name may exist, but not serve one workflow."""
+    one = iso_orchestrator.step(name="send")(takes)
+    two = iso_orchestrator.step(name="send")(takes_one)
+    with workflow:
+        assert one(1) == "taken"
+        with pytest.raises(DuplicateStepError, match="send"):
+            two(1)
+    with Workflow("other", dir=tmp_path):
+        assert two(1) == "taken"
+
+
+# By idempotency key
+
+
+def test_the_same_key_is_the_same_step(workflow: Workflow) -> None:
+    """A completed step with the same name and key returns its result, whatever its other arguments are."""
+    pay = workflow.step(name="pay:{x}", idempotency_key="{y}")(lambda x, y, note: f"{y} {note}")
+    assert [pay(1, "k", "first"), pay(1, "k", "second")] == ["k first", "k first"]
+
+
+def test_another_key_replaces_the_record(workflow: Workflow) -> None:
+    """With another key the step runs again: a new record, with attempts from 1, and the old result is gone."""
+    results = []
+
+    @workflow.step(name="pay", idempotency_key="{order}", retry=3)
+    def pay(order: str) -> str:
+        results.append(order)
+        if len(results) < 3:
+            raise ConnectionError
+        return order
+
+    assert pay("A") == "A"
+    assert (workflow.record.steps["pay"].attempts, workflow.record.steps["pay"].idempotency_key) == (3, "A")
+    assert pay("B") == "B"
+    step = only(workflow.record.steps.values())
+    assert (step.attempts, step.idempotency_key, step.result) == (1, "B", "B")
+    assert pay("A") == "A"
+    assert results == ["A", "A", "A", "B", "A"]
+
+
+def test_a_key_and_none_are_two(workflow: Workflow) -> None:
+    """A step with a key is not the one without."""
+    calls: list[object] = []
+    for key in (None, "k", "k", None):
+        workflow.run_step("pay", lambda key=key: calls.append(key), idempotency_key=key)
+    assert calls == [None, "k", None]
+
+
+def test_a_key_may_be_a_function_that_gives_none(workflow: Workflow) -> None:
+    """A function of the arguments makes the key, or None for none."""
+    pay = workflow.step(name="pay:{x}", idempotency_key=lambda x: x or None)(takes_one)
+    pay("A")
+    pay("")
+    assert {step.name: step.idempotency_key for step in workflow.record.steps.values()} == {"pay:A": "A", "pay:": None}
+
+
+@pytest.mark.parametrize("made", ["", " ", 7, "a\ud800"])
+def test_a_key_that_is_none_is_refused(workflow: Workflow, made: Any) -> None:
+    """What a function makes as a key has to be one; the body does not run."""
+    with pytest.raises((TypeError, ValueError)):
+        workflow.step(name="pay", idempotency_key=lambda x: made)(takes_one)(1)
+    with pytest.raises((TypeError, ValueError)):
+        workflow.run_step("pay", takes_one, 1, idempotency_key=made)
+    assert workflow.record.steps == {}
+
+
+# By version
+
+
+def test_a_new_version_runs_again(tmp_path: Path) -> None:
+    """The version is part of the identity, over restarts too: another one runs again, with attempts from 1."""
+    calls: list[object] = []
+
+    def run(version: str | int | None) -> None:
+        workflow = Workflow("w", dir=tmp_path)
+        workflow.run_step("parse", lambda: calls.append(version), version=version)
+        assert workflow.record.steps["parse"].attempts == 1
+        workflow.close()
+
+    for version in (None, 1, 1, 2, 2, "2b", None):
+        run(version)
+    assert calls == [None, 1, 2, "2b", None]
+
+
+@pytest.mark.parametrize(("version", "kind"), [("", ValueError), (" ", ValueError), (1.5, TypeError), (True, TypeError)])
+def test_a_version_that_is_none_is_refused_when_decorated(
+    workflow: Workflow, version: Any, kind: type[Exception]
+) -> None:
+    """A version is an int or a text that is not blank."""
+    with pytest.raises(kind):
+        workflow.step(version=version)(takes)
+
+
+# Functions that are called in other ways
+
+
+def test_callables_that_are_no_functions_are_steps_by_name(workflow: Workflow) -> None:
+    """Builtins, classes and objects that can be called run as steps when they are given a name."""
+
+    class Adder:
+        def __call__(self, x: int) -> int:
+            return x + 1
+
+    cases: list[tuple[Callable[..., Any], Any, Any]] = [(len, "abc", 3), (str, 7, "7"), (Adder(), 1, 2)]
+    for number, (fn, argument, result) in enumerate(cases):
+        assert workflow.run_step(f"step {number}", fn, argument) == result
