@@ -11,12 +11,13 @@ import attrs
 
 from iso_orchestrator.handle import Handle
 from iso_orchestrator.markup import html_table
-from iso_orchestrator.mutex import check_scope, check_timeout
+from iso_orchestrator.mutex import check_scope
 from iso_orchestrator.mutex_queue import MutexScope
 from iso_orchestrator.names import check_key
 from iso_orchestrator.naming import Parameters, compile_template
 from iso_orchestrator.progress import reporter
 from iso_orchestrator.scheduler import Keyed, Scheduler
+from iso_orchestrator.seconds import check_wait
 from iso_orchestrator.step import refuse_unfit
 
 __all__ = [
@@ -193,7 +194,7 @@ def for_each_options(
         max_parallel=max_parallel,
         mutex_key=mutex_key,
         mutex_scope=check_scope(mutex_scope),
-        mutex_timeout=check_timeout(mutex_timeout, "mutex_timeout"),
+        mutex_timeout=check_wait(mutex_timeout, "mutex_timeout"),
         stop_on_error=bool(stop_on_error),
         executor=_check_executor(executor),
         progress=progress,

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import secrets
 import socket
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -23,6 +22,7 @@ from iso_orchestrator.fold import Fold, copy_json
 from iso_orchestrator.handle import Handle
 from iso_orchestrator.model import Json, Lease, LeaseStatus, lease_status
 from iso_orchestrator.names import check_key
+from iso_orchestrator.seconds import check_seconds
 from iso_orchestrator.session import Session
 from iso_orchestrator.state import repeat
 
@@ -77,15 +77,19 @@ def release_lease(handle: Handle, key: str, holder: str | None) -> Lease | None:
     return None if outcome is None else _lease_of(outcome)
 
 
-@contextmanager
 def hold_lease(
     handle: Handle, key: str, holder: str | None, ttl: float | timedelta, detail: Any
-) -> Iterator[HeldLease]:
+) -> AbstractContextManager[HeldLease]:
     """Hold a lease, renewed in the background; what runs inside is fenced by it."""
     name = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}" if holder is None else holder
-    touch = _Touch.of(handle.clock, key, name, ttl, detail)
+    return _hold(handle, _Touch.of(handle.clock, key, name, ttl, detail))
+
+
+@contextmanager
+def _hold(handle: Handle, touch: _Touch) -> Iterator[HeldLease]:
+    key = touch.key
     session = handle.session()
-    held = HeldLease(key, name, _lease_of(session.record(touch.decide)).token)
+    held = HeldLease(key, touch.holder, _lease_of(session.record(touch.decide)).token)
     scope = current_scope()
     fenced = attrs.evolve(scope, fences=(*scope.fences, Fence(session, key, held.token)))
     try:
@@ -217,11 +221,7 @@ def _copy(lease: Lease) -> Lease:
 
 
 def _seconds(ttl: float | timedelta) -> float:
-    seconds = ttl.total_seconds() if isinstance(ttl, timedelta) else ttl
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
-        raise TypeError(f"ttl must be seconds or a timedelta, not {ttl!r}")
-    if not math.isfinite(seconds) or seconds <= 0:
-        raise ValueError(f"ttl must be more than 0 seconds, not {ttl!r}")
-    if seconds > timedelta(days=36500).total_seconds():
-        raise ValueError(f"ttl must be less than a hundred years, not {ttl!r}")
+    seconds = check_seconds(ttl.total_seconds() if isinstance(ttl, timedelta) else ttl, "ttl")
+    if seconds is None:
+        raise TypeError("ttl must be seconds or a timedelta, not None")
     return float(seconds)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from contextlib import ContextDecorator
 from types import TracebackType
@@ -13,8 +12,9 @@ from iso_orchestrator.facts import EventAppended
 from iso_orchestrator.handle import Handle
 from iso_orchestrator.mutex_queue import Hold, MutexScope, Waiter, find_hold, request
 from iso_orchestrator.names import check_key
+from iso_orchestrator.seconds import check_wait
 
-__all__ = ["Mutex", "check_scope", "check_timeout", "record_acquired", "release"]
+__all__ = ["Mutex", "check_scope", "record_acquired", "release"]
 
 
 def record_acquired(handle: Handle, key: str) -> None:
@@ -41,7 +41,7 @@ class Mutex(ContextDecorator):
     def __init__(self, handle: Handle, key: str, timeout: float | None, scope: MutexScope) -> None:
         self._handle = handle
         self._key = check_key(key, "a mutex key")
-        self._timeout = check_timeout(timeout, "timeout")
+        self._timeout = check_wait(timeout, "timeout")
         self._scope: MutexScope = check_scope(scope)
 
     def __enter__(self) -> None:
@@ -87,17 +87,6 @@ class Mutex(ContextDecorator):
             if not entry.withdraw(waiter) and answers and isinstance(answers[0], Hold):
                 answers[0].release()
             raise
-
-
-def check_timeout(value: float | None, what: str) -> float | None:
-    """Seconds from 0 on, or None for ever."""
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{what} must be seconds or None, not {value!r}")
-    if not math.isfinite(value) or value < 0:
-        raise ValueError(f"{what} must be seconds from 0 on, or None to wait for ever; not {value!r}")
-    return value
 
 
 def check_scope(value: str) -> MutexScope:

@@ -5,9 +5,10 @@ import re
 
 import attrs
 
-__all__ = ["RecordNames", "check_key", "mutex_file_name", "record_names"]
+__all__ = ["RecordNames", "check_key", "is_mutex_file_name", "mutex_file_name", "record_names"]
 
 _UNSAFE = re.compile(r"[^a-z0-9._-]+")
+_MUTEX = re.compile(r"-[0-9a-f]{40}\.lock$")
 
 
 @attrs.frozen
@@ -45,6 +46,11 @@ def record_names(workflow_id: str) -> RecordNames:
 def mutex_file_name(key: str) -> str:
     """The file name of a mutex; the whole hash, since two keys must never share a lock."""
     return f"{_stem(key)}-{_sha1(key)}.lock"
+
+
+def is_mutex_file_name(name: str) -> bool:
+    """Whether a file can be one of ours: the npm package's are folders, of a shorter hash."""
+    return _MUTEX.search(name) is not None
 
 
 def _stem(text: str) -> str:

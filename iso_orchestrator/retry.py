@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import attrs
+
+from iso_orchestrator.seconds import check_wait
 
 __all__ = ["Retry", "RetryContext", "as_retry"]
 
@@ -37,12 +38,8 @@ def _check_on(_: object, __: object, value: Any) -> None:
 
 
 def _check_wait(_: object, __: object, value: Any) -> None:
-    if callable(value):
-        return
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"Retry(wait=...) takes seconds or a tenacity wait strategy, not {value!r}")
-    if not math.isfinite(value) or value < 0:
-        raise ValueError(f"Retry(wait=...) takes seconds from 0 on, not {value!r}")
+    if not callable(value) and check_wait(value, "Retry(wait=...)") is None:
+        raise TypeError("Retry(wait=...) takes seconds or a tenacity wait strategy, not None")
 
 
 def _check_should_retry(_: object, __: object, value: Any) -> None:

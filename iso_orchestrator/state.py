@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from iso_orchestrator.codec import plain_json
@@ -16,6 +16,7 @@ from iso_orchestrator.fold import Fold, copy_json
 from iso_orchestrator.handle import Handle
 from iso_orchestrator.model import ErrorInfo, Heartbeat, Json, WorkflowEvent, WorkflowRecord, WorkflowStatus
 from iso_orchestrator.names import check_key
+from iso_orchestrator.seconds import check_seconds
 
 __all__ = [
     "append_event",
@@ -84,11 +85,16 @@ def heartbeat(handle: Handle, key: str, detail: Any, *, silent: bool = False) ->
     return handle.session().record(lambda _: ([HeartbeatRecorded(beat.at, key, value, silent)], beat))
 
 
-@contextmanager
-def heartbeating(handle: Handle, key: str, every: float, detail: Any) -> Iterator[None]:
+def heartbeating(handle: Handle, key: str, every: float, detail: Any) -> AbstractContextManager[None]:
     """Beat in the background; an event at the first and the last beat."""
-    if isinstance(every, bool) or not isinstance(every, int | float) or not every > 0:
-        raise ValueError(f"every must be seconds, more than 0, not {every!r}")
+    check_key(key, "a heartbeat's key")
+    if check_seconds(every, "every") is None:
+        raise TypeError("every must be seconds, not None")
+    return _beating(handle, key, every, detail)
+
+
+@contextmanager
+def _beating(handle: Handle, key: str, every: float, detail: Any) -> Iterator[None]:
     heartbeat(handle, key, detail)
 
     def beat() -> None:
@@ -120,15 +126,20 @@ def repeat(work: Callable[[], None], every: float, name: str) -> Iterator[None]:
         thread.join()
 
 
-def set_status(
-    handle: Handle, status: WorkflowStatus | str, error: BaseException | str | None
-) -> WorkflowRecord:
+def set_status(handle: Handle, status: WorkflowStatus | str, error: BaseException | str | None) -> WorkflowRecord:
     """Set the status by hand."""
-    at, value = handle.clock.now(), WorkflowStatus(status)
+    at, value = handle.clock.now(), _status(status)
     info = None if error is None else _error_info(error)
     session = handle.session()
     session.append(lambda _: ([StatusSet(at, value, info)], None))
     return session.read(Fold.record)
+
+
+def _status(status: str) -> WorkflowStatus:
+    try:
+        return WorkflowStatus(status)
+    except ValueError:
+        raise ValueError(f"a status is one of {', '.join(WorkflowStatus)}; not {status!r}") from None
 
 
 def _error_info(error: BaseException | str) -> ErrorInfo:

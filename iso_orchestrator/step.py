@@ -12,10 +12,10 @@ from typing import Any, Generic, ParamSpec, TypedDict, TypeVar, overload
 
 from iso_orchestrator.codec import ResultCodec
 from iso_orchestrator.handle import Handle
-from iso_orchestrator.mutex import check_timeout
 from iso_orchestrator.names import check_key
 from iso_orchestrator.naming import Arguments, Parameters, Template, base_name, compile_template, is_constant
 from iso_orchestrator.retry import Retry, as_retry
+from iso_orchestrator.seconds import check_seconds
 from iso_orchestrator.step_run import IfInterrupted, StepCall, StepOptions
 
 __all__ = ["Step", "StepKeywords", "refuse_unfit", "run_step", "step_options"]
@@ -165,8 +165,7 @@ def step_options(
     version: str | int | None,
 ) -> StepOptions:
     """The options of a step, checked."""
-    if check_timeout(timeout, "timeout") == 0:
-        raise ValueError("timeout must be more than 0 seconds, or None for no limit")
+    check_seconds(timeout, "timeout")
     if accept is not None and not callable(accept):
         raise TypeError(f"accept must be a function of the result, not {accept!r}")
     if if_interrupted not in ("rerun", "fail"):

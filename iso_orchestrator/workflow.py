@@ -19,7 +19,7 @@ from iso_orchestrator import state as states
 from iso_orchestrator.clock import Clock, InjectedClock, SystemClock
 from iso_orchestrator.codec import plain_json
 from iso_orchestrator.context import current_scope, entered
-from iso_orchestrator.errors import WorkflowUsageError
+from iso_orchestrator.errors import OrchestratorError, WorkflowUsageError
 from iso_orchestrator.fold import Fold, copy_json
 from iso_orchestrator.for_each import ForEach, ForEachSummary, MutexKey, for_each_options, run_for_each
 from iso_orchestrator.handle import Handle
@@ -31,7 +31,7 @@ from iso_orchestrator.naming import Template
 from iso_orchestrator.reset import reset_steps
 from iso_orchestrator.retry import Retry
 from iso_orchestrator.runs import OnBusy, Run, RunResult, begin_run, end_run
-from iso_orchestrator.step import Step, StepKeywords, run_step, step_options
+from iso_orchestrator.step import Step, StepKeywords, refuse_unfit, run_step, step_options
 from iso_orchestrator.step_run import IfInterrupted
 from iso_orchestrator.store import Store
 from iso_orchestrator.stores import find_store
@@ -158,6 +158,7 @@ class Workflow:
             >>> Workflow("batch", store="memory://run").run(lambda workflow: workflow.state).value
             {}
         """
+        refuse_unfit(fn, "what run() calls")
         with self:
             value = fn(self)
         return RunResult(value, self.record)
@@ -479,7 +480,15 @@ class Workflow:
         finally:
             end_run(self._handle, run, error)
             if not self._entered:
-                self._handle.close()
+                self._close_behind(error)
+
+    def _close_behind(self, error: BaseException | None) -> None:
+        try:
+            self._handle.close()
+        except OrchestratorError as trouble:
+            if error is None:
+                raise
+            error.add_note(f"iso-orchestrator: the workflow was not closed: {trouble}")
 
 
 def _clock(now: Callable[[], datetime] | None) -> Clock:

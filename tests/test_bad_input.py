@@ -448,11 +448,7 @@ def test_a_result_that_is_not_json_is_refused(workflow: Workflow, case: str) -> 
     assert workflow.record.steps["collect"].status is StepStatus.FAILED
 
 
-# States and details are made JSON by their classes, so that attrs classes and dataclasses can be handed over.
-NO_STATE = [case for case in NOT_JSON if case not in ("bytes", "a set")]
-
-
-@pytest.mark.parametrize("case", NO_STATE)
+@pytest.mark.parametrize("case", NOT_JSON)
 @pytest.mark.parametrize("taker", VALUE_TAKERS)
 def test_a_value_that_is_not_json_is_refused(workflow: Workflow, root: Path, taker: str, case: str) -> None:
     """A state or detail that is not JSON raises with the place, and nothing is recorded."""
@@ -462,7 +458,7 @@ def test_a_value_that_is_not_json_is_refused(workflow: Workflow, root: Path, tak
     assert refused.value.place.startswith(place)
 
 
-@pytest.mark.parametrize("case", NO_STATE)
+@pytest.mark.parametrize("case", NOT_JSON)
 def test_an_initial_state_that_is_not_json_is_refused_at_construction(tmp_path: Path, case: str) -> None:
     """An initial state that is not JSON raises before there is a record."""
     make, place = NOT_JSON[case]
@@ -481,7 +477,7 @@ def test_what_is_nested_less_than_the_limit_is_kept(workflow: Workflow) -> None:
 
 
 NO_TIME = timedelta(0)
-NAN = float("nan")
+NAN, INFINITE = float("nan"), float("inf")
 WRONG_OPTIONS: dict[str, tuple[Callable[[Workflow], object], str]] = {
     "step(retry=0)": (lambda workflow: workflow.step(retry=0)(never), "retry"),
     "step(retry=-1)": (lambda workflow: workflow.step(retry=-1)(never), "retry"),
@@ -511,6 +507,7 @@ WRONG_OPTIONS: dict[str, tuple[Callable[[Workflow], object], str]] = {
     "lease(ttl=-1)": (lambda workflow: workflow.lease("slot", ttl=-1), "ttl"),
     "heartbeating(every=0)": (lambda workflow: workflow.heartbeating("me", every=0), "every"),
     "heartbeating(every=-1)": (lambda workflow: workflow.heartbeating("me", every=-1), "every"),
+    "heartbeating(every=inf)": (lambda workflow: workflow.heartbeating("me", every=INFINITE), "every"),
     "on_busy": (lambda workflow: Workflow("kept", dir=workflow.dir, on_busy="panic"), "on_busy"),
     "max_workers=0": (lambda workflow: Workflow("kept", dir=workflow.dir, max_workers=0), "max_workers"),
     "set_status": (lambda workflow: workflow.set_status("on holiday"), "(?i)status"),
@@ -644,7 +641,7 @@ class _Opaque:
 @pytest.mark.parametrize(
     "argument",
     [_Opaque(), threading.Lock(), sys.stderr, lambda: 1, [_Opaque()], {"deep": {"er": _Opaque()}}],
-    ids=repr,
+    ids=["an object", "a lock", "a stream", "a lambda", "in a list", "deep in a dict"],
 )
 def test_arguments_that_cannot_be_rendered_are_refused(workflow: Workflow, root: Path, argument: object) -> None:
     """A call whose arguments have no faithful form raises before its body, and says that it needs a name."""

@@ -680,7 +680,7 @@ RESULTS: list[tuple[Any, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("annotation", "value"), RESULTS, ids=[f"{kind}-{value}"[:60] for kind, value in RESULTS])
+@pytest.mark.parametrize(("annotation", "value"), RESULTS, ids=[f"{number} {kind}"[:60] for number, (kind, _) in enumerate(RESULTS)])
 def test_results_come_back_as_their_annotation_says(annotation: Any, value: Any) -> None:
     """A result survives its way through JSON, and is of the annotated type."""
     codec = ResultCodec(annotation)
@@ -694,7 +694,7 @@ def test_without_annotation_json_comes_back() -> None:
     """Where nothing is annotated a tuple comes back as a list, and what is not JSON is refused."""
     codec = ResultCodec(__import__("inspect").Signature.empty)
     assert codec.load(codec.dump({"a": (1, 2)}, "it"), "it") == {"a": [1, 2]}
-    with pytest.raises(SerializationError, match="annotate the function"):
+    with pytest.raises(SerializationError, match=r"annotate the .*function"):
         codec.dump({1, 2}, "it")
 
 

@@ -6,12 +6,14 @@ import json
 import math
 from collections.abc import Callable
 from json.encoder import encode_basestring_ascii
-from typing import Any
+from typing import Any, TypeAlias
 
 from iso_orchestrator.errors import SerializationError
 from iso_orchestrator.model import Json
 
 __all__ = ["MAX_DEPTH", "decode", "encode", "to_json"]
+
+Convert: TypeAlias = Callable[[object], object]
 
 MAX_DEPTH = 128
 _INT_BITS = 14_000  # CPython reads no decimal int of more than 4,300 digits
@@ -38,12 +40,13 @@ def decode(text: str | bytes) -> Json:
     return json.loads(text, parse_constant=_refuse_constant)
 
 
-def to_json(value: object, subject: str) -> Json:
+def to_json(value: object, subject: str, convert: Convert | None = None) -> Json:
     """A copy of *value* that is plain JSON: tuples are lists, subclasses of builtins the builtins.
 
     Args:
         value: What is to be recorded.
         subject: What it is, for the error: ``"the result of step 'a'"``.
+        convert: What makes JSON of an object that is none, or returns it as it is.
 
     Raises:
         SerializationError: Some of it would be lost or changed: NaN, bytes, sets, objects, keys that are no texts,
@@ -54,7 +57,7 @@ def to_json(value: object, subject: str) -> Json:
         {'at': [1, 2.5]}
     """
     try:
-        return _copy(value, 0)
+        return _copy(value, 0, convert)
     except _Refused as refused:
         place = "$" + "".join(reversed(refused.path))
         raise SerializationError(subject, place, refused.reason) from None
@@ -66,7 +69,7 @@ class _Refused(Exception):  # noqa: N818 - never leaves this module
         self.path: list[str] = []
 
 
-def _copy(value: Any, depth: int) -> Json:
+def _copy(value: Any, depth: int, convert: Convert | None) -> Json:
     kind = type(value)
     if kind is str or value is None or kind is bool:
         return value
@@ -77,18 +80,25 @@ def _copy(value: Any, depth: int) -> Json:
     if depth >= MAX_DEPTH:
         raise _Refused(f"it is nested deeper than {MAX_DEPTH} levels, or contains itself")
     if isinstance(value, dict):
-        return {_key(key): _item(item, depth, key) for key, item in value.items()}
+        items = {_key(key): _item(item, depth, key, convert) for key, item in value.items()}
+        if len(items) < len(value):
+            raise _Refused("two of its keys are one as text")
+        return items
     if isinstance(value, list | tuple):
-        return [_item(item, depth, index) for index, item in enumerate(value)]
+        return [_item(item, depth, index, convert) for index, item in enumerate(value)]
+    if convert is not None and not isinstance(value, str | int | float):
+        converted = convert(value)
+        if converted is not value:
+            return _copy(converted, depth, None)
     return _scalar_subclass(value)
 
 
-def _item(value: Any, depth: int, place: object) -> Json:
+def _item(value: Any, depth: int, place: object, convert: Convert | None) -> Json:
     kind = type(value)
     if kind is str or value is None or kind is bool:  # most of what there is
         return value
     try:
-        return _copy(value, depth + 1)
+        return _copy(value, depth + 1, convert)
     except _Refused as refused:
         # A cycle would name its whole way round: the first steps tell as much.
         refused.path.append(f"[{place}]" if isinstance(place, int) else f".{place}"[:80])
@@ -124,7 +134,7 @@ def _scalar_subclass(value: Any) -> Json:
     if isinstance(value, float):
         return _float(float(value))
     raise _Refused(
-        f"{_kind(value)} is not JSON; return JSON types, or annotate the function with the type that it returns"
+        f"{_kind(value)} is not JSON; use JSON types, or annotate the step's function with the type that it returns"
     )
 
 

@@ -35,7 +35,7 @@ def plain_json(value: object, subject: str) -> Json:
     Raises:
         SerializationError: Some of it is not JSON even so.
     """
-    return to_json(_unstructure(value, type(value), subject), subject)
+    return to_json(value, subject, lambda part: _unstructure_by_class(part, subject))
 
 
 class ResultCodec:
@@ -77,6 +77,13 @@ class ResultCodec:
         except Exception as error:
             place, reason = _first_reason(error)
             raise SerializationError(subject, place, f"{reason}, as the annotation asks") from error
+
+
+def _unstructure_by_class(value: object, subject: str) -> object:
+    # Without an annotation nothing would make a set of a list again, nor bytes of a text.
+    if isinstance(value, Set | bytes | bytearray | memoryview):
+        return value
+    return _unstructure(value, type(value), subject)
 
 
 def _unstructure(value: object, annotation: Any, subject: str) -> object:

@@ -142,8 +142,13 @@ class _MemoryLog:
 
     def append(self, fold: Fold, facts: Sequence[Fact]) -> None:
         self._refuse_when_dead()
+        before = len(self._workflow.facts)
         self._workflow.facts.extend(facts)
-        self.catch_up(fold)
+        try:
+            self.catch_up(fold)
+        except BaseException:
+            del self._workflow.facts[before:]  # what cannot be folded must not stay
+            raise
 
     def sync(self, seq: int) -> None:
         del seq  # nothing outlives the process

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 
 from iso_orchestrator.errors import StoreError
 from iso_orchestrator.names import RecordNames, record_names
@@ -122,6 +123,8 @@ def write_aside(fs: FileSystem, path: str, data: bytes) -> int:
         sync_folder(fs, os.path.dirname(path))
     except BaseException:
         fs.close(fd)
+        with suppress(OSError):
+            remove(fs, aside)  # a full disk needs the room
         raise
     return fd
 

@@ -13,7 +13,7 @@ from iso_orchestrator.codec import snapshot_from_fold
 from iso_orchestrator.errors import OrchestratorError, RecordConflictError, StoreError
 from iso_orchestrator.facts import Fact
 from iso_orchestrator.fold import Fold
-from iso_orchestrator.names import mutex_file_name
+from iso_orchestrator.names import is_mutex_file_name, mutex_file_name
 from iso_orchestrator.store.file.files import (
     Paths,
     SyncError,
@@ -135,12 +135,22 @@ class FileLog:
     @_typed
     def append(self, fold: Fold, facts: Sequence[Fact]) -> None:
         """Append and apply facts."""
+        if self._sync.failure is not None:
+            self._sync.check()
+        if self._snapshot is None:
+            self._rotate(fold)  # a fold was broken off between its renames: the old journal is done with
         journal = self._journal
         assert journal is not None, "catch_up comes first"
         data = frame_facts(facts, fold.seq + 1, self._sync.synced, journal.header.crc)
         self._write(journal, data)
-        for fact in facts:
-            fold.apply(fact)
+        try:
+            for fact in facts:
+                fold.apply(fact)
+        except BaseException:
+            # What cannot be folded must not stay: nobody could open the record again.
+            journal.end -= len(data)
+            self._fs.truncate(journal.fd, journal.end)
+            raise
         self._seq = fold.seq
         snapshot_size = self._snapshot.size if self._snapshot else 0
         if journal.end > max(self._fold_at, _FOLD_AT_RATIO * snapshot_size):
@@ -212,14 +222,16 @@ class FileLog:
         """The record on disk, with this log's place in its journal; written anew where that is not safe."""
         fd = self._open_journal()
         try:
+            snapshot = self._fs.identify_path(self._paths.snapshot)  # before it is read: it may be replaced meanwhile
             pair = read_pair(self._fs, self._paths, fd)
             if pair.tail or pair.blank:
                 self._keep_aside(pair.end, pair.tail)
             if fd is not None and pair.header is not None and (others_live or not pair.lines):
                 assert pair.fold is not None
                 journal = _Journal(fd, self._fs.identify(fd), pair.header, pair.end)
-                self._attach(journal, pair.fold, torn=bool(pair.tail))
+                self._make_durable(journal, torn=bool(pair.tail))
                 fd = None
+                self._swap(journal, pair.fold.seq, snapshot)
                 return pair.fold
         finally:
             if fd is not None:
@@ -229,40 +241,51 @@ class FileLog:
         return pair.fold
 
     def _reload(self) -> Fold:
+        self._refuse_removed()
         fold = self._load(others_live=self._runs.sweep() is not None)
         if fold is None:
-            raise StoreError(f"{self.path} is gone: somebody removed the workflow while it was in use; start again")
+            raise self._gone()
         return fold
 
-    def _attach(self, journal: _Journal, fold: Fold, *, torn: bool) -> None:
+    def _refuse_removed(self) -> None:
+        """The lock keeps others out of the record only as long as it has its name."""
+        if not self._record_lock.is_at_path():
+            raise self._gone()
+
+    def _gone(self) -> StoreError:
+        return StoreError(f"{self.path} is gone: somebody removed the workflow while it was in use; start again")
+
+    def _make_durable(self, journal: _Journal, *, torn: bool) -> None:
         if torn:
             self._fs.truncate(journal.fd, journal.end)
         # What a killed process wrote or renamed can be read, and is not thereby on the disk.
         sync_file(self._fs, journal.fd)
         sync_folder(self._fs, self._paths.folder)
-        self._swap(journal, fold.seq)
 
-    def _swap(self, journal: _Journal, seq: int) -> None:
+    def _swap(self, journal: _Journal, seq: int, snapshot: FileId | None) -> None:
         with self._sync.swapping(seq):
             old, self._journal = self._journal, journal
-            self._snapshot = self._fs.identify_path(self._paths.snapshot)
+            self._snapshot = snapshot
             self._seq = seq
         if old is not None and old.fd != journal.fd:
             self._fs.close(old.fd)
 
     def _follow(self, fold: Fold, journal: _Journal) -> Fold:
         """Go over to the journal that another process has put in the old one's place."""
+        self._refuse_removed()
         self._read_on(fold, journal, cut=False)
         fd = self._open_journal()
         if fd is None:
             return self._reload()
         try:
             header = parse_header(read_all(self._fs, fd), self._paths.journal)
-            if header.base != fold.seq:
+            snapshot = self._fs.identify_path(self._paths.snapshot)
+            if header.base != fold.seq or not self._is_snapshot_of(header):
                 return self._reload()
             sync_folder(self._fs, self._paths.folder)  # who renamed it may have been killed before it could
-            self._swap(_Journal(fd, self._fs.identify(fd), header, header.size), fold.seq)
+            new = _Journal(fd, self._fs.identify(fd), header, header.size)
             fd = None
+            self._swap(new, fold.seq, snapshot)
         finally:
             if fd is not None:
                 self._fs.close(fd)
@@ -311,18 +334,23 @@ class FileLog:
         """A fresh pair from *fold*: the snapshot first, then a journal that goes on from it."""
         snapshot = snapshot_from_fold(fold)
         fd = write_aside(self._fs, self._paths.snapshot, snapshot)
+        self._snapshot = None  # until the journal that goes with it is there
+        written = self._fs.identify(fd)
         self._fs.close(fd)
         data = frame_header(fold.workflow_id, fold.seq, digest(snapshot))
         fd = write_aside(self._fs, self._paths.journal, data)
         header = parse_header(data, self._paths.journal)
-        self._swap(_Journal(fd, self._fs.identify(fd), header, header.size), fold.seq)
+        self._swap(_Journal(fd, self._fs.identify(fd), header, header.size), fold.seq, written)
 
     def _refuse_foreign_snapshot(self) -> None:
         if self._journal is None or self._fs.identify_path(self._paths.snapshot) == self._snapshot:
             return
-        data = read_file(self._fs, self._paths.snapshot)
-        if data is None or digest(data) != self._journal.header.snapshot:
+        if not self._is_snapshot_of(self._journal.header):
             raise RecordConflictError(self._paths.snapshot, self._paths.journal)
+
+    def _is_snapshot_of(self, header: Header) -> bool:
+        data = read_file(self._fs, self._paths.snapshot)
+        return data is not None and digest(data) == header.snapshot
 
     def _keep_aside(self, offset: int, tail: bytes) -> None:
         path = self._paths.torn(offset)
@@ -330,7 +358,7 @@ class FileLog:
         _log.warning("%s: %d bytes behind byte %d were torn by a crash; kept in %s", self.path, len(tail), offset, path)
 
     def _sweep_mutexes(self) -> None:
-        for name in self._fs.list_folder(self._paths.mutexes):
+        for name in filter(is_mutex_file_name, self._fs.list_folder(self._paths.mutexes)):
             mutex = FileMutex(self._fs, join(self._paths.mutexes, name))
             if mutex.try_acquire():
                 remove(self._fs, join(self._paths.mutexes, name))

@@ -25,7 +25,7 @@ class Pair:
         header: The journal's first line; None when the journal has no part in the record.
         lines: How many facts of the record are in the journal alone.
         end: Offset behind the journal's last sound line.
-        tail: The bytes behind it.
+        tail: The bytes behind it, or those of a blank snapshot.
         blank: The snapshot is an empty file that goes with no journal.
     """
 
@@ -50,7 +50,7 @@ def read_pair(fs: FileSystem, paths: Paths, journal_fd: int | None) -> Pair:
     snapshot = read_file(fs, paths.snapshot)
     if journal_fd is None:
         if snapshot is None or not snapshot.strip(b"\0 \t\r\n"):
-            return Pair(None, blank=snapshot is not None)
+            return Pair(None, tail=snapshot or b"", blank=snapshot is not None)
         return Pair(_fold(snapshot, paths))
     header = parse_header(journal, paths.journal)
     found = scan(journal[header.size :], header, header.size, header.base + 1, header.base, paths.journal)

@@ -26,6 +26,7 @@ class RunFiles:
     def enter(self) -> str:
         """Make a run file for this process; its name is the owner's."""
         owner = secrets.token_hex(8)
+        self._fs.make_folder(self._folder)
         lock = FileLock(self._fs, self._path(owner))
         lock.open(self._fs.open_new(lock.path))
         try:

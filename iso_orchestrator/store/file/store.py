@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import TypeVar
 
 from iso_orchestrator.clock import sleep
@@ -25,6 +26,7 @@ from iso_orchestrator.store.protocol import Log
 
 __all__ = ["FileStore"]
 
+_LOCK_TRIES = 100
 _READ_TRIES = 20
 _READ_PAUSE = 0.005  # seconds; a fold of a large record takes a few of them
 
@@ -73,7 +75,8 @@ class FileStore:
     def path_of(self, workflow_id: str) -> str:
         """Where its snapshot is, or would be."""
         full, short = Paths.candidates(self.root, workflow_id)
-        return (full if exists(self._fs, full.snapshot, full.journal) else short).snapshot
+        is_full = self._typed(lambda: exists(self._fs, full.snapshot, full.journal))
+        return (full if is_full else short).snapshot
 
     def _open(self, workflow_id: str, new: Callable[[], Fold]) -> tuple[Log, Fold]:
         self._make_root()
@@ -119,11 +122,16 @@ class FileStore:
 
     def _lock(self, paths: Paths) -> FileLock:
         """The record's lock, taken, on the file that has its name now: `delete` removes it."""
+        tries_left = _LOCK_TRIES
         while True:
             lock = FileLock(self._fs, paths.record_lock)
-            self._fs.make_folder(paths.locks)
-            self._fs.make_folder(paths.runs)
-            lock.open(self._fs.open_write(lock.path))
+            try:
+                self._fs.make_folder(paths.locks)
+                lock.open(self._fs.open_write(lock.path))
+            except FileNotFoundError:  # `delete` removed the folder in between
+                if not (tries_left := tries_left - 1):
+                    raise
+                continue
             try:
                 lock.acquire()
                 if lock.is_at_path():
@@ -163,21 +171,25 @@ class FileStore:
 
     def _delete(self, workflow_id: str) -> bool:
         for paths in Paths.candidates(self.root, workflow_id):
-            if exists(self._fs, paths.snapshot, paths.journal) and self._is_of(paths, workflow_id):
-                self._remove(paths, workflow_id)
-                return True
+            if self._is_of(paths, workflow_id):
+                return self._remove(paths, workflow_id)
         return False
 
     def _is_of(self, paths: Paths, workflow_id: str) -> bool:
+        if not exists(self._fs, paths.snapshot, paths.journal):
+            return False
         try:
             fold = self._look(paths)
         except StoreError:
             return True  # a damaged record is what people most want to delete
         return fold is None or fold.workflow_id == workflow_id
 
-    def _remove(self, paths: Paths, workflow_id: str) -> None:
+    def _remove(self, paths: Paths, workflow_id: str) -> bool:
         lock = self._lock(paths)
         try:
+            if not self._is_of(paths, workflow_id):  # somebody else was first
+                self._remove_locks(paths)
+                return False
             runs = RunFiles(self._fs, paths.runs)
             if (owner := runs.sweep()) is not None:
                 info = runs.info(owner)
@@ -190,16 +202,30 @@ class FileStore:
                     remove(self._fs, os.path.join(paths.folder, name))
             self._fs.sync_folder(paths.folder)
             self._remove_locks(paths)
+            return True
         finally:
             lock.close()
 
+    def _remove_lock(self, path: str) -> None:
+        """Remove a mutex: a file of ours, or a folder of the npm package's."""
+        try:
+            remove(self._fs, path)
+        except (IsADirectoryError, PermissionError):  # which of the two depends on the platform
+            remove(self._fs, os.path.join(path, "owner.json"))
+            self._fs.remove_folder(path)
+
     def _remove_locks(self, paths: Paths) -> None:
         for name in self._fs.list_folder(paths.mutexes):
-            remove(self._fs, os.path.join(paths.mutexes, name))
+            self._remove_lock(os.path.join(paths.mutexes, name))
+        self._remove_lock(os.path.join(paths.locks, "record.lock"))  # the npm package's, left by a kill
+        self._remove_folder(paths.mutexes)
+        self._remove_folder(paths.runs)
         remove(self._fs, paths.record_lock)
-        for folder in (paths.mutexes, paths.runs, paths.locks):
-            if self._fs.identify_path(folder) is not None:
-                self._fs.remove_folder(folder)
+        self._remove_folder(paths.locks)  # it stays where somebody has made a new lock in it by now
+
+    def _remove_folder(self, path: str) -> None:
+        with suppress(OSError):
+            self._fs.remove_folder(path)
 
     def _typed(self, work: Callable[[], T]) -> T:
         try:
