@@ -249,7 +249,8 @@ def _run(
         progress=progress,
     )
     try:
-        scheduler.run(items)
+        with handle.pinned():
+            scheduler.run(items)
     finally:
         progress.close()
         if own is not None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from contextvars import copy_context
 from typing import Any, TypeVar
 
@@ -47,6 +48,7 @@ class Handle:
         self._max_workers = max_workers
         self._session: Session | None = None
         self._pool: ThreadPoolExecutor | None = None
+        self.runs: list[object] = []
         self._claims: dict[str, tuple[str, str]] = {}
 
     def session(self) -> Session:
@@ -55,6 +57,17 @@ class Handle:
         if session is None or session.closed:
             session = self._session = attach(self, self.store, self.workflow_id, self._new_fold)
         return session
+
+    @contextmanager
+    def pinned(self) -> Iterator[Session]:
+        """The session, kept open inside a `with`, though others close what they have of it."""
+        session = self.session()
+        while not session.pin():
+            session = self.session()
+        try:
+            yield session
+        finally:
+            session.unpin()
 
     def look(self, view: Callable[[Fold], T]) -> T:
         """What *view* sees in the record, which is not made by looking."""

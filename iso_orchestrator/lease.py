@@ -87,8 +87,12 @@ def hold_lease(
 
 @contextmanager
 def _hold(handle: Handle, touch: _Touch) -> Iterator[HeldLease]:
+    with handle.pinned() as session:
+        yield from _hold_in(session, touch)
+
+
+def _hold_in(session: Session, touch: _Touch) -> Iterator[HeldLease]:
     key = touch.key
-    session = handle.session()
     held = HeldLease(key, touch.holder, _lease_of(session.record(touch.decide)).token)
     scope = current_scope()
     fenced = attrs.evolve(scope, fences=(*scope.fences, Fence(session, key, held.token)))

@@ -80,13 +80,12 @@ class ErrorInfo:
     @classmethod
     def of(cls, error: BaseException) -> ErrorInfo:
         """What there is to say of *error*, even if it cannot say it itself."""
-        code = getattr(error, "code", None)
         cause = error.__cause__ or error.__context__
         return cls(
             name=type(error).__name__,
             message=_message(error),
-            stack="".join(traceback.format_exception(error, limit=50)),
-            code=code if isinstance(code, str) else None,
+            stack=_stack(error),
+            code=_code(error),
             cause=_message(cause) if cause else None,
         )
 
@@ -212,6 +211,21 @@ def _message(error: BaseException) -> str:
         return str(error)
     except Exception as broken:  # noqa: BLE001 - a broken __str__ must not hide the error that has it
         return f"<the message cannot be had: {type(broken).__name__}>"
+
+
+def _code(error: BaseException) -> str | None:
+    try:
+        code = getattr(error, "code", None)
+    except Exception:  # noqa: BLE001 - as above
+        return None
+    return code if isinstance(code, str) else None
+
+
+def _stack(error: BaseException) -> str | None:
+    try:
+        return "".join(traceback.format_exception(error, limit=50))
+    except Exception:  # noqa: BLE001 - as above
+        return None
 
 
 def _outcome(step: StepRecord) -> str:

@@ -6,11 +6,13 @@ import dataclasses
 import datetime as dt
 import hashlib
 import inspect
+import re
 from collections.abc import Callable, Mapping, Set
 from decimal import Decimal
 from enum import Enum
 from json.encoder import encode_basestring, encode_basestring_ascii
 from pathlib import PurePath
+from string import Formatter
 from typing import Any, TypeAlias
 from uuid import UUID
 
@@ -73,6 +75,22 @@ class Parameters:
         bound.apply_defaults()
         return bound.arguments
 
+    def check_fields(self, template: str, what: str) -> None:
+        """Raise where a format string can never be filled in.
+
+        Raises:
+            StepNameError: It names what is no parameter, or is no format string.
+        """
+        try:
+            fields = [field for _, field, _, _ in Formatter().parse(template) if field is not None]
+        except ValueError as error:
+            raise StepNameError(template, f"{what} is no format string: {error}") from error
+        for field in fields:
+            first = re.split(r"[.\[]", field, maxsplit=1)[0]
+            if first not in self._names and not (first.isdigit() and int(first) < len(self._names)):
+                known = ", ".join(self._names)
+                raise StepNameError(template, f"{what} names {first!r}, which is none of the parameters ({known})")
+
     def call(self, fn: Callable[..., Any], arguments: Arguments) -> Any:
         """Call another function with the arguments of a call."""
         bound = inspect.BoundArguments(self._signature, dict(arguments))
@@ -92,6 +110,8 @@ class Parameters:
         """
         parts = []
         for name, value in arguments.items():
+            if name in self._defaults and value is self._defaults[name]:
+                continue
             text = _render_argument(self._base, name, value)
             if text != self._rendered_defaults[name]:
                 parts.append(f"{name}={text}")
@@ -128,6 +148,7 @@ def compile_template(template: Template, what: str, parameters: Parameters) -> C
     if is_constant(template):
         literal = check_key(template.format(), what)
         return lambda _: literal
+    parameters.check_fields(template, what)
 
     def fill(arguments: Arguments) -> str:
         try:

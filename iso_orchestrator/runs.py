@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import secrets
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Generic, Literal, TypeAlias, TypeVar
 
 import attrs
@@ -55,7 +56,38 @@ def begin_run(handle: Handle, on_busy: OnBusy) -> Run:
     """
     session = handle.session()
     run = Run(secrets.token_hex(8), session, os.getpid())
-    pause = Pause()
+    try:
+        _start(handle, run, on_busy)
+    except BaseException:
+        session.runs.discard(run.run)
+        if not handle.runs:
+            handle.close()
+        raise
+    handle.runs.append(run)
+    return run
+
+
+def end_run(handle: Handle, run: Run, error: BaseException | None) -> None:
+    """Record that a run ended, and let the workflow go; a failure of that does not hide *error*."""
+    if not run.is_ours:
+        return
+    handle.runs.remove(run)
+    try:
+        handle.drain(cancel=error is not None)
+    except BaseException as interrupt:
+        error = interrupt
+        raise
+    finally:
+        run.session.runs.discard(run.run)
+        with _noting(error, "the end of the run was not recorded"):
+            _record_end(handle, run, error)
+        if not handle.runs:
+            with _noting(error, "the workflow was not closed"):
+                handle.close()
+
+
+def _start(handle: Handle, run: Run, on_busy: OnBusy) -> None:
+    session, pause = run.session, Pause()
 
     def decide(fold: Fold) -> tuple[Sequence[Fact], LiveRun | None]:
         at = handle.clock.now()
@@ -66,27 +98,24 @@ def begin_run(handle: Handle, on_busy: OnBusy) -> Run:
         session.runs.add(run.run)
         return [*facts, RunStarted(at, run.run, session.log.owner, run.pid, socket.gethostname())], None
 
-    try:
-        while (busy := session.append(decide)[0]) is not None:
-            if on_busy == "fail":
-                raise WorkflowBusyError(handle.workflow_id, busy.pid, busy.host, busy.since)
-            pause.rest()
-    except BaseException:
-        session.runs.discard(run.run)
-        raise
-    return run
+    while (busy := session.append(decide)[0]) is not None:
+        if on_busy == "fail":
+            raise WorkflowBusyError(handle.workflow_id, busy.pid, busy.host, busy.since)
+        pause.rest()
 
 
-def end_run(handle: Handle, run: Run, error: BaseException | None) -> None:
-    """Record that a run ended; a failure to record it does not hide *error*."""
-    if not run.is_ours:
-        return
+def _record_end(handle: Handle, run: Run, error: BaseException | None) -> None:
     fact = RunEnded(handle.clock.now(), run.run, None if error is None else ErrorInfo.of(error))
-    run.session.runs.discard(run.run)
+    _, seq = run.session.append(lambda fold: ([fact] if run.run in fold.runs else [], None), fences=())
+    run.session.log.sync(seq)
+
+
+@contextmanager
+def _noting(error: BaseException | None, what: str) -> Iterator[None]:
+    """Where there is an *error* already, trouble is a note on it."""
     try:
-        _, seq = run.session.append(lambda fold: ([fact] if run.run in fold.runs else [], None), fences=())
-        run.session.log.sync(seq)
+        yield
     except OrchestratorError as trouble:
         if error is None:
             raise
-        error.add_note(f"iso-orchestrator: the end of the run was not recorded: {trouble}")
+        error.add_note(f"iso-orchestrator: {what}: {trouble}")

@@ -36,7 +36,7 @@ class Flight:
     Attributes:
         result: JSON, where it succeeded.
         error: What its caller got, where it failed.
-        waits_for: The flight that its body waits for.
+        waits_for: The flights that its body waits for, in however many threads.
     """
 
     name: str
@@ -45,8 +45,14 @@ class Flight:
     succeeded: bool = False
     result: Json = None
     error: BaseException | None = None
-    waits_for: Flight | None = None
+    waits_for: list[Flight] = attrs.field(factory=list)
     _awaited: threading.Event | None = None
+
+    def reaches(self, flights: Sequence[Flight]) -> Flight | None:
+        """Which of *flights* it waits for, itself among them and however far around."""
+        if self in flights:
+            return self
+        return next((found for other in list(self.waits_for) if (found := other.reaches(flights))), None)
 
     def await_end(self) -> threading.Event:
         """What is set at its end; made under the session's guard, and only when somebody waits."""
@@ -73,6 +79,7 @@ class Session:
         self._fold: Fold | None = fold
         self._guard = threading.Lock()
         self._inside: int | None = None
+        self._pins = 0
         self._orphans: set[str] = set()
 
     def append(self, decide: Decision[T], *, fences: Sequence[Fence] | None = None) -> tuple[T, int]:
@@ -137,15 +144,31 @@ class Session:
             flight.end()
         if self._orphans:
             self._abandon()
-        if not self.users:
+
+    def pin(self) -> bool:
+        """Keep the session open until `unpin`, whoever closes his `Workflow`; False when it is closed already."""
+        with self._guard:
+            if self.closed:
+                return False
+            self._pins += 1
+            return True
+
+    def unpin(self) -> None:
+        """Need the session no longer; the last one leaves it, if nobody uses it."""
+        with self._guard:
+            self._pins -= 1
+        if not self._pins and not self.users:
             settle(self)
 
-    def leave(self) -> None:
-        """End this process's share."""
+    def leave(self, *, at_exit: bool = False) -> bool:
+        """End this process's share; False while something goes on in it."""
         with self._guard:
+            if self._pins and not at_exit:
+                return False
             self.closed = True
             fold, self._fold = self._fold, None
             self.log.leave(fold)
+        return True
 
     def forget(self) -> None:
         """In a forked child: all of this is the parent's."""
@@ -198,23 +221,18 @@ def attach(user: object, store: Store, workflow_id: str, new: Callable[[], Fold]
     with _registry_lock:
         session = _sessions.get(key)
         if session is None or session.closed:
+            for closed in [known for known, other in _sessions.items() if other.closed]:
+                del _sessions[closed]
             session = _sessions[key] = Session(store, workflow_id, new)
         session.users.add(user)
         return session
 
 
 def settle(session: Session) -> None:
-    """Leave a session that nobody uses and that has nothing in flight."""
+    """Leave a session that nobody uses and in which nothing goes on."""
     with _registry_lock:
-        if session.closed or session.users or session.flights or session.runs:
-            return
-        _forget_session(session)
-        session.leave()
-
-
-def _forget_session(session: Session) -> None:
-    for key in [key for key, known in _sessions.items() if known is session]:
-        del _sessions[key]
+        if not session.closed and not session.users and not session.runs:
+            session.leave()
 
 
 def _leave_all() -> None:
@@ -223,7 +241,7 @@ def _leave_all() -> None:
         _sessions.clear()
     for session in sessions:
         try:
-            session.leave()
+            session.leave(at_exit=True)
         except Exception as error:  # noqa: BLE001 - at exit there is nobody left to raise it to
             _log.warning("workflow %r was not closed: %s", session.workflow_id, error)
 

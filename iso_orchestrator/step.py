@@ -18,7 +18,7 @@ from iso_orchestrator.retry import Retry, as_retry
 from iso_orchestrator.seconds import check_seconds
 from iso_orchestrator.step_run import IfInterrupted, StepCall, StepOptions
 
-__all__ = ["Step", "StepKeywords", "refuse_unfit", "run_step", "step_options"]
+__all__ = ["BoundStep", "Step", "StepKeywords", "refuse_unfit", "run_step", "step_options"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -78,10 +78,10 @@ class Step(Generic[P, R]):
     @overload
     def __get__(self, instance: None, owner: type) -> Step[P, R]: ...
     @overload
-    def __get__(self, instance: object, owner: type) -> Callable[..., R]: ...
+    def __get__(self, instance: object, owner: type) -> BoundStep[R]: ...
     def __get__(self, instance: object, owner: type) -> Any:
-        """As a method, where the instance is the first argument."""
-        return self if instance is None else types.MethodType(self, instance)
+        """As a method, whose instance is the first argument."""
+        return self if instance is None else BoundStep(self, instance)
 
     def submit(self, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
         """Call the step on the workflow's threads."""
@@ -128,10 +128,32 @@ class Step(Generic[P, R]):
         if self._codec is not None:
             return self._codec
         annotation = _return_annotation(self.fn)
-        if isinstance(annotation, str):
+        if annotation is _UNRESOLVED:
             return ResultCodec(inspect.Signature.empty)  # it does not resolve: perhaps at the next call
         self._codec = ResultCodec(annotation)
         return self._codec
+
+
+class BoundStep(Generic[R]):
+    """A step that is a method, of one instance."""
+
+    def __init__(self, step: Step[..., R], instance: object) -> None:
+        self.__wrapped__ = step
+        self.fn = types.MethodType(step.fn, instance)
+        self._step = step
+        self._instance = instance
+
+    def __call__(self, *args: Any, **kwargs: Any) -> R:
+        """As `Step.__call__`."""
+        return self._step(self._instance, *args, **kwargs)
+
+    def submit(self, *args: Any, **kwargs: Any) -> Future[R]:
+        """As `Step.submit`."""
+        return self._step.submit(self._instance, *args, **kwargs)
+
+    def step_name(self, *args: Any, **kwargs: Any) -> str:
+        """As `Step.step_name`."""
+        return self._step.step_name(self._instance, *args, **kwargs)
 
 
 def run_step(
@@ -150,7 +172,7 @@ def run_step(
         name=check_key(name, "a step's name"),
         idempotency_key=None if idempotency_key is None else check_key(idempotency_key, "an idempotency key"),
         body=functools.partial(fn, *args),
-        codec=ResultCodec(inspect.Signature.empty if isinstance(annotation, str) else annotation),
+        codec=ResultCodec(inspect.Signature.empty if annotation is _UNRESOLVED else annotation),
         options=options,
     )
     result: R = call.run()
@@ -189,11 +211,7 @@ def refuse_unfit(fn: object, what: str) -> None:
     """
     if not callable(fn):
         raise TypeError(f"{what} must be a function, not {fn!r:.80}")
-    plain = inspect.unwrap(fn)
-    while isinstance(plain, functools.partial):
-        plain = plain.func
-    if not inspect.isroutine(plain) and not isinstance(plain, type):
-        plain = getattr(plain, "__call__", plain)  # noqa: B004 - the method itself is looked at
+    plain = _plain(fn)
     if inspect.iscoroutinefunction(plain) or inspect.isasyncgenfunction(plain):
         raise TypeError(f"{what} must be a plain function: {_name_of(fn)} is async; wrap it in asyncio.run()")
     if inspect.isgeneratorfunction(plain):
@@ -207,17 +225,30 @@ def _name_of(fn: object) -> str:
     return str(getattr(fn, "__qualname__", fn))
 
 
+def _plain(fn: Any) -> Any:
+    """The function that has the code and the annotations of *fn*."""
+    fn = inspect.unwrap(fn)
+    while isinstance(fn, functools.partial):
+        fn = inspect.unwrap(fn.func)
+    if inspect.isroutine(fn) or isinstance(fn, type):
+        return fn
+    return getattr(fn, "__call__", fn)  # noqa: B004 - the method itself is looked at
+
+
 def _return_annotation(fn: Callable[..., object]) -> Any:
-    """The resolved return annotation; a str where it does not resolve."""
-    plain = inspect.unwrap(fn)
+    """The resolved return annotation; `_UNRESOLVED` where it does not resolve."""
+    plain = _plain(fn)
     annotation = getattr(plain, "__annotations__", {}).get("return", inspect.Signature.empty)
-    if not isinstance(annotation, str):
+    if annotation is inspect.Signature.empty:
         return annotation
     namespace = types.SimpleNamespace(__annotations__={"return": annotation})
     try:
-        closure = inspect.getclosurevars(plain).nonlocals
-        return typing.get_type_hints(namespace, getattr(plain, "__globals__", {}), closure, include_extras=True)[
-            "return"
-        ]
-    except Exception:  # noqa: BLE001 - evaluating a text can raise anything
-        return annotation
+        function = getattr(plain, "__func__", plain)
+        closure = inspect.getclosurevars(function).nonlocals if isinstance(function, types.FunctionType) else {}
+        names = getattr(function, "__globals__", {})
+        return typing.get_type_hints(namespace, names, closure, include_extras=True)["return"]
+    except Exception:  # noqa: BLE001 - evaluating an annotation can raise anything
+        return _UNRESOLVED
+
+
+_UNRESOLVED: Any = object()

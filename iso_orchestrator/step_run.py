@@ -117,6 +117,10 @@ class StepCall:
         if step is not None:
             return self._load(step.result)
         self._refuse_recursion()
+        with self.handle.pinned() as self.session:
+            return self._begin_or_wait()
+
+    def _begin_or_wait(self) -> Any:
         pause, awaited = Pause(), 0
         while True:
             beginning, seq = self._begin(awaited)
@@ -181,22 +185,14 @@ class StepCall:
 
     def _fly(self, flight: Flight, attempt: int) -> Any:
         """Run the attempts of a step that is in hand, and let it go whatever happens."""
-        settled = False
         try:
-            result = self._attempts(flight, attempt)
-            settled = True
-            return result
+            return self._attempts(flight, attempt)
         except _NotRecorded as given_up:
-            settled = flight.error is not None or given_up.error is None
             if given_up.error is not None:
-                flight.error = given_up.error
                 raise given_up.error from given_up.error.__cause__
-        except BaseException as error:
-            settled = flight.error is not None
-            flight.error = error
-            raise
         finally:
-            self.session.end_flight(flight, settled=settled)
+            # An error that could not be recorded is the caller's alone: others may try for themselves.
+            self.session.end_flight(flight, settled=flight.succeeded or flight.error is not None)
         return self.run()  # somebody else has taken the step over: theirs is the outcome
 
     def _attempts(self, flight: Flight, attempt: int) -> Any:
@@ -212,10 +208,10 @@ class StepCall:
             except _NotRecorded:
                 raise
             except BaseException as error:
-                if not self._record_failure(flight, attempt, error, context):
+                pause = self._pause_before_retry(error, context)
+                if not self._record_failure(flight, attempt, error, retrying=pause is not None) or pause is None:
                     raise
-                assert isinstance(error, Exception)
-                sleep(self.options.retry.pause(error, number))
+                sleep(pause)
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     def _attempt(self, flight: Flight, attempt: int, context: StepContext) -> Any:
@@ -236,9 +232,9 @@ class StepCall:
             data = self.codec.dump(value, f"the result of step {self.name!r}")
             result = self._load(data)
         except SerializationError as error:
-            self._record_failure(flight, attempt, error, None)
+            self._record_failure(flight, attempt, error, retrying=False)
             raise _NotRecorded(error) from error
-        if self.options.accept is not None and not self.options.accept(result):
+        if self.options.accept is not None and not self.options.accept(self._load(data)):
             raise StepRejectedError(self.name, result)
         self._complete(flight, attempt, data, work)
         return result
@@ -269,36 +265,38 @@ class StepCall:
             lost.__cause__ = error
             raise _NotRecorded(lost) from error
         except Exception as error:
-            self._record_failure(flight, attempt, error, None)
+            self._record_failure(flight, attempt, error, retrying=False)
             raise _NotRecorded(error) from error
         if not recorded:
             raise _NotRecorded(None)
         flight.succeeded, flight.result = True, data
 
-    def _record_failure(self, flight: Flight, attempt: int, error: BaseException, context: StepContext | None) -> bool:
-        """Record that an attempt failed; whether there is to be another. Never hides *error*."""
-        retrying = context is not None and self._wants_retry(error, context)
-        fact = StepFailed(self.handle.clock.now(), self.name, ErrorInfo.of(error), retrying)
+    def _record_failure(self, flight: Flight, attempt: int, error: BaseException, *, retrying: bool) -> bool:
+        """Record that an attempt failed; whether that could be done. Never hides *error*."""
         try:
+            fact = StepFailed(self.handle.clock.now(), self.name, ErrorInfo.of(error), retrying)
             _, seq = self.session.append(lambda fold: ([fact] if self._is_mine(fold, attempt) else [], None))
             if not retrying:
                 self.session.log.sync(seq)
                 flight.error = error
-        except OrchestratorError as trouble:
+        except Exception as trouble:  # noqa: BLE001 - the step's own error is what counts
             if not isinstance(error, LeaseLostError):
                 error.add_note(f"iso-orchestrator: the failure of step {self.name!r} was not recorded: {trouble}")
             return False
-        return retrying
+        return True
 
-    def _wants_retry(self, error: BaseException, context: StepContext) -> bool:
+    def _pause_before_retry(self, error: BaseException, context: StepContext) -> float | None:
+        """Seconds until the next attempt; None when there is to be none."""
+        if not isinstance(error, Exception) or isinstance(error, LeaseLostError | WorkflowUsageError):
+            return None
         retry_context = RetryContext(self.name, context.attempt, context.max_attempts)
-        if isinstance(error, LeaseLostError | WorkflowUsageError):
-            return False
         try:
-            return self.options.retry.wants(error, retry_context)
-        except Exception as trouble:  # noqa: BLE001 - the step's own error is what counts
-            error.add_note(f"iso-orchestrator: should_retry() raised {type(trouble).__name__}: {trouble}")
-            return False
+            if not self.options.retry.wants(error, retry_context):
+                return None
+            return self.options.retry.pause(error, context.attempt)
+        except Exception as trouble:  # noqa: BLE001 - as above
+            error.add_note(f"iso-orchestrator: the retry policy raised {type(trouble).__name__}: {trouble}")
+            return None
 
     def _is_mine(self, fold: Fold, attempt: int) -> bool:
         step = fold.steps.get(self.name)
@@ -309,21 +307,18 @@ class StepCall:
 
     def _wait_for(self, flight: Flight, end: threading.Event) -> None:
         attempt = current_scope().attempt
-        mine = [link.flight for link in attempt.chain()] if attempt is not None else []
+        mine: list[Flight] = [link.flight for link in attempt.chain()] if attempt is not None else []
         for own in mine:
-            own.waits_for = flight
-        link: Flight | None = flight
+            own.waits_for.append(flight)
         try:
-            while link is not None:
-                if link in mine:
-                    raise WorkflowUsageError(
-                        f"step {self.name!r} and step {link.name!r} wait for each other: neither would ever end"
-                    )
-                link = link.waits_for
+            if (link := flight.reaches(mine)) is not None:
+                raise WorkflowUsageError(
+                    f"step {self.name!r} and step {link.name!r} wait for each other: neither would ever end"
+                )
             end.wait()
         finally:
             for own in mine:
-                own.waits_for = None
+                own.waits_for.remove(flight)
 
     def _refuse_recursion(self) -> None:
         attempt = current_scope().attempt

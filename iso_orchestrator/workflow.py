@@ -19,7 +19,7 @@ from iso_orchestrator import state as states
 from iso_orchestrator.clock import Clock, InjectedClock, SystemClock
 from iso_orchestrator.codec import plain_json
 from iso_orchestrator.context import current_scope, entered
-from iso_orchestrator.errors import OrchestratorError, WorkflowUsageError
+from iso_orchestrator.errors import WorkflowUsageError
 from iso_orchestrator.fold import Fold, copy_json
 from iso_orchestrator.for_each import ForEach, ForEachSummary, MutexKey, for_each_options, run_for_each
 from iso_orchestrator.handle import Handle
@@ -30,7 +30,7 @@ from iso_orchestrator.names import check_key
 from iso_orchestrator.naming import Template
 from iso_orchestrator.reset import reset_steps
 from iso_orchestrator.retry import Retry
-from iso_orchestrator.runs import OnBusy, Run, RunResult, begin_run, end_run
+from iso_orchestrator.runs import OnBusy, RunResult, begin_run, end_run
 from iso_orchestrator.step import Step, StepKeywords, refuse_unfit, run_step, step_options
 from iso_orchestrator.step_run import IfInterrupted
 from iso_orchestrator.store import Store
@@ -138,8 +138,8 @@ class Workflow:
                 f"workflow {self.workflow_id!r}: a run that waits for the one around it never ends"
             )
         stack = contextlib.ExitStack()
-        run = self._begin()
-        stack.push(lambda _, error, __: self._end(run, error))
+        run = begin_run(self._handle, self._on_busy)
+        stack.push(lambda _, error, __: end_run(self._handle, run, error))
         scope = current_scope()
         stack.enter_context(entered(attrs.evolve(scope, workflow=self, runs=(*scope.runs, self))))
         self._entered[threading.get_ident()] = stack
@@ -460,35 +460,6 @@ class Workflow:
         if self._entered:
             raise WorkflowUsageError(f"workflow {self.workflow_id!r}: close() inside a run; leave the with block first")
         self._handle.close()
-
-    def _begin(self) -> Run:
-        try:
-            return begin_run(self._handle, self._on_busy)
-        except BaseException:
-            if not self._entered:
-                self._handle.close()
-            raise
-
-    def _end(self, run: Run, error: BaseException | None) -> None:
-        if not run.is_ours:
-            return
-        try:
-            self._handle.drain(cancel=error is not None)
-        except BaseException as interrupt:
-            error = interrupt
-            raise
-        finally:
-            end_run(self._handle, run, error)
-            if not self._entered:
-                self._close_behind(error)
-
-    def _close_behind(self, error: BaseException | None) -> None:
-        try:
-            self._handle.close()
-        except OrchestratorError as trouble:
-            if error is None:
-                raise
-            error.add_note(f"iso-orchestrator: the workflow was not closed: {trouble}")
 
 
 def _clock(now: Callable[[], datetime] | None) -> Clock:

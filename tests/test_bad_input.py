@@ -666,10 +666,12 @@ def test_a_function_without_a_name_needs_one(workflow: Workflow) -> None:
 
 
 def test_a_name_that_its_arguments_cannot_fill_is_refused(workflow: Workflow, root: Path) -> None:
-    """A format string that asks for what is not there raises, and nothing is recorded."""
-    step = workflow.step(name="apply:{job[company]}")(_takes)
+    """A format string that asks for what is not there raises: for no parameter at decoration, for no part at the call."""
+    with pytest.raises(StepNameError, match="thing"):
+        workflow.step(name="apply:{job[company]}")(_takes)
+    step = workflow.step(name="apply:{thing[company]}")(_takes)
     with unharmed(root), pytest.raises(StepNameError, match="thing"):
-        step({"company": "Acme"})
+        step({"role": "engineer"})
 
 
 def test_two_functions_of_one_constant_name_are_refused(workflow: Workflow) -> None:

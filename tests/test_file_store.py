@@ -8,6 +8,7 @@ import shutil
 import stat
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -458,8 +459,8 @@ def test_fact_that_cannot_be_folded_is_not_written(root: Path, paths: Paths) -> 
     """A fact about a step that is not there is not left in the journal: nobody could open the record again."""
     log, fold = opened(root)
     fold = put(log, fold, note("one"))
-    before = Path(paths.journal).read_bytes()
     for fact in (f.StepCompleted(T0, "never", 1), f.LeaseReleased(T0, "never")):
+        before = Path(paths.journal).read_bytes()
         with pytest.raises(LookupError, match="never"):
             put(log, fold, fact)
         assert Path(paths.journal).read_bytes() == before
@@ -723,6 +724,52 @@ def test_killed_process_is_no_reason_to_wait(root: Path) -> None:
         assert not log.is_alive(owner)
 
 
+def test_process_that_stands_still_within_the_lock_loses_nothing(root: Path) -> None:
+    """While a process is stopped inside of the record's lock its peers wait, and go on after it when it wakes."""
+    code = (
+        "import sys\nfrom support import *\nfrom iso_orchestrator.store import FileStore\n"
+        "log, fold = FileStore(sys.argv[1]).open('w', new_fold)\n"
+        "log.lock(); fold = log.catch_up(fold); print('inside'); input()\n"
+        "log.append(fold, [note('stopped')]); log.unlock(); log.leave(fold)\n"
+    )
+    log, fold = opened(root)
+    with run_python(code, root) as child:
+        assert child.line() == "inside"
+        child.stop()
+        found: list[str | None] = []
+        thread = threading.Thread(target=lambda: found.extend(notes_of(put(log, fold, note("waited")))))
+        thread.start()
+        wait_until(lambda: waits_for_a_lock(os.getpid()), what="the wait for the lock")
+        child.say()
+        assert thread.is_alive()
+        child.go_on()
+        thread.join(DEADLINE)
+        child.end()
+    assert found == ["stopped", "waited"]
+
+
+@pytest.mark.parametrize("deed", ["log.forget()", "pass"])
+def test_forked_child_takes_nothing_from_its_parent(root: Path, deed: str) -> None:
+    """A process that forks stays alive for others, keeps its lock and its place, whatever becomes of the child."""
+    code = (
+        "import os, sys\nfrom support import *\nfrom iso_orchestrator.store import FileStore\n"
+        "log, fold = FileStore(sys.argv[1]).open('w', new_fold)\n"
+        "log.lock(); fold = log.catch_up(fold)\n"
+        f"if os.fork() == 0:\n    {deed}\n    os._exit(0)\n"
+        "os.wait(); print(log.owner); input()\n"
+        "log.append(fold, [note('parent')]); log.unlock(); log.sync(fold.seq); log.leave(fold)\n"
+    )
+    log, fold = opened(root)
+    with run_python(code, root) as child:
+        owner = child.line()
+        assert log.is_alive(owner)
+        assert locked(root)
+        child.say()
+        child.end()
+        assert not log.is_alive(owner)
+    assert notes_of(caught_up(log, fold)) == ["parent"]
+
+
 # Following others over folds.
 
 
@@ -768,6 +815,31 @@ def test_processes_fold_in_turns_and_lose_nothing(root: Path, early_folds: None)
         expected.append(text)
     assert notes_of(caught_up(log_a, a)) == notes_of(caught_up(log_b, b)) == expected
     assert notes_of(looked_at(FileStore(root))) == expected
+
+
+def test_reader_is_not_disturbed_by_folds(root: Path, early_folds: None) -> None:
+    """Whoever reads while journals are folded sees a record, never an error, and never less than before."""
+    log, fold = opened(root)
+    done = threading.Event()
+    seen: list[int] = []
+    errors: list[BaseException] = []
+
+    def read() -> None:
+        try:
+            while not done.is_set():
+                seen.append(looked_at(FileStore(root)).seq)
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    for number in range(40):
+        fold = rotate(log, fold, str(number)) if number % 2 else put(log, fold, note(number))
+    done.set()
+    thread.join(DEADLINE)
+    assert errors == []
+    assert len(seen) > 3
+    assert seen == sorted(seen)
 
 
 def test_journal_that_outgrows_its_share_is_folded(root: Path, paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1433,6 +1505,24 @@ def test_delete_of_what_a_killed_process_used(root: Path) -> None:
     assert caught.value.pid == os.getpid()
     die(log)
     assert FileStore(root).delete("w")
+
+
+def test_crash_within_a_delete_leaves_a_record_or_none(root: Path) -> None:
+    """A process killed before any call of a delete leaves the workflow whole or gone, and it can be deleted again."""
+    number, finished = 0, False
+    while not finished:
+        place = root / str(number)
+        log, fold = opened(place)
+        log.leave(put(log, fold, note("one")))
+        with suppress(Crash):
+            finished = FileStore(place, crashing_at(number)).delete("w")
+        fold = FileStore(place).read("w")
+        assert fold is None or notes_of(fold) == ["one"], number
+        assert FileStore(place).delete("w") is (fold is not None), number
+        assert FileStore(place).read("w") is None
+        assert os.listdir(place / "workflows") == [], number
+        number += 1
+    assert number > 15
 
 
 @pytest.mark.parametrize("name", ["snapshot", "journal"])

@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from pathlib import Path
 from zlib import crc32
 
+import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import T0, at, note
+from support import T0, at, note, only
 
 from iso_orchestrator import facts as f
 from iso_orchestrator.errors import CorruptRecordError, FormatVersionError
@@ -279,18 +281,32 @@ def test_any_bytes_give_facts_or_a_typed_error(rubbish: bytes, place: int, cut: 
     assert [line.fact for line in found.lines] == FACTS[: len(found.lines)]
 
 
+FORMAT = (Path(__file__).parents[1] / "iso_orchestrator/store/file/FORMAT.md").read_text("utf-8")
+
+
 def test_worked_example_is_what_the_code_writes() -> None:
     """The example of FORMAT.md is a journal that this release writes, to the byte."""
-    page = (Path(__file__).parents[1] / "iso_orchestrator/store/file/FORMAT.md").read_text("ascii", "replace")
-    example = page.partition("Worked example")[2].split("```")[1].removeprefix("text\n").encode()
+    example = FORMAT.partition("Worked example")[2].split("```")[1].removeprefix("text\n").encode()
     header = parse_header(example, PATH)
     found = scan(example[header.size :], header, header.size, header.base + 1, header.base, PATH)
     assert found.end == len(example)
-    assert found.lines
+    assert [type(line.fact) for line in found.lines] == [f.StepStarted, f.StepCompleted, f.StateUpdated]
     again = frame_header(header.workflow_id, header.base, header.snapshot)
     for line in found.lines:
         again += frame_facts([line.fact], line.seq, line.synced, header.crc)
     assert again == example
+
+
+@pytest.mark.parametrize("kind", f.Fact.__subclasses__(), ids=lambda kind: kind.__name__)
+def test_format_page_lists_every_fact_with_its_fields(kind: type[f.Fact]) -> None:
+    """The table of FORMAT.md has each fact, with the keys that it has on disk."""
+    words = re.findall("[A-Z][a-z]+", kind.__name__)
+    tag = f"{'.'.join(words)}".lower()
+    row = only(re.findall(rf"^\| `{re.escape(tag)}` \|.*\| (.*) \|$", FORMAT, re.MULTILINE))
+    names = [field.name for field in attrs.fields(kind) if field.name != "at"]
+    assert re.findall("`([a-zA-Z]+)`", row) == [
+        head + "".join(word.title() for word in rest) for head, *rest in (name.split("_") for name in names)
+    ]
 
 
 def test_times_are_written_in_milliseconds() -> None:
