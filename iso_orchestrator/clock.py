@@ -33,7 +33,8 @@ class SystemClock:
 
     def now(self) -> datetime:
         """The wall clock."""
-        return cut(datetime.now(UTC))
+        now = datetime.now(UTC)
+        return now.replace(microsecond=now.microsecond // 1000 * 1000)
 
     def boot(self) -> tuple[str, float] | None:
         """The boot clock, which no administrator and no time server turns back."""

@@ -325,9 +325,7 @@ def _lease_touched(fold: Fold, fact: f.LeaseTouched) -> None:
         fold.lease_clocks[fact.key] = LeaseClock(fact.boot_id, fact.boot_expires)
     kind = "lease.renewed" if fact.renewed else "lease.acquired"
     ttl_ms = round(fact.ttl * 1000, 3)
-    _event(
-        fold, fact, kind, key=fact.key, holder=fact.holder, ttlMs=int(ttl_ms) if ttl_ms % 1 == 0 else ttl_ms
-    )
+    _event(fold, fact, kind, key=fact.key, holder=fact.holder, ttlMs=int(ttl_ms) if ttl_ms % 1 == 0 else ttl_ms)
 
 
 def _lease_released(fold: Fold, fact: f.LeaseReleased) -> None:

@@ -58,12 +58,17 @@ class Handle:
             session = self._session = attach(self, self.store, self.workflow_id, self._new_fold)
         return session
 
-    @contextmanager
-    def pinned(self) -> Iterator[Session]:
-        """The session, kept open inside a `with`, though others close what they have of it."""
+    def pin(self) -> Session:
+        """The session, kept open until its `unpin`, though others close what they have of it."""
         session = self.session()
         while not session.pin():
             session = self.session()
+        return session
+
+    @contextmanager
+    def pinned(self) -> Iterator[Session]:
+        """The session, kept open inside a `with`."""
+        session = self.pin()
         try:
             yield session
         finally:

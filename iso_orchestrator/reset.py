@@ -25,9 +25,7 @@ def reset_steps(handle: Handle, name_or_pattern: str) -> list[str]:
         running = next((name for name in names if _is_running(fold, session, name)), None)
         if running is not None:
             who = session.log.owner_info(fold.owner(running) or "")
-            return (), WorkflowBusyError(
-                handle.workflow_id, who.pid, who.host, who.since, f"step {running!r}"
-            )
+            return (), WorkflowBusyError(handle.workflow_id, who.pid, who.host, who.since, f"step {running!r}")
         return ([StepsReset(at, tuple(names))] if names else ()), names
 
     outcome = session.record(decide)

@@ -93,16 +93,20 @@ class Session:
         """
         if fences is None:
             fences = current_scope().fences
-        self._refuse_nested()
+        me = threading.get_ident()
+        if self._inside == me:
+            raise self._nested()
         with self._guard:
-            self._inside = threading.get_ident()
+            self._inside = me
             # Whatever goes wrong from here on, a signal among it, the next one reads from the disk what is true.
             fold, self._fold = self._fold, None
             try:
-                self._check_open()
+                if self.closed:
+                    raise self._was_closed()
                 self.log.lock()
                 fold = self.log.catch_up(fold)
-                self._check_fences(fold, fences)
+                if fences:
+                    self._check_fences(fold, fences)
                 facts, value = decide(fold)
                 if facts:
                     self.log.append(fold, facts)
@@ -124,7 +128,8 @@ class Session:
 
     def completed(self, name: str, idempotency_key: str | None, version: str | None) -> StepRecord | None:
         """The step, if it is known here that it is completed and that nobody has changed that."""
-        self._refuse_nested()
+        if self._inside == threading.get_ident():
+            raise self._nested()
         with self._guard:
             fold = self._fold
             step = fold.matching(name, idempotency_key, version) if fold is not None else None
@@ -193,16 +198,14 @@ class Session:
             return
         self._orphans.clear()
 
-    def _refuse_nested(self) -> None:
-        if self._inside == threading.get_ident():
-            raise WorkflowUsageError(
-                f"workflow {self.workflow_id!r} was used inside a function given to update_state(): "
-                "it must only make the new state from the old one"
-            )
+    def _nested(self) -> WorkflowUsageError:
+        return WorkflowUsageError(
+            f"workflow {self.workflow_id!r} was used inside a function given to update_state(): "
+            "it must only make the new state from the old one"
+        )
 
-    def _check_open(self) -> None:
-        if self.closed:
-            raise StoreError(f"workflow {self.workflow_id!r} was closed while it was in use; call again")
+    def _was_closed(self) -> StoreError:
+        return StoreError(f"workflow {self.workflow_id!r} was closed while it was in use; call again")
 
     def _check_fences(self, fold: Fold, fences: Sequence[Fence]) -> None:
         for fence in fences:

@@ -117,8 +117,11 @@ class StepCall:
         if step is not None:
             return self._load(step.result)
         self._refuse_recursion()
-        with self.handle.pinned() as self.session:
+        self.session = self.handle.pin()
+        try:
             return self._begin_or_wait()
+        finally:
+            self.session.unpin()
 
     def _begin_or_wait(self) -> Any:
         pause, awaited = Pause(), 0
@@ -227,7 +230,10 @@ class StepCall:
             fences=scope.fences,
         )
         with entered(inside):
-            value = self._call_body()
+            if self.options.timeout is None:
+                value = self.body()
+            else:
+                value = call_with_timeout(self.name, self.body, self.options.timeout)
         try:
             data = self.codec.dump(value, f"the result of step {self.name!r}")
             result = self._load(data)
@@ -238,11 +244,6 @@ class StepCall:
             raise StepRejectedError(self.name, result)
         self._complete(flight, attempt, data, work)
         return result
-
-    def _call_body(self) -> Any:
-        if self.options.timeout is None:
-            return self.body()
-        return call_with_timeout(self.name, self.body, self.options.timeout)
 
     def _complete(self, flight: Flight, attempt: int, data: Json, work: Attempt) -> None:
         at = self.handle.clock.now()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from cattrs import ForbiddenExtraKeysError
 
 from iso_orchestrator import facts as f
-from iso_orchestrator.codec.mapping import read, writer
+from iso_orchestrator.codec.mapping import read, writers
 from iso_orchestrator.errors import FormatVersionError
 from iso_orchestrator.model import Json
 
@@ -33,7 +33,7 @@ _TAG_OF = {kind: tag for tag, kind in _TAGS.items()}
 def fact_to_json(fact: f.Fact) -> tuple[str, dict[str, Json]]:
     """The tag of a fact and its fields."""
     kind = type(fact)
-    return _TAG_OF[kind], writer(kind)(fact)
+    return _TAG_OF[kind], writers[kind](fact)
 
 
 def fact_from_json(tag: Json, fields: dict[str, Json], path: str) -> f.Fact:

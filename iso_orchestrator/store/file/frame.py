@@ -73,7 +73,7 @@ def frame_facts(facts: Sequence[Fact], first_seq: int, synced: int, header_crc: 
         tag, fields = fact_to_json(fact)
         body = f'{{"seq":{seq},"synced":{synced},"fact":"{tag}",{encode(fields)[1:-1]}'
         lines.append(_close(body.encode("ascii"), header_crc))
-    return b"".join(lines)
+    return lines[0] if len(lines) == 1 else b"".join(lines)
 
 
 def parse_header(data: bytes, path: str) -> Header:

@@ -15,18 +15,22 @@ class GroupSync:
     """Up to which sequence a journal is known to be on the disk.
 
     Args:
-        written: The sequence of the last fact in the file.
         sync_file: Syncs the file.
+
+    Attributes:
+        written: The sequence of the last fact in the file.
+        synced: Up to which sequence the file is known to be on the disk.
+        failure: Why a sync failed, if one did.
 
     After one failed sync everything is refused for good: the kernel marks the pages that it could not write as
     clean, so that a second sync would succeed without them (Rebello et al. 2020, "Can Applications Recover from
     fsync Failures?").
     """
 
-    def __init__(self, written: Callable[[], int], sync_file: Callable[[], None]) -> None:
+    def __init__(self, sync_file: Callable[[], None]) -> None:
+        self.written = 0
         self.synced = 0
         self.failure: str | None = None
-        self._written = written
         self._sync_file = sync_file
         self._guard = threading.Lock()
         self._condition = threading.Condition(self._guard)
@@ -79,7 +83,7 @@ class GroupSync:
         """Sync for all who have written by now."""
         reached = 0
         try:
-            target = self._written()
+            target = self.written
             self._sync_file()
             reached = target
         except OSError as error:

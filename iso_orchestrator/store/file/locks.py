@@ -39,11 +39,12 @@ class FileLock:
     def open(self, opened: int) -> None:
         """Work on the descriptor *opened*, which is this lock's from now on."""
         self.fd = opened
+        self._backend = _portalocker()
         _open_locks.add(self)
 
     def acquire(self) -> None:
         """Wait for the lock, in the kernel's queue."""
-        backend = _portalocker()
+        backend = self._backend
         try:
             backend.lock(self.fd, backend.exclusive)
         except backend.failed as error:
@@ -51,7 +52,7 @@ class FileLock:
 
     def try_acquire(self, *, shared: bool = False) -> bool:
         """Take the lock if it is free."""
-        backend = _portalocker()
+        backend = self._backend
         try:
             backend.lock(self.fd, backend.try_shared if shared else backend.try_exclusive)
         except backend.busy:
@@ -64,7 +65,7 @@ class FileLock:
         """Free the lock. Harmless when it is not taken."""
         if self.fd < 0:
             return
-        backend = _portalocker()
+        backend = self._backend
         try:
             backend.unlock(self.fd)
         except backend.failed as error:

@@ -88,9 +88,8 @@ class FileLog:
         self._runs = RunFiles(fs, paths.runs)
         self._journal: _Journal | None = None
         self._snapshot: FileId | None = None
-        self._seq = 0
         self._fold_at = _FOLD_AT_BYTES
-        self._sync = GroupSync(written=lambda: self._seq, sync_file=self._sync_journal)
+        self._sync = GroupSync(self._sync_journal)
 
     def enter(self, new: Callable[[], Fold], is_ours: Callable[[Fold], bool]) -> Fold | None:
         """Read the workflow, or make it from *new*; None when its name belongs to another id."""
@@ -122,12 +121,11 @@ class FileLog:
             return self._reload()
         snapshot_now = self._fs.identify_path(self._paths.snapshot)
         journal_now = self._fs.identify_path(self._paths.journal)
-        if not journal.file.is_same_file(journal_now):
+        if journal_now is None or journal_now.inode != journal.file.inode or journal_now.device != journal.file.device:
             return self._follow(fold, journal)
         if snapshot_now != self._snapshot:
             # Another program's write, or a process that died between the two renames of a fold.
             return self._reload()
-        assert journal_now is not None
         if journal_now.size != journal.end:
             self._read_on(fold, journal, cut=True)
         return fold
@@ -151,7 +149,7 @@ class FileLog:
             journal.end -= len(data)
             self._fs.truncate(journal.fd, journal.end)
             raise
-        self._seq = fold.seq
+        self._sync.written = fold.seq
         snapshot_size = self._snapshot.size if self._snapshot else 0
         if journal.end > max(self._fold_at, _FOLD_AT_RATIO * snapshot_size):
             self._fold_early(fold)
@@ -266,7 +264,7 @@ class FileLog:
         with self._sync.swapping(seq):
             old, self._journal = self._journal, journal
             self._snapshot = snapshot
-            self._seq = seq
+            self._sync.written = seq
         if old is not None and old.fd != journal.fd:
             self._fs.close(old.fd)
 
@@ -299,7 +297,7 @@ class FileLog:
             self._fs.truncate(journal.fd, found.end)
         fold_lines(fold, found.lines, self._paths.journal)
         journal.end = found.end
-        self._seq = fold.seq
+        self._sync.written = fold.seq
         self._sync.raise_to(found.mark)
 
     def _fold_last(self, fold: Fold) -> None:
@@ -323,7 +321,9 @@ class FileLog:
 
     def _write(self, journal: _Journal, data: bytes) -> None:
         try:
-            write_all(self._fs, journal.fd, data, journal.end)
+            taken = self._fs.write_at(journal.fd, data, journal.end)
+            if taken < len(data):
+                write_all(self._fs, journal.fd, data[taken:], journal.end + taken)
         except OSError:
             # Half a line, which the next writer would have to take for a crash's.
             self._fs.truncate(journal.fd, journal.end)
