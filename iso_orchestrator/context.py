@@ -96,7 +96,7 @@ class Attempt:
         parent: The attempt whose body called this step.
     """
 
-    session: object
+    session: Any
     flight: Any
     updates: list[Callable[[Json], Json]] = attrs.field(factory=list)
     parent: Attempt | None = None
@@ -114,7 +114,7 @@ class Scope:
     """What is current. Never changed; a frozen class would cost three times as much to make."""
 
     workflow: Any = None
-    runs: tuple[object, ...] = ()
+    runs: tuple[Any, ...] = ()
     owner: Owner | None = None
     step: StepContext | None = None
     item: ItemContext | None = None

@@ -190,6 +190,8 @@ def for_each_options(
         check_key(mutex_key, "a mutex key")
     elif mutex_key is not None and not callable(mutex_key):
         raise TypeError(f"mutex_key must be a str, a function of the item or None, not {mutex_key!r}")
+    if progress is not None and not isinstance(progress, bool | str):
+        raise TypeError(f"progress must be a bool, a str or None, not {progress!r}")
     return ForEachOptions(
         max_parallel=max_parallel,
         mutex_key=mutex_key,

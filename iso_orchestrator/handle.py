@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from contextvars import copy_context
 from typing import Any, TypeVar
@@ -15,7 +15,8 @@ from iso_orchestrator.context import Owner, Scope, current_scope, entered
 from iso_orchestrator.errors import DuplicateStepError
 from iso_orchestrator.fold import Fold
 from iso_orchestrator.model import Json
-from iso_orchestrator.session import Session, attach, settle
+from iso_orchestrator.pool import Pool
+from iso_orchestrator.session import Decision, Session, attach, settle
 from iso_orchestrator.store import Store
 
 __all__ = ["Handle"]
@@ -43,19 +44,19 @@ class Handle:
         self.workflow: Any = workflow
         self.workflow_id = workflow_id
         self.store = store
+        self.key = (store.identity, workflow_id)
         self.clock = clock
         self._initial_state = initial_state
-        self._max_workers = max_workers
-        self._session: Session | None = None
-        self._pool: ThreadPoolExecutor | None = None
+        self.pool = Pool(max_workers)
         self.runs: list[object] = []
+        self._session: Session | None = None
         self._claims: dict[str, tuple[str, str]] = {}
 
     def session(self) -> Session:
         """The session, opened when it is not open."""
         session = self._session
         if session is None or session.closed:
-            session = self._session = attach(self, self.store, self.workflow_id, self._new_fold)
+            session = self._session = attach(self, self.store, self.workflow_id, self._new_fold, self.clock)
         return session
 
     def pin(self) -> Session:
@@ -74,11 +75,24 @@ class Handle:
         finally:
             session.unpin()
 
+    def append(self, decide: Decision[T]) -> T:
+        """`Session.append`, whoever closes the session meanwhile."""
+        with self.pinned() as session:
+            return session.append(decide)[0]
+
+    def record(self, decide: Decision[T]) -> T:
+        """`Session.record`, whoever closes the session meanwhile."""
+        with self.pinned() as session:
+            return session.record(decide)
+
     def look(self, view: Callable[[Fold], T]) -> T:
         """What *view* sees in the record, which is not made by looking."""
         session = self._session
-        if session is not None and not session.closed:
-            return session.read(view)
+        if session is not None and session.pin():
+            try:
+                return session.read(view)
+            finally:
+                session.unpin()
         fold = self.store.read(self.workflow_id)
         return view(self._new_fold() if fold is None else fold)
 
@@ -88,18 +102,12 @@ class Handle:
         return scope if scope.workflow is self.workflow else attrs.evolve(scope, workflow=self.workflow)
 
     def submit(self, work: Callable[[], T]) -> Future[T]:
-        """Run *work* on the pool, in a copy of this context; it owns none of the mutexes that are held here."""
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(self._max_workers, thread_name_prefix="iso-orchestrator")
-        with entered(attrs.evolve(self.scope(), owner=Owner())):
+        """Run *work* in a thread of the pool, in a copy of this context, owning no mutex that is held here."""
+        scope = self.scope()
+        run = next((run for run in reversed(scope.runs) if run in self.runs), None)
+        with entered(attrs.evolve(scope, owner=Owner())):
             context = copy_context()
-        return self._pool.submit(context.run, work)
-
-    def drain(self, *, cancel: bool) -> None:
-        """Wait for what was submitted; *cancel* what has not begun."""
-        pool, self._pool = self._pool, None
-        if pool is not None:
-            pool.shutdown(wait=True, cancel_futures=cancel)
+        return self.pool.submit(lambda: context.run(work), run)
 
     def claim(self, name: str, fn: Callable[..., object]) -> None:
         """Note that *name* is the name of *fn*'s steps.
@@ -117,7 +125,7 @@ class Handle:
 
     def close(self) -> None:
         """Let the session go; the last one to do so in the last process writes the snapshot."""
-        self.drain(cancel=False)
+        self.pool.close()
         session, self._session = self._session, None
         if session is not None:
             session.users.discard(self)

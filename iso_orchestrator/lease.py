@@ -53,7 +53,7 @@ class HeldLease:
 def touch_lease(handle: Handle, key: str, holder: str, ttl: float | timedelta, detail: Any) -> Lease:
     """Acquire or renew a lease."""
     touch = _Touch.of(handle.clock, key, holder, ttl, detail)
-    return _lease_of(handle.session().record(touch.decide))
+    return _lease_of(handle.record(touch.decide))
 
 
 def release_lease(handle: Handle, key: str, holder: str | None) -> Lease | None:
@@ -73,7 +73,7 @@ def release_lease(handle: Handle, key: str, holder: str | None) -> Lease | None:
             return (), _copy(lease)
         return [LeaseReleased(at, key)], attrs.evolve(_copy(lease), released_at=at)
 
-    outcome = handle.session().record(decide)
+    outcome = handle.record(decide)
     return None if outcome is None else _lease_of(outcome)
 
 

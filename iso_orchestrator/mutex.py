@@ -98,4 +98,4 @@ def check_scope(value: str) -> MutexScope:
 
 def _record(handle: Handle, kind: str, key: str) -> None:
     at = handle.clock.now()
-    handle.session().append(lambda _: ([EventAppended(at, kind, detail={"key": key})], None))
+    handle.append(lambda _: ([EventAppended(at, kind, detail={"key": key})], None))

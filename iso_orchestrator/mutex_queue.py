@@ -205,7 +205,7 @@ def find_hold(handle: Handle, key: str, scope: MutexScope, owner: Owner) -> Hold
     beyond_item = False
     for link in owner.chain():
         with _guard:
-            hold: Hold | None = next((hold for hold in link.holds if hold.entry.key == entry_key), None)
+            hold: Hold | None = next((hold for hold in link.holds if hold.depth and hold.entry.key == entry_key), None)
         if hold is not None and beyond_item:
             raise WorkflowUsageError(
                 f"mutex {key!r} is held around the for_each, whose items would wait for it for ever: "
@@ -224,6 +224,9 @@ def _entry_key(handle: Handle, key: str, scope: MutexScope) -> _EntryKey:
 def _forget_all_in_child() -> None:
     global _guard
     _guard = threading.Lock()
+    for entry in _entries.values():
+        if entry.hold is not None:
+            entry.hold.owner.holds.clear()  # the parent's, whoever it is in the child
     _entries.clear()
 
 

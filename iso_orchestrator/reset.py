@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Sequence
+from datetime import datetime
 
 from iso_orchestrator.errors import WorkflowBusyError
 from iso_orchestrator.facts import Fact, StepsReset
@@ -18,14 +19,18 @@ __all__ = ["reset_steps"]
 def reset_steps(handle: Handle, name_or_pattern: str) -> list[str]:
     """Forget the steps of that exact name, else those that match the pattern; their names."""
     check_key(name_or_pattern, "a step's name or pattern")
-    session, at = handle.session(), handle.clock.now()
+    with handle.pinned() as session:
+        return _reset(session, handle.clock.now(), name_or_pattern)
+
+
+def _reset(session: Session, at: datetime, name_or_pattern: str) -> list[str]:
 
     def decide(fold: Fold) -> tuple[Sequence[Fact], list[str] | WorkflowBusyError]:
         names = _chosen(fold, name_or_pattern)
         running = next((name for name in names if _is_running(fold, session, name)), None)
         if running is not None:
             who = session.log.owner_info(fold.owner(running) or "")
-            return (), WorkflowBusyError(handle.workflow_id, who.pid, who.host, who.since, f"step {running!r}")
+            return (), WorkflowBusyError(session.workflow_id, who.pid, who.host, who.since, f"step {running!r}")
         return ([StepsReset(at, tuple(names))] if names else ()), names
 
     outcome = session.record(decide)

@@ -39,6 +39,7 @@ class Run:
     """A run of this process, or of the parent of this process."""
 
     run: str
+    workflow: object
     session: Session
     pid: int
 
@@ -54,12 +55,13 @@ def begin_run(handle: Handle, on_busy: OnBusy) -> Run:
     Raises:
         WorkflowBusyError: Another run goes on, and *on_busy* is "fail".
     """
-    session = handle.session()
-    run = Run(secrets.token_hex(8), session, os.getpid())
+    session = handle.pin()
+    run = Run(secrets.token_hex(8), handle.workflow, session, os.getpid())
     try:
         _start(handle, run, on_busy)
     except BaseException:
         session.runs.discard(run.run)
+        session.unpin()
         if not handle.runs:
             handle.close()
         raise
@@ -73,17 +75,19 @@ def end_run(handle: Handle, run: Run, error: BaseException | None) -> None:
         return
     handle.runs.remove(run)
     try:
-        handle.drain(cancel=error is not None)
+        handle.pool.drain(run, cancel=error is not None)
     except BaseException as interrupt:
         error = interrupt
         raise
     finally:
-        run.session.runs.discard(run.run)
         with _noting(error, "the end of the run was not recorded"):
             _record_end(handle, run, error)
-        if not handle.runs:
-            with _noting(error, "the workflow was not closed"):
-                handle.close()
+        with _noting(error, "the workflow was not closed"):
+            try:
+                run.session.unpin()
+            finally:
+                if not handle.runs:
+                    handle.close()
 
 
 def _start(handle: Handle, run: Run, on_busy: OnBusy) -> None:
@@ -106,8 +110,11 @@ def _start(handle: Handle, run: Run, on_busy: OnBusy) -> None:
 
 def _record_end(handle: Handle, run: Run, error: BaseException | None) -> None:
     fact = RunEnded(handle.clock.now(), run.run, None if error is None else ErrorInfo.of(error))
-    _, seq = run.session.append(lambda fold: ([fact] if run.run in fold.runs else [], None), fences=())
-    run.session.log.sync(seq)
+    try:
+        _, seq = run.session.append(lambda fold: ([fact] if run.run in fold.runs else [], None), fences=())
+        run.session.log.sync(seq)
+    finally:
+        run.session.runs.discard(run.run)  # not before: others would take the run for dead
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import heapq
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import Executor
+from concurrent.futures import CancelledError, Executor, Future
 from contextvars import copy_context
 from typing import Any, Protocol
 
@@ -106,7 +106,9 @@ class Scheduler:
         self._granted: deque[_Task] = deque()
         self._asking: set[_Task] = set()
         self._workers = 0
+        self._hired: set[Future[None]] = set()
         self._unfinished = 0
+        self._unstarted = 0
         self._stopped = False
         self._error: BaseException | None = None
 
@@ -126,7 +128,7 @@ class Scheduler:
             raise self._error
 
     def _read(self, items: Iterable[Any]) -> None:
-        limit = max(_READ_AHEAD, 16 * self._max_parallel) + self._max_parallel
+        limit = max(_READ_AHEAD, 16 * self._max_parallel)
         for index, item in enumerate(items):
             key = self._keyed.key_of(item)
             owner = Owner(parent=self._parent, is_item=True)
@@ -136,10 +138,11 @@ class Scheduler:
                 if self._stopped:
                     return
                 self._add(_Task(index, item, key, owner))
-                self._changed.wait_for(lambda: self._unfinished < limit or self._stopped)
+                self._changed.wait_for(lambda: self._unstarted < limit or self._stopped)
 
     def _add(self, task: _Task) -> None:
         self._unfinished += 1
+        self._unstarted += 1
         if task.key is not None and task.key in self._behind:
             self._behind[task.key].append(task)
             return
@@ -152,14 +155,32 @@ class Scheduler:
         """Start a worker, if there is one to spare. Under the lock."""
         if self._workers >= self._max_parallel:
             return
+        self._workers += 1
         try:
-            self._executor.submit(self._worker)
+            future = self._executor.submit(self._worker)
         except RuntimeError as error:  # the executor was shut down
-            self._error = error if self._error is None else self._error
-            self._stopped = True
+            self._workers -= 1
+            self._give_up(error)
+            return
+        self._hired.add(future)
+        future.add_done_callback(self._dismissed)
+
+    def _dismissed(self, future: Future[None]) -> None:
+        """A worker has ended, or was cancelled before it began: its executor was shut down, or it is not needed."""
+        with self._changed:
+            self._hired.discard(future)
+            if not future.cancelled():
+                return
+            self._workers -= 1
             self._changed.notify_all()
-        else:
-            self._workers += 1
+            if self._workers == 0 and self._unfinished and not self._stopped:
+                self._give_up(CancelledError("the executor was shut down before all items had run"))
+
+    def _give_up(self, error: BaseException) -> None:
+        """Stop, in whatever thread that is. Under the lock."""
+        self._error = error if self._error is None else self._error
+        self._stopped = True
+        self._changed.notify_all()
 
     def _worker(self) -> None:
         try:
@@ -179,12 +200,18 @@ class Scheduler:
         with self._changed:
             if not self._stopped:
                 if self._granted:
-                    return self._granted.popleft()
+                    return self._start(self._granted.popleft())
                 if self._ready:
-                    return heapq.heappop(self._ready)
+                    task = heapq.heappop(self._ready)
+                    return task if task.key is not None else self._start(task)
             self._workers -= 1
             self._changed.notify_all()
             return None
+
+    def _start(self, task: _Task) -> _Task:
+        self._unstarted -= 1
+        self._changed.notify_all()
+        return task
 
     def _ask(self, task: _Task) -> None:
         """Ask for the item's key; it comes back in `_granted` at once or when others let it go."""
@@ -283,6 +310,8 @@ class Scheduler:
 
     def _finish_unworked(self, task: _Task, error: BaseException) -> None:
         """An item that never got its key: no worker is at hand to go on with the next."""
+        with self._changed:
+            self._unstarted -= 1
         self._finish(task, False, error)
         with self._changed:
             if self._ready and not self._stopped:
@@ -308,5 +337,9 @@ class Scheduler:
             self._changed.wait_for(lambda: self._unfinished == 0 or self._stopped)
 
     def _wait_until_idle(self) -> None:
+        with self._changed:
+            unneeded = list(self._hired)
+        for future in unneeded:
+            future.cancel()  # those that an executor has not begun yet
         with self._changed:
             self._changed.wait_for(lambda: self._workers == 0)

@@ -12,10 +12,12 @@ from typing import Any, TypeAlias, TypeVar
 
 import attrs
 
+from iso_orchestrator.clock import Clock
 from iso_orchestrator.context import Fence, current_scope
 from iso_orchestrator.errors import LeaseLostError, OrchestratorError, StoreError, WorkflowUsageError
 from iso_orchestrator.facts import Fact, StepAbandoned
 from iso_orchestrator.fold import Fold
+from iso_orchestrator.liveness import dead_runs
 from iso_orchestrator.model import Json, StepRecord, StepStatus
 from iso_orchestrator.store import Store
 
@@ -69,7 +71,8 @@ class Flight:
 class Session:
     """This process's share in one workflow, however many `Workflow` objects stand for it."""
 
-    def __init__(self, store: Store, workflow_id: str, new: Callable[[], Fold]) -> None:
+    def __init__(self, store: Store, workflow_id: str, new: Callable[[], Fold], clock: Clock) -> None:
+        self.key = (store.identity, workflow_id)
         self.workflow_id = workflow_id
         self.flights: dict[str, Flight] = {}
         self.runs: set[str] = set()
@@ -81,6 +84,8 @@ class Session:
         self._inside: int | None = None
         self._pins = 0
         self._orphans: set[str] = set()
+        if fold.runs:
+            self.append(lambda fold: (dead_runs(fold, self.log, self.runs, clock.now()), None), fences=())
 
     def append(self, decide: Decision[T], *, fences: Sequence[Fence] | None = None) -> tuple[T, int]:
         """Append what *decide* says to what everybody has appended; its value, and the sequence to sync.
@@ -218,7 +223,7 @@ _sessions: dict[tuple[object, str], Session] = {}
 _registry_lock = threading.RLock()
 
 
-def attach(user: object, store: Store, workflow_id: str, new: Callable[[], Fold]) -> Session:
+def attach(user: object, store: Store, workflow_id: str, new: Callable[[], Fold], clock: Clock) -> Session:
     """The session of this process, opened when it is not open; *user* keeps it so."""
     key = (store.identity, workflow_id)
     with _registry_lock:
@@ -226,7 +231,7 @@ def attach(user: object, store: Store, workflow_id: str, new: Callable[[], Fold]
         if session is None or session.closed:
             for closed in [known for known, other in _sessions.items() if other.closed]:
                 del _sessions[closed]
-            session = _sessions[key] = Session(store, workflow_id, new)
+            session = _sessions[key] = Session(store, workflow_id, new, clock)
         session.users.add(user)
         return session
 
@@ -234,7 +239,7 @@ def attach(user: object, store: Store, workflow_id: str, new: Callable[[], Fold]
 def settle(session: Session) -> None:
     """Leave a session that nobody uses and in which nothing goes on."""
     with _registry_lock:
-        if not session.closed and not session.users and not session.runs:
+        if not session.closed and not session.users:
             session.leave()
 
 

@@ -41,7 +41,7 @@ def update_state(handle: Handle, update: Any) -> Json:
         state = new_state(update, fold.state) if callable(update) else value
         return [StateUpdated(at, state)], copy_json(state)
 
-    return handle.session().record(decide)
+    return handle.record(decide)
 
 
 def update_with_step(handle: Handle, update: Any) -> None:
@@ -74,7 +74,7 @@ def append_event(handle: Handle, kind: str, message: str | None, detail: Any) ->
         raise TypeError(f"an event's message must be a str or None, not {type(message).__name__}")
     value = _detail(detail, f"the detail of event {kind!r}")
     event = WorkflowEvent(handle.clock.now(), kind, message, copy_json(value))
-    return handle.session().record(lambda _: ([EventAppended(event.at, kind, message, value)], event))
+    return handle.record(lambda _: ([EventAppended(event.at, kind, message, value)], event))
 
 
 def heartbeat(handle: Handle, key: str, detail: Any, *, silent: bool = False) -> Heartbeat:
@@ -82,7 +82,7 @@ def heartbeat(handle: Handle, key: str, detail: Any, *, silent: bool = False) ->
     check_key(key, "a heartbeat's key")
     value = _detail(detail, f"the detail of heartbeat {key!r}")
     beat = Heartbeat(key, handle.clock.now(), copy_json(value))
-    return handle.session().record(lambda _: ([HeartbeatRecorded(beat.at, key, value, silent)], beat))
+    return handle.record(lambda _: ([HeartbeatRecorded(beat.at, key, value, silent)], beat))
 
 
 def heartbeating(handle: Handle, key: str, every: float, detail: Any) -> AbstractContextManager[None]:
@@ -130,9 +130,9 @@ def set_status(handle: Handle, status: WorkflowStatus | str, error: BaseExceptio
     """Set the status by hand."""
     at, value = handle.clock.now(), _status(status)
     info = None if error is None else _error_info(error)
-    session = handle.session()
-    session.append(lambda _: ([StatusSet(at, value, info)], None))
-    return session.read(Fold.record)
+    with handle.pinned() as session:
+        session.append(lambda _: ([StatusSet(at, value, info)], None))
+        return session.read(Fold.record)
 
 
 def _status(status: str) -> WorkflowStatus:

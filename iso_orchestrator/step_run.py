@@ -324,7 +324,7 @@ class StepCall:
     def _refuse_recursion(self) -> None:
         attempt = current_scope().attempt
         for link in attempt.chain() if attempt is not None else ():
-            if link.session is self.session and link.flight.name == self.name:
+            if link.session.key == self.session.key and link.flight.name == self.name:
                 raise WorkflowUsageError(
                     f"step {self.name!r} called itself: it would wait for its own end; call the plain function (.fn)"
                 )

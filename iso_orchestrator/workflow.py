@@ -129,11 +129,12 @@ class Workflow:
 
     def __enter__(self) -> Workflow:
         """Begin a run."""
-        if self in current_scope().runs:
+        around = current_scope().runs
+        if any(run.workflow is self for run in around):
             raise WorkflowUsageError(
                 f"workflow {self.workflow_id!r}: a run inside of itself; use the workflow as it is"
             )
-        if self._on_busy == "wait" and any(_same(self, run) for run in current_scope().runs):
+        if self._on_busy == "wait" and any(run.session.key == self._handle.key for run in around):
             raise WorkflowUsageError(
                 f"workflow {self.workflow_id!r}: a run that waits for the one around it never ends"
             )
@@ -141,7 +142,7 @@ class Workflow:
         run = begin_run(self._handle, self._on_busy)
         stack.push(lambda _, error, __: end_run(self._handle, run, error))
         scope = current_scope()
-        stack.enter_context(entered(attrs.evolve(scope, workflow=self, runs=(*scope.runs, self))))
+        stack.enter_context(entered(attrs.evolve(scope, workflow=self, runs=(*scope.runs, run))))
         self._entered[threading.get_ident()] = stack
         return self
 
@@ -470,11 +471,3 @@ def _clock(now: Callable[[], datetime] | None) -> Clock:
     clock = InjectedClock(now)
     clock.now()  # a naive clock is to be told at once
     return clock
-
-
-def _same(workflow: Workflow, run: object) -> bool:
-    return (
-        isinstance(run, Workflow)
-        and run.workflow_id == workflow.workflow_id
-        and run._handle.store.identity == workflow._handle.store.identity
-    )

@@ -18,7 +18,7 @@ FLOORS = [
     {"facts", "fold", "model"},
     {"codec"},
     {"store"},
-    {"context", "handle", "liveness", "session"},
+    {"context", "handle", "liveness", "pool", "session"},
     {
         "for_each",
         "functions",

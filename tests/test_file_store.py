@@ -611,6 +611,22 @@ def test_reading_on_does_not_count_as_synced(root: Path) -> None:
     assert fs.count("sync") == 1
 
 
+def test_what_another_process_has_synced_is_not_synced_again(root: Path) -> None:
+    """A line that tells of a sync spares the sync to who reads it."""
+    log, fold = opened(root)
+    fs = WatchedFS()
+    other, its = opened(root, fs)
+    fold = put(log, fold, note("one"))
+    log.sync(fold.seq)
+    put(log, fold, note("two"))
+    its = caught_up(other, its)
+    fs.calls.clear()
+    other.sync(1)
+    assert fs.count("sync") == 0
+    other.sync(2)
+    assert fs.count("sync") == 1
+
+
 def test_first_to_open_an_unclean_journal_writes_a_fresh_pair(root: Path, paths: Paths) -> None:
     """What a dead process left can be read, and is yet written anew before anything is answered."""
     log, fold = opened(root)
@@ -842,6 +858,23 @@ def test_reader_is_not_disturbed_by_folds(root: Path, early_folds: None) -> None
     assert seen == sorted(seen)
 
 
+def test_reader_between_two_pairs_looks_again(root: Path, paths: Paths) -> None:
+    """A reader that got the journal of one pair and the snapshot of another reads both anew."""
+    log, fold = opened(root)
+    put(log, fold, note("old"))
+    die(log)
+
+    def before(name: str, args: tuple[Any, ...]) -> None:
+        if name == "open_read" and args[0] == paths.snapshot:
+            fs.before = None
+            FileStore(root).delete("w")
+            log, fold = FileStore(root).open("w", lambda: new_fold("w", {"incarnation": 2}))
+            put(log, fold, note("new"))
+
+    fs = WatchedFS(before)
+    assert notes_of(looked_at(FileStore(root, fs))) == ["new"]
+
+
 def test_journal_that_outgrows_its_share_is_folded(root: Path, paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
     """A journal that is long, and many times its snapshot, is folded in the midst of the work, and rarely."""
     monkeypatch.setattr("iso_orchestrator.store.file.log._FOLD_AT_BYTES", 20_000)
@@ -960,14 +993,15 @@ def test_torn_tail_is_kept_aside_reported_and_cut(
     assert notes_of(looked_at(FileStore(root)))[:2] == ["one", "two"]
 
 
+@pytest.mark.parametrize("kind", TAILS)
 def test_torn_tail_of_a_killed_peer_is_cut_while_going_on(
-    root: Path, paths: Paths, caplog: pytest.LogCaptureFixture
+    root: Path, paths: Paths, caplog: pytest.LogCaptureFixture, kind: str
 ) -> None:
     """A process in the midst of its work cuts the half line of one that was killed, before it appends."""
     log, fold = opened(root)
     fold = put(log, fold, note("one"))
     end = os.stat(paths.journal).st_size
-    tail = tear(paths, "half a line")
+    tail = tear(paths, kind)
     assert not log.is_current()
     with caplog.at_level(logging.WARNING, "iso_orchestrator"):
         fold = put(log, fold, note("two"))
@@ -1184,6 +1218,64 @@ def test_crash_before_any_call_loses_nothing(root: Path, early_folds: None, peer
             assert notes_of(put(peer_log, peer_fold, note("peer")))[-1 - len(found) :] == [*found, "peer"], number
             found.append("peer")
             die(peer_log)
+        log, fold = opened(place)
+        assert [text for text in notes_of(fold) if text != "earlier"] == found, number
+        log.leave(put(log, fold, note("after")))
+        assert notes_of(looked_at(FileStore(place)))[-1 - len(found) :] == [*found, "after"], number
+        number += 1
+    assert number > 40
+
+
+def refusing_at(number: int, error: OSError) -> WatchedFS:
+    """A file system whose call of that number fails, once."""
+    fs = WatchedFS()
+
+    def before(name: str, args: tuple[Any, ...]) -> None:
+        if len(fs.calls) == number + 1 and name != "close":
+            raise error
+
+    fs.before = before
+    return fs
+
+
+def stubborn_lifetime(root: Path, fs: FileSystem, acknowledged: list[str]) -> None:
+    """As `lifetime`, by a process that goes on after each error, with what the disk says."""
+    log, known = FileStore(root, fs).open("w", new_fold)
+    assert isinstance(log, FileLog)
+    fold: Fold | None = known
+    for text in ("one", "two", "long" * 300, "three"):
+        try:
+            fold = put(log, fold, note(text))  # type: ignore[arg-type]
+            log.sync(fold.seq)
+            acknowledged.append(text)
+        except StoreError:
+            fold = None
+    try:
+        log.leave(fold)
+    except StoreError:
+        die(log)
+
+
+@pytest.mark.parametrize("peer", [False, True], ids=["alone", "beside a peer"])
+def test_any_call_that_fails_is_a_typed_error(root: Path, early_folds: None, peer: bool) -> None:
+    """Whichever call the system refuses: a StoreError or no harm; what was acknowledged stays, and work goes on."""
+    texts = ["one", "two", "long" * 300, "three"]
+    number, finished = 0, False
+    while not finished:
+        place = root / str(number)
+        peer_log, peer_fold = prepared(place, peer=peer, torn=True)
+        acknowledged: list[str] = []
+        fs = refusing_at(number, NO_SPACE)
+        with suppress(StoreError):  # of opening
+            stubborn_lifetime(place, fs, acknowledged)
+        finished = len(fs.calls) <= number
+        found = [text for text in notes_of(looked_at(FileStore(place))) if text != "earlier"]
+        assert found == [text for text in texts if text in found], number
+        assert set(found) >= set(acknowledged), number
+        if peer_log is not None:
+            assert notes_of(put(peer_log, peer_fold, note("peer")))[-1 - len(found) :] == [*found, "peer"], number
+            found.append("peer")
+            peer_log.leave(None)
         log, fold = opened(place)
         assert [text for text in notes_of(fold) if text != "earlier"] == found, number
         log.leave(put(log, fold, note("after")))
@@ -1428,6 +1520,22 @@ def test_what_is_planted_at_a_files_name_is_refused(root: Path, paths: Paths, na
             store.read("w")
         assert isinstance(only(store.list()), StoreError)
     assert target.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["journal", "record_lock"])
+def test_second_name_of_a_file_is_refused(root: Path, paths: Paths, name: str) -> None:
+    """A hard link at the name of a file that is written in place is a StoreError: the other name may be anybody's."""
+    log, fold = opened(root)
+    log.leave(put(log, fold, note("one")))
+    path, target = Path(getattr(paths, name)), root.parent / "target"
+    os.link(path, target)
+    before = target.read_bytes()
+    with pytest.raises(StoreError, match="hard link"):
+        opened(root)
+    assert target.read_bytes() == before
+    assert notes_of(looked_at(FileStore(root))) == ["one"]
+    target.unlink()
+    looks(root, "one")
 
 
 def test_what_is_planted_among_the_run_files_is_refused(root: Path, paths: Paths) -> None:

@@ -63,7 +63,7 @@ def npm_lease(second: int, key: str, holder: str, acquired: int, ttl: float, det
     )
 
 
-# What the script behind tests/data/npm-0.2.0/failed.json did under Node, one fact for each thing that happened.
+# What was done under Node to make tests/data/npm-0.2.0/failed.json, one fact for each thing that happened.
 NPM_FACTS = [
     f.RunStarted(npm(0), "r", "o", 1, "h"),
     f.StepStarted(npm(1), "plain", 1, "o"),

@@ -261,6 +261,13 @@ BODIES = [
 ]
 
 
+def test_line_that_stands_for_itself_does_not_pass() -> None:
+    """A line whose checksum is right by itself, and not begun from the header's, is of no journal."""
+    body = '{"seq":13,"synced":7,"fact":"step.abandoned","at":"2026-05-14T12:00:00.000Z","step":"a"'
+    assert len(scanned(JOURNAL + sealed(body))[1].lines) == len(FACTS)
+    assert len(scanned(JOURNAL + sealed(body, parse_header(JOURNAL, PATH).crc))[1].lines) == len(FACTS) + 1
+
+
 @pytest.mark.parametrize("body", BODIES, ids=range(len(BODIES)))
 def test_line_that_is_no_fact_is_not_taken(body: str) -> None:
     """A line with a right checksum that says nothing is a bad line like any other."""

@@ -226,6 +226,11 @@ def planted_link(path: Path) -> None:
     path.symlink_to(path.parent / "target")
 
 
+def planted_hard_link(path: Path) -> None:
+    (path.parent / "victim").write_bytes(b"precious")
+    os.link(path.parent / "victim", path)
+
+
 def planted_fifo(path: Path) -> None:
     os.mkfifo(path)
 
@@ -234,15 +239,17 @@ def planted_folder(path: Path) -> None:
     path.mkdir()
 
 
-@pytest.mark.parametrize("plant", [planted_link, planted_fifo, planted_folder])
+@pytest.mark.parametrize("plant", [planted_link, planted_hard_link, planted_fifo, planted_folder])
 def test_what_is_planted_at_a_mutexs_name_is_refused(path: str, plant: Callable[[Path], None]) -> None:
-    """A symlink, a FIFO or a folder under a lock's name raises StoreError with the path, without a hang or a write."""
+    """A link, a FIFO or a folder under a lock's name raises StoreError with the path, without a hang or a write."""
     Path(path).parent.mkdir()
     plant(Path(path))
     for take in (FileMutex(FS, path).try_acquire, FileMutex(FS, path).acquire):
         with pytest.raises(StoreError, match=r"key\.lock"):
             take()
     assert not (Path(path).parent / "target").exists()
+    if (victim := Path(path).parent / "victim").exists():
+        assert victim.read_bytes() == b"precious"
     assert FileMutex(FS, path).holder() == OwnerInfo()
 
 

@@ -228,7 +228,8 @@ def test_what_is_no_exception_is_recorded_and_goes_on(
 
 
 @pytest.mark.parametrize(
-    ("statement", "code", "name"), [("raise KeyboardInterrupt", None, "KeyboardInterrupt"), ("sys.exit(3)", 3, "SystemExit")]
+    ("statement", "code", "name"),
+    [("raise KeyboardInterrupt", None, "KeyboardInterrupt"), ("sys.exit(3)", 3, "SystemExit")],
 )
 def test_an_interrupt_ends_the_process_as_ever(tmp_path: Path, statement: str, code: int | None, name: str) -> None:
     """A script that is interrupted in a step ends as without the library, and says so in its record."""
@@ -296,7 +297,7 @@ STRATEGIES: list[tuple[Callable[[Any], float], list[float]]] = [
 def test_wait_may_be_any_strategy_of_tenacity(
     workflow: Workflow, pauses: list[float], wait: Callable[[Any], float], expected: list[float]
 ) -> None:
-    """tenacity's wait strategies, sums and chains of them, and one's own, say how long each pause is."""
+    """A wait strategy of tenacity, a sum or a chain of them, or one's own, says how long each pause is."""
     errors = [ConnectionError(str(number)) for number in range(1, 5)]
     assert workflow.run_step("flaky", Flaky(*errors), retry=Retry(attempts=5, wait=wait)) == 5
     assert pauses == pytest.approx(expected)

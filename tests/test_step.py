@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import ContextVar
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -124,7 +125,7 @@ def test_the_record_tells_all_about_a_step(tmp_path: Path) -> None:
 
 
 def test_the_record_tells_all_about_a_failure(workflow: Workflow) -> None:
-    """A failed step's record has the error's class, message, place, code and cause; so has the workflow's last error."""
+    """A failed step has its error's class, message, place, code and cause on record, and so has the workflow."""
 
     class PaymentError(Exception):
         code = "E_DECLINED"
@@ -305,6 +306,20 @@ def test_worker_threads_know_what_is_current(workflow: Workflow) -> None:
     assert sorted(seen) == [
         (where, True, f'look(where="{where}")') for where in ("here", "in time", "item 0", "item 1", "submitted")
     ]
+
+
+USERS = ContextVar("users", default="nobody")
+
+
+def test_worker_threads_have_the_users_context(workflow: Workflow) -> None:
+    """A context variable of the user's own has its value in every thread that the workflow runs functions in."""
+    token = USERS.set("somebody")
+    try:
+        assert workflow.step(name="submitted")(lambda: USERS.get()).submit().result(DEADLINE) == "somebody"
+        assert workflow.run_step("limited", USERS.get, timeout=DEADLINE) == "somebody"
+        assert workflow.run_for_each([1, 2], lambda _: USERS.get(), max_parallel=2).values() == ["somebody"] * 2
+    finally:
+        USERS.reset(token)
 
 
 # What is current
@@ -811,9 +826,7 @@ def test_a_worker_thread_of_a_step_updates_the_state_with_it(workflow: Workflow)
     workflow.update_state({"paid": 0})
 
     def pay_all() -> None:
-        workflow.run_for_each(
-            range(4), lambda _: workflow.update_state(add_one, with_step=True), max_parallel=2
-        )
+        workflow.run_for_each(range(4), lambda _: workflow.update_state(add_one, with_step=True), max_parallel=2)
         assert workflow.state == {"paid": 0}
 
     workflow.run_step("pay all", pay_all)

@@ -71,7 +71,7 @@ def test_a_step_without_arguments_is_called_like_its_function(workflow: Workflow
 def test_the_bound_arguments_are_the_identity(
     step: iso_orchestrator.Step[..., str], args: tuple[Any, ...], named: dict[str, Any], name: str
 ) -> None:
-    """However a call is written, it is known by the arguments that differ from their defaults, in the signature's order."""
+    """However a call is written, it is known by the arguments that are not their defaults, in the signature's order."""
     assert step.step_name(*args, **named) == name
 
 
@@ -171,9 +171,7 @@ def test_different_arguments_are_different_steps(step: iso_orchestrator.Step[...
 
 
 @pytest.mark.parametrize(("length", "is_cut"), [(116, False), (117, True), (10_000, True)])
-def test_long_arguments_are_cut_with_a_hash(
-    step: iso_orchestrator.Step[..., str], length: int, is_cut: bool
-) -> None:
+def test_long_arguments_are_cut_with_a_hash(step: iso_orchestrator.Step[..., str], length: int, is_cut: bool) -> None:
     """Rendered arguments of more than 120 characters are cut there, and told apart by a hash behind the cut."""
     name = step.step_name("a" * length)
     whole = f'x="{"a" * length}"'
@@ -533,7 +531,9 @@ def test_a_new_version_runs_again(tmp_path: Path) -> None:
     assert calls == [None, 1, 2, "2b", None]
 
 
-@pytest.mark.parametrize(("version", "kind"), [("", ValueError), (" ", ValueError), (1.5, TypeError), (True, TypeError)])
+@pytest.mark.parametrize(
+    ("version", "kind"), [("", ValueError), (" ", ValueError), (1.5, TypeError), (True, TypeError)]
+)
 def test_a_version_that_is_none_is_refused_when_decorated(
     workflow: Workflow, version: Any, kind: type[Exception]
 ) -> None:

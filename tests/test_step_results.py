@@ -123,7 +123,9 @@ RESULTS: list[tuple[Any, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("annotation", "value"), RESULTS, ids=[f"{number} {kind}"[:50] for number, (kind, _) in enumerate(RESULTS)])
+@pytest.mark.parametrize(
+    ("annotation", "value"), RESULTS, ids=[f"{number} {kind}"[:50] for number, (kind, _) in enumerate(RESULTS)]
+)
 def test_an_annotated_result_keeps_its_type(tmp_path: Path, annotation: Any, value: Any) -> None:
     """The annotation's type comes back, equal, on the first run, at once again, and after a restart."""
 

@@ -53,11 +53,11 @@ class FileSystem:
 
     def open_write(self, path: str) -> int:
         """Open a regular file for reading and writing, made when it is missing."""
-        return self._regular(os.open(path, os.O_RDWR | os.O_CREAT | _SAFE, 0o600), path)
+        return self._own(os.open(path, os.O_RDWR | os.O_CREAT | _SAFE, 0o600), path)
 
     def open_existing(self, path: str) -> int:
         """Open a regular file that is there, for reading and writing."""
-        return self._regular(os.open(path, os.O_RDWR | _SAFE), path)
+        return self._own(os.open(path, os.O_RDWR | _SAFE), path)
 
     def open_new(self, path: str) -> int:
         """Make a file that is not there yet."""
@@ -134,6 +134,13 @@ class FileSystem:
         except FileNotFoundError:
             return None
         return _file_id((found.st_dev, found.st_ino, found.st_size, found.st_ctime_ns))
+
+    def _own(self, fd: int, path: str) -> int:
+        """A file that is written in place must have no other name: it may be anybody's."""
+        if os.fstat(self._regular(fd, path)).st_nlink <= 1:
+            return fd
+        os.close(fd)
+        raise StoreError(f"{path} has another name (a hard link): remove the other, or put a copy in its place")
 
     def _regular(self, fd: int, path: str) -> int:
         if stat.S_ISREG(os.fstat(fd).st_mode):

@@ -1,0 +1,711 @@
+"""`for_each`: a function over many items, what it returns, what stops it, and on whose threads it runs."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import suppress
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import DEADLINE
+from support_fanout import Gate
+from support_processes import assert_waits, in_thread, killed
+
+from iso_orchestrator import (
+    ForEachSummary,
+    Fulfilled,
+    Rejected,
+    StepNameError,
+    StepStatus,
+    Workflow,
+    WorkflowUsageError,
+    current_item,
+)
+
+
+@pytest.fixture
+def workflow(tmp_path: Path) -> Iterator[Workflow]:
+    workflow = Workflow("w", dir=tmp_path)
+    yield workflow
+    workflow.close()
+
+
+@pytest.fixture
+def gate() -> Iterator[Gate]:
+    gate = Gate()
+    yield gate
+    gate.open()
+
+
+def double(item: int) -> int:
+    return 2 * item
+
+
+def never(*_: object) -> None:
+    pytest.fail("it ran")
+
+
+# What it is called with, and what it returns
+
+
+def test_every_item_is_worked_on_with_what_they_share(workflow: Workflow) -> None:
+    """The function gets each item, and behind it the arguments that all of them share."""
+
+    @workflow.for_each(max_parallel=2)
+    def greet(name: str, greeting: str, *, mark: str = ".") -> str:
+        return f"{greeting} {name}{mark}"
+
+    assert greet(["Ada", "Bob"], "Dear").values() == ["Dear Ada.", "Dear Bob."]
+    assert greet(["Eve"], "Hey", mark="!").values() == ["Hey Eve!"]
+    assert greet(["Eve"], greeting="Hi").values() == ["Hi Eve."]
+
+
+@pytest.mark.parametrize("items", [[1, 2], (1, 2), {1: "a", 2: "b"}, range(1, 3), iter([1, 2]), (n for n in (1, 2))])
+def test_any_iterable_has_items(workflow: Workflow, items: Any) -> None:
+    """Lists, dicts, iterators and generators are all read alike."""
+    assert workflow.run_for_each(items, double).values() == [2, 4]
+
+
+@pytest.mark.parametrize("items", [[], iter(())])
+def test_no_items_are_no_work(workflow: Workflow, items: Any) -> None:
+    """Without items the summary is empty."""
+    summary = workflow.run_for_each(items, never)
+    assert (summary.results, summary.fulfilled, summary.rejected, summary.values()) == ([], 0, 0, [])
+
+
+def test_what_cannot_be_iterated_is_a_type_error(workflow: Workflow) -> None:
+    """Items that are no iterable raise as they do everywhere."""
+    with pytest.raises(TypeError, match="not iterable"):
+        workflow.run_for_each(5, never)  # type: ignore[arg-type]
+
+
+def test_items_are_read_as_it_goes(workflow: Workflow) -> None:
+    """The first item runs before the second is there."""
+    first_ran = threading.Event()
+
+    def source() -> Iterator[int]:
+        yield 1
+        assert first_ran.wait(DEADLINE), "all items are read before the first one runs"
+        yield 2
+
+    workflow.run_for_each(source(), lambda item: first_ran.set())
+
+
+def test_results_are_in_the_order_of_the_items(workflow: Workflow, gate: Gate) -> None:
+    """An item that is done later stands where it came in."""
+    summary = in_thread(workflow.run_for_each, "abc", gate, max_parallel=3)
+    gate.until_in("a", "b", "c")
+    for item in "cab":
+        gate.open(item)
+    assert summary.result(DEADLINE).values() == ["a", "b", "c"]
+
+
+def test_one_item_at_a_time_and_in_order_unless_told_otherwise(workflow: Workflow, gate: Gate) -> None:
+    """By default the next item starts when the one before has ended."""
+    gate.open()
+    workflow.run_for_each(range(20), gate)
+    assert (gate.entered, gate.most) == (list(range(20)), 1)
+
+
+def test_as_many_at_a_time_as_there_may_be(workflow: Workflow, gate: Gate) -> None:
+    """Three items run at once where three may, and never four."""
+    summary = in_thread(workflow.run_for_each, range(9), gate, max_parallel=3)
+    gate.until_in(0, 1, 2)
+    assert_waits(summary)
+    assert sorted(gate.entered) == [0, 1, 2]
+    gate.open()
+    assert summary.result(DEADLINE).fulfilled == 9
+    assert gate.most == 3
+
+
+def test_the_next_item_starts_when_any_ends(workflow: Workflow, gate: Gate) -> None:
+    """One slow item does not keep the others from going on."""
+    summary = in_thread(workflow.run_for_each, range(6), gate, max_parallel=2)
+    gate.until_in(0, 1)
+    gate.open(1, 2, 3, 4, 5)
+    gate.until_in(5)
+    assert 0 not in gate.left
+    gate.open(0)
+    assert summary.result(DEADLINE).fulfilled == 6
+
+
+def test_a_summary_says_what_became_of_each(workflow: Workflow) -> None:
+    """Results say by class and by status whether an item succeeded, and the counts add up."""
+    error = ValueError("odd")
+
+    def refuse_odd(item: int) -> int:
+        if item % 2:
+            raise error
+        return item
+
+    summary = workflow.run_for_each(range(3), refuse_odd, stop_on_error=False)
+    assert summary.results == [Fulfilled(0), Rejected(error), Fulfilled(2)]
+    assert [result.status for result in summary.results] == ["fulfilled", "rejected", "fulfilled"]
+    assert (summary.fulfilled, summary.rejected) == (2, 1)
+
+
+def test_values_raise_the_first_reason(workflow: Workflow, gate: Gate) -> None:
+    """Where items failed, `values` raises the reason of the first of them, whichever failed first."""
+
+    def fail(item: str) -> str:
+        gate(item)
+        if item == "a":
+            return item
+        raise LookupError(item)
+
+    summary = in_thread(workflow.run_for_each, "abc", fail, stop_on_error=False, max_parallel=3)
+    gate.until_in("a", "b", "c")
+    gate.open("c")
+    gate.open()
+    with pytest.raises(LookupError, match=r"^b$"):
+        summary.result(DEADLINE).values()
+
+
+def test_an_item_knows_its_index(workflow: Workflow) -> None:
+    """`current_item` counts from 0, in every worker."""
+    summary = workflow.run_for_each("abc", lambda letter: (letter, current_item().index), max_parallel=3)
+    assert summary.values() == [("a", 0), ("b", 1), ("c", 2)]
+
+
+def test_a_for_each_in_an_item_has_items_of_its_own(workflow: Workflow) -> None:
+    """Nested ones work, and each knows its own items."""
+
+    def outer(row: int) -> tuple[list[int], int]:
+        inner = workflow.run_for_each(range(row), lambda _: current_item().index, max_parallel=2)
+        return inner.values(), current_item().index
+
+    summary = workflow.run_for_each([2, 3], outer, max_parallel=2)
+    assert summary.values() == [([0, 1], 0), ([0, 1, 2], 1)]
+
+
+def test_the_callers_context_reaches_the_items(workflow: Workflow) -> None:
+    """Context variables are in the items as where the call is, and what an item sets stays in it."""
+    user: ContextVar[str] = ContextVar("user", default="nobody")
+
+    def who(item: int) -> str:
+        before = user.get()
+        user.set(f"item {item}")
+        return before
+
+    user.set("ada")
+    assert workflow.run_for_each(range(4), who, max_parallel=2).values() == ["ada"] * 4
+    assert user.get() == "ada"
+
+
+def test_what_was_done_is_not_done_again(workflow: Workflow) -> None:
+    """Steps in a `for_each` run again only where they were not completed."""
+    ran: list[int] = []
+    is_broken = True
+
+    @workflow.for_each(max_parallel=1)
+    @workflow.step(name="apply:{job}")
+    def apply(job: int) -> int:
+        ran.append(job)
+        if job == 3 and is_broken:
+            raise OSError("no route")
+        return job * 10
+
+    with pytest.raises(OSError, match="no route"):
+        apply(range(5))
+    is_broken = False
+    assert apply(range(5)).values() == [0, 10, 20, 30, 40]
+    assert ran == [0, 1, 2, 3, 3, 4]
+
+
+def test_a_killed_batch_goes_on_where_it_was(tmp_path: Path) -> None:
+    """After SIGKILL the items that were completed are not run again, and all others are."""
+    code = """
+        def apply(item):
+            if item == 3:
+                say("three")
+                hear()
+            return "first run"
+        workflow.run_for_each(range(6), lambda item: workflow.run_step(f"apply:{item}", apply, item))
+    """
+    killed(code, tmp_path, "three")
+    with Workflow("w", dir=tmp_path) as workflow:
+        summary = workflow.run_for_each(range(6), lambda item: workflow.run_step(f"apply:{item}", lambda: "second run"))
+    assert summary.values() == ["first run"] * 3 + ["second run"] * 3
+    workflow.close()
+
+
+# What stops it
+
+
+def test_after_an_error_nothing_more_starts(workflow: Workflow) -> None:
+    """The first error is raised, and the items behind it do not run."""
+    started: list[int] = []
+
+    def fail_at_two(item: int) -> None:
+        started.append(item)
+        if item == 2:
+            raise ValueError("two is too much")
+
+    with pytest.raises(ValueError, match="two is too much"):
+        workflow.run_for_each(range(100), fail_at_two)
+    assert started == [0, 1, 2]
+
+
+def test_the_error_names_the_items_index(workflow: Workflow) -> None:
+    """A note on the error says which item it was."""
+
+    def fail_late(item: str) -> None:
+        if item == "d":
+            raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no") as raised:
+        workflow.run_for_each("abcdef", fail_late)
+    assert [note for note in raised.value.__notes__ if "3" in note and "item" in note]
+
+
+def test_nested_errors_name_every_index(workflow: Workflow) -> None:
+    """An error out of a nested `for_each` says the index in each."""
+
+    def inner(item: int) -> None:
+        if item == 5:
+            raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no") as raised:
+        workflow.run_for_each("ab", lambda _: workflow.run_for_each(range(9), inner))
+    first, second = raised.value.__notes__
+    assert "5" in first
+    assert "0" in second
+
+
+def test_what_runs_is_let_finish_after_an_error(workflow: Workflow, gate: Gate) -> None:
+    """The error comes only when the items that run have ended, and what they did is on record."""
+
+    def work(item: str) -> str:
+        if item == "b":
+            gate.until_in("a")
+            raise ValueError("no")
+        return workflow.run_step(item, gate, item)
+
+    summary = in_thread(workflow.run_for_each, "abc", work, max_parallel=2)
+    gate.until_in("a")
+    assert_waits(summary)
+    gate.open()
+    with pytest.raises(ValueError, match="no"):
+        summary.result(DEADLINE)
+    assert {step.name: step.status for step in workflow.record.steps.values()} == {"a": StepStatus.COMPLETED}
+
+
+def test_of_several_errors_the_first_is_raised(workflow: Workflow, gate: Gate) -> None:
+    """An error of an item that was let finish does not take the place of the first one."""
+
+    def fail(item: str) -> None:
+        gate(item)
+        raise ValueError(item)
+
+    summary = in_thread(workflow.run_for_each, "ab", fail, max_parallel=2)
+    gate.until_in("a", "b")
+    gate.open("b")
+    assert_waits(summary)
+    gate.open()
+    with pytest.raises(ValueError, match=r"^b\b"):
+        summary.result(DEADLINE)
+
+
+def test_all_items_run_where_errors_do_not_stop(workflow: Workflow) -> None:
+    """`stop_on_error=False` raises nothing, and no item is left out."""
+
+    def fail(item: int) -> None:
+        raise ValueError(item)
+
+    summary = workflow.run_for_each(range(5), fail, stop_on_error=False, max_parallel=2)
+    assert [result.reason.args for result in summary.results if isinstance(result, Rejected)] == [
+        (0,),
+        (1,),
+        (2,),
+        (3,),
+        (4,),
+    ]
+    assert (summary.fulfilled, summary.rejected) == (0, 5)
+
+
+class FalseError(Exception):
+    """An error that says that it is false."""
+
+    def __bool__(self) -> bool:
+        return False
+
+
+def test_an_error_that_is_false_is_a_reason(workflow: Workflow) -> None:
+    """A falsy error is counted, kept and raised like others."""
+
+    def fail(item: int) -> None:
+        raise FalseError("no")
+
+    summary = workflow.run_for_each([1], fail, stop_on_error=False)
+    assert (summary.fulfilled, summary.rejected) == (0, 1)
+    with pytest.raises(FalseError, match="no"):
+        summary.values()
+
+
+@pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt])
+@pytest.mark.parametrize("stop_on_error", [True, False])
+def test_an_error_of_the_iterable_is_raised(
+    workflow: Workflow, gate: Gate, stop_on_error: bool, kind: type[BaseException]
+) -> None:
+    """What the items' source raises goes to the caller when the running items have ended, whatever was asked for."""
+
+    def source() -> Iterator[str]:
+        yield "a"
+        gate.until_in("a")
+        yield "b"
+        raise kind("the source")
+
+    summary = in_thread(workflow.run_for_each, source(), gate, stop_on_error=stop_on_error)
+    gate.until_in("a")
+    assert_waits(summary)
+    gate.open()
+    with pytest.raises(kind, match="the source"):
+        summary.result(DEADLINE)
+    assert gate.entered == ["a"]
+
+
+@pytest.mark.parametrize("stop_on_error", [True, False])
+def test_a_falsy_error_of_the_iterable_is_raised(workflow: Workflow, stop_on_error: bool) -> None:
+    """An iterable that fails with what is false has failed."""
+
+    def source() -> Iterator[str]:
+        yield "a"
+        raise FalseError("the source")
+
+    with pytest.raises(FalseError, match="the source"):
+        workflow.run_for_each(source(), str, stop_on_error=stop_on_error)
+
+
+@pytest.mark.parametrize("stop_on_error", [True, False])
+def test_an_error_of_mutex_key_is_raised(workflow: Workflow, gate: Gate, stop_on_error: bool) -> None:
+    """What `mutex_key` raises goes to the caller when the running items have ended, whatever was asked for."""
+
+    def key_of(item: str) -> str:
+        if item == "b":
+            gate.until_in("a")
+            raise LookupError("no key for b")
+        return item
+
+    summary = in_thread(workflow.run_for_each, "abc", gate, mutex_key=key_of, stop_on_error=stop_on_error)
+    gate.until_in("a")
+    assert_waits(summary)
+    gate.open()
+    with pytest.raises(LookupError, match="no key for b"):
+        summary.result(DEADLINE)
+    assert gate.entered == ["a"]
+
+
+def test_a_key_that_an_item_cannot_fill_is_an_error(workflow: Workflow) -> None:
+    """A `mutex_key` that names what an item has not raises, whatever `stop_on_error` says."""
+
+    @workflow.for_each(mutex_key="{job[company]}", stop_on_error=False)
+    def apply(job: dict[str, str]) -> str:
+        return job["company"]
+
+    assert apply([{"company": "A"}]).values() == ["A"]
+    with pytest.raises(StepNameError, match="company"):
+        apply([{"role": "chef"}])
+
+
+class Stop(BaseException):
+    """An error that is no `Exception`."""
+
+
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, GeneratorExit, Stop])
+@pytest.mark.parametrize("stop_on_error", [True, False])
+def test_an_error_that_is_no_exception_stops_and_goes_on(
+    workflow: Workflow, stop_on_error: bool, kind: type[BaseException]
+) -> None:
+    """`SystemExit` and its like end the batch, and reach the caller, whatever was asked for."""
+    started: list[int] = []
+
+    def leave(item: int) -> None:
+        started.append(item)
+        if item == 1:
+            raise kind(7)
+
+    with pytest.raises(kind) as raised:
+        workflow.run_for_each(range(100), leave, stop_on_error=stop_on_error)
+    assert raised.value.args == (7,)
+    assert started == [0, 1]
+
+
+def test_a_for_each_can_be_called_again_after_an_error(workflow: Workflow) -> None:
+    """A batch that failed leaves nothing behind that the next one would wait for."""
+    for kind in (ValueError, SystemExit, ValueError):
+
+        def fail(item: int, kind: type[BaseException] = kind) -> None:
+            raise kind(item)
+
+        with pytest.raises(kind):
+            workflow.run_for_each(range(10), fail, max_parallel=3, mutex_key=lambda item: str(item % 2))
+    assert workflow.run_for_each(range(10), double, max_parallel=3, mutex_key=lambda item: str(item % 2)).fulfilled
+
+
+# Whose threads
+
+
+def test_its_threads_are_gone_when_it_is_done(workflow: Workflow) -> None:
+    """No worker of a finished batch is left."""
+    workers: set[threading.Thread] = set()
+    workflow.run_for_each(range(8), lambda _: workers.add(threading.current_thread()), max_parallel=4)
+    for worker in workers:
+        worker.join(DEADLINE)
+    assert workers
+    assert not any(worker.is_alive() for worker in workers)
+    assert threading.current_thread() not in workers
+
+
+def test_a_given_executor_does_the_work(workflow: Workflow) -> None:
+    """Items run on the executor's threads, and it can be used afterwards."""
+    with ThreadPoolExecutor(2, thread_name_prefix="mine") as pool:
+        summary = workflow.run_for_each(range(6), lambda _: threading.current_thread().name, executor=pool)
+        assert {name.rpartition("_")[0] for name in summary.values()} == {"mine"}
+        assert pool.submit(double, 4).result(DEADLINE) == 8
+
+
+def test_an_executor_of_fewer_threads_than_items_at_a_time_will_do(workflow: Workflow, gate: Gate) -> None:
+    """Then as many run at a time as it has threads."""
+    gate.open()
+    with ThreadPoolExecutor(1) as pool:
+        assert workflow.run_for_each(range(20), gate, executor=pool, max_parallel=8).fulfilled == 20
+    assert gate.most == 1
+
+
+def test_an_executor_of_more_threads_is_not_filled(workflow: Workflow, gate: Gate) -> None:
+    """`max_parallel` holds on an executor that could do more."""
+    with ThreadPoolExecutor(4) as pool:
+        summary = in_thread(workflow.run_for_each, range(6), gate, executor=pool, max_parallel=2)
+        gate.until_in(0, 1)
+        assert_waits(summary)
+        gate.open()
+        assert summary.result(DEADLINE).fulfilled == 6
+    assert gate.most == 2
+
+
+def test_other_work_on_the_executor_is_not_waited_for(workflow: Workflow) -> None:
+    """A batch whose items are all done returns, though its executor has other things to do."""
+    blocker = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+
+        def source() -> Iterator[int]:
+            yield 1
+            pool.submit(blocker.wait, DEADLINE)
+            yield 2
+
+        summary = in_thread(workflow.run_for_each, source(), double, executor=pool, max_parallel=2)
+        try:
+            assert summary.result(DEADLINE / 4).values() == [2, 4]
+        finally:
+            blocker.set()
+
+
+def test_an_executor_of_processes_is_refused_at_decoration(workflow: Workflow) -> None:
+    """What runs in other processes could not use the workflow."""
+    with ProcessPoolExecutor(1) as pool:
+        with pytest.raises(TypeError, match="threads"):
+            workflow.for_each(executor=pool)
+        with pytest.raises(TypeError, match="threads"):
+            workflow.run_for_each([1], never, executor=pool)
+
+
+def test_an_executor_that_was_shut_down_is_an_error(workflow: Workflow) -> None:
+    """No item runs, and the caller hears of it."""
+    pool = ThreadPoolExecutor(1)
+    pool.shutdown()
+    with pytest.raises(RuntimeError, match="shutdown"):
+        workflow.run_for_each([1, 2], never, executor=pool, mutex_key="slot")
+    assert workflow.run_for_each([1], double, mutex_key="slot").values() == [2]
+
+
+@pytest.mark.parametrize("cancel_futures", [False, True])
+def test_an_executor_that_is_shut_down_meanwhile_hangs_nobody(workflow: Workflow, cancel_futures: bool) -> None:
+    """A batch on an executor that is shut down while it runs finishes its items, or raises."""
+    pool = ThreadPoolExecutor(1)
+
+    def work(item: int) -> int:
+        pool.shutdown(wait=False, cancel_futures=cancel_futures)
+        return item
+
+    batch = in_thread(workflow.run_for_each, range(3), work, executor=pool, max_parallel=3)
+    with suppress(RuntimeError, CancelledError):
+        assert batch.result(DEADLINE / 4).values() == [0, 1, 2]
+
+
+def test_a_batch_whose_workers_were_all_cancelled_is_an_error(workflow: Workflow) -> None:
+    """When the executor drops the workers before any item has run, the caller hears of it."""
+    blocker = threading.Event()
+    pool = ThreadPoolExecutor(1)
+    pool.submit(blocker.wait, DEADLINE)
+    batch = in_thread(workflow.run_for_each, range(3), never, executor=pool, max_parallel=3)
+    assert_waits(batch)
+    pool.shutdown(wait=False, cancel_futures=True)
+    try:
+        with pytest.raises((RuntimeError, CancelledError)):
+            batch.result(DEADLINE / 4)
+    finally:
+        blocker.set()
+
+
+# Inside a mutex
+
+
+@pytest.mark.parametrize("scope", ["workflow", "store"])
+def test_a_for_each_inside_a_mutex_that_its_items_need_raises(workflow: Workflow, scope: Any) -> None:
+    """The items would wait for their caller, and it for them."""
+
+    @workflow.for_each(mutex_key="{item}", mutex_scope=scope)
+    def work(item: str) -> None:
+        never()
+
+    def inside(batch: Callable[[], Any]) -> None:
+        with workflow.mutex("slot", scope=scope):
+            batch()
+
+    for batch in (
+        lambda: work(["slot"]),
+        lambda: workflow.run_for_each([1], never, mutex_key="slot", mutex_scope=scope),
+    ):
+        with pytest.raises(WorkflowUsageError, match="slot"):
+            in_thread(inside, batch).result(DEADLINE)
+    assert workflow.run_for_each([1], double, mutex_key="slot", mutex_scope=scope).values() == [2]
+
+
+def test_a_nested_for_each_with_the_key_of_its_item_raises(workflow: Workflow) -> None:
+    """An item owns its key, and items of its own cannot share it."""
+
+    def outer(item: str) -> None:
+        workflow.run_for_each([1], never, mutex_key="slot")
+
+    with pytest.raises(WorkflowUsageError, match="slot"):
+        in_thread(workflow.run_for_each, ["a"], outer, mutex_key="slot").result(DEADLINE)
+
+
+def test_a_for_each_inside_another_mutex_runs(workflow: Workflow) -> None:
+    """Only the keys that its items need matter, and the scope is part of the key."""
+    with workflow.mutex("other"), workflow.mutex("slot", scope="store"):
+        assert workflow.run_for_each([1, 2], double, mutex_key="slot", max_parallel=2).values() == [2, 4]
+
+
+# Options
+
+
+WRONG_OPTIONS: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"max_parallel": 0}, ValueError, "max_parallel"),
+    ({"max_parallel": -3}, ValueError, "max_parallel"),
+    ({"max_parallel": True}, TypeError, "max_parallel"),
+    ({"max_parallel": "2"}, TypeError, "max_parallel"),
+    ({"max_parallel": None}, TypeError, "max_parallel"),
+    ({"mutex_timeout": -0.1}, ValueError, "mutex_timeout"),
+    ({"mutex_timeout": float("nan")}, ValueError, "mutex_timeout"),
+    ({"mutex_timeout": "1"}, TypeError, "mutex_timeout"),
+    ({"mutex_scope": "planet"}, ValueError, "scope"),
+    ({"mutex_key": 7}, TypeError, "mutex_key"),
+    ({"mutex_key": " "}, ValueError, "mutex key"),
+    ({"executor": object()}, TypeError, "executor"),
+    ({"progress": 3}, TypeError, "progress"),
+]
+
+
+@pytest.mark.parametrize(("options", "kind", "says"), WRONG_OPTIONS, ids=range(len(WRONG_OPTIONS)))
+def test_wrong_options_raise_at_decoration(
+    workflow: Workflow, options: dict[str, Any], kind: type[Exception], says: str
+) -> None:
+    """An option that can never work is told where it is given, not where it is used."""
+    with pytest.raises(kind, match=says):
+        workflow.for_each(**options)
+
+
+@pytest.mark.parametrize(("options", "kind", "says"), WRONG_OPTIONS, ids=range(len(WRONG_OPTIONS)))
+def test_wrong_options_raise_before_an_item_is_read(
+    workflow: Workflow, options: dict[str, Any], kind: type[Exception], says: str
+) -> None:
+    """Without a decorator too, nothing has been read by then."""
+    items = iter([1])
+    with pytest.raises(kind, match=says):
+        workflow.run_for_each(items, never, **options)
+    assert list(items) == [1]
+
+
+def test_a_key_that_is_no_format_string_raises_at_decoration(workflow: Workflow) -> None:
+    """A format string that cannot be one is told at once."""
+    with pytest.raises((ValueError, TypeError), match="mutex"):
+
+        @workflow.for_each(mutex_key="{job[company]")
+        def apply(job: dict[str, str]) -> None: ...
+
+
+def test_a_key_may_name_what_the_items_share(workflow: Workflow) -> None:
+    """In a decorator `mutex_key` is a format string over all arguments, defaults among them."""
+
+    @workflow.for_each(mutex_key="{region}/{job[company]}/{kind}")
+    def apply(job: dict[str, str], region: str, kind: str = "plain") -> None: ...
+
+    apply([{"company": "A"}], "north")
+    apply([{"company": "B"}], "south", kind="odd")
+    assert mutexes_of(workflow) == ["north/A/plain", "south/B/odd"]
+
+
+def test_a_key_of_a_function_is_literal(workflow: Workflow) -> None:
+    """What a function returns is no format string; None is no key; nor is `run_for_each`'s a format string."""
+
+    @workflow.for_each(mutex_key=lambda item: item)
+    def apply(item: str | None) -> None: ...
+
+    apply(["{item}", None, "b"])
+    workflow.run_for_each([1], double, mutex_key="{item}/c")
+    assert mutexes_of(workflow) == ["{item}", "b", "{item}/c"]
+
+
+def mutexes_of(workflow: Workflow) -> list[Any]:
+    return [event.detail["key"] for event in workflow.record.events if event.type == "mutex.acquired"]
+
+
+def test_progress_counts_items_and_failures(workflow: Workflow, capfd: pytest.CaptureFixture[str]) -> None:
+    """What is shown has the label, all items, and how many failed."""
+
+    def fail(item: int) -> None:
+        raise ValueError(item)
+
+    workflow.run_for_each(range(3), fail, stop_on_error=False, progress=True)
+    shown = capfd.readouterr().err
+    assert "fail" in shown
+    assert "3/3" in shown
+    assert "3 failed" in shown
+
+
+def test_nobody_watching_is_shown_nothing(workflow: Workflow, capfd: pytest.CaptureFixture[str]) -> None:
+    """Into a pipe nothing is written unless it is asked for."""
+    workflow.run_for_each(range(3), double)
+    workflow.run_for_each(range(3), double, progress="a label")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_decorated_function_keeps_its_name(workflow: Workflow) -> None:
+    """It is known by its name and its docstring, and has the function in `fn`."""
+
+    @workflow.for_each()
+    def apply(item: int) -> int:
+        """Do it."""
+        return item
+
+    assert (apply.__name__, apply.__doc__, apply.fn(4)) == ("apply", "Do it.", 4)
+
+
+class Inline(Executor):
+    """An executor that has no threads."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_result(fn(*args, **kwargs))
+        return future
+
+
+def test_an_executor_without_threads_works_through_the_items(workflow: Workflow) -> None:
+    """One that calls what it is given at once, as tests do, gets all of them done."""
+    batch = in_thread(workflow.run_for_each, range(5), double, executor=Inline(), max_parallel=2, mutex_key="slot")
+    assert batch.result(DEADLINE / 4) == ForEachSummary([Fulfilled(2 * n) for n in range(5)])
