@@ -16,12 +16,13 @@ import attrs
 from iso_orchestrator.clock import Clock
 from iso_orchestrator.codec import plain_json
 from iso_orchestrator.context import Fence, current_scope, entered
-from iso_orchestrator.errors import LeaseConflictError, LeaseLostError, OrchestratorError, StoreError
+from iso_orchestrator.errors import LeaseConflictError, LeaseLostError, StoreError
 from iso_orchestrator.facts import Fact, LeaseReleased, LeaseTouched
 from iso_orchestrator.fold import Fold, copy_json
 from iso_orchestrator.handle import Handle
 from iso_orchestrator.model import Json, Lease, LeaseStatus, lease_status
 from iso_orchestrator.names import check_key
+from iso_orchestrator.noting import noting
 from iso_orchestrator.seconds import check_seconds
 from iso_orchestrator.session import Session
 from iso_orchestrator.state import repeat
@@ -103,10 +104,8 @@ def _hold_in(session: Session, touch: _Touch) -> Iterator[HeldLease]:
         ):
             yield held
     except BaseException as error:
-        try:
+        with noting(error, f"lease {key!r} was not released"):
             _give_back(session, touch, held)
-        except OrchestratorError as trouble:
-            error.add_note(f"iso-orchestrator: lease {key!r} was not released: {trouble}")
         raise
     current = _give_back(session, touch, held)
     if current != held.token:
@@ -140,14 +139,13 @@ class _Touch:
             return (), LeaseConflictError(self.key, self.holder, current.holder, current.expires_at)
         return self._touched(fold, now, current.acquired_at, current.token, renewed=True)
 
-    def decide_renewal(self, fold: Fold, token: int) -> tuple[Sequence[Fact], int]:
-        """Renew the lease if it has that token still, run out or not: nobody else had it since."""
+    def decide_renewal(self, fold: Fold, token: int) -> tuple[Sequence[Fact], bool]:
+        """Renew the lease if it is still held with that token, run out or not; whether it is."""
         current = fold.leases.get(self.key)
-        latest = fold.tokens.get(self.key, 0)
-        if current is None or latest != token or current.released_at is not None:
-            return (), latest
+        if current is None or fold.tokens.get(self.key) != token or current.released_at is not None:
+            return (), False
         facts, _ = self._touched(fold, self.clock.now(), current.acquired_at, token, renewed=True)
-        return facts, latest
+        return facts, True
 
     def _touched(
         self, fold: Fold, now: datetime, acquired_at: datetime, token: int, *, renewed: bool
@@ -188,15 +186,13 @@ class _Touch:
         return lease_status(lease, now) is LeaseStatus.ACTIVE
 
 
-def _renew(session: Session, touch: _Touch, held: HeldLease) -> None:
-    if held.lost:
-        return
+def _renew(session: Session, touch: _Touch, held: HeldLease) -> bool:
+    """Renew the lease; whether there is any use in trying again."""
     try:
-        current = session.append(lambda fold: touch.decide_renewal(fold, held.token), fences=())[0]
+        held.lost = not session.append(lambda fold: touch.decide_renewal(fold, held.token), fences=())[0]
     except StoreError as error:
         _log.warning("lease %r was not renewed: %s", held.key, error)
-        return
-    held.lost = current != held.token
+    return not held.lost
 
 
 def _give_back(session: Session, touch: _Touch, held: HeldLease) -> int:

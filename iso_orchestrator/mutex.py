@@ -7,11 +7,12 @@ from contextlib import ContextDecorator
 from types import TracebackType
 
 from iso_orchestrator.context import current_owner
-from iso_orchestrator.errors import MutexTimeoutError, OrchestratorError
+from iso_orchestrator.errors import MutexTimeoutError
 from iso_orchestrator.facts import EventAppended
 from iso_orchestrator.handle import Handle
 from iso_orchestrator.mutex_queue import Hold, MutexScope, Waiter, find_hold, request
 from iso_orchestrator.names import check_key
+from iso_orchestrator.noting import noting
 from iso_orchestrator.seconds import check_wait
 
 __all__ = ["Mutex", "check_scope", "record_acquired", "release"]
@@ -25,12 +26,9 @@ def record_acquired(handle: Handle, key: str) -> None:
 def release(handle: Handle, key: str, hold: Hold, error: BaseException | None) -> None:
     """Record that a mutex is released, and release it; a failure to record does not hide *error*."""
     try:
-        if hold.depth == 1:
-            _record(handle, "mutex.released", key)
-    except OrchestratorError as trouble:
-        if error is None:
-            raise
-        error.add_note(f"iso-orchestrator: the release of mutex {key!r} was not recorded: {trouble}")
+        with noting(error, f"the release of mutex {key!r} was not recorded"):
+            if hold.depth == 1:
+                _record(handle, "mutex.released", key)
     finally:
         hold.release()
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 import os
 import secrets
 import socket
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Generic, Literal, TypeAlias, TypeVar
 
 import attrs
 
-from iso_orchestrator.errors import OrchestratorError, WorkflowBusyError
+from iso_orchestrator.errors import WorkflowBusyError
 from iso_orchestrator.facts import Fact, RunEnded, RunStarted
 from iso_orchestrator.fold import Fold, LiveRun
 from iso_orchestrator.handle import Handle
 from iso_orchestrator.liveness import Pause, dead_runs, live_runs
 from iso_orchestrator.model import ErrorInfo, WorkflowRecord
+from iso_orchestrator.noting import noting
 from iso_orchestrator.session import Session
 
 __all__ = ["OnBusy", "Run", "RunResult", "begin_run", "end_run"]
@@ -80,9 +80,9 @@ def end_run(handle: Handle, run: Run, error: BaseException | None) -> None:
         error = interrupt
         raise
     finally:
-        with _noting(error, "the end of the run was not recorded"):
+        with noting(error, "the end of the run was not recorded"):
             _record_end(handle, run, error)
-        with _noting(error, "the workflow was not closed"):
+        with noting(error, "the workflow was not closed"):
             try:
                 run.session.unpin()
             finally:
@@ -115,14 +115,3 @@ def _record_end(handle: Handle, run: Run, error: BaseException | None) -> None:
         run.session.log.sync(seq)
     finally:
         run.session.runs.discard(run.run)  # not before: others would take the run for dead
-
-
-@contextmanager
-def _noting(error: BaseException | None, what: str) -> Iterator[None]:
-    """Where there is an *error* already, trouble is a note on it."""
-    try:
-        yield
-    except OrchestratorError as trouble:
-        if error is None:
-            raise
-        error.add_note(f"iso-orchestrator: {what}: {trouble}")

@@ -83,6 +83,7 @@ class Session:
         self._guard = threading.Lock()
         self._inside: int | None = None
         self._pins = 0
+        self._pin_guard = threading.Lock()  # its own: an updater that looks at the workflow is inside the other
         self._orphans: set[str] = set()
         if fold.runs:
             self.append(lambda fold: (dead_runs(fold, self.log, self.runs, clock.now()), None), fences=())
@@ -157,7 +158,9 @@ class Session:
 
     def pin(self) -> bool:
         """Keep the session open until `unpin`, whoever closes his `Workflow`; False when it is closed already."""
-        with self._guard:
+        if self._inside == threading.get_ident():
+            raise self._nested()
+        with self._pin_guard:
             if self.closed:
                 return False
             self._pins += 1
@@ -165,7 +168,7 @@ class Session:
 
     def unpin(self) -> None:
         """Need the session no longer; the last one leaves it, if nobody uses it."""
-        with self._guard:
+        with self._pin_guard:
             self._pins -= 1
         if not self._pins and not self.users:
             settle(self)
@@ -173,9 +176,10 @@ class Session:
     def leave(self, *, at_exit: bool = False) -> bool:
         """End this process's share; False while something goes on in it."""
         with self._guard:
-            if self._pins and not at_exit:
-                return False
-            self.closed = True
+            with self._pin_guard:
+                if self._pins and not at_exit:
+                    return False
+                self.closed = True
             fold, self._fold = self._fold, None
             self.log.leave(fold)
         return True

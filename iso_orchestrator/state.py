@@ -6,16 +6,18 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from contextvars import copy_context
 from typing import Any
 
 from iso_orchestrator.codec import plain_json
 from iso_orchestrator.context import current_scope
-from iso_orchestrator.errors import StoreError, WorkflowUsageError
+from iso_orchestrator.errors import LeaseLostError, OrchestratorError, WorkflowUsageError
 from iso_orchestrator.facts import EventAppended, Fact, HeartbeatRecorded, StateUpdated, StatusSet
 from iso_orchestrator.fold import Fold, copy_json
 from iso_orchestrator.handle import Handle
 from iso_orchestrator.model import ErrorInfo, Heartbeat, Json, WorkflowEvent, WorkflowRecord, WorkflowStatus
 from iso_orchestrator.names import check_key
+from iso_orchestrator.noting import noting
 from iso_orchestrator.seconds import check_seconds
 
 __all__ = [
@@ -97,27 +99,36 @@ def heartbeating(handle: Handle, key: str, every: float, detail: Any) -> Abstrac
 def _beating(handle: Handle, key: str, every: float, detail: Any) -> Iterator[None]:
     heartbeat(handle, key, detail)
 
-    def beat() -> None:
+    def beat() -> bool:
         try:
             heartbeat(handle, key, detail, silent=True)
-        except StoreError as error:
+        except LeaseLostError:
+            return False
+        except OrchestratorError as error:
             _log.warning("heartbeat %r was not recorded: %s", key, error)
+        return True
 
-    with repeat(beat, every, f"heartbeat {key}"):
-        yield
+    try:
+        with repeat(beat, every, f"heartbeat {key}"):
+            yield
+    except BaseException as error:
+        with noting(error, f"the last heartbeat {key!r} was not recorded"):
+            heartbeat(handle, key, detail)
+        raise
     heartbeat(handle, key, detail)
 
 
 @contextmanager
-def repeat(work: Callable[[], None], every: float, name: str) -> Iterator[None]:
-    """Call *work* in a background thread each *every* seconds."""
+def repeat(work: Callable[[], bool], every: float, name: str) -> Iterator[None]:
+    """Call *work* each *every* seconds in a background thread and a copy of this context, until it says False."""
     stop = threading.Event()
 
     def run() -> None:
-        while not stop.wait(every):
-            work()
+        while not stop.wait(every) and work():
+            pass
 
-    thread = threading.Thread(target=run, name=f"iso-orchestrator {name}"[:60], daemon=True)
+    context = copy_context()
+    thread = threading.Thread(target=context.run, args=(run,), name=f"iso-orchestrator {name}"[:60], daemon=True)
     thread.start()
     try:
         yield
@@ -143,6 +154,8 @@ def _status(status: str) -> WorkflowStatus:
 
 
 def _error_info(error: BaseException | str) -> ErrorInfo:
+    if not isinstance(error, BaseException | str):
+        raise TypeError(f"an error is an exception or a str, not {error!r:.80}")
     return ErrorInfo("Error", error) if isinstance(error, str) else ErrorInfo.of(error)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,6 +13,10 @@ from types import FrameType
 from typing import Any
 
 from support import DEADLINE, wait_until
+
+import iso_orchestrator
+
+_PACKAGE = os.path.dirname(iso_orchestrator.__file__) + os.sep
 
 NOON = datetime(2026, 5, 14, 12, 0, 0, tzinfo=UTC)
 
@@ -56,15 +60,21 @@ def blocked(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Future[Any]:
 
 
 def is_waiting(thread: int, *names: str) -> bool:
-    """Whether a thread is inside `Condition.wait`, or inside of a function of one of *names*."""
-    frame: FrameType | None = sys._current_frames().get(thread)
-    if not names:
-        return frame is not None and frame.f_code is threading.Condition.wait.__code__
+    """Whether a thread waits in the package: in `Condition.wait`, or in a function of one of *names*."""
+    frames = list(_frames(sys._current_frames().get(thread)))
+    if names:
+        return any(frame.f_code.co_name in names for frame in frames)
+    return (
+        bool(frames)
+        and frames[0].f_code is threading.Condition.wait.__code__
+        and any(frame.f_code.co_filename.startswith(_PACKAGE) for frame in frames)
+    )
+
+
+def _frames(frame: FrameType | None) -> Iterator[FrameType]:
     while frame is not None:
-        if frame.f_code.co_name in names:
-            return True
+        yield frame
         frame = frame.f_back
-    return False
 
 
 def say_when_main_waits(word: str, *names: str) -> None:

@@ -17,7 +17,7 @@ import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import T0, new_fold
+from support import FACT_KINDS, T0, new_fold
 
 from iso_orchestrator import facts as f
 from iso_orchestrator.codec import (
@@ -99,9 +99,6 @@ def facts_of(kind: type[f.Fact]) -> st.SearchStrategy[f.Fact]:
     if kind is f.StepCompleted:
         fields["state"] = st.just(f.ABSENT) | values
     return st.builds(kind, **fields)
-
-
-FACT_KINDS = f.Fact.__subclasses__()
 
 
 @st.composite
@@ -680,7 +677,9 @@ RESULTS: list[tuple[Any, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("annotation", "value"), RESULTS, ids=[f"{number} {kind}"[:60] for number, (kind, _) in enumerate(RESULTS)])
+@pytest.mark.parametrize(
+    ("annotation", "value"), RESULTS, ids=[f"{number} {kind}"[:60] for number, (kind, _) in enumerate(RESULTS)]
+)
 def test_results_come_back_as_their_annotation_says(annotation: Any, value: Any) -> None:
     """A result survives its way through JSON, and is of the annotated type."""
     codec = ResultCodec(annotation)
