@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextvars import ContextVar
+from contextvars import Context, ContextVar, copy_context
 from typing import Any
 
 import attrs
@@ -121,6 +121,15 @@ class Scope:
     attempt: Attempt | None = None
     fences: tuple[Fence, ...] = ()
 
+    def context(self) -> Context:
+        """A copy of the current context in which this is current.
+
+        What runs in it leaves the caller's as it was, wherever a signal ends it.
+        """
+        context = copy_context()
+        context.run(_scope.set, self)
+        return context
+
 
 _scope: ContextVar[Scope] = ContextVar("iso_orchestrator_scope", default=Scope())  # noqa: B039 - it is immutable
 _thread = threading.local()
@@ -134,16 +143,21 @@ def current_scope() -> Scope:
 class entered:  # noqa: N801 - it is used as a function, and is a class because a generator costs three times as much
     """Make *scope* current inside a `with`."""
 
-    __slots__ = ("_scope", "_token")
+    __slots__ = ("_before", "_scope")
 
     def __init__(self, scope: Scope) -> None:
         self._scope = scope
+        self._before = _scope.get()
 
     def __enter__(self) -> None:
-        self._token = _scope.set(self._scope)
+        try:
+            _scope.set(self._scope)
+        except BaseException:  # a signal, when it was set already
+            _scope.set(self._before)
+            raise
 
     def __exit__(self, *_: object) -> None:
-        _scope.reset(self._token)
+        _scope.set(self._before)
 
 
 def current_owner() -> Owner:

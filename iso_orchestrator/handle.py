@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from contextvars import copy_context
 from typing import Any, TypeVar
 
 import attrs
 
 from iso_orchestrator.clock import Clock
-from iso_orchestrator.context import Owner, Scope, current_scope, entered
+from iso_orchestrator.context import Owner, Scope, current_scope
 from iso_orchestrator.errors import DuplicateStepError
 from iso_orchestrator.fold import Fold
 from iso_orchestrator.model import Json
 from iso_orchestrator.pool import Pool
-from iso_orchestrator.session import Decision, Session, attach, settle
+from iso_orchestrator.session import Decision, Session, attach, known_session, settle
 from iso_orchestrator.store import Store
 
 __all__ = ["Handle"]
@@ -87,7 +86,7 @@ class Handle:
 
     def look(self, view: Callable[[Fold], T]) -> T:
         """What *view* sees in the record, which is not made by looking."""
-        session = self._session
+        session = known_session(self.store, self.workflow_id)
         if session is not None and session.pin():
             try:
                 return session.read(view)
@@ -105,8 +104,7 @@ class Handle:
         """Run *work* in a thread of the pool, in a copy of this context, owning no mutex that is held here."""
         scope = self.scope()
         run = next((run for run in reversed(scope.runs) if run in self.runs), None)
-        with entered(attrs.evolve(scope, owner=Owner())):
-            context = copy_context()
+        context = attrs.evolve(scope, owner=Owner()).context()
         return self.pool.submit(lambda: context.run(work), run)
 
     def claim(self, name: str, fn: Callable[..., object]) -> None:
@@ -125,6 +123,8 @@ class Handle:
 
     def close(self) -> None:
         """Let the session go; the last one to do so in the last process writes the snapshot."""
+        if self._session is not None:
+            self._session.refuse_inside()
         self.pool.close()
         session, self._session = self._session, None
         if session is not None:

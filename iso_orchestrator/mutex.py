@@ -10,7 +10,7 @@ from iso_orchestrator.context import current_owner
 from iso_orchestrator.errors import MutexTimeoutError
 from iso_orchestrator.facts import EventAppended
 from iso_orchestrator.handle import Handle
-from iso_orchestrator.mutex_queue import Hold, MutexScope, Waiter, find_hold, request
+from iso_orchestrator.mutex_queue import Hold, MutexScope, Waiter, find_entry, find_hold
 from iso_orchestrator.names import check_key
 from iso_orchestrator.noting import noting
 from iso_orchestrator.seconds import check_wait
@@ -70,8 +70,10 @@ class Mutex(ContextDecorator):
             answered.set()
 
         waiter = Waiter(current_owner(), granted=answer, failed=answer)
-        entry = request(self._handle, self._key, self._scope, waiter)
+        entry = find_entry(self._handle, self._key, self._scope)
         try:
+            while not entry.enqueue(waiter):
+                entry = find_entry(self._handle, self._key, self._scope)
             if not answered.wait(self._timeout) and entry.withdraw(waiter):
                 who = entry.holder()
                 raise MutexTimeoutError(self._key, self._timeout or 0.0, who.pid, who.host, who.since)
@@ -81,9 +83,7 @@ class Mutex(ContextDecorator):
                 raise outcome
             return outcome
         except BaseException:
-            # A signal: what was granted meanwhile must not stay with somebody who will never enter.
-            if not entry.withdraw(waiter) and answers and isinstance(answers[0], Hold):
-                answers[0].release()
+            entry.abandon(waiter)
             raise
 
 

@@ -18,7 +18,7 @@ from iso_orchestrator.errors import WorkflowUsageError
 from iso_orchestrator.handle import Handle
 from iso_orchestrator.store import OwnerInfo, StoreMutex
 
-__all__ = ["Hold", "MutexScope", "Waiter", "find_hold", "request"]
+__all__ = ["Entry", "Hold", "MutexScope", "Waiter", "find_entry", "find_hold", "request"]
 
 MutexScope: TypeAlias = Literal["workflow", "store"]
 
@@ -39,8 +39,8 @@ class Waiter:
 class Hold:
     """A mutex that is held, by its owner and by the threads that outlived their timeout under it."""
 
-    entry: _Entry
-    owner: Owner
+    entry: Entry
+    waiter: Waiter
     depth: int = 1
     left_behind: int = 0
 
@@ -53,7 +53,7 @@ class Hold:
         """Count one entry less; without any left the mutex goes on to the next."""
         with _guard:
             self.depth -= 1
-        self.entry.pass_on(self)
+        self.entry.advance()
 
     def leave_behind(self) -> Callable[[], None]:
         """Keep the mutex for a thread that cannot be ended; returns what that thread calls at its end."""
@@ -63,24 +63,38 @@ class Hold:
         def end() -> None:
             with _guard:
                 self.left_behind -= 1
-            self.entry.pass_on(self)
+            self.entry.advance()
 
         return end
 
 
 @attrs.define(eq=False)
-class _Entry:
-    """A mutex as this process sees it. All changes are made under `_guard`; no store is called under it."""
+class Entry:
+    """A mutex as this process sees it. Changed under `_guard` alone; no store is called under it.
 
-    key: _EntryKey
+    Attributes:
+        taker: Who is getting or freeing the lock between processes; nobody else may touch it meanwhile.
+        locked: Whether this process has that lock.
+    """
+
+    key: EntryKey
     store_mutex: StoreMutex
     now: Callable[[], datetime]
     hold: Hold | None = None
     since: datetime | None = None
     waiters: deque[Waiter] = attrs.field(factory=deque)
-    taking: bool = False
+    taker: object = None
     locked: bool = False
     turn_ends: float = 0.0
+
+    def enqueue(self, waiter: Waiter) -> bool:
+        """Wait, behind all who came before; False when the entry was forgotten meanwhile."""
+        with _guard:
+            if _entries.get(self.key) is not self:
+                return False
+            self.waiters.append(waiter)
+        self.advance()
+        return True
 
     def withdraw(self, waiter: Waiter) -> bool:
         """Wait no more; False when it has been granted already."""
@@ -90,40 +104,66 @@ class _Entry:
             self.waiters.remove(waiter)
             return True
 
+    def abandon(self, waiter: Waiter) -> None:
+        """Neither wait nor have: for whoever will never enter."""
+        with _guard:
+            if waiter in self.waiters:
+                self.waiters.remove(waiter)
+            elif self.hold is not None and self.hold.waiter is waiter:
+                self.hold.depth = 0
+        self.advance()
+
     def holder(self) -> OwnerInfo:
         """Who has it, in this process or another."""
         if self.hold is not None:
             return OwnerInfo(os.getpid(), socket.gethostname(), self.since)
         return self.store_mutex.holder()
 
-    def pass_on(self, hold: Hold) -> None:
-        """Give the mutex to the next, if *hold* has come to its end."""
-        with _guard:
-            if hold.depth or hold.left_behind or self.hold is not hold:
-                return
-            self.hold = None
-            hold.owner.holds.remove(hold)
-            self.taking = True
-            keep = bool(self.waiters) and monotonic() < self.turn_ends
-        if not keep:
-            self.locked = False
-            self.store_mutex.release()
-        self.take()
-
-    def take(self) -> None:
-        """Get the lock between processes, if somebody waits; by whoever has set `taking`."""
-        if self._forget_if_unwanted():
-            return
+    def advance(self) -> None:
+        """Let the next have it, if nobody has it and nobody is at it."""
+        me = object()
         try:
-            taken = self.locked or self.store_mutex.try_acquire()
-        except Exception as error:  # noqa: BLE001 - it belongs to those who wait
-            self._fail(error)
-            return
-        if taken:
-            self._grant()
-            return
-        # In a thread of its own: in the kernel's queue it gets its turn, which polling never does.
-        threading.Thread(target=self._take_in_turn, name="iso-orchestrator-mutex", daemon=True).start()
+            with _guard:
+                if not self._is_free():
+                    return
+                self.taker = me
+            self._take()
+        except BaseException:
+            # A signal in the midst of it: the next call does it all again.
+            if self.taker is me:
+                self.locked = False
+                self.store_mutex.release()
+                self.taker = None
+            raise
+
+    def _is_free(self) -> bool:
+        if self.hold is not None and (self.hold.depth or self.hold.left_behind):
+            return False
+        if self.hold is not None:
+            self.hold.waiter.owner.holds.remove(self.hold)
+            self.hold = None
+        return self.taker is None
+
+    def _take(self) -> None:
+        while not self._forget_if_unwanted():
+            if self.locked and (not self.waiters or monotonic() >= self.turn_ends):
+                self.locked = False
+                self.store_mutex.release()
+            if not self.waiters:
+                continue
+            try:
+                taken = self.locked or self.store_mutex.try_acquire()
+            except Exception as error:  # noqa: BLE001 - it belongs to those who wait
+                self._fail(error)
+                return
+            if not taken:
+                # In a thread of its own: in the kernel's queue it gets its turn, which polling never does.
+                thread = threading.Thread(target=self._take_in_turn, name="iso-orchestrator-mutex", daemon=True)
+                self.taker = thread
+                thread.start()
+                return
+            if self._grant():
+                return
 
     def _take_in_turn(self) -> None:
         try:
@@ -131,67 +171,65 @@ class _Entry:
         except Exception as error:  # noqa: BLE001 - as above
             self._fail(error)
             return
-        self._grant()
+        if not self._grant():
+            self._take()
 
-    def _grant(self) -> None:
+    def _grant(self) -> bool:
+        """Hand the lock that was taken to the first who waits; False when nobody does any more."""
         with _guard:
             if not self.locked:
                 self.locked = True
                 self.turn_ends = monotonic() + _TURN
-            waiter = self.waiters.popleft() if self.waiters else None
-            hold = self._hold_for(waiter.owner) if waiter is not None else None
-        if waiter is not None and hold is not None:
-            waiter.granted(hold)
-            return
-        self.locked = False
-        self.store_mutex.release()
-        self.take()
-
-    def _hold_for(self, owner: Owner) -> Hold:
-        self.taking = False
-        self.since = self.now()
-        self.hold = Hold(self, owner)
-        owner.holds.append(self.hold)
-        return self.hold
+            if not self.waiters:
+                return False
+            waiter = self.waiters.popleft()
+            self.since = self.now()
+            hold = self.hold = Hold(self, waiter)
+            waiter.owner.holds.append(hold)
+            self.taker = None
+        waiter.granted(hold)
+        return True
 
     def _fail(self, error: BaseException) -> None:
         with _guard:
             waiters = list(self.waiters)
             self.waiters.clear()
-            self.taking = False
+            self.taker = None
             _entries.pop(self.key, None)
         for waiter in waiters:
             waiter.failed(error)
 
     def _forget_if_unwanted(self) -> bool:
         with _guard:
-            if self.waiters:
+            if self.waiters or self.locked:
                 return False
-            self.taking = False
+            self.taker = None
             _entries.pop(self.key, None)
             return True
 
 
-_EntryKey: TypeAlias = tuple[object, str | None, str]
-_entries: dict[_EntryKey, _Entry] = {}
+EntryKey: TypeAlias = tuple[object, str | None, str]
+_entries: dict[EntryKey, Entry] = {}
 _guard = threading.Lock()
 
 
-def request(handle: Handle, key: str, scope: MutexScope, waiter: Waiter) -> _Entry:
-    """Ask for a mutex, behind all who have asked before; the answer goes to *waiter*."""
+def find_entry(handle: Handle, key: str, scope: MutexScope) -> Entry:
+    """The mutex, made when this process does not know it yet."""
     session = handle.session()
     entry_key = _entry_key(handle, key, scope)
     with _guard:
         entry = _entries.get(entry_key)
         if entry is None:
             store_mutex = session.log.mutex(key, whole_store=scope == "store")
-            entry = _entries[entry_key] = _Entry(entry_key, store_mutex, handle.clock.now)
-        entry.waiters.append(waiter)
-        is_free = entry.hold is None and not entry.taking
-        if is_free:
-            entry.taking = True
-    if is_free:
-        entry.take()
+            entry = _entries[entry_key] = Entry(entry_key, store_mutex, handle.clock.now)
+        return entry
+
+
+def request(handle: Handle, key: str, scope: MutexScope, waiter: Waiter) -> Entry:
+    """Ask for a mutex; the answer goes to *waiter*."""
+    entry = find_entry(handle, key, scope)
+    while not entry.enqueue(waiter):
+        entry = find_entry(handle, key, scope)
     return entry
 
 
@@ -217,7 +255,7 @@ def find_hold(handle: Handle, key: str, scope: MutexScope, owner: Owner) -> Hold
     return None
 
 
-def _entry_key(handle: Handle, key: str, scope: MutexScope) -> _EntryKey:
+def _entry_key(handle: Handle, key: str, scope: MutexScope) -> EntryKey:
     return handle.store.identity, None if scope == "store" else handle.workflow_id, key
 
 
@@ -226,7 +264,7 @@ def _forget_all_in_child() -> None:
     _guard = threading.Lock()
     for entry in _entries.values():
         if entry.hold is not None:
-            entry.hold.owner.holds.clear()  # the parent's, whoever it is in the child
+            entry.hold.waiter.owner.holds.clear()  # the parent's, whoever it is in the child
     _entries.clear()
 
 

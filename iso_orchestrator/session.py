@@ -21,7 +21,7 @@ from iso_orchestrator.liveness import dead_runs
 from iso_orchestrator.model import Json, StepRecord, StepStatus
 from iso_orchestrator.store import Store
 
-__all__ = ["Decision", "Flight", "Session", "attach", "settle"]
+__all__ = ["Decision", "Flight", "Session", "attach", "known_session", "settle"]
 
 _log = logging.getLogger("iso_orchestrator")
 
@@ -36,6 +36,7 @@ class Flight:
     """A step that a thread of this process has in hand.
 
     Attributes:
+        thread: The one that has it.
         result: JSON, where it succeeded.
         error: What its caller got, where it failed.
         waits_for: The flights that its body waits for, in however many threads.
@@ -44,6 +45,7 @@ class Flight:
     name: str
     idempotency_key: str | None
     version: str | None
+    thread: int = attrs.field(factory=threading.get_ident)
     succeeded: bool = False
     result: Json = None
     error: BaseException | None = None
@@ -148,8 +150,9 @@ class Session:
     def end_flight(self, flight: Flight, *, settled: bool) -> None:
         """Let a step go; one that is not settled has no outcome on record, and nobody shall wait for it."""
         with self._guard:
-            if self.flights.get(flight.name) is flight:
-                del self.flights[flight.name]
+            if self.flights.get(flight.name) is not flight:
+                return
+            del self.flights[flight.name]
             if not settled:
                 self._orphans.add(flight.name)
             flight.end()
@@ -183,6 +186,11 @@ class Session:
             fold, self._fold = self._fold, None
             self.log.leave(fold)
         return True
+
+    def refuse_inside(self) -> None:
+        """Raise inside a function given to update_state()."""
+        if self._inside == threading.get_ident():
+            raise self._nested()
 
     def forget(self) -> None:
         """In a forked child: all of this is the parent's."""
@@ -238,6 +246,12 @@ def attach(user: object, store: Store, workflow_id: str, new: Callable[[], Fold]
             session = _sessions[key] = Session(store, workflow_id, new, clock)
         session.users.add(user)
         return session
+
+
+def known_session(store: Store, workflow_id: str) -> Session | None:
+    """The session of this process, if it is open."""
+    session = _sessions.get((store.identity, workflow_id))
+    return None if session is None or session.closed else session
 
 
 def settle(session: Session) -> None:

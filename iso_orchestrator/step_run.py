@@ -10,7 +10,7 @@ import attrs
 
 from iso_orchestrator.clock import sleep
 from iso_orchestrator.codec import ResultCodec
-from iso_orchestrator.context import Attempt, Owner, Scope, StepContext, current_owner, current_scope, entered
+from iso_orchestrator.context import Attempt, Owner, Scope, StepContext, current_owner, current_scope
 from iso_orchestrator.errors import (
     LeaseLostError,
     OrchestratorError,
@@ -58,7 +58,6 @@ class _Known:
 class _Begun:
     """The caller has the step in hand."""
 
-    flight: Flight
     attempt: int
 
 
@@ -124,9 +123,22 @@ class StepCall:
             self.session.unpin()
 
     def _begin_or_wait(self) -> Any:
+        flight = Flight(self.name, self.idempotency_key, self.options.version)
+        try:
+            return self._wait_or_fly(flight)
+        except _NotRecorded as given_up:
+            if given_up.error is not None:
+                raise given_up.error from given_up.error.__cause__
+        finally:
+            # An error that could not be recorded is the caller's alone: others may try for themselves.
+            self.session.end_flight(flight, settled=flight.succeeded or flight.error is not None)
+        return self.run()  # somebody else has taken the step over: theirs is the outcome
+
+    def _wait_or_fly(self, own: Flight) -> Any:
         pause, awaited = Pause(), 0
         while True:
-            beginning, seq = self._begin(awaited)
+            at = self.handle.clock.now()
+            beginning, seq = self.session.append(lambda fold: self._decide(fold, own, at, awaited))  # noqa: B023
             match beginning:
                 case _Known(result):
                     self.session.log.sync(seq)
@@ -143,27 +155,17 @@ class StepCall:
                         return self._load(flight.result)
                     if flight.error is not None and self._is_same(flight):
                         raise _for_another_caller(self.name, flight.error)
-                case _Begun(flight, attempt):
+                case _Begun(attempt):
                     if self.options.if_interrupted == "fail":
-                        self._sync_start(flight, seq)
-                    return self._fly(flight, attempt)
-
-    def _begin(self, awaited: int) -> tuple[_Beginning, int]:
-        flight = Flight(self.name, self.idempotency_key, self.options.version)
-        at = self.handle.clock.now()
-        try:
-            return self.session.append(lambda fold: self._decide(fold, flight, at, awaited))
-        except BaseException:
-            if self.session.flights.get(self.name) is flight:
-                self.session.end_flight(flight, settled=False)
-            raise
+                        self.session.log.sync(seq)
+                    return self._attempts(own, attempt)
 
     def _decide(self, fold: Fold, flight: Flight, at: Any, awaited: int) -> tuple[Sequence[Fact], _Beginning]:
         same = fold.matching(self.name, self.idempotency_key, self.options.version)
         if same is not None and same.status is StepStatus.COMPLETED:
             return (), _Known(same.result)
         other = self.session.flights.get(self.name)
-        if other is not None:
+        if other is not None and other.thread != flight.thread:
             return (), _WaitHere(other, other.await_end())
         owner, log = fold.owner(self.name), self.session.log
         if owner is not None and owner != log.owner and log.is_alive(owner):
@@ -174,29 +176,10 @@ class StepCall:
             return (), _Refused(StepInterruptedError(self.name, same.attempts))
         attempt = 1 + (same.attempts if same is not None else 0)
         self.session.flights[self.name] = flight
-        return [self._started(attempt, at)], _Begun(flight, attempt)
+        return [self._started(attempt, at)], _Begun(attempt)
 
     def _started(self, attempt: int, at: Any) -> StepStarted:
         return StepStarted(at, self.name, attempt, self.session.log.owner, self.idempotency_key, self.options.version)
-
-    def _sync_start(self, flight: Flight, seq: int) -> None:
-        try:
-            self.session.log.sync(seq)
-        except BaseException:
-            self.session.end_flight(flight, settled=False)
-            raise
-
-    def _fly(self, flight: Flight, attempt: int) -> Any:
-        """Run the attempts of a step that is in hand, and let it go whatever happens."""
-        try:
-            return self._attempts(flight, attempt)
-        except _NotRecorded as given_up:
-            if given_up.error is not None:
-                raise given_up.error from given_up.error.__cause__
-        finally:
-            # An error that could not be recorded is the caller's alone: others may try for themselves.
-            self.session.end_flight(flight, settled=flight.succeeded or flight.error is not None)
-        return self.run()  # somebody else has taken the step over: theirs is the outcome
 
     def _attempts(self, flight: Flight, attempt: int) -> Any:
         budget = self.options.retry.attempts
@@ -229,11 +212,11 @@ class StepCall:
             attempt=work,
             fences=scope.fences,
         )
-        with entered(inside):
-            if self.options.timeout is None:
-                value = self.body()
-            else:
-                value = call_with_timeout(self.name, self.body, self.options.timeout)
+        context_of_body = inside.context()
+        if self.options.timeout is None:
+            value = context_of_body.run(self.body)
+        else:
+            value = context_of_body.run(call_with_timeout, self.name, self.body, self.options.timeout)
         try:
             data = self.codec.dump(value, f"the result of step {self.name!r}")
             result = self._load(data)

@@ -139,6 +139,7 @@ def test_ctrl_c_drops_items_that_wait_for_one_another(tmp_path: Path) -> None:
     with run(BATCH.replace("012345", "AAAAAA"), tmp_path) as process:
         assert process.line() == "start 0"
         interrupt(process)
+        assert_waits(process)
         process.say()
         assert next_lines(process, 2) == ["end 0", "interrupted"]
         assert process.end() == []
@@ -211,8 +212,8 @@ workflow.close()
     workflow = Workflow("w", dir=tmp_path)
     with run(code, tmp_path) as process:
         with workflow.mutex("slot"):
-            # The child has to be told to go on by nobody: it waits as soon as it has started.
             assert process.line() == "waiting"
+            assert_waits(process)
             interrupt(process)
             assert process.line() == "interrupted"
         with workflow.mutex("slot", timeout=DEADLINE):

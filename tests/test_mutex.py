@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,7 @@ def test_one_thread_at_a_time(workflow: Workflow) -> None:
 
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:
-    """Two processes of two threads each that add to a number in a file lose no increment, and none comes in on another."""
+    """Two processes of two threads each that add to a number in a file lose no increment and never overlap."""
     code = """
         from pathlib import Path
         from support_fanout import mark
@@ -226,8 +227,11 @@ def test_a_closed_workflow_still_holds_it(on_disk: Workflow, tmp_path: Path) -> 
     """Closing the workflow inside frees no mutex, and it is freed as ever."""
     with on_disk.mutex("slot"):
         on_disk.close()
-        with child("say(take := None)\ntry:\n    workflow.mutex('slot', timeout=0).__enter__()\n"
-                   "except MutexTimeoutError:\n    say('refused')\nhear()", tmp_path) as process:
+        with child(
+            "say(take := None)\ntry:\n    workflow.mutex('slot', timeout=0).__enter__()\n"
+            "except MutexTimeoutError:\n    say('refused')\nhear()",
+            tmp_path,
+        ) as process:
             assert [process.line(), process.line()] == ["None", "refused"]
     assert is_free(on_disk)
 
@@ -440,7 +444,7 @@ def test_processes_take_turns(tmp_path: Path) -> None:
 def _changes(trace: Path) -> int:
     """How often it went from one process to another."""
     came = [line.split()[2] for line in trace.read_text().splitlines() if line.startswith("start")]
-    return sum(before != after for before, after in zip(came, came[1:], strict=False))
+    return sum(before != after for before, after in pairwise(came))
 
 
 def test_it_is_had_at_once_where_it_is_free(workflow: Workflow) -> None:

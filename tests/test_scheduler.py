@@ -330,9 +330,7 @@ def test_a_key_stays_held_while_a_body_that_outlived_its_timeout_runs(workflow: 
         if item == "a":
             workflow.run_step("slow", outlive, timeout=0.02)
 
-    batch = in_thread(
-        workflow.run_for_each, "abc", work, max_parallel=2, mutex_key=_key, stop_on_error=False
-    )
+    batch = in_thread(workflow.run_for_each, "abc", work, max_parallel=2, mutex_key=_key, stop_on_error=False)
     wait_until(lambda: sorted(order) == ["a", "c"])
     assert_waits(batch)
     assert sorted(order) == ["a", "c"]
@@ -531,9 +529,7 @@ def test_a_source_that_takes_long_does_not_delay_a_hand_over(workflow: Workflow)
     assert summary.fulfilled == 3
 
 
-def test_a_source_that_takes_long_does_not_delay_a_key_from_another_process(
-    workflow: Workflow, tmp_path: Path
-) -> None:
+def test_a_source_that_takes_long_does_not_delay_a_key_from_another_process(workflow: Workflow, tmp_path: Path) -> None:
     """An item whose key another process frees runs while the source is busy."""
     ran = threading.Event()
     with held_elsewhere(tmp_path, "A") as other:

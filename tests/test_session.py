@@ -25,6 +25,7 @@ from iso_orchestrator import (
     Workflow,
     read_workflow_record,
 )
+from iso_orchestrator.fold import Fold
 from iso_orchestrator.store import FileStore
 from iso_orchestrator.store.file.fs import FileSystem
 
@@ -454,6 +455,34 @@ def test_an_interrupt_inside_leaves_a_true_cache(tmp_path: Path, use: str, after
         assert workflow.record == read_workflow_record("w", dir=root)
         workflow.close()
     assert interrupted >= 2, "the file system was hardly used"
+
+
+@pytest.mark.parametrize("nth", [1, 2, 3, 4])
+def test_an_interrupt_while_facts_are_taken_in_leaves_a_true_cache(
+    workflow: Workflow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nth: int
+) -> None:
+    """Facts that were on the way into the record when Ctrl-C came, one's own or another's, are not lost or doubled."""
+    with child('[workflow.append_event(f"theirs {n}") for n in range(3)]; say("written"); hear()', tmp_path) as process:
+        assert process.line() == "written"
+        process.kill()
+    left = [None] * nth
+    real = Fold.apply
+
+    def interrupted(fold: Fold, fact: Any) -> None:
+        left.pop()
+        if not left:
+            raise KeyboardInterrupt
+        real(fold, fact)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Fold, "apply", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            workflow.append_event("mine")
+    workflow.append_event("next")
+    types = [event.type for event in workflow.record.events]
+    assert [kind for kind in types if kind != "mine"] == ["opened", "theirs 0", "theirs 1", "theirs 2", "next"]
+    assert types.count("mine") <= (nth == 4)
+    assert workflow.record == read_workflow_record("w", dir=tmp_path)
 
 
 def assert_nobody_waits(root: Path) -> None:

@@ -6,7 +6,7 @@ import errno
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta, timezone
 from enum import StrEnum
 from pathlib import Path
@@ -177,7 +177,7 @@ REFUSED: dict[str, tuple[Any, type[Exception], str]] = {
     "returns NaN": (lambda state: float("nan"), SerializationError, r"\$"),
     "returns bytes": (lambda state: [b"x"], SerializationError, r"\$\[0\]"),
     "is a generator": (lambda state: (n for n in (1, 2)), SerializationError, "generator"),
-    "takes nothing": (lambda: {}, TypeError, "argument"),
+    "takes nothing": (lambda: {"count": 1}, TypeError, "argument"),
     "a value with a set": ({"seen": {1}}, SerializationError, r"\$\.seen"),
     "a value with a number for a key": ({1: "one"}, SerializationError, r"\$"),
 }

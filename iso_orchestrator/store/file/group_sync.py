@@ -43,13 +43,21 @@ class GroupSync:
             StoreError: A sync has failed.
         """
         while self.synced < seq or self.failure is not None:
-            with self._guard:
-                self.check()
-                if self._leader_at_work:
-                    self._condition.wait()
-                    continue
-                self._leader_at_work = True
-            self._lead()
+            leads = False
+            try:
+                with self._guard:
+                    self.check()
+                    if self._leader_at_work:
+                        self._condition.wait()
+                        continue
+                    # In one statement: a signal between two would leave a leader at work who is nobody.
+                    self._leader_at_work = leads = True
+                self._lead()
+            finally:
+                if leads:
+                    with self._guard:
+                        self._leader_at_work = False
+                        self._condition.notify_all()
 
     def check(self) -> None:
         """Raise when a sync has failed."""
@@ -81,15 +89,10 @@ class GroupSync:
 
     def _lead(self) -> None:
         """Sync for all who have written by now."""
-        reached = 0
+        target = self.written
         try:
-            target = self.written
             self._sync_file()
-            reached = target
         except OSError as error:
             self.failure = str(error)
-        finally:
-            with self._guard:
-                self._leader_at_work = False
-                self.synced = max(self.synced, reached)
-                self._condition.notify_all()
+        else:
+            self.synced = max(self.synced, target)

@@ -76,7 +76,7 @@ class FileLog:
     Args:
         fs: The file system.
         paths: The workflow's.
-        record_lock: The workflow's lock, held by the caller.
+        record_lock: The workflow's lock, which whoever calls `enter` has.
     """
 
     def __init__(self, fs: FileSystem, paths: Paths, record_lock: FileLock) -> None:
@@ -84,7 +84,7 @@ class FileLog:
         self.owner = ""
         self._fs = fs
         self._paths = paths
-        self._record_lock = record_lock
+        self.record_lock = record_lock
         self._runs = RunFiles(fs, paths.runs)
         self._journal: _Journal | None = None
         self._snapshot: FileId | None = None
@@ -107,11 +107,11 @@ class FileLog:
         """Keep other processes out."""
         if self._sync.failure is not None:
             self._sync.check()
-        self._record_lock.acquire()
+        self.record_lock.acquire()
 
     def unlock(self) -> None:
         """Let other processes in."""
-        self._record_lock.release()
+        self.record_lock.release()
 
     @_typed
     def catch_up(self, fold: Fold | None) -> Fold:
@@ -192,7 +192,7 @@ class FileLog:
         """End the hold; the last process to leave folds the journal and sweeps what nobody needs."""
         try:
             if self._sync.failure is None:
-                self._record_lock.acquire()
+                self.record_lock.acquire()
                 if self._runs.sweep() is None:
                     self._fold_last(self.catch_up(fold))
                 self._runs.leave()
@@ -214,7 +214,7 @@ class FileLog:
         """Close all files, which frees their locks."""
         self.forget()
         self._runs.give_up()
-        self._record_lock.close()
+        self.record_lock.close()
 
     def _load(self, *, others_live: bool) -> Fold | None:
         """The record on disk, with this log's place in its journal; written anew where that is not safe."""
@@ -247,7 +247,7 @@ class FileLog:
 
     def _refuse_removed(self) -> None:
         """The lock keeps others out of the record only as long as it has its name."""
-        if not self._record_lock.is_at_path():
+        if not self.record_lock.is_at_path():
             raise self._gone()
 
     def _gone(self) -> StoreError:

@@ -28,15 +28,14 @@ class RunFiles:
         owner = secrets.token_hex(8)
         self._fs.make_folder(self._folder)
         lock = FileLock(self._fs, self._path(owner))
-        lock.open(self._fs.open_new(lock.path))
+        self._held = lock  # before it is locked: whatever happens then, `give_up` lets go of it
         try:
+            lock.open(self._fs.open_new(lock.path))
             lock.acquire()
             write_all(self._fs, lock.fd, owner_json(), 0)
         except BaseException:
-            lock.close()
-            remove(self._fs, lock.path)
+            self.leave()
             raise
-        self._held = lock
         return owner
 
     def leave(self) -> None:

@@ -83,8 +83,9 @@ class FileStore:
         full, short = Paths.candidates(self.root, workflow_id)
         first = [full] if exists(self._fs, full.snapshot, full.journal) else [short, full]
         for paths in first:
-            log = FileLog(self._fs, paths, self._lock(paths))
+            log = FileLog(self._fs, paths, FileLock(self._fs, paths.record_lock))
             try:
+                self._lock(log.record_lock, paths)
                 fold = log.enter(new, lambda fold: fold.workflow_id == workflow_id)
                 log.unlock()
             except BaseException:
@@ -120,11 +121,10 @@ class FileStore:
             folder = os.path.dirname(folder)
         return missing or [self.root]
 
-    def _lock(self, paths: Paths) -> FileLock:
-        """The record's lock, taken, on the file that has its name now: `delete` removes it."""
+    def _lock(self, lock: FileLock, paths: Paths) -> None:
+        """Take the record's lock, on the file that has its name now: `delete` removes it."""
         tries_left = _LOCK_TRIES
         while True:
-            lock = FileLock(self._fs, paths.record_lock)
             try:
                 self._fs.make_folder(paths.locks)
                 lock.open(self._fs.open_write(lock.path))
@@ -132,13 +132,9 @@ class FileStore:
                 if not (tries_left := tries_left - 1):
                     raise
                 continue
-            try:
-                lock.acquire()
-                if lock.is_at_path():
-                    return lock
-            except BaseException:
-                lock.close()
-                raise
+            lock.acquire()
+            if lock.is_at_path():
+                return
             lock.close()
 
     def _read(self, workflow_id: str) -> Fold | None:
@@ -185,8 +181,9 @@ class FileStore:
         return fold is None or fold.workflow_id == workflow_id
 
     def _remove(self, paths: Paths, workflow_id: str) -> bool:
-        lock = self._lock(paths)
+        lock = FileLock(self._fs, paths.record_lock)
         try:
+            self._lock(lock, paths)
             if not self._is_of(paths, workflow_id):  # somebody else was first
                 self._remove_locks(paths)
                 return False
