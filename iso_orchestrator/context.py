@@ -27,6 +27,7 @@ __all__ = [
     "current_scope",
     "current_step",
     "entered",
+    "restore",
 ]
 
 
@@ -158,6 +159,11 @@ class entered:  # noqa: N801 - it is used as a function, and is a class because 
 
     def __exit__(self, *_: object) -> None:
         _scope.set(self._before)
+
+
+def restore(scope: Scope) -> None:
+    """Make *scope* current again, where a signal may have kept `entered` from doing so."""
+    _scope.set(scope)
 
 
 def current_owner() -> Owner:

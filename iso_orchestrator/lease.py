@@ -15,7 +15,7 @@ import attrs
 
 from iso_orchestrator.clock import Clock
 from iso_orchestrator.codec import plain_json
-from iso_orchestrator.context import Fence, current_scope, entered
+from iso_orchestrator.context import Fence, current_scope, entered, restore
 from iso_orchestrator.errors import LeaseConflictError, LeaseLostError, StoreError
 from iso_orchestrator.facts import Fact, LeaseReleased, LeaseTouched
 from iso_orchestrator.fold import Fold, copy_json
@@ -104,6 +104,7 @@ def _hold_in(session: Session, touch: _Touch) -> Iterator[HeldLease]:
         ):
             yield held
     except BaseException as error:
+        restore(scope)
         with noting(error, f"lease {key!r} was not released"):
             _give_back(session, touch, held)
         raise

@@ -18,7 +18,7 @@ from iso_orchestrator import lease as leases
 from iso_orchestrator import state as states
 from iso_orchestrator.clock import Clock, InjectedClock, SystemClock
 from iso_orchestrator.codec import plain_json
-from iso_orchestrator.context import current_scope, entered
+from iso_orchestrator.context import current_scope, entered, restore
 from iso_orchestrator.errors import WorkflowUsageError
 from iso_orchestrator.fold import Fold, copy_json
 from iso_orchestrator.for_each import ForEach, ForEachSummary, MutexKey, for_each_options, run_for_each
@@ -142,6 +142,7 @@ class Workflow:
         run = begin_run(self._handle, self._on_busy)
         stack.push(lambda _, error, __: end_run(self._handle, run, error))
         scope = current_scope()
+        stack.callback(restore, scope)
         stack.enter_context(entered(attrs.evolve(scope, workflow=self, runs=(*scope.runs, run))))
         self._entered[threading.get_ident()] = stack
         return self

@@ -47,6 +47,7 @@ from iso_orchestrator.names import record_names
 from iso_orchestrator.store import FileStore
 from iso_orchestrator.store.file.files import Paths
 from iso_orchestrator.store.file.fs import FileSystem
+from iso_orchestrator.store.file.group_sync import GroupSync
 from iso_orchestrator.store.file.log import FileLog
 
 NPM = Path(__file__).parent / "data/npm-0.2.0"
@@ -511,6 +512,23 @@ def test_after_a_failed_sync_the_store_is_dead_in_this_process(root: Path, paths
     other.sync(its.seq)
     log.leave(None)
     assert fs.count("sync", "write_at", "replace") == 0
+
+
+def test_second_sync_that_would_go_well_is_not_tried() -> None:
+    """A sync that failed once is not asked again: the kernel would say yes without the pages that it gave up."""
+    calls: list[int] = []
+
+    def sync_file() -> None:
+        calls.append(1)
+        if len(calls) == 1:
+            raise BROKEN
+
+    group = GroupSync(sync_file)
+    group.written = 2
+    for seq in (1, 2, 0):
+        with pytest.raises(StoreError, match="Input/output error"):
+            group.wait_for(seq)
+    assert (len(calls), group.synced) == (1, 0)
 
 
 def test_threads_that_wait_for_a_sync_that_fails_all_hear_of_it(root: Path) -> None:
