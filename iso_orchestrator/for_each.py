@@ -30,6 +30,8 @@ __all__ = [
     "run_for_each",
 ]
 
+_SHOWN = 200  # rows of a table in a notebook
+
 Item = TypeVar("Item")
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -97,9 +99,10 @@ class ForEachSummary(Generic[R]):
     def _repr_html_(self) -> str:
         rows = [
             (index, result.status, result.value if isinstance(result, Fulfilled) else repr(result.reason))
-            for index, result in enumerate(self.results[:200])
+            for index, result in enumerate(self.results[:_SHOWN])
         ]
-        caption = f"for_each: {self.fulfilled} fulfilled, {self.rejected} rejected"
+        cut = f", the first {_SHOWN} shown" if len(self.results) > _SHOWN else ""
+        caption = f"for_each: {self.fulfilled} fulfilled, {self.rejected} rejected{cut}"
         return html_table(caption, ["item", "status", "value or reason"], rows)
 
 

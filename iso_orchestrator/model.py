@@ -59,8 +59,22 @@ class LeaseStatus(StrEnum):
     RELEASED = "released"
 
 
+class _Shown:
+    """A record that a notebook shows as a table of its fields."""
+
+    __slots__ = ()
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (field.name, value)
+            for field in attrs.fields(type(self))  # type: ignore[arg-type]  # only attrs classes derive from it
+            if (value := getattr(self, field.name)) is not None
+        ]
+        return html_table(type(self).__name__, ["field", "value"], rows)
+
+
 @attrs.frozen
-class ErrorInfo:
+class ErrorInfo(_Shown):
     """An error as it is recorded.
 
     Attributes:
@@ -91,7 +105,7 @@ class ErrorInfo:
 
 
 @attrs.frozen
-class StepRecord:
+class StepRecord(_Shown):
     """One step. `attempts` counts from 1, over crashes too; `result` is JSON."""
 
     name: str
@@ -106,7 +120,7 @@ class StepRecord:
 
 
 @attrs.frozen
-class WorkflowEvent:
+class WorkflowEvent(_Shown):
     """Something that happened. The record's events are in the order in which it did, whatever clocks said."""
 
     at: datetime
@@ -116,7 +130,7 @@ class WorkflowEvent:
 
 
 @attrs.frozen
-class Heartbeat:
+class Heartbeat(_Shown):
     """The last sign of life under a key."""
 
     key: str
@@ -125,7 +139,7 @@ class Heartbeat:
 
 
 @attrs.frozen
-class Lease:
+class Lease(_Shown):
     """Who may act under a key, and until when.
 
     Attributes:
