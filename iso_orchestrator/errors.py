@@ -97,7 +97,7 @@ class StepTimeoutError(OrchestratorError, TimeoutError):
     def __str__(self) -> str:
         return (
             f"step {self.step_name!r} took longer than its timeout of {self.timeout:g} s; its thread cannot "
-            "be killed and may still run, its result is dropped"
+            "be killed and may still run, its result is dropped: raise timeout=, or have the body end by itself"
         )
 
 
@@ -135,7 +135,10 @@ class StepRejectedError(OrchestratorError):
     result: Any
 
     def __str__(self) -> str:
-        return f"step {self.step_name!r}: accept() refused the result {self.result!r:.200}"
+        return (
+            f"step {self.step_name!r}: accept() refused the result {self.result!r:.200}; it is not recorded, "
+            "another call or retry= tries again"
+        )
 
 
 @_error

@@ -115,7 +115,11 @@ class Session:
                 fold = self.log.catch_up(fold)
                 if fences:
                     self._check_fences(fold, fences)
-                facts, value = decide(fold)
+                try:
+                    facts, value = decide(fold)
+                except Exception:
+                    self._fold = fold  # it only looked: nothing has to be read again
+                    raise
                 if facts:
                     self.log.append(fold, facts)
                 self._fold = fold

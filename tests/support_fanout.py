@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -115,6 +116,13 @@ def assert_apart(lines: Iterable[list[str]]) -> dict[str, list[tuple[str, ...]]]
             assert inside.pop(key, None) == tuple(who), f"{who} came out of {key} without being in"
     assert not inside
     return order
+
+
+def new_seed() -> int:
+    """What a random test begins with; it is printed with the way to repeat it."""
+    seed = int(os.environ.get("ISO_TEST_SEED", random.randrange(2**32)))
+    print(f"ISO_TEST_SEED={seed} pytest ... repeats this test")
+    return seed
 
 
 class Gate:

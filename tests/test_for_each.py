@@ -488,16 +488,23 @@ def test_an_executor_of_more_threads_is_not_filled(workflow: Workflow, gate: Gat
 
 
 def test_other_work_on_the_executor_is_not_waited_for(workflow: Workflow) -> None:
-    """A batch whose items are all done returns, though its executor has other things to do."""
-    blocker = threading.Event()
+    """A batch whose items are all done returns, though a worker of it still stands behind other work."""
+    blocker, started, go_on = threading.Event(), threading.Event(), threading.Event()
     with ThreadPoolExecutor(1) as pool:
 
         def source() -> Iterator[int]:
             yield 1
+            assert started.wait(DEADLINE)
             pool.submit(blocker.wait, DEADLINE)
-            yield 2
+            yield 2  # for it a second worker is called, which stands behind the blocker
+            go_on.set()
 
-        summary = in_thread(workflow.run_for_each, source(), double, executor=pool, max_parallel=2)
+        def work(item: int) -> int:
+            started.set()
+            assert go_on.wait(DEADLINE)
+            return 2 * item
+
+        summary = in_thread(workflow.run_for_each, source(), work, executor=pool, max_parallel=2)
         try:
             assert summary.result(DEADLINE / 4).values() == [2, 4]
         finally:

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from support import DEADLINE, Child, WatchedFS, wait_until
-from support_fanout import assert_apart, blocked, codes_of, mark, marks
+from support_fanout import assert_apart, blocked, codes_of, mark, marks, new_seed
 from support_processes import PAUSE, assert_waits, child, in_thread
 
 from iso_orchestrator import (
@@ -515,8 +515,7 @@ def test_who_gives_up_leaves_the_others_in_the_queue(workflow: Workflow) -> None
 
 def test_threads_that_come_and_give_up_at_random_leave_it_free(workflow: Workflow) -> None:
     """However waits time out, no two are in at once, and in the end it is free."""
-    seed = random.randrange(2**32)
-    print(f"seed {seed}")
+    seed = new_seed()
     lines: list[list[str]] = []
 
     def come_and_go(name: str) -> None:

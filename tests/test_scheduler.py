@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from support import DEADLINE, Child, wait_until
-from support_fanout import Gate, assert_apart, blocked, mark, marks
+from support_fanout import Gate, assert_apart, blocked, mark, marks, new_seed
 from support_processes import assert_waits, child, in_thread
 
 from iso_orchestrator import (
@@ -149,8 +149,7 @@ def test_items_start_in_order_but_for_those_that_wait(workflow: Workflow) -> Non
 
 def test_items_of_one_key_never_overlap_and_keep_their_order(workflow: Workflow) -> None:
     """Whatever keys there are and however long items take, those of one key run one after the other, in order."""
-    seed = random.randrange(2**32)
-    print(f"seed {seed}")
+    seed = new_seed()
     rng = random.Random(seed)
     items = [(f"k{rng.randrange(6)}", number, rng.random() * 0.002) for number in range(200)]
     lines: list[list[str]] = []
@@ -558,8 +557,7 @@ def test_a_source_that_is_full_does_not_delay_a_hand_over(workflow: Workflow, ga
 
 def test_whatever_fails_and_waits_every_item_ends_once(workflow: Workflow) -> None:
     """Random items, keys, failures and other holders: each item runs once, and no key overlaps or stays held."""
-    seed = random.randrange(2**32)
-    print(f"seed {seed}")
+    seed = new_seed()
     rng = random.Random(seed)
     lines: list[list[str]] = []
     stop = threading.Event()

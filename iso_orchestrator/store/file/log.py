@@ -93,7 +93,7 @@ class FileLog:
 
     def enter(self, new: Callable[[], Fold], is_ours: Callable[[Fold], bool]) -> Fold | None:
         """Read the workflow, or make it from *new*; None when its name belongs to another id."""
-        fold = self._load(others_live=self._runs.sweep() is not None)
+        fold = self._load()
         if fold is None:
             fold = new()
             self._rotate(fold)
@@ -193,8 +193,9 @@ class FileLog:
         try:
             if self._sync.failure is None:
                 self.record_lock.acquire()
-                if self._runs.sweep() is None:
+                if self._runs.survey().living is None:
                     self._fold_last(self.catch_up(fold))
+                    self._runs.sweep()
                 self._runs.leave()
         finally:
             self.close()
@@ -216,15 +217,24 @@ class FileLog:
         self._runs.give_up()
         self.record_lock.close()
 
-    def _load(self, *, others_live: bool) -> Fold | None:
+    def _load(self) -> Fold | None:
         """The record on disk, with this log's place in its journal; written anew where that is not safe."""
+        others = self._runs.survey()
+        # Whoever died may have been told of a failed sync that nobody else is told of: what can be read of his
+        # is not thereby on the disk, however well a sync of ours goes. His run file says so until it is written anew.
+        is_safe = others.living is not None and not others.dead
+        fold = self._load_pair(is_safe=is_safe)
+        self._runs.sweep()
+        return fold
+
+    def _load_pair(self, *, is_safe: bool) -> Fold | None:
         fd = self._open_journal()
         try:
             snapshot = self._fs.identify_path(self._paths.snapshot)  # before it is read: it may be replaced meanwhile
             pair = read_pair(self._fs, self._paths, fd)
             if pair.tail or pair.blank:
                 self._keep_aside(pair.end, pair.tail)
-            if fd is not None and pair.header is not None and (others_live or not pair.lines):
+            if fd is not None and pair.header is not None and (is_safe or not pair.lines):
                 assert pair.fold is not None
                 journal = _Journal(fd, self._fs.identify(fd), pair.header, pair.end)
                 self._make_durable(journal, torn=bool(pair.tail))
@@ -240,7 +250,7 @@ class FileLog:
 
     def _reload(self) -> Fold:
         self._refuse_removed()
-        fold = self._load(others_live=self._runs.sweep() is not None)
+        fold = self._load()
         if fold is None:
             raise self._gone()
         return fold

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import secrets
 
+import attrs
+
 from iso_orchestrator.store.file.files import remove, write_all
 from iso_orchestrator.store.file.fs import FileSystem
 from iso_orchestrator.store.file.locks import FileLock, owner_json, read_owner
@@ -13,6 +15,14 @@ from iso_orchestrator.store.protocol import OwnerInfo
 __all__ = ["RunFiles"]
 
 _SUFFIX = ".flock"
+
+
+@attrs.frozen
+class Survey:
+    """The run files of others: one that lives, if any does, and those whose processes are gone."""
+
+    living: str | None
+    dead: list[str]
 
 
 class RunFiles:
@@ -51,14 +61,19 @@ class RunFiles:
             self._held.close()
             self._held = None
 
-    def sweep(self) -> str | None:
-        """Remove the run files of dead processes; another owner that lives, if any does."""
+    def survey(self) -> Survey:
+        """Who else uses the workflow, and who died of it."""
         owners = [name.removesuffix(_SUFFIX) for name in self._fs.list_folder(self._folder)]
         others = {owner: self.is_alive(owner) for owner in owners if not self._is_own(owner)}
-        for owner, lives in others.items():
-            if not lives:
-                remove(self._fs, self._path(owner))
-        return next((owner for owner, lives in others.items() if lives), None)
+        living = next((owner for owner, lives in others.items() if lives), None)
+        return Survey(living, [owner for owner, lives in others.items() if not lives])
+
+    def sweep(self) -> str | None:
+        """Remove the run files of dead processes; another owner that lives, if any does."""
+        found = self.survey()
+        for owner in found.dead:
+            remove(self._fs, self._path(owner))
+        return found.living
 
     def is_alive(self, owner: str) -> bool:
         """Whether the process that made that run file still holds it."""
