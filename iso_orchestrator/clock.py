@@ -33,8 +33,8 @@ class SystemClock:
 
     def now(self) -> datetime:
         """The wall clock."""
-        now = datetime.now(UTC)
-        return now.replace(microsecond=now.microsecond // 1000 * 1000)
+        # A third of the time of cutting what datetime.now() gives; a float holds milliseconds until long after 2100.
+        return datetime.fromtimestamp(time.time_ns() // 1_000_000 / 1000, UTC)
 
     def boot(self) -> tuple[str, float] | None:
         """The boot clock, which no administrator and no time server turns back."""

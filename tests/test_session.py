@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import random
+import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -606,6 +607,85 @@ def test_threads_use_a_workflow_while_others_end_their_runs(tmp_path: Path) -> N
     assert errors == [None] * 5
     assert workflow.state == 40
     assert len(workflow.record.steps) == 25
+    workflow.close()
+
+
+def test_an_updater_may_use_another_workflow_while_its_own_is_closed(tmp_path: Path) -> None:
+    """Closing a workflow while an updater of it is at work waits for that, and keeps no other workflow from opening."""
+    workflow, other = Workflow("w", dir=tmp_path), Workflow("other", dir=tmp_path)
+    in_updater, go_on = threading.Event(), threading.Event()
+
+    def update(_: Any) -> Any:
+        in_updater.set()
+        assert go_on.wait(DEADLINE)
+        return other.run_step("step", lambda: 1)
+
+    updating = in_thread(workflow.update_state, update)
+    assert in_updater.wait(DEADLINE)
+    closing = in_thread(workflow.close)
+    assert_waits(updating)
+    go_on.set()
+    assert updating.result(DEADLINE / 4) == 1
+    closing.result(DEADLINE / 4)
+    other.close()
+
+
+def test_a_workflow_that_cannot_be_opened_now_keeps_no_other_waiting(tmp_path: Path) -> None:
+    """While one workflow waits for a process that is stopped in its lock, another opens and closes in this process."""
+    code = """
+        def before(name, args):
+            if name == "write_at" and armed:
+                say("inside")
+                hear()
+        armed = False
+        workflow = Workflow("w", store=FileStore(root, fs=WatchedFS(before)))
+        workflow.append_event("opened")
+        armed = True
+        workflow.append_event("stopped")
+        armed = False
+        workflow.close()
+    """
+    workflow, other = Workflow("w", dir=tmp_path), Workflow("other", dir=tmp_path)
+    with child(code, tmp_path) as process:
+        assert process.line() == "inside"
+        opening = in_thread(workflow.append_event, "mine")
+        assert_waits(opening)
+        assert in_thread(other.run_step, "step", lambda: 1).result(DEADLINE / 4) == 1
+        in_thread(other.close).result(DEADLINE / 4)
+        process.say()
+        assert opening.result(DEADLINE).type == "mine"
+        process.end()
+    assert [event.type for event in workflow.record.events] == ["opened", "stopped", "mine"]
+    workflow.close()
+
+
+def test_a_workflow_that_could_not_be_opened_is_not_held(tmp_path: Path) -> None:
+    """Whatever call of the file system fails when a workflow is opened, nobody seems to use it afterwards."""
+    killed('with workflow: workflow.run_step("step", lambda: 1); say("in"); hear()', tmp_path / "killed", "in")
+    for nth in range(100):
+        root = tmp_path / str(nth)
+        shutil.copytree(tmp_path / "killed", root)
+        calls = iter(range(nth))
+
+        def before(name: str, _: object, calls: Iterator[int] = calls) -> None:
+            if name != "close" and next(calls, None) is None:
+                raise OSError(errno.EIO, f"{name} fails")
+
+        fs = WatchedFS(before)
+        workflow = Workflow("w", store=FileStore(root, fs=fs))
+        try:
+            workflow.append_event("opened")
+        except StoreError:
+            fs.before = None
+            workflow.close()
+        else:
+            break
+        assert_nobody_waits(root)
+        for path in root.glob("locks/*/runs/*.flock"):
+            with path.open() as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    assert nth > 20
+    fs.before = None
     workflow.close()
 
 

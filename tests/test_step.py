@@ -291,6 +291,22 @@ def test_the_end_of_a_run_waits_for_what_was_submitted(tmp_path: Path) -> None:
     assert [step.status for step in steps.values()] == [StepStatus.COMPLETED] * 5
 
 
+def test_the_end_of_a_run_waits_for_what_submitted_steps_submit(tmp_path: Path) -> None:
+    """So has one whose submitted steps submit others and leave them to themselves."""
+    with Workflow("w", dir=tmp_path, max_workers=2) as workflow:
+
+        @workflow.step
+        def work(number: int) -> int:
+            if number:
+                work.submit(number - 1)
+            return number
+
+        work.submit(5)
+    record = read_workflow_record("w", dir=tmp_path)
+    assert [step.status for step in record.steps.values()] == [StepStatus.COMPLETED] * 6
+    assert record.events[-1].type == "workflow.completed"
+
+
 def test_worker_threads_know_what_is_current(workflow: Workflow) -> None:
     """The workflow, the step and the item are current in the threads that the workflow runs functions in."""
     seen = []

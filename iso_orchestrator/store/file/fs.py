@@ -7,15 +7,14 @@ import os
 import stat
 import sys
 from collections.abc import Callable
-from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from iso_orchestrator.errors import StoreError
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-__all__ = ["FileId", "FileSystem"]
+__all__ = ["FileSystem", "is_same_file", "is_unchanged"]
 
 # Not every platform has all of them. NONBLOCK: a FIFO planted under a file's name must not hang whoever opens it.
 _SAFE = (
@@ -27,21 +26,17 @@ _SAFE = (
 _WINDOWS = sys.platform == "win32"
 
 
-class FileId(NamedTuple):
-    """Which file a name or a descriptor stands for, and how it is: two that are equal are one unchanged file."""
-
-    device: int
-    inode: int
-    size: int
-    changed: int
-
-    def is_same_file(self, other: FileId | None) -> bool:
-        """Whether both are one file, whatever its size was at the time."""
-        return other is not None and self.inode == other.inode and self.device == other.device
+def is_same_file(one: os.stat_result, other: os.stat_result | None) -> bool:
+    """Whether both are one file, whatever was in it at the time."""
+    return other is not None and one.st_ino == other.st_ino and one.st_dev == other.st_dev
 
 
-# Past the Python function that a named tuple's constructor is: each step looks at four files.
-_file_id = partial(tuple.__new__, FileId)
+def is_unchanged(one: os.stat_result | None, other: os.stat_result | None) -> bool:
+    """Whether both are one file with the same bytes in it; or both none."""
+    if one is None or other is None:
+        return one is other
+    # A rename sets the time too: another file that got this one's number is told apart.
+    return is_same_file(one, other) and one.st_ctime_ns == other.st_ctime_ns and one.st_size == other.st_size
 
 
 class FileSystem:
@@ -122,18 +117,16 @@ class FileSystem:
         except FileNotFoundError:
             return []
 
-    def identify(self, fd: int) -> FileId:
-        """Which file an open descriptor is."""
-        found = os.fstat(fd)
-        return _file_id((found.st_dev, found.st_ino, found.st_size, found.st_ctime_ns))
+    def identify(self, fd: int) -> os.stat_result:
+        """Which file an open descriptor is, and how large."""
+        return os.fstat(fd)
 
-    def identify_path(self, path: str) -> FileId | None:
+    def identify_path(self, path: str) -> os.stat_result | None:
         """Which file has that name now; None when there is none."""
         try:
-            found = os.stat(path, follow_symlinks=False)
+            return os.stat(path, follow_symlinks=False)
         except FileNotFoundError:
             return None
-        return _file_id((found.st_dev, found.st_ino, found.st_size, found.st_ctime_ns))
 
     def _own(self, fd: int, path: str) -> int:
         """A file that is written in place must have no other name: it may be anybody's."""

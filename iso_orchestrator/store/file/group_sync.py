@@ -35,6 +35,7 @@ class GroupSync:
         self._guard = threading.Lock()
         self._condition = threading.Condition(self._guard)
         self._leader_at_work = False
+        self._waiting = 0
 
     def wait_for(self, seq: int) -> None:
         """Return when *seq* is on the disk.
@@ -48,7 +49,11 @@ class GroupSync:
                 with self._guard:
                     self.check()
                     if self._leader_at_work:
-                        self._condition.wait()
+                        self._waiting += 1
+                        try:
+                            self._condition.wait()
+                        finally:
+                            self._waiting -= 1
                         continue
                     # In one statement: a signal between two would leave a leader at work who is nobody.
                     self._leader_at_work = leads = True
@@ -57,7 +62,8 @@ class GroupSync:
                 if leads:
                     with self._guard:
                         self._leader_at_work = False
-                        self._condition.notify_all()
+                        if self._waiting:
+                            self._condition.notify_all()
 
     def check(self) -> None:
         """Raise when a sync has failed."""
@@ -78,7 +84,11 @@ class GroupSync:
         """While the file is swapped for one that has everything up to *seq*, durably, nobody syncs."""
         with self._condition:
             while self._leader_at_work:
-                self._condition.wait()
+                self._waiting += 1
+                try:
+                    self._condition.wait()
+                finally:
+                    self._waiting -= 1
             yield
             self.synced = seq
             self._condition.notify_all()

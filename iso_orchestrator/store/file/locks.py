@@ -16,7 +16,7 @@ from iso_orchestrator.clock import SystemClock
 from iso_orchestrator.codec import decode, encode
 from iso_orchestrator.errors import StoreError
 from iso_orchestrator.store.file.files import store_error
-from iso_orchestrator.store.file.fs import FileSystem
+from iso_orchestrator.store.file.fs import FileSystem, is_same_file
 from iso_orchestrator.store.protocol import OwnerInfo
 
 __all__ = ["FileLock", "FileMutex", "owner_json", "read_owner"]
@@ -80,7 +80,7 @@ class FileLock:
 
     def is_at_path(self) -> bool:
         """Whether the file still has its name: one that was unlinked meanwhile excludes nobody."""
-        return self._fs.identify(self.fd).is_same_file(self._fs.identify_path(self.path))
+        return is_same_file(self._fs.identify(self.fd), self._fs.identify_path(self.path))
 
 
 class FileMutex:

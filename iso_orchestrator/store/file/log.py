@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Concatenate, ParamSpec, TypeVar
@@ -28,7 +29,7 @@ from iso_orchestrator.store.file.files import (
     write_aside,
 )
 from iso_orchestrator.store.file.frame import Header, frame_facts, frame_header, parse_header, scan
-from iso_orchestrator.store.file.fs import FileId, FileSystem
+from iso_orchestrator.store.file.fs import FileSystem, is_same_file, is_unchanged
 from iso_orchestrator.store.file.group_sync import GroupSync
 from iso_orchestrator.store.file.locks import FileLock, FileMutex
 from iso_orchestrator.store.file.pair import digest, fold_lines, read_pair
@@ -50,7 +51,7 @@ R = TypeVar("R")
 @attrs.define
 class _Journal:
     fd: int
-    file: FileId
+    file: os.stat_result
     header: Header
     end: int
 
@@ -87,7 +88,7 @@ class FileLog:
         self.record_lock = record_lock
         self._runs = RunFiles(fs, paths.runs)
         self._journal: _Journal | None = None
-        self._snapshot: FileId | None = None
+        self._snapshot: os.stat_result | None = None
         self._fold_at = _FOLD_AT_BYTES
         self._sync = GroupSync(self._sync_journal)
 
@@ -121,12 +122,16 @@ class FileLog:
             return self._reload()
         snapshot_now = self._fs.identify_path(self._paths.snapshot)
         journal_now = self._fs.identify_path(self._paths.journal)
-        if journal_now is None or journal_now.inode != journal.file.inode or journal_now.device != journal.file.device:
+        if (
+            journal_now is None
+            or journal_now.st_ino != journal.file.st_ino
+            or journal_now.st_dev != journal.file.st_dev
+        ):
             return self._follow(fold, journal)
-        if snapshot_now != self._snapshot:
+        if not is_unchanged(snapshot_now, self._snapshot):
             # Another program's write, or a process that died between the two renames of a fold.
             return self._reload()
-        if journal_now.size != journal.end:
+        if journal_now.st_size != journal.end:
             self._read_on(fold, journal, cut=True)
         return fold
 
@@ -150,7 +155,7 @@ class FileLog:
             self._fs.truncate(journal.fd, journal.end)
             raise
         self._sync.written = fold.seq
-        snapshot_size = self._snapshot.size if self._snapshot else 0
+        snapshot_size = self._snapshot.st_size if self._snapshot else 0
         if journal.end > max(self._fold_at, _FOLD_AT_RATIO * snapshot_size):
             self._fold_early(fold)
 
@@ -171,7 +176,7 @@ class FileLog:
             now = self._fs.identify_path(self._paths.journal)
         except OSError:
             return False  # the locked way says what is wrong
-        return now is not None and now.size == journal.end and journal.file.is_same_file(now)
+        return now is not None and now.st_size == journal.end and is_same_file(journal.file, now)
 
     @_typed
     def is_alive(self, owner: str) -> bool:
@@ -270,7 +275,7 @@ class FileLog:
         sync_file(self._fs, journal.fd)
         sync_folder(self._fs, self._paths.folder)
 
-    def _swap(self, journal: _Journal, seq: int, snapshot: FileId | None) -> None:
+    def _swap(self, journal: _Journal, seq: int, snapshot: os.stat_result | None) -> None:
         with self._sync.swapping(seq):
             old, self._journal = self._journal, journal
             self._snapshot = snapshot
@@ -353,7 +358,7 @@ class FileLog:
         self._swap(_Journal(fd, self._fs.identify(fd), header, header.size), fold.seq, written)
 
     def _refuse_foreign_snapshot(self) -> None:
-        if self._journal is None or self._fs.identify_path(self._paths.snapshot) == self._snapshot:
+        if self._journal is None or is_unchanged(self._fs.identify_path(self._paths.snapshot), self._snapshot):
             return
         if not self._is_snapshot_of(self._journal.header):
             raise RecordConflictError(self._paths.snapshot, self._paths.journal)
