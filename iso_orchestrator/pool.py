@@ -41,12 +41,11 @@ class Pool:
     def drain(self, run: object, *, cancel: bool) -> None:
         """Wait for all work of *run*; *cancel* what has not begun."""
         self._leave_parents_threads()
-        with self._guard:
-            mine = [future for future, owner in self._unfinished.items() if owner is run]
-        if cancel:
-            for future in mine:
-                future.cancel()
-        wait(mine)
+        while mine := self._unfinished_of(run):
+            if cancel:
+                for future in mine:
+                    future.cancel()
+            wait(mine)
 
     def close(self) -> None:
         """Wait for all work, and end the threads."""
@@ -55,6 +54,10 @@ class Pool:
             executor, self._executor = self._executor, None
         if executor is not None:
             executor.shutdown(wait=True)
+
+    def _unfinished_of(self, run: object) -> list[Future[Any]]:
+        with self._guard:
+            return [future for future, owner in self._unfinished.items() if owner is run and not future.done()]
 
     def _finished(self, future: Future[Any]) -> None:
         with self._guard:

@@ -73,13 +73,13 @@ def end_run(handle: Handle, run: Run, error: BaseException | None) -> None:
     """Record that a run ended, and let the workflow go; a failure of that does not hide *error*."""
     if not run.is_ours:
         return
-    handle.runs.remove(run)
     try:
         handle.pool.drain(run, cancel=error is not None)
     except BaseException as interrupt:
         error = interrupt
         raise
     finally:
+        handle.runs.remove(run)
         with noting(error, "the end of the run was not recorded"):
             _record_end(handle, run, error)
         with noting(error, "the workflow was not closed"):

@@ -7,7 +7,8 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeAlias, TypeVar
 
 import attrs
@@ -88,7 +89,7 @@ class Session:
         self._pin_guard = threading.Lock()  # its own: an updater that looks at the workflow is inside the other
         self._orphans: set[str] = set()
         if fold.runs:
-            self.append(lambda fold: (dead_runs(fold, self.log, self.runs, clock.now()), None), fences=())
+            self._record_deaths(clock)
 
     def append(self, decide: Decision[T], *, fences: Sequence[Fence] | None = None) -> tuple[T, int]:
         """Append what *decide* says to what everybody has appended; its value, and the sequence to sync.
@@ -201,6 +202,14 @@ class Session:
         self.closed = True
         self.log.forget()
 
+    def _record_deaths(self, clock: Clock) -> None:
+        try:
+            self.append(lambda fold: (dead_runs(fold, self.log, self.runs, clock.now()), None), fences=())
+        except BaseException:
+            self.log.die("it was not opened")
+            self.log.leave(None)
+            raise
+
     def _abandon(self) -> None:
         def decide(fold: Fold) -> tuple[list[Fact], None]:
             mine = [
@@ -235,40 +244,58 @@ class Session:
                 raise LeaseLostError(fence.key, fence.token, current)
 
 
-_sessions: dict[tuple[object, str], Session] = {}
-_registry_lock = threading.RLock()
-
-
 def attach(user: object, store: Store, workflow_id: str, new: Callable[[], Fold], clock: Clock) -> Session:
     """The session of this process, opened when it is not open; *user* keeps it so."""
-    key = (store.identity, workflow_id)
-    with _registry_lock:
-        session = _sessions.get(key)
-        if session is None or session.closed:
-            for closed in [known for known, other in _sessions.items() if other.closed]:
-                del _sessions[closed]
-            session = _sessions[key] = Session(store, workflow_id, new, clock)
-        session.users.add(user)
-        return session
+    with _slot((store.identity, workflow_id)) as slot:
+        if slot.session is None or slot.session.closed:
+            slot.session = Session(store, workflow_id, new, clock)
+        slot.session.users.add(user)
+        return slot.session
 
 
 def known_session(store: Store, workflow_id: str) -> Session | None:
     """The session of this process, if it is open."""
-    session = _sessions.get((store.identity, workflow_id))
+    slot = _slots.get((store.identity, workflow_id))
+    session = slot.session if slot is not None else None
     return None if session is None or session.closed else session
 
 
 def settle(session: Session) -> None:
     """Leave a session that nobody uses and in which nothing goes on."""
-    with _registry_lock:
-        if not session.closed and not session.users:
-            session.leave()
+    with _slot(session.key) as slot:
+        if slot.session is session and not session.closed and not session.users and session.leave():
+            slot.session = None
+        if slot.session is None:
+            with _registry_lock:
+                _slots.pop(session.key, None)
+
+
+@attrs.define(eq=False)
+class _Slot:
+    """The place of a workflow's session; a lock each, so that one that is slow to open keeps no other waiting."""
+
+    lock: threading.RLock = attrs.field(factory=threading.RLock)
+    session: Session | None = None
+
+
+_slots: dict[tuple[object, str], _Slot] = {}
+_registry_lock = threading.Lock()
+
+
+@contextmanager
+def _slot(key: tuple[object, str]) -> Iterator[_Slot]:
+    while True:
+        with _registry_lock:
+            slot = _slots.setdefault(key, _Slot())
+        with slot.lock:
+            if _slots.get(key) is slot:  # else its last session was left while this thread waited
+                yield slot
+                return
 
 
 def _leave_all() -> None:
-    with _registry_lock:
-        sessions = list(_sessions.values())
-        _sessions.clear()
+    sessions = [slot.session for slot in _slots.values() if slot.session is not None]
+    _slots.clear()
     for session in sessions:
         try:
             session.leave(at_exit=True)
@@ -278,10 +305,11 @@ def _leave_all() -> None:
 
 def _forget_all_in_child() -> None:
     global _registry_lock
-    _registry_lock = threading.RLock()
-    for session in _sessions.values():
-        session.forget()
-    _sessions.clear()
+    _registry_lock = threading.Lock()
+    for slot in _slots.values():
+        if slot.session is not None:
+            slot.session.forget()
+    _slots.clear()
 
 
 atexit.register(_leave_all)
