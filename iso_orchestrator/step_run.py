@@ -140,6 +140,10 @@ class StepCall:
             at = self.handle.clock.now()
             beginning, seq = self.session.append(lambda fold: self._decide(fold, own, at, awaited))  # noqa: B023
             match beginning:
+                case _Begun(attempt):
+                    if self.options.if_interrupted == "fail":
+                        self.session.log.sync(seq)
+                    return self._attempts(own, attempt)
                 case _Known(result):
                     self.session.log.sync(seq)
                     return self._load(result)
@@ -155,10 +159,6 @@ class StepCall:
                         return self._load(flight.result)
                     if flight.error is not None and self._is_same(flight):
                         raise _for_another_caller(self.name, flight.error)
-                case _Begun(attempt):
-                    if self.options.if_interrupted == "fail":
-                        self.session.log.sync(seq)
-                    return self._attempts(own, attempt)
 
     def _decide(self, fold: Fold, flight: Flight, at: Any, awaited: int) -> tuple[Sequence[Fact], _Beginning]:
         same = fold.matching(self.name, self.idempotency_key, self.options.version)

@@ -71,8 +71,8 @@ def frame_facts(facts: Sequence[Fact], first_seq: int, synced: int, header_crc: 
     lines = []
     for seq, fact in enumerate(facts, first_seq):
         tag, fields = fact_to_json(fact)
-        body = f'{{"seq":{seq},"synced":{synced},"fact":"{tag}",{encode(fields)[1:-1]}'
-        lines.append(_close(body.encode("ascii"), header_crc))
+        body = f'{{"seq":{seq},"synced":{synced},"fact":"{tag}",{encode(fields)[1:-1]}'.encode("ascii")
+        lines.append(b'%b,"crc":"%08x"}\n' % (body, crc32(body, header_crc)))
     return lines[0] if len(lines) == 1 else b"".join(lines)
 
 

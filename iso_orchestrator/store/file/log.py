@@ -11,7 +11,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 import attrs
 
 from iso_orchestrator.codec import snapshot_from_fold
-from iso_orchestrator.errors import OrchestratorError, RecordConflictError, StoreError
+from iso_orchestrator.errors import RecordConflictError, StoreError
 from iso_orchestrator.facts import Fact
 from iso_orchestrator.fold import Fold
 from iso_orchestrator.names import is_mutex_file_name, mutex_file_name
@@ -62,11 +62,7 @@ def _typed(method: Callable[Concatenate[FileLog, P], R]) -> Callable[Concatenate
         try:
             return method(self, *args, **kwargs)
         except OSError as error:
-            if isinstance(error, OrchestratorError):
-                raise
-            if isinstance(error, SyncError):
-                self.die(str(error))
-            raise store_error(self.path, error) from error
+            raise self._as_typed(error) from error
 
     return wrapper  # type: ignore[return-value]  # mypy names the wrapper's self
 
@@ -114,9 +110,26 @@ class FileLog:
         """Let other processes in."""
         self.record_lock.release()
 
-    @_typed
     def catch_up(self, fold: Fold | None) -> Fold:
         """Take in what others have appended."""
+        try:
+            return self._catch_up(fold)
+        except OSError as error:
+            raise self._as_typed(error) from error
+
+    def append(self, fold: Fold, facts: Sequence[Fact]) -> None:
+        """Append and apply facts."""
+        try:
+            self._append(fold, facts)
+        except OSError as error:
+            raise self._as_typed(error) from error
+
+    def _as_typed(self, error: OSError) -> StoreError:
+        if isinstance(error, SyncError):
+            self.die(str(error))
+        return store_error(self.path, error)
+
+    def _catch_up(self, fold: Fold | None) -> Fold:
         journal = self._journal
         if fold is None or journal is None:
             return self._reload()
@@ -135,9 +148,7 @@ class FileLog:
             self._read_on(fold, journal, cut=True)
         return fold
 
-    @_typed
-    def append(self, fold: Fold, facts: Sequence[Fact]) -> None:
-        """Append and apply facts."""
+    def _append(self, fold: Fold, facts: Sequence[Fact]) -> None:
         if self._sync.failure is not None:
             self._sync.check()
         if self._snapshot is None:
