@@ -59,7 +59,7 @@ class Step(Generic[P, R]):
         self._resolve = resolve
         self._options = options
         self._base = base_name(fn) if name is None else ""
-        self._parameters = Parameters(fn, self._base)
+        self._parameters = _parameters(fn, self._base)
         self._make_name = None if name is None else compile_template(name, "a step's name", self._parameters)
         self._make_key = (
             None
@@ -219,6 +219,13 @@ def refuse_unfit(fn: object, what: str) -> None:
             f"{what} must be a plain function: {_name_of(fn)} is a generator function, "
             "whose body would run outside of the record; return a list"
         )
+
+
+def _parameters(fn: Callable[..., object], base: str) -> Parameters:
+    try:
+        return Parameters(fn, base)
+    except ValueError as error:  # some builtins have no signature
+        raise TypeError(f"{error}: wrap it in a function of your own, or use run_step()") from error
 
 
 def _name_of(fn: object) -> str:

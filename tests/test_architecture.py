@@ -45,7 +45,7 @@ DOORS = {
     "time": {"clock", "stand_in_agent"},
     "fcntl": {"store.file.fs"},
     "portalocker": {"store.file.locks"},
-    "cattrs": {"codec.facts", "codec.mapping", "codec.strict", "codec.values"},
+    "cattrs": {"codec.conversion", "codec.mapping", "codec.strict", "codec.values"},
     "subprocess": {"demo"},
     "tqdm": {"progress"},
     "tenacity": {"retry"},

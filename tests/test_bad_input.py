@@ -666,7 +666,7 @@ def test_a_function_without_a_name_needs_one(workflow: Workflow) -> None:
 
 
 def test_a_name_that_its_arguments_cannot_fill_is_refused(workflow: Workflow, root: Path) -> None:
-    """A format string that asks for what is not there raises: for no parameter at decoration, for no part at the call."""
+    """A format string that asks for what is not there raises: for a parameter at decoration, for a part at the call."""
     with pytest.raises(StepNameError, match="thing"):
         workflow.step(name="apply:{job[company]}")(_takes)
     step = workflow.step(name="apply:{thing[company]}")(_takes)

@@ -24,16 +24,54 @@ def test_all_is_sorted_and_true() -> None:
 
 def test_all_holds_the_contract() -> None:
     """Every name of the public surface can be imported from the package itself."""
-    contract = """
-        Workflow RunResult step for_each Retry RetryContext Fulfilled Rejected ForEachSummary
-        run_workflow open_workflow read_workflow_record list_workflows delete_workflow lease_status
-        current_workflow current_step current_item StepContext ItemContext
-        WorkflowRecord StepRecord WorkflowEvent Heartbeat Lease ErrorInfo WorkflowStatus StepStatus LeaseStatus
-        OrchestratorError WorkflowNotFoundError NoActiveWorkflowError StepNameError StepTimeoutError SerializationError
-        StepFailedError StepRejectedError StepInterruptedError WorkflowBusyError MutexTimeoutError LeaseConflictError
-        LeaseLostError CorruptRecordError RecordConflictError StoreError
-    """.split()
-    assert set(contract) <= set(iso_orchestrator.__all__)
+    contract = {  # fmt: skip
+        "Workflow",
+        "RunResult",
+        "step",
+        "for_each",
+        "Retry",
+        "RetryContext",
+        "Fulfilled",
+        "Rejected",
+        "ForEachSummary",
+        "run_workflow",
+        "open_workflow",
+        "read_workflow_record",
+        "list_workflows",
+        "delete_workflow",
+        "lease_status",
+        "current_workflow",
+        "current_step",
+        "current_item",
+        "StepContext",
+        "ItemContext",
+        "WorkflowRecord",
+        "StepRecord",
+        "WorkflowEvent",
+        "Heartbeat",
+        "Lease",
+        "ErrorInfo",
+        "WorkflowStatus",
+        "StepStatus",
+        "LeaseStatus",
+        "OrchestratorError",
+        "WorkflowNotFoundError",
+        "NoActiveWorkflowError",
+        "StepNameError",
+        "StepTimeoutError",
+        "SerializationError",
+        "StepFailedError",
+        "StepRejectedError",
+        "StepInterruptedError",
+        "WorkflowBusyError",
+        "MutexTimeoutError",
+        "LeaseConflictError",
+        "LeaseLostError",
+        "CorruptRecordError",
+        "RecordConflictError",
+        "StoreError",
+    }
+    assert contract <= set(iso_orchestrator.__all__)
 
 
 def test_importing_loads_no_extra_and_starts_no_thread() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from cattrs import ForbiddenExtraKeysError
-
 from iso_orchestrator import facts as f
 from iso_orchestrator.codec.mapping import read, writers
 from iso_orchestrator.errors import FormatVersionError
@@ -48,6 +46,9 @@ def fact_from_json(tag: Json, fields: dict[str, Json], path: str) -> f.Fact:
         raise FormatVersionError(path, f"the unknown fact {tag!r}")
     try:
         return read(kind, fields)
-    except ForbiddenExtraKeysError as error:
-        names = ", ".join(sorted(error.extra_fields))
+    except Exception as error:
+        unknown = getattr(error, "extra_fields", None)  # of cattrs' ForbiddenExtraKeysError
+        if not unknown:
+            raise
+        names = ", ".join(sorted(unknown))
         raise FormatVersionError(path, f"a fact {tag!r} with the unknown {names}") from error

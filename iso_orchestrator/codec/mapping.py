@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any, TypeAlias, TypeVar, get_args, get_origin
+from functools import cache
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, get_args, get_origin
 
 import attrs
-from cattrs import Converter
-from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, override
 
 from iso_orchestrator.codec.strict import register_strict_scalars
 from iso_orchestrator.facts import Fact
 from iso_orchestrator.model import Json, Lease
 
 __all__ = ["format_time", "read", "writer", "writers"]
+
+if TYPE_CHECKING:
+    from cattrs import Converter
 
 T = TypeVar("T")
 
@@ -36,7 +38,7 @@ def read(kind: type[T], value: Json) -> T:
         ValueError: It stands for none.
     """
     try:
-        return _converter.structure(value, kind)
+        return _converter().structure(value, kind)
     except (LookupError, TypeError, AttributeError, ArithmeticError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error
 
@@ -63,9 +65,11 @@ def _parse_time(text: Json, _: type[datetime]) -> datetime:
 
 
 def _reader(kind: type[Any]) -> Callable[[Any, Any], Any]:
+    from cattrs.gen import make_dict_structure_fn
+
     return make_dict_structure_fn(
         kind,
-        _converter,
+        _converter(),
         _cattrs_forbid_extra_keys=issubclass(kind, Fact),
         _cattrs_detailed_validation=False,
         **_overrides(kind),
@@ -78,6 +82,8 @@ def _overrides(kind: type[Any]) -> dict[str, Any]:
 
 
 def _override(kind: type[Any], name: str) -> Any:
+    from cattrs.gen import override
+
     if (kind, name) in _KEPT_BESIDE:
         return override(omit=True)
     if name in _JSON_FIELDS:
@@ -97,7 +103,7 @@ def _is_list(kind: Any) -> bool:
 def _read_list(kind: Any) -> Callable[[Any, Any], Any]:
     """Of a list, and of nothing else: cattrs would make three steps of the text "abc"."""
     collection, item = get_origin(kind), get_args(kind)[0]
-    read = _converter.get_structure_hook(item)
+    read = _converter().get_structure_hook(item)
 
     def structure(value: Any, _: Any) -> Any:
         if type(value) is not list:
@@ -111,15 +117,24 @@ class _Writers(dict[type[Any], Writer]):
     """Made at their first use: compiling all of them takes 30 ms."""
 
     def __missing__(self, kind: type[Any]) -> Writer:
-        self[kind] = make_dict_unstructure_fn(kind, _converter, _cattrs_omit_if_default=True, **_overrides(kind))
+        from cattrs.gen import make_dict_unstructure_fn
+
+        self[kind] = make_dict_unstructure_fn(kind, _converter(), _cattrs_omit_if_default=True, **_overrides(kind))
         return self[kind]
 
 
 writers = _Writers()
-_converter = Converter(detailed_validation=False)
-register_strict_scalars(_converter)
-_converter.register_unstructure_hook(datetime, format_time)
-_converter.register_structure_hook(datetime, _parse_time)
-_converter.register_structure_hook_factory(_is_list, _read_list)
-_converter.register_unstructure_hook_factory(attrs.has, writer)
-_converter.register_structure_hook_factory(attrs.has, _reader)
+
+
+@cache
+def _converter() -> Converter:
+    from cattrs import Converter  # half of what importing the package would take: with the first fact
+
+    made = Converter(detailed_validation=False)
+    register_strict_scalars(made)
+    made.register_unstructure_hook(datetime, format_time)
+    made.register_structure_hook(datetime, _parse_time)
+    made.register_structure_hook_factory(_is_list, _read_list)
+    made.register_unstructure_hook_factory(attrs.has, writer)
+    made.register_structure_hook_factory(attrs.has, _reader)
+    return made

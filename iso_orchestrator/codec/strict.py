@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from cattrs import Converter
+if TYPE_CHECKING:
+    from cattrs import Converter
 
 __all__ = ["register_strict_scalars"]
 
