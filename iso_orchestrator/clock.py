@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Protocol
 
 import attrs
@@ -77,7 +76,8 @@ def _boot_id() -> str | None:
     global _cached_boot_id
     if _cached_boot_id == "":
         try:
-            _cached_boot_id = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip() or None
+            with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+                _cached_boot_id = file.read().strip() or None
         except OSError:
             _cached_boot_id = None
     return _cached_boot_id

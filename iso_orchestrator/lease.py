@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
-import socket
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime, timedelta
@@ -20,6 +18,7 @@ from iso_orchestrator.errors import LeaseConflictError, LeaseLostError, StoreErr
 from iso_orchestrator.facts import Fact, LeaseReleased, LeaseTouched
 from iso_orchestrator.fold import Fold, copy_json
 from iso_orchestrator.handle import Handle
+from iso_orchestrator.identity import host_name, unique_name
 from iso_orchestrator.model import Json, Lease, LeaseStatus, lease_status
 from iso_orchestrator.names import check_key
 from iso_orchestrator.noting import noting
@@ -82,7 +81,7 @@ def hold_lease(
     handle: Handle, key: str, holder: str | None, ttl: float | timedelta, detail: Any
 ) -> AbstractContextManager[HeldLease]:
     """Hold a lease, renewed in the background; what runs inside is fenced by it."""
-    name = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}" if holder is None else holder
+    name = f"{host_name()}:{os.getpid()}:{unique_name()}" if holder is None else holder
     return _hold(handle, _Touch.of(handle.clock, key, name, ttl, detail))
 
 

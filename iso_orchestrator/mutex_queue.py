@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from iso_orchestrator.clock import monotonic
 from iso_orchestrator.context import Owner
 from iso_orchestrator.errors import WorkflowUsageError
 from iso_orchestrator.handle import Handle
+from iso_orchestrator.identity import host_name
 from iso_orchestrator.store import OwnerInfo, StoreMutex
 
 __all__ = ["Entry", "Hold", "MutexScope", "Waiter", "find_entry", "find_hold", "request"]
@@ -116,7 +116,7 @@ class Entry:
     def holder(self) -> OwnerInfo:
         """Who has it, in this process or another."""
         if self.hold is not None:
-            return OwnerInfo(os.getpid(), socket.gethostname(), self.since)
+            return OwnerInfo(os.getpid(), host_name(), self.since)
         return self.store_mutex.holder()
 
     def advance(self) -> None:

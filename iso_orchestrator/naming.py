@@ -7,14 +7,12 @@ import datetime as dt
 import hashlib
 import inspect
 import re
+import sys
 from collections.abc import Callable, Mapping, Set
-from decimal import Decimal
 from enum import Enum
 from json.encoder import encode_basestring, encode_basestring_ascii
-from pathlib import PurePath
 from string import Formatter
 from typing import Any, TypeAlias
-from uuid import UUID
 
 import attrs
 
@@ -201,6 +199,10 @@ def _render(value: Any) -> str:
     for kind, render in _BY_BASE:
         if isinstance(value, kind):
             return render(value)
+    for module, name, render in _BY_NAME:
+        late = getattr(sys.modules.get(module), name, None)
+        if late is not None and isinstance(value, late):
+            return render(value)
     return _render_fields(value)
 
 
@@ -261,11 +263,11 @@ def _span(value: dt.timedelta) -> str:
     return f"timedelta({value.days}d {value.seconds}s {value.microseconds}us)"
 
 
-def _path(value: PurePath) -> str:
+def _path(value: object) -> str:
     return f"Path({_str(str(value))})"
 
 
-def _as_text(value: Decimal | UUID) -> str:
+def _as_text(value: object) -> str:
     return f"{type(value).__name__}({_str(str(value))})"
 
 
@@ -296,7 +298,11 @@ _BY_BASE: list[tuple[type[Any], Callable[[Any], str]]] = [
     (dt.date, _moment),
     (dt.time, _moment),
     (dt.timedelta, _span),
-    (Decimal, _as_text),
-    (UUID, _as_text),
-    (PurePath, _path),
+]
+
+# Of modules that take milliseconds to import: whoever has such a value has imported them.
+_BY_NAME: list[tuple[str, str, Callable[[Any], str]]] = [
+    ("decimal", "Decimal", _as_text),
+    ("uuid", "UUID", _as_text),
+    ("pathlib", "PurePath", _path),
 ]

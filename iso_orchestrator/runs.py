@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
-import socket
 from collections.abc import Sequence
 from typing import Generic, Literal, TypeAlias, TypeVar
 
@@ -14,6 +12,7 @@ from iso_orchestrator.errors import WorkflowBusyError
 from iso_orchestrator.facts import Fact, RunEnded, RunStarted
 from iso_orchestrator.fold import Fold, LiveRun
 from iso_orchestrator.handle import Handle
+from iso_orchestrator.identity import host_name, unique_name
 from iso_orchestrator.liveness import Pause, dead_runs, live_runs
 from iso_orchestrator.model import ErrorInfo, WorkflowRecord
 from iso_orchestrator.noting import noting
@@ -56,7 +55,7 @@ def begin_run(handle: Handle, on_busy: OnBusy) -> Run:
         WorkflowBusyError: Another run goes on, and *on_busy* is "fail".
     """
     session = handle.pin()
-    run = Run(secrets.token_hex(8), handle.workflow, session, os.getpid())
+    run = Run(unique_name(), handle.workflow, session, os.getpid())
     try:
         _start(handle, run, on_busy)
     except BaseException:
@@ -100,7 +99,7 @@ def _start(handle: Handle, run: Run, on_busy: OnBusy) -> None:
         if busy is not None and on_busy != "share":
             return facts, busy
         session.runs.add(run.run)
-        return [*facts, RunStarted(at, run.run, session.log.owner, run.pid, socket.gethostname())], None
+        return [*facts, RunStarted(at, run.run, session.log.owner, run.pid, host_name())], None
 
     while (busy := session.append(decide)[0]) is not None:
         if on_busy == "fail":

@@ -189,7 +189,11 @@ class Session:
                     return False
                 self.closed = True
             fold, self._fold = self._fold, None
-            self.log.leave(fold)
+            try:
+                self.log.leave(fold)
+            except BaseException:
+                self.log.close()  # a signal on its way out: nothing must stay locked by whoever is gone
+                raise
         return True
 
     def refuse_inside(self) -> None:

@@ -47,21 +47,21 @@ class StepOptions:
     version: str | None
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class _Known:
     """The step has been completed."""
 
     result: Json
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class _Begun:
     """The caller has the step in hand."""
 
     attempt: int
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class _WaitHere:
     """Another thread has it in hand, until *end* is set."""
 
@@ -69,14 +69,14 @@ class _WaitHere:
     end: threading.Event
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class _WaitThere:
     """Another process has it in hand."""
 
     attempts: int
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class _Refused:
     """It cannot be had, and why."""
 

@@ -24,7 +24,7 @@ def test_all_is_sorted_and_true() -> None:
 
 def test_all_holds_the_contract() -> None:
     """Every name of the public surface can be imported from the package itself."""
-    contract = {  # fmt: skip
+    contract = {
         "Workflow",
         "RunResult",
         "step",

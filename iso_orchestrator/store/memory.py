@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import threading
 from collections.abc import Callable, Iterator, Sequence
 
@@ -12,6 +11,7 @@ from iso_orchestrator.codec import fold_from_snapshot, snapshot_from_fold
 from iso_orchestrator.errors import StoreError, WorkflowBusyError
 from iso_orchestrator.facts import Fact
 from iso_orchestrator.fold import Fold
+from iso_orchestrator.identity import unique_name
 from iso_orchestrator.store.protocol import Log, OwnerInfo, StoreMutex
 
 __all__ = ["MemoryStore"]
@@ -28,7 +28,7 @@ class MemoryStore:
     """
 
     def __init__(self) -> None:
-        self.identity = ("memory", secrets.token_hex(8))
+        self.identity = ("memory", unique_name())
         self._workflows: dict[str, _Workflow] = {}
         self._mutexes: dict[str, _Mutex] = {}
         self._guard = threading.Lock()
@@ -112,7 +112,7 @@ class _MemoryLog:
     """A hold; several in one process stand for several processes."""
 
     def __init__(self, workflow: _Workflow, path: str, store_mutexes: dict[str, _Mutex]) -> None:
-        self.owner = secrets.token_hex(8)
+        self.owner = unique_name()
         self.path = path
         self._workflow = workflow
         self._store_mutexes = store_mutexes
@@ -175,6 +175,10 @@ class _MemoryLog:
     def die(self, reason: str) -> None:
         self._dead = self._dead or reason
         self._workflow.owners.discard(self.owner)
+
+    def close(self) -> None:
+        self._workflow.owners.discard(self.owner)
+        self.unlock()
 
     def forget(self) -> None:
         self._dead = "it belongs to the parent process"

@@ -100,6 +100,10 @@ class Log(Protocol):
         """Count as dead for all others from now on, and append nothing more. Cannot fail."""
         ...
 
+    def close(self) -> None:
+        """Let go of everything, where `leave` was kept from it. Harmless when there is nothing left."""
+        ...
+
     def forget(self) -> None:
         """In a forked child: drop what belongs to the parent without touching it."""
         ...

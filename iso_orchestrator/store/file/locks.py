@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import weakref
 from collections.abc import Callable
 from datetime import datetime
@@ -15,6 +14,7 @@ import attrs
 from iso_orchestrator.clock import SystemClock
 from iso_orchestrator.codec import decode, encode
 from iso_orchestrator.errors import StoreError
+from iso_orchestrator.identity import host_name
 from iso_orchestrator.store.file.files import store_error
 from iso_orchestrator.store.file.fs import FileSystem, is_same_file
 from iso_orchestrator.store.protocol import OwnerInfo
@@ -147,7 +147,7 @@ class FileMutex:
 
 def owner_json() -> bytes:
     """This process, as lock files name it from now on."""
-    who = {"pid": os.getpid(), "host": socket.gethostname(), "since": _clock.now().isoformat()}
+    who = {"pid": os.getpid(), "host": host_name(), "since": _clock.now().isoformat()}
     return encode(who).encode("ascii")
 
 

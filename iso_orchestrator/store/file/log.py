@@ -228,10 +228,14 @@ class FileLog:
             self._fs.close(journal.fd)
 
     def close(self) -> None:
-        """Close all files, which frees their locks."""
-        self.forget()
-        self._runs.give_up()
-        self.record_lock.close()
+        """Close all files, which frees their locks. What a signal kept it from, a second call does."""
+        try:
+            self.record_lock.close()
+        finally:
+            try:
+                self._runs.give_up()
+            finally:
+                self.forget()
 
     def _load(self) -> Fold | None:
         """The record on disk, with this log's place in its journal; written anew where that is not safe."""

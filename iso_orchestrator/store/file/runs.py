@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import secrets
 
 import attrs
 
+from iso_orchestrator.identity import unique_name
 from iso_orchestrator.store.file.files import remove, write_all
 from iso_orchestrator.store.file.fs import FileSystem
 from iso_orchestrator.store.file.locks import FileLock, owner_json, read_owner
@@ -35,7 +35,7 @@ class RunFiles:
 
     def enter(self) -> str:
         """Make a run file for this process; its name is the owner's."""
-        owner = secrets.token_hex(8)
+        owner = unique_name()
         self._fs.make_folder(self._folder)
         lock = FileLock(self._fs, self._path(owner))
         self._held = lock  # before it is locked: whatever happens then, `give_up` lets go of it
