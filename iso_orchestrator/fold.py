@@ -228,14 +228,8 @@ def _step_started(fold: Fold, fact: f.StepStarted) -> None:
         idempotency_key=fact.idempotency_key,
     )
     fold.notes[fact.step] = StepNote(fact.owner, fact.version, fold.seq)
-    _event(
-        fold,
-        fact,
-        "step.started",
-        step=fact.step,
-        attempt=fact.attempt,
-        idempotencyKey=fact.idempotency_key,
-    )
+    detail = {"step": fact.step, "attempt": fact.attempt, "idempotencyKey": fact.idempotency_key}
+    fold.events.append(WorkflowEvent(fact.at, "step.started", None, detail))
 
 
 def _step_completed(fold: Fold, fact: f.StepCompleted) -> None:
@@ -253,7 +247,8 @@ def _step_completed(fold: Fold, fact: f.StepCompleted) -> None:
     _release(fold, fact.step)
     if not fold.run_failed:  # what failed a run outlives the steps of those beside it
         fold.last_error = None
-    _event(fold, fact, "step.completed", step=fact.step, attempt=step.attempts)
+    detail = {"step": fact.step, "attempt": step.attempts}
+    fold.events.append(WorkflowEvent(fact.at, "step.completed", None, detail))
     if fact.state is not f.ABSENT:
         fold.state = fact.state
         _event(fold, fact, "state.updated")

@@ -110,7 +110,8 @@ class Parameters:
         for name, value in arguments.items():
             if name in self._defaults and value is self._defaults[name]:
                 continue
-            text = _render_argument(self._base, name, value)
+            exact = _EXACT_SCALARS.get(type(value))
+            text = exact(value) if exact is not None else _render_argument(self._base, name, value)
             if text != self._rendered_defaults[name]:
                 parts.append(f"{name}={text}")
         if not parts:
@@ -282,6 +283,9 @@ _EXACT: dict[type[Any], Callable[[Any], str]] = {
     tuple: _tuple,
     dict: _dict,
 }
+
+# What most arguments are, and what cannot fail.
+_EXACT_SCALARS = {kind: _EXACT[kind] for kind in (type(None), bool, int, float, str)}
 
 # In this order: an enum may be an int or a str too, and a datetime is a date.
 _BY_BASE: list[tuple[type[Any], Callable[[Any], str]]] = [
