@@ -97,6 +97,9 @@ class Parameters:
     def render(self, arguments: Arguments) -> str:
         """The function's name with the arguments that differ from their defaults; alone where there are none.
 
+        Objects go by the qualified names of their classes without the module, which is another one when a script is
+        imported: give `name=` where two classes of one name could meet.
+
         Raises:
             StepNameError: An argument cannot be rendered so that no other looks the same.
 

@@ -186,6 +186,7 @@ class Workflow:
 
         A step's body runs at least once: a crash between its end and the record repeats it. At most one result is
         recorded, and while a live thread or process runs a step, others that call it wait for its outcome.
+        The body runs in a copy of the caller's context: context variables that it sets are gone behind it.
 
         Args:
             fn: The function, where the decorator is used without parentheses.
