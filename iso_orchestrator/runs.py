@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Generic, Literal, TypeAlias, TypeVar
+from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
 import attrs
 
@@ -33,14 +33,18 @@ class RunResult(Generic[R]):
     record: WorkflowRecord
 
 
-@attrs.frozen(eq=False)
+@attrs.define(eq=False)
 class Run:
-    """A run of this process, or of the parent of this process."""
+    """A run of this process, or of the parent of this process.
+
+    Attributes:
+        session: What it is recorded in; None before it has begun and after its end.
+    """
 
     run: str
-    workflow: object
-    session: Session
+    workflow: Any
     pid: int
+    session: Session | None = None
 
     @property
     def is_ours(self) -> bool:
@@ -48,29 +52,25 @@ class Run:
         return self.pid == os.getpid()
 
 
-def begin_run(handle: Handle, on_busy: OnBusy) -> Run:
+def new_run(handle: Handle) -> Run:
+    """A run that has not begun; `end_run` ends it, begun or not."""
+    return Run(unique_name(), handle.workflow, os.getpid())
+
+
+def begin_run(handle: Handle, run: Run, on_busy: OnBusy) -> None:
     """Record that a run starts, and that others have died.
 
     Raises:
         WorkflowBusyError: Another run goes on, and *on_busy* is "fail".
     """
-    session = handle.pin()
-    run = Run(unique_name(), handle.workflow, session, os.getpid())
-    try:
-        _start(handle, run, on_busy)
-    except BaseException:
-        session.runs.discard(run.run)
-        session.unpin()
-        if not handle.runs:
-            handle.close()
-        raise
     handle.runs.append(run)
-    return run
+    run.session = handle.pin()
+    _start(handle, run, run.session, on_busy)
 
 
 def end_run(handle: Handle, run: Run, error: BaseException | None) -> None:
     """Record that a run ended, and let the workflow go; a failure of that does not hide *error*."""
-    if not run.is_ours:
+    if not run.is_ours or run not in handle.runs:
         return
     try:
         handle.pool.drain(run, cancel=error is not None)
@@ -79,18 +79,25 @@ def end_run(handle: Handle, run: Run, error: BaseException | None) -> None:
         raise
     finally:
         handle.runs.remove(run)
+        session, run.session = run.session, None
+        if session is not None:
+            _let_go(handle, run, session, error)
+        if not handle.runs:
+            with noting(error, "the workflow was not closed"):
+                handle.close()
+
+
+def _let_go(handle: Handle, run: Run, session: Session, error: BaseException | None) -> None:
+    try:
         with noting(error, "the end of the run was not recorded"):
-            _record_end(handle, run, error)
+            _record_end(handle, run, session, error)
+    finally:
         with noting(error, "the workflow was not closed"):
-            try:
-                run.session.unpin()
-            finally:
-                if not handle.runs:
-                    handle.close()
+            session.unpin()
 
 
-def _start(handle: Handle, run: Run, on_busy: OnBusy) -> None:
-    session, pause = run.session, Pause()
+def _start(handle: Handle, run: Run, session: Session, on_busy: OnBusy) -> None:
+    pause = Pause()
 
     def decide(fold: Fold) -> tuple[Sequence[Fact], LiveRun | None]:
         at = handle.clock.now()
@@ -107,10 +114,10 @@ def _start(handle: Handle, run: Run, on_busy: OnBusy) -> None:
         pause.rest()
 
 
-def _record_end(handle: Handle, run: Run, error: BaseException | None) -> None:
+def _record_end(handle: Handle, run: Run, session: Session, error: BaseException | None) -> None:
     fact = RunEnded(handle.clock.now(), run.run, None if error is None else ErrorInfo.of(error))
     try:
-        _, seq = run.session.append(lambda fold: ([fact] if run.run in fold.runs else [], None), fences=())
-        run.session.log.sync(seq)
+        _, seq = session.append(lambda fold: ([fact] if run.run in fold.runs else [], None), fences=())
+        session.log.sync(seq)
     finally:
-        run.session.runs.discard(run.run)  # not before: others would take the run for dead
+        session.runs.discard(run.run)  # not before: others would take the run for dead

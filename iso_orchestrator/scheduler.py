@@ -106,6 +106,7 @@ class Scheduler:
         self._granted: deque[_Task] = deque()
         self._asking: set[_Task] = set()
         self._workers = 0
+        self._running = 0  # of the workers, those that have begun: what a signal leaves unhired never does
         self._hired: set[Future[None]] = set()
         self._unfinished = 0
         self._unstarted = 0
@@ -183,6 +184,8 @@ class Scheduler:
         self._changed.notify_all()
 
     def _worker(self) -> None:
+        with self._changed:
+            self._running += 1
         try:
             while (task := self._next()) is not None:
                 if task.key is not None and task.hold is None:
@@ -193,6 +196,9 @@ class Scheduler:
             self._stop(error)
             with self._changed:
                 self._workers -= 1
+        finally:
+            with self._changed:
+                self._running -= 1
                 self._changed.notify_all()
 
     def _next(self) -> _Task | None:
@@ -342,4 +348,4 @@ class Scheduler:
         for future in unneeded:
             future.cancel()  # those that an executor has not begun yet
         with self._changed:
-            self._changed.wait_for(lambda: self._workers == 0)
+            self._changed.wait_for(lambda: self._running == 0)

@@ -30,7 +30,7 @@ from iso_orchestrator.names import check_key
 from iso_orchestrator.naming import Template
 from iso_orchestrator.reset import reset_steps
 from iso_orchestrator.retry import Retry
-from iso_orchestrator.runs import OnBusy, RunResult, begin_run, end_run
+from iso_orchestrator.runs import OnBusy, RunResult, begin_run, end_run, new_run
 from iso_orchestrator.step import Step, StepKeywords, refuse_unfit, run_step, step_options
 from iso_orchestrator.step_run import IfInterrupted
 from iso_orchestrator.store import Store
@@ -134,24 +134,35 @@ class Workflow:
             raise WorkflowUsageError(
                 f"workflow {self.workflow_id!r}: a run inside of itself; use the workflow as it is"
             )
-        if self._on_busy == "wait" and any(run.session.key == self._handle.key for run in around):
+        if self._on_busy == "wait" and any(run.workflow._handle.key == self._handle.key for run in around):
             raise WorkflowUsageError(
                 f"workflow {self.workflow_id!r}: a run that waits for the one around it never ends"
             )
-        stack = contextlib.ExitStack()
-        run = begin_run(self._handle, self._on_busy)
-        stack.push(lambda _, error, __: end_run(self._handle, run, error))
-        scope = current_scope()
-        stack.callback(restore, scope)
-        stack.enter_context(entered(attrs.evolve(scope, workflow=self, runs=(*scope.runs, run))))
-        self._entered[threading.get_ident()] = stack
+        thread = threading.get_ident()
+        with contextlib.ExitStack() as stack:  # a signal in the midst of this ends the run that it began
+            run = new_run(self._handle)
+            stack.push(lambda _, error, __: end_run(self._handle, run, error))
+            begin_run(self._handle, run, self._on_busy)
+            scope = current_scope()
+            stack.callback(restore, scope)
+            stack.enter_context(entered(attrs.evolve(scope, workflow=self, runs=(*scope.runs, run))))
+            self._entered[thread] = stack.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """End the run; the error goes on."""
-        self._entered.pop(threading.get_ident()).__exit__(kind, error, trace)
+        stack = None
+        try:
+            stack = self._entered[threading.get_ident()]
+        finally:
+            if stack is None:  # a signal came in between, and the run has to be ended all the same
+                stack = self._entered[threading.get_ident()]
+            try:
+                stack.__exit__(kind, error, trace)
+            finally:
+                self._entered.pop(threading.get_ident(), None)
 
     def run(self, fn: Callable[[Workflow], R]) -> RunResult[R]:
         """Call *fn* with the workflow, as a run.

@@ -294,9 +294,9 @@ def test_a_forked_child_that_outlives_its_parent_holds_nothing(tmp_path: Path) -
             with workflow.mutex("key"):
                 pid = os.fork()
                 if not pid:
+                    say(os.getpid())  # it has let go of its parent's files by now
                     while True:
                         signal.pause()
-                say(pid)
                 hear()
         with workflow:
             workflow.run_step("step", body)

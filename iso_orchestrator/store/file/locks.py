@@ -72,10 +72,15 @@ class FileLock:
             raise StoreError(f"cannot unlock {self.path}: {error}") from error
 
     def close(self) -> None:
-        """Close the file, which frees the lock unless a forked child has it open too."""
-        fd, self.fd = self.fd, -1
-        _open_locks.discard(self)
-        if fd >= 0:
+        """Close the file, which frees the lock."""
+        if self.fd < 0:
+            return
+        try:
+            # First: a signal in between may leave the file open, and must not leave it locked.
+            self._backend.unlock(self.fd)
+        finally:
+            fd, self.fd = self.fd, -1
+            _open_locks.discard(self)
             self._fs.close(fd)
 
     def is_at_path(self) -> bool:
