@@ -652,7 +652,7 @@ RESULTS: list[tuple[Any, Any]] = [
     (tuple[int, str], (1, "a")),
     (tuple[int, ...], (1, 2, 3)),
     (set[int], {1, 2, 3}),
-    (frozenset[str], frozenset("ab")),
+    (frozenset[str], frozenset({"a"})),
     (set[Pair], {Pair(1, "a")}),
     (dict[str, int], {"a": 1}),
     (dict[int, str], {-1: "a", 2: "b"}),

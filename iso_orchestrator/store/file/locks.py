@@ -38,8 +38,8 @@ class FileLock:
 
     def open(self, opened: int) -> None:
         """Work on the descriptor *opened*, which is this lock's from now on."""
-        self.fd = opened
         self._backend = _portalocker()
+        self.fd = opened
         _open_locks.add(self)
 
     def acquire(self) -> None:

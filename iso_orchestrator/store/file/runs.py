@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 
 import attrs
 
@@ -32,6 +33,7 @@ class RunFiles:
         self._fs = fs
         self._folder = folder
         self._held: FileLock | None = None
+        self._guard = threading.Lock()
 
     def enter(self) -> str:
         """Make a run file for this process; its name is the owner's."""
@@ -50,16 +52,18 @@ class RunFiles:
 
     def leave(self) -> None:
         """Give the run file up and remove it."""
-        if self._held is not None:
-            self._held.close()
-            remove(self._fs, self._held.path)
-            self._held = None
+        held = self.give_up()
+        if held is not None:
+            remove(self._fs, held.path)
 
-    def give_up(self) -> None:
-        """Give the run file up where nothing can be written: to others this process is dead."""
-        if self._held is not None:
-            self._held.close()
+    def give_up(self) -> FileLock | None:
+        """Give the run file up where nothing can be written: to others this process is dead. Any thread may."""
+        with self._guard:
+            held = self._held
+            if held is not None:
+                held.close()
             self._held = None
+        return held
 
     def survey(self) -> Survey:
         """Who else uses the workflow, and who died of it."""
