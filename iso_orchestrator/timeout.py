@@ -43,9 +43,14 @@ def call_with_timeout(name: str, body: Callable[[], R], timeout: float) -> R:
     thread = threading.Thread(
         target=copy_context().run, args=(work,), name=f"iso-orchestrator step {name}"[:60], daemon=True
     )
-    thread.start()
     try:
+        thread.start()
         ended.wait(timeout)
+    except RuntimeError as error:
+        if isinstance(error.__context__, KeyboardInterrupt):
+            # It came inside of a condition of the standard library, which then frees a lock that it does not have.
+            raise error.__context__ from None
+        raise
     finally:
         with guard:
             is_left = not ended.is_set()
