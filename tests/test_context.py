@@ -30,13 +30,6 @@ from iso_orchestrator import (
 
 
 @pytest.fixture
-def workflow(tmp_path: Path) -> Iterator[Workflow]:
-    workflow = Workflow("w", dir=tmp_path)
-    yield workflow
-    workflow.close()
-
-
-@pytest.fixture
 def other(tmp_path: Path) -> Iterator[Workflow]:
     other = Workflow("other", dir=tmp_path)
     yield other

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,6 @@ from iso_orchestrator import (
     current_step,
     read_workflow_record,
 )
-
-
-@pytest.fixture
-def workflow(tmp_path: Path) -> Iterator[Workflow]:
-    workflow = Workflow("w", dir=tmp_path)
-    yield workflow
-    workflow.close()
 
 
 class Flaky:

@@ -25,21 +25,6 @@ from iso_orchestrator import (
     WorkflowUsageError,
 )
 
-
-@pytest.fixture
-def workflow(tmp_path: Path) -> Iterator[Workflow]:
-    workflow = Workflow("w", dir=tmp_path)
-    yield workflow
-    workflow.close()
-
-
-@pytest.fixture
-def gate() -> Iterator[Gate]:
-    gate = Gate()
-    yield gate
-    gate.open()
-
-
 # What a child runs: it holds the mutexes that it is told to, says so, and lets go when it hears anything.
 HOLD = """
 from contextlib import ExitStack

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,6 @@ from iso_orchestrator import (
     WorkflowUsageError,
     current_step,
 )
-
-
-@pytest.fixture
-def workflow(tmp_path: Path) -> Iterator[Workflow]:
-    workflow = Workflow("w", dir=tmp_path)
-    yield workflow
-    workflow.close()
 
 
 class Gate:

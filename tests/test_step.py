@@ -6,7 +6,7 @@ import errno
 import inspect
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import ContextVar
 from datetime import timedelta
@@ -33,13 +33,6 @@ from iso_orchestrator import (
     read_workflow_record,
 )
 from iso_orchestrator.store import FileStore
-
-
-@pytest.fixture
-def workflow(tmp_path: Path) -> Iterator[Workflow]:
-    workflow = Workflow("w", dir=tmp_path)
-    yield workflow
-    workflow.close()
 
 
 def event_types(workflow: Workflow) -> list[str]:

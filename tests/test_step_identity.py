@@ -7,7 +7,7 @@ import enum
 import sys
 import types
 from collections import OrderedDict, namedtuple
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
@@ -20,13 +20,6 @@ from support import DEADLINE, only, run_python
 
 import iso_orchestrator
 from iso_orchestrator import DuplicateStepError, OrchestratorError, StepNameError, Workflow
-
-
-@pytest.fixture
-def workflow(tmp_path: Path) -> Iterator[Workflow]:
-    workflow = Workflow("w", dir=tmp_path)
-    yield workflow
-    workflow.close()
 
 
 def takes(x: Any, y: Any = 2, *rest: Any, key: Any = None, **more: Any) -> str:

@@ -7,7 +7,7 @@ import enum
 import functools
 import threading
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path, PurePosixPath
@@ -20,13 +20,6 @@ from support import DEADLINE
 from support_processes import assert_waits, child, in_thread
 
 from iso_orchestrator import SerializationError, StepStatus, Workflow
-
-
-@pytest.fixture
-def workflow(tmp_path: Path) -> Iterator[Workflow]:
-    workflow = Workflow("w", dir=tmp_path)
-    yield workflow
-    workflow.close()
 
 
 class Color(enum.Enum):
