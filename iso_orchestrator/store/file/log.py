@@ -230,10 +230,10 @@ class FileLog:
     def close(self) -> None:
         """Close all files, which frees their locks. What a signal kept it from, a second call does."""
         try:
-            self.record_lock.close()
+            self._runs.give_up()  # first: who gets the record's lock must not find this process alive
         finally:
             try:
-                self._runs.give_up()
+                self.record_lock.close()
             finally:
                 self.forget()
 
