@@ -99,8 +99,8 @@ class Attempt:
 
     session: Any
     flight: Any
-    updates: list[Callable[[Json], Json]] = attrs.field(factory=list)
     parent: Attempt | None = None
+    updates: list[Callable[[Json], Json]] = attrs.field(factory=list)
 
     def chain(self) -> Iterator[Attempt]:
         """This attempt, and those that it runs in."""

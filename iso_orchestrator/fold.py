@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -23,7 +23,7 @@ from iso_orchestrator.model import (
     WorkflowSummary,
 )
 
-__all__ = ["Fold", "LeaseClock", "LiveRun", "StepNote", "apply", "copy_json"]
+__all__ = ["Event", "Fold", "LeaseClock", "LiveRun", "StepState", "apply", "copy_json"]
 
 
 R = TypeVar("R")
@@ -39,9 +39,9 @@ class LiveRun:
     since: datetime
 
 
-@attrs.frozen
-class StepNote:
-    """What is known of a step beside the npm package's record of it.
+@attrs.define
+class StepState:
+    """A step in the making: its `StepRecord`, and what the npm package has no place for.
 
     Attributes:
         owner: The run file of the process that has it in hand; None when nobody has.
@@ -49,9 +49,46 @@ class StepNote:
         seq: Sequence of the last fact about it.
     """
 
-    owner: str | None
-    version: str | None
-    seq: int
+    name: str
+    status: StepStatus
+    attempts: int
+    updated_at: datetime
+    started_at: datetime | None = None
+    completed_at: datetime | None = None
+    idempotency_key: str | None = None
+    result: Json = None
+    error: ErrorInfo | None = None
+    owner: str | None = None
+    version: str | None = None
+    seq: int = 0
+
+    def record(self) -> StepRecord:
+        """What users see of it."""
+        return StepRecord(
+            self.name,
+            self.status,
+            self.attempts,
+            self.updated_at,
+            self.started_at,
+            self.completed_at,
+            self.idempotency_key,
+            copy_json(self.result),
+            self.error,
+        )
+
+
+@attrs.define
+class Event:
+    """A `WorkflowEvent` in the making: there are two a step, and a frozen object takes three times as long."""
+
+    at: datetime
+    type: str
+    message: str | None = None
+    detail: Json = None
+
+    def record(self) -> WorkflowEvent:
+        """What users see of it."""
+        return WorkflowEvent(self.at, self.type, self.message, copy_json(self.detail))
 
 
 @attrs.frozen
@@ -78,14 +115,13 @@ class Fold:
     state: Json
     status: WorkflowStatus = WorkflowStatus.IDLE
     last_error: ErrorInfo | None = None
-    steps: dict[str, StepRecord] = attrs.field(factory=dict)
-    events: list[WorkflowEvent] = attrs.field(factory=list)
+    steps: dict[str, StepState] = attrs.field(factory=dict)
+    events: list[Event] = attrs.field(factory=list)
     heartbeats: dict[str, Heartbeat] = attrs.field(factory=dict)
     leases: dict[str, Lease] = attrs.field(factory=dict)
     seq: int = 0
     runs: dict[str, LiveRun] = attrs.field(factory=dict)
     run_failed: bool = False
-    notes: dict[str, StepNote] = attrs.field(factory=dict)
     tokens: dict[str, int] = attrs.field(factory=dict)
     lease_clocks: dict[str, LeaseClock] = attrs.field(factory=dict)
     unknown: dict[str, Json] = attrs.field(factory=dict)
@@ -109,8 +145,8 @@ class Fold:
             created_at=self.created_at,
             updated_at=self.updated_at,
             state=copy_json(self.state),
-            steps={name: _own(step, "result") for name, step in self.steps.items()},
-            events=tuple(_own(event, "detail") for event in self.events),
+            steps={name: step.record() for name, step in self.steps.items()},
+            events=tuple([event.record() for event in self.events]),
             heartbeats={key: _own(beat, "detail") for key, beat in self.heartbeats.items()},
             leases={key: _own(lease, "detail") for key, lease in self.leases.items()},
             last_error=self.last_error,
@@ -127,18 +163,17 @@ class Fold:
             last_error=self.last_error,
         )
 
-    def matching(self, name: str, idempotency_key: str | None, version: str | None) -> StepRecord | None:
+    def matching(self, name: str, idempotency_key: str | None, version: str | None) -> StepState | None:
         """The step of that name, if it is the same in key and version too."""
         step = self.steps.get(name)
-        if step is None or step.idempotency_key != idempotency_key:
+        if step is None or step.idempotency_key != idempotency_key or step.version != version:
             return None
-        note = self.notes.get(name)
-        return step if (note.version if note else None) == version else None
+        return step
 
     def owner(self, name: str) -> str | None:
         """The run file of the process that has a step in hand."""
-        note = self.notes.get(name)
-        return note.owner if note else None
+        step = self.steps.get(name)
+        return None if step is None else step.owner
 
 
 def apply(record: WorkflowRecord, fact: f.Fact) -> WorkflowRecord:
@@ -151,12 +186,11 @@ def apply(record: WorkflowRecord, fact: f.Fact) -> WorkflowRecord:
         >>> apply(record, f.StateUpdated(moment, {"applied": 1})).state
         {'applied': 1}
     """
-    fields = {field.name for field in attrs.fields(WorkflowRecord)} - {"version"}
-    parts: dict[str, Any] = {name: getattr(record, name) for name in fields}
-    for name, value in parts.items():
-        if isinstance(value, Mapping) and name != "state":
-            parts[name] = dict(value)
-    fold = Fold(**{**parts, "events": list(record.events)})
+    parts = {**_fields(record), "heartbeats": dict(record.heartbeats), "leases": dict(record.leases)}
+    del parts["version"]
+    parts["steps"] = {name: StepState(**_fields(step)) for name, step in record.steps.items()}
+    parts["events"] = [Event(**_fields(event)) for event in record.events]
+    fold = Fold(**parts)
     fold.apply(fact)
     return fold.record()
 
@@ -165,10 +199,17 @@ def copy_json(value: Json) -> Json:
     """A copy of *value* that shares no dict and no list with it."""
     kind = type(value)
     if kind is dict:
-        return {key: copy_json(item) for key, item in value.items()}
+        return {key: copy_json(item) if type(item) in _CONTAINERS else item for key, item in value.items()}
     if kind is list:
-        return [copy_json(item) for item in value]
+        return [copy_json(item) if type(item) in _CONTAINERS else item for item in value]
     return value
+
+
+_CONTAINERS = frozenset({dict, list})
+
+
+def _fields(record: Any) -> dict[str, Any]:
+    return {field.name: getattr(record, field.name) for field in attrs.fields(type(record))}
 
 
 def _own(record: R, name: str) -> R:
@@ -179,7 +220,7 @@ def _own(record: R, name: str) -> R:
 
 
 def _event(fold: Fold, fact: f.Fact, kind: str, **detail: Json) -> None:
-    fold.events.append(WorkflowEvent(fact.at, kind, None, detail or None))
+    fold.events.append(Event(fact.at, kind, None, detail or None))
 
 
 def _run_started(fold: Fold, fact: f.RunStarted) -> None:
@@ -219,36 +260,26 @@ def _leave_group(fold: Fold, fact: f.Fact, error: ErrorInfo | None) -> None:
 
 
 def _step_started(fold: Fold, fact: f.StepStarted) -> None:
-    fold.steps[fact.step] = StepRecord(
-        name=fact.step,
-        status=StepStatus.RUNNING,
-        attempts=fact.attempt,
-        updated_at=fact.at,
-        started_at=fact.at,
-        idempotency_key=fact.idempotency_key,
+    name, at, key = fact.step, fact.at, fact.idempotency_key
+    fold.steps[name] = StepState(
+        name, _RUNNING, fact.attempt, at, at, None, key, None, None, fact.owner, fact.version, fold.seq
     )
-    fold.notes[fact.step] = StepNote(fact.owner, fact.version, fold.seq)
-    detail = {"step": fact.step, "attempt": fact.attempt, "idempotencyKey": fact.idempotency_key}
-    fold.events.append(WorkflowEvent(fact.at, "step.started", None, detail))
+    fold.events.append(
+        Event(at, "step.started", None, {"step": name, "attempt": fact.attempt, "idempotencyKey": key})
+    )
 
 
 def _step_completed(fold: Fold, fact: f.StepCompleted) -> None:
-    step = fold.steps[fact.step]
-    fold.steps[fact.step] = StepRecord(
-        name=step.name,
-        status=StepStatus.COMPLETED,
-        attempts=step.attempts,
-        updated_at=fact.at,
-        started_at=step.started_at,
-        completed_at=fact.at,
-        idempotency_key=step.idempotency_key,
-        result=fact.result,
-    )
-    _release(fold, fact.step)
+    step, at = fold.steps[fact.step], fact.at
+    step.status = _COMPLETED
+    step.updated_at = step.completed_at = at
+    step.result = fact.result
+    step.error = None
+    step.owner = None
+    step.seq = fold.seq
     if not fold.run_failed:  # what failed a run outlives the steps of those beside it
         fold.last_error = None
-    detail = {"step": fact.step, "attempt": step.attempts}
-    fold.events.append(WorkflowEvent(fact.at, "step.completed", None, detail))
+    fold.events.append(Event(at, "step.completed", None, {"step": step.name, "attempt": step.attempts}))
     if fact.state is not f.ABSENT:
         fold.state = fact.state
         _event(fold, fact, "state.updated")
@@ -256,29 +287,24 @@ def _step_completed(fold: Fold, fact: f.StepCompleted) -> None:
 
 def _step_failed(fold: Fold, fact: f.StepFailed) -> None:
     step = fold.steps[fact.step]
-    fold.steps[fact.step] = attrs.evolve(
-        step, status=StepStatus.FAILED, updated_at=fact.at, error=fact.error, completed_at=None, result=None
-    )
-    fold.last_error = fact.error
+    step.status = StepStatus.FAILED
+    step.updated_at = fact.at
+    step.completed_at = step.result = None
+    step.error = fold.last_error = fact.error
+    step.seq = fold.seq
     kind = "step.retrying" if fact.retrying else "step.failed"
     _event(fold, fact, kind, step=fact.step, attempt=step.attempts, error=_error_json(fact.error))
     if not fact.retrying:
-        _release(fold, fact.step)
+        step.owner = None
 
 
 def _step_abandoned(fold: Fold, fact: f.StepAbandoned) -> None:
-    _release(fold, fact.step)
+    fold.steps[fact.step].owner = None
 
 
 def _steps_reset(fold: Fold, fact: f.StepsReset) -> None:
     for name in fact.steps:
         fold.steps.pop(name, None)
-        fold.notes.pop(name, None)
-
-
-def _release(fold: Fold, name: str) -> None:
-    note = fold.notes.get(name)  # none where the npm package began the step
-    fold.notes[name] = StepNote(None, note.version if note else None, fold.seq)
 
 
 def _state_updated(fold: Fold, fact: f.StateUpdated) -> None:
@@ -294,7 +320,7 @@ def _status_set(fold: Fold, fact: f.StatusSet) -> None:
 
 
 def _event_appended(fold: Fold, fact: f.EventAppended) -> None:
-    fold.events.append(WorkflowEvent(fact.at, fact.type, fact.message, fact.detail))
+    fold.events.append(Event(fact.at, fact.type, fact.message, fact.detail))
 
 
 def _heartbeat_recorded(fold: Fold, fact: f.HeartbeatRecorded) -> None:
@@ -333,6 +359,9 @@ def _lease_released(fold: Fold, fact: f.LeaseReleased) -> None:
 def _error_json(error: ErrorInfo) -> Json:
     return {name: value for name, value in attrs.asdict(error).items() if value is not None}
 
+
+# Looked up once: an enum's member by its class takes as long as an attribute of an object.
+_RUNNING, _COMPLETED = StepStatus.RUNNING, StepStatus.COMPLETED
 
 _APPLY: dict[type[f.Fact], Callable[[Fold, Any], None]] = {
     f.RunStarted: _run_started,

@@ -128,7 +128,7 @@ class Handle:
         self.pool.close()
         session, self._session = self._session, None
         if session is not None:
-            session.users.discard(self)
+            session.users.pop(id(self), None)
             settle(session)
 
     def _new_fold(self) -> Fold:

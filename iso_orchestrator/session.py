@@ -17,12 +17,12 @@ from iso_orchestrator.clock import Clock
 from iso_orchestrator.context import Fence, current_scope
 from iso_orchestrator.errors import LeaseLostError, OrchestratorError, StoreError, WorkflowUsageError
 from iso_orchestrator.facts import Fact, StepAbandoned
-from iso_orchestrator.fold import Fold
+from iso_orchestrator.fold import Fold, StepState
 from iso_orchestrator.liveness import dead_runs
-from iso_orchestrator.model import Json, StepRecord, StepStatus
+from iso_orchestrator.model import Json, StepStatus
 from iso_orchestrator.store import Store
 
-__all__ = ["Decision", "Flight", "Session", "attach", "known_session", "settle"]
+__all__ = ["Decision", "Flight", "Session", "SessionClosed", "attach", "known_session", "settle"]
 
 _log = logging.getLogger("iso_orchestrator")
 
@@ -30,6 +30,10 @@ T = TypeVar("T")
 
 Decision: TypeAlias = Callable[[Fold], tuple[Sequence[Fact], T]]
 """What to append to a fold that has everything, and what to tell the caller."""
+
+
+class SessionClosed(StoreError):  # noqa: N818 - steps open it again
+    """Nobody used the session any more, and it was left."""
 
 
 @attrs.define(eq=False)
@@ -41,6 +45,7 @@ class Flight:
         result: JSON, where it succeeded.
         error: What its caller got, where it failed.
         waits_for: The flights that its body waits for, in however many threads.
+        awaited: What is set at its end, where somebody waits for it.
     """
 
     name: str
@@ -51,7 +56,7 @@ class Flight:
     result: Json = None
     error: BaseException | None = None
     waits_for: list[Flight] = attrs.field(factory=list)
-    _awaited: threading.Event | None = None
+    awaited: threading.Event | None = None
 
     def reaches(self, flights: Sequence[Flight]) -> Flight | None:
         """Which of *flights* it waits for, itself among them and however far around."""
@@ -61,14 +66,9 @@ class Flight:
 
     def await_end(self) -> threading.Event:
         """What is set at its end; made under the session's guard, and only when somebody waits."""
-        if self._awaited is None:
-            self._awaited = threading.Event()
-        return self._awaited
-
-    def end(self) -> None:
-        """Let those go who wait. Under the session's guard."""
-        if self._awaited is not None:
-            self._awaited.set()
+        if self.awaited is None:
+            self.awaited = threading.Event()
+        return self.awaited
 
 
 class Session:
@@ -80,7 +80,7 @@ class Session:
         self.flights: dict[str, Flight] = {}
         self.runs: set[str] = set()
         self.closed = False
-        self.users: weakref.WeakSet[Any] = weakref.WeakSet()
+        self.users: dict[int, weakref.ref[Any]] = {}  # by id; a WeakSet takes a microsecond to say that it is empty
         self.log, fold = store.open(workflow_id, new)
         self._fold: Fold | None = fold
         self._guard = threading.Lock()
@@ -91,13 +91,14 @@ class Session:
         if fold.runs:
             self._record_deaths(clock)
 
-    def append(self, decide: Decision[T], *, fences: Sequence[Fence] | None = None) -> tuple[T, int]:
+    def append(self, decide: Decision[T], fences: Sequence[Fence] | None = None) -> tuple[T, int]:
         """Append what *decide* says to what everybody has appended; its value, and the sequence to sync.
 
         The facts survive this process, and not yet the machine.
 
         Raises:
             LeaseLostError: The caller runs under a lease that has a newer token.
+            SessionClosed: It was left before the caller had anything in hand.
             StoreError: Nothing was appended.
         """
         if fences is None:
@@ -111,7 +112,7 @@ class Session:
             fold, self._fold = self._fold, None
             try:
                 if self.closed:
-                    raise self._was_closed()
+                    raise SessionClosed(f"workflow {self.workflow_id!r} was closed while it was in use; call again")
                 self.log.lock()
                 fold = self.log.catch_up(fold)
                 if fences:
@@ -139,18 +140,17 @@ class Session:
         """What *look* sees in the record as it is now, for everyone and for ever."""
         return self.record(lambda fold: ((), look(fold)))
 
-    def completed(self, name: str, idempotency_key: str | None, version: str | None) -> StepRecord | None:
+    def completed(self, name: str, idempotency_key: str | None, version: str | None) -> StepState | None:
         """The step, if it is known here that it is completed and that nobody has changed that."""
         if self._inside == threading.get_ident():
             raise self._nested()
         with self._guard:
             fold = self._fold
             step = fold.matching(name, idempotency_key, version) if fold is not None else None
-            if fold is None or step is None or step.status is not StepStatus.COMPLETED or not self.log.is_current():
+            if step is None or step.status is not StepStatus.COMPLETED or not self.log.is_current():
                 return None
-            note = fold.notes.get(name)
-        self.log.sync(note.seq if note else 0)
-        return step
+            self.log.sync(step.seq)
+            return step
 
     def end_flight(self, flight: Flight, *, settled: bool) -> None:
         """Let a step go; one that is not settled has no outcome on record, and nobody shall wait for it."""
@@ -160,9 +160,12 @@ class Session:
             del self.flights[flight.name]
             if not settled:
                 self._orphans.add(flight.name)
-            flight.end()
+            if flight.awaited is not None:
+                flight.awaited.set()
         if self._orphans:
             self._abandon()
+        if not self.users:
+            settle(self)
 
     def pin(self) -> bool:
         """Keep the session open until `unpin`, whoever closes his `Workflow`; False when it is closed already."""
@@ -178,14 +181,14 @@ class Session:
         """Need the session no longer; the last one leaves it, if nobody uses it."""
         with self._pin_guard:
             self._pins -= 1
-        if not self._pins and not self.users:
+        if not self.users:
             settle(self)
 
     def leave(self, *, at_exit: bool = False) -> bool:
         """End this process's share; False while something goes on in it."""
         with self._guard:
             with self._pin_guard:
-                if self._pins and not at_exit:
+                if (self._pins or self.flights) and not at_exit:
                     return False
                 self.closed = True
             fold, self._fold = self._fold, None
@@ -238,9 +241,6 @@ class Session:
             "it must only make the new state from the old one"
         )
 
-    def _was_closed(self) -> StoreError:
-        return StoreError(f"workflow {self.workflow_id!r} was closed while it was in use; call again")
-
     def _check_fences(self, fold: Fold, fences: Sequence[Fence]) -> None:
         for fence in fences:
             current = fold.tokens.get(fence.key, 0)
@@ -253,8 +253,13 @@ def attach(user: object, store: Store, workflow_id: str, new: Callable[[], Fold]
     with _slot((store.identity, workflow_id)) as slot:
         if slot.session is None or slot.session.closed:
             slot.session = Session(store, workflow_id, new, clock)
-        slot.session.users.add(user)
+        _note_user(slot.session, user)
         return slot.session
+
+
+def _note_user(session: Session, user: object) -> None:
+    users, key = session.users, id(user)
+    users[key] = weakref.ref(user, lambda gone: users.pop(key) if users.get(key) is gone else None)
 
 
 def known_session(store: Store, workflow_id: str) -> Session | None:

@@ -72,7 +72,10 @@ class Step(Generic[P, R]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """The step's recorded result, or a new one."""
-        result: R = self._call(self._handle(), args, kwargs).run()
+        handle = self._resolve()
+        if handle is not self._claimed_by:
+            self.claim(handle)
+        result: R = self._call(handle, args, kwargs).run()
         return result
 
     @overload
@@ -85,7 +88,9 @@ class Step(Generic[P, R]):
 
     def submit(self, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
         """Call the step on the workflow's threads."""
-        handle = self._handle()
+        handle = self._resolve()
+        if handle is not self._claimed_by:
+            self.claim(handle)
         return handle.submit(self._call(handle, args, kwargs).run)
 
     def step_name(self, *args: P.args, **kwargs: P.kwargs) -> str:
@@ -102,12 +107,6 @@ class Step(Generic[P, R]):
             handle.claim(self._claimed, self.fn)
         self._claimed_by = handle
 
-    def _handle(self) -> Handle:
-        handle = self._resolve()
-        if handle is not self._claimed_by:
-            self.claim(handle)
-        return handle
-
     def _call(self, handle: Handle, args: tuple[Any, ...], kwargs: dict[str, Any]) -> StepCall:
         arguments = self._parameters.bind(args, kwargs)
         return StepCall(
@@ -115,7 +114,7 @@ class Step(Generic[P, R]):
             name=self._name(arguments),
             idempotency_key=self._make_key(arguments) if self._make_key is not None else None,
             body=functools.partial(self.fn, *args, **kwargs),
-            codec=self._result_codec(),
+            codec=self._codec or self._result_codec(),
             options=self._options,
         )
 
@@ -125,8 +124,6 @@ class Step(Generic[P, R]):
         return check_key(self._make_name(arguments), "a step's name")
 
     def _result_codec(self) -> ResultCodec:
-        if self._codec is not None:
-            return self._codec
         annotation = _return_annotation(self.fn)
         if annotation is _UNRESOLVED:
             return ResultCodec(inspect.Signature.empty)  # it does not resolve: perhaps at the next call

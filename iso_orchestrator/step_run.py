@@ -22,12 +22,12 @@ from iso_orchestrator.errors import (
     WorkflowUsageError,
 )
 from iso_orchestrator.facts import ABSENT, Fact, StepCompleted, StepFailed, StepStarted
-from iso_orchestrator.fold import Fold
+from iso_orchestrator.fold import Fold, StepState
 from iso_orchestrator.handle import Handle
 from iso_orchestrator.liveness import Pause
 from iso_orchestrator.model import ErrorInfo, Json, StepStatus
 from iso_orchestrator.retry import Retry, RetryContext
-from iso_orchestrator.session import Flight, Session
+from iso_orchestrator.session import Flight, Session, SessionClosed
 from iso_orchestrator.state import new_state
 from iso_orchestrator.timeout import call_with_timeout
 
@@ -55,13 +55,6 @@ class _Known:
 
 
 @attrs.frozen(eq=False, repr=False)
-class _Begun:
-    """The caller has the step in hand."""
-
-    attempt: int
-
-
-@attrs.frozen(eq=False, repr=False)
 class _WaitHere:
     """Another thread has it in hand, until *end* is set."""
 
@@ -83,7 +76,10 @@ class _Refused:
     error: OrchestratorError
 
 
-_Beginning: TypeAlias = _Known | _Begun | _WaitHere | _WaitThere | _Refused
+_Attempt: TypeAlias = int
+"""The number of the attempt at a step that the caller has in hand now."""
+
+_Beginning: TypeAlias = _Attempt | _Known | _WaitHere | _WaitThere | _Refused
 
 
 class _NotRecorded(Exception):  # noqa: N818 - never leaves this module
@@ -104,6 +100,7 @@ class StepCall:
     codec: ResultCodec
     options: StepOptions
     session: Session = attrs.field(init=False)
+    scope: Scope = attrs.field(init=False)
 
     def run(self) -> Any:
         """The step's result, recorded or new.
@@ -115,14 +112,9 @@ class StepCall:
         step = self.session.completed(self.name, self.idempotency_key, self.options.version)
         if step is not None:
             return self._load(step.result)
-        self._refuse_recursion()
-        self.session = self.handle.pin()
-        try:
-            return self._begin_or_wait()
-        finally:
-            self.session.unpin()
-
-    def _begin_or_wait(self) -> Any:
+        self.scope = current_scope()
+        if self.scope.attempt is not None:
+            self._refuse_recursion(self.scope.attempt)
         flight = Flight(self.name, self.idempotency_key, self.options.version)
         try:
             return self._wait_or_fly(flight)
@@ -135,23 +127,26 @@ class StepCall:
         return self.run()  # somebody else has taken the step over: theirs is the outcome
 
     def _wait_or_fly(self, own: Flight) -> Any:
-        pause, awaited = Pause(), 0
+        pause, awaited, fences = None, 0, self.scope.fences
         while True:
             at = self.handle.clock.now()
-            beginning, seq = self.session.append(lambda fold: self._decide(fold, own, at, awaited))  # noqa: B023
+            try:
+                beginning, seq = self.session.append(lambda fold: self._decide(fold, own, at, awaited), fences)  # noqa: B023
+            except SessionClosed:
+                self.session = self.handle.session()
+                continue
             match beginning:
-                case _Begun(attempt):
+                case int(attempt):
                     if self.options.if_interrupted == "fail":
                         self.session.log.sync(seq)
                     return self._attempts(own, attempt)
                 case _Known(result):
-                    self.session.log.sync(seq)
                     return self._load(result)
                 case _Refused(error):
-                    self.session.log.sync(seq)
                     raise error
                 case _WaitThere(attempts):
                     awaited = attempts
+                    pause = pause or Pause()
                     pause.rest()
                 case _WaitHere(flight, end):
                     self._wait_for(flight, end)
@@ -161,22 +156,33 @@ class StepCall:
                         raise _for_another_caller(self.name, flight.error)
 
     def _decide(self, fold: Fold, flight: Flight, at: Any, awaited: int) -> tuple[Sequence[Fact], _Beginning]:
-        same = fold.matching(self.name, self.idempotency_key, self.options.version)
-        if same is not None and same.status is StepStatus.COMPLETED:
-            return (), _Known(same.result)
-        other = self.session.flights.get(self.name)
+        flights, log, step = self.session.flights, self.session.log, fold.steps.get(self.name)
+        attempt = 1
+        if step is not None:
+            same = fold.matching(self.name, self.idempotency_key, self.options.version)
+            if same is not None and same.status is StepStatus.COMPLETED:
+                log.sync(same.seq)  # in here, where nobody can leave the session
+                return (), _Known(same.result)
+        other = flights.get(self.name)
         if other is not None and other.thread != flight.thread:
             return (), _WaitHere(other, other.await_end())
-        owner, log = fold.owner(self.name), self.session.log
-        if owner is not None and owner != log.owner and log.is_alive(owner):
-            return (), _WaitThere(fold.steps[self.name].attempts)
-        if same is not None and same.error is not None and owner is None and 0 < awaited <= same.attempts:
-            return (), _Refused(StepFailedError(self.name, same.error))
-        if same is not None and same.status is StepStatus.RUNNING and self.options.if_interrupted == "fail":
-            return (), _Refused(StepInterruptedError(self.name, same.attempts))
-        attempt = 1 + (same.attempts if same is not None else 0)
-        self.session.flights[self.name] = flight
-        return [self._started(attempt, at)], _Begun(attempt)
+        if step is not None:
+            if step.owner is not None and step.owner != log.owner and log.is_alive(step.owner):
+                return (), _WaitThere(step.attempts)
+            if same is not None:
+                if (refused := self._refusal(same, awaited)) is not None:
+                    log.sync(same.seq)
+                    return (), _Refused(refused)
+                attempt += same.attempts
+        flights[self.name] = flight
+        return [self._started(attempt, at)], attempt
+
+    def _refusal(self, step: StepState, awaited: int) -> OrchestratorError | None:
+        if step.error is not None and step.owner is None and 0 < awaited <= step.attempts:
+            return StepFailedError(self.name, step.error)
+        if step.status is StepStatus.RUNNING and self.options.if_interrupted == "fail":
+            return StepInterruptedError(self.name, step.attempts)
+        return None
 
     def _started(self, attempt: int, at: Any) -> StepStarted:
         return StepStarted(at, self.name, attempt, self.session.log.owner, self.idempotency_key, self.options.version)
@@ -187,7 +193,7 @@ class StepCall:
             if number > 1:
                 attempt += 1
                 started = self._started(attempt, self.handle.clock.now())
-                self.session.append(lambda _, fact=started: ([fact], None))  # type: ignore[misc]
+                self.session.append(lambda _, fact=started: ([fact], None), self.scope.fences)  # type: ignore[misc]
             context = StepContext(self.name, number, budget, self.idempotency_key)
             try:
                 return self._attempt(flight, attempt, context)
@@ -201,25 +207,19 @@ class StepCall:
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     def _attempt(self, flight: Flight, attempt: int, context: StepContext) -> Any:
-        scope = current_scope()
-        work = Attempt(self.session, flight, parent=scope.attempt)
-        inside = Scope(
-            workflow=self.handle.workflow,
-            runs=scope.runs,
-            owner=Owner(parent=current_owner()),
-            step=context,
-            item=scope.item,
-            attempt=work,
-            fences=scope.fences,
-        )
+        scope = self.scope
+        work = Attempt(self.session, flight, scope.attempt)
+        owner = Owner(scope.owner or current_owner())
+        inside = Scope(self.handle.workflow, scope.runs, owner, context, scope.item, work, scope.fences)
         context_of_body = inside.context()
         if self.options.timeout is None:
             value = context_of_body.run(self.body)
         else:
             value = context_of_body.run(call_with_timeout, self.name, self.body, self.options.timeout)
         try:
-            data = self.codec.dump(value, f"the result of step {self.name!r}")
-            result = self._load(data)
+            subject = self._subject()
+            data = self.codec.dump(value, subject)
+            result = self.codec.load(data, subject)
         except SerializationError as error:
             self._record_failure(flight, attempt, error, retrying=False)
             raise _NotRecorded(error) from error
@@ -240,7 +240,7 @@ class StepCall:
             return [StepCompleted(at, self.name, data, state if work.updates else ABSENT)], True
 
         try:
-            recorded, seq = self.session.append(decide)
+            recorded, seq = self.session.append(decide, self.scope.fences)
             self.session.log.sync(seq)
         except LeaseLostError as error:
             raise _NotRecorded(error) from error
@@ -259,7 +259,9 @@ class StepCall:
         """Record that an attempt failed; whether that could be done. Never hides *error*."""
         try:
             fact = StepFailed(self.handle.clock.now(), self.name, ErrorInfo.of(error), retrying)
-            _, seq = self.session.append(lambda fold: ([fact] if self._is_mine(fold, attempt) else [], None))
+            _, seq = self.session.append(
+                lambda fold: ([fact] if self._is_mine(fold, attempt) else [], None), self.scope.fences
+            )
             if not retrying:
                 self.session.log.sync(seq)
                 flight.error = error
@@ -284,7 +286,7 @@ class StepCall:
 
     def _is_mine(self, fold: Fold, attempt: int) -> bool:
         step = fold.steps.get(self.name)
-        return step is not None and step.attempts == attempt and fold.owner(self.name) == self.session.log.owner
+        return step is not None and step.attempts == attempt and step.owner == self.session.log.owner
 
     def _is_same(self, flight: Flight) -> bool:
         return (flight.idempotency_key, flight.version) == (self.idempotency_key, self.options.version)
@@ -304,16 +306,18 @@ class StepCall:
             for own in mine:
                 own.waits_for.remove(flight)
 
-    def _refuse_recursion(self) -> None:
-        attempt = current_scope().attempt
-        for link in attempt.chain() if attempt is not None else ():
+    def _refuse_recursion(self, attempt: Attempt) -> None:
+        for link in attempt.chain():
             if link.session.key == self.session.key and link.flight.name == self.name:
                 raise WorkflowUsageError(
                     f"step {self.name!r} called itself: it would wait for its own end; call the plain function (.fn)"
                 )
 
     def _load(self, data: Json) -> Any:
-        return self.codec.load(data, f"the result of step {self.name!r}")
+        return self.codec.load(data, self._subject())
+
+    def _subject(self) -> str:
+        return f"the result of step {self.name!r}"
 
 
 def _for_another_caller(name: str, error: BaseException) -> BaseException:

@@ -32,7 +32,7 @@ from iso_orchestrator.codec import (
     to_json,
 )
 from iso_orchestrator.errors import FormatVersionError, SerializationError
-from iso_orchestrator.fold import Fold, LeaseClock, LiveRun, StepNote
+from iso_orchestrator.fold import Event, Fold, LeaseClock, LiveRun, StepState
 from iso_orchestrator.model import (
     ErrorInfo,
     Heartbeat,
@@ -107,7 +107,7 @@ def folds(draw: st.DrawFn) -> Fold:
     steps = {}
     for name in draw(st.lists(texts, unique=True, max_size=3)):
         status = draw(st.sampled_from(StepStatus))
-        steps[name] = StepRecord(
+        steps[name] = StepState(
             name=name,
             status=status,
             attempts=draw(integers),
@@ -117,6 +117,8 @@ def folds(draw: st.DrawFn) -> Fold:
             idempotency_key=draw(optional_texts),
             result=draw(values) if status is StepStatus.COMPLETED else None,
             error=draw(st.none() | error_infos),
+            owner="owner",
+            version=draw(optional_texts),
         )
     return Fold(
         workflow_id=draw(texts),
@@ -126,7 +128,7 @@ def folds(draw: st.DrawFn) -> Fold:
         status=draw(st.sampled_from(WorkflowStatus)),
         last_error=draw(st.none() | error_infos),
         steps=steps,
-        events=draw(st.lists(st.builds(WorkflowEvent, times, texts, optional_texts, values), max_size=3)),
+        events=draw(st.lists(st.builds(Event, times, texts, optional_texts, values), max_size=3)),
         heartbeats={key: Heartbeat(key, draw(times), draw(values)) for key in draw(st.lists(texts, max_size=2))},
         leases={
             key: Lease(
@@ -144,7 +146,6 @@ def folds(draw: st.DrawFn) -> Fold:
         seq=draw(st.integers(0, 10**12)),
         runs=draw(st.dictionaries(texts, st.builds(LiveRun, texts, integers, texts, times), max_size=2)),
         run_failed=draw(st.booleans()),
-        notes={name: StepNote("owner", draw(optional_texts), 0) for name in steps},
         tokens=tokens,
         lease_clocks={key: LeaseClock(draw(texts), draw(floats)) for key in tokens},
         unknown=draw(st.dictionaries(st.sampled_from(["x", "y", "élan"]), values, max_size=2)),

@@ -615,9 +615,9 @@ tell("everywhere", count)
 
 
 @pytest.mark.parametrize("what", ["event", "step", "mutex", "lease", "beating", "for_each", "queued", "run"])
-def test_an_interrupt_at_any_place_leaves_nothing_that_one_would_wait_for(tmp_path: Path, what: str) -> None:
+def test_an_interrupt_at_any_place_leaves_nothing_that_one_would_wait_for(memory_path: Path, what: str) -> None:
     """The same call in the same process, as in a notebook, works after it was interrupted anywhere in the package."""
-    with run(EVERYWHERE, tmp_path) as process:
+    with run(EVERYWHERE, memory_path) as process:
         process.say(what)
         lines = [process.line()]
         while lines[-1].startswith("interrupted in"):

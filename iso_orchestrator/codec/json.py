@@ -16,6 +16,7 @@ __all__ = ["MAX_DEPTH", "decode", "encode", "to_json"]
 Convert: TypeAlias = Callable[[object], object]
 
 MAX_DEPTH = 128
+_ATOMS = frozenset({str, bool, type(None)})  # what is JSON as it is, and most of what there is
 _INT_BITS = 14_000  # CPython reads no decimal int of more than 4,300 digits
 
 _encoder = json.JSONEncoder(allow_nan=False, check_circular=False, separators=(",", ":"))
@@ -71,7 +72,7 @@ class _Refused(Exception):  # noqa: N818 - never leaves this module
 
 def _copy(value: Any, depth: int, convert: Convert | None) -> Json:
     kind = type(value)
-    if kind is str or value is None or kind is bool:
+    if kind in _ATOMS:
         return value
     if kind is int:
         return _int(value)
@@ -80,12 +81,17 @@ def _copy(value: Any, depth: int, convert: Convert | None) -> Json:
     if depth >= MAX_DEPTH:
         raise _Refused(f"it is nested deeper than {MAX_DEPTH} levels, or contains itself")
     if isinstance(value, dict):
-        items = {_key(key): _item(item, depth, key, convert) for key, item in value.items()}
+        items = {
+            key if type(key) is str else _key(key): item if type(item) in _ATOMS else _item(item, depth, key, convert)
+            for key, item in value.items()
+        }
         if len(items) < len(value):
             raise _Refused("two of its keys are one as text")
         return items
     if isinstance(value, list | tuple):
-        return [_item(item, depth, index, convert) for index, item in enumerate(value)]
+        return [
+            item if type(item) in _ATOMS else _item(item, depth, index, convert) for index, item in enumerate(value)
+        ]
     if convert is not None and not isinstance(value, str | int | float):
         converted = convert(value)
         if converted is not value:
@@ -94,9 +100,6 @@ def _copy(value: Any, depth: int, convert: Convert | None) -> Json:
 
 
 def _item(value: Any, depth: int, place: object, convert: Convert | None) -> Json:
-    kind = type(value)
-    if kind is str or value is None or kind is bool:  # most of what there is
-        return value
     try:
         return _copy(value, depth + 1, convert)
     except _Refused as refused:
@@ -107,8 +110,6 @@ def _item(value: Any, depth: int, place: object, convert: Convert | None) -> Jso
 
 
 def _key(key: Any) -> str:
-    if type(key) is str:
-        return key
     if isinstance(key, str):
         return str.__str__(key)
     raise _Refused(f"the key {key!r:.80} is not a str but {_kind(key)}")

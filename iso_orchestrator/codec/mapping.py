@@ -11,6 +11,7 @@ import attrs
 
 from iso_orchestrator.codec.strict import register_strict_scalars
 from iso_orchestrator.facts import Fact
+from iso_orchestrator.fold import StepState
 from iso_orchestrator.model import Json, Lease
 
 __all__ = ["format_time", "read", "writer", "writers"]
@@ -23,7 +24,8 @@ T = TypeVar("T")
 Writer: TypeAlias = Callable[[Any], dict[str, Json]]
 
 _JSON_FIELDS = {"result", "state", "detail"}  # kept as they are: they are JSON already
-_KEPT_BESIDE = {(Lease, "token")}  # the npm package's own objects hold its own keys and no others
+# The npm package's own objects hold its own keys and no others.
+_KEPT_BESIDE = {(Lease, "token"), (StepState, "owner"), (StepState, "version"), (StepState, "seq")}
 
 
 def writer(kind: type[Any]) -> Writer:

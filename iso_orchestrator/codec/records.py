@@ -9,7 +9,7 @@ import attrs
 from iso_orchestrator.codec.json import decode, encode
 from iso_orchestrator.codec.mapping import format_time, read, writer
 from iso_orchestrator.errors import FormatVersionError
-from iso_orchestrator.fold import Fold, LeaseClock, LiveRun, StepNote
+from iso_orchestrator.fold import Event, Fold, LeaseClock, LiveRun, StepState
 from iso_orchestrator.model import (
     ErrorInfo,
     Heartbeat,
@@ -32,7 +32,7 @@ _OUR_FORMAT = 1
 def snapshot_from_fold(fold: Fold) -> bytes:
     """The bytes of a snapshot: one step and one event a line."""
     step_lines = ",\n".join(f"{encode(name)}:{encode(_step_json(step))}" for name, step in fold.steps.items())
-    write_event = writer(WorkflowEvent)
+    write_event = writer(Event)
     event_lines = ",\n".join(encode(write_event(event)) for event in fold.events)
     tail = {**_optional(fold), **fold.unknown, _OURS: _ours(fold)}
     parts = (
@@ -71,14 +71,18 @@ def fold_from_snapshot(data: bytes, path: str) -> Fold:
     last_error = document.pop("lastError", None)
     document.pop("version")
     tokens = read(dict[str, int], ours.get("tokens", {}))
+    steps = read(dict[str, StepState], document.pop("steps", None))
+    for name, beside in read(dict[str, dict[str, str]], ours.get("steps", {})).items():
+        if (step := steps.get(name)) is not None:  # else the npm package has removed it
+            step.owner, step.version = beside.get("owner"), beside.get("version")
     return Fold(
         workflow_id=read(str, document.pop("workflowId", None)),
         status=read(WorkflowStatus, document.pop("status", None)),
         created_at=read(datetime, document.pop("createdAt", None)),
         updated_at=read(datetime, document.pop("updatedAt", None)),
         state=document.pop("state", None),
-        steps=read(dict[str, StepRecord], document.pop("steps", None)),
-        events=read(list[WorkflowEvent], document.pop("events", None)),
+        steps=steps,
+        events=read(list[Event], document.pop("events", None)),
         heartbeats=read(dict[str, Heartbeat], heartbeats),
         leases={key: attrs.evolve(lease, token=tokens.get(key, 0)) for key, lease in leases.items()},
         last_error=None if last_error is None else read(ErrorInfo, last_error),
@@ -86,10 +90,6 @@ def fold_from_snapshot(data: bytes, path: str) -> Fold:
         seq=read(int, ours.get("seq", 0)),
         runs=read(dict[str, LiveRun], ours.get("runs", {})),
         run_failed=read(bool, ours.get("runFailed", False)),
-        notes={
-            name: StepNote(note.get("owner"), note.get("version"), 0)
-            for name, note in read(dict[str, dict[str, str]], ours.get("steps", {})).items()
-        },
         tokens=tokens,
         lease_clocks=read(dict[str, LeaseClock], ours.get("leaseClocks", {})),
     )
@@ -116,8 +116,8 @@ def _head(record: Fold | WorkflowRecord) -> dict[str, Json]:
     }
 
 
-def _step_json(step: StepRecord) -> dict[str, Json]:
-    fields = writer(StepRecord)(step)
+def _step_json(step: StepRecord | StepState) -> dict[str, Json]:
+    fields = writer(type(step))(step)
     if step.status is StepStatus.COMPLETED:
         fields["result"] = step.result  # the npm package cannot read a completed step without one
     return fields
@@ -135,17 +135,17 @@ def _optional(record: Fold | WorkflowRecord) -> dict[str, Json]:
 
 
 def _ours(fold: Fold) -> dict[str, Json]:
-    notes = {
-        name: {key: value for key, value in (("owner", note.owner), ("version", note.version)) if value is not None}
-        for name, note in fold.notes.items()
-        if note.owner is not None or note.version is not None
+    steps = {
+        name: {key: value for key, value in (("owner", step.owner), ("version", step.version)) if value is not None}
+        for name, step in fold.steps.items()
+        if step.owner is not None or step.version is not None
     }
     return {
         "format": _OUR_FORMAT,
         "seq": fold.seq,
         "runs": {run: writer(LiveRun)(live) for run, live in fold.runs.items()},
         "runFailed": fold.run_failed,
-        "steps": notes,
+        "steps": steps,
         "tokens": fold.tokens,
         "leaseClocks": {key: writer(LeaseClock)(clock) for key, clock in fold.lease_clocks.items()},
     }

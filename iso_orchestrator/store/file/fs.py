@@ -7,7 +7,7 @@ import os
 import stat
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 from iso_orchestrator.errors import StoreError
 
@@ -26,9 +26,9 @@ _SAFE = (
 _WINDOWS = sys.platform == "win32"
 
 
-def is_same_file(one: os.stat_result, other: os.stat_result | None) -> bool:
+def is_same_file(one: os.stat_result | None, other: os.stat_result) -> TypeGuard[os.stat_result]:
     """Whether both are one file, whatever was in it at the time."""
-    return other is not None and one.st_ino == other.st_ino and one.st_dev == other.st_dev
+    return one is not None and one.st_ino == other.st_ino and one.st_dev == other.st_dev
 
 
 def is_unchanged(one: os.stat_result | None, other: os.stat_result | None) -> bool:
@@ -36,7 +36,12 @@ def is_unchanged(one: os.stat_result | None, other: os.stat_result | None) -> bo
     if one is None or other is None:
         return one is other
     # A rename sets the time too: another file that got this one's number is told apart.
-    return is_same_file(one, other) and one.st_ctime_ns == other.st_ctime_ns and one.st_size == other.st_size
+    return (
+        one.st_ctime_ns == other.st_ctime_ns
+        and one.st_ino == other.st_ino
+        and one.st_size == other.st_size
+        and one.st_dev == other.st_dev
+    )
 
 
 class FileSystem:
@@ -124,7 +129,7 @@ class FileSystem:
     def identify_path(self, path: str) -> os.stat_result | None:
         """Which file has that name now; None when there is none."""
         try:
-            return os.stat(path, follow_symlinks=False)
+            return os.lstat(path)
         except FileNotFoundError:
             return None
 

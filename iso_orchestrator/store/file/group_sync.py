@@ -47,7 +47,8 @@ class GroupSync:
             leads = False
             try:
                 with self._guard:
-                    self.check()
+                    if self.failure is not None:
+                        self.check()
                     if self._leader_at_work:
                         self._waiting += 1
                         try:
@@ -57,7 +58,13 @@ class GroupSync:
                         continue
                     # In one statement: a signal between two would leave a leader at work who is nobody.
                     self._leader_at_work = leads = True
-                self._lead()
+                target = self.written  # for all who have written by now
+                try:
+                    self._sync_file()
+                except OSError as error:
+                    self.failure = f"a sync failed ({error.strerror})"
+                else:
+                    self.raise_to(target)
             finally:
                 if leads:
                     with self._guard:
@@ -94,15 +101,6 @@ class GroupSync:
             self._condition.notify_all()
 
     def raise_to(self, seq: int) -> None:
-        """Another process has said that *seq* is on the disk."""
-        self.synced = max(self.synced, seq)
-
-    def _lead(self) -> None:
-        """Sync for all who have written by now."""
-        target = self.written
-        try:
-            self._sync_file()
-        except OSError as error:
-            self.failure = str(error)
-        else:
-            self.synced = max(self.synced, target)
+        """All up to *seq* is on the disk, as this process or another has found."""
+        if seq > self.synced:
+            self.synced = seq

@@ -6,7 +6,7 @@ import os
 import weakref
 from collections.abc import Callable
 from datetime import datetime
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 import attrs
@@ -67,7 +67,7 @@ class FileLock:
             return
         backend = self._backend
         try:
-            backend.unlock(self.fd)
+            backend.unlock(self.fd, backend.free)
         except backend.failed as error:
             raise StoreError(f"cannot unlock {self.path}: {error}") from error
 
@@ -77,7 +77,7 @@ class FileLock:
             return
         try:
             # First: a signal in between may leave the file open, and must not leave it locked.
-            self._backend.unlock(self.fd)
+            self._backend.unlock(self.fd, self._backend.free)
         finally:
             fd, self.fd = self.fd, -1
             _open_locks.discard(self)
@@ -85,7 +85,7 @@ class FileLock:
 
     def is_at_path(self) -> bool:
         """Whether the file still has its name: one that was unlinked meanwhile excludes nobody."""
-        return is_same_file(self._fs.identify(self.fd), self._fs.identify_path(self.path))
+        return is_same_file(self._fs.identify_path(self.path), self._fs.identify(self.fd))
 
 
 class FileMutex:
@@ -189,7 +189,8 @@ if hasattr(os, "register_at_fork"):
 @attrs.frozen
 class _Portalocker:
     lock: Callable[[int, Any], object]
-    unlock: Callable[[int], object]
+    unlock: Callable[[int, Any], object]
+    free: Any
     exclusive: Any
     try_exclusive: Any
     try_shared: Any
@@ -208,7 +209,8 @@ def _portalocker() -> _Portalocker:
     if os.name == "nt" or not callable(locker) or isinstance(locker, type):
         return _Portalocker(
             lock=portalocker.lock,
-            unlock=portalocker.unlock,
+            unlock=lambda fd, _: portalocker.unlock(fd),
+            free=None,
             exclusive=flags.EXCLUSIVE,
             try_exclusive=flags.EXCLUSIVE | flags.NON_BLOCKING,
             try_shared=flags.SHARED | flags.NON_BLOCKING,
@@ -219,14 +221,11 @@ def _portalocker() -> _Portalocker:
     # up and checks the flags each time, takes 5; a step takes the lock twice.
     return _Portalocker(
         lock=locker,
-        unlock=partial(_free, locker, int(flags.UNBLOCK)),
+        unlock=locker,
+        free=int(flags.UNBLOCK),
         exclusive=int(flags.EXCLUSIVE),
         try_exclusive=int(flags.EXCLUSIVE | flags.NON_BLOCKING),
         try_shared=int(flags.SHARED | flags.NON_BLOCKING),
         busy=BlockingIOError,
         failed=OSError,
     )
-
-
-def _free(locker: Callable[[int, int], object], flag: int, fd: int) -> None:
-    locker(fd, flag)

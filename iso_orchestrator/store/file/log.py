@@ -82,6 +82,7 @@ class FileLog:
         self._fs = fs
         self._paths = paths
         self.record_lock = record_lock
+        self.unlock = record_lock.release
         self._runs = RunFiles(fs, paths.runs)
         self._journal: _Journal | None = None
         self._snapshot: os.stat_result | None = None
@@ -100,27 +101,69 @@ class FileLog:
         self.owner = self._runs.enter()
         return fold
 
+    @_typed
+    def restore(self, fold: Fold) -> None:
+        """Put a fresh pair of *fold* in the place of whatever is there; the caller has the record's lock."""
+        try:
+            self._rotate(fold)
+        finally:
+            self.forget()
+
     def lock(self) -> None:
         """Keep other processes out."""
         if self._sync.failure is not None:
             self._sync.check()
         self.record_lock.acquire()
 
-    def unlock(self) -> None:
-        """Let other processes in."""
-        self.record_lock.release()
-
     def catch_up(self, fold: Fold | None) -> Fold:
         """Take in what others have appended."""
+        journal = self._journal
         try:
-            return self._catch_up(fold)
+            if fold is None or journal is None:
+                return self._reload()
+            snapshot_now = self._fs.identify_path(self._paths.snapshot)
+            journal_now = self._fs.identify_path(self._paths.journal)
+            file = journal.file
+            if journal_now is None or journal_now.st_ino != file.st_ino or journal_now.st_dev != file.st_dev:
+                return self._follow(fold, journal)
+            if not is_unchanged(snapshot_now, self._snapshot):
+                # Another program's write, or a process that died between the two renames of a fold.
+                return self._reload()
+            if journal_now.st_size != journal.end:
+                self._read_on(fold, journal, cut=True)
+            return fold
         except OSError as error:
             raise self._as_typed(error) from error
 
     def append(self, fold: Fold, facts: Sequence[Fact]) -> None:
         """Append and apply facts."""
+        sync, journal = self._sync, self._journal
         try:
-            self._append(fold, facts)
+            if sync.failure is not None:
+                sync.check()
+            if self._snapshot is None or journal is None:
+                journal = self._rotate(fold)  # a fold was broken off between its renames: the old journal is done with
+            data = frame_facts(facts, fold.seq + 1, sync.synced, journal.header.crc)
+            try:
+                taken = self._fs.write_at(journal.fd, data, journal.end)
+                if taken < len(data):
+                    write_all(self._fs, journal.fd, data[taken:], journal.end + taken)
+            except OSError:
+                # Half a line, which the next writer would have to take for a crash's.
+                self._fs.truncate(journal.fd, journal.end)
+                raise
+            journal.end += len(data)
+            try:
+                for fact in facts:
+                    fold.apply(fact)
+            except BaseException:
+                # What cannot be folded must not stay: nobody could open the record again.
+                journal.end -= len(data)
+                self._fs.truncate(journal.fd, journal.end)
+                raise
+            sync.written = fold.seq
+            if journal.end > self._fold_at:
+                self._fold_early(fold)
         except OSError as error:
             raise self._as_typed(error) from error
 
@@ -129,46 +172,6 @@ class FileLog:
             self.die(str(error))
         return store_error(self.path, error)
 
-    def _catch_up(self, fold: Fold | None) -> Fold:
-        journal = self._journal
-        if fold is None or journal is None:
-            return self._reload()
-        snapshot_now = self._fs.identify_path(self._paths.snapshot)
-        journal_now = self._fs.identify_path(self._paths.journal)
-        if (
-            journal_now is None
-            or journal_now.st_ino != journal.file.st_ino
-            or journal_now.st_dev != journal.file.st_dev
-        ):
-            return self._follow(fold, journal)
-        if not is_unchanged(snapshot_now, self._snapshot):
-            # Another program's write, or a process that died between the two renames of a fold.
-            return self._reload()
-        if journal_now.st_size != journal.end:
-            self._read_on(fold, journal, cut=True)
-        return fold
-
-    def _append(self, fold: Fold, facts: Sequence[Fact]) -> None:
-        if self._sync.failure is not None:
-            self._sync.check()
-        if self._snapshot is None:
-            self._rotate(fold)  # a fold was broken off between its renames: the old journal is done with
-        journal = self._journal
-        assert journal is not None, "catch_up comes first"
-        data = frame_facts(facts, fold.seq + 1, self._sync.synced, journal.header.crc)
-        self._write(journal, data)
-        try:
-            for fact in facts:
-                fold.apply(fact)
-        except BaseException:
-            # What cannot be folded must not stay: nobody could open the record again.
-            journal.end -= len(data)
-            self._fs.truncate(journal.fd, journal.end)
-            raise
-        self._sync.written = fold.seq
-        snapshot_size = self._snapshot.st_size if self._snapshot else 0
-        if journal.end > max(self._fold_at, _FOLD_AT_RATIO * snapshot_size):
-            self._fold_early(fold)
 
     def sync(self, seq: int) -> None:
         """Wait until *seq* is on the disk."""
@@ -187,7 +190,7 @@ class FileLog:
             now = self._fs.identify_path(self._paths.journal)
         except OSError:
             return False  # the locked way says what is wrong
-        return now is not None and now.st_size == journal.end and is_same_file(journal.file, now)
+        return is_same_file(now, journal.file) and now.st_size == journal.end
 
     @_typed
     def is_alive(self, owner: str) -> bool:
@@ -294,6 +297,7 @@ class FileLog:
         with self._sync.swapping(seq):
             old, self._journal = self._journal, journal
             self._snapshot = snapshot
+            self._fold_at = max(_FOLD_AT_BYTES, int(_FOLD_AT_RATIO * (snapshot.st_size if snapshot else 0)))
             self._sync.written = seq
         if old is not None and old.fd != journal.fd:
             self._fs.close(old.fd)
@@ -338,7 +342,6 @@ class FileLog:
 
     def _fold_early(self, fold: Fold) -> None:
         """Fold in the midst of the work, if that can be done: what was appended is safe either way."""
-        self._fold_at = 2 * _FOLD_AT_BYTES if self._journal is None else 2 * self._journal.end
         try:
             self._refuse_foreign_snapshot()
             self._rotate(fold)
@@ -346,21 +349,9 @@ class FileLog:
             raise
         except (OSError, RecordConflictError) as error:
             _log.warning("%s: the journal is not folded yet: %s", self.path, error)
-        else:
-            self._fold_at = _FOLD_AT_BYTES
+            self._fold_at *= 2
 
-    def _write(self, journal: _Journal, data: bytes) -> None:
-        try:
-            taken = self._fs.write_at(journal.fd, data, journal.end)
-            if taken < len(data):
-                write_all(self._fs, journal.fd, data[taken:], journal.end + taken)
-        except OSError:
-            # Half a line, which the next writer would have to take for a crash's.
-            self._fs.truncate(journal.fd, journal.end)
-            raise
-        journal.end += len(data)
-
-    def _rotate(self, fold: Fold) -> None:
+    def _rotate(self, fold: Fold) -> _Journal:
         """A fresh pair from *fold*: the snapshot first, then a journal that goes on from it."""
         snapshot = snapshot_from_fold(fold)
         fd = write_aside(self._fs, self._paths.snapshot, snapshot)
@@ -370,7 +361,9 @@ class FileLog:
         data = frame_header(fold.workflow_id, fold.seq, digest(snapshot))
         fd = write_aside(self._fs, self._paths.journal, data)
         header = parse_header(data, self._paths.journal)
-        self._swap(_Journal(fd, self._fs.identify(fd), header, header.size), fold.seq, written)
+        journal = _Journal(fd, self._fs.identify(fd), header, header.size)
+        self._swap(journal, fold.seq, written)
+        return journal
 
     def _refuse_foreign_snapshot(self) -> None:
         if self._journal is None or is_unchanged(self._fs.identify_path(self._paths.snapshot), self._snapshot):
@@ -405,4 +398,4 @@ class FileLog:
 
     def _sync_journal(self) -> None:
         assert self._journal is not None
-        sync_file(self._fs, self._journal.fd)
+        self._fs.sync(self._journal.fd)
