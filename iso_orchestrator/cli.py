@@ -18,6 +18,7 @@ from iso_orchestrator import (
     __version__,
     delete_workflow,
     demo,
+    doctor,
     open_workflow,
     read_workflow_record,
 )
@@ -29,6 +30,8 @@ from iso_orchestrator.report import json_text, record_text, summaries_text, summ
 from iso_orchestrator.store import FileStore
 from iso_orchestrator.store.file.files import read_file
 from iso_orchestrator.store.file.fs import FileSystem
+from iso_orchestrator.store.file.plan import Choices
+from iso_orchestrator.store.file.repair import repair
 
 __all__ = ["main"]
 
@@ -148,6 +151,25 @@ def _delete(options: argparse.Namespace) -> int:
     return 0
 
 
+def _verify(options: argparse.Namespace) -> int:
+    try:
+        text, code = doctor.verify(options.dir, options.workflow, as_json=options.json)
+    except OrchestratorError as error:
+        _refuse(str(error))
+        return 3
+    print(text)
+    return code
+
+
+def _repair(options: argparse.Namespace) -> int:
+    if options.prefer and not options.merge_snapshot:
+        options.refuse("--prefer is for --merge-snapshot")
+    choices = Choices(options.merge_snapshot, options.prefer, options.without_snapshot)
+    done = repair(options.dir, options.workflow, choices)
+    print(doctor.repaired_text(options.workflow, done, as_json=options.json))
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="iso-orchestrator",
@@ -175,6 +197,10 @@ def _parser() -> argparse.ArgumentParser:
     delete = add("delete", _delete, "delete a workflow that nobody is using")
     for command in (show, fold, reset, delete):
         command.add_argument("workflow", type=_workflow_id, metavar="WORKFLOW", help="its id, as `list` shows it")
+    _add_doctor_options(
+        add("verify", _verify, "check every file, and change nothing"),
+        add("repair", _repair, "bring back what is sound of a damaged workflow"),
+    )
     reset.add_argument("step", metavar="NAME_OR_PATTERN", help="a step's name, or a pattern such as 'apply:*'")
     return parser
 
@@ -189,6 +215,28 @@ def _add_demo_options(command: argparse.ArgumentParser) -> None:
         help="how long the agent takes for a job, on average (default: %(default)s)",
     )
     command.add_argument("--ledger", metavar="FILE", help="append a line to FILE for each job that the agent has done")
+
+
+def _add_doctor_options(verify: argparse.ArgumentParser, repairing: argparse.ArgumentParser) -> None:
+    verify.add_argument(
+        "workflow", nargs="?", type=_workflow_id, metavar="WORKFLOW", help="its id (default: every file of the folder)"
+    )
+    repairing.add_argument(
+        "workflow", type=_workflow_id, metavar="WORKFLOW", help="its id, as `list` or `verify` shows it"
+    )
+    repairing.set_defaults(refuse=repairing.error)
+    choice = repairing.add_mutually_exclusive_group()
+    choice.add_argument(
+        "--merge-snapshot", action="store_true", help="merge what another program wrote into the snapshot"
+    )
+    choice.add_argument("--without-snapshot", action="store_true", help="take what the journal alone has")
+    repairing.add_argument(
+        "--prefer", choices=("journal", "snapshot"), help="whose steps and state a merge takes where both changed them"
+    )
+    for command, text in ((verify, doctor.VERIFY_HELP), (repairing, doctor.REPAIR_HELP)):
+        command.add_argument("--json", action="store_true", help="print JSON")
+        command.formatter_class = argparse.RawDescriptionHelpFormatter
+        command.epilog = text
 
 
 def _workflow_id(text: str) -> str:

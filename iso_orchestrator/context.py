@@ -6,7 +6,7 @@ All of it is one immutable `Scope` in one context variable, so that worker threa
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextvars import Context, ContextVar, copy_context
 from typing import Any
 
@@ -57,9 +57,9 @@ class ItemContext:
 
 @attrs.frozen
 class Fence:
-    """A lease that code runs under: nothing is recorded from there once it has a newer token."""
+    """A lease that code runs under: nothing is recorded in its workflow from there once it has a newer token."""
 
-    session: object
+    workflow: Hashable
     key: str
     token: int
 

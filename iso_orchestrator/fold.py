@@ -264,9 +264,7 @@ def _step_started(fold: Fold, fact: f.StepStarted) -> None:
     fold.steps[name] = StepState(
         name, _RUNNING, fact.attempt, at, at, None, key, None, None, fact.owner, fact.version, fold.seq
     )
-    fold.events.append(
-        Event(at, "step.started", None, {"step": name, "attempt": fact.attempt, "idempotencyKey": key})
-    )
+    fold.events.append(Event(at, "step.started", None, {"step": name, "attempt": fact.attempt, "idempotencyKey": key}))
 
 
 def _step_completed(fold: Fold, fact: f.StepCompleted) -> None:

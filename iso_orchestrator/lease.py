@@ -11,7 +11,7 @@ from typing import Any
 
 import attrs
 
-from iso_orchestrator.clock import Clock
+from iso_orchestrator.clock import Clock, cut
 from iso_orchestrator.codec import plain_json
 from iso_orchestrator.context import Fence, current_scope, entered, restore
 from iso_orchestrator.errors import LeaseConflictError, LeaseLostError, StoreError
@@ -95,7 +95,7 @@ def _hold_in(session: Session, touch: _Touch) -> Iterator[HeldLease]:
     key = touch.key
     held = HeldLease(key, touch.holder, _lease_of(session.record(touch.decide)).token)
     scope = current_scope()
-    fenced = attrs.evolve(scope, fences=(*scope.fences, Fence(session, key, held.token)))
+    fenced = attrs.evolve(scope, fences=(*scope.fences, Fence(session.key, key, held.token)))
     try:
         with (
             entered(fenced),
@@ -159,7 +159,7 @@ class _Touch:
             holder=self.holder,
             ttl=self.ttl,
             acquired_at=acquired_at,
-            expires_at=now + timedelta(seconds=self.ttl),
+            expires_at=cut(now + timedelta(seconds=self.ttl, microseconds=999)),
             token=token,
             renewed=renewed,
             detail=detail,

@@ -244,7 +244,7 @@ class Session:
     def _check_fences(self, fold: Fold, fences: Sequence[Fence]) -> None:
         for fence in fences:
             current = fold.tokens.get(fence.key, 0)
-            if fence.session is self and current > fence.token:
+            if fence.workflow == self.key and current > fence.token:
                 raise LeaseLostError(fence.key, fence.token, current)
 
 

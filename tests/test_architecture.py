@@ -37,7 +37,7 @@ FLOORS = [
         "timeout",
         "workflow",
     },
-    {"__init__", "__main__", "cli", "demo", "report", "stand_in_agent"},
+    {"__init__", "__main__", "cli", "demo", "doctor", "report", "stand_in_agent"},
 ]
 
 # Who alone may import what.

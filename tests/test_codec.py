@@ -421,7 +421,7 @@ def test_npm_snapshots_are_read_and_written_back_unchanged(name: str) -> None:
     written = json.loads(snapshot_from_fold(fold_from_snapshot((NPM / f"{name}.json").read_bytes(), "p")))
     ours = written.pop("isoOrchestrator")
     assert written == original
-    assert set(ours) == {"format", "seq", "runs", "runFailed", "steps", "tokens", "leaseClocks"}
+    assert set(ours) == {"format", "seq", "runs", "runFailed", "steps", "tokens", "leaseClocks", "crc"}
     assert ours["seq"] == 0
 
 

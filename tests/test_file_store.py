@@ -406,7 +406,7 @@ def test_full_disk_leaves_a_sound_journal(root: Path, paths: Paths, left: int) -
     assert Path(paths.journal).read_bytes() == before
     assert notes_of(put(other, its, note("other"))) == ["one", "other"]
     fs.left = 1 << 30
-    fold = put(log, fold, note("three"))
+    fold = put(log, caught_up(log, None), note("three"))
     log.sync(fold.seq)
     assert notes_of(fold) == notes_of(looked_at(FileStore(root))) == ["one", "other", "three"]
 
@@ -433,7 +433,7 @@ def test_half_line_that_cannot_be_taken_back_is_cut_by_the_next(root: Path, capl
     with caplog.at_level(logging.WARNING, "iso_orchestrator"):
         assert notes_of(put(other, its, note("other"))) == ["one", "other"]
     assert "torn" in caplog.text
-    assert notes_of(put(log, fold, note("three"))) == ["one", "other", "three"]
+    assert notes_of(put(log, caught_up(log, None), note("three"))) == ["one", "other", "three"]
 
 
 def test_interrupt_within_an_append_neither_loses_nor_doubles_a_fact(root: Path) -> None:

@@ -266,7 +266,7 @@ def test_release_that_fails_is_not_silent(path: str) -> None:
     """An unlock that the kernel refuses raises."""
     lock = FileLock(FS, path)
     os.makedirs(os.path.dirname(path))
-    lock.open(FS.open_write(path))
+    lock.open()
     lock.acquire()
     os.close(lock.fd)
     with pytest.raises((StoreError, OSError)):
@@ -320,7 +320,7 @@ def test_two_that_ask_do_not_take_each_other_for_the_owner(tmp_path: Path) -> No
     owner = runs.enter()
     runs.give_up()
     probe = FileLock(FS, str(tmp_path / only(os.listdir(tmp_path))))
-    probe.open(FS.open_read(probe.path))
+    probe.open_read()
     assert probe.try_acquire(shared=True)
     assert not RunFiles(FS, str(tmp_path)).is_alive(owner)
     probe.close()

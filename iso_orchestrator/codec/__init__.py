@@ -4,6 +4,7 @@ from iso_orchestrator.codec.facts import fact_from_json, fact_to_json
 from iso_orchestrator.codec.json import decode, encode, to_json
 from iso_orchestrator.codec.records import (
     fold_from_snapshot,
+    is_as_written,
     record_to_json,
     snapshot_from_fold,
 )
@@ -16,6 +17,7 @@ __all__ = [
     "fact_from_json",
     "fact_to_json",
     "fold_from_snapshot",
+    "is_as_written",
     "plain_json",
     "record_to_json",
     "snapshot_from_fold",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from zlib import crc32
 
 import attrs
 
@@ -22,11 +23,12 @@ from iso_orchestrator.model import (
     WorkflowStatus,
 )
 
-__all__ = ["RECORD_VERSION", "fold_from_snapshot", "record_to_json", "snapshot_from_fold"]
+__all__ = ["RECORD_VERSION", "fold_from_snapshot", "is_as_written", "record_to_json", "snapshot_from_fold"]
 
 RECORD_VERSION = 1
 _OURS = "isoOrchestrator"
 _OUR_FORMAT = 1
+_END = b',"crc":"%08x"}}\n'
 
 
 def snapshot_from_fold(fold: Fold) -> bytes:
@@ -39,9 +41,16 @@ def snapshot_from_fold(fold: Fold) -> bytes:
         f"{encode(_head(fold))[:-1]},",
         f'"steps":{{\n{step_lines}\n}},',
         f'"events":[\n{event_lines}\n],',
-        f"{encode(tail)[1:]}\n",
+        encode(tail)[1:-2],
     )
-    return "\n".join(parts).encode("ascii")
+    body = "\n".join(parts).encode("ascii")
+    return body + _END % crc32(body)
+
+
+def is_as_written(snapshot: bytes) -> bool:
+    """Whether a snapshot's bytes are those that `snapshot_from_fold` made: no other program's, and none flipped."""
+    body = snapshot[: -len(_END % 0)]
+    return snapshot == body + _END % crc32(body)
 
 
 def record_to_json(record: WorkflowRecord) -> dict[str, Json]:

@@ -68,6 +68,8 @@ class Log(Protocol):
     def append(self, fold: Fold, facts: Sequence[Fact]) -> None:
         """Append *facts* behind all others and apply them to *fold*, which is caught up. Needs the lock.
 
+        When it raises, *fold* is of no use any more: catch up anew.
+
         They survive this process at once, and the machine when `sync` says so.
         """
         ...

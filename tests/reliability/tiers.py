@@ -35,7 +35,9 @@ class Tier:
 
     def count(self, *, quick: int, full: int, soak: int) -> int:
         """How often something is to be tried in this tier."""
-        return max(1, round(soak * self.factor)) if self.name == "soak" else self.pick(quick=quick, full=full, soak=soak)
+        return (
+            max(1, round(soak * self.factor)) if self.name == "soak" else self.pick(quick=quick, full=full, soak=soak)
+        )
 
     def random(self, test: str) -> random.Random:
         """The randomness of a test, the same for one seed whatever other tests run."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from contextlib import suppress
 
 from iso_orchestrator.errors import StoreError
@@ -17,6 +18,7 @@ __all__ = [
     "make_folders",
     "read_all",
     "read_file",
+    "refuse_links",
     "remove",
     "store_error",
     "sync_file",
@@ -165,6 +167,19 @@ def remove(fs: FileSystem, path: str) -> bool:
 def exists(fs: FileSystem, *paths: str) -> bool:
     """Whether any of the files is there."""
     return any(fs.identify_path(path) is not None for path in paths)
+
+
+def refuse_links(fs: FileSystem, paths: Paths) -> None:
+    """Raise where a folder of the root is a link: what is made or removed in it would be somebody else's.
+
+    The root itself may be one: that is for its owner to say.
+    """
+    store_locks = os.path.dirname(paths.store_mutexes)
+    locks = os.path.dirname(paths.locks)
+    for path in (paths.folder, locks, paths.locks, paths.runs, paths.mutexes, store_locks, paths.store_mutexes):
+        info = fs.identify_path(path)
+        if info is not None and not stat.S_ISDIR(info.st_mode):
+            raise StoreError(f"{path} is a link or a file where a folder should be: remove it, or use another root")
 
 
 def make_folders(fs: FileSystem, *paths: str) -> None:

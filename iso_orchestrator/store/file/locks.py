@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import weakref
 from collections.abc import Callable
 from datetime import datetime
@@ -35,12 +36,22 @@ class FileLock:
         self.path = path
         self.fd = -1
         self._fs = fs
-
-    def open(self, opened: int) -> None:
-        """Work on the descriptor *opened*, which is this lock's from now on."""
         self._backend = _portalocker()
-        self.fd = opened
-        _open_locks.add(self)
+
+    def open(self) -> None:
+        """Open the file, made when it is missing."""
+        with _forking:
+            self._opened(self._fs.open_write(self.path))
+
+    def open_new(self) -> None:
+        """Make the file, which is not there yet."""
+        with _forking:
+            self._opened(self._fs.open_new(self.path))
+
+    def open_read(self) -> None:
+        """Open the file, which is there, to ask for its lock."""
+        with _forking:
+            self._opened(self._fs.open_read(self.path))
 
     def acquire(self) -> None:
         """Wait for the lock, in the kernel's queue."""
@@ -81,11 +92,18 @@ class FileLock:
         finally:
             fd, self.fd = self.fd, -1
             _open_locks.discard(self)
-            self._fs.close(fd)
+            try:
+                self._fs.close(fd)
+            except OSError as error:
+                raise StoreError(f"cannot close {self.path}: {error}") from error
 
     def is_at_path(self) -> bool:
         """Whether the file still has its name: one that was unlinked meanwhile excludes nobody."""
         return is_same_file(self._fs.identify_path(self.path), self._fs.identify(self.fd))
+
+    def _opened(self, fd: int) -> None:
+        self.fd = fd
+        _open_locks.add(self)
 
 
 class FileMutex:
@@ -139,12 +157,12 @@ class FileMutex:
 
     def _open(self) -> None:
         try:
-            self._file.open(self._fs.open_write(self._file.path))
+            self._file.open()
         except FileNotFoundError:
             folder = os.path.dirname(self._file.path)
             self._fs.make_folder(os.path.dirname(folder))
             self._fs.make_folder(folder)
-            self._file.open(self._fs.open_write(self._file.path))
+            self._file.open()
 
     def _say_who(self) -> None:
         self._fs.write_at(self._file.fd, owner_json().ljust(_INFO_SIZE), 0)
@@ -170,9 +188,14 @@ def read_owner(fs: FileSystem, path: str) -> OwnerInfo:
 
 
 _open_locks: weakref.WeakSet[FileLock] = weakref.WeakSet()
+# Held while a lock is opened and noted: a child that is forked in between would have the file, and not know of it.
+# Reentrant, since a signal handler may fork while its own thread opens a lock.
+_forking = threading.RLock()
 
 
 def _close_in_child() -> None:
+    global _forking
+    _forking = threading.RLock()
     # The child shares the parent's open files: unlocking would free the parent's locks, and keeping them open
     # would hold them beyond the parent's death.
     for lock in list(_open_locks):
@@ -183,7 +206,23 @@ def _close_in_child() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_close_in_child)
+    os.register_at_fork(
+        before=lambda: _forking.acquire(), after_in_parent=lambda: _forking.release(), after_in_child=_close_in_child
+    )
+
+
+def _import_portalocker() -> Any:
+    try:
+        import portalocker
+    except FileNotFoundError:  # it asks for the temporary folder, and the machine has none that can be written
+        import tempfile
+
+        tempfile.tempdir = os.curdir
+        try:
+            import portalocker
+        finally:
+            tempfile.tempdir = None
+    return portalocker
 
 
 @attrs.frozen
@@ -201,9 +240,8 @@ class _Portalocker:
 @lru_cache(maxsize=1)
 def _portalocker() -> _Portalocker:
     # Some 40 ms to import, most of the package's whole time: loaded with the first lock.
-    import portalocker
-    from portalocker import portalocker as lockers
-
+    portalocker = _import_portalocker()
+    lockers = portalocker.portalocker
     flags = portalocker.LockFlags
     locker = lockers.LOCKER
     if os.name == "nt" or not callable(locker) or isinstance(locker, type):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import wraps
 from typing import Concatenate, ParamSpec, TypeVar
 
@@ -94,6 +95,8 @@ class FileLog:
         fold = self._load()
         if fold is None:
             fold = new()
+            for folder in (self._paths.folder, self._paths.root):  # somebody may have made them and been killed
+                sync_folder(self._fs, os.path.dirname(folder))
             self._rotate(fold)
         elif not is_ours(fold):
             self.close()
@@ -144,6 +147,8 @@ class FileLog:
             if self._snapshot is None or journal is None:
                 journal = self._rotate(fold)  # a fold was broken off between its renames: the old journal is done with
             data = frame_facts(facts, fold.seq + 1, sync.synced, journal.header.crc)
+            for fact in facts:
+                fold.apply(fact)  # first: what cannot be folded must not get into the journal
             try:
                 taken = self._fs.write_at(journal.fd, data, journal.end)
                 if taken < len(data):
@@ -153,14 +158,6 @@ class FileLog:
                 self._fs.truncate(journal.fd, journal.end)
                 raise
             journal.end += len(data)
-            try:
-                for fact in facts:
-                    fold.apply(fact)
-            except BaseException:
-                # What cannot be folded must not stay: nobody could open the record again.
-                journal.end -= len(data)
-                self._fs.truncate(journal.fd, journal.end)
-                raise
             sync.written = fold.seq
             if journal.end > self._fold_at:
                 self._fold_early(fold)
@@ -171,7 +168,6 @@ class FileLog:
         if isinstance(error, SyncError):
             self.die(str(error))
         return store_error(self.path, error)
-
 
     def sync(self, seq: int) -> None:
         """Wait until *seq* is on the disk."""
@@ -222,7 +218,8 @@ class FileLog:
     def die(self, reason: str) -> None:
         """Append nothing more, and let the run file go: to all others this process is dead."""
         self._sync.fail(reason)
-        self._runs.give_up()
+        with suppress(StoreError):
+            self._runs.give_up()
 
     def forget(self) -> None:
         """In a forked child: the locks are closed already, the journal is left to the parent."""
@@ -356,12 +353,18 @@ class FileLog:
         snapshot = snapshot_from_fold(fold)
         fd = write_aside(self._fs, self._paths.snapshot, snapshot)
         self._snapshot = None  # until the journal that goes with it is there
-        written = self._fs.identify(fd)
-        self._fs.close(fd)
+        try:
+            written = self._fs.identify(fd)
+        finally:
+            self._fs.close(fd)
         data = frame_header(fold.workflow_id, fold.seq, digest(snapshot))
         fd = write_aside(self._fs, self._paths.journal, data)
         header = parse_header(data, self._paths.journal)
-        journal = _Journal(fd, self._fs.identify(fd), header, header.size)
+        try:
+            journal = _Journal(fd, self._fs.identify(fd), header, header.size)
+        except BaseException:
+            self._fs.close(fd)
+            raise
         self._swap(journal, fold.seq, written)
         return journal
 
@@ -384,8 +387,10 @@ class FileLog:
         for name in filter(is_mutex_file_name, self._fs.list_folder(self._paths.mutexes)):
             mutex = FileMutex(self._fs, join(self._paths.mutexes, name))
             if mutex.try_acquire():
-                remove(self._fs, join(self._paths.mutexes, name))
-                mutex.release()
+                try:
+                    remove(self._fs, join(self._paths.mutexes, name))
+                finally:
+                    mutex.release()
 
     def _open_journal(self) -> int | None:
         try:

@@ -6,14 +6,14 @@ import hashlib
 
 import attrs
 
-from iso_orchestrator.codec import fold_from_snapshot
+from iso_orchestrator.codec import fold_from_snapshot, is_as_written
 from iso_orchestrator.errors import CorruptRecordError, RecordConflictError
 from iso_orchestrator.fold import Fold
 from iso_orchestrator.store.file.files import Paths, read_all, read_file
 from iso_orchestrator.store.file.frame import Header, Line, Scan, parse_header, scan
 from iso_orchestrator.store.file.fs import FileSystem
 
-__all__ = ["Pair", "digest", "fold_lines", "read_pair"]
+__all__ = ["Pair", "digest", "fold_lines", "read_once", "read_pair"]
 
 
 @attrs.frozen
@@ -61,6 +61,23 @@ def read_pair(fs: FileSystem, paths: Paths, journal_fd: int | None) -> Pair:
     return Pair(_newer_snapshot(snapshot, header, found, paths))
 
 
+def read_once(fs: FileSystem, paths: Paths) -> Pair:
+    """What a reader makes of the pair now.
+
+    Raises:
+        StoreError: It cannot be read.
+        OSError: Likewise.
+    """
+    try:
+        fd = fs.open_read(paths.journal)
+    except FileNotFoundError:
+        return read_pair(fs, paths, None)
+    try:
+        return read_pair(fs, paths, fd)
+    finally:
+        fs.close(fd)
+
+
 def digest(data: bytes) -> str:
     """What a journal calls its snapshot."""
     return hashlib.sha256(data).hexdigest()
@@ -80,7 +97,7 @@ def _newer_snapshot(snapshot: bytes | None, header: Header, found: Scan, paths: 
     if snapshot is None:
         raise RecordConflictError(paths.snapshot, paths.journal)
     fold = _fold(snapshot, paths)
-    if found.lines and fold.seq < header.base + len(found.lines):
+    if found.lines and (fold.seq < header.base + len(found.lines) or not is_as_written(snapshot)):
         raise RecordConflictError(paths.snapshot, paths.journal)
     return fold
 

@@ -42,7 +42,7 @@ class RunFiles:
         lock = FileLock(self._fs, self._path(owner))
         self._held = lock  # before it is locked: whatever happens then, `give_up` lets go of it
         try:
-            lock.open(self._fs.open_new(lock.path))
+            lock.open_new()
             lock.acquire()
             write_all(self._fs, lock.fd, owner_json(), 0)
         except BaseException:
@@ -59,10 +59,9 @@ class RunFiles:
     def give_up(self) -> FileLock | None:
         """Give the run file up where nothing can be written: to others this process is dead. Any thread may."""
         with self._guard:
-            held = self._held
+            held, self._held = self._held, None
             if held is not None:
                 held.close()
-            self._held = None
         return held
 
     def survey(self) -> Survey:
@@ -85,7 +84,7 @@ class RunFiles:
             return True
         probe = FileLock(self._fs, self._path(owner))
         try:
-            probe.open(self._fs.open_read(probe.path))
+            probe.open_read()
         except FileNotFoundError:
             return False
         try:

@@ -16,15 +16,15 @@ from iso_orchestrator.errors import (
     WorkflowBusyError,
 )
 from iso_orchestrator.fold import Fold
-from iso_orchestrator.store.file.files import Paths, exists, make_folders, remove, store_error, write_all
+from iso_orchestrator.store.file.files import Paths, exists, make_folders, refuse_links, remove, store_error, write_all
 from iso_orchestrator.store.file.fs import FileSystem
 from iso_orchestrator.store.file.locks import FileLock
 from iso_orchestrator.store.file.log import FileLog
-from iso_orchestrator.store.file.pair import read_pair
+from iso_orchestrator.store.file.pair import read_once
 from iso_orchestrator.store.file.runs import RunFiles
 from iso_orchestrator.store.protocol import Log
 
-__all__ = ["FileStore"]
+__all__ = ["FileStore", "lock_record"]
 
 _LOCK_TRIES = 100
 _READ_TRIES = 20
@@ -85,7 +85,7 @@ class FileStore:
         for paths in first:
             log = FileLog(self._fs, paths, FileLock(self._fs, paths.record_lock))
             try:
-                self._lock(log.record_lock, paths)
+                lock_record(self._fs, log.record_lock, paths)
                 fold = log.enter(new, lambda fold: fold.workflow_id == workflow_id)
                 log.unlock()
             except BaseException:
@@ -96,7 +96,12 @@ class FileStore:
         raise StoreError(f"both names of workflow {workflow_id!r} are taken by other ids; use another root")
 
     def _make_root(self) -> None:
-        make_folders(self._fs, *reversed(self._missing_folders()))
+        missing = self._missing_folders()
+        if missing:
+            with suppress(PermissionError):  # who may not look there has not made anything there
+                # Where the last try was killed, the folder that it had made last may not be on the disk.
+                self._fs.sync_folder(os.path.dirname(os.path.dirname(missing[-1])))
+        make_folders(self._fs, *reversed(missing or [self.root]))
         self._hide_from_git()
         make_folders(self._fs, Paths(self.root, "").folder, os.path.join(self.root, "locks"))
 
@@ -119,23 +124,7 @@ class FileStore:
         while self._fs.identify_path(folder) is None:
             missing.append(folder)
             folder = os.path.dirname(folder)
-        return missing or [self.root]
-
-    def _lock(self, lock: FileLock, paths: Paths) -> None:
-        """Take the record's lock, on the file that has its name now: `delete` removes it."""
-        tries_left = _LOCK_TRIES
-        while True:
-            try:
-                self._fs.make_folder(paths.locks)
-                lock.open(self._fs.open_write(lock.path))
-            except FileNotFoundError:  # `delete` removed the folder in between
-                if not (tries_left := tries_left - 1):
-                    raise
-                continue
-            lock.acquire()
-            if lock.is_at_path():
-                return
-            lock.close()
+        return missing
 
     def _read(self, workflow_id: str) -> Fold | None:
         for paths in Paths.candidates(self.root, workflow_id):
@@ -148,22 +137,12 @@ class FileStore:
         """Read without a lock: a fold that goes on meanwhile can make the two files seem not to fit."""
         for tries_left in reversed(range(_READ_TRIES)):
             try:
-                return self._look_once(paths)
+                return read_once(self._fs, paths).fold
             except (RecordConflictError, CorruptRecordError):
                 if not tries_left:
                     raise
                 sleep(_READ_PAUSE)
         return None
-
-    def _look_once(self, paths: Paths) -> Fold | None:
-        try:
-            fd = self._fs.open_read(paths.journal)
-        except FileNotFoundError:
-            return read_pair(self._fs, paths, None).fold
-        try:
-            return read_pair(self._fs, paths, fd).fold
-        finally:
-            self._fs.close(fd)
 
     def _delete(self, workflow_id: str) -> bool:
         for paths in Paths.candidates(self.root, workflow_id):
@@ -183,7 +162,7 @@ class FileStore:
     def _remove(self, paths: Paths, workflow_id: str) -> bool:
         lock = FileLock(self._fs, paths.record_lock)
         try:
-            self._lock(lock, paths)
+            lock_record(self._fs, lock, paths)
             if not self._is_of(paths, workflow_id):  # somebody else was first
                 self._remove_locks(paths)
                 return False
@@ -231,3 +210,21 @@ class FileStore:
             if isinstance(error, OrchestratorError):
                 raise
             raise store_error(self.root, error) from error
+
+
+def lock_record(fs: FileSystem, lock: FileLock, paths: Paths) -> None:
+    """Take the record's lock, on the file that has its name now: `delete` removes it."""
+    refuse_links(fs, paths)
+    tries_left = _LOCK_TRIES
+    while True:
+        try:
+            fs.make_folder(paths.locks)
+            lock.open()
+        except FileNotFoundError:  # `delete` removed the folder in between
+            if not (tries_left := tries_left - 1):
+                raise
+            continue
+        lock.acquire()
+        if lock.is_at_path():
+            return
+        lock.close()

@@ -1,0 +1,362 @@
+"""Row 21: recorded texts that try to become markup, script or terminal control, wherever the project shows them."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import random
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from reliability.tiers import Figures, Tier
+from support import T0, at, new_fold, put
+
+from iso_orchestrator import (
+    ErrorInfo,
+    ForEachSummary,
+    Fulfilled,
+    Rejected,
+    Workflow,
+    WorkflowStatus,
+    list_workflows,
+    read_workflow_record,
+)
+from iso_orchestrator import facts as f
+from iso_orchestrator.cli import main
+from iso_orchestrator.markup import escape_terminal
+from iso_orchestrator.progress import reporter
+from iso_orchestrator.store import FileStore
+from iso_orchestrator.store.file import check_pair, store
+
+ROW = 21
+PLAIN = "plain"
+BATCH = 10  # texts in one record
+
+MARKUP = [
+    "<script>alert(1)</script>",
+    "</td></tr></table><h1>out",
+    "<img src=x onerror=alert(1)>",
+    '"><svg onload=alert(1)>',
+    "'\"`=",
+    "<!-- ",
+    " -->",
+    "]]>",
+    "<![CDATA[",
+    "<?php",
+    "&lt;b&gt;",
+    "&#60;b&#62;",
+    "<b",
+    "</caption></table>",
+    "<style>*{display:none}</style>",
+    "<a href=javascript:alert(1)>",
+    "<plaintext>",
+    "<textarea>",
+    "</pre></td>",
+    "<title>",
+    "%s %(x)s {0} {desc} {{}}",
+]
+TERMINAL = [
+    "\x1b]0;title\x07",
+    "\x1b[31m",
+    "\x1b[2J\x1b[H",
+    "\x1b]8;;http://example.org\x1b\\link\x1b]8;;\x1b\\",
+    "\x1b]52;c;AAAA\x07",
+    "\x1bP1$r\x1b\\",
+    "\x1b_G\x1b\\",
+    "\x1b[6n",
+    "\x1bc",
+    "\x9b31m",
+    "\x9d0;title\x9c",
+    "\x90q\x9c",
+    "\rover",
+    "line\nline\r\nline",
+    "\x08\x08\x08",
+    "\x0e\x0f",
+    "\x7f",
+    "\x00",
+    "\x0b\x0c",
+    "\x85",
+    "\u2028\u2029",
+]
+BIDI = [chr(code) for code in (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))]
+PIECES = [*MARKUP, *TERMINAL, *BIDI]
+
+# By what the terminal makes of them, not by what the library escapes.
+CONTROLS = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
+
+def drawn(draw: random.Random, count: int) -> list[str]:
+    """The pieces one by one, as far as *count* goes, then some of them one behind the other."""
+    texts = [*MARKUP, *TERMINAL][:count]
+    while len(texts) < count:
+        parts = [draw.choice([*PIECES, chr(draw.randrange(0x3000)), "word "]) for _ in range(draw.randrange(1, 8))]
+        texts.append("".join(parts))
+    return texts
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder in memory where there is one: what the disk takes is not the point here."""
+    made = Path(tempfile.mkdtemp(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None))
+    yield made
+    shutil.rmtree(made)
+
+
+@pytest.fixture(autouse=True)
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No rest between two looks: nobody is at work."""
+    monkeypatch.setattr(check_pair, "_PAUSE", 0)
+    monkeypatch.setattr(store, "_READ_PAUSE", 0)
+
+
+# A record with a text in every place that can hold one
+
+
+def _facts(text: str, number: int) -> list[f.Fact]:
+    error = ErrorInfo(text, text, stack=text, code=text, cause=text)
+    key = f"{text} {number}"
+    return [
+        f.StepStarted(T0, f"done {key}", 1, "o", idempotency_key=text),
+        f.StepCompleted(T0, f"done {key}", {text: [text]}),
+        f.StepStarted(T0, f"text {key}", 1, "o"),
+        f.StepCompleted(T0, f"text {key}", text),
+        f.StepStarted(T0, f"failed {key}", 1, "o"),
+        f.StepFailed(T0, f"failed {key}", error),
+        f.EventAppended(T0, text, text, {text: text}),
+        f.HeartbeatRecorded(T0, key, text),
+        f.LeaseTouched(T0, key, text, 1.0, T0, at(1), 1, renewed=False, detail=text),
+        f.StateUpdated(T0, {text: text}),
+        f.StatusSet(T0, WorkflowStatus.FAILED, error),
+    ]
+
+
+def build(root: Path, texts: Sequence[str]) -> str:
+    """A workflow whose record has each of *texts* everywhere; its id, which has the first."""
+    workflow_id = f"w{texts[0]}"
+    log, fold = FileStore(root).open(workflow_id, lambda: new_fold(workflow_id, {texts[0]: texts[-1]}))
+    fold = put(log, fold, *[fact for number, text in enumerate(texts) for fact in _facts(text, number)])
+    log.leave(fold)
+    return workflow_id
+
+
+# As markup
+
+
+class Structure(HTMLParser):
+    """The tags, attributes, comments and declarations of a document, and its texts apart from them."""
+
+    def __init__(self, document: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: list[object] = []
+        self.texts: list[str] = []
+        self.feed(document)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, attrs))
+
+    def handle_endtag(self, tag: str) -> None:
+        self.tags.append(f"/{tag}")
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+    def handle_comment(self, data: str) -> None:
+        self.tags.append(("comment", data))
+
+    def handle_decl(self, decl: str) -> None:
+        self.tags.append(("declaration", decl))
+
+    def handle_pi(self, data: str) -> None:
+        self.tags.append(("instruction", data))
+
+    def unknown_decl(self, data: str) -> None:
+        self.tags.append(("declaration", data))
+
+
+def documents(root: Path, workflow_id: str, texts: Sequence[str]) -> list[str]:
+    """Everything that a notebook shows of a workflow."""
+    record = read_workflow_record(workflow_id, dir=root)
+    workflow = Workflow(workflow_id, dir=root)
+    shown: list[Any] = [record, workflow, *list_workflows(dir=root), record.last_error]
+    shown += [*record.steps.values(), *record.events, *record.heartbeats.values(), *record.leases.values()]
+    shown += [step.error for step in record.steps.values() if step.error]
+    outcomes = [
+        outcome for text in texts for outcome in (Fulfilled(text), Rejected(ValueError(text)), Fulfilled([text]))
+    ]
+    shown.append(ForEachSummary(outcomes))
+    return [one._repr_html_() for one in shown]
+
+
+@pytest.mark.parametrize("part", range(2))
+def test_texts_in_a_notebook_are_texts(part: int, folder: Path, tier: Tier, figures: Figures) -> None:
+    """The HTML of records, summaries and workflows is built as for plain texts, and shows the text."""
+    texts = drawn(tier.random(f"notebook {part}"), tier.count(quick=42, full=500, soak=20_000))
+    plain: dict[int, list[list[object]]] = {}
+    for number in range(0, len(texts), BATCH):
+        batch = texts[number : number + BATCH]
+        if len(batch) not in plain:
+            root, words = folder / f"plain {number}", [PLAIN] * len(batch)
+            plain[len(batch)] = [Structure(document).tags for document in documents(root, build(root, words), words)]
+        root = folder / f"hostile {number}"
+        shown, expected = documents(root, build(root, batch), batch), plain[len(batch)]
+        assert len(shown) == len(expected) > 5 * len(batch)
+        seen = ""
+        for document, tags in zip(shown, expected, strict=True):
+            structure = Structure(document)
+            assert structure.tags == tags, (batch, document)
+            assert not CONTROLS.search(document), (batch, document)
+            seen += "".join(structure.texts)
+        for text in batch:
+            assert escape_terminal(text) in seen
+    figures.add(ROW, "texts in notebooks", len(texts))
+
+
+# On a terminal
+
+
+def lines_without_controls(said: str) -> int:
+    """How many lines a terminal shows, which nothing in them drives."""
+    found = CONTROLS.search(said)
+    assert not found, (hex(ord(found[0])) if found else "", ascii(said))
+    return said.count("\n")
+
+
+COMMANDS: list[tuple[str, ...]] = [
+    ("list",),
+    ("list", "--json"),
+    ("show", "ID"),
+    ("show", "--json", "ID"),
+    ("verify",),
+    ("verify", "ID"),
+    ("verify", "--json"),
+    ("repair", "ID"),
+    ("repair", "--json", "ID"),
+    ("fold", "ID"),
+    ("reset", "ID", "done *"),
+    ("reset", "ID", "no such TEXT"),
+    ("show", "no such TEXT"),
+    ("fold", "no such TEXT"),
+    ("verify", "no such TEXT"),
+    ("repair", "no such TEXT"),
+    ("delete", "no such TEXT"),
+    ("delete", "ID"),
+]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run the command line; its exit code, output and errors."""
+
+    def run(root: Path, command: Sequence[str], workflow_id: str, text: str) -> tuple[int, str, str]:
+        words = [workflow_id if word == "ID" else word.replace("TEXT", text) for word in command]
+        code = main([words[0], "--dir", str(root), *words[1:]])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.mark.parametrize("part", range(2))
+def test_texts_on_a_terminal_are_texts(part: int, folder: Path, tier: Tier, figures: Figures, run: Any) -> None:
+    """Each command prints as many lines as for plain texts, and no control character, to either stream."""
+    texts = drawn(tier.random(f"terminal {part}"), tier.count(quick=42, full=500, soak=20_000))
+    plain: dict[int, list[object]] = {}
+
+    def said(root: Path, batch: Sequence[str]) -> list[object]:
+        """What there is to say of each command's code, lines and JSON."""
+        workflow_id, found = build(root, batch), list[object]()
+        for command in COMMANDS:
+            code, out, err = run(root, command, workflow_id, batch[-1])
+            shape = _shape(json.loads(out)) if "--json" in command else None
+            assert out.isascii() or "--json" not in command
+            found.append((command, code, lines_without_controls(out), lines_without_controls(err), shape))
+        return found
+
+    for number in range(0, len(texts), BATCH):
+        batch = texts[number : number + BATCH]
+        if len(batch) not in plain:
+            plain[len(batch)] = said(folder / f"plain {number}", [PLAIN] * len(batch))
+        name = re.sub("[/\0]", "", "".join(batch))[:60]
+        assert said(folder / f"hostile {number} {name}", batch) == plain[len(batch)], batch
+    figures.add(ROW, "texts on terminals", len(texts))
+
+
+def _shape(value: Any) -> Any:
+    """A JSON value without its texts."""
+    if isinstance(value, dict):
+        return sorted(json.dumps(_shape(item)) for item in value.values())
+    return [_shape(item) for item in value] if isinstance(value, list) else type(value).__name__
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "a snapshot": lambda folder: _only(folder, "json").write_bytes(b"{"),
+    "a journal": lambda folder: _only(folder, "journal").write_bytes(b"\x1b]0;title\x07\n"),
+    "a conflict": lambda folder: _change_state(_only(folder, "json")),
+    "a link": lambda folder: (_only(folder, "json").unlink(), _only(folder, "json", 0).symlink_to("/dev/null")),
+    "a stranger": lambda folder: (folder / "\x1b[31m\n\u202e.txt").write_text("x"),
+    "a stranger's record": lambda folder: (folder / "\x1b[31m\n\u202e.json").write_text("\x1b[31m"),
+}
+
+
+def _only(folder: Path, suffix: str, count: int = 1) -> Path:
+    found = list(folder.glob(f"*.{suffix}"))
+    return found[0] if count and found else Path(str(next(folder.glob("*.journal")))).with_suffix(f".{suffix}")
+
+
+def _change_state(path: Path) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_bytes()), "state": "\x1b[31m"}))
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_what_is_said_of_damage_is_text(damage: str, folder: Path, tier: Tier, figures: Figures, run: Any) -> None:
+    """Reports and errors about files that somebody made drive no terminal either, whatever they hold and are called."""
+    texts, groups, tried = [*TERMINAL, *BIDI], tier.count(quick=2, full=22, soak=22), 0
+    for number, text in enumerate("".join(texts[start::groups]) for start in range(groups)):
+        root = folder / f"{number} {text[:60]}".replace("\0", "").replace("/", "")
+        workflow_id = f"w{text}"
+        log, fold = FileStore(root).open(workflow_id, lambda text=text: new_fold(f"w{text}"))
+        put(log, fold, *_facts(text, 0))
+        log.close()
+        DAMAGES[damage](root / "workflows")
+        for command in (*COMMANDS[:9], ("repair", "ID", "--merge-snapshot"), ("repair", "ID", "--without-snapshot")):
+            _, out, err = run(root, command, workflow_id, text)
+            lines_without_controls(out)
+            assert lines_without_controls(err) <= 2  # `list` has a line for each file that it cannot read
+            tried += 1
+    figures.add(ROW, "reports of damage", tried)
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("way", ["label", "name"])
+def test_progress_lines_are_one_line(way: str, tier: Tier, figures: Figures, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A label that is a text of the user's moves no cursor: the bar is redrawn as often as for a plain label."""
+    pytest.importorskip("tqdm", reason="needs the extra `progress`")
+    texts = drawn(tier.random(f"progress {way}"), tier.count(quick=42, full=200, soak=5000))
+
+    def drawn_bar(text: str) -> str:
+        monkeypatch.setattr(sys, "stderr", screen := _Terminal())
+        display = reporter(text, 2, "apply") if way == "label" else reporter(True, 2, text)
+        display.advance(ok=True)
+        display.advance(ok=False)
+        display.close()
+        return screen.getvalue()
+
+    plain = drawn_bar(PLAIN)
+    assert plain.count("\r") >= 2
+    for text in texts:
+        said = drawn_bar(text)
+        assert not CONTROLS.search(said.replace("\r", "")), ascii(said)
+        assert (said.count("\r"), said.count("\n")) == (plain.count("\r"), plain.count("\n")), ascii(said)
+    figures.add(ROW, "progress labels", len(texts))

@@ -1,0 +1,223 @@
+"""Mutexes under contention and under kills: one holder at a time, in order, and handed on at once when one dies."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from reliability.oracle import Link, Nursery, Process, held_locks, memory_folder
+from reliability.tiers import Figures, Tier
+from support import DEADLINE, wait_until, waits_for_a_lock
+from support_fanout import is_waiting
+
+from iso_orchestrator import Workflow
+
+HANDED_ON = 0.05  # seconds from the kill, for 95 of 100
+LONGEST_WAIT = 5.0  # seconds
+
+
+@pytest.fixture(scope="module")
+def nursery() -> Iterator[Nursery]:
+    with Nursery(__name__) as nursery:
+        yield nursery
+
+
+# A holder that is killed
+
+
+def hold(link: Link, root: str, way: str) -> None:
+    """Take the mutex "slot", in one of several ways, and have it until the end."""
+    workflow = Workflow("w", dir=root)
+
+    def have(*_: object) -> None:
+        link.say("held")
+        link.hear()
+
+    def in_mutex(*_: object) -> None:
+        with workflow.mutex("slot", scope=scope):
+            have()
+
+    scope = "store" if way.endswith("store") else "workflow"
+    match way:
+        case "item":
+            workflow.run_for_each([1], have, mutex_key="slot")
+        case "step":
+            workflow.run_step("step", in_mutex)
+        case "timeout":  # a thread of its own, which the mutex waits for
+            with workflow.mutex("slot"):
+                workflow.run_step("slow", have, timeout=DEADLINE)
+        case _:
+            in_mutex()
+
+
+def want(link: Link, root: str, way: str) -> None:
+    """Each time that one is told to, take the mutex "slot", and say when one had it."""
+    workflow = Workflow("w", dir=root)
+    workflow.append_event("open")
+    link.say("open")
+
+    def have(*_: object) -> None:
+        link.say(time.monotonic())
+
+    while link.hear():
+        if way == "item":
+            workflow.run_for_each([1], have, mutex_key="slot")
+        else:
+            with workflow.mutex("slot", scope="store" if way == "store" else "workflow"):
+                have()
+    workflow.close()
+
+
+WAYS = [("mutex", "mutex"), ("item", "item"), ("step", "item"), ("timeout", "mutex"), ("store", "store")]
+
+
+def test_a_killed_holder_hands_its_mutex_on(nursery: Nursery, tier: Tier, figures: Figures) -> None:
+    """Whoever waits has it 50 ms later in 95 of 100 cases, however it was held and is waited for."""
+    waits = []
+    with memory_folder() as root:
+        heirs = {way: nursery.start(want, str(root), way) for way in ("mutex", "item", "store")}
+        assert [heir.hear() for heir in heirs.values()] == ["open"] * 3
+        for way, heir in itertools.islice(itertools.cycle(WAYS), tier.count(quick=5, full=100, soak=2_000)):
+            holder = nursery.start(hold, str(root), way)
+            assert holder.hear() == "held"
+            waits.append((_hand_on(holder, heirs[heir]), way, heir))
+        for heir in heirs.values():
+            heir.say(False)
+            heir.end()
+        assert held_locks(root) == []
+    late = sorted(waits)[int(0.95 * (len(waits) - 1))][0]
+    figures.add(9, "mutex holders killed", len(waits), int(late > HANDED_ON))
+    assert late <= HANDED_ON, f"seconds: {sorted(waits)[-20:]}"
+
+
+def _hand_on(holder: Process, heir: Process) -> float:
+    """Kill the holder when the heir waits; the seconds until he has it."""
+    heir.say(True)
+    wait_until(lambda: waits_for_a_lock(heir.pid))
+    killed_at = time.monotonic()
+    holder.kill()
+    had_at: float = heir.hear()
+    return had_at - killed_at
+
+
+# Many that want it
+
+
+def contend(link: Link, root: str, threads: int, times: int) -> None:
+    """Enter the mutex "slot" so many times in each of so many threads; tell what was seen."""
+    workflow = Workflow("w", dir=root)
+    workflow.append_event("open")
+    link.say("open")
+    link.hear()
+    queue = _Queue(workflow, Path(root))
+    watch = threading.Thread(target=queue.watch)
+    workers = [threading.Thread(target=queue.enter, args=(times,)) for _ in range(threads)]
+    for thread in (*workers, watch):
+        thread.start()
+    for thread in workers:
+        thread.join()
+    queue.is_over.set()
+    watch.join()
+    link.say([queue.overlaps, max(queue.waits), len(queue.seen), queue.overtaken()])
+    workflow.close()
+
+
+class _Queue:
+    """The threads of one process before a mutex.
+
+    Attributes:
+        overlaps: Who was found where nobody should have been.
+        waits: Seconds from asking for it to having it.
+        asked: When each call asked for it.
+        seen: When a call was first seen waiting.
+        entered: The calls that had it, in order.
+    """
+
+    def __init__(self, workflow: Workflow, root: Path) -> None:
+        self.overlaps: list[str] = []
+        self.waits: list[float] = []
+        self.asked: dict[int, float] = {}
+        self.seen: dict[int, float] = {}
+        self.entered: list[int] = []
+        self.is_over = threading.Event()
+        self._workflow = workflow
+        self._flag = root / "flag"
+        self._counter = os.open(root / "counter", os.O_RDWR | os.O_CREAT, 0o600)
+        self._calls = itertools.count()
+        self._asking: dict[int, int | None] = {}
+
+    def enter(self, times: int) -> None:
+        me = threading.get_ident()
+        for _ in range(times):
+            call = self._asking[me] = next(self._calls)
+            self.asked[call] = time.monotonic()
+            with self._workflow.mutex("slot"):
+                self.waits.append(time.monotonic() - self.asked[call])
+                self._asking[me] = None
+                self.entered.append(call)
+                self.count_up()
+
+    def count_up(self) -> None:
+        """Read, change and write a number, and make and remove a file, without any lock."""
+        number = int(os.pread(self._counter, 20, 0) or b"0")
+        try:
+            os.close(os.open(self._flag, os.O_CREAT | os.O_EXCL, 0o600))
+        except FileExistsError:
+            self.overlaps.append(f"process {os.getpid()}, at {number}")
+            return
+        time.sleep(0)  # whoever could come in, may
+        os.pwrite(self._counter, str(number + 1).encode(), 0)
+        os.unlink(self._flag)
+
+    def watch(self) -> None:
+        """See who waits, so that it is known who came before whom: he who asks later is behind him."""
+        while not self.is_over.wait(0.001):
+            for thread, call in list(self._asking.items()):
+                if call is not None and call not in self.seen and is_waiting(thread) and self._asking[thread] == call:
+                    self.seen[call] = time.monotonic()
+
+    def overtaken(self) -> list[str]:
+        """Who had it before somebody who was seen waiting when he had not even asked."""
+        found, first_seen = [], float("inf")
+        for call in reversed(self.entered):
+            if self.asked[call] > first_seen:
+                found.append(f"call {call} asked {1000 * (self.asked[call] - first_seen):.3f} ms late, and was first")
+            first_seen = min(first_seen, self.seen.get(call, first_seen))
+        return found
+
+
+@pytest.mark.parametrize(("processes", "threads", "full"), [(8, 1, 500), (4, 8, 250)], ids=["8", "4x8"])
+def test_one_holder_at_a_time(
+    nursery: Nursery, tier: Tier, figures: Figures, processes: int, threads: int, full: int
+) -> None:
+    """No two are in at once, no increment is lost, nobody is overtaken in his process or waits for over 5 s."""
+    times = tier.pick(quick=-(-100 // (processes * threads)), full=full, soak=full)
+    for _ in range(tier.count(quick=1, full=1, soak=20)):
+        with memory_folder() as root:
+            children = [nursery.start(contend, str(root), threads, times) for _ in range(processes)]
+            assert [child.hear() for child in children] == ["open"] * processes
+            for child in children:
+                child.say()
+            told = [child.hear(20 * DEADLINE) for child in children]
+            for child in children:
+                child.end()
+            entries = int((root / "counter").read_text())
+            held = held_locks(root)
+        overlaps = [overlap for overlaps, _, _, _ in told for overlap in overlaps]
+        longest = max(wait for _, wait, _, _ in told)
+        watched = sum(seen for _, _, seen, _ in told)
+        overtaken = [late for _, _, _, all_late in told for late in all_late]
+        lost = processes * threads * times - len(overlaps) - entries
+        figures.add(13, f"entries into one mutex, {processes} x {threads}", entries, len(overlaps) + lost)
+        if threads > 1:
+            figures.add(13, "waits watched for their order", watched, len(overtaken))
+        assert not overlaps
+        assert not lost
+        assert not overtaken
+        assert longest < LONGEST_WAIT
+        assert not held
