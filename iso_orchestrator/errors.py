@@ -251,7 +251,8 @@ class RecordConflictError(StoreError):
     def __str__(self) -> str:
         return (
             f"{self.path} was changed by another program while {self.journal_path} held newer facts; both are "
-            "untouched. Keep a copy of both, then put back the snapshot that the journal belongs to"
+            "untouched. `iso-orchestrator repair WORKFLOW --merge-snapshot` makes one record of both and keeps copies; "
+            "or put back the snapshot that the journal belongs to"
         )
 
 

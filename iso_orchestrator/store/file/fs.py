@@ -122,6 +122,14 @@ class FileSystem:
         except FileNotFoundError:
             return []
 
+    def mounts(self) -> str:
+        """What is mounted where, as Linux says it; nothing elsewhere."""
+        try:
+            with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+                return file.read()
+        except OSError:
+            return ""
+
     def identify(self, fd: int) -> os.stat_result:
         """Which file an open descriptor is, and how large."""
         return os.fstat(fd)

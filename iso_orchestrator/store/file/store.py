@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -20,6 +21,7 @@ from iso_orchestrator.store.file.files import Paths, exists, make_folders, refus
 from iso_orchestrator.store.file.fs import FileSystem
 from iso_orchestrator.store.file.locks import FileLock
 from iso_orchestrator.store.file.log import FileLog
+from iso_orchestrator.store.file.network import network_type
 from iso_orchestrator.store.file.pair import read_once
 from iso_orchestrator.store.file.runs import RunFiles
 from iso_orchestrator.store.protocol import Log
@@ -29,6 +31,9 @@ __all__ = ["FileStore", "lock_record"]
 _LOCK_TRIES = 100
 _READ_TRIES = 20
 _READ_PAUSE = 0.005  # seconds; a fold of a large record takes a few of them
+
+_log = logging.getLogger("iso_orchestrator")
+_warned: set[str] = set()  # roots, of whose file systems one word is enough
 
 T = TypeVar("T")
 
@@ -96,6 +101,7 @@ class FileStore:
         raise StoreError(f"both names of workflow {workflow_id!r} are taken by other ids; use another root")
 
     def _make_root(self) -> None:
+        self._warn_of_network()
         missing = self._missing_folders()
         if missing:
             with suppress(PermissionError):  # who may not look there has not made anything there
@@ -104,6 +110,18 @@ class FileStore:
         make_folders(self._fs, *reversed(missing or [self.root]))
         self._hide_from_git()
         make_folders(self._fs, Paths(self.root, "").folder, os.path.join(self.root, "locks"))
+
+    def _warn_of_network(self) -> None:
+        if self.root in _warned:
+            return
+        _warned.add(self.root)
+        if (kind := network_type(self._fs.mounts(), os.path.realpath(self.root))) is not None:
+            _log.warning(
+                "%s is on a network file system (%s), whose locks and syncs may not keep what is promised; "
+                "use a folder on a disk of this machine",
+                self.root,
+                kind,
+            )
 
     def _hide_from_git(self) -> None:
         path = os.path.join(self.root, ".gitignore")
