@@ -42,7 +42,7 @@ class SystemClock:
         return boot_id, time.clock_gettime(_BOOT_CLOCK)
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class InjectedClock:
     """A clock that a test moves: it replaces the boot clock too."""
 

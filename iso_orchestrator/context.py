@@ -55,7 +55,7 @@ class ItemContext:
     index: int
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class Fence:
     """A lease that code runs under: nothing is recorded in its workflow from there once it has a newer token."""
 
@@ -64,7 +64,7 @@ class Fence:
     token: int
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Owner:
     """Who owns a mutex: an item, a step's attempt, else the thread.
 
@@ -86,7 +86,7 @@ class Owner:
             owner = owner.parent
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Attempt:
     """An attempt at a step.
 
@@ -110,7 +110,7 @@ class Attempt:
             attempt = attempt.parent
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Scope:
     """What is current. Never changed; a frozen class would cost three times as much to make."""
 

@@ -343,7 +343,7 @@ def _lease_touched(fold: Fold, fact: f.LeaseTouched) -> None:
     else:
         fold.lease_clocks[fact.key] = LeaseClock(fact.boot_id, fact.boot_expires)
     kind = "lease.renewed" if fact.renewed else "lease.acquired"
-    ttl_ms = round(fact.ttl * 1000, 3)
+    ttl_ms = round(min(fact.ttl, 1e300) * 1000, 3)  # a line may hold any float, and an infinite one is not JSON
     _event(fold, fact, kind, key=fact.key, holder=fact.holder, ttlMs=int(ttl_ms) if ttl_ms % 1 == 0 else ttl_ms)
 
 

@@ -106,7 +106,7 @@ class ForEachSummary(Generic[R]):
         return html_table(caption, ["item", "status", "value or reason"], rows)
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class ForEachOptions:
     """The options of a `for_each`, checked."""
 

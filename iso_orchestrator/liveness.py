@@ -17,7 +17,7 @@ _FIRST_PAUSE = 0.0005  # seconds
 _LONGEST_PAUSE = 0.02  # at some 20 microseconds a look, a process waits at a thousandth of a core
 
 
-@attrs.define
+@attrs.define(eq=False, repr=False)
 class Pause:
     """The pause between two looks: short at first, then long enough to cost nothing."""
 

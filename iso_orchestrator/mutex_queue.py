@@ -26,7 +26,7 @@ MutexScope: TypeAlias = Literal["workflow", "store"]
 _TURN = 0.01
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Waiter:
     """Someone who wants a mutex; one of the two functions is called, in whatever thread that happens."""
 
@@ -35,7 +35,7 @@ class Waiter:
     failed: Callable[[BaseException], None]
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Hold:
     """A mutex that is held, by its owner and by the threads that outlived their timeout under it."""
 
@@ -68,7 +68,7 @@ class Hold:
         return end
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Entry:
     """A mutex as this process sees it. Changed under `_guard` alone; no store is called under it.
 

@@ -33,7 +33,7 @@ class RunResult(Generic[R]):
     record: WorkflowRecord
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Run:
     """A run of this process, or of the parent of this process.
 

@@ -35,7 +35,7 @@ class Progress(Protocol):
         ...
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class Keyed:
     """How items are kept apart.
 
@@ -49,7 +49,7 @@ class Keyed:
     timeout: float | None
 
 
-@attrs.define(eq=False, order=False)
+@attrs.define(eq=False, repr=False)
 class _Task:
     index: int
     item: Any

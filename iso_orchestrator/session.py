@@ -36,7 +36,7 @@ class SessionClosed(StoreError):  # noqa: N818 - steps open it again
     """Nobody used the session any more, and it was left."""
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Flight:
     """A step that a thread of this process has in hand.
 
@@ -155,13 +155,13 @@ class Session:
     def end_flight(self, flight: Flight, *, settled: bool) -> None:
         """Let a step go; one that is not settled has no outcome on record, and nobody shall wait for it."""
         with self._guard:
+            if flight.awaited is not None:
+                flight.awaited.set()
             if self.flights.get(flight.name) is not flight:
                 return
             del self.flights[flight.name]
             if not settled:
                 self._orphans.add(flight.name)
-            if flight.awaited is not None:
-                flight.awaited.set()
         if self._orphans:
             self._abandon()
         if not self.users:
@@ -279,7 +279,7 @@ def settle(session: Session) -> None:
                 _slots.pop(session.key, None)
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class _Slot:
     """The place of a workflow's session; a lock each, so that one that is slow to open keeps no other waiting."""
 

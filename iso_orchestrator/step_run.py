@@ -36,7 +36,7 @@ __all__ = ["IfInterrupted", "StepCall", "StepOptions"]
 IfInterrupted: TypeAlias = Literal["rerun", "fail"]
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class StepOptions:
     """What holds for all calls of a step."""
 
@@ -89,7 +89,7 @@ class _NotRecorded(Exception):  # noqa: N818 - never leaves this module
         self.error = error
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class StepCall:
     """One call of a step, whose body takes no arguments any more."""
 
@@ -163,11 +163,11 @@ class StepCall:
             if same is not None and same.status is StepStatus.COMPLETED:
                 log.sync(same.seq)  # in here, where nobody can leave the session
                 return (), _Known(same.result)
-        other = flights.get(self.name)
-        if other is not None and other.thread != flight.thread:
-            return (), _WaitHere(other, other.await_end())
-        if step is not None:
-            if step.owner is not None and step.owner != log.owner and log.is_alive(step.owner):
+            if step.owner == log.owner:
+                other = flights.get(self.name)
+                if other is not None and other.thread != flight.thread:
+                    return (), _WaitHere(other, other.await_end())
+            elif step.owner is not None and log.is_alive(step.owner):
                 return (), _WaitThere(step.attempts)
             if same is not None:
                 if (refused := self._refusal(same, awaited)) is not None:

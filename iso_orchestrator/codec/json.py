@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from json.encoder import encode_basestring_ascii
 from typing import Any, TypeAlias
 
@@ -16,6 +16,7 @@ __all__ = ["MAX_DEPTH", "decode", "encode", "to_json"]
 Convert: TypeAlias = Callable[[object], object]
 
 MAX_DEPTH = 128
+_MAX_DEPTH_READ = MAX_DEPTH + 16  # a record has a few levels of its own around a value
 _ATOMS = frozenset({str, bool, type(None)})  # what is JSON as it is, and most of what there is
 _INT_BITS = 14_000  # CPython reads no decimal int of more than 4,300 digits
 
@@ -38,7 +39,10 @@ def decode(text: str | bytes) -> Json:
     Raises:
         ValueError: It is none.
     """
-    return json.loads(text, parse_constant=_refuse_constant)
+    value: Json = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+    if _may_be_deep(text):
+        _refuse_depth(value)
+    return value
 
 
 def to_json(value: object, subject: str, convert: Convert | None = None) -> Json:
@@ -141,6 +145,32 @@ def _scalar_subclass(value: Any) -> Json:
 
 def _kind(value: object) -> str:
     return type(value).__name__
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text:.80} is beyond the largest number")
+    return value
+
+
+def _may_be_deep(text: str | bytes) -> bool:
+    if isinstance(text, str):
+        return text.count("[") + text.count("{") > _MAX_DEPTH_READ
+    return text.count(b"[") + text.count(b"{") > _MAX_DEPTH_READ
+
+
+def _refuse_depth(value: Json) -> None:
+    level = [value]
+    for _ in range(_MAX_DEPTH_READ):
+        level = [item for part in level if isinstance(part, dict | list) for item in _items(part)]
+        if not level:
+            return
+    raise ValueError(f"it is nested deeper than {_MAX_DEPTH_READ} levels")
+
+
+def _items(part: dict[str, Json] | list[Json]) -> Iterable[Json]:
+    return part.values() if isinstance(part, dict) else part
 
 
 def _refuse_constant(name: str) -> Json:

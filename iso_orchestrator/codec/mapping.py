@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, get_args, get_origin
 
 import attrs
 
+from iso_orchestrator.clock import cut
 from iso_orchestrator.codec.strict import register_strict_scalars
 from iso_orchestrator.facts import Fact
 from iso_orchestrator.fold import StepState
@@ -63,7 +64,7 @@ def _parse_time(text: Json, _: type[datetime]) -> datetime:
     moment = datetime.fromisoformat(text)
     if moment.tzinfo is None:
         raise ValueError(f"the time {text!r} has no zone")
-    return moment.astimezone(UTC)
+    return cut(moment.astimezone(UTC))
 
 
 def _reader(kind: type[Any]) -> Callable[[Any, Any], Any]:

@@ -76,7 +76,7 @@ class MemoryStore:
         return f"memory:{workflow_id}"
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class _Mutex:
     lock: threading.Lock = attrs.field(factory=threading.Lock)
 
@@ -93,7 +93,7 @@ class _Mutex:
         return OwnerInfo()
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class _Workflow:
     snapshot: bytes
     facts: list[Fact] = attrs.field(factory=list)

@@ -18,7 +18,7 @@ JOURNAL_FORMAT = 1
 _CRC_SIZE = len(',"crc":"00000000"}')
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class Header:
     """A journal's first line.
 
@@ -36,7 +36,7 @@ class Header:
     size: int
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class Line:
     """A sound line."""
 
@@ -45,7 +45,7 @@ class Line:
     fact: Fact
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class Scan:
     """What is in a stretch of a journal.
 

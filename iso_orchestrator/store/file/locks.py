@@ -183,7 +183,7 @@ def read_owner(fs: FileSystem, path: str) -> OwnerInfo:
         finally:
             fs.close(fd)
         return OwnerInfo(int(data["pid"]), str(data["host"]), datetime.fromisoformat(data["since"]))
-    except (OSError, StoreError, ValueError, LookupError, TypeError):
+    except (OSError, StoreError, ValueError, LookupError, TypeError, ArithmeticError):
         return OwnerInfo()
 
 
@@ -225,7 +225,7 @@ def _import_portalocker() -> Any:
     return portalocker
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class _Portalocker:
     lock: Callable[[int, Any], object]
     unlock: Callable[[int, Any], object]

@@ -49,7 +49,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-@attrs.define
+@attrs.define(eq=False, repr=False)
 class _Journal:
     fd: int
     file: os.stat_result

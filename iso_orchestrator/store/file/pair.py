@@ -16,7 +16,7 @@ from iso_orchestrator.store.file.fs import FileSystem
 __all__ = ["Pair", "digest", "fold_lines", "read_once", "read_pair"]
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class Pair:
     """A workflow's two files, read.
 
@@ -56,6 +56,10 @@ def read_pair(fs: FileSystem, paths: Paths, journal_fd: int | None) -> Pair:
     found = scan(journal[header.size :], header, header.size, header.base + 1, header.base, paths.journal)
     if snapshot is not None and digest(snapshot) == header.snapshot:
         fold = _fold(snapshot, paths)
+        if fold.seq != header.base:
+            raise CorruptRecordError(
+                paths.journal, 0, f"it goes on from fact {header.base}, its snapshot ends with {fold.seq}"
+            )
         fold_lines(fold, found.lines, paths.journal)
         return Pair(fold, header, len(found.lines), found.end, journal[found.end :])
     return Pair(_newer_snapshot(snapshot, header, found, paths))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 
 import attrs
@@ -16,9 +17,10 @@ from iso_orchestrator.store.protocol import OwnerInfo
 __all__ = ["RunFiles"]
 
 _SUFFIX = ".flock"
+_OWNER = re.compile("[0-9a-f]{16}")  # what `unique_name` makes; a record may name anything
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class Survey:
     """The run files of others: one that lives, if any does, and those whose processes are gone."""
 
@@ -82,6 +84,8 @@ class RunFiles:
         """Whether the process that made that run file still holds it."""
         if self._is_own(owner):
             return True
+        if not _OWNER.fullmatch(owner):
+            return False
         probe = FileLock(self._fs, self._path(owner))
         try:
             probe.open_read()
@@ -95,6 +99,8 @@ class RunFiles:
 
     def info(self, owner: str) -> OwnerInfo:
         """Which process made that run file."""
+        if not _OWNER.fullmatch(owner):
+            return OwnerInfo()
         return read_owner(self._fs, self._path(owner))
 
     def _path(self, owner: str) -> str:

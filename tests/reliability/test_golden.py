@@ -1,0 +1,109 @@
+"""Row 18: what any release, and the npm package, has written is read to the same record for ever.
+
+`golden/make.py` and `golden/make_npm.mjs` made the files, once. A new format gets a folder of its own beside the old
+ones, and a line in HELD; what is there is never changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from reliability.golden.make import FACTS, read
+from reliability.tiers import Figures
+from support import FACT_KINDS, new_fold, only, tree
+
+from iso_orchestrator import FileStore, StoreError
+
+GOLDEN = Path(__file__).parent / "golden"
+
+HELD = {
+    "format-1": "dc84b3bd8494b2f3f69071f413733ea53e02058ac5a5bdabdfd8951a9ccbf0fc",
+    "npm-0.2.0": "41eb2127690e8f761833eb5910c225aae1cd19a673c1dbf06d0b1fc464eba55e",
+}
+"""The SHA-256 of all that is in a folder, names and bytes."""
+
+CASES = sorted(path.parent for path in GOLDEN.glob("*/*/expected"))
+
+
+def digest(folder: Path) -> str:
+    sums = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = path.relative_to(folder).as_posix()
+        sums.update(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {name}\n".encode())
+    return sums.hexdigest()
+
+
+@pytest.fixture(params=CASES, ids=lambda path: f"{path.parent.name}/{path.name}")
+def case(request: pytest.FixtureRequest) -> Path:
+    folder: Path = request.param
+    return folder
+
+
+@pytest.fixture
+def root(case: Path, tmp_path: Path) -> Path:
+    """A root with the case's files, and nothing else."""
+    root = tmp_path / "root"
+    (root / "workflows").mkdir(parents=True)
+    for path in case.iterdir():
+        if path.name != "expected":
+            shutil.copy(path, root / "workflows")
+    return root
+
+
+@pytest.fixture
+def expected(case: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((case / "expected").read_text())
+    return found
+
+
+@pytest.fixture
+def workflow_id(root: Path) -> str:
+    """The id, as the snapshot says it, in whatever format."""
+    named: str = json.loads(only((root / "workflows").glob("*.json")).read_bytes())["workflowId"]
+    return named
+
+
+@pytest.mark.parametrize("name", HELD)
+def test_old_files_never_change(name: str) -> None:
+    """What is written once is the same for ever, names and bytes."""
+    assert digest(GOLDEN / name) == HELD[name]
+
+
+def test_every_folder_is_held() -> None:
+    """No folder of files is without its sum."""
+    assert {path.parent.name for path in CASES} == set(HELD)
+
+
+def test_the_files_have_every_kind_of_fact() -> None:
+    """A kind of fact that is added later must come into a golden file too."""
+    assert {type(fact) for fact in FACTS} == set(FACT_KINDS)
+
+
+def test_a_reader_gets_what_is_written_down(
+    root: Path, workflow_id: str, expected: dict[str, Any], figures: Figures
+) -> None:
+    """Each file is read to the record, or refused with the error, that stands beside it; reading changes nothing."""
+    before = tree(root)
+    assert read(str(root), workflow_id) == expected
+    assert tree(root) == before
+    figures.add(18, "golden files of all formats", 1)
+
+
+def test_going_on_from_old_files_loses_nothing(root: Path, workflow_id: str, expected: dict[str, Any]) -> None:
+    """Opening and closing gives files of today with the same record in them; what is refused is left as it is."""
+    store, before = FileStore(root), tree(root / "workflows")
+    if "error" in expected:
+        with pytest.raises(StoreError) as refused:
+            store.open(workflow_id, lambda: new_fold(workflow_id))
+        assert type(refused.value).__name__ == expected["error"]
+        assert tree(root / "workflows") == before
+        return
+    for _ in range(2):
+        log, fold = store.open(workflow_id, lambda: new_fold(workflow_id))
+        log.leave(fold)
+        assert read(str(root), workflow_id) == expected
