@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from contextlib import ContextDecorator
 from types import TracebackType
 
@@ -14,6 +13,7 @@ from iso_orchestrator.mutex_queue import Hold, MutexScope, Waiter, find_entry, f
 from iso_orchestrator.names import check_key
 from iso_orchestrator.noting import noting
 from iso_orchestrator.seconds import check_wait
+from iso_orchestrator.waiting import Latch
 
 __all__ = ["Mutex", "check_scope", "record_acquired", "release"]
 
@@ -62,7 +62,7 @@ class Mutex(ContextDecorator):
             release(self._handle, self._key, hold, error)
 
     def _wait(self) -> Hold:
-        answered = threading.Event()
+        answered = Latch()
         answers: list[Hold | BaseException] = []
 
         def answer(outcome: Hold | BaseException) -> None:

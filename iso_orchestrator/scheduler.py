@@ -21,6 +21,7 @@ from iso_orchestrator.errors import MutexTimeoutError
 from iso_orchestrator.handle import Handle
 from iso_orchestrator.mutex import record_acquired, release
 from iso_orchestrator.mutex_queue import Hold, MutexScope, Waiter, find_hold, request
+from iso_orchestrator.waiting import Monitor
 
 __all__ = ["Keyed", "Progress", "Scheduler"]
 
@@ -100,7 +101,7 @@ class Scheduler:
         self._scope = handle.scope()
         self._context = copy_context()
         self._parent = current_owner()
-        self._changed = threading.Condition()
+        self._changed = Monitor()
         self._ready: list[_Task] = []
         self._behind: dict[str, deque[_Task]] = {}  # a key is here while an item of it is ready, asking or running
         self._granted: deque[_Task] = deque()
@@ -135,11 +136,11 @@ class Scheduler:
             owner = Owner(parent=self._parent, is_item=True)
             if key is not None:
                 find_hold(self._handle, key, self._keyed.scope, owner)
-            with self._changed:
+            with self._changed.guard:
                 if self._stopped:
                     return
                 self._add(_Task(index, item, key, owner))
-                self._changed.wait_for(lambda: self._unstarted < limit or self._stopped)
+            self._changed.wait_until(lambda: self._unstarted < limit or self._stopped)
 
     def _add(self, task: _Task) -> None:
         self._unfinished += 1
@@ -168,12 +169,12 @@ class Scheduler:
 
     def _dismissed(self, future: Future[None]) -> None:
         """A worker has ended, or was cancelled before it began: its executor was shut down, or it is not needed."""
-        with self._changed:
+        with self._changed.guard:
             self._hired.discard(future)
             if not future.cancelled():
                 return
             self._workers -= 1
-            self._changed.notify_all()
+            self._changed.notify()
             if self._workers == 0 and self._unfinished and not self._stopped:
                 self._give_up(CancelledError("the executor was shut down before all items had run"))
 
@@ -181,10 +182,10 @@ class Scheduler:
         """Stop, in whatever thread that is. Under the lock."""
         self._error = error if self._error is None else self._error
         self._stopped = True
-        self._changed.notify_all()
+        self._changed.notify()
 
     def _worker(self) -> None:
-        with self._changed:
+        with self._changed.guard:
             self._running += 1
         try:
             while (task := self._next()) is not None:
@@ -194,16 +195,16 @@ class Scheduler:
                     self._finish(task, *self._context.copy().run(self._do, task))
         except BaseException as error:  # noqa: BLE001 - it goes to the caller's thread
             self._stop(error)
-            with self._changed:
+            with self._changed.guard:
                 self._workers -= 1
         finally:
-            with self._changed:
+            with self._changed.guard:
                 self._running -= 1
-                self._changed.notify_all()
+                self._changed.notify()
 
     def _next(self) -> _Task | None:
         """What this worker does next; None when it is to end."""
-        with self._changed:
+        with self._changed.guard:
             if not self._stopped:
                 if self._granted:
                     return self._start(self._granted.popleft())
@@ -211,12 +212,12 @@ class Scheduler:
                     task = heapq.heappop(self._ready)
                     return task if task.key is not None else self._start(task)
             self._workers -= 1
-            self._changed.notify_all()
+            self._changed.notify()
             return None
 
     def _start(self, task: _Task) -> _Task:
         self._unstarted -= 1
-        self._changed.notify_all()
+        self._changed.notify()
         return task
 
     def _ask(self, task: _Task) -> None:
@@ -228,11 +229,11 @@ class Scheduler:
             granted=lambda hold: self._take(task, hold),
             failed=lambda error: self._refuse(task, error),
         )
-        with self._changed:
+        with self._changed.guard:
             self._asking.add(task)
         entry = request(self._handle, task.key, self._keyed.scope, task.waiter)
         waiter = task.waiter
-        with self._changed:
+        with self._changed.guard:
             task.asker = None
             if task not in self._asking:
                 return
@@ -246,7 +247,7 @@ class Scheduler:
             self._withdraw(task)
 
     def _take(self, task: _Task, hold: Hold) -> None:
-        with self._changed:
+        with self._changed.guard:
             self._asking.discard(task)
             if task.timer is not None:
                 task.timer.cancel()
@@ -259,7 +260,7 @@ class Scheduler:
         hold.release()
 
     def _refuse(self, task: _Task, error: BaseException) -> None:
-        with self._changed:
+        with self._changed.guard:
             self._asking.discard(task)
         self._finish_unworked(task, error)
 
@@ -272,9 +273,9 @@ class Scheduler:
     def _withdraw(self, task: _Task) -> bool:
         if task.withdraw is None or not task.withdraw():
             return False
-        with self._changed:
+        with self._changed.guard:
             self._asking.discard(task)
-            self._changed.notify_all()
+            self._changed.notify()
         return True
 
     def _do(self, task: _Task) -> tuple[bool, Any]:
@@ -297,7 +298,7 @@ class Scheduler:
         return value
 
     def _finish(self, task: _Task, ok: bool, value: Any) -> None:
-        with self._changed:
+        with self._changed.guard:
             self.outcomes[task.index] = (ok, value)
             self._unfinished -= 1
             if task.key is not None:
@@ -306,7 +307,7 @@ class Scheduler:
                     heapq.heappush(self._ready, behind.popleft())
                 else:
                     del self._behind[task.key]
-            self._changed.notify_all()
+            self._changed.notify()
         self._progress.advance(ok)
         if ok:
             return
@@ -316,22 +317,22 @@ class Scheduler:
 
     def _finish_unworked(self, task: _Task, error: BaseException) -> None:
         """An item that never got its key: no worker is at hand to go on with the next."""
-        with self._changed:
+        with self._changed.guard:
             self._unstarted -= 1
         self._finish(task, False, error)
-        with self._changed:
+        with self._changed.guard:
             if self._ready and not self._stopped:
                 self._hire()
 
     def _stop(self, error: BaseException) -> None:
         """Start nothing more, and let go of what waits."""
-        with self._changed:
+        with self._changed.guard:
             self._error = error if self._error is None else self._error  # an error may be falsy
             self._stopped = True
             asking = list(self._asking)
             granted = list(self._granted)
             self._granted.clear()
-            self._changed.notify_all()
+            self._changed.notify()
         for task in granted:
             if task.hold is not None:
                 task.hold.release()
@@ -339,13 +340,11 @@ class Scheduler:
             self._withdraw(task)
 
     def _wait_until_done(self) -> None:
-        with self._changed:
-            self._changed.wait_for(lambda: self._unfinished == 0 or self._stopped)
+        self._changed.wait_until(lambda: self._unfinished == 0 or self._stopped)
 
     def _wait_until_idle(self) -> None:
-        with self._changed:
+        with self._changed.guard:
             unneeded = list(self._hired)
         for future in unneeded:
             future.cancel()  # those that an executor has not begun yet
-        with self._changed:
-            self._changed.wait_for(lambda: self._running == 0)
+        self._changed.wait_until(lambda: self._running == 0)

@@ -21,6 +21,7 @@ from iso_orchestrator.fold import Fold, StepState
 from iso_orchestrator.liveness import dead_runs
 from iso_orchestrator.model import Json, StepStatus
 from iso_orchestrator.store import Store
+from iso_orchestrator.waiting import Latch
 
 __all__ = ["Decision", "Flight", "Session", "SessionClosed", "attach", "known_session", "settle"]
 
@@ -56,7 +57,7 @@ class Flight:
     result: Json = None
     error: BaseException | None = None
     waits_for: list[Flight] = attrs.field(factory=list)
-    awaited: threading.Event | None = None
+    awaited: Latch | None = None
 
     def reaches(self, flights: Sequence[Flight]) -> Flight | None:
         """Which of *flights* it waits for, itself among them and however far around."""
@@ -64,10 +65,10 @@ class Flight:
             return self
         return next((found for other in list(self.waits_for) if (found := other.reaches(flights))), None)
 
-    def await_end(self) -> threading.Event:
+    def await_end(self) -> Latch:
         """What is set at its end; made under the session's guard, and only when somebody waits."""
         if self.awaited is None:
-            self.awaited = threading.Event()
+            self.awaited = Latch()
         return self.awaited
 
 

@@ -19,6 +19,7 @@ from iso_orchestrator.model import ErrorInfo, Heartbeat, Json, WorkflowEvent, Wo
 from iso_orchestrator.names import check_key
 from iso_orchestrator.noting import noting
 from iso_orchestrator.seconds import check_seconds
+from iso_orchestrator.waiting import Latch
 
 __all__ = [
     "append_event",
@@ -121,7 +122,7 @@ def _beating(handle: Handle, key: str, every: float, detail: Any) -> Iterator[No
 @contextmanager
 def repeat(work: Callable[[], bool], every: float, name: str) -> Iterator[None]:
     """Call *work* each *every* seconds in a background thread and a copy of this context, until it says False."""
-    stop = threading.Event()
+    stop = Latch()
 
     def run() -> None:
         while not stop.wait(every) and work():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeAlias
 
@@ -30,6 +29,7 @@ from iso_orchestrator.retry import Retry, RetryContext
 from iso_orchestrator.session import Flight, Session, SessionClosed
 from iso_orchestrator.state import new_state
 from iso_orchestrator.timeout import call_with_timeout
+from iso_orchestrator.waiting import Latch
 
 __all__ = ["IfInterrupted", "StepCall", "StepOptions"]
 
@@ -59,7 +59,7 @@ class _WaitHere:
     """Another thread has it in hand, until *end* is set."""
 
     flight: Flight
-    end: threading.Event
+    end: Latch
 
 
 @attrs.frozen(eq=False, repr=False)
@@ -291,7 +291,7 @@ class StepCall:
     def _is_same(self, flight: Flight) -> bool:
         return (flight.idempotency_key, flight.version) == (self.idempotency_key, self.options.version)
 
-    def _wait_for(self, flight: Flight, end: threading.Event) -> None:
+    def _wait_for(self, flight: Flight, end: Latch) -> None:
         attempt = current_scope().attempt
         mine: list[Flight] = [link.flight for link in attempt.chain()] if attempt is not None else []
         for own in mine:

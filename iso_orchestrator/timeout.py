@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from iso_orchestrator.context import current_owner
 from iso_orchestrator.errors import StepTimeoutError
+from iso_orchestrator.waiting import Latch
 
 __all__ = ["call_with_timeout"]
 
@@ -28,7 +29,7 @@ def call_with_timeout(name: str, body: Callable[[], R], timeout: float) -> R:
     holds = [hold for owner in current_owner().chain() for hold in owner.holds]
     at_end: list[Callable[[], None]] = []
     guard = threading.Lock()
-    ended = threading.Event()
+    ended = Latch()
 
     def work() -> None:
         try:
@@ -46,11 +47,6 @@ def call_with_timeout(name: str, body: Callable[[], R], timeout: float) -> R:
     try:
         thread.start()
         ended.wait(timeout)
-    except RuntimeError as error:
-        if isinstance(error.__context__, KeyboardInterrupt):
-            # It came inside of a condition of the standard library, which then frees a lock that it does not have.
-            raise error.__context__ from None
-        raise
     finally:
         with guard:
             is_left = not ended.is_set()

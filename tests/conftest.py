@@ -24,7 +24,7 @@ def workflow(tmp_path: Path) -> Iterator[Workflow]:
 
 @pytest.fixture
 def memory_path(tmp_path: Path) -> Iterator[Path]:
-    """A folder in memory where the machine has one: for what is tried so often that a disk's syncs would take minutes."""
+    """A folder in memory where there is one: for what is tried so often that a disk's syncs would take minutes."""
     if not os.access("/dev/shm", os.W_OK):
         yield tmp_path
         return

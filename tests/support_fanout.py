@@ -16,6 +16,7 @@ from typing import Any
 from support import DEADLINE, wait_until
 
 import iso_orchestrator
+from iso_orchestrator.waiting import Latch
 
 _PACKAGE = os.path.dirname(iso_orchestrator.__file__) + os.sep
 
@@ -61,13 +62,13 @@ def blocked(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Future[Any]:
 
 
 def is_waiting(thread: int, *names: str) -> bool:
-    """Whether a thread waits in the package: in `Condition.wait`, or in a function of one of *names*."""
+    """Whether a thread waits in the package, in a condition or a latch, or in a function of one of *names*."""
     frames = list(_frames(sys._current_frames().get(thread)))
     if names:
         return any(frame.f_code.co_name in names for frame in frames)
     return (
         bool(frames)
-        and frames[0].f_code is threading.Condition.wait.__code__
+        and frames[0].f_code in (threading.Condition.wait.__code__, Latch.wait.__code__)
         and any(frame.f_code.co_filename.startswith(_PACKAGE) for frame in frames)
     )
 

@@ -37,9 +37,7 @@ from iso_orchestrator.model import (
     ErrorInfo,
     Heartbeat,
     Lease,
-    StepRecord,
     StepStatus,
-    WorkflowEvent,
     WorkflowStatus,
 )
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from iso_orchestrator.errors import StoreError
+from iso_orchestrator.waiting import Monitor
 
 __all__ = ["GroupSync"]
 
@@ -32,10 +32,8 @@ class GroupSync:
         self.synced = 0
         self.failure: str | None = None
         self._sync_file = sync_file
-        self._guard = threading.Lock()
-        self._condition = threading.Condition(self._guard)
+        self._monitor = Monitor()
         self._leader_at_work = False
-        self._waiting = 0
 
     def wait_for(self, seq: int) -> None:
         """Return when *seq* is on the disk.
@@ -46,18 +44,15 @@ class GroupSync:
         while self.synced < seq or self.failure is not None:
             leads = False
             try:
-                with self._guard:
+                with self._monitor.guard:
                     if self.failure is not None:
                         self.check()
-                    if self._leader_at_work:
-                        self._waiting += 1
-                        try:
-                            self._condition.wait()
-                        finally:
-                            self._waiting -= 1
-                        continue
-                    # In one statement: a signal between two would leave a leader at work who is nobody.
-                    self._leader_at_work = leads = True
+                    if not self._leader_at_work:
+                        # In one statement: a signal between two would leave a leader at work who is nobody.
+                        self._leader_at_work = leads = True
+                if not leads:
+                    self._monitor.wait_until(lambda: not self._leader_at_work)
+                    continue
                 target = self.written  # for all who have written by now
                 try:
                     self._sync_file()
@@ -67,10 +62,9 @@ class GroupSync:
                     self.raise_to(target)
             finally:
                 if leads:
-                    with self._guard:
+                    with self._monitor.guard:
                         self._leader_at_work = False
-                        if self._waiting:
-                            self._condition.notify_all()
+                        self._monitor.notify()
 
     def check(self) -> None:
         """Raise when a sync has failed."""
@@ -82,23 +76,21 @@ class GroupSync:
 
     def fail(self, reason: str) -> None:
         """Refuse everything from now on."""
-        with self._condition:
+        with self._monitor.guard:
             self.failure = self.failure or reason
-            self._condition.notify_all()
+            self._monitor.notify()
 
     @contextmanager
     def swapping(self, seq: int) -> Iterator[None]:
         """While the file is swapped for one that has everything up to *seq*, durably, nobody syncs."""
-        with self._condition:
-            while self._leader_at_work:
-                self._waiting += 1
-                try:
-                    self._condition.wait()
-                finally:
-                    self._waiting -= 1
-            yield
-            self.synced = seq
-            self._condition.notify_all()
+        while True:
+            self._monitor.wait_until(lambda: not self._leader_at_work)
+            with self._monitor.guard:
+                if not self._leader_at_work:
+                    yield
+                    self.synced = seq
+                    self._monitor.notify()
+                    return
 
     def raise_to(self, seq: int) -> None:
         """All up to *seq* is on the disk, as this process or another has found."""

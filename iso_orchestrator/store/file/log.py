@@ -92,7 +92,14 @@ class FileLog:
 
     def enter(self, new: Callable[[], Fold], is_ours: Callable[[Fold], bool]) -> Fold | None:
         """Read the workflow, or make it from *new*; None when its name belongs to another id."""
-        fold = self._load()
+        try:
+            fold = self._load()
+        except SyncError:
+            # Who comes next must not take for durable what he can read: as if this process had lived and died here.
+            with suppress(OSError):
+                self._runs.enter()
+            self._runs.give_up()
+            raise
         if fold is None:
             fold = new()
             for folder in (self._paths.folder, self._paths.root):  # somebody may have made them and been killed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -189,7 +190,9 @@ class FileStore:
                 info = runs.info(owner)
                 raise WorkflowBusyError(workflow_id, info.pid, info.host, info.since)
             # The journal first: without its snapshot it would be a conflict, and the snapshot alone is a record.
+            self._fold_before_removal(paths, lock)
             remove(self._fs, paths.journal)
+            self._fs.sync_folder(paths.folder)
             remove(self._fs, paths.snapshot)
             for name in self._fs.list_folder(paths.folder):
                 if name.startswith((f"{paths.name}.torn-", f"{paths.name}.json.", f"{paths.name}.journal.")):
@@ -199,6 +202,20 @@ class FileStore:
             return True
         finally:
             lock.close()
+
+    def _fold_before_removal(self, paths: Paths, lock: FileLock) -> None:
+        """Have everything in the snapshot: what a crash leaves of a removal must be the whole record or none."""
+        try:
+            pair = read_once(self._fs, paths)
+        except StoreError:
+            return  # it is damaged as it is
+        if pair.fold is None or not pair.lines:
+            return
+        try:
+            FileLog(self._fs, paths, lock).restore(pair.fold)
+        except StoreError as error:
+            if getattr(error.__cause__, "errno", None) not in (errno.ENOSPC, errno.EDQUOT):
+                raise  # a full disk is why people delete
 
     def _remove_lock(self, path: str) -> None:
         """Remove a mutex: a file of ours, or a folder of the npm package's."""

@@ -1,0 +1,190 @@
+"""Faults of the kinds by which the promises could be broken, each with the test that does not let it pass."""
+
+from __future__ import annotations
+
+import attrs
+
+__all__ = ["FAULTS", "Fault"]
+
+
+@attrs.frozen
+class Fault:
+    """A fault in one place of the package.
+
+    Attributes:
+        name: What is wrong.
+        module: The file it is put into, in the package.
+        text: What stands there, once.
+        instead: What stands there when the fault is planted.
+        caught_by: The test that fails then, or at least one of its cases.
+        options: What that is run with: where it draws or counts, so that it is sure to fail.
+    """
+
+    name: str
+    module: str
+    text: str
+    instead: str
+    caught_by: str
+    options: tuple[str, ...] = ("--tier", "quick", "--seed", "1")
+
+
+_SCRIPT = "tests/reliability/test_replay.py::test_no_script_loses_what_was_acknowledged"
+_DAMAGE = "tests/reliability/test_replay.py::test_damage_is_told_from_a_torn_tail"
+_SLEEPERS = "tests/reliability/test_stopped_holders.py"
+
+FAULTS = [
+    Fault(
+        "no sync on append",
+        "store/file/log.py",
+        "        self._fs.sync(self._journal.fd)\n",
+        "",
+        f"{_SCRIPT}[a_run]",
+    ),
+    Fault(
+        "no folder sync after create or rename",
+        "store/file/files.py",
+        "        fs.sync_folder(path)\n",
+        "        pass\n",
+        f"{_SCRIPT}[a_run]",
+    ),
+    Fault(
+        "snapshot renamed before its sync",
+        "store/file/files.py",
+        "        sync_file(fs, fd)\n        fs.replace(aside, path)\n",
+        "        fs.replace(aside, path)\n        sync_file(fs, fd)\n",
+        f"{_SCRIPT}[a_run]",
+    ),
+    Fault(
+        "journal cut before the snapshot is durable",
+        "store/file/log.py",
+        "        snapshot = snapshot_from_fold(fold)\n",
+        "        if self._journal is not None:\n"
+        "            self._fs.truncate(self._journal.fd, self._journal.header.size)\n"
+        "        snapshot = snapshot_from_fold(fold)\n",
+        f"{_SCRIPT}[a_run]",
+    ),
+    Fault(
+        "checksum not checked",
+        "store/file/frame.py",
+        'if body and _close(body, start) == line + b"\\n" else None',
+        "if body else None",
+        "tests/reliability/test_cuts_and_flips.py::test_a_flipped_bit_of_a_journal_is_noticed[new]",
+    ),
+    Fault(
+        "sequence not checked",
+        "store/file/frame.py",
+        "line is None or line.seq != next_seq",
+        "line is None",
+        _DAMAGE,
+    ),
+    Fault(
+        "damage before the synced mark taken for a torn tail",
+        "store/file/frame.py",
+        "position < len(data) and next_seq <= mark",
+        "False",
+        _DAMAGE,
+    ),
+    Fault(
+        "a sequence gap accepted",
+        "store/file/frame.py",
+        "        if line is None or line.seq != next_seq:\n            break\n",
+        "        if line is None or line.seq < next_seq:\n            break\n        next_seq = line.seq\n",
+        _DAMAGE,
+    ),
+    Fault(
+        "a sync retried after it failed",
+        "store/file/group_sync.py",
+        'self.failure = f"a sync failed ({error.strerror})"',
+        "self._sync_file()",
+        "tests/reliability/test_failed_sync.py::test_no_user_is_told_of_what_a_failed_sync_lost[a_run]",
+        ("--tier", "full", "--seed", "1"),
+    ),
+    Fault(
+        "acknowledged before the append",  # each call writes what the one before it was given
+        "store/file/log.py",
+        "            data = frame_facts(",
+        '            data, self.late = getattr(self, "late", b""), frame_facts(',
+        f"{_SCRIPT}[a_run]",
+    ),
+    Fault(
+        "one lock object shared by threads",
+        "session.py",
+        "        self._guard = threading.Lock()\n",
+        "        from contextlib import nullcontext\n\n        self._guard = nullcontext()\n",
+        "tests/reliability/test_threads.py::test_no_update_is_lost_between_threads[file]",
+    ),
+    Fault(
+        "lease expiry by wall clock alone on one boot",
+        "lease.py",
+        "boot[0] == by_boot.boot_id",
+        "False",
+        "tests/reliability/test_clocks.py"
+        "::test_whatever_the_clock_does_order_is_by_sequence_and_no_lease_ends_early_or_late[machine-0]",
+    ),
+    Fault(
+        "release without an owner check",
+        "lease.py",
+        " or latest != held.token or ",
+        " or ",
+        f"{_SLEEPERS}::test_a_lease_holder_that_slept_past_its_time_records_nothing[0]",
+    ),
+    Fault(
+        "token not checked at append",
+        "session.py",
+        "current > fence.token",
+        "False",
+        "tests/test_lease.py::test_nothing_is_recorded_under_a_lease_that_was_lost[append_event]",
+    ),
+    Fault(
+        "lease not checked after waiting",
+        "mutex.py",
+        "            record_acquired(self._handle, self._key)\n",
+        "            pass\n",
+        f"{_SLEEPERS}::test_a_lease_is_looked_at_again_when_the_wait_for_a_mutex_ends[before it is free-mutex]",
+    ),
+    Fault(
+        "lock file unlinked on release",
+        "store/file/locks.py",
+        "            self._file.release()\n",
+        "            from iso_orchestrator.store.file.files import remove\n\n"
+        "            self._file.release()\n"
+        "            remove(self._fs, self._file.path)\n",
+        "tests/reliability/test_mutex_holders.py::test_one_holder_at_a_time[8]",
+    ),
+    Fault(
+        "unlock in a forked child",
+        "store/file/locks.py",
+        "            os.close(fd)\n",
+        "            lock._backend.unlock(fd, lock._backend.free)\n            os.close(fd)\n",
+        "tests/reliability/test_fork_storm.py::test_a_forked_child_touches_none_of_its_parents_locks[exits]",
+    ),
+    Fault(
+        "a raw id as a file name",
+        "names.py",
+        'short=f"{stem}-{digest[:8]}"',
+        "short=workflow_id",
+        # It makes no files: those of a test that does would be anywhere.
+        "tests/reliability/test_hostile_names.py::test_generated_names_are_safe_and_apart",
+    ),
+    Fault(
+        "escaping left out of one field",
+        "report.py",
+        "last error: {_cell(_error_cell(record.last_error))}",
+        "last error: {_error_cell(record.last_error)}",
+        "tests/reliability/test_inert_texts.py::test_texts_on_a_terminal_are_texts[0]",
+    ),
+    Fault(
+        "a non-Exception retried or swallowed",
+        "step_run.py",
+        "pause = self._pause_before_retry(error, context)\n",
+        "pause = self._pause_before_retry(error, context) if isinstance(error, Exception) else 0.0\n",
+        "tests/test_retry.py::test_what_is_no_exception_is_recorded_and_goes_on",
+    ),
+    Fault(
+        "another's unsynced result returned",
+        "store/file/log.py",
+        "self._sync.raise_to(found.mark)",
+        "self._sync.raise_to(fold.seq)",
+        f"{_SCRIPT}[result_of_another_process]",
+    ),
+]
