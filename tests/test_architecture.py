@@ -148,6 +148,20 @@ def test_one_door_to_the_file_system() -> None:
     assert users <= FILE_DOORS
 
 
+def test_nobody_waits_where_a_signal_leaves_a_lock() -> None:
+    """The standard library's conditions and events are used nowhere: `waiting` says why."""
+    users = {
+        module
+        for module, path in modules().items()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "threading"
+        and node.attr in {"Condition", "Event", "Semaphore", "BoundedSemaphore", "Barrier"}
+    }
+    assert users == set()
+
+
 def test_modules_are_short() -> None:
     """The median module has at most 150 lines, and none has over 500."""
     lines = {module: len(path.read_text().splitlines()) for module, path in modules().items()}

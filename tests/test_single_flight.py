@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import DEADLINE, wait_until
+from support import DEADLINE, WatchedFS, wait_until
 from support_processes import assert_waits, child, in_thread
 
 from iso_orchestrator import (
@@ -21,6 +21,7 @@ from iso_orchestrator import (
     WorkflowUsageError,
     current_step,
 )
+from iso_orchestrator.store import FileStore
 
 
 class Gate:
@@ -446,3 +447,31 @@ def test_a_completion_is_seen_by_a_process_that_has_read_the_record_before(workf
         result = runner.line()
         runner.end()
     assert workflow.run_step("gate", pytest.fail) == result
+
+
+def test_a_call_begun_after_a_reset_runs_the_body(tmp_path: Path) -> None:
+    """A step that waits for its sync, and is reset meanwhile by another process, hands its outcome to no new caller."""
+    in_sync, go_on, armed = threading.Event(), threading.Event(), threading.Event()
+
+    def before(name: str, _: tuple[Any, ...]) -> None:
+        if name == "sync" and armed.is_set() and threading.current_thread() is not threading.main_thread():
+            in_sync.set()
+            assert go_on.wait(DEADLINE)
+
+    there = FileStore(tmp_path)
+    there.identity = ("file", "as another process has it")
+    here, other = Workflow("w", store=FileStore(tmp_path, WatchedFS(before))), Workflow("w", store=there)
+    here.append_event("opened")
+    other.append_event("opened")
+
+    def body() -> str:
+        armed.set()
+        return "first"
+
+    first = in_thread(here.run_step, "s", body)
+    assert in_sync.wait(DEADLINE)
+    assert other.reset("s") == ["s"]
+    second = in_thread(here.run_step, "s", lambda: "second")
+    wait_until(lambda: other.record.steps.get("s"), what="the second call's start")
+    go_on.set()
+    assert (first.result(DEADLINE), second.result(DEADLINE)) == ("first", "second")

@@ -1,0 +1,84 @@
+"""Refusals that rest on what another process has written: no call returns a result there, and yet it must be durable."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support import DEADLINE, WatchedFS, wait_until
+from support_processes import child, in_thread
+
+from iso_orchestrator import StepFailedError, StepInterruptedError, Workflow
+from iso_orchestrator.store import FileStore
+
+
+@pytest.fixture
+def fs() -> WatchedFS:
+    return WatchedFS()
+
+
+@pytest.fixture
+def workflow(tmp_path: Path, fs: WatchedFS) -> Iterator[Workflow]:
+    """A workflow that is open, on files that are watched."""
+    workflow = Workflow("w", store=FileStore(tmp_path, fs=fs))
+    workflow.append_event("opened")
+    yield workflow
+    workflow.close()
+
+
+# A process whose step fails when it is told to, and which is held up in the sync of that.
+FAILS = """
+def before(name, args):
+    if name == "sync" and armed:
+        say("syncing")
+        hear()
+
+def body():
+    global armed
+    say("begun")
+    hear()
+    armed = True
+    raise ValueError
+
+armed = False
+workflow = Workflow("w", store=FileStore(root, fs=WatchedFS(before)))
+workflow.append_event("opened")
+try:
+    workflow.run_step("step", body)
+except ValueError:
+    say("failed")
+"""
+
+
+def test_a_failure_that_another_process_has_not_synced_is_synced_before_it_is_told(
+    workflow: Workflow, fs: WatchedFS, tmp_path: Path
+) -> None:
+    """Who waits for a step of another process, and is told that it has failed, has made that durable."""
+    with child(FAILS, tmp_path) as process:
+        assert process.line() == "begun"
+        looks = fs.count("identify_path")
+        waiter = in_thread(workflow.run_step, "step", pytest.fail)
+        wait_until(lambda: fs.count("identify_path") >= looks + 6)  # it has looked again: it knows whom it waits for
+        syncs = fs.count("sync")
+        process.say()
+        assert process.line() == "syncing"
+        with pytest.raises(StepFailedError, match="ValueError"):
+            waiter.result(DEADLINE)
+        assert fs.count("sync") > syncs
+        process.say()
+        assert process.line() == "failed"
+        process.end()
+
+
+def test_a_start_that_a_killed_process_has_not_synced_is_synced_before_it_is_told(
+    workflow: Workflow, fs: WatchedFS, tmp_path: Path
+) -> None:
+    """Who is told that a step was interrupted is told so again after a power cut: its start is on the disk by then."""
+    with child(FAILS, tmp_path) as process:
+        assert process.line() == "begun"
+        syncs = fs.count("sync")
+        process.kill()
+        with pytest.raises(StepInterruptedError):
+            workflow.run_step("step", pytest.fail, if_interrupted="fail")
+        assert fs.count("sync") > syncs
