@@ -33,7 +33,8 @@ class Pool:
         with self._guard:
             if self._executor is None:
                 self._executor = ThreadPoolExecutor(self._max_workers, thread_name_prefix="iso-orchestrator")
-            future = self._executor.submit(work)
+            future: _Future[T] = _Future()
+            self._executor.submit(_fulfil, future, work)
             self._unfinished[future] = run
         future.add_done_callback(self._finished)
         return future
@@ -67,3 +68,27 @@ class Pool:
         """In a forked child: the threads and what they had to do are the parent's."""
         if self._pid != os.getpid():
             self.__init__(self._max_workers)  # type: ignore[misc]  # a new pool in the place of the old
+
+
+class _Future(Future[T]):
+    """A future whose error may be falsy: the standard library's takes one for none."""
+
+    def result(self, timeout: float | None = None) -> T:
+        error = self.exception(timeout)
+        if error is not None:
+            try:
+                raise error
+            finally:
+                error = None  # as the error's own frame it would live in a circle
+        return super().result(timeout)
+
+
+def _fulfil(future: _Future[T], work: Callable[[], T]) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        value = work()
+    except BaseException as error:  # noqa: BLE001 - it is raised where the result is asked for
+        future.set_exception(error)
+    else:
+        future.set_result(value)

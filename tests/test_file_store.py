@@ -1013,6 +1013,22 @@ def test_torn_tail_is_kept_aside_reported_and_cut(
     assert notes_of(looked_at(FileStore(root)))[:2] == ["one", "two"]
 
 
+def test_a_second_torn_tail_of_one_place_is_kept_beside_the_first(root: Path, paths: Paths) -> None:
+    """What was kept aside is not overwritten by what is torn at the same offset later."""
+    log, fold = opened(root)
+    fold = put(log, fold, note("one"))
+    end = os.stat(paths.journal).st_size
+    for number in (1, 2, 3):
+        with open(paths.journal, "ab") as file:
+            file.write(b"torn %d" % number)
+        fold = caught_up(log, fold)
+        assert os.stat(paths.journal).st_size == end
+    assert [Path(paths.torn(end, number)).read_bytes() for number in (1, 2, 3)] == [b"torn 1", b"torn 2", b"torn 3"]
+    log.leave(fold)
+    assert FileStore(root).delete("w")
+    assert os.listdir(paths.folder) == []
+
+
 @pytest.mark.parametrize("kind", TAILS)
 def test_torn_tail_of_a_killed_peer_is_cut_while_going_on(
     root: Path, paths: Paths, caplog: pytest.LogCaptureFixture, kind: str

@@ -532,6 +532,10 @@ def _in_a_run(workflow: Workflow, fail: Callable[[], Any]) -> None:
         assert workflow.record.status is WorkflowStatus.FAILED
 
 
+def _in_a_submitted_step(workflow: Workflow, fail: Callable[[], None]) -> None:
+    workflow.step(fail).submit().result(DEADLINE)
+
+
 def _in_a_step(workflow: Workflow, fail: Callable[[], Any]) -> None:
     attempts: list[int] = []
 
@@ -549,7 +553,7 @@ def _in_a_step(workflow: Workflow, fail: Callable[[], Any]) -> None:
 
 
 @pytest.mark.parametrize("kind", [EmptyError, FalseError])
-@pytest.mark.parametrize("place", [_in_a_for_each, _in_a_mutex, _in_a_run, _in_a_step])
+@pytest.mark.parametrize("place", [_in_a_for_each, _in_a_mutex, _in_a_run, _in_a_step, _in_a_submitted_step])
 def test_a_falsy_error_is_an_error(
     tmp_path: Path, kind: type[Exception], place: Callable[[Workflow, Callable[[], Any]], None]
 ) -> None:

@@ -73,9 +73,9 @@ class Paths:
         names: RecordNames = record_names(workflow_id)
         return cls(root, names.full), cls(root, names.short)
 
-    def torn(self, offset: int) -> str:
-        """Where a torn tail is kept."""
-        return join(self.folder, f"{self.name}.torn-{offset}")
+    def torn(self, offset: int, number: int = 1) -> str:
+        """Where a torn tail is kept, the first, the second, ... of that offset."""
+        return join(self.folder, f"{self.name}.torn-{offset}{'' if number == 1 else f'-{number}'}")
 
 
 def read_all(fs: FileSystem, fd: int, start: int = 0) -> bytes:

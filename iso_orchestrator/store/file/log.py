@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import wraps
+from itertools import count
 from typing import Concatenate, ParamSpec, TypeVar
 
 import attrs
@@ -19,6 +20,7 @@ from iso_orchestrator.names import is_mutex_file_name, mutex_file_name
 from iso_orchestrator.store.file.files import (
     Paths,
     SyncError,
+    exists,
     join,
     read_all,
     read_file,
@@ -386,7 +388,8 @@ class FileLog:
         return data is not None and digest(data) == header.snapshot
 
     def _keep_aside(self, offset: int, tail: bytes) -> None:
-        path = self._paths.torn(offset)
+        paths = (self._paths.torn(offset, number) for number in count(1))
+        path = next(path for path in paths if not exists(self._fs, path))
         self._fs.close(write_aside(self._fs, path, tail))
         _log.warning("%s: %d bytes behind byte %d were torn by a crash; kept in %s", self.path, len(tail), offset, path)
 
