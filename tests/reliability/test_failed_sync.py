@@ -56,8 +56,8 @@ def test_a_failed_sync_acknowledges_nothing(part: int, locks: LockFiles, tier: T
             count += 1
             log, since = with_failed_sync(locks, names, number, others_first=draw.random() < 0.5)
             what = f"{', '.join(names) or 'opening'}, of which sync {number} fails"
-            rare = tier.pick(quick=0.01, full=0.01, soak=0.2)
-            share = tier.pick(quick=0.15, full=0.12, soak=1.0)
+            rare = tier.share(quick=0.01, full=0.01, soak=0.2)
+            share = tier.share(quick=0.15, full=0.12, soak=1.0)
             checker.replay(log, what, since=since, share=share, torn=rare, inside=rare)
     figures.add(6, "failed syncs in short sequences", count)
     figures.add(6, "crash states behind failed syncs", checker.count)
@@ -88,8 +88,8 @@ def test_no_user_is_told_of_what_a_failed_sync_lost(name: str, locks: LockFiles,
         if since is None:
             break
         count += 1
-        rare = tier.pick(quick=0.01, full=0.02, soak=0.5)
-        share = tier.pick(quick=0.15, full=0.12, soak=1.0)
+        rare = tier.share(quick=0.01, full=0.02, soak=0.5)
+        share = tier.share(quick=0.15, full=0.12, soak=1.0)
         checker.replay(log, f"{name}, of which sync {number} fails", since=since, share=share, torn=rare, inside=rare)
     figures.add(6, "failed syncs in scripts", count)
     figures.add(6, "crash states behind failed syncs", checker.count)

@@ -1,16 +1,19 @@
-"""Refusals that rest on what another process has written: no call returns a result there, and yet it must be durable."""
+"""What no other test notices: refusals told before they are durable, and the lock of a record that was deleted."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
-from support import DEADLINE, WatchedFS, wait_until
-from support_processes import child, in_thread
+from support import DEADLINE, WatchedFS, new_fold, wait_until, waits_for_a_lock
+from support_processes import assert_waits, child, in_thread
 
 from iso_orchestrator import StepFailedError, StepInterruptedError, Workflow
-from iso_orchestrator.store import FileStore
+from iso_orchestrator.fold import Fold
+from iso_orchestrator.store import FileStore, Log
 
 
 @pytest.fixture
@@ -82,3 +85,24 @@ def test_a_start_that_a_killed_process_has_not_synced_is_synced_before_it_is_tol
         with pytest.raises(StepInterruptedError):
             workflow.run_step("step", pytest.fail, if_interrupted="fail")
         assert fs.count("sync") > syncs
+
+
+def test_who_waited_while_a_record_was_deleted_has_the_lock_of_the_next(tmp_path: Path) -> None:
+    """A lock whose file has lost its name excludes nobody: whoever gets it takes that of the file that is there."""
+    waiters: list[Future[tuple[Log, Fold]]] = []
+
+    def before(name: str, args: tuple[object, ...]) -> None:
+        if name == "unlink" and str(args[0]).endswith("record.flock"):
+            waiters.append(in_thread(FileStore(tmp_path).open, "w", new_fold))
+            wait_until(lambda: waits_for_a_lock(os.getpid()))
+
+    log, fold = FileStore(tmp_path).open("w", new_fold)
+    log.leave(fold)
+    assert FileStore(tmp_path, WatchedFS(before)).delete("w")
+    log, fold = waiters[0].result(DEADLINE)
+    log.lock()
+    other = in_thread(FileStore(tmp_path).open, "w", new_fold)
+    assert_waits(other)
+    log.unlock()
+    for one, its_fold in ((log, fold), other.result(DEADLINE)):
+        one.leave(its_fold)

@@ -97,9 +97,9 @@ def test_no_script_loses_what_was_acknowledged(name: str, locks: LockFiles, tier
     checker.replay(
         played(locks, name),
         name,
-        share=tier.pick(quick=0.25, full=0.5, soak=1.0),
-        torn=tier.pick(quick=0.01, full=0.2, soak=1.0),
-        inside=tier.pick(quick=0.02, full=0.1, soak=1.0),
+        share=tier.share(quick=0.25, full=0.5, soak=1.0),
+        torn=tier.share(quick=0.01, full=0.2, soak=1.0),
+        inside=tier.share(quick=0.02, full=0.1, soak=1.0),
     )
     add(figures, checker)
 
@@ -122,7 +122,7 @@ def test_what_a_killed_process_left_is_not_taken_for_durable(
             kills += 1
             log, since = killed(locks, names, fatal)
             what = f"{', '.join(names) or 'opening'}, killed behind operation {fatal}"
-            share = tier.pick(quick=0.2, full=0.15, soak=1.0)
+            share = tier.share(quick=0.2, full=0.15, soak=1.0)
             checker.replay(log, what, since=since, share=share, torn=0.01, inside=0.01)
     figures.add(1, "kills, with crashes behind them", kills)
     add(figures, checker)

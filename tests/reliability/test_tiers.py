@@ -17,3 +17,5 @@ def test_a_short_soak_tries_a_part() -> None:
     """A soak's counts are multiplied, those of the other tiers are not."""
     assert Tier("soak", 7, 0.01).count(quick=1, full=2, soak=1000) == 10
     assert Tier("full", 7, 0.01).count(quick=1, full=2, soak=1000) == 2
+    assert Tier("soak", 7, 0.01).share(quick=0.1, full=0.2, soak=1.0) == 0.2
+    assert Tier("soak", 7, 0.5).share(quick=0.1, full=0.2, soak=1.0) == 0.5

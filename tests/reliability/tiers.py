@@ -39,6 +39,12 @@ class Tier:
             max(1, round(soak * self.factor)) if self.name == "soak" else self.pick(quick=quick, full=full, soak=soak)
         )
 
+    def share(self, *, quick: float, full: float, soak: float) -> float:
+        """Which part of all cases is to be tried in this tier: a short soak tries no less than the full tier."""
+        if self.name == "soak":
+            return min(soak, max(full, soak * self.factor))
+        return self.pick(quick=quick, full=full, soak=soak)
+
     def random(self, test: str) -> random.Random:
         """The randomness of a test, the same for one seed whatever other tests run."""
         return random.Random(f"{self.seed} {test}")

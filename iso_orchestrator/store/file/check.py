@@ -13,8 +13,8 @@ from iso_orchestrator.store.file.verdict import FileCheck, Verdict, WorkflowChec
 
 __all__ = ["check_all", "check_one"]
 
-_BESIDE = re.compile(r"(?P<name>.+)\.(?:torn-\d+|(?:json|journal)\..+|torn-\d+\.new)")
-_KEPT = re.compile(r".+\.(?:torn-\d+|(?:json|journal)\.kept-\d+)")
+_BESIDE = re.compile(r"(?P<name>.+)\.(?:torn-[\d-]+(?:\.new)?|(?:json|journal)\..+)")
+_KEPT = re.compile(r".+\.(?:torn-[\d-]+|(?:json|journal)\.kept-\d+)")
 
 
 def check_all(fs: FileSystem, root: str) -> Iterator[WorkflowCheck]:

@@ -8,7 +8,7 @@ from typing import Any
 import attrs
 
 from iso_orchestrator import facts as f
-from iso_orchestrator.codec import decode, encode, fold_from_snapshot, snapshot_from_fold
+from iso_orchestrator.codec import decode, encode, fold_from_snapshot, is_as_written, snapshot_from_fold
 from iso_orchestrator.errors import CorruptRecordError, RecordConflictError
 from iso_orchestrator.fold import Fold
 from iso_orchestrator.store.file.files import Paths
@@ -93,7 +93,7 @@ def sound_prefix(snapshot: bytes, sound: Sound | None, paths: Paths) -> tuple[Fo
     if sound is None or not sound.lines:
         return fold, 0
     if not goes_on_from(sound, snapshot):
-        if fold.seq < sound.seq:
+        if fold.seq < sound.seq or not is_as_written(snapshot):
             raise RecordConflictError(paths.snapshot, paths.journal)
         return fold, len(sound.lines)
     for count, line in enumerate(sound.lines):
