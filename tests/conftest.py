@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from reliability.tiers import Figures, Tier
+from support import memory_folder
 from support_fanout import Gate
 
 from iso_orchestrator import Workflow
@@ -23,13 +23,10 @@ def workflow(tmp_path: Path) -> Iterator[Workflow]:
 
 
 @pytest.fixture
-def memory_path(tmp_path: Path) -> Iterator[Path]:
-    """A folder in memory where there is one: for what is tried so often that a disk's syncs would take minutes."""
-    if not os.access("/dev/shm", os.W_OK):
-        yield tmp_path
-        return
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
-        yield Path(folder)
+def memory_path() -> Iterator[Path]:
+    """A folder in memory, where there is one."""
+    with memory_folder() as folder:
+        yield folder
 
 
 @pytest.fixture

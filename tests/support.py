@@ -7,10 +7,11 @@ import queue
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,14 @@ def tree(root: Path | str) -> dict[str, tuple[int, bytes]]:
         info = path.lstat()
         found[str(path.relative_to(root))] = (info.st_mode, path.read_bytes() if path.is_file() else b"")
     return found
+
+
+@contextmanager
+def memory_folder() -> Iterator[Path]:
+    """A folder in memory where there is one: for what is tried so often that a disk's syncs would take minutes."""
+    memory = "/dev/shm"
+    with tempfile.TemporaryDirectory(prefix="iso-", dir=memory if os.access(memory, os.W_OK) else None) as folder:
+        yield Path(folder)
 
 
 def wait_until(condition: Callable[[], Any], deadline: float = DEADLINE, what: str = "the condition") -> Any:

@@ -5,11 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
-import shutil
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,7 +33,6 @@ __all__ = [
     "Kind",
     "Peer",
     "check_all",
-    "in_memory",
     "notes_in",
     "open_files",
     "paths_of",
@@ -203,17 +199,6 @@ class Failing(Durability):
         if name == "close":
             call()  # whatever the kernel says, the descriptor is gone
         raise OSError(kind.number, os.strerror(kind.number))
-
-
-@contextmanager
-def in_memory() -> Iterator[Path]:
-    """A folder in memory, where the machine has such: for what is not about the disk."""
-    base = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    folder = tempfile.mkdtemp(prefix="iso-orchestrator-", dir=base)
-    try:
-        yield Path(folder)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def open_files() -> int:

@@ -15,8 +15,8 @@ import tempfile
 import threading
 import traceback
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,6 @@ __all__ = [
     "Process",
     "die",
     "held_locks",
-    "memory_folder",
     "phases_of_kills",
     "violations",
     "violations_of_leases",
@@ -42,14 +41,6 @@ __all__ = [
 ]
 
 _TESTS = Path(__file__).parent.parent
-
-
-@contextmanager
-def memory_folder() -> Iterator[Path]:
-    """A folder in memory, where there is one: a kill proves nothing about disks, so theirs need not be waited for."""
-    memory = "/dev/shm"
-    with tempfile.TemporaryDirectory(prefix="iso-", dir=memory if os.path.isdir(memory) else None) as folder:
-        yield Path(folder)
 
 
 def held_locks(root: Path) -> list[str]:

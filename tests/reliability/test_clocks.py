@@ -12,9 +12,8 @@ from typing import Any
 
 import attrs
 import pytest
-from reliability.faults import in_memory
 from reliability.tiers import Figures, Tier
-from support import new_fold
+from support import memory_folder, new_fold
 from support_fanout import NOON, Clock
 
 from iso_orchestrator import (
@@ -51,7 +50,7 @@ MOMENTS = (
 
 @pytest.fixture(scope="module")
 def memory() -> Iterator[Path]:
-    with in_memory() as folder:
+    with memory_folder() as folder:
         yield folder
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import attrs
 import pytest
-from reliability.faults import in_memory, notes_in, paths_of
+from reliability.faults import notes_in, paths_of
 from reliability.tiers import Figures, Tier
-from support import looked_at, new_fold, note, notes_of, put, tree
+from support import looked_at, memory_folder, new_fold, note, notes_of, put, tree
 
 from iso_orchestrator import CorruptRecordError, RecordConflictError, Workflow, WorkflowRecord
 from iso_orchestrator.codec import fact_from_json, fold_from_snapshot
@@ -129,7 +129,7 @@ def sound(snapshot: bytes, journal: bytes) -> Sound:
 
 @pytest.fixture(scope="module")
 def memory() -> Iterator[Path]:
-    with in_memory() as folder:
+    with memory_folder() as folder:
         yield folder
 
 

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from reliability.faults import KINDS, WORKLOADS, Client, Failing, Fault, check_all, in_memory, open_files, prepared
+from reliability.faults import KINDS, WORKLOADS, Client, Failing, Fault, check_all, open_files, prepared
 from reliability.tiers import Figures, Tier
+from support import memory_folder
 
 from iso_orchestrator import read_workflow_record
 from iso_orchestrator.store import FileStore
@@ -20,7 +21,7 @@ READABLE = ("ENOSPC", "EDQUOT", "EROFS", "short", "half, then ENOSPC")
 
 @pytest.fixture(scope="module")
 def memory() -> Iterator[Path]:
-    with in_memory() as folder:
+    with memory_folder() as folder:
         yield folder
 
 

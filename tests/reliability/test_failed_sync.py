@@ -6,7 +6,6 @@ import itertools
 import logging
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 
 import pytest
 from reliability.replay import Checker, LockFiles, Machine, Operation, Synced
@@ -24,11 +23,6 @@ from reliability.workloads import (
 from iso_orchestrator.errors import StoreError
 
 PARTS = 8  # of the short sequences, so that workers share them
-
-
-@pytest.fixture
-def locks(tmp_path: Path) -> LockFiles:
-    return LockFiles(str(tmp_path))
 
 
 @pytest.fixture(autouse=True)

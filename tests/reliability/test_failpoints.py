@@ -32,12 +32,11 @@ from reliability.faults import (
     Double,
     Peer,
     check_all,
-    in_memory,
     paths_of,
     prepared,
 )
 from reliability.tiers import Figures, Tier
-from support import Child, run_python, waits_for_a_lock
+from support import Child, memory_folder, run_python, waits_for_a_lock
 
 from iso_orchestrator import WorkflowBusyError
 from iso_orchestrator.store import FileStore
@@ -396,7 +395,7 @@ class Server:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    with in_memory() as folder, run_python("from reliability.test_failpoints import serve; serve()") as child:
+    with memory_folder() as folder, run_python("from reliability.test_failpoints import serve; serve()") as child:
         yield Server(child, folder)
 
 

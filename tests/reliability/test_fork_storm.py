@@ -11,16 +11,16 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import product
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
 import pytest
-from reliability.oracle import Link, Nursery, Process, held_locks, memory_folder
+from reliability.oracle import Link, Nursery, Process, held_locks
 from reliability.tiers import Figures, Tier
-from support import DEADLINE, wait_until
+from support import DEADLINE, memory_folder, wait_until
 from support_processes import in_thread
 
 from iso_orchestrator import (
@@ -34,19 +34,6 @@ from iso_orchestrator import (
 from iso_orchestrator.mutex import Mutex
 from iso_orchestrator.store import FileStore
 from iso_orchestrator.store.file.fs import FileSystem
-
-
-@pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    with Nursery(__name__) as nursery:
-        yield nursery
-
-
-@pytest.fixture
-def root() -> Iterator[Path]:
-    with memory_folder() as folder:
-        yield folder
-
 
 # The parent
 

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from reliability.faults import WORKLOADS, Client, Durability, check_all, in_memory, paths_of, prepared
+from reliability.faults import WORKLOADS, Client, Durability, check_all, paths_of, prepared
 from reliability.tiers import Figures, Tier
-from support import run_python, tree
+from support import memory_folder, run_python, tree
 
 from iso_orchestrator import StoreError, Workflow, list_workflows, read_workflow_record
 from iso_orchestrator.store import FileStore
@@ -271,7 +271,7 @@ def without_rights(folder: Path) -> int:
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    with in_memory() as folder:
+    with memory_folder() as folder:
         folder.chmod(0o711)
         yield folder
 

@@ -9,11 +9,10 @@ import random
 import resource
 import shutil
 import sys
-import tempfile
 import time
 import traceback
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -47,14 +46,6 @@ Files = dict[str, bytes]
 Records = dict[int, WorkflowRecord]
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Iterator[str]:
-    """In memory where there is such a folder: what is tried here is reading, not the disk."""
-    memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else tmp_path) as folder:
-        yield folder
-
-
 # Valid files to begin with.
 
 
@@ -67,7 +58,7 @@ def _files(root: str) -> Files:
     return found
 
 
-def _samples(folder: str) -> list[Files]:
+def _samples(folder: Path) -> list[Files]:
     """Pairs with facts of every kind: in the journal, in the snapshot, and in both."""
     samples = []
     for folded, more in ((0, 5), (0, 15), (0, len(FACTS)), (len(FACTS), 0), (6, 9), (23, 5)):
@@ -467,7 +458,7 @@ class Violations:
 
 
 @pytest.mark.parametrize("part", range(PARTS))
-def test_damaged_files_are_read_or_refused(tier: Tier, figures: Figures, folder: str, part: int) -> None:
+def test_damaged_files_are_read_or_refused(tier: Tier, figures: Figures, folder: Path, part: int) -> None:
     """Fuzzed bytes and mutated files give a record or a documented error, and nothing damaged is overwritten."""
     count = tier.count(quick=2_000, full=50_000, soak=10_000_000) // PARTS
     samples = _samples(folder)
@@ -507,7 +498,7 @@ _BULK: dict[str, Callable[[int], bytes]] = {
 @pytest.mark.parametrize("place", ["snapshot", "journal", "a fact", "the state"])
 @pytest.mark.parametrize("name", _BULK)
 def test_memory_is_bounded_by_the_size_of_the_files(
-    tier: Tier, figures: Figures, folder: str, name: str, place: str
+    tier: Tier, figures: Figures, folder: Path, name: str, place: str
 ) -> None:
     """A large file costs a multiple of its size, whatever is in it."""
     size = tier.pick(quick=1 << 16, full=1 << 19, soak=1 << 24)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import re
-import tempfile
 import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -137,16 +136,14 @@ _ALPHABET = [
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Iterator[Path]:
+def home(memory_path: Path) -> Iterator[Path]:
     """A folder around the root, in memory where there is such a one, with things in it that are nobody's business."""
-    memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else tmp_path) as folder:
-        home = Path(folder, "around", "home")
-        home.mkdir(parents=True)
-        for name in ("x", "..x", "w.json", "root.json", "roo", "root2"):
-            (home / name).write_text("not ours")
-            (home.parent / name).write_text("not ours")
-        yield home
+    home = memory_path / "around" / "home"
+    home.mkdir(parents=True)
+    for name in ("x", "..x", "w.json", "root.json", "roo", "root2"):
+        (home / name).write_text("not ours")
+        (home.parent / name).write_text("not ours")
+    yield home
 
 
 def outside(home: Path) -> dict[str, Any]:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import random
 import re
-import shutil
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -100,14 +97,6 @@ def drawn(draw: random.Random, count: int) -> list[str]:
         parts = [draw.choice([*PIECES, chr(draw.randrange(0x3000)), "word "]) for _ in range(draw.randrange(1, 8))]
         texts.append("".join(parts))
     return texts
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """A folder in memory where there is one: what the disk takes is not the point here."""
-    made = Path(tempfile.mkdtemp(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None))
-    yield made
-    shutil.rmtree(made)
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from statistics import median
@@ -26,13 +26,12 @@ from reliability.oracle import (
     Process,
     die,
     held_locks,
-    memory_folder,
     phases_of_kills,
     violations,
     violations_of_record,
 )
 from reliability.tiers import Figures, Tier
-from support import DEADLINE, WatchedFS
+from support import DEADLINE, WatchedFS, memory_folder
 
 from iso_orchestrator import (
     LeaseConflictError,
@@ -50,12 +49,6 @@ STEPS_OF_A_LIFE = 5
 PARTS = 2
 EVERYWHERE = [PHASES[word] for word in ("opening", "call", "begin", "end", "leaving")]
 HOW = ["at a random moment", "at a random call", "at a random moment", "behind a word", "not"]
-
-
-@pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    with Nursery(__name__) as nursery:
-        yield nursery
 
 
 # The life of a process

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import tempfile
 from collections.abc import Iterator
 from itertools import permutations
 from pathlib import Path
@@ -27,14 +26,6 @@ def recorder() -> Iterator[Child]:
         child.end()
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Iterator[str]:
-    """In memory where there is such a folder: what is tried here is the order, not the disk."""
-    memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else tmp_path) as folder:
-        yield folder
-
-
 def assert_legal(history: list[Call], plan: Plan) -> None:
     verdict = check(history, model_of)
     if verdict.legal:
@@ -44,7 +35,7 @@ def assert_legal(history: list[Call], plan: Plan) -> None:
 
 
 @pytest.mark.parametrize("part", range(PARTS))
-def test_real_histories_are_legal(tier: Tier, figures: Figures, recorder: Child, folder: str, part: int) -> None:
+def test_real_histories_are_legal(tier: Tier, figures: Figures, recorder: Child, folder: Path, part: int) -> None:
     """What processes saw of one store, some of them killed, could have come about one call after the other."""
     count = tier.count(quick=20, full=300, soak=10_000)
     calls = tier.pick(quick=100, full=300, soak=500)

@@ -6,25 +6,18 @@ import itertools
 import os
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from reliability.oracle import Link, Nursery, Process, held_locks, memory_folder
+from reliability.oracle import Link, Nursery, Process, held_locks
 from reliability.tiers import Figures, Tier
-from support import DEADLINE, wait_until, waits_for_a_lock
+from support import DEADLINE, memory_folder, wait_until, waits_for_a_lock
 from support_fanout import is_waiting
 
 from iso_orchestrator import Workflow
 
 HANDED_ON = 0.05  # seconds from the kill, for 95 of 100
 LONGEST_WAIT = 5.0  # seconds
-
-
-@pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    with Nursery(__name__) as nursery:
-        yield nursery
 
 
 # A holder that is killed

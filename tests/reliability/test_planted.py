@@ -6,7 +6,6 @@ import os
 import shutil
 import socket
 import stat
-import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -32,14 +31,6 @@ ROW = 20
 HANG = 30.0  # seconds; no case takes one
 STATES = ("left by a kill", "torn", "damaged", "without a snapshot")
 OWNER = "0" * 16  # a run file's name, whose process is gone
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """A folder in memory where there is one: what the disk takes is not the point here."""
-    made = Path(tempfile.mkdtemp(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None))
-    yield made
-    shutil.rmtree(made)
 
 
 @pytest.fixture(autouse=True)

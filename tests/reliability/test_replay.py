@@ -36,11 +36,6 @@ from iso_orchestrator.store.file.fs import FileSystem
 PARTS = 8  # of the short sequences, so that workers share them
 
 
-@pytest.fixture
-def locks(tmp_path: Path) -> LockFiles:
-    return LockFiles(str(tmp_path))
-
-
 @pytest.fixture(autouse=True)
 def _early_folds() -> Iterator[None]:
     with early_folds():

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
-import shutil
-import tempfile
 import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -30,14 +27,6 @@ ROW = 24
 TENTHS = 10
 SLACK = 300_000  # bytes: what the interpreter and its libraries allocate at their first use
 READ_AT_ONCE = 1 << 24  # bytes: of a small file too, since nobody asks first how large it is
-IN_MEMORY = "/dev/shm"  # what the disk takes is not the point here
-
-
-@pytest.fixture
-def root() -> Iterator[Path]:
-    folder = Path(tempfile.mkdtemp(dir=IN_MEMORY if os.access(IN_MEMORY, os.W_OK) else None))
-    yield folder
-    shutil.rmtree(folder)
 
 
 class CountingFS(FileSystem):

@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -1114,17 +1114,9 @@ def attributes(value: Any, names: str) -> tuple[Any, ...]:
 PARTS = 4
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Iterator[str]:
-    """In memory where there is such a folder: what is tried here is the library, not the disk."""
-    memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else tmp_path) as folder:
-        yield folder
-
-
 @pytest.mark.parametrize("part", range(PARTS))
 @pytest.mark.parametrize("kind", ["file", "memory"])
-def test_a_workflow_is_what_a_dict_would_be(tier: Tier, figures: Figures, folder: str, kind: str, part: int) -> None:
+def test_a_workflow_is_what_a_dict_would_be(tier: Tier, figures: Figures, folder: Path, kind: str, part: int) -> None:
     """After any calls, deaths and openings all see the record that a dict would have become."""
     whole = {"file": tier.count(quick=50, full=500, soak=20_000), "memory": tier.count(quick=12, full=100, soak=4_000)}
     examples = -(-whole[kind] // PARTS)

@@ -9,16 +9,15 @@ import select
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from reliability.oracle import Link, Nursery, Process, held_locks, memory_folder
+from reliability.oracle import Link, Nursery, Process, held_locks
 from reliability.tiers import Figures, Tier
-from support import DEADLINE, WatchedFS, wait_until, waits_for_a_lock
+from support import DEADLINE, WatchedFS, memory_folder, wait_until, waits_for_a_lock
 from support_processes import PAUSE
 
 from iso_orchestrator import (
@@ -36,18 +35,6 @@ from iso_orchestrator.store import FileStore
 TTL = 0.15  # seconds of a lease that is to run out
 WALL_IS_OFF = [3600.0, -3600.0, 0.0]  # seconds, on the machine of the peer
 PARTS = 4
-
-
-@pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    with Nursery(__name__) as nursery:
-        yield nursery
-
-
-@pytest.fixture
-def root() -> Iterator[Path]:
-    with memory_folder() as folder:
-        yield folder
 
 
 class StoppingFS(WatchedFS):

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from reliability.oracle import held_locks, memory_folder
+from reliability.oracle import held_locks
 from reliability.tiers import Figures, Tier
-from support import DEADLINE
+from support import DEADLINE, memory_folder
 from support_processes import in_thread
 
 from iso_orchestrator import FileStore, MemoryStore, StepStatus, Workflow
