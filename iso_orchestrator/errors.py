@@ -237,7 +237,7 @@ class CorruptRecordError(StoreError):
     def __str__(self) -> str:
         return (
             f"{self.path} is damaged at byte {self.offset}: {self.reason}; {self.kept}. Restore the file from a copy, "
-            "or delete the workflow to start over"
+            "or let `iso-orchestrator repair WORKFLOW` bring back what is sound, or delete the workflow to start over"
         )
 
 
