@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from json.encoder import encode_basestring_ascii
 from typing import Any, TypeAlias
 
@@ -161,16 +161,15 @@ def _may_be_deep(text: str | bytes) -> bool:
 
 
 def _refuse_depth(value: Json) -> None:
-    level = [value]
-    for _ in range(_MAX_DEPTH_READ):
-        level = [item for part in level if isinstance(part, dict | list) for item in _items(part)]
-        if not level:
-            return
-    raise ValueError(f"it is nested deeper than {_MAX_DEPTH_READ} levels")
-
-
-def _items(part: dict[str, Json] | list[Json]) -> Iterable[Json]:
-    return part.values() if isinstance(part, dict) else part
+    inside = [iter((value,))]  # of what is looked through, from the outermost in: no copy of a large record
+    while inside:
+        part = next((item for item in inside[-1] if type(item) is dict or type(item) is list), None)
+        if part is None:
+            inside.pop()
+        elif len(inside) > _MAX_DEPTH_READ:
+            raise ValueError(f"it is nested deeper than {_MAX_DEPTH_READ} levels")
+        else:
+            inside.append(iter(part.values() if isinstance(part, dict) else part))
 
 
 def _refuse_constant(name: str) -> Json:

@@ -525,5 +525,6 @@ def test_memory_is_bounded_by_the_size_of_the_files(
     finally:
         tracemalloc.stop()
     buffer = 24 << 20  # bytes; files are read into one of 16 MiB
-    assert peak < 100 * sum(map(len, files.values())) + buffer
+    # Three characters can be an object of 64 bytes and its place, of which a state and its copy are made.
+    assert peak < 128 * sum(map(len, files.values())) + buffer
     figures.add(17, "large files, by peak memory", 1)

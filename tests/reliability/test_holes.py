@@ -1,13 +1,15 @@
-"""What no other test notices: refusals told before they are durable, and the lock of a record that was deleted."""
+"""What no other test notices: refusals too early, locks without a name, steps taken over, files swapped in a sync."""
 
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
+from reliability.workloads import early_folds
 from support import DEADLINE, WatchedFS, new_fold, wait_until, waits_for_a_lock
 from support_processes import assert_waits, child, in_thread
 
@@ -106,3 +108,46 @@ def test_who_waited_while_a_record_was_deleted_has_the_lock_of_the_next(tmp_path
     log.unlock()
     for one, its_fold in ((log, fold), other.result(DEADLINE)):
         one.leave(its_fold)
+
+
+def test_a_step_that_another_process_has_taken_over_is_not_completed_again(workflow: Workflow, tmp_path: Path) -> None:
+    """Where a run file is lost its process looks dead: the one result is then that of whoever has run the step."""
+    code = """
+        say(workflow.run_step("step", lambda: "theirs"))
+        workflow.close()
+    """
+
+    def body() -> str:
+        for path in tmp_path.glob("locks/*/runs/*"):
+            path.unlink()
+        with child(code, tmp_path) as process:
+            assert process.line() == "theirs"
+            process.end()
+        return "mine"
+
+    assert workflow.run_step("step", body) == "theirs"
+    assert [event.type for event in workflow.record.events].count("step.completed") == 1
+
+
+def test_a_journal_is_not_swapped_while_it_is_synced(tmp_path: Path, fs: WatchedFS) -> None:
+    """A thread that folds waits for one that syncs: its file would be closed, and its number be another file's."""
+    syncing, gate = threading.Event(), threading.Event()
+
+    def before(name: str, _: object) -> None:
+        if name == "sync" and not syncing.is_set():
+            syncing.set()
+            assert gate.wait(DEADLINE)
+
+    with early_folds():
+        workflow = Workflow("w", store=FileStore(tmp_path, fs=fs))
+        workflow.append_event("opened")
+        fs.before = before
+        runner = in_thread(workflow.run_step, "step", lambda: "result")
+        assert syncing.wait(DEADLINE)
+        folder = in_thread(workflow.update_state, "." * 20_000)
+        wait_until(lambda: fs.count("replace") >= 4)  # twice a pair: the second is there, and not yet in use
+        assert_waits(folder)
+        gate.set()
+        assert runner.result(DEADLINE) == "result"
+        assert folder.result(DEADLINE) == "." * 20_000
+        workflow.close()
