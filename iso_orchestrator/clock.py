@@ -69,7 +69,8 @@ class InjectedClock:
 
 def cut(moment: datetime) -> datetime:
     """*moment* without its microseconds, as records keep it."""
-    return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
+    beyond = moment.microsecond % 1000
+    return moment.replace(microsecond=moment.microsecond - beyond) if beyond else moment
 
 
 def _boot_id() -> str | None:

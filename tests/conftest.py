@@ -68,7 +68,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for (row, what), (count, violations, seconds) in sorted(rows.items()):
         terminalreporter.write_line(f"{row:>3}  {what:<58} {count:>10,.0f} {violations:>10.0f} {seconds:>8.1f}")
     option = terminalreporter.config.option
-    terminalreporter.write_line(f"again with: pytest tests/reliability --tier {option.tier} --seed {option.seed}")
+    part = f" --soak-factor {option.soak_factor:g} --timeout 0" if option.tier == "soak" else ""
+    again = f"pytest tests/reliability --tier {option.tier} --seed {option.seed}{part}"
+    terminalreporter.write_line(f"again with: {again}")
 
 
 @pytest.fixture
