@@ -47,6 +47,11 @@ def call_with_timeout(name: str, body: Callable[[], R], timeout: float) -> R:
     try:
         thread.start()
         ended.wait(timeout)
+    except RuntimeError as error:
+        if isinstance(error.__context__, KeyboardInterrupt):
+            # It came in the start, which waits in a condition: that then frees a lock that it does not have.
+            raise error.__context__ from None
+        raise
     finally:
         with guard:
             is_left = not ended.is_set()
