@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import Enum
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import attrs
 
@@ -41,14 +41,25 @@ ABSENT: Final = _Absent.ABSENT
 """No value, where None is one."""
 
 
-@attrs.frozen
+# Equality and representation stand in the base: attrs would compile them anew for each class, which takes longer than
+# all the rest of it.
+@attrs.frozen(eq=False, repr=False)
 class Fact:
     """Something that happened, and when."""
 
     at: datetime
 
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and _values(other) == _values(self)
 
-@attrs.frozen
+    __hash__ = None  # type: ignore[assignment]  # results are dicts and lists
+
+    def __repr__(self) -> str:
+        fields = (f"{name}={value!r}" for name, value in _values(self).items())
+        return f"{type(self).__name__}({', '.join(fields)})"
+
+
+@attrs.frozen(eq=False, repr=False)
 class RunStarted(Fact):
     """A `with workflow:` was entered, by a process that holds the run file *owner*."""
 
@@ -58,7 +69,7 @@ class RunStarted(Fact):
     host: str
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class RunEnded(Fact):
     """A run ended by itself."""
 
@@ -66,14 +77,14 @@ class RunEnded(Fact):
     error: ErrorInfo | None = None
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class RunDied(Fact):
     """A run was found whose process is gone."""
 
     run: str
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class StepStarted(Fact):
     """An attempt began."""
 
@@ -84,7 +95,7 @@ class StepStarted(Fact):
     version: str | None = None
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class StepCompleted(Fact):
     """An attempt succeeded; *state* is the workflow's new one, where the step brought it."""
 
@@ -93,7 +104,7 @@ class StepCompleted(Fact):
     state: Json | Literal[_Absent.ABSENT] = ABSENT
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class StepFailed(Fact):
     """An attempt failed; *retrying*: its runner will try again, and keeps the step in hand."""
 
@@ -102,28 +113,28 @@ class StepFailed(Fact):
     retrying: bool = False
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class StepAbandoned(Fact):
     """An attempt ended without an outcome: nobody need wait for it."""
 
     step: str
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class StepsReset(Fact):
     """Steps were forgotten, so that they run again."""
 
     steps: tuple[str, ...]
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class StateUpdated(Fact):
     """The state was replaced."""
 
     state: Json
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class StatusSet(Fact):
     """The status was set by hand."""
 
@@ -131,7 +142,7 @@ class StatusSet(Fact):
     error: ErrorInfo | None = None
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class EventAppended(Fact):
     """An event that changes nothing else."""
 
@@ -140,7 +151,7 @@ class EventAppended(Fact):
     detail: Json = None
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class HeartbeatRecorded(Fact):
     """A sign of life; *silent*: without an event, one of many in a background series."""
 
@@ -149,7 +160,7 @@ class HeartbeatRecorded(Fact):
     silent: bool = False
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class LeaseTouched(Fact):
     """A lease was acquired, or renewed by its holder.
 
@@ -170,8 +181,12 @@ class LeaseTouched(Fact):
     boot_expires: float | None = None
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class LeaseReleased(Fact):
     """A lease was given back."""
 
     key: str
+
+
+def _values(fact: Any) -> dict[str, Any]:
+    return {field.name: getattr(fact, field.name) for field in attrs.fields(type(fact))}

@@ -76,8 +76,11 @@ class Handle:
 
     def append(self, decide: Decision[T]) -> T:
         """`Session.append`, whoever closes the session meanwhile."""
-        with self.pinned() as session:
+        session = self.pin()
+        try:
             return session.append(decide)[0]
+        finally:
+            session.unpin()
 
     def record(self, decide: Decision[T]) -> T:
         """`Session.record`, whoever closes the session meanwhile."""

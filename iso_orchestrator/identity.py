@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import cache
 
 __all__ = ["host_name", "unique_name"]
 
@@ -12,6 +13,7 @@ def unique_name() -> str:
     return os.urandom(8).hex()
 
 
+@cache
 def host_name() -> str:
     """This machine, as its network knows it."""
     if hasattr(os, "uname"):

@@ -1,6 +1,5 @@
 """Recorded text, made harmless for where it is shown: HTML and terminals."""
 
-import html
 import re
 from collections.abc import Iterable, Sequence
 
@@ -36,4 +35,6 @@ def html_table(caption: str, head: Sequence[str], rows: Iterable[Sequence[object
 
 
 def _text(value: object) -> str:
+    import html  # its table of entities takes a millisecond
+
     return html.escape(escape_terminal(str(value)))

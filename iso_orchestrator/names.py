@@ -1,6 +1,5 @@
 """From ids and keys, which may be any text, to file names, which may not."""
 
-import hashlib
 import re
 
 import attrs
@@ -58,4 +57,6 @@ def _stem(text: str) -> str:
 
 
 def _sha1(text: str) -> str:
+    import hashlib  # 4 ms for the system's library, and importing the package needs no digest
+
     return hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import datetime as dt
-import hashlib
 import inspect
 import re
 import sys
@@ -121,6 +119,8 @@ class Parameters:
             return self._base
         rendered = ", ".join(parts)
         if len(rendered) > _LONGEST:
+            import hashlib  # as in `names`
+
             digest = hashlib.sha256(rendered.encode()).hexdigest()[:16]
             rendered = f"{rendered[:_LONGEST]}…#{digest}"
         return f"{self._base}({rendered})"
@@ -214,7 +214,9 @@ def _render_fields(value: Any) -> str:
     kind = type(value)
     if attrs.has(kind):
         return _call(kind, [(field.name, getattr(value, field.name)) for field in attrs.fields(kind) if field.eq])
-    if dataclasses.is_dataclass(kind):
+    if hasattr(kind, "__dataclass_fields__"):
+        import dataclasses  # whoever has one has imported it
+
         fields = [(field.name, getattr(value, field.name)) for field in dataclasses.fields(kind) if field.compare]
         return _call(kind, fields)
     raise _Unrenderable(f"a value of type {kind.__qualname__}")

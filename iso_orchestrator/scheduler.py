@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import attrs
 
-from iso_orchestrator.context import ItemContext, Owner, current_owner, entered
+from iso_orchestrator.context import ItemContext, Owner, Scope, current_owner, entered
 from iso_orchestrator.errors import MutexTimeoutError
 from iso_orchestrator.handle import Handle
 from iso_orchestrator.mutex import record_acquired, release
@@ -111,6 +111,7 @@ class Scheduler:
         self._hired: set[Future[None]] = set()
         self._unfinished = 0
         self._unstarted = 0
+        self._wake_at = 0  # how many may be unstarted when items are read on
         self._stopped = False
         self._error: BaseException | None = None
 
@@ -140,7 +141,10 @@ class Scheduler:
                 if self._stopped:
                     return
                 self._add(_Task(index, item, key, owner))
-            self._changed.wait_until(lambda: self._unstarted < limit or self._stopped)
+                is_full = self._unstarted >= limit
+            if is_full:  # until half of them have started: to be woken for each costs more than the item
+                self._wake_at = limit // 2
+                self._changed.wait_until(lambda: self._unstarted <= self._wake_at or self._stopped)
 
     def _add(self, task: _Task) -> None:
         self._unfinished += 1
@@ -216,9 +220,13 @@ class Scheduler:
             return None
 
     def _start(self, task: _Task) -> _Task:
-        self._unstarted -= 1
-        self._changed.notify()
+        self._count_started()
         return task
+
+    def _count_started(self) -> None:
+        self._unstarted -= 1
+        if self._unstarted == self._wake_at:
+            self._changed.notify()
 
     def _ask(self, task: _Task) -> None:
         """Ask for the item's key; it comes back in `_granted` at once or when others let it go."""
@@ -279,8 +287,9 @@ class Scheduler:
         return True
 
     def _do(self, task: _Task) -> tuple[bool, Any]:
-        scope = attrs.evolve(self._scope, item=ItemContext(task.index), owner=task.owner)
-        with entered(scope):
+        around = self._scope
+        item = ItemContext(task.index)
+        with entered(Scope(around.workflow, around.runs, task.owner, around.step, item, around.attempt, around.fences)):
             try:
                 return True, self._work(task.item) if task.hold is None else self._do_held(task, task.hold)
             except BaseException as error:  # noqa: BLE001 - it is the item's outcome, or the caller's error
@@ -307,7 +316,8 @@ class Scheduler:
                     heapq.heappush(self._ready, behind.popleft())
                 else:
                     del self._behind[task.key]
-            self._changed.notify()
+            if self._unfinished == 0:
+                self._changed.notify()
         self._progress.advance(ok)
         if ok:
             return
@@ -318,7 +328,7 @@ class Scheduler:
     def _finish_unworked(self, task: _Task, error: BaseException) -> None:
         """An item that never got its key: no worker is at hand to go on with the next."""
         with self._changed.guard:
-            self._unstarted -= 1
+            self._count_started()
         self._finish(task, False, error)
         with self._changed.guard:
             if self._ready and not self._stopped:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from iso_orchestrator import facts as f
+from iso_orchestrator.errors import StoreError
 from iso_orchestrator.fold import Fold
 from iso_orchestrator.store import Log, Store
 from iso_orchestrator.store.file.fs import FileSystem
@@ -102,6 +103,20 @@ def wait_until(condition: Callable[[], Any], deadline: float = DEADLINE, what: s
             raise AssertionError(f"{what} did not come about within {deadline:g} s")
         time.sleep(0.002)
     return value
+
+
+def refusal(log: Log, fold: Fold) -> StoreError:
+    """The error of a log whose files another program has changed: it looks at them every now and then."""
+
+    def refused() -> StoreError | None:
+        try:
+            caught_up(log, fold)
+        except StoreError as error:
+            return error
+        return None
+
+    found: StoreError = wait_until(refused, what="a refusal")
+    return found
 
 
 class Child:

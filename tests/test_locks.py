@@ -13,7 +13,8 @@ from support import DEADLINE, WatchedFS, failing, only, run_python, wait_until, 
 
 from iso_orchestrator.errors import StoreError
 from iso_orchestrator.store.file.fs import FileSystem
-from iso_orchestrator.store.file.locks import FileLock, FileMutex
+from iso_orchestrator.store.file.locks import FileLock
+from iso_orchestrator.store.file.mutexes import FileMutex
 from iso_orchestrator.store.file.runs import RunFiles
 from iso_orchestrator.store.protocol import OwnerInfo
 
@@ -22,7 +23,7 @@ FS = FileSystem()
 TAKE = """
 import os, subprocess, sys
 from iso_orchestrator.store.file.fs import FileSystem
-from iso_orchestrator.store.file.locks import FileMutex
+from iso_orchestrator.store.file.mutexes import FileMutex
 
 mutex = FileMutex(FileSystem(), sys.argv[1])
 mutex.acquire()

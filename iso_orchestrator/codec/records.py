@@ -9,6 +9,7 @@ import attrs
 
 from iso_orchestrator.codec.json import decode, encode
 from iso_orchestrator.codec.mapping import format_time, read, writer
+from iso_orchestrator.codec.text import event_text, step_text
 from iso_orchestrator.errors import FormatVersionError
 from iso_orchestrator.fold import Event, Fold, LeaseClock, LiveRun, StepState
 from iso_orchestrator.model import (
@@ -33,9 +34,8 @@ _END = b',"crc":"%08x"}}\n'
 
 def snapshot_from_fold(fold: Fold) -> bytes:
     """The bytes of a snapshot: one step and one event a line."""
-    step_lines = ",\n".join(f"{encode(name)}:{encode(_step_json(step))}" for name, step in fold.steps.items())
-    write_event = writer(Event)
-    event_lines = ",\n".join(encode(write_event(event)) for event in fold.events)
+    step_lines = ",\n".join([f"{encode(name)}:{step_text(step)}" for name, step in fold.steps.items()])
+    event_lines = ",\n".join([event_text(event) for event in fold.events])
     tail = {**_optional(fold), **fold.unknown, _OURS: _ours(fold)}
     parts = (
         f"{encode(_head(fold))[:-1]},",
@@ -125,8 +125,8 @@ def _head(record: Fold | WorkflowRecord) -> dict[str, Json]:
     }
 
 
-def _step_json(step: StepRecord | StepState) -> dict[str, Json]:
-    fields = writer(type(step))(step)
+def _step_json(step: StepRecord) -> dict[str, Json]:
+    fields = writer(StepRecord)(step)
     if step.status is StepStatus.COMPLETED:
         fields["result"] = step.result  # the npm package cannot read a completed step without one
     return fields

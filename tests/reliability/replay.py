@@ -389,6 +389,11 @@ class ProcessFS(FileSystem):
     def mounts(self) -> str:
         return ""
 
+    def size(self, fd: int) -> int:
+        data = self._node(fd).data
+        assert data is not None
+        return len(data)
+
     def identify(self, fd: int) -> Any:
         return _stat(self._node(fd))
 

@@ -16,14 +16,13 @@ from iso_orchestrator.clock import SystemClock
 from iso_orchestrator.codec import decode, encode
 from iso_orchestrator.errors import StoreError
 from iso_orchestrator.identity import host_name
-from iso_orchestrator.store.file.files import store_error
 from iso_orchestrator.store.file.fs import FileSystem, is_same_file
 from iso_orchestrator.store.protocol import OwnerInfo
 
-__all__ = ["FileLock", "FileMutex", "owner_json", "read_owner"]
+__all__ = ["OWNER_SIZE", "FileLock", "owner_json", "read_owner"]
 
 _clock = SystemClock()
-_INFO_SIZE = 512  # bytes, padded with spaces: a longer holder's end must not stand behind a shorter one
+OWNER_SIZE = 512  # bytes, padded with spaces: a longer holder's end must not stand behind a shorter one
 
 
 class FileLock:
@@ -97,6 +96,14 @@ class FileLock:
             except OSError as error:
                 raise StoreError(f"cannot close {self.path}: {error}") from error
 
+    def length(self) -> int:
+        """How long the file is; `grow` makes it longer."""
+        return self._fs.size(self.fd)
+
+    def grow(self) -> None:
+        """Make the file a byte longer, for others who have it open to see. Needs the lock."""
+        self._fs.write_at(self.fd, b"\n", self.length())
+
     def is_at_path(self) -> bool:
         """Whether the file still has its name: one that was unlinked meanwhile excludes nobody."""
         return is_same_file(self._fs.identify_path(self.path), self._fs.identify(self.fd))
@@ -104,68 +111,6 @@ class FileLock:
     def _opened(self, fd: int) -> None:
         self.fd = fd
         _open_locks.add(self)
-
-
-class FileMutex:
-    """A mutex between processes, in a file that says who has it."""
-
-    def __init__(self, fs: FileSystem, path: str) -> None:
-        self._fs = fs
-        self._file = FileLock(fs, path)
-
-    def try_acquire(self) -> bool:
-        """Take it if it is free."""
-        return self._take(lambda: self._file.try_acquire())
-
-    def acquire(self) -> None:
-        """Take it, however long that takes."""
-        self._take(self._wait)
-
-    def release(self) -> None:
-        """Give it back."""
-        try:
-            self._file.release()
-        finally:
-            self._file.close()
-
-    def holder(self) -> OwnerInfo:
-        """Who has it, as its file says."""
-        return read_owner(self._fs, self._file.path)
-
-    def _wait(self) -> bool:
-        self._file.acquire()
-        return True
-
-    def _take(self, lock: Callable[[], bool]) -> bool:
-        try:
-            while True:
-                self._open()
-                if not lock():
-                    self._file.close()
-                    return False
-                if self._file.is_at_path():
-                    break
-                self._file.close()
-            self._say_who()
-        except OSError as error:
-            self._file.close()
-            raise store_error(self._file.path, error) from error
-        except BaseException:
-            self._file.close()
-            raise
-        return True
-
-    def _open(self) -> None:
-        try:
-            self._file.open()
-        except FileNotFoundError:
-            folder = os.path.dirname(self._file.path)
-            self._fs.make_folder(os.path.dirname(folder))
-            self._fs.make_folder(folder)
-            self._file.open()
-
-    def _say_who(self) -> None:
-        self._fs.write_at(self._file.fd, owner_json().ljust(_INFO_SIZE), 0)
 
 
 def owner_json() -> bytes:
@@ -179,7 +124,7 @@ def read_owner(fs: FileSystem, path: str) -> OwnerInfo:
     try:
         fd = fs.open_read(path)
         try:
-            data = decode(fs.read_at(fd, _INFO_SIZE, 0))
+            data = decode(fs.read_at(fd, OWNER_SIZE, 0))
         finally:
             fs.close(fd)
         return OwnerInfo(int(data["pid"]), str(data["host"]), datetime.fromisoformat(data["since"]))

@@ -5,18 +5,19 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import wraps
 from itertools import count
 from typing import Concatenate, ParamSpec, TypeVar
 
 import attrs
 
+from iso_orchestrator.clock import monotonic
 from iso_orchestrator.codec import snapshot_from_fold
 from iso_orchestrator.errors import RecordConflictError, StoreError
 from iso_orchestrator.facts import Fact
 from iso_orchestrator.fold import Fold
-from iso_orchestrator.names import is_mutex_file_name, mutex_file_name
+from iso_orchestrator.names import is_mutex_file_name
 from iso_orchestrator.store.file.files import (
     Paths,
     SyncError,
@@ -34,7 +35,8 @@ from iso_orchestrator.store.file.files import (
 from iso_orchestrator.store.file.frame import Header, frame_facts, frame_header, parse_header, scan
 from iso_orchestrator.store.file.fs import FileSystem, is_same_file, is_unchanged
 from iso_orchestrator.store.file.group_sync import GroupSync
-from iso_orchestrator.store.file.locks import FileLock, FileMutex
+from iso_orchestrator.store.file.locks import FileLock
+from iso_orchestrator.store.file.mutexes import FileMutex, MutexFiles
 from iso_orchestrator.store.file.pair import digest, fold_lines, read_pair
 from iso_orchestrator.store.file.runs import RunFiles
 from iso_orchestrator.store.protocol import OwnerInfo, StoreMutex
@@ -46,6 +48,7 @@ _log = logging.getLogger("iso_orchestrator")
 # The journal is folded when it has outgrown both: each of its bytes then bears a constant share of all folds.
 _FOLD_AT_BYTES = 1 << 24
 _FOLD_AT_RATIO = 4.0
+_LOOK_EVERY = 0.05  # seconds
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -87,8 +90,11 @@ class FileLog:
         self.record_lock = record_lock
         self.unlock = record_lock.release
         self._runs = RunFiles(fs, paths.runs)
+        self._mutexes = MutexFiles(fs, paths)
         self._journal: _Journal | None = None
         self._snapshot: os.stat_result | None = None
+        self._generation = 0  # the lock file's length when the pair was last looked at
+        self._look_at = 0.0  # when to look at it again, by the monotonic clock
         self._fold_at = _FOLD_AT_BYTES
         self._sync = GroupSync(self._sync_journal)
 
@@ -133,16 +139,10 @@ class FileLog:
         try:
             if fold is None or journal is None:
                 return self._reload()
-            snapshot_now = self._fs.identify_path(self._paths.snapshot)
-            journal_now = self._fs.identify_path(self._paths.journal)
-            file = journal.file
-            if journal_now is None or journal_now.st_ino != file.st_ino or journal_now.st_dev != file.st_dev:
-                return self._follow(fold, journal)
-            if not is_unchanged(snapshot_now, self._snapshot):
-                # Another program's write, or a process that died between the two renames of a fold.
-                return self._reload()
-            if journal_now.st_size != journal.end:
-                self._read_on(fold, journal, cut=True)
+            # What any process of ours does is seen by the two lengths, in a sixth of the time of a look at the paths.
+            # What other programs do is looked for before the first fact, and every now and then.
+            if self._has_others_facts(journal) or journal.end == journal.header.size or monotonic() >= self._look_at:
+                return self._look(fold, journal)
             return fold
         except OSError as error:
             raise self._as_typed(error) from error
@@ -189,13 +189,12 @@ class FileLog:
     def is_current(self) -> bool:
         """Whether the journal ends where this process's place in it is."""
         journal = self._journal
-        if journal is None or self._sync.failure is not None:
+        if journal is None or self._sync.failure is not None or monotonic() >= self._look_at:
             return False
         try:
-            now = self._fs.identify_path(self._paths.journal)
+            return not self._has_others_facts(journal)
         except OSError:
             return False  # the locked way says what is wrong
-        return is_same_file(now, journal.file) and now.st_size == journal.end
 
     @_typed
     def is_alive(self, owner: str) -> bool:
@@ -208,8 +207,7 @@ class FileLog:
 
     def mutex(self, key: str, *, whole_store: bool) -> StoreMutex:
         """The mutex of that key."""
-        folder = self._paths.store_mutexes if whole_store else self._paths.mutexes
-        return FileMutex(self._fs, join(folder, mutex_file_name(key)))
+        return self._mutexes.mutex(key, whole_store=whole_store)
 
     @_typed
     def leave(self, fold: Fold | None) -> None:
@@ -238,13 +236,9 @@ class FileLog:
 
     def close(self) -> None:
         """Close all files, which frees their locks. What a signal kept it from, a second call does."""
-        try:
-            self._runs.give_up()  # first: who gets the record's lock must not find this process alive
-        finally:
-            try:
-                self.record_lock.close()
-            finally:
-                self.forget()
+        with ExitStack() as stack:  # the last one first: who gets the record's lock must not find this process alive
+            for close in (self.forget, self.record_lock.close, self._mutexes.close, self._runs.give_up):
+                stack.callback(close)
 
     def _load(self) -> Fold | None:
         """The record on disk, with this log's place in its journal; written anew where that is not safe."""
@@ -277,6 +271,28 @@ class FileLog:
             self._rotate(pair.fold)
         return pair.fold
 
+    def _has_others_facts(self, journal: _Journal) -> bool:
+        """Whether another process has appended, or put another pair in this one's place."""
+        return self._fs.size(journal.fd) != journal.end or self.record_lock.length() != self._generation
+
+    def _look(self, fold: Fold, journal: _Journal) -> Fold:
+        """Take in what has changed, by the names of the pair."""
+        snapshot_now = self._fs.identify_path(self._paths.snapshot)
+        journal_now = self._fs.identify_path(self._paths.journal)
+        if not is_same_file(journal_now, journal.file):
+            return self._follow(fold, journal)
+        if not is_unchanged(snapshot_now, self._snapshot):
+            # Another program's write, or a process that died between the two renames of a fold.
+            return self._reload()
+        if journal_now.st_size != journal.end:
+            self._read_on(fold, journal, cut=True)
+        self._looked()
+        return fold
+
+    def _looked(self) -> None:
+        self._generation = self.record_lock.length()
+        self._look_at = monotonic() + _LOOK_EVERY
+
     def _reload(self) -> Fold:
         self._refuse_removed()
         fold = self._load()
@@ -305,6 +321,7 @@ class FileLog:
             self._snapshot = snapshot
             self._fold_at = max(_FOLD_AT_BYTES, int(_FOLD_AT_RATIO * (snapshot.st_size if snapshot else 0)))
             self._sync.written = seq
+        self._looked()
         if old is not None and old.fd != journal.fd:
             self._fs.close(old.fd)
 
@@ -360,6 +377,7 @@ class FileLog:
     def _rotate(self, fold: Fold) -> _Journal:
         """A fresh pair from *fold*: the snapshot first, then a journal that goes on from it."""
         snapshot = snapshot_from_fold(fold)
+        self.record_lock.grow()  # before anything is renamed: whoever is killed in between has told the others
         fd = write_aside(self._fs, self._paths.snapshot, snapshot)
         self._snapshot = None  # until the journal that goes with it is there
         try:
