@@ -1202,6 +1202,32 @@ def test_fold_that_was_killed_between_its_renames_is_done_by_a_live_peer(root: P
     looks(root, "first", "second", "last words", "after")
 
 
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_fold_of_one_who_opens_is_seen_by_a_live_peer_at_once(
+    root: Path, monkeypatch: pytest.MonkeyPatch, is_killed: bool
+) -> None:
+    """A process that never looks at the names again learns of a new pair, or half of one, by the lock file's length."""
+    monkeypatch.setattr("iso_orchestrator.store.file.log._LOOK_EVERY", 1e9)
+    log_dead, dead = opened(root)
+    log, fold = opened(root)
+    put(log_dead, dead, note("first"))
+    fold = put(log, fold, note("second"))
+    die(log_dead)  # so that the next to open writes a fresh pair
+
+    def before(name: str, args: tuple[Any, ...]) -> None:
+        if is_killed and name == "replace" and args[1].endswith(".journal"):
+            raise Crash
+
+    with suppress(Crash):
+        other, its = opened(root, WatchedFS(before))
+        die(other)
+    fold = put(log, fold, note("third"))
+    assert notes_of(fold) == ["first", "second", "third"]
+    log.sync(fold.seq)
+    log.leave(fold)
+    looks(root, "first", "second", "third")
+
+
 class Crash(BaseException):
     """The process is gone."""
 

@@ -144,7 +144,7 @@ FAULTS = [
     ),
     Fault(
         "lock file unlinked on release",
-        "store/file/locks.py",
+        "store/file/mutexes.py",
         "            self._file.release()\n",
         "            from iso_orchestrator.store.file.files import remove\n\n"
         "            self._file.release()\n"

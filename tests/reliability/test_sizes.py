@@ -239,7 +239,7 @@ def test_a_step_costs_the_same_however_many_came_before(root: Path, tier: Tier, 
 
 
 def test_keys_and_leases_leave_no_descriptor_open(root: Path, tier: Tier, figures: Figures) -> None:
-    """However many mutexes, leases and submitted steps there were, no more files are open than before them."""
+    """However many mutexes, leases and submitted steps there were, only the 16 mutexes taken last are still open."""
     count = tier.count(quick=100, full=2000, soak=10_000)
     fs = CountingFS()
     with Workflow("w", store=FileStore(root, fs)) as workflow:
@@ -250,8 +250,8 @@ def test_keys_and_leases_leave_no_descriptor_open(root: Path, tier: Tier, figure
             with workflow.mutex(f"key {number}"):
                 workflow.touch_lease(f"lease {number % 50}", holder="me", ttl=60)
         assert sum(future.result() for future in [body.submit(number) for number in range(count)]) >= 0
-        assert fs.opened == before
-        assert fs.most <= before + 5
+        assert fs.opened == before + 16
+        assert fs.most <= before + 16 + 5
     assert fs.opened == 0
     assert list(root.glob("locks/*/mutex/*")) == []
     figures.add(ROW, "mutexes, leases and submitted steps", 3 * count)

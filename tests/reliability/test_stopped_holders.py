@@ -280,7 +280,7 @@ def come_and_go(link: Link, root: str) -> None:
 
 PLACES = {
     "before the write": ("write_at", 1, False),
-    "before the bytes of others are read": ("identify_path", 1, False),
+    "before the bytes of others are read": ("size", 1, False),
     "leaving, before a new file": ("open_new", 1, True),
     "leaving, before the snapshot's name": ("replace", 1, True),
     "leaving, before the folder's sync": ("sync_folder", 1, True),

@@ -321,9 +321,9 @@ class FileLog:
             self._snapshot = snapshot
             self._fold_at = max(_FOLD_AT_BYTES, int(_FOLD_AT_RATIO * (snapshot.st_size if snapshot else 0)))
             self._sync.written = seq
-        self._looked()
         if old is not None and old.fd != journal.fd:
             self._fs.close(old.fd)
+        self._looked()
 
     def _follow(self, fold: Fold, journal: _Journal) -> Fold:
         """Go over to the journal that another process has put in the old one's place."""

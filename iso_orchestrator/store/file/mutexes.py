@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import TypeAlias
 
 from iso_orchestrator.names import mutex_file_name
@@ -122,8 +123,9 @@ class MutexFiles:
         with self._guard:
             self._is_closed = True
             free, self._free = list(self._free.values()), {}
-        for mutex in free:
-            mutex.close()
+        with ExitStack() as stack:  # whatever becomes of one, the others are closed
+            for mutex in free:
+                stack.callback(mutex.close)
 
     def _keep(self, name: _Name, mutex: FileMutex) -> None:
         with self._guard:
