@@ -1219,8 +1219,7 @@ def test_fold_of_one_who_opens_is_seen_by_a_live_peer_at_once(
             raise Crash
 
     with suppress(Crash):
-        other, its = opened(root, WatchedFS(before))
-        die(other)
+        die(opened(root, WatchedFS(before))[0])
     fold = put(log, fold, note("third"))
     assert notes_of(fold) == ["first", "second", "third"]
     log.sync(fold.seq)
