@@ -14,7 +14,7 @@ PACKAGE = Path(iso_orchestrator.__file__).parent
 
 # From the ground up. A module imports what stands on a lower floor, or beside it.
 FLOORS = [
-    {"clock", "errors", "identity", "markup", "names", "noting", "progress", "seconds", "waiting"},
+    {"clock", "collector", "errors", "identity", "markup", "names", "noting", "progress", "seconds", "waiting"},
     {"facts", "fold", "model"},
     {"codec"},
     {"store"},

@@ -5,10 +5,11 @@ import io
 import json
 import math
 from collections import Counter, OrderedDict, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, NamedTuple, Optional, TypedDict
 from uuid import UUID
@@ -259,6 +260,37 @@ def test_cycle_is_refused_in_few_words() -> None:
     with pytest.raises(SerializationError, match="contains itself") as caught:
         to_json(cycle(), "the state")
     assert len(str(caught.value)) < 1000
+
+
+def depth_of(value: object) -> int:
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return 0 if parts is None else 1 + max(map(depth_of, parts), default=0)
+
+
+bracketed = st.recursive(
+    st.text('[]{}"\\,: ', max_size=6),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text('[]{}"\\', max_size=4), inner, max_size=3),
+    max_leaves=12,
+)
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 4])
+def test_depth_is_counted_whatever_stands_in_texts(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+    """A text is refused if it is nested deeper than the limit, and only then: brackets in its texts do not count."""
+    monkeypatch.setattr("iso_orchestrator.codec.json._MAX_DEPTH_READ", limit)
+
+    @given(bracketed, st.sampled_from([json.dumps, partial(json.dumps, indent=1)]))
+    def check(value: object, write: Callable[[object], str]) -> None:
+        many = [value] * (limit + 1)  # fewer brackets than that are not looked at
+        text = write(many)
+        for written in (text, text.encode()):
+            if depth_of(many) > limit:
+                with pytest.raises(ValueError, match="nested deeper"):
+                    decode(written)
+            else:
+                assert decode(written) == many
+
+    check()
 
 
 def test_deep_but_legal_values_come_back() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from json.encoder import encode_basestring_ascii
 from typing import Any, TypeAlias
@@ -40,8 +41,9 @@ def decode(text: str | bytes) -> Json:
         ValueError: It is none.
     """
     value: Json = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
-    if _may_be_deep(text):
-        _refuse_depth(value)
+    data = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
+    if data.count(b"[") + data.count(b"{") > _MAX_DEPTH_READ:
+        _refuse_depth(data)
     return value
 
 
@@ -154,22 +156,21 @@ def _finite(text: str) -> float:
     return value
 
 
-def _may_be_deep(text: str | bytes) -> bool:
-    if isinstance(text, str):
-        return text.count("[") + text.count("{") > _MAX_DEPTH_READ
-    return text.count(b"[") + text.count(b"{") > _MAX_DEPTH_READ
+def _refuse_depth(text: bytes) -> None:
+    """Raise where a JSON text is nested too deeply. Each pass takes away the innermost brackets: no value is walked."""
+    text = text.replace(b"\\\\", b"").replace(b'\\"', b"")
+    brackets = text.translate(_TO_BRACKETS, _NO_BRACKETS).replace(b'""', b"")  # texts that have none are gone
+    brackets = re.sub(b'"[^"]*"', b"", brackets)
+    for _ in range(_MAX_DEPTH_READ):
+        if not brackets:
+            return
+        brackets = brackets.replace(b"()", b"")
+    if brackets:
+        raise ValueError(f"it is nested deeper than {_MAX_DEPTH_READ} levels")
 
 
-def _refuse_depth(value: Json) -> None:
-    inside = [iter((value,))]  # of what is looked through, from the outermost in: no copy of a large record
-    while inside:
-        part = next((item for item in inside[-1] if type(item) is dict or type(item) is list), None)
-        if part is None:
-            inside.pop()
-        elif len(inside) > _MAX_DEPTH_READ:
-            raise ValueError(f"it is nested deeper than {_MAX_DEPTH_READ} levels")
-        else:
-            inside.append(iter(part.values() if isinstance(part, dict) else part))
+_TO_BRACKETS = bytes.maketrans(b"{[]}", b"(())")
+_NO_BRACKETS = bytes(set(range(256)) - set(b'{[]}"'))
 
 
 def _refuse_constant(name: str) -> Json:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import attrs
 
 from iso_orchestrator.codec import fold_from_snapshot, is_as_written
+from iso_orchestrator.collector import collector_paused
 from iso_orchestrator.errors import CorruptRecordError, RecordConflictError
 from iso_orchestrator.fold import Fold
 from iso_orchestrator.store.file.files import Paths, read_all, read_file
@@ -43,6 +44,11 @@ def read_pair(fs: FileSystem, paths: Paths, journal_fd: int | None) -> Pair:
         FormatVersionError: A newer release wrote one of them.
         RecordConflictError: They do not belong together.
     """
+    with collector_paused():
+        return _read_pair(fs, paths, journal_fd)
+
+
+def _read_pair(fs: FileSystem, paths: Paths, journal_fd: int | None) -> Pair:
     journal = b"" if journal_fd is None else read_all(fs, journal_fd)
     # The journal first: the snapshot can then be newer, which is well, but never older.
     snapshot = read_file(fs, paths.snapshot)
