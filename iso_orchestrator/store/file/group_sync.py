@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from iso_orchestrator.errors import StoreError
-from iso_orchestrator.waiting import Monitor
+from iso_orchestrator.waiting import Latch
 
 __all__ = ["GroupSync"]
 
@@ -32,8 +33,9 @@ class GroupSync:
         self.synced = 0
         self.failure: str | None = None
         self._sync_file = sync_file
-        self._monitor = Monitor()
-        self._leader_at_work = False
+        self._guard = threading.RLock()
+        self._is_led = False
+        self._waiting: list[tuple[int, Latch]] = []  # up to which sequence, and what wakes who waits
 
     def wait_for(self, seq: int) -> None:
         """Return when *seq* is on the disk.
@@ -44,27 +46,23 @@ class GroupSync:
         while self.synced < seq or self.failure is not None:
             leads = False
             try:
-                with self._monitor.guard:
+                with self._guard:
                     if self.failure is not None:
                         self.check()
-                    if not self._leader_at_work:
+                    if self._is_led:
+                        latch = self._enqueue(seq)
+                    elif self.synced < seq:
                         # In one statement: a signal between two would leave a leader at work who is nobody.
-                        self._leader_at_work = leads = True
-                if not leads:
-                    self._monitor.wait_until(lambda: not self._leader_at_work)
-                    continue
-                target = self.written  # for all who have written by now
-                try:
-                    self._sync_file()
-                except OSError as error:
-                    self.failure = f"a sync failed ({error.strerror})"
-                else:
-                    self.raise_to(target)
+                        self._is_led = leads = True
+                if leads:
+                    self._lead()
+                elif self.synced < seq:
+                    self._follow(latch)
             finally:
                 if leads:
-                    with self._monitor.guard:
-                        self._leader_at_work = False
-                        self._monitor.notify()
+                    with self._guard:
+                        self._is_led = False
+                        self._wake()
 
     def check(self) -> None:
         """Raise when a sync has failed."""
@@ -76,23 +74,58 @@ class GroupSync:
 
     def fail(self, reason: str) -> None:
         """Refuse everything from now on."""
-        with self._monitor.guard:
+        with self._guard:
             self.failure = self.failure or reason
-            self._monitor.notify()
+            self._wake()
 
     @contextmanager
     def swapping(self, seq: int) -> Iterator[None]:
         """While the file is swapped for one that has everything up to *seq*, durably, nobody syncs."""
         while True:
-            self._monitor.wait_until(lambda: not self._leader_at_work)
-            with self._monitor.guard:
-                if not self._leader_at_work:
+            with self._guard:
+                if not self._is_led:
                     yield
                     self.synced = seq
-                    self._monitor.notify()
+                    self._wake()
                     return
+                latch = self._enqueue(0)
+            self._follow(latch)
 
     def raise_to(self, seq: int) -> None:
         """All up to *seq* is on the disk, as this process or another has found."""
         if seq > self.synced:
             self.synced = seq
+
+    def _lead(self) -> None:
+        target = self.written  # for all who have written by now
+        try:
+            self._sync_file()
+        except OSError as error:
+            self.failure = f"a sync failed ({error.strerror})"
+        else:
+            self.raise_to(target)
+
+    def _enqueue(self, seq: int) -> Latch:
+        latch = Latch()
+        self._waiting.append((seq, latch))
+        return latch
+
+    def _follow(self, latch: Latch) -> None:
+        try:
+            latch.wait()
+        except BaseException:  # a signal: who was woken to lead leaves that to another
+            with self._guard:
+                if not self._is_led:
+                    self._wake()
+            raise
+
+    def _wake(self) -> None:
+        """Wake all who have what they wait for, and one of the others, who leads the next. Under the lock."""
+        has_leader = False
+        for entry in list(self._waiting):
+            seq, latch = entry
+            is_done = seq <= self.synced or self.failure is not None
+            if is_done or not has_leader:
+                has_leader = has_leader or not is_done
+                latch.set()
+                self._waiting.remove(entry)
