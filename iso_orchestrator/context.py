@@ -121,6 +121,7 @@ class Scope:
     item: ItemContext | None = None
     attempt: Attempt | None = None
     fences: tuple[Fence, ...] = ()
+    is_stopped: Callable[[], bool] | None = None  # whether the `for_each` around it starts nothing more
 
     def context(self) -> Context:
         """A copy of the current context in which this is current.

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from iso_orchestrator.names import check_key
+
 if TYPE_CHECKING:
     from iso_orchestrator.model import ErrorInfo
 
@@ -16,6 +18,7 @@ __all__ = [
     "FormatVersionError",
     "LeaseConflictError",
     "LeaseLostError",
+    "Limited",
     "MutexTimeoutError",
     "NoActiveWorkflowError",
     "OrchestratorError",
@@ -125,6 +128,42 @@ class StepFailedError(OrchestratorError):
             f"step {self.step_name!r} failed where it ran: {self.error.name}: {self.error.message}; "
             "call it again to run it here"
         )
+
+
+@_error
+class Limited(OrchestratorError):  # noqa: N818 - no error of the step: what it wants is not to be had yet
+    """Raise it in a step: what it needs has a usage limit until some time.
+
+    The attempt does not count. The workflow waits until then and tries again; killed and started again it waits only
+    for the rest. Other steps of the same key do not start before.
+
+    Args:
+        until: When to try again; aware.
+        key: What is limited, for all steps that name it as their `limit_key`; default: this step alone.
+
+    Raises:
+        TypeError: *until* is no datetime, or *key* no str.
+        ValueError: *until* is naive.
+
+    Example:
+        >>> from datetime import UTC, timedelta
+        >>> Limited(datetime.now(UTC) + timedelta(hours=1), "some-api").key
+        'some-api'
+    """
+
+    until: datetime
+    key: str | None = None
+
+    def __attrs_post_init__(self) -> None:
+        if not isinstance(self.until, datetime):
+            raise TypeError(f"Limited(until=...) takes a datetime, not {self.until!r:.80}")
+        if self.until.tzinfo is None:
+            raise ValueError("Limited(until=...) takes an aware datetime: use datetime.now(UTC) + timedelta(...)")
+        if self.key is not None:
+            check_key(self.key, "Limited(key=...)")
+
+    def __str__(self) -> str:
+        return f"{self.key or 'the step'} is limited until {self.until.isoformat(timespec='seconds')}"
 
 
 @_error

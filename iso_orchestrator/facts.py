@@ -15,6 +15,7 @@ from iso_orchestrator.model import ErrorInfo, Json, WorkflowStatus
 
 __all__ = [
     "ABSENT",
+    "CommandsMarked",
     "EventAppended",
     "Fact",
     "HeartbeatRecorded",
@@ -28,6 +29,7 @@ __all__ = [
     "StepAbandoned",
     "StepCompleted",
     "StepFailed",
+    "StepLimited",
     "StepStarted",
     "StepsReset",
 ]
@@ -114,6 +116,15 @@ class StepFailed(Fact):
 
 
 @attrs.frozen(eq=False, repr=False)
+class StepLimited(Fact):
+    """An attempt met a usage limit, and does not count: neither the step nor another of *key* begins before *until*."""
+
+    step: str
+    until: datetime
+    key: str | None = None
+
+
+@attrs.frozen(eq=False, repr=False)
 class StepAbandoned(Fact):
     """An attempt ended without an outcome: nobody need wait for it."""
 
@@ -140,6 +151,13 @@ class StatusSet(Fact):
 
     status: WorkflowStatus
     error: ErrorInfo | None = None
+
+
+@attrs.frozen(eq=False, repr=False)
+class CommandsMarked(Fact):
+    """What the marks of this workflow's commands are made of, by which their processes are found."""
+
+    seed: str
 
 
 @attrs.frozen(eq=False, repr=False)

@@ -106,6 +106,9 @@ class Fold:
     Attributes:
         seq: Sequence of the last fact in it.
         run_failed: Whether a run of the overlapping group has failed.
+        limits: Until when what steps name as their `limit_key` is limited.
+        step_limits: Until when a step is, whatever it names.
+        command_seed: What the marks of the workflow's commands are made of.
         unknown: Top-level keys of a snapshot that nobody here knows.
     """
 
@@ -124,6 +127,9 @@ class Fold:
     run_failed: bool = False
     tokens: dict[str, int] = attrs.field(factory=dict)
     lease_clocks: dict[str, LeaseClock] = attrs.field(factory=dict)
+    limits: dict[str, datetime] = attrs.field(factory=dict)
+    step_limits: dict[str, datetime] = attrs.field(factory=dict)
+    command_seed: str | None = None
     unknown: dict[str, Json] = attrs.field(factory=dict)
 
     @classmethod
@@ -169,6 +175,13 @@ class Fold:
         if step is None or step.idempotency_key != idempotency_key or step.version != version:
             return None
         return step
+
+    def limit(self, name: str, limit_key: str | None) -> datetime | None:
+        """Until when a step is limited, or was."""
+        if not self.step_limits and not self.limits:
+            return None
+        found = [self.step_limits.get(name), None if limit_key is None else self.limits.get(limit_key)]
+        return max((until for until in found if until is not None), default=None)
 
     def owner(self, name: str) -> str | None:
         """The run file of the process that has a step in hand."""
@@ -296,6 +309,23 @@ def _step_failed(fold: Fold, fact: f.StepFailed) -> None:
         step.owner = None
 
 
+def _step_limited(fold: Fold, fact: f.StepLimited) -> None:
+    step = fold.steps[fact.step]
+    for limits, key in ((fold.step_limits, fact.step), (fold.limits, fact.key)):
+        for over in [known for known, until in limits.items() if until <= fact.at]:
+            del limits[over]
+        if key is not None:
+            limits[key] = max(fact.until, limits.get(key, fact.until))
+    step.status = StepStatus.FAILED
+    step.updated_at = fact.at
+    step.completed_at = step.result = None
+    until = fact.until.isoformat(timespec="seconds")
+    step.error = ErrorInfo("Limited", f"{fact.key or 'the step'} is limited until {until}")
+    step.seq = fold.seq
+    _event(fold, fact, "step.limited", step=fact.step, attempt=step.attempts, until=until, limitKey=fact.key)
+    step.attempts -= 1
+
+
 def _step_abandoned(fold: Fold, fact: f.StepAbandoned) -> None:
     fold.steps[fact.step].owner = None
 
@@ -315,6 +345,10 @@ def _status_set(fold: Fold, fact: f.StatusSet) -> None:
     fold.last_error = fact.error
     detail = {"error": _error_json(fact.error)} if fact.error else {}
     _event(fold, fact, f"workflow.{fact.status}", **detail)
+
+
+def _commands_marked(fold: Fold, fact: f.CommandsMarked) -> None:
+    fold.command_seed = fact.seed
 
 
 def _event_appended(fold: Fold, fact: f.EventAppended) -> None:
@@ -368,10 +402,12 @@ _APPLY: dict[type[f.Fact], Callable[[Fold, Any], None]] = {
     f.StepStarted: _step_started,
     f.StepCompleted: _step_completed,
     f.StepFailed: _step_failed,
+    f.StepLimited: _step_limited,
     f.StepAbandoned: _step_abandoned,
     f.StepsReset: _steps_reset,
     f.StateUpdated: _state_updated,
     f.StatusSet: _status_set,
+    f.CommandsMarked: _commands_marked,
     f.EventAppended: _event_appended,
     f.HeartbeatRecorded: _heartbeat_recorded,
     f.LeaseTouched: _lease_touched,

@@ -288,12 +288,24 @@ class Scheduler:
 
     def _do(self, task: _Task) -> tuple[bool, Any]:
         around = self._scope
-        item = ItemContext(task.index)
-        with entered(Scope(around.workflow, around.runs, task.owner, around.step, item, around.attempt, around.fences)):
+        scope = Scope(
+            around.workflow,
+            around.runs,
+            task.owner,
+            around.step,
+            ItemContext(task.index),
+            around.attempt,
+            around.fences,
+            self._is_stopped,
+        )
+        with entered(scope):
             try:
                 return True, self._work(task.item) if task.hold is None else self._do_held(task, task.hold)
             except BaseException as error:  # noqa: BLE001 - it is the item's outcome, or the caller's error
                 return False, error
+
+    def _is_stopped(self) -> bool:
+        return self._stopped
 
     def _do_held(self, task: _Task, hold: Hold) -> Any:
         assert task.key is not None

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from typing import Any, Literal, TypeAlias
 
 import attrs
 
-from iso_orchestrator.clock import sleep
+from iso_orchestrator.clock import cut, sleep
 from iso_orchestrator.codec import ResultCodec
 from iso_orchestrator.context import Attempt, Owner, Scope, StepContext, current_owner, current_scope
 from iso_orchestrator.errors import (
     LeaseLostError,
+    Limited,
     OrchestratorError,
     SerializationError,
     StepFailedError,
@@ -20,7 +23,7 @@ from iso_orchestrator.errors import (
     StoreError,
     WorkflowUsageError,
 )
-from iso_orchestrator.facts import ABSENT, Fact, StepCompleted, StepFailed, StepStarted
+from iso_orchestrator.facts import ABSENT, Fact, StepCompleted, StepFailed, StepLimited, StepStarted
 from iso_orchestrator.fold import Fold, StepState
 from iso_orchestrator.handle import Handle
 from iso_orchestrator.liveness import Pause
@@ -33,7 +36,11 @@ from iso_orchestrator.waiting import Latch
 
 __all__ = ["IfInterrupted", "StepCall", "StepOptions"]
 
+_log = logging.getLogger("iso_orchestrator")
+
 IfInterrupted: TypeAlias = Literal["rerun", "fail"]
+
+_LONGEST_NAP = 0.5  # seconds; the wait for a limit can end with Ctrl-C
 
 
 @attrs.frozen(eq=False, repr=False)
@@ -45,6 +52,7 @@ class StepOptions:
     accept: Callable[[Any], bool] | None
     if_interrupted: IfInterrupted
     version: str | None
+    limit_key: str | None = None
 
 
 @attrs.frozen(eq=False, repr=False)
@@ -70,6 +78,13 @@ class _WaitThere:
 
 
 @attrs.frozen(eq=False, repr=False)
+class _WaitUntil:
+    """What it needs is limited."""
+
+    until: datetime
+
+
+@attrs.frozen(eq=False, repr=False)
 class _Refused:
     """It cannot be had, and why."""
 
@@ -79,7 +94,7 @@ class _Refused:
 _Attempt: TypeAlias = int
 """The number of the attempt at a step that the caller has in hand now."""
 
-_Beginning: TypeAlias = _Attempt | _Known | _WaitHere | _WaitThere | _Refused
+_Beginning: TypeAlias = _Attempt | _Known | _WaitHere | _WaitThere | _WaitUntil | _Refused
 
 
 class _NotRecorded(Exception):  # noqa: N818 - never leaves this module
@@ -148,6 +163,8 @@ class StepCall:
                     awaited = attempts
                     pause = pause or Pause()
                     pause.rest()
+                case _WaitUntil(until):
+                    self._wait_until(until)
                 case _WaitHere(flight, end):
                     self._wait_for(flight, end)
                     if flight.succeeded and self._is_same(flight):
@@ -174,6 +191,8 @@ class StepCall:
                     log.sync(same.seq)
                     return (), _Refused(refused)
                 attempt += same.attempts
+        if (until := self._limit(fold, at)) is not None:
+            return (), _WaitUntil(until)
         flights[self.name] = flight
         return [self._started(attempt, at)], attempt
 
@@ -188,29 +207,44 @@ class StepCall:
         return StepStarted(at, self.name, attempt, self.session.log.owner, self.idempotency_key, self.options.version)
 
     def _attempts(self, flight: Flight, attempt: int) -> Any:
-        budget = self.options.retry.attempts
-        for number in range(1, budget + 1):
-            if number > 1:
-                attempt += 1
-                started = self._started(attempt, self.handle.clock.now())
-                self.session.append(lambda _, fact=started: ([fact], None), self.scope.fences)  # type: ignore[misc]
+        budget, number = self.options.retry.attempts, 1
+        while True:
             context = StepContext(self.name, number, budget, self.idempotency_key)
             try:
                 return self._attempt(flight, attempt, context)
             except _NotRecorded:
                 raise
             except BaseException as error:
+                if isinstance(error, Limited) and self._is_limited(attempt, error):
+                    self._begin_again(attempt)  # the same one: a limit is no failure
+                    continue
                 pause = self._pause_before_retry(error, context)
                 if not self._record_failure(flight, attempt, error, retrying=pause is not None) or pause is None:
                     raise
                 sleep(pause)
-        raise AssertionError("unreachable: the last attempt returns or raises")
+            number, attempt = number + 1, attempt + 1
+            self._begin_again(attempt)
+
+    def _begin_again(self, attempt: int) -> None:
+        while True:
+            at = self.handle.clock.now()
+
+            def decide(fold: Fold, at: datetime = at) -> tuple[Sequence[Fact], datetime | None]:
+                until = self._limit(fold, at)
+                return [self._started(attempt, at)] if until is None else (), until
+
+            until, _ = self.session.append(decide, self.scope.fences)
+            if until is None:
+                return
+            self._wait_until(until)
 
     def _attempt(self, flight: Flight, attempt: int, context: StepContext) -> Any:
         scope = self.scope
         work = Attempt(self.session, flight, scope.attempt)
         owner = Owner(scope.owner or current_owner())
-        inside = Scope(self.handle.workflow, scope.runs, owner, context, scope.item, work, scope.fences)
+        inside = Scope(
+            self.handle.workflow, scope.runs, owner, context, scope.item, work, scope.fences, scope.is_stopped
+        )
         context_of_body = inside.context()
         if self.options.timeout is None:
             value = context_of_body.run(self.body)
@@ -270,6 +304,41 @@ class StepCall:
                 error.add_note(f"iso-orchestrator: the failure of step {self.name!r} was not recorded: {trouble}")
             return False
         return True
+
+    def _is_limited(self, attempt: int, limit: Limited) -> bool:
+        """Record that an attempt met a limit; False where that is over already, which is a failure like any other."""
+        at, until = self.handle.clock.now(), cut(limit.until.astimezone(UTC))
+        if until <= at:
+            return False
+        fact = StepLimited(at, self.name, until, limit.key or self.options.limit_key)
+
+        def decide(fold: Fold) -> tuple[Sequence[Fact], bool]:
+            is_mine = self._is_mine(fold, attempt)
+            return [fact] if is_mine else [], is_mine
+
+        recorded, seq = self.session.append(decide, self.scope.fences)
+        if not recorded:
+            raise _NotRecorded(None)
+        self.session.log.sync(seq)
+        return True
+
+    def _limit(self, fold: Fold, at: datetime) -> datetime | None:
+        """Until when the step is limited; None when it is not."""
+        until = fold.limit(self.name, self.options.limit_key)
+        return until if until is not None and until > at else None
+
+    def _wait_until(self, until: datetime) -> None:
+        """Wait for the end of a limit.
+
+        Raises:
+            Limited: The `for_each` around it was stopped.
+        """
+        limit = Limited(until, self.options.limit_key)
+        _log.warning("step %r waits: %s", self.name, limit)
+        while (seconds := (until - self.handle.clock.now()).total_seconds()) > 0:
+            if self.scope.is_stopped is not None and self.scope.is_stopped():
+                raise limit
+            sleep(min(seconds, _LONGEST_NAP))
 
     def _pause_before_retry(self, error: BaseException, context: StepContext) -> float | None:
         """Seconds until the next attempt; None when there is to be none."""

@@ -101,6 +101,9 @@ def fold_from_snapshot(data: bytes, path: str) -> Fold:
         run_failed=read(bool, ours.get("runFailed", False)),
         tokens=tokens,
         lease_clocks=read(dict[str, LeaseClock], ours.get("leaseClocks", {})),
+        limits=read(dict[str, datetime], ours.get("limits", {})),
+        step_limits=read(dict[str, datetime], ours.get("stepLimits", {})),
+        command_seed=None if (seed := ours.get("commandSeed")) is None else read(str, seed),
     )
 
 
@@ -149,7 +152,7 @@ def _ours(fold: Fold) -> dict[str, Json]:
         for name, step in fold.steps.items()
         if step.owner is not None or step.version is not None
     }
-    return {
+    ours: dict[str, Json] = {
         "format": _OUR_FORMAT,
         "seq": fold.seq,
         "runs": {run: writer(LiveRun)(live) for run, live in fold.runs.items()},
@@ -158,3 +161,9 @@ def _ours(fold: Fold) -> dict[str, Json]:
         "tokens": fold.tokens,
         "leaseClocks": {key: writer(LeaseClock)(clock) for key, clock in fold.lease_clocks.items()},
     }
+    for name, limits in (("limits", fold.limits), ("stepLimits", fold.step_limits)):
+        if limits:
+            ours[name] = {key: format_time(until) for key, until in limits.items()}
+    if fold.command_seed is not None:
+        ours["commandSeed"] = fold.command_seed
+    return ours

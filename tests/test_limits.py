@@ -1,0 +1,149 @@
+"""Usage limits: waited for, not counted, and known to whoever comes later."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import DEADLINE, run_python, wait_until
+from support_processes import in_thread
+
+from iso_orchestrator import Limited, StepStatus, Workflow, current_step, open_workflow, read_workflow_record
+
+SHORT = 0.2  # seconds
+
+
+class Spent:
+    """A body that meets limits of some seconds, one after the other, and then returns how often it was called."""
+
+    def __init__(self, *seconds: float) -> None:
+        self.began: list[float] = []
+        self.attempts: list[int] = []
+        self._seconds = list(seconds)
+
+    def __call__(self) -> int:
+        self.began.append(time.monotonic())
+        self.attempts.append(current_step().attempt)
+        if self._seconds:
+            raise Limited(datetime.now(UTC) + timedelta(seconds=self._seconds.pop(0)))
+        return len(self.began)
+
+
+def test_a_limit_is_waited_for_and_does_not_count(workflow: Workflow) -> None:
+    """A step with one attempt in all meets two limits, and succeeds in its first attempt after both."""
+    spent = Spent(SHORT, SHORT)
+    assert workflow.run_step("ask", spent) == 3
+    assert spent.attempts == [1, 1, 1]
+    waits = [later - earlier for earlier, later in zip(spent.began, spent.began[1:], strict=False)]
+    assert all(SHORT - 0.002 <= wait < DEADLINE for wait in waits)  # times are cut to milliseconds
+    step = workflow.record.steps["ask"]
+    assert (step.status, step.attempts, step.error) == (StepStatus.COMPLETED, 1, None)
+    limits = [event.detail for event in workflow.record.events if event.type == "step.limited"]
+    assert [limit["attempt"] for limit in limits] == [1, 1]
+
+
+def test_a_limit_that_is_over_is_a_failure(workflow: Workflow) -> None:
+    """What is limited until a time in the past would be tried for ever: it counts as any other failure."""
+    spent = Spent(-1, -1, -1)
+    with pytest.raises(Limited):
+        workflow.run_step("ask", spent, retry=2)
+    assert spent.attempts == [1, 2]
+
+
+def test_a_limit_shows_while_it_is_waited_for(workflow: Workflow, caplog: pytest.LogCaptureFixture) -> None:
+    """The record says until when, and so does the log."""
+    ended = in_thread(lambda: workflow.run_step("ask", Spent(5 * SHORT)))
+    wait_until(lambda: "ask" in workflow.record.steps and workflow.record.steps["ask"].error)
+    step = workflow.record.steps["ask"]
+    assert step.status is StepStatus.FAILED
+    assert step.error is not None
+    assert step.error.message.startswith("the step is limited until 20")
+    wait_until(lambda: "step 'ask' waits: the step is limited until 20" in caplog.text)
+    assert ended.result(DEADLINE) == 2
+
+
+KILLED = """
+import os, signal, sys
+from datetime import datetime, timedelta, UTC
+from iso_orchestrator import Limited, Workflow
+
+def ask():
+    raise Limited(datetime.now(UTC) + timedelta(seconds=float(sys.argv[2])))
+
+print("go")
+Workflow("w", dir=sys.argv[1]).run_step("ask", ask)
+"""
+
+
+def test_who_starts_again_waits_for_the_rest(tmp_path: Path) -> None:
+    """Killed in the wait and started again, a step begins when its limit ends, and not before."""
+    with run_python(KILLED, tmp_path, 2.0) as child:
+        assert child.line() == "go"
+        wait_until(lambda: _error_of(tmp_path) is not None)
+        child.process.kill()
+        child.process.wait(DEADLINE)
+    until = datetime.fromisoformat(str(_error_of(tmp_path)).rpartition(" ")[2])
+    workflow = open_workflow("w", dir=tmp_path)
+    assert workflow.run_step("ask", lambda: datetime.now(UTC) >= until) is True
+    assert workflow.record.steps["ask"].attempts == 1
+    workflow.close()
+
+
+def _error_of(root: Path) -> str | None:
+    if not list(root.glob("workflows/*.json")):
+        return None
+    step = read_workflow_record("w", dir=root).steps.get("ask")
+    return step.error.message if step is not None and step.error is not None else None
+
+
+def test_a_limit_survives_the_snapshot(workflow: Workflow, tmp_path: Path) -> None:
+    """A workflow that was closed and folded while a step was limited knows it when it is opened again."""
+    at = [datetime(2026, 5, 14, tzinfo=UTC)]
+    first = Workflow("folded", dir=tmp_path, now=lambda: at[0])
+    until = at[0] + timedelta(hours=1)
+
+    def ask() -> datetime:
+        if at[0] < until:
+            at[0] += timedelta(minutes=59)
+            raise Limited(until)
+        return at[0]
+
+    ended = in_thread(lambda: first.run_step("ask", ask))
+    wait_until(lambda: "ask" in first.record.steps and first.record.steps["ask"].error)
+    at[0] = until
+    assert ended.result(DEADLINE) == until
+    first.close()
+    fold = Workflow("folded", dir=tmp_path)._handle.store.read("folded")
+    assert fold is not None
+    assert fold.step_limits == {"ask": until}
+
+
+def test_ctrl_c_in_a_for_each_ends_the_wait(workflow: Workflow) -> None:
+    """A fan-out that is stopped does not wait for its items' limits; they are tried again in the next run."""
+    hour = Spent(3600)
+
+    def item(number: int) -> Any:
+        if number == 0:
+            return workflow.run_step("ask", hour)
+        wait_until(lambda: hour.began)
+        raise ValueError("the batch is over")
+
+    with pytest.raises(ValueError, match="the batch is over"):
+        workflow.run_for_each([0, 1], item, max_parallel=2)
+    assert workflow.record.steps["ask"].attempts == 0
+
+
+@pytest.mark.parametrize("until", ["soon", None, 3600])
+def test_a_limit_needs_a_time(until: Any) -> None:
+    """Anything else is refused where it is raised."""
+    with pytest.raises(TypeError, match="takes a datetime"):
+        Limited(until)
+
+
+def test_a_limit_needs_a_zone() -> None:
+    """A naive time means another moment on every machine."""
+    with pytest.raises(ValueError, match="aware"):
+        Limited(datetime(2026, 5, 14))
