@@ -14,11 +14,33 @@ PACKAGE = Path(iso_orchestrator.__file__).parent
 
 # From the ground up. A module imports what stands on a lower floor, or beside it.
 FLOORS = [
-    {"clock", "errors", "identity", "markup", "names", "noting", "progress", "seconds", "waiting"},
+    {
+        "clock",
+        "command_line",
+        "errors",
+        "identity",
+        "markup",
+        "names",
+        "noting",
+        "process_table",
+        "process_table_linux",
+        "process_table_psutil",
+        "process_tree",
+        "progress",
+        "seconds",
+        "waiting",
+    },
     {"facts", "fold", "model"},
     {"codec"},
     {"store"},
-    {"context", "handle", "liveness", "pool", "session"},
+    {
+        "context",
+        "handle",
+        "liveness",
+        "pool",
+        "process_ending",
+        "session",
+    },
     {
         "for_each",
         "functions",
@@ -47,14 +69,16 @@ DOORS = {
     "portalocker": {"store.file.locks"},
     "cattrs": {"codec.conversion", "codec.mapping", "codec.strict", "codec.values"},
     "subprocess": {"demo"},
+    "psutil": {"process_table_psutil"},
     "tqdm": {"progress"},
     "tenacity": {"retry"},
     "argparse": {"cli", "stand_in_agent"},
 }
 
-# Which calls open, make, move or remove files, and who alone may make them. `clock` reads the id of the boot.
+# Which calls open, make, move or remove files, and who alone may make them. `clock` reads the id of the boot,
+# `process_table_linux` what the kernel says of processes.
 FILE_CALLS = {"open", "mkdir", "makedirs", "rename", "replace", "unlink", "rmdir", "fsync", "read_text", "write_text"}
-FILE_DOORS = {"store.file.fs", "clock", "stand_in_agent"}
+FILE_DOORS = {"store.file.fs", "clock", "process_table_linux", "stand_in_agent"}
 
 
 def modules() -> dict[str, Path]:
