@@ -9,9 +9,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from support import wait_until
 
+from iso_orchestrator.command_line import Command
+from iso_orchestrator.command_run import CommandRun
+from iso_orchestrator.identity import unique_name
 from iso_orchestrator.process_tree import find, marked_environment
 
 FOREVER = "1000"  # seconds of a sleep that is not to end by itself
@@ -24,6 +28,13 @@ def python(code: str, *args: object) -> list[str]:
 
 def shell(code: str, *args: object) -> list[str]:
     return ["sh", "-c", code, "sh", *map(str, args)]
+
+
+def command_run(folder: Path, args: Sequence[str] | Command, **options: Any) -> CommandRun:
+    """A run of a command line in *folder*, with a mark of its own."""
+    command = args if isinstance(args, Command) else Command(args)
+    defaults = {"name": "step", "mark": unique_name(), "log_path": str(folder / "out.log"), "grace": 0.2}
+    return CommandRun(command=command, **{**defaults, **options})
 
 
 @contextmanager
