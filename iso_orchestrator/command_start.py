@@ -105,8 +105,9 @@ def _reason(error: OSError, command: Command, environment: Mapping[str, str]) ->
         return f"{reason}: give long texts as input= or in a file"
     if command.cwd is not None and not os.path.isdir(command.cwd):
         return f"its folder {command.cwd!r} is not there: make it, or give another cwd="
-    if isinstance(error, FileNotFoundError) and not os.path.dirname(command.args[0]):
-        return (
-            f"no such program on the PATH {environment.get('PATH', os.defpath)!r}: install it, or give its whole path"
-        )
+    # The latter also where a folder of the PATH is closed to this user, and the program in none of them.
+    if isinstance(error, FileNotFoundError | PermissionError) and not os.path.dirname(command.args[0]):
+        path = environment.get("PATH", os.defpath)
+        where = f"on the PATH {path!r:.200}"
+        return f"no such program that may be run {where}: install it, or give its whole path"
     return f"{reason}; give the path of a program that may be run"

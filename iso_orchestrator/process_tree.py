@@ -4,10 +4,10 @@ A command is started with a *mark*, a word that nobody can guess, in its environ
 and is found by it: children in sessions of their own, and those whose parents have died. On Linux the environments are
 read from ``/proc``, elsewhere by psutil. Children of what was found belong to it with or without the mark.
 
-Not found is a process that has cleared its environment, or may not be looked at (another user's, as under ``sudo``; one
-that has made itself undumpable), once its parents have ended too; and what somebody else was asked to start (cron,
-systemd, a container's daemon). A server that a command leaves behind for later ones (of tmux, of a build tool) is found
-and ended as its other processes are.
+Not found, once its parents have ended too, is a process that has cleared its environment or written a title over it
+(PostgreSQL and nginx do), or that may not be looked at: another user's, as under ``sudo``, or one that has made itself
+undumpable. Nor is what somebody else was asked to start: cron, systemd, a container's daemon. A server that a command
+leaves behind for later ones, as those of tmux and of build tools, is found, and ended with the rest.
 """
 
 from __future__ import annotations

@@ -125,12 +125,12 @@ def test_other_exit_codes_can_be_a_success(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        (Command(["no-such-program"]), "no such program on the PATH"),
+        (Command(["no-such-program"]), "no such program that may be run on the PATH"),
         (Command(["no-such-program"], env={"PATH": "/nowhere"}), "on the PATH '/nowhere'"),
         (Command(["/no/such/program"]), "No such file"),
         (Command(["/etc/passwd"]), "Permission denied"),
         (Command(["true"], cwd="/no/such/folder"), "its folder '/no/such/folder' is not there"),
-        (Command(["true", "x" * 3_000_000]), "give long texts as input="),
+        (Command(["/bin/sh", "-c", "x" * 3_000_000]), "give long texts as input="),
     ],
 )
 def test_what_cannot_be_started_raises(tmp_path: Path, command: Command, words: str) -> None:
