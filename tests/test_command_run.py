@@ -19,12 +19,10 @@ from iso_orchestrator import (
     Command,
     CommandError,
     CommandIdleError,
-    CommandResult,
     CommandStartError,
     CommandTimeoutError,
     StepTimeoutError,
     StoreError,
-    WorkflowUsageError,
 )
 from iso_orchestrator.command_line import as_command
 from iso_orchestrator.command_log import LONGEST_LINE, TAIL
@@ -199,10 +197,9 @@ def test_all_signals_are_at_their_defaults(tmp_path: Path, program: str) -> None
     code = """
 import os, signal, sys
 from support_commands import *
-for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     signal.signal(number, signal.SIG_IGN)
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
-signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 env = {"PATH": os.environ["PATH"], "odd.name": "1"}
 grep = [sys.argv[2], "-E", "SigBlk|SigIgn", "/proc/self/status"]
 print(command_run(Path(sys.argv[1]), Command(grep, cwd="/bin", env=env)).run().stdout.split())
@@ -391,7 +388,6 @@ try:
 except WorkflowUsageError as error:
     print(error)
 """
-    assert issubclass(WorkflowUsageError, RuntimeError)
     with run_python(code, tmp_path) as child:
         assert "ignores SIGCHLD" in child.line()
         child.end()
@@ -518,10 +514,3 @@ def test_what_a_killed_runner_leaves_is_found(tmp_path: Path) -> None:
             wait_until(lambda: (tmp_path / "out.log").read_text() == "before\nbehind\n")
     finally:
         kill_all(mark)
-
-
-def test_results_can_be_told_apart() -> None:
-    """Equal ones are equal."""
-    one = CommandResult(["a"], 0, 1.0, "", "", "/log")
-    assert one == CommandResult(["a"], 0, 1.0, "", "", "/log")
-    assert one != CommandResult(["a"], 1, 1.0, "", "", "/log")
