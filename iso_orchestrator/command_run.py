@@ -11,7 +11,7 @@ from iso_orchestrator.clock import monotonic
 from iso_orchestrator.command_line import Command, CommandResult, printable
 from iso_orchestrator.command_log import Lines, OutputFiles
 from iso_orchestrator.command_start import start
-from iso_orchestrator.errors import CommandError, CommandIdleError, CommandLeftoverError, CommandTimeoutError
+from iso_orchestrator.errors import CommandError, CommandIdleError, CommandTimeoutError
 from iso_orchestrator.noting import noting
 from iso_orchestrator.process_ending import GRACE, end_tree
 from iso_orchestrator.process_exit import ChildProcess, exit_code, exit_of
@@ -119,8 +119,6 @@ class _Run:
             code = exit_code(process)
             if self._lines is not None and limit is None:
                 self._lines.finish()
-        except CommandLeftoverError:
-            raise
         except BaseException as error:
             with noting(error, "not all of the command was ended"):
                 shielded(self._give_up)
@@ -138,7 +136,7 @@ class _Run:
         if self._process is not None:
             self._process.wait()
 
-    def _outcome(self, limit: Limit | None, duration: float, code: int) -> CommandResult:
+    def _outcome(self, limit: _Limit | None, duration: float, code: int) -> CommandResult:
         plan = self._plan
         result = CommandResult(
             args=[printable(arg) for arg in plan.command.args],
@@ -157,7 +155,7 @@ class _Run:
 
 
 @attrs.frozen
-class Limit:
+class _Limit:
     """A limit that was reached, and its seconds."""
 
     error: type[CommandTimeoutError]
@@ -178,7 +176,7 @@ class _Watch:
         self._beat_at = began + plan.beat_every
         self._look_every = self._pace()
 
-    def until_end(self, process: ChildProcess) -> Limit | None:
+    def until_end(self, process: ChildProcess) -> _Limit | None:
         """Wait for its end, or a limit."""
         with closing(exit_of(process)) as exit_:
             while not exit_.wait(self._pause()):
@@ -201,7 +199,7 @@ class _Watch:
         next_at = min(self._end_at, self._idle_at, self._beat_at)
         return max(0.0, min(0.0 if self._is_behind else self._look_every, next_at - monotonic()))
 
-    def _look(self, now: float) -> Limit | None:
+    def _look(self, now: float) -> _Limit | None:
         if self._lines is not None:
             self._is_behind = not self._lines.feed(now + _LOOK)
         size = self._files.size()
@@ -209,9 +207,9 @@ class _Watch:
             self._size = size
             self._idle_at = _after(now, self._plan.idle_timeout)
         if self._plan.timeout is not None and now >= self._end_at:
-            return Limit(CommandTimeoutError, self._plan.timeout)
+            return _Limit(CommandTimeoutError, self._plan.timeout)
         if self._plan.idle_timeout is not None and now >= self._idle_at:
-            return Limit(CommandIdleError, self._plan.idle_timeout)
+            return _Limit(CommandIdleError, self._plan.idle_timeout)
         return None
 
 
