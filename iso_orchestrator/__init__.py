@@ -2,8 +2,14 @@
 
 import logging as _logging
 
+from iso_orchestrator.command_line import Command, CommandResult
 from iso_orchestrator.context import ItemContext, StepContext, current_item, current_step
 from iso_orchestrator.errors import (
+    CommandError,
+    CommandIdleError,
+    CommandLeftoverError,
+    CommandStartError,
+    CommandTimeoutError,
     CorruptRecordError,
     DuplicateStepError,
     FormatVersionError,
@@ -59,6 +65,13 @@ from iso_orchestrator.workflow import Workflow
 __version__ = "0.1.0"
 
 __all__ = [
+    "Command",
+    "CommandError",
+    "CommandIdleError",
+    "CommandLeftoverError",
+    "CommandResult",
+    "CommandStartError",
+    "CommandTimeoutError",
     "CorruptRecordError",
     "DuplicateStepError",
     "ErrorInfo",

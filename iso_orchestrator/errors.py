@@ -10,9 +10,15 @@ import attrs
 from iso_orchestrator.names import check_key
 
 if TYPE_CHECKING:
+    from iso_orchestrator.command_line import CommandResult
     from iso_orchestrator.model import ErrorInfo
 
 __all__ = [
+    "CommandError",
+    "CommandIdleError",
+    "CommandLeftoverError",
+    "CommandStartError",
+    "CommandTimeoutError",
     "CorruptRecordError",
     "DuplicateStepError",
     "FormatVersionError",
@@ -195,6 +201,75 @@ class StepInterruptedError(OrchestratorError):
 
 
 @_error
+class CommandError(OrchestratorError):
+    """The command of a step ended with an exit code that is no success; `result` has its output."""
+
+    step_name: str
+    result: CommandResult
+
+    def __str__(self) -> str:
+        return (
+            f"step {self.step_name!r}: {self.result.args[0]!r:.80} {_how_it_ended(self.result)}"
+            f"{_last_words(self.result)}; mend that and call the step again, or name the code in ok_codes="
+        )
+
+
+@_error
+class CommandTimeoutError(CommandError, StepTimeoutError):
+    """The command of a step took longer than its timeout, in seconds, and was ended with all that it had started."""
+
+    step_name: str
+    timeout: float
+    result: CommandResult
+
+    def __str__(self) -> str:
+        return (
+            f"step {self.step_name!r}: {self.result.args[0]!r:.80} took longer than its timeout of "
+            f"{self.timeout:g} s and was ended{_last_words(self.result)}; call the step again, with a longer timeout= "
+            "where it needs the time"
+        )
+
+
+@_error
+class CommandIdleError(CommandTimeoutError):
+    """The command of a step printed nothing for its idle timeout, in seconds, and was ended likewise."""
+
+    def __str__(self) -> str:
+        return (
+            f"step {self.step_name!r}: {self.result.args[0]!r:.80} printed nothing for {self.timeout:g} s and was "
+            f"ended{_last_words(self.result)}; call the step again, with a longer idle_timeout= where it works silently"
+        )
+
+
+@_error
+class CommandStartError(OrchestratorError, OSError):
+    """The command of a step could not be started: no such program or folder, no right to it, arguments too long."""
+
+    step_name: str
+    program: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"step {self.step_name!r}: cannot start {self.program!r:.80}: {self.reason}"
+
+
+@_error
+class CommandLeftoverError(OrchestratorError, RuntimeError):
+    """Processes of a command are left, and could not be ended."""
+
+    pids: tuple[int, ...]
+    seconds: float
+
+    def __str__(self) -> str:
+        some = ", ".join(map(str, self.pids[:10]))
+        return (
+            f"{len(self.pids)} processes of a command are still there after {self.seconds:g} s of killing them: {some}"
+            f"{', ...' if len(self.pids) > 10 else ''}; end them (they are another user's, hang in the kernel, or "
+            "multiply faster than they die), then call the step again"
+        )
+
+
+@_error
 class WorkflowBusyError(OrchestratorError):
     """Someone else has in hand what was asked for."""
 
@@ -304,6 +379,19 @@ class FormatVersionError(StoreError):
 
     def __str__(self) -> str:
         return f"{self.path} has {self.found}, which this release cannot read: upgrade iso-orchestrator"
+
+
+def _how_it_ended(result: CommandResult) -> str:
+    if result.exit_code >= 0:
+        return f"ended with exit code {result.exit_code}"
+    return f"was ended by signal {-result.exit_code}"
+
+
+def _last_words(result: CommandResult) -> str:
+    """Where all of the output is, and its last line."""
+    lines = (result.stderr.strip() or result.stdout.strip()).splitlines()
+    said = f"; its last line is {lines[-1]!r:.200}" if lines else "; it printed nothing"
+    return f"{said}, its output in {result.log_path}"
 
 
 def _since(moment: datetime | None) -> str:

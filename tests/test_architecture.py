@@ -14,11 +14,34 @@ PACKAGE = Path(iso_orchestrator.__file__).parent
 
 # From the ground up. A module imports what stands on a lower floor, or beside it.
 FLOORS = [
-    {"clock", "collector", "errors", "identity", "markup", "names", "noting", "progress", "seconds", "waiting"},
+    {
+        "clock",
+        "collector",
+        "command_line",
+        "errors",
+        "identity",
+        "markup",
+        "names",
+        "noting",
+        "progress",
+        "seconds",
+        "shielded",
+        "waiting",
+    },
     {"facts", "fold", "model"},
     {"codec"},
     {"store"},
-    {"context", "handle", "liveness", "pool", "session"},
+    {
+        "command_log",
+        "command_run",
+        "command_start",
+        "context",
+        "handle",
+        "liveness",
+        "pool",
+        "processes",
+        "session",
+    },
     {
         "for_each",
         "functions",
@@ -46,15 +69,17 @@ DOORS = {
     "fcntl": {"store.file.fs"},
     "portalocker": {"store.file.locks"},
     "cattrs": {"codec.conversion", "codec.mapping", "codec.strict", "codec.values"},
-    "subprocess": {"demo"},
+    "subprocess": {"command_start", "demo", "processes.exit"},
+    "psutil": {"processes.psutil_table"},
     "tqdm": {"progress"},
     "tenacity": {"retry"},
     "argparse": {"cli", "stand_in_agent"},
 }
 
-# Which calls open, make, move or remove files, and who alone may make them. `clock` reads the id of the boot.
+# Which calls open, make, move or remove files, and who alone may make them. `clock` reads the id of the boot,
+# `processes.linux_table` what the kernel says of processes.
 FILE_CALLS = {"open", "mkdir", "makedirs", "rename", "replace", "unlink", "rmdir", "fsync", "read_text", "write_text"}
-FILE_DOORS = {"store.file.fs", "clock", "stand_in_agent"}
+FILE_DOORS = {"store.file.fs", "clock", "processes.linux_table", "stand_in_agent"}
 
 
 def modules() -> dict[str, Path]:

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 from support import T0
 
-from iso_orchestrator import errors
+from iso_orchestrator import CommandResult, errors
 from iso_orchestrator.errors import OrchestratorError
 from iso_orchestrator.model import ErrorInfo
+
+RESULT = CommandResult(["codex", "exec"], -9, 1.5, "out", "no\nrights", "/logs/a.log")
 
 # One of each, the builtin that one would catch it by, and words of its message: what it speaks of, what to do next.
 SAMPLES: list[tuple[OrchestratorError, type[Exception], list[str]]] = [
@@ -20,6 +22,15 @@ SAMPLES: list[tuple[OrchestratorError, type[Exception], list[str]]] = [
     (errors.StepNameError("a", "give name="), TypeError, ["'a'", "give name="]),
     (errors.DuplicateStepError("a", "give name="), ValueError, ["'a'", "give name="]),
     (errors.StepTimeoutError("a", 2.5), TimeoutError, ["'a'", "2.5 s", "may still run"]),
+    (errors.CommandError("a", RESULT), OrchestratorError, ["'a'", "'codex'", "signal 9", "'rights'", "/logs/a.log"]),
+    (errors.CommandTimeoutError("a", 2.5, RESULT), errors.StepTimeoutError, ["'a'", "'codex'", "2.5 s", "timeout="]),
+    (
+        errors.CommandIdleError("a", 2.5, RESULT),
+        errors.CommandTimeoutError,
+        ["'a'", "'codex'", "2.5 s", "idle_timeout="],
+    ),
+    (errors.CommandStartError("a", "codex", "no such program"), OSError, ["'a'", "'codex'", "no such program"]),
+    (errors.CommandLeftoverError((7, 8), 10.0), RuntimeError, ["2 processes", "7, 8", "10 s", "end them"]),
     (errors.SerializationError("the state", "$.at[3]", "NaN is not JSON"), TypeError, ["the state", "$.at[3]", "NaN"]),
     (
         errors.StepFailedError("a", ErrorInfo("ValueError", "no")),

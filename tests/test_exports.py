@@ -12,7 +12,7 @@ import pytest
 
 import iso_orchestrator
 
-EXTRAS = ("tqdm", "tenacity", "portalocker", "IPython", "rich")
+EXTRAS = ("tqdm", "tenacity", "psutil", "portalocker", "IPython", "rich")
 
 
 def test_all_is_sorted_and_true() -> None:
@@ -45,6 +45,8 @@ def test_all_holds_the_contract() -> None:
         "current_item",
         "StepContext",
         "ItemContext",
+        "Command",
+        "CommandResult",
         "WorkflowRecord",
         "StepRecord",
         "WorkflowEvent",
@@ -63,6 +65,7 @@ def test_all_holds_the_contract() -> None:
         "StepFailedError",
         "StepRejectedError",
         "StepInterruptedError",
+        "CommandError",
         "WorkflowBusyError",
         "MutexTimeoutError",
         "LeaseConflictError",

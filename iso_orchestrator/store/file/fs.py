@@ -63,6 +63,10 @@ class FileSystem:
         """Make a file that is not there yet."""
         return self._regular(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _SAFE, 0o600), path)
 
+    def open_append(self, path: str) -> int:
+        """Open a regular file whose writes go to its end, whoever they are from, made when it is missing."""
+        return self._own(os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | _SAFE, 0o600), path)
+
     def close(self, fd: int) -> None:
         """Close a descriptor."""
         os.close(fd)

@@ -1,0 +1,145 @@
+"""A command line, and what came of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import attrs
+
+__all__ = ["Command", "CommandResult", "as_command", "printable"]
+
+_UNSPLIT = "a command line must be a list of a program and its arguments, not one str: use a list, or shlex.split()"
+
+
+def _arguments(args: Sequence[str | os.PathLike[str]]) -> tuple[str, ...]:
+    if isinstance(args, str | bytes):
+        raise TypeError(f"{_UNSPLIT}; it is {args!r:.80}")
+    if not isinstance(args, Sequence):
+        raise TypeError(f"a command line must be a list of str, not {type(args).__name__}: {args!r:.80}")
+    if not args:
+        raise ValueError("a command line must have a program: the list is empty")
+    texts = tuple(_argument(place, value) for place, value in enumerate(args))
+    if not texts[0]:
+        raise ValueError("a command line's program must not be empty")
+    return texts
+
+
+def _argument(place: int, value: object) -> str:
+    what = f"args[{place}] of a command line"
+    if not isinstance(value, str | os.PathLike):
+        raise TypeError(f"{what} must be a str or a path, not {type(value).__name__}: {value!r:.80}")
+    return _passable(os.fsdecode(value), what)
+
+
+def _folder(cwd: str | os.PathLike[str] | None) -> str | None:
+    if cwd is None:
+        return None
+    if not isinstance(cwd, str | os.PathLike):
+        raise TypeError(f"cwd must be a str or a path, not {type(cwd).__name__}: {cwd!r:.80}")
+    return _passable(os.fsdecode(cwd), "cwd")
+
+
+def _input(value: str | bytes | None) -> bytes | None:
+    if value is None or isinstance(value, bytes):
+        return value
+    if not isinstance(value, str):
+        raise TypeError(f"input must be a str or bytes, not {type(value).__name__}")
+    return value.encode()
+
+
+def _environment(env: Mapping[str, str] | None) -> dict[str, str] | None:
+    if env is None:
+        return None
+    if not isinstance(env, Mapping):
+        raise TypeError(f"env must be a mapping of str to str, not {type(env).__name__}")
+    for name, value in env.items():
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise TypeError(f"env must be a mapping of str to str: {name!r:.80} is not, or its value is not")
+        if not name or "=" in name:
+            raise ValueError(f"env has a name that is empty or has '=' in it: {name!r:.80}")
+        _passable(name + value, f"env[{name!r:.80}]")
+    return dict(env)
+
+
+def _passable(text: str, what: str) -> str:
+    """*text*, if the operating system can be given it."""
+    if "\0" in text:
+        raise ValueError(f"{what} has a NUL in it, which no program can be given: {text!r:.80}")
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        raise ValueError(f"{what} has lone surrogates, which no program can be given: {text!r:.80}") from None
+    return text
+
+
+@attrs.frozen
+class Command:
+    """A command line, and what it is started with. Checked when it is made.
+
+    Attributes:
+        args: The program and its arguments, as they are: no shell reads them. A program without a slash is looked
+            for on the `PATH` of `env`.
+        input: What it reads from its standard input, which then ends; a str is given as UTF-8. None: an empty one.
+        cwd: The folder that it runs in; None for this process's.
+        env: Its whole environment, as for `subprocess.run`; None for this process's. To add to that:
+            ``{**os.environ, "NAME": "value"}``.
+
+    Raises:
+        TypeError: One of them is of another type; the command line is one str.
+        ValueError: No program can be given it: there is none, a NUL, lone surrogates.
+
+    Example:
+        >>> Command(["codex", "exec", "--json", "-"], input="Say hello.").args
+        ('codex', 'exec', '--json', '-')
+    """
+
+    args: tuple[str, ...] = attrs.field(converter=_arguments)
+    # An environment has secrets in it, and a prompt is long: neither is for messages and logs.
+    input: bytes | None = attrs.field(default=None, converter=_input, repr=False)
+    cwd: str | None = attrs.field(default=None, converter=_folder)
+    env: dict[str, str] | None = attrs.field(default=None, converter=_environment, repr=False)
+
+
+@attrs.frozen
+class CommandResult:
+    r"""What came of a command that was started.
+
+    Attributes:
+        args: The program and its arguments.
+        exit_code: Its own; minus the number of the signal that ended it, where one did.
+        duration: Seconds from its start to its end.
+        stdout: The last 64 KiB of what it wrote to standard output. Bytes that are no UTF-8 are spelled out: ``\xff``.
+        stderr: Likewise of standard error.
+        log_path: The file that has all of its standard output; standard error's is beside it, with ``.stderr`` behind.
+        parsed: What was made of the standard output; None where nothing was.
+    """
+
+    args: list[str]
+    exit_code: int
+    duration: float
+    stdout: str
+    stderr: str
+    log_path: str
+    parsed: Any = None
+
+
+def as_command(value: object) -> Command:
+    """A `Command` of what a function returned: one, or its list of arguments.
+
+    Raises:
+        TypeError: It is something else.
+        ValueError: No program can be started so.
+    """
+    return value if isinstance(value, Command) else Command(value)  # type: ignore[arg-type]  # checked by Command
+
+
+def printable(text: str) -> str:
+    r"""*text* with what UTF-8 cannot hold spelled out, as in a file's name that is no UTF-8.
+
+    Example:
+        >>> printable(b"caf\xe9".decode("utf-8", "surrogateescape")).replace(chr(92), "/")
+        'caf/udce9'
+    """
+    return text.encode("utf-8", "backslashreplace").decode()

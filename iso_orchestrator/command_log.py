@@ -1,0 +1,148 @@
+"""The files that a command writes its output to, and what is read from them while it runs and when it has ended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from iso_orchestrator.clock import monotonic
+from iso_orchestrator.store.file.files import store_error
+from iso_orchestrator.store.file.fs import FileSystem
+
+__all__ = ["LONGEST_LINE", "TAIL", "Lines", "OutputFile", "OutputFiles"]
+
+TAIL = 1 << 16
+"""Bytes of the end of each file that a result has."""
+
+LONGEST_LINE = 1 << 20
+"""Bytes of a line; what is longer is cut."""
+
+_CHUNK = 1 << 16
+_LAST_LINE = 1 << 12  # bytes that are looked at for the last line
+
+
+class OutputFile:
+    """One of the files, which stays open. What is in it already is of no concern."""
+
+    def __init__(self, fs: FileSystem, path: str) -> None:
+        self.path = path
+        try:
+            self.fd = fs.open_append(path)
+        except OSError as error:
+            raise store_error(path, error) from error
+        self._fs = fs
+        self._start = fs.identify(self.fd).st_size
+
+    def size(self) -> int:
+        """Bytes that were written so far."""
+        return self._fs.identify(self.fd).st_size - self._start
+
+    def read(self, offset: int, size: int) -> bytes:
+        """At most *size* bytes from *offset* on."""
+        return self._fs.read_at(self.fd, size, self._start + offset)
+
+    def tail(self, limit: int = TAIL) -> str:
+        """The end of it, from a whole character on."""
+        offset = max(0, self.size() - limit)
+        data = b""
+        while part := self.read(offset + len(data), limit - len(data)):
+            data += part
+        return _text(data if offset == 0 else _from_whole_character(data))
+
+    def last_line(self) -> str:
+        """Its last line that is not blank, as far as it is there yet."""
+        lines = self.tail(_LAST_LINE).split("\n")
+        return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+    def close(self) -> None:
+        """Close it."""
+        self._fs.close(self.fd)
+
+
+class OutputFiles:
+    """The file of standard output, and beside it that of standard error."""
+
+    def __init__(self, fs: FileSystem, path: str) -> None:
+        self.stdout = OutputFile(fs, path)
+        try:
+            self.stderr = OutputFile(fs, f"{path}.stderr")
+        except BaseException:
+            self.stdout.close()
+            raise
+
+    def size(self) -> int:
+        """Bytes that were written to both so far."""
+        return self.stdout.size() + self.stderr.size()
+
+    def last_line(self) -> str:
+        """The last line of standard output; of standard error where that has none."""
+        return self.stdout.last_line() or self.stderr.last_line()
+
+    def close(self) -> None:
+        """Close both."""
+        try:
+            self.stdout.close()
+        finally:
+            self.stderr.close()
+
+
+class Lines:
+    """Hands on what is written to a file, line by line as it comes, with no more than a line in memory.
+
+    Args:
+        file: The file.
+        consumer: Is given each line without its end; bytes that are no UTF-8 are spelled out.
+    """
+
+    def __init__(self, file: OutputFile, consumer: Callable[[str], None]) -> None:
+        self._file = file
+        self._consumer = consumer
+        self._offset = 0
+        self._begun = bytearray()
+
+    def feed(self, until: float = float("inf")) -> bool:
+        """Hand on the lines that are complete by now; not those that come meanwhile, which may never cease.
+
+        Args:
+            until: A moment of the monotonic clock, behind which no further one is.
+
+        Returns:
+            Whether that was all.
+        """
+        size = self._file.size()
+        while self._offset < size and (data := self._file.read(self._offset, _CHUNK)):
+            *ends, rest = data.split(b"\n")
+            for end in ends:
+                self._offset += len(end) + 1
+                self._add(end)
+                self._hand_on()
+                if monotonic() >= until:
+                    return False
+            self._offset += len(rest)
+            self._add(rest)
+        return True
+
+    def finish(self) -> None:
+        """Hand on all that is left; the last line need not have an end."""
+        self.feed()
+        if self._begun:
+            self._hand_on()
+
+    def _add(self, data: bytes) -> None:
+        self._begun += data[: LONGEST_LINE - len(self._begun)]
+
+    def _hand_on(self) -> None:
+        line = bytes(self._begun)
+        self._begun.clear()
+        self._consumer(_text(line.removesuffix(b"\r")))
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "backslashreplace")
+
+
+def _from_whole_character(data: bytes) -> bytes:
+    """*data* without the last bytes of a character of which the first ones were cut off."""
+    for start in range(min(4, len(data))):
+        if data[start] & 0xC0 != 0x80:
+            return data[start:]
+    return data

@@ -1,0 +1,172 @@
+"""Commands that misbehave in every way, and runners that are killed: nobody is left, and no two work at one time."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from reliability.oracle import Link, Nursery
+from reliability.tiers import Figures, Tier
+from support import DEADLINE, run_python
+from support_commands import FOREVER, command_run, kill_all, shell
+
+from iso_orchestrator import CommandResult, CommandTimeoutError
+from iso_orchestrator.identity import unique_name
+from iso_orchestrator.processes.ending import end_leftovers
+from iso_orchestrator.processes.tree import find
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the programs of these tests are for Linux")
+
+GRACE = 0.1  # seconds
+PARTS = 2
+
+# What holds the lock is at work: the kernel keeps it until the last process that has inherited it has ended.
+AGENT = """
+exec 9>>"$1/lock"
+flock --nonblock 9 || echo overlap >> "$1/overlaps"
+{obedience}
+echo begun
+{tools}
+{work}
+echo done
+"""
+OBEDIENCE = ["", "trap '' TERM", "trap 'sleep 0.03; exit 0' TERM"]
+TOOLS = [
+    "",
+    f"sleep {FOREVER} &",
+    f"setsid sleep {FOREVER} &",
+    f"(setsid sh -c 'sleep {FOREVER} & exit' &)",
+    "setsid sh -c \"trap '' TERM; while :; do sleep 0.02; done\" &",
+    "printf 'caf\\351\\n\\200' &",
+]
+WORK = ["sleep 0.02", "sleep 0.1", "true"]
+
+
+def agent(chance: random.Random) -> str:
+    """A program that does some of what agents were seen to do."""
+    tools = "\n".join(chance.sample(TOOLS, 3))
+    return AGENT.format(obedience=chance.choice(OBEDIENCE), tools=tools, work=chance.choice(WORK))
+
+
+# Runners that are killed
+
+
+def run_next(link: Link, folder: str, number: int, seed: int) -> None:
+    """What a run does: end what the last one has left, put the new mark on record, and run the command."""
+    chance = random.Random(seed)
+    link.say("begun")
+    for mark in marks_in(Path(folder))[-1:]:
+        end_leftovers(mark, grace=GRACE)
+    mark = f"{number}-{unique_name()}"
+    with Path(folder, "marks").open("a") as file:
+        file.write(f"{mark}\n")
+    on_line = chance.choice([None, lambda _: None])
+    run = command_run(Path(folder), shell(agent(chance), folder), mark=mark, grace=GRACE, on_line=on_line)
+    link.say(run.run().exit_code)
+
+
+def marks_in(folder: Path) -> list[str]:
+    marks = folder / "marks"
+    return marks.read_text().split() if marks.exists() else []
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_runners_that_are_killed_leave_nothing_that_the_next_does_not_end(
+    nursery: Nursery, tier: Tier, figures: Figures, folder: Path, part: int
+) -> None:
+    """Killed at any time, again and again: the next run ends what is left before it starts, and nobody is left."""
+    chance = tier.random(f"killed runners {part}")
+    wanted = -(-tier.count(quick=6, full=200, soak=10_000) // PARTS)
+    kills = number = 0
+    try:
+        while kills < wanted:
+            number += 1
+            runner = nursery.start(run_next, str(folder), number, chance.getrandbits(32))
+            assert runner.hear() == "begun"
+            time.sleep(chance.choice([0.01, 0.05, 0.15]) * chance.random())  # what is random is the moment
+            os.kill(runner.pid, signal.SIGKILL)
+            kills += runner.collect() == -signal.SIGKILL
+        runner = nursery.start(run_next, str(folder), 0, chance.getrandbits(32))
+        assert [runner.hear(), runner.hear()] == ["begun", 0]
+        runner.end()
+        marks = marks_in(folder)
+        left = {mark: pids for mark in marks if (pids := find(mark))}
+    finally:
+        for mark in marks_in(folder):
+            kill_all(mark)
+    overlaps = (folder / "overlaps").exists()
+    figures.add(22, "runners of commands killed", kills, len(left) + overlaps)
+    assert not left, f"seed {tier.seed}, part {part}"
+    assert not overlaps, f"seed {tier.seed}, part {part}: two were at work at one time"
+
+
+# Commands that misbehave
+
+
+def test_commands_that_misbehave_leave_nobody(tier: Tier, figures: Figures, folder: Path) -> None:
+    """They ignore SIGTERM, leave others behind in sessions of their own with the output open, print what is no text."""
+    chance = tier.random("commands")
+    found: list[str] = []
+    count = tier.count(quick=6, full=200, soak=10_000)
+    for number in range(count):
+        code = agent(chance)
+        timeout = chance.choice([None, 0.005, 0.03])
+        run = command_run(
+            folder, shell(code, folder), log_path=str(folder / f"{number}.log"), grace=GRACE, timeout=timeout
+        )
+        began = time.monotonic()
+        try:
+            result = run.run()
+        except CommandTimeoutError as error:
+            result = error.result
+        found += _wrong(code, timeout, result, time.monotonic() - began)
+        if pids := find(run.mark):
+            found.append(f"left: {pids} by {code}")
+            kill_all(run.mark)
+    figures.add(22, "commands that misbehave", count, len(found))
+    assert not found, f"seed {tier.seed}: {found}"
+    assert not (folder / "overlaps").exists(), f"seed {tier.seed}"
+
+
+def _wrong(code: str, timeout: float | None, result: CommandResult, seconds: float) -> list[str]:
+    found = []
+    if seconds > DEADLINE / 2:
+        found.append(f"{seconds:.1f} s for {code}")
+    if timeout is None and (result.exit_code, "done" in result.stdout) != (0, True):
+        found.append(f"{result} of {code}")
+    if "\ufffd" in result.stdout or any(0xD800 <= ord(letter) < 0xE000 for letter in result.stdout):
+        found.append(f"{result.stdout!r} cannot be recorded")
+    return found
+
+
+# Much output
+
+MUCH = """
+import resource, sys
+from support_commands import *
+count, consumer = int(sys.argv[2]), {"lines": lambda line: None, "nobody": None}[sys.argv[3]]
+run = lambda args: command_run(Path(sys.argv[1]), args, on_line=consumer).run()
+run(["true"])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+result = run(shell('yes "a line of some length, as programs print them" | head -c "$1"', count))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, len(result.stdout))
+"""
+
+
+@pytest.mark.parametrize("consumer", ["nobody", "lines"])
+def test_much_output_costs_no_memory(tier: Tier, figures: Figures, tmp_path: Path, consumer: str) -> None:
+    """A GiB of it, or less in the quick tier: the process grows by less than 20 MB, whoever reads it."""
+    size = tier.pick(quick=1 << 26, full=1 << 30, soak=1 << 32)
+    with run_python(MUCH, tmp_path, size, consumer) as child:
+        grown, kept = map(int, child.line(DEADLINE * 10).split())
+        child.end()
+    assert (tmp_path / "out.log").stat().st_size == size
+    assert kept == 1 << 16
+    (tmp_path / "out.log").unlink()
+    figures.add(22, f"MiB of output, read by {consumer}", size >> 20, int(grown >= 20_000))
+    assert grown < 20_000  # KiB

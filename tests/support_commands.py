@@ -1,0 +1,70 @@
+"""What the tests of commands share: programs that misbehave, and marks to find them by."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from support import wait_until
+
+from iso_orchestrator.command_line import Command
+from iso_orchestrator.command_run import CommandRun
+from iso_orchestrator.identity import unique_name
+from iso_orchestrator.processes.tree import find, marked_environment
+
+FOREVER = "1000"  # seconds of a sleep that is not to end by itself
+
+
+def python(code: str, *args: object) -> list[str]:
+    """The command line of a Python program that starts fast."""
+    return [sys.executable, "-I", "-S", "-u", "-c", code, *map(str, args)]
+
+
+def shell(code: str, *args: object) -> list[str]:
+    return ["sh", "-c", code, "sh", *map(str, args)]
+
+
+def command_run(folder: Path, args: Sequence[str] | Command, **options: Any) -> CommandRun:
+    """A run of a command line in *folder*, with a mark of its own."""
+    command = args if isinstance(args, Command) else Command(args)
+    defaults = {"name": "step", "mark": unique_name(), "log_path": str(folder / "out.log"), "grace": 0.2}
+    return CommandRun(command=command, **{**defaults, **options})
+
+
+@contextmanager
+def marked(mark: str, args: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
+    """A program that runs with *mark*; killed at the end with all that the mark finds."""
+    with open(os.devnull, "wb") as nowhere:
+        process = subprocess.Popen(
+            args, env=marked_environment(None, mark), stdin=subprocess.DEVNULL, stdout=nowhere, start_new_session=True
+        )
+    try:
+        yield process
+    finally:
+        kill_all(mark)
+        process.kill()
+        process.wait()
+
+
+def kill_all(mark: str) -> None:
+    """Kill all who have *mark*, by nothing of the package but its way to find them."""
+
+    def are_gone() -> bool:
+        pids = find(mark)
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return not pids
+
+    wait_until(are_gone, what="the end of what was killed")
+
+
+def wait_for_file(path: Path) -> str:
+    """What is in a file, as soon as there is something."""
+    return wait_until(lambda: path.exists() and path.read_text(), what=f"something in {path.name}")  # type: ignore[no-any-return]

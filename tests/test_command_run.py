@@ -1,0 +1,516 @@
+"""One run of a command line, in real processes."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import stat
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import DEADLINE, Child, run_python, wait_until
+from support_commands import FOREVER, command_run, kill_all, python, shell, wait_for_file
+
+from iso_orchestrator import (
+    Command,
+    CommandError,
+    CommandIdleError,
+    CommandStartError,
+    CommandTimeoutError,
+    StepTimeoutError,
+    StoreError,
+)
+from iso_orchestrator.command_line import as_command
+from iso_orchestrator.command_log import LONGEST_LINE, TAIL
+from iso_orchestrator.command_run import CommandBeat
+from iso_orchestrator.identity import unique_name
+from iso_orchestrator.processes.table import MARK
+from iso_orchestrator.processes.tree import find
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="the programs of these tests are for a POSIX system")
+
+on_linux = pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="there is no /proc")
+BUSY = "while :; do sleep 0.01; done"
+
+
+# The command line
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"args": "codex exec"}, TypeError, "use a list, or shlex.split"),
+        ({"args": b"codex"}, TypeError, "use a list"),
+        ({"args": {"codex"}}, TypeError, "must be a list of str, not set"),
+        ({"args": None}, TypeError, "must be a list of str, not NoneType"),
+        ({"args": []}, ValueError, "must have a program"),
+        ({"args": [""]}, ValueError, "program must not be empty"),
+        ({"args": ["codex", 3]}, TypeError, r"args\[1\] of a command line must be a str or a path, not int"),
+        ({"args": ["codex", None]}, TypeError, r"args\[1\]"),
+        ({"args": ["codex", "a\0b"]}, ValueError, r"args\[1\] of a command line has a NUL"),
+        ({"args": ["codex", "\ud800"]}, ValueError, r"args\[1\] of a command line has lone surrogates"),
+        ({"args": ["a"], "input": 3}, TypeError, "input must be a str or bytes"),
+        ({"args": ["a"], "cwd": 3}, TypeError, "cwd must be a str or a path"),
+        ({"args": ["a"], "cwd": "a\0"}, ValueError, "cwd has a NUL"),
+        ({"args": ["a"], "env": ["A=1"]}, TypeError, "env must be a mapping"),
+        ({"args": ["a"], "env": {"A": 1}}, TypeError, "env must be a mapping of str to str"),
+        ({"args": ["a"], "env": {"A=B": "1"}}, ValueError, "'=' in it"),
+        ({"args": ["a"], "env": {"A": "1\0"}}, ValueError, "has a NUL"),
+    ],
+)
+def test_what_no_program_can_be_given_raises_at_once(
+    options: Mapping[str, Any], error: type[Exception], words: str
+) -> None:
+    """The error names the place, and says what to do."""
+    with pytest.raises(error, match=words):
+        Command(**options)
+
+
+def test_a_function_may_return_a_list_or_a_command() -> None:
+    """Paths become str; a `Command` stays what it is."""
+    assert as_command(["cat", Path("/a")]) == Command(("cat", "/a"))
+    command = Command(["cat"], input="text", cwd=Path("/"), env={"A": "1"})
+    assert as_command(command) is command
+    assert (command.input, command.cwd) == (b"text", "/")
+    with pytest.raises(TypeError, match="use a list"):
+        as_command("cat /a")
+
+
+def test_a_command_is_shown_without_its_input_and_environment() -> None:
+    """Neither a long prompt nor a secret gets into messages."""
+    assert "secret" not in repr(Command(["cat"], input="secret", env={"KEY": "secret"}))
+
+
+# What comes of it
+
+
+def test_a_result_says_what_came_of_it(tmp_path: Path) -> None:
+    """Arguments, exit code, seconds, output, and where all of that is."""
+    run = command_run(tmp_path, shell("echo out; echo err >&2; sleep 0.05", "x"))
+    result = run.run()
+    assert result.args == list(run.command.args)
+    assert (result.exit_code, result.stdout, result.stderr, result.parsed) == (0, "out\n", "err\n", None)
+    assert 0.05 <= result.duration < DEADLINE
+    assert result.log_path == run.log_path
+    assert Path(result.log_path).read_text() == "out\n"
+    assert Path(f"{result.log_path}.stderr").read_text() == "err\n"
+    assert pickle.loads(pickle.dumps(result)) == result
+
+
+@pytest.mark.parametrize(
+    ("code", "exit_code", "words"),
+    [("echo no rights >&2; exit 3", 3, "exit code 3.*'no rights'"), ("kill -KILL $$", -9, "signal 9.*printed nothing")],
+)
+def test_another_exit_code_raises(tmp_path: Path, code: str, exit_code: int, words: str) -> None:
+    """The error has the result, says its last line, and where its output is."""
+    with pytest.raises(CommandError, match=words) as caught:
+        command_run(tmp_path, shell(code)).run()
+    assert caught.value.result.exit_code == exit_code
+    assert str(tmp_path / "out.log") in str(caught.value)
+
+
+def test_other_exit_codes_can_be_a_success(tmp_path: Path) -> None:
+    """Those that are named, and no others."""
+    assert command_run(tmp_path, shell("exit 3"), ok_codes=(0, 3)).run().exit_code == 3
+    with pytest.raises(CommandError):
+        command_run(tmp_path, shell("exit 0"), ok_codes=[3]).run()
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (Command(["no-such-program"]), "no such program that may be run on the PATH"),
+        (Command(["no-such-program"], env={"PATH": "/nowhere"}), "on the PATH '/nowhere'"),
+        (Command(["/no/such/program"]), "No such file"),
+        (Command(["/etc/passwd"]), "Permission denied"),
+        (Command(["true"], cwd="/no/such/folder"), "its folder '/no/such/folder' is not there"),
+        (Command(["/bin/sh", "-c", "x" * 3_000_000]), "give long texts as input="),
+    ],
+)
+def test_what_cannot_be_started_raises(tmp_path: Path, command: Command, words: str) -> None:
+    """The error is one of the operating system's, and says what to do."""
+    with pytest.raises(CommandStartError, match=words) as caught:
+        command_run(tmp_path, command).run()
+    assert isinstance(caught.value, OSError)
+    assert caught.value.program == command.args[0]
+
+
+# What it is given
+
+
+def test_standard_input_is_closed_unless_given(tmp_path: Path) -> None:
+    """A program that reads to its end does not wait."""
+    assert command_run(tmp_path, ["cat"]).run().stdout == ""
+
+
+@pytest.mark.parametrize(
+    "text", ["Grüße\n", b"\xff\x00", "", "line\n" * 500_000], ids=["text", "bytes", "empty", "long"]
+)
+def test_input_is_read_to_its_end(tmp_path: Path, text: str | bytes) -> None:
+    """However long it is, and however much the program writes before it reads."""
+    code = "import sys; sys.stdout.write('x' * 1_000_000); sys.stdout.flush(); data = sys.stdin.buffer.read(); "
+    code += "open(sys.argv[1], 'wb').write(data)"
+    command_run(tmp_path, Command(python(code, tmp_path / "read"), input=text)).run()
+    assert (tmp_path / "read").read_bytes() == (text.encode() if isinstance(text, str) else text)
+    assert {path.name for path in tmp_path.iterdir()} == {"out.log", "out.log.stderr", "read"}
+
+
+def test_folder_and_environment_are_its_own(tmp_path: Path) -> None:
+    """The environment is the whole of it, but for the mark."""
+    run = command_run(tmp_path, Command(shell("pwd; env"), cwd=tmp_path, env={"A": "1", "PATH": os.environ["PATH"]}))
+    folder, *variables = run.run().stdout.splitlines()
+    assert folder == str(tmp_path)
+    assert {f"{MARK}={run.mark}", "A=1"} <= set(variables)
+    assert {variable.partition("=")[0] for variable in variables} - {"PWD", "OLDPWD", "SHLVL", "_"} == {
+        "A",
+        "PATH",
+        MARK,
+    }
+
+
+def test_it_leads_a_session_of_its_own(tmp_path: Path) -> None:
+    """No Ctrl-C in a terminal reaches it but by us."""
+    result = command_run(tmp_path, python("import os; print(os.getsid(0) == os.getpid())")).run()
+    assert result.stdout == "True\n"
+
+
+@on_linux
+def test_it_has_no_descriptors_but_the_standard_ones(tmp_path: Path) -> None:
+    """Not even one that this process lets its children inherit."""
+    fd = os.open(tmp_path, os.O_RDONLY)
+    try:
+        os.set_inheritable(fd, True)
+        shown = command_run(tmp_path, shell("ls /proc/$$/fd")).run().stdout.split()
+    finally:
+        os.close(fd)
+    assert {name for name in shown if int(name) < 10} == {"0", "1", "2"}  # shells keep higher ones for themselves
+
+
+@on_linux
+@pytest.mark.parametrize("program", ["grep", "/bin/grep", "./grep"])
+def test_all_signals_are_at_their_defaults(tmp_path: Path, program: str) -> None:
+    """Whatever the parent ignores or blocks, as a shell has it do that starts it in the background."""
+    code = """
+import os, signal, sys
+from support_commands import *
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, signal.SIG_IGN)
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+env = {"PATH": os.environ["PATH"], "odd.name": "1"}
+grep = [sys.argv[2], "-E", "SigBlk|SigIgn", "/proc/self/status"]
+print(command_run(Path(sys.argv[1]), Command(grep, cwd="/bin", env=env)).run().stdout.split())
+print(sorted(command_run(Path(sys.argv[1]), Command(["env"], env=env)).run().stdout.splitlines()[-3:]))
+try:
+    command_run(Path(sys.argv[1]), ["no-such-program"]).run()
+except Exception as error:
+    print(type(error).__name__)
+"""
+    with run_python(code, tmp_path, program, env={"LC_ALL": "C"}) as child:
+        assert child.line() == str(["SigBlk:", "0" * 16, "SigIgn:", "0" * 16])
+        line = child.line()
+        assert "odd.name=1" in line
+        assert "LC_CTYPE" not in line
+        assert child.line() == "CommandStartError"
+        child.end()
+
+
+# Its output
+
+
+def test_output_goes_behind_what_is_there(tmp_path: Path) -> None:
+    """A result has what this run wrote; the files are for their owner alone."""
+    run = command_run(tmp_path, ["echo", "first"])
+    run.run()
+    assert command_run(tmp_path, ["echo", "second"]).run().stdout == "second\n"
+    assert Path(run.log_path).read_text() == "first\nsecond\n"
+    for path in (run.log_path, f"{run.log_path}.stderr"):
+        assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
+
+
+@pytest.mark.parametrize("name", ["out.log", "out.log.stderr"])
+def test_a_planted_file_is_not_written_to(tmp_path: Path, name: str) -> None:
+    """Neither through a symbolic link, nor through a hard one, nor into a pipe; and nothing is started."""
+    target = tmp_path / "target"
+    target.write_text("untouched")
+    for plant in (lambda path: path.symlink_to(target), lambda path: path.hardlink_to(target), os.mkfifo):
+        plant(tmp_path / name)
+        with pytest.raises(StoreError):
+            command_run(tmp_path, shell(f"touch {tmp_path}/started")).run()
+        (tmp_path / name).unlink()
+    assert target.read_text() == "untouched"
+    assert not (tmp_path / "started").exists()
+
+
+def test_a_result_has_the_end_of_long_output(tmp_path: Path) -> None:
+    """64 KiB of it from a whole character on, while the file has all."""
+    result = command_run(
+        tmp_path, python("import sys; sys.stdout.buffer.write('ä€😀'.encode() * 20_000 + b'end')")
+    ).run()
+    assert TAIL - 4 <= len(result.stdout.encode()) <= TAIL
+    assert result.stdout.endswith("ä€😀end")
+    assert "\\" not in result.stdout
+    assert Path(result.log_path).stat().st_size == 180_003
+
+
+def test_bytes_that_are_no_utf_8_are_spelled_out(tmp_path: Path) -> None:
+    """They can be read, and recorded."""
+    lines: list[str] = []
+    args = python(r"import sys; sys.stdout.buffer.write(b'caf\xe9 \xc3\xa9\n\x80')")
+    result = command_run(tmp_path, args, on_line=lines.append).run()
+    assert result.stdout == "caf\\xe9 é\n\\x80"
+    assert lines == ["caf\\xe9 é", "\\x80"]
+    result = command_run(tmp_path, [*python("import sys; print(len(sys.argv[1]))"), os.fsdecode(b"\xe9")]).run()
+    result.args[-1].encode()
+    assert result.args[-1] == "\\udce9"
+
+
+def test_lines_come_as_they_are_written(tmp_path: Path) -> None:
+    """While the program runs; the last one too, which has no end, and none is lost between two looks."""
+    lines: list[str] = []
+    code = f"echo first; while ! [ -e {tmp_path}/go ]; do sleep 0.01; done; echo; printf 'a\\r\\nlast'"
+
+    def consume(line: str) -> None:
+        lines.append(line)
+        (tmp_path / "go").touch()
+
+    command_run(tmp_path, shell(code), on_line=consume).run()
+    assert lines == ["first", "", "a", "last"]
+
+
+def test_a_very_long_line_is_cut(tmp_path: Path) -> None:
+    """What is behind it is not."""
+    lines: list[str] = []
+    code = f"import sys; sys.stdout.write('x' * {3 * LONGEST_LINE} + '\\nnext\\n')"
+    command_run(tmp_path, python(code), on_line=lines.append).run()
+    assert [len(line) for line in lines] == [LONGEST_LINE, 4]
+
+
+def test_a_program_that_writes_faster_than_it_is_read_is_ended_in_time(tmp_path: Path) -> None:
+    """Lines that never cease keep nobody from looking at the clock."""
+    began = time.monotonic()
+    code = "while :; do echo; echo; echo; echo; echo; echo; echo; echo; sleep 0.001; done"
+    run = command_run(tmp_path, shell(code), on_line=lambda _: time.sleep(0.01), timeout=0.2)
+    with pytest.raises(CommandTimeoutError):
+        run.run()
+    assert time.monotonic() - began < DEADLINE / 2
+
+
+def test_beats_say_how_it_goes(tmp_path: Path) -> None:
+    """Bytes so far, the last line, the process id."""
+    beats: list[CommandBeat] = []
+    code = f"echo one; printf 'two ' ; echo err >&2; while ! [ -e {tmp_path}/go ]; do sleep 0.01; done; echo $$"
+
+    def beat(what: CommandBeat) -> None:
+        beats.append(what)
+        if what.size == 12:
+            (tmp_path / "go").touch()
+
+    result = command_run(tmp_path, shell(code), on_beat=beat, beat_every=0.02).run()
+    assert beats[-1].last_line == "two" or beats[-2].last_line == "two"
+    assert str(beats[0].pid) == result.stdout.split()[-1]
+
+
+# Its end
+
+
+def test_what_it_leaves_in_the_background_is_ended(tmp_path: Path) -> None:
+    """In whatever session, with the output open: neither is waited for, and nobody is left."""
+    run = command_run(
+        tmp_path, shell(f"sleep {FOREVER} & setsid sleep {FOREVER} & (setsid sleep {FOREVER} &) ; echo over")
+    )
+    began = time.monotonic()
+    assert run.run().stdout == "over\n"
+    assert time.monotonic() - began < DEADLINE
+    assert find(run.mark) == []
+
+
+def test_a_command_that_takes_too_long_is_ended(tmp_path: Path) -> None:
+    """With all that it has started, whether or not they obey; the error has what it has printed."""
+    run = command_run(
+        tmp_path, shell(f"trap '' TERM; echo begun; setsid sleep {FOREVER} & sleep {FOREVER}"), timeout=0.2
+    )
+    with pytest.raises(CommandTimeoutError, match=r"longer than its timeout of 0\.2 s") as caught:
+        run.run()
+    assert isinstance(caught.value, StepTimeoutError)
+    assert isinstance(caught.value, CommandError)
+    assert not isinstance(caught.value, CommandIdleError)
+    assert caught.value.result.stdout == "begun\n"
+    assert find(run.mark) == []
+
+
+def test_a_command_that_prints_nothing_is_ended(tmp_path: Path) -> None:
+    """Whichever output it printed to before; its exit code then proves nothing."""
+    code = f"trap 'exit 0' TERM; for n in 1 2 3 4 5; do echo $n >&2; sleep 0.1; done; {BUSY}"
+    run = command_run(tmp_path, shell(code), idle_timeout=0.4, timeout=DEADLINE)
+    with pytest.raises(CommandIdleError, match=r"printed nothing for 0\.4 s") as caught:
+        run.run()
+    assert caught.value.result.exit_code == 0
+    assert caught.value.result.stderr.startswith("1\n2\n3\n4\n5\n")
+    assert caught.value.result.duration > 0.8
+    assert find(run.mark) == []
+
+
+def test_an_error_of_who_reads_its_lines_ends_it(tmp_path: Path) -> None:
+    """The error goes on, and nobody is left."""
+
+    def refuse(line: str) -> None:
+        raise LookupError(line)
+
+    run = command_run(tmp_path, shell(f"setsid sleep {FOREVER} & echo word; sleep {FOREVER}"), on_line=refuse)
+    with pytest.raises(LookupError, match="word"):
+        run.run()
+    assert find(run.mark) == []
+
+
+def test_without_descriptors_for_processes_it_works_likewise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On an older system or interpreter, or another."""
+    monkeypatch.delattr(os, "pidfd_open")
+    assert command_run(tmp_path, ["echo", "word"]).run().stdout == "word\n"
+    run = command_run(tmp_path, shell(f"trap '' TERM; setsid sleep {FOREVER} & sleep {FOREVER}"), timeout=0.2)
+    with pytest.raises(CommandTimeoutError):
+        run.run()
+    assert find(run.mark) == []
+
+
+def test_an_exit_code_that_others_take_is_no_success(tmp_path: Path) -> None:
+    """A program that ignores SIGCHLD is told so; `subprocess` would say 0."""
+    code = """
+import signal, sys
+from iso_orchestrator import WorkflowUsageError
+from support_commands import *
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+try:
+    command_run(Path(sys.argv[1]), shell("exit 3")).run()
+except WorkflowUsageError as error:
+    print(error)
+"""
+    with run_python(code, tmp_path) as child:
+        assert "ignores SIGCHLD" in child.line()
+        child.end()
+
+
+# Ctrl-C
+
+
+INTERRUPTED = """
+import os, signal, sys
+from support_commands import *
+
+def on_signal(*_):
+    os.write(1, b"signal\\n")
+    raise KeyboardInterrupt
+
+signal.signal(signal.SIGINT, on_signal)
+run = command_run(Path(sys.argv[1]), shell(sys.argv[2]), mark=sys.argv[3], grace=float(sys.argv[4]))
+try:
+    run.run()
+except KeyboardInterrupt:
+    os.write(1, b"interrupted %d\\n" % len(find(run.mark)))
+"""
+
+
+def interrupted(folder: Path, code: str, mark: str, grace: float) -> Child:
+    return run_python(INTERRUPTED, folder, code, mark, grace)
+
+
+def test_ctrl_c_ends_all_of_it(tmp_path: Path) -> None:
+    """The interrupt goes on when nobody is left."""
+    mark = unique_name()
+    code = f"setsid sleep {FOREVER} & (setsid sleep {FOREVER} &) ; echo > {tmp_path}/ready; sleep {FOREVER}"
+    with interrupted(tmp_path, code, mark, DEADLINE) as child:
+        wait_for_file(tmp_path / "ready")
+        child.process.send_signal(signal.SIGINT)
+        assert child.line() == "signal"
+        assert child.line() == "interrupted 0"
+        child.end()
+
+
+def test_a_second_ctrl_c_takes_the_time_to_finish_away(tmp_path: Path) -> None:
+    """Those who do not obey are killed then, and nobody is left."""
+    mark = unique_name()
+    code = f"trap 'echo asked > {tmp_path}/asked' TERM; setsid sleep {FOREVER} & echo > {tmp_path}/ready; {BUSY}"
+    with interrupted(tmp_path, code, mark, 1000) as child:
+        wait_for_file(tmp_path / "ready")
+        child.process.send_signal(signal.SIGINT)
+        assert child.line() == "signal"
+        wait_for_file(tmp_path / "asked")
+        assert find(mark)
+        child.process.send_signal(signal.SIGINT)
+        assert child.line() == "signal"
+        assert child.line() == "interrupted 0"
+        child.end()
+
+
+EVERYWHERE = """
+import faulthandler, os, sys
+import iso_orchestrator
+from support_commands import *
+package = os.path.dirname(iso_orchestrator.__file__)
+folder = Path(sys.argv[1])
+
+def places(mark, chosen=0):
+    # How many places a run has, and whether it was interrupted at number *chosen*.
+    count = 0
+    def look(frame, event, arg):
+        nonlocal count
+        if event not in ("call", "c_return") or not frame.f_code.co_filename.startswith(package):
+            return
+        if event == "call" and frame.f_code.co_name == "__exit__":
+            return  # before its first line nobody can do anything about it
+        count += 1
+        if count == chosen:
+            sys.setprofile(None)
+            raise KeyboardInterrupt
+    args = shell("setsid sleep 1000 & echo")
+    run = command_run(folder, args, mark=mark, on_line=lambda _: None)
+    try:
+        sys.setprofile(look)
+        try:
+            run.run()
+        finally:
+            sys.setprofile(None)
+    except KeyboardInterrupt:
+        return count
+    return count
+
+count = min(places(unique_name()) for _ in range(3))
+# What looks at the processes does the same for each of them: some of those places will do.
+step = max(1, count // 150)
+for place in range(1, count, step):
+    faulthandler.dump_traceback_later(15, exit=True)
+    mark = unique_name()
+    places(mark, place)
+    if find(mark):
+        print("left at", place)
+faulthandler.cancel_dump_traceback_later()
+print("everywhere", count // step)
+"""
+
+
+def test_an_interrupt_at_any_place_leaves_nobody(memory_path: Path) -> None:
+    """Wherever in the package it comes, all that was started has ended when it goes on."""
+    with run_python(EVERYWHERE, memory_path) as child:
+        line = child.line(60)
+        assert line.startswith("everywhere"), line
+        assert int(line.split()[1]) > 50
+        child.end()
+
+
+def test_what_a_killed_runner_leaves_is_found(tmp_path: Path) -> None:
+    """By its mark alone, and its output is complete."""
+    mark = unique_name()
+    code = f"setsid sleep {FOREVER} & echo before; echo > {tmp_path}/ready; read line < {tmp_path}/fifo; echo behind"
+    os.mkfifo(tmp_path / "fifo")
+    try:
+        with interrupted(tmp_path, code, mark, 1) as child:
+            wait_for_file(tmp_path / "ready")
+            child.kill()
+            assert len(find(mark)) == 2
+            (tmp_path / "fifo").write_text("go\n")
+            wait_until(lambda: (tmp_path / "out.log").read_text() == "before\nbehind\n")
+    finally:
+        kill_all(mark)
