@@ -2,6 +2,7 @@
 
 import logging as _logging
 
+from iso_orchestrator.command import CommandStep
 from iso_orchestrator.command_line import Command, CommandResult
 from iso_orchestrator.context import ItemContext, StepContext, current_item, current_step
 from iso_orchestrator.errors import (
@@ -33,6 +34,7 @@ from iso_orchestrator.errors import (
 )
 from iso_orchestrator.for_each import ForEach, ForEachSummary, Fulfilled, Rejected
 from iso_orchestrator.functions import (
+    command,
     current_workflow,
     delete_workflow,
     for_each,
@@ -71,6 +73,7 @@ __all__ = [
     "CommandLeftoverError",
     "CommandResult",
     "CommandStartError",
+    "CommandStep",
     "CommandTimeoutError",
     "CorruptRecordError",
     "DuplicateStepError",
@@ -117,6 +120,7 @@ __all__ = [
     "WorkflowStatus",
     "WorkflowSummary",
     "WorkflowUsageError",
+    "command",
     "current_item",
     "current_step",
     "current_workflow",

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Generic, TypeVar
 
 import attrs
 
 __all__ = ["Command", "CommandResult", "as_command", "printable"]
+
+T = TypeVar("T")
 
 _UNSPLIT = "a command line must be a list of a program and its arguments, not one str: use a list, or shlex.split()"
 
@@ -103,7 +105,7 @@ class Command:
 
 
 @attrs.frozen
-class CommandResult:
+class CommandResult(Generic[T]):
     r"""What came of a command that was started.
 
     Attributes:
@@ -122,7 +124,7 @@ class CommandResult:
     stdout: str
     stderr: str
     log_path: str
-    parsed: Any = None
+    parsed: T = None  # type: ignore[assignment]  # until it is parsed
 
 
 def as_command(value: object) -> Command:

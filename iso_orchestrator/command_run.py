@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from contextlib import closing
+from typing import Any
 
 import attrs
 
@@ -78,7 +79,7 @@ class CommandRun:
     beat_every: float = 30.0
     fs: FileSystem = attrs.field(factory=FileSystem)
 
-    def run(self) -> CommandResult:
+    def run(self) -> CommandResult[Any]:
         """Start it, and return when it and all that it has started have ended, by themselves or by force.
 
         What it leaves running in the background when it ends is ended too. So it is when this raises, whatever that
@@ -107,7 +108,7 @@ class _Run:
         self._process: ChildProcess | None = None
         self._known: set[Process] = set()
 
-    def run(self) -> CommandResult:
+    def run(self) -> CommandResult[Any]:
         plan = self._plan
         began = monotonic()
         try:
@@ -136,9 +137,9 @@ class _Run:
         if self._process is not None:
             self._process.wait()
 
-    def _outcome(self, limit: _Limit | None, duration: float, code: int) -> CommandResult:
+    def _outcome(self, limit: _Limit | None, duration: float, code: int) -> CommandResult[Any]:
         plan = self._plan
-        result = CommandResult(
+        result: CommandResult[Any] = CommandResult(
             args=[printable(arg) for arg in plan.command.args],
             exit_code=code,
             duration=duration,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Hashable, Iterator
 from contextvars import Context, ContextVar, copy_context
-from typing import Any
+from typing import Any, Literal, Protocol, TypeAlias
 
 import attrs
 
@@ -17,9 +17,11 @@ from iso_orchestrator.model import Json
 
 __all__ = [
     "Attempt",
+    "Batch",
     "Fence",
     "ItemContext",
     "Owner",
+    "Predecessor",
     "Scope",
     "StepContext",
     "current_item",
@@ -86,6 +88,10 @@ class Owner:
             owner = owner.parent
 
 
+Predecessor: TypeAlias = Literal["unknown", "ended", "interrupted"]
+"""Of the attempt before: nothing is on record, it ended by itself, or its process died."""
+
+
 @attrs.define(eq=False, repr=False)
 class Attempt:
     """An attempt at a step.
@@ -93,6 +99,8 @@ class Attempt:
     Attributes:
         session: Of the workflow that it is recorded in.
         flight: The step in flight that it belongs to.
+        number: In the record: it counts over crashes too.
+        predecessor: What is known of the one before it.
         updates: What `update_state(..., with_step=True)` was given.
         parent: The attempt whose body called this step.
     """
@@ -100,6 +108,8 @@ class Attempt:
     session: Any
     flight: Any
     parent: Attempt | None = None
+    number: int = 1
+    predecessor: Predecessor = "ended"
     updates: list[Callable[[Json], Json]] = attrs.field(factory=list)
 
     def chain(self) -> Iterator[Attempt]:
@@ -108,6 +118,20 @@ class Attempt:
         while attempt is not None:
             yield attempt
             attempt = attempt.parent
+
+
+class Batch(Protocol):
+    """The `for_each` around something."""
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether nothing more starts in it."""
+        ...
+
+    @property
+    def is_abandoned(self) -> bool:
+        """Whether nobody waits any more for what runs in it: a second Ctrl-C has come."""
+        ...
 
 
 @attrs.define(eq=False, repr=False)
@@ -121,7 +145,7 @@ class Scope:
     item: ItemContext | None = None
     attempt: Attempt | None = None
     fences: tuple[Fence, ...] = ()
-    is_stopped: Callable[[], bool] | None = None  # whether the `for_each` around it starts nothing more
+    batch: Batch | None = None
 
     def context(self) -> Context:
         """A copy of the current context in which this is current.

@@ -205,7 +205,7 @@ class CommandError(OrchestratorError):
     """The command of a step ended with an exit code that is no success; `result` has its output."""
 
     step_name: str
-    result: CommandResult
+    result: CommandResult[Any]
 
     def __str__(self) -> str:
         return (
@@ -220,7 +220,7 @@ class CommandTimeoutError(CommandError, StepTimeoutError):
 
     step_name: str
     timeout: float
-    result: CommandResult
+    result: CommandResult[Any]
 
     def __str__(self) -> str:
         return (
@@ -381,13 +381,13 @@ class FormatVersionError(StoreError):
         return f"{self.path} has {self.found}, which this release cannot read: upgrade iso-orchestrator"
 
 
-def _how_it_ended(result: CommandResult) -> str:
+def _how_it_ended(result: CommandResult[Any]) -> str:
     if result.exit_code >= 0:
         return f"ended with exit code {result.exit_code}"
     return f"was ended by signal {-result.exit_code}"
 
 
-def _last_words(result: CommandResult) -> str:
+def _last_words(result: CommandResult[Any]) -> str:
     """Where all of the output is, and its last line."""
     lines = (result.stderr.strip() or result.stdout.strip()).splitlines()
     said = f"; its last line is {lines[-1]!r:.200}" if lines else "; it printed nothing"

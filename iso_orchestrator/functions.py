@@ -6,8 +6,10 @@ import logging
 import os
 from collections.abc import Callable
 from concurrent.futures import Executor
-from typing import Any, Concatenate, ParamSpec, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar, Unpack, overload
 
+from iso_orchestrator.command import CommandKeywords, CommandStep, command_options
+from iso_orchestrator.command_call import CommandLine
 from iso_orchestrator.context import current_scope
 from iso_orchestrator.errors import NoActiveWorkflowError, StoreError, WorkflowNotFoundError
 from iso_orchestrator.for_each import ForEach, MutexKey, for_each_options
@@ -25,6 +27,7 @@ from iso_orchestrator.stores import find_store
 from iso_orchestrator.workflow import Workflow
 
 __all__ = [
+    "command",
     "current_workflow",
     "delete_workflow",
     "for_each",
@@ -39,8 +42,12 @@ _log = logging.getLogger("iso_orchestrator")
 
 _ROOT = ".iso-orchestrator"
 
+if TYPE_CHECKING:
+    from iso_orchestrator.agents import Agent, AgentResult
+
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 Item = TypeVar("Item")
 
 
@@ -162,6 +169,33 @@ def step(
 
     def decorate(plain: Callable[..., Any]) -> Step[..., Any]:
         return Step(plain, _current_handle, options, name, idempotency_key)
+
+    return decorate if fn is None else decorate(fn)
+
+
+@overload
+def command(fn: Callable[P, CommandLine], /) -> CommandStep[P, Any]: ...
+@overload
+def command(
+    *, parse: Callable[[str], T], **options: Unpack[CommandKeywords]
+) -> Callable[[Callable[P, CommandLine]], CommandStep[P, T]]: ...
+@overload
+def command(
+    *, parse: Agent, **options: Unpack[CommandKeywords]
+) -> Callable[[Callable[P, CommandLine]], CommandStep[P, AgentResult]]: ...
+@overload
+def command(
+    *,
+    parse: Literal["text", "json", "jsonl"] | None = None,
+    **options: Unpack[CommandKeywords],
+) -> Callable[[Callable[P, CommandLine]], CommandStep[P, Any]]: ...
+def command(fn: Callable[..., CommandLine] | None = None, /, **options: Any) -> Any:
+    """A command step of whatever workflow is current when it is called. Options as in `Workflow.command`."""
+    name, key = options.pop("name", None), options.pop("idempotency_key", None)
+    checked = command_options(**options)
+
+    def decorate(plain: Callable[..., CommandLine]) -> CommandStep[..., Any]:
+        return CommandStep(plain, _current_handle, checked, name, key)
 
     return decorate if fn is None else decorate(fn)
 

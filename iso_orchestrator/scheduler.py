@@ -113,7 +113,18 @@ class Scheduler:
         self._unstarted = 0
         self._wake_at = 0  # how many may be unstarted when items are read on
         self._stopped = False
+        self._abandoned = False
         self._error: BaseException | None = None
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether nothing more starts."""
+        return self._stopped
+
+    @property
+    def is_abandoned(self) -> bool:
+        """Whether nobody waits any more for what runs."""
+        return self._abandoned
 
     def run(self, items: Iterable[Any]) -> None:
         """Work on all items; the outcomes are in `outcomes`, by index.
@@ -126,7 +137,11 @@ class Scheduler:
             self._wait_until_done()
         except BaseException as error:  # noqa: BLE001 - it is raised below, when what runs has ended
             self._stop(error)
-        self._wait_until_idle()
+        try:
+            self._wait_until_idle()
+        except BaseException:
+            self._abandoned = True
+            raise
         if self._error is not None:
             raise self._error
 
@@ -296,16 +311,13 @@ class Scheduler:
             ItemContext(task.index),
             around.attempt,
             around.fences,
-            self._is_stopped,
+            self,
         )
         with entered(scope):
             try:
                 return True, self._work(task.item) if task.hold is None else self._do_held(task, task.hold)
             except BaseException as error:  # noqa: BLE001 - it is the item's outcome, or the caller's error
                 return False, error
-
-    def _is_stopped(self) -> bool:
-        return self._stopped
 
     def _do_held(self, task: _Task, hold: Hold) -> Any:
         assert task.key is not None

@@ -113,10 +113,13 @@ class Step(Generic[P, R]):
             handle=handle,
             name=self._name(arguments),
             idempotency_key=self._make_key(arguments) if self._make_key is not None else None,
-            body=functools.partial(self.fn, *args, **kwargs),
+            body=self._body(args, kwargs),
             codec=self._codec or self._result_codec(),
             options=self._options,
         )
+
+    def _body(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any]:
+        return functools.partial(self.fn, *args, **kwargs)
 
     def _name(self, arguments: Arguments) -> str:
         if self._make_name is None:

@@ -11,7 +11,7 @@ import attrs
 
 from iso_orchestrator.clock import cut, sleep
 from iso_orchestrator.codec import ResultCodec
-from iso_orchestrator.context import Attempt, Owner, Scope, StepContext, current_owner, current_scope
+from iso_orchestrator.context import Attempt, Owner, Predecessor, Scope, StepContext, current_owner, current_scope
 from iso_orchestrator.errors import (
     LeaseLostError,
     Limited,
@@ -116,6 +116,7 @@ class StepCall:
     options: StepOptions
     session: Session = attrs.field(init=False)
     scope: Scope = attrs.field(init=False)
+    predecessor: Predecessor = attrs.field(init=False, default="unknown")
 
     def run(self) -> Any:
         """The step's result, recorded or new.
@@ -186,6 +187,7 @@ class StepCall:
                     return (), _WaitHere(other, other.await_end())
             elif step.owner is not None and log.is_alive(step.owner):
                 return (), _WaitThere(step.attempts)
+            self.predecessor = "ended" if step.owner is None else "interrupted"
             if same is not None:
                 if (refused := self._refusal(same, awaited)) is not None:
                     log.sync(same.seq)
@@ -240,11 +242,10 @@ class StepCall:
 
     def _attempt(self, flight: Flight, attempt: int, context: StepContext) -> Any:
         scope = self.scope
-        work = Attempt(self.session, flight, scope.attempt)
+        work = Attempt(self.session, flight, scope.attempt, attempt, self.predecessor)
+        self.predecessor = "ended"  # of the next one it will be known
         owner = Owner(scope.owner or current_owner())
-        inside = Scope(
-            self.handle.workflow, scope.runs, owner, context, scope.item, work, scope.fences, scope.is_stopped
-        )
+        inside = Scope(self.handle.workflow, scope.runs, owner, context, scope.item, work, scope.fences, scope.batch)
         context_of_body = inside.context()
         if self.options.timeout is None:
             value = context_of_body.run(self.body)
@@ -336,7 +337,7 @@ class StepCall:
         limit = Limited(until, self.options.limit_key)
         _log.warning("step %r waits: %s", self.name, limit)
         while (seconds := (until - self.handle.clock.now()).total_seconds()) > 0:
-            if self.scope.is_stopped is not None and self.scope.is_stopped():
+            if self.scope.batch is not None and self.scope.batch.is_stopped:
                 raise limit
             sleep(min(seconds, _LONGEST_NAP))
 

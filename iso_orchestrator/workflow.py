@@ -7,27 +7,25 @@ import os
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
-from contextlib import AbstractContextManager
-from datetime import datetime, timedelta
+from datetime import datetime
 from types import TracebackType
-from typing import Any, Concatenate, ParamSpec, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar, Unpack, overload
 
 import attrs
 
-from iso_orchestrator import lease as leases
-from iso_orchestrator import state as states
 from iso_orchestrator.clock import Clock, InjectedClock, SystemClock
 from iso_orchestrator.codec import plain_json
+from iso_orchestrator.command import CommandKeywords, CommandStep, command_options
+from iso_orchestrator.command_call import CommandLine
 from iso_orchestrator.context import current_scope, entered, restore
 from iso_orchestrator.errors import WorkflowUsageError
-from iso_orchestrator.fold import Fold, copy_json
 from iso_orchestrator.for_each import ForEach, ForEachSummary, MutexKey, for_each_options, run_for_each
 from iso_orchestrator.handle import Handle
-from iso_orchestrator.model import Heartbeat, Json, Lease, WorkflowEvent, WorkflowRecord, WorkflowStatus
 from iso_orchestrator.mutex import Mutex
 from iso_orchestrator.mutex_queue import MutexScope
 from iso_orchestrator.names import check_key
 from iso_orchestrator.naming import Template
+from iso_orchestrator.record_keeper import RecordKeeper
 from iso_orchestrator.reset import reset_steps
 from iso_orchestrator.retry import Retry
 from iso_orchestrator.runs import OnBusy, RunResult, begin_run, end_run, new_run
@@ -38,12 +36,16 @@ from iso_orchestrator.stores import find_store
 
 __all__ = ["Workflow"]
 
+if TYPE_CHECKING:
+    from iso_orchestrator.agents import Agent, AgentResult
+
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 Item = TypeVar("Item")
 
 
-class Workflow:
+class Workflow(RecordKeeper):
     """A durable workflow: run the script, kill it anywhere, run it again, and it goes on where it was.
 
     Constructing one touches no disk; the first use opens the record, and makes it when it is missing. Any number of
@@ -116,16 +118,6 @@ class Workflow:
     def record_path(self) -> str:
         """Where the snapshot is, or would be."""
         return self._handle.store.path_of(self.workflow_id)
-
-    @property
-    def record(self) -> WorkflowRecord:
-        """The record as it is now, with all that other processes wrote. Looking makes none."""
-        return self._handle.look(Fold.record)
-
-    @property
-    def state(self) -> Json:
-        """The state, a copy to do with as you like."""
-        return self._handle.look(lambda fold: copy_json(fold.state))
 
     def __enter__(self) -> Workflow:
         """Begin a run."""
@@ -255,6 +247,67 @@ class Workflow:
         options = step_options(retry, timeout, accept, if_interrupted, version)
         return run_step(self._handle, name, fn, args, idempotency_key, options)
 
+    @overload
+    def command(self, fn: Callable[P, CommandLine], /) -> CommandStep[P, Any]: ...
+    @overload
+    def command(
+        self, /, *, parse: Callable[[str], T], **options: Unpack[CommandKeywords]
+    ) -> Callable[[Callable[P, CommandLine]], CommandStep[P, T]]: ...
+    @overload
+    def command(
+        self, /, *, parse: Agent, **options: Unpack[CommandKeywords]
+    ) -> Callable[[Callable[P, CommandLine]], CommandStep[P, AgentResult]]: ...
+    @overload
+    def command(
+        self,
+        /,
+        *,
+        parse: Literal["text", "json", "jsonl"] | None = None,
+        **options: Unpack[CommandKeywords],
+    ) -> Callable[[Callable[P, CommandLine]], CommandStep[P, Any]]: ...
+    def command(self, fn: Callable[..., CommandLine] | None = None, /, **options: Any) -> Any:
+        """Make a function that returns a command line a step that runs it.
+
+        The command has an empty standard input unless it is given one, a session of its own and its signals at their
+        defaults. What it writes goes to a log as it comes. When it has ended, or is given up (a limit, Ctrl-C, an
+        error), all that it has started is ended too: SIGTERM, time to finish, SIGKILL; and what a run that was killed
+        has left of it is ended before it is started again.
+
+        Args:
+            fn: The function, where the decorator is used without parentheses. It returns a list of a program and its
+                arguments, a `Command`, or what an agent of `iso_orchestrator.agents` makes.
+            parse: What the result's `parsed` is made of its standard output by: "text", "json", "jsonl", a function,
+                or an agent, which judges the run as well.
+            options: As in `step`, and:
+                idle_timeout: seconds without output;
+                ok_codes: the exit codes that are a success, where no agent judges;
+                log_dir: the folder of its logs, by default ``logs/`` in the workflow's;
+                limit_key: what is limited when it says so, for all steps that name it, by default the agent's name;
+                if_left: what is done about what a killed run has left of it, "end" it or "wait" until it has ended.
+
+        Raises:
+            TypeError: An option is of the wrong type.
+            ValueError: An option is out of its range.
+
+        Example:
+            >>> import sys, tempfile
+            >>> workflow = Workflow("batch", dir=tempfile.mkdtemp())
+            >>> @workflow.command(timeout=60, parse="json")
+            ... def add(one: int, other: int) -> list[str]:
+            ...     return [sys.executable, "-c", f"print({one} + {other})"]
+            >>> add(1, 2).parsed
+            3
+        """
+        name, key = options.pop("name", None), options.pop("idempotency_key", None)
+        checked = command_options(**options)
+
+        def decorate(plain: Callable[..., CommandLine]) -> CommandStep[..., Any]:
+            made: CommandStep[..., Any] = CommandStep(plain, lambda: self._handle, checked, name, key)
+            made.claim(self._handle)
+            return made
+
+        return decorate if fn is None else decorate(fn)
+
     def for_each(
         self,
         *,
@@ -337,115 +390,6 @@ class Workflow:
             ...     pass
         """
         return Mutex(self._handle, key, timeout, scope)
-
-    def update_state(self, update: Any, *, with_step: bool = False) -> Any:
-        """Replace the state, by a value or by what a function makes of a copy of it; atomic over all processes.
-
-        Args:
-            update: JSON, what cattrs unstructures, or a function of the state.
-            with_step: Inside a step: call the function once, at the step's completion, on the state of then, and
-                record both in one piece; returns None. An attempt that fails drops it.
-
-        Returns:
-            The new state.
-
-        Raises:
-            TypeError: The function returned None where the state was not None: a forgotten ``return``.
-            SerializationError: The new state is not JSON.
-            WorkflowUsageError: The function used the workflow, or *with_step* outside of a step.
-
-        Example:
-            >>> workflow = Workflow("batch", initial_state={"n": 0}, store="memory://state")
-            >>> workflow.update_state(lambda state: {**state, "n": state["n"] + 1})
-            {'n': 1}
-        """
-        if with_step:
-            states.update_with_step(self._handle, update)
-            return None
-        return states.update_state(self._handle, update)
-
-    def append_event(self, type: str, message: str | None = None, detail: Any = None) -> WorkflowEvent:  # noqa: A002
-        """Append an event of your own to the record.
-
-        Example:
-            >>> Workflow("batch", store="memory://event").append_event("mail.sent", detail={"to": 3}).detail
-            {'to': 3}
-        """
-        return states.append_event(self._handle, type, message, detail)
-
-    def heartbeat(self, key: str, detail: Any = None) -> Heartbeat:
-        """Record that whoever *key* stands for is alive.
-
-        Example:
-            >>> Workflow("batch", store="memory://beat").heartbeat("worker:1", {"phase": "send"}).key
-            'worker:1'
-        """
-        return states.heartbeat(self._handle, key, detail)
-
-    def heartbeating(self, key: str, *, every: float = 30.0, detail: Any = None) -> AbstractContextManager[None]:
-        """Beat each *every* seconds in the background; an event at the first and the last beat only.
-
-        Example:
-            >>> with Workflow("batch", store="memory://beating").heartbeating("worker:1", every=5):
-            ...     pass
-        """
-        return states.heartbeating(self._handle, key, every, detail)
-
-    def touch_lease(self, key: str, *, holder: str, ttl: float | timedelta, detail: Any = None) -> Lease:
-        """Acquire a lease that nobody has, or renew one's own. It fences nothing by itself.
-
-        Args:
-            key: The lease's.
-            holder: Who asks.
-            ttl: Seconds, or a timedelta.
-            detail: JSON to keep with it; None keeps what is there.
-
-        Raises:
-            LeaseConflictError: Another holder has it.
-
-        Example:
-            >>> workflow = Workflow("batch", store="memory://touch")
-            >>> workflow.touch_lease("slot", holder="alpha", ttl=30).token
-            1
-        """
-        return leases.touch_lease(self._handle, key, holder, ttl, detail)
-
-    def release_lease(self, key: str, holder: str | None = None) -> Lease | None:
-        """Give a lease back; None when there is none.
-
-        Raises:
-            LeaseConflictError: Another than *holder* has it.
-        """
-        return leases.release_lease(self._handle, key, holder)
-
-    def lease(
-        self, key: str, *, holder: str | None = None, ttl: float | timedelta = 30.0, detail: Any = None
-    ) -> AbstractContextManager[leases.HeldLease]:
-        """Hold a lease: acquired, renewed in the background, released.
-
-        What runs inside, worker threads included, is fenced: once the lease has a newer token nothing more is recorded
-        from there, and `LeaseLostError` is raised.
-
-        Args:
-            key: The lease's.
-            holder: Who asks; default: a name that nobody else has.
-            ttl: Seconds, or a timedelta; renewed three times in each.
-            detail: JSON to keep with it.
-
-        Raises:
-            LeaseConflictError: On entry: another holder has it.
-            LeaseLostError: Inside, and at the end: it has a newer token.
-
-        Example:
-            >>> with Workflow("batch", store="memory://lease").lease("slot", ttl=60) as held:
-            ...     held.token, held.lost
-            (1, False)
-        """
-        return leases.hold_lease(self._handle, key, holder, ttl, detail)
-
-    def set_status(self, status: WorkflowStatus | str, error: BaseException | str | None = None) -> WorkflowRecord:
-        """Set the status by hand; without an error the last one is forgotten."""
-        return states.set_status(self._handle, status, error)
 
     def reset(self, name_or_pattern: str) -> list[str]:
         """Forget the steps of that exact name, else those that match the `fnmatch` pattern, so that they run again.

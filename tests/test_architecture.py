@@ -33,6 +33,7 @@ FLOORS = [
     {"store"},
     {
         "command_log",
+        "command_output",
         "command_run",
         "command_start",
         "context",
@@ -43,12 +44,15 @@ FLOORS = [
         "session",
     },
     {
+        "command",
+        "command_call",
         "for_each",
         "functions",
         "lease",
         "mutex",
         "mutex_queue",
         "naming",
+        "record_keeper",
         "reset",
         "retry",
         "runs",

@@ -114,6 +114,7 @@ class _MemoryLog:
     def __init__(self, workflow: _Workflow, path: str, store_mutexes: dict[str, _Mutex]) -> None:
         self.owner = unique_name()
         self.path = path
+        self.logs: str | None = None
         self._workflow = workflow
         self._store_mutexes = store_mutexes
         self._read = 0

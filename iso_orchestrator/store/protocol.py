@@ -53,6 +53,9 @@ class Log(Protocol):
     path: str
     """Where the snapshot is, or would be."""
 
+    logs: str | None
+    """The folder for what the workflow's commands write; None where the store has none."""
+
     def lock(self) -> None:
         """Keep every other process out, until `unlock`."""
         ...

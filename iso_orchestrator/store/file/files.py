@@ -16,6 +16,7 @@ __all__ = [
     "exists",
     "join",
     "make_folders",
+    "make_path",
     "read_all",
     "read_file",
     "refuse_links",
@@ -50,6 +51,7 @@ class Paths:
         journal: What happened since.
         locks: All locks of the workflow.
         record_lock: Held over every change of snapshot and journal.
+        logs: What its commands have written.
         runs: The folder of run files.
         mutexes: The folder of mutexes.
         store_mutexes: That of mutexes of all workflows; no workflow's name lacks a hash.
@@ -62,6 +64,7 @@ class Paths:
         self.snapshot = join(self.folder, f"{name}.json")
         self.journal = join(self.folder, f"{name}.journal")
         self.locks = join(root, "locks", name)
+        self.logs = join(root, "logs", name)
         self.record_lock = join(self.locks, "record.flock")
         self.runs = join(self.locks, "runs")
         self.mutexes = join(self.locks, "mutex")
@@ -175,11 +178,30 @@ def refuse_links(fs: FileSystem, paths: Paths) -> None:
     The root itself may be one: that is for its owner to say.
     """
     store_locks = os.path.dirname(paths.store_mutexes)
-    locks = os.path.dirname(paths.locks)
-    for path in (paths.folder, locks, paths.locks, paths.runs, paths.mutexes, store_locks, paths.store_mutexes):
+    locks, logs = os.path.dirname(paths.locks), os.path.dirname(paths.logs)
+    for path in (
+        paths.folder,
+        logs,
+        paths.logs,
+        locks,
+        paths.locks,
+        paths.runs,
+        paths.mutexes,
+        store_locks,
+        paths.store_mutexes,
+    ):
         info = fs.identify_path(path)
         if info is not None and not stat.S_ISDIR(info.st_mode):
             raise StoreError(f"{path} is a link or a file where a folder should be: remove it, or use another root")
+
+
+def make_path(fs: FileSystem, path: str) -> None:
+    """Make a folder, and those above it that are missing."""
+    missing = []
+    while fs.identify_path(path) is None:
+        missing.append(path)
+        path = os.path.dirname(path)
+    make_folders(fs, *reversed(missing))
 
 
 def make_folders(fs: FileSystem, *paths: str) -> None:

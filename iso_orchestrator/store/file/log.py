@@ -84,6 +84,7 @@ class FileLog:
 
     def __init__(self, fs: FileSystem, paths: Paths, record_lock: FileLock) -> None:
         self.path = paths.snapshot
+        self.logs: str | None = paths.logs
         self.owner = ""
         self._fs = fs
         self._paths = paths

@@ -198,6 +198,7 @@ class FileStore:
                 if name.startswith((f"{paths.name}.torn-", f"{paths.name}.json.", f"{paths.name}.journal.")):
                     remove(self._fs, os.path.join(paths.folder, name))
             self._fs.sync_folder(paths.folder)
+            self._remove_logs(paths)
             self._remove_locks(paths)
             return True
         finally:
@@ -224,6 +225,11 @@ class FileStore:
         except (IsADirectoryError, PermissionError):  # which of the two depends on the platform
             remove(self._fs, os.path.join(path, "owner.json"))
             self._fs.remove_folder(path)
+
+    def _remove_logs(self, paths: Paths) -> None:
+        for name in self._fs.list_folder(paths.logs):
+            remove(self._fs, os.path.join(paths.logs, name))
+        self._remove_folder(paths.logs)
 
     def _remove_locks(self, paths: Paths) -> None:
         for name in self._fs.list_folder(paths.mutexes):

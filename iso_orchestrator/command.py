@@ -1,0 +1,89 @@
+"""`@workflow.command`: a step that is a command line, ended for real when it is given up, and found after a crash."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection
+from typing import Any, ParamSpec, TypeVar, cast
+
+import attrs
+
+from iso_orchestrator.codec import ResultCodec
+from iso_orchestrator.command_call import CommandCall, CommandLine, CommandOptions, IfLeft
+from iso_orchestrator.command_line import CommandResult
+from iso_orchestrator.command_output import as_reading
+from iso_orchestrator.handle import Handle
+from iso_orchestrator.names import check_key
+from iso_orchestrator.naming import Template
+from iso_orchestrator.retry import Retry
+from iso_orchestrator.seconds import check_seconds
+from iso_orchestrator.step import Step, StepKeywords, step_options
+from iso_orchestrator.step_run import IfInterrupted
+
+__all__ = ["CommandKeywords", "CommandStep", "command_options"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class CommandKeywords(StepKeywords, total=False):
+    """The options of `command` besides `parse`, for type checkers."""
+
+    idle_timeout: float | None
+    ok_codes: Collection[int]
+    log_dir: str | os.PathLike[str] | None
+    limit_key: str | None
+    if_left: IfLeft
+
+
+def command_options(
+    *,
+    retry: int | Retry = 1,
+    timeout: float | None = None,
+    accept: Callable[[Any], bool] | None = None,
+    if_interrupted: IfInterrupted = "rerun",
+    version: str | int | None = None,
+    idle_timeout: float | None = None,
+    parse: Any = None,
+    ok_codes: Collection[int] = (0,),
+    log_dir: str | os.PathLike[str] | None = None,
+    limit_key: str | None = None,
+    if_left: IfLeft = "end",
+) -> CommandOptions:
+    """The options of a command, checked."""
+    check_seconds(timeout, "timeout")
+    check_seconds(idle_timeout, "idle_timeout")
+    if isinstance(ok_codes, int | str) or not all(type(code) is int for code in ok_codes):
+        raise TypeError(f"ok_codes must be a collection of ints, not {ok_codes!r:.80}")
+    if if_left not in ("end", "wait"):
+        raise ValueError(f'if_left is "end" or "wait", not {if_left!r}')
+    reading = as_reading(parse, ok_codes)
+    key = reading.limit_key if limit_key is None else check_key(limit_key, "limit_key")
+    step = attrs.evolve(step_options(retry, None, accept, if_interrupted, version), limit_key=key)
+    folder = None if log_dir is None else os.path.abspath(os.fspath(log_dir))
+    return CommandOptions(step, timeout, idle_timeout, reading, folder, if_left)
+
+
+class CommandStep(Step[P, CommandResult[T]]):
+    """A function whose calls are commands. Made by `workflow.command` and by the free `command`.
+
+    Attributes:
+        fn: The plain function, which returns the command line.
+    """
+
+    fn: Callable[P, CommandLine]  # type: ignore[assignment]  # a step's own returns the result
+
+    def __init__(
+        self,
+        fn: Callable[P, CommandLine],
+        resolve: Callable[[], Handle],
+        options: CommandOptions,
+        name: Template | None,
+        idempotency_key: Template | None,
+    ) -> None:
+        super().__init__(cast("Any", fn), resolve, options.step, name, idempotency_key)
+        self._command = options
+        self._codec = ResultCodec(CommandResult[options.reading.annotation])  # type: ignore[name-defined]
+
+    def _body(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any]:
+        return lambda: CommandCall(self._command).run(lambda: self.fn(*args, **kwargs))

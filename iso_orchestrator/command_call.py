@@ -1,0 +1,201 @@
+"""One attempt at a step that is a command: what is left of the last one ended, the command run, its output read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from hashlib import sha256
+from typing import Any, Literal, Protocol, TypeAlias
+
+import attrs
+
+from iso_orchestrator.clock import monotonic
+from iso_orchestrator.command_line import Command, CommandResult, as_command
+from iso_orchestrator.command_output import Output, Reader, Reading
+from iso_orchestrator.command_run import CommandBeat, CommandRun
+from iso_orchestrator.context import Attempt, Scope, current_scope
+from iso_orchestrator.errors import OrchestratorError, WorkflowUsageError
+from iso_orchestrator.facts import CommandsMarked, Fact, HeartbeatRecorded
+from iso_orchestrator.fold import Fold, copy_json
+from iso_orchestrator.handle import Handle
+from iso_orchestrator.identity import unique_name
+from iso_orchestrator.model import Json
+from iso_orchestrator.names import mutex_file_name, record_names
+from iso_orchestrator.processes.ending import await_leftovers, end_leftovers, end_tree
+from iso_orchestrator.session import Session
+from iso_orchestrator.step_run import StepOptions
+from iso_orchestrator.store.file.files import make_path, read_all
+from iso_orchestrator.store.file.fs import FileSystem
+
+__all__ = ["CommandCall", "CommandLine", "CommandOptions", "IfLeft", "last_beat"]
+
+_LOOK_EVERY = 0.5  # seconds between two looks whether the caller has given the command up
+_BEAT_EVERY = 20.0  # seconds between two heartbeats on record
+_ANY_CODE = range(-64, 256)
+
+IfLeft: TypeAlias = Literal["end", "wait"]
+
+
+class Buildable(Protocol):
+    """What makes a command when it is known what environment it is added to, as an agent's."""
+
+    def build(self) -> Command:
+        """The command."""
+        ...
+
+
+CommandLine: TypeAlias = Sequence[str | os.PathLike[str]] | Command | Buildable
+
+
+@attrs.frozen(eq=False, repr=False)
+class CommandOptions:
+    """The options of a command, checked."""
+
+    step: StepOptions
+    timeout: float | None
+    idle_timeout: float | None
+    reading: Reading
+    log_dir: str | None
+    if_left: IfLeft
+
+
+@attrs.define(eq=False, repr=False)
+class CommandCall:
+    """One attempt at a command."""
+
+    options: CommandOptions
+    scope: Scope = attrs.field(factory=current_scope)
+    fs: FileSystem = attrs.field(factory=FileSystem)
+    beat_at: float = 0.0
+    known: dict[str, Json] | None = None  # what the last heartbeat said, but for what changes all the time
+
+    def run(self, make: Callable[[], CommandLine]) -> CommandResult[Any]:
+        """Run what *make* says.
+
+        Raises:
+            Limited: What the command needs is limited.
+            CommandError: It was no success.
+        """
+        name, key = self._name(), f"command:{self._name()}"
+        mark = self._mark(name)
+        self._end_leftovers(mark)
+        line = make()
+        command = line.build() if hasattr(line, "build") else as_command(line)
+        reader = self.options.reading.begin(line, last_beat(key))
+        path = self._log_path(name)
+        start = _size(self.fs, path)
+        run = CommandRun(
+            name=name,
+            command=command,
+            mark=mark,
+            log_path=path,
+            timeout=self.options.timeout,
+            idle_timeout=self.options.idle_timeout,
+            ok_codes=_ANY_CODE,
+            on_line=reader.on_line,
+            on_beat=lambda beat: self._beat(key, path, beat, reader),
+            beat_every=_LOOK_EVERY,
+            fs=self.fs,
+        )
+        result = run.run()
+        try:
+            return reader.finish(Output(name, result, lambda: _whole(self.fs, path, start)))
+        except OrchestratorError:
+            if reader.detail():  # what the next attempt goes on from
+                self._record_beat(key, {"log": path, **reader.detail()}, silent=True)
+            raise
+
+    def _name(self) -> str:
+        if self.scope.step is None:
+            raise WorkflowUsageError("a command runs inside of its step alone")
+        return self.scope.step.name
+
+    def _mark(self, name: str) -> str:
+        """A word that nobody can guess, the same for every attempt at the step, and on record before any begins."""
+        at = self._handle().clock.now()
+
+        def decide(fold: Fold) -> tuple[Sequence[Fact], str]:
+            if fold.command_seed is not None:
+                return (), fold.command_seed
+            seed = unique_name() + unique_name()
+            return [CommandsMarked(at, seed)], seed
+
+        seed = self._session().append(decide)[0]
+        return sha256(f"{seed}\0{name}".encode()).hexdigest()[:32]
+
+    def _end_leftovers(self, mark: str) -> None:
+        """Have nobody left of the attempt before: no two ever work on one step."""
+        predecessor = _attempt(self.scope).predecessor
+        if predecessor == "ended":
+            return
+        if self.options.if_left == "wait":
+            await_leftovers(mark)
+        elif predecessor == "interrupted":
+            end_leftovers(mark)
+        else:  # forgotten by a reset, perhaps
+            end_tree(mark)
+
+    def _beat(self, key: str, path: str, beat: CommandBeat, reader: Reader) -> None:
+        """Look whether anybody still waits for the command, and say every now and then how it goes."""
+        batch = self.scope.batch
+        if batch is not None and batch.is_abandoned:
+            raise KeyboardInterrupt("the batch was interrupted")
+        detail = {"pid": beat.pid, "log": path, **reader.detail()}
+        now = monotonic()
+        if now >= self.beat_at or detail != self.known:
+            self._record_beat(
+                key, {**detail, "bytes": beat.size, "line": beat.last_line}, silent=self.known is not None
+            )
+            self.beat_at, self.known = now + _BEAT_EVERY, detail
+
+    def _record_beat(self, key: str, detail: dict[str, Json], *, silent: bool) -> None:
+        fact = HeartbeatRecorded(self._handle().clock.now(), key, detail, silent)
+        self._session().append(lambda _: ([fact], None))
+
+    def _log_path(self, name: str) -> str:
+        folder = self.options.log_dir or self._session().log.logs
+        if folder is None:
+            handle = self._handle()
+            folder = os.path.join(handle.workflow.dir, "logs", record_names(handle.workflow_id).short)
+        make_path(self.fs, folder)
+        stem = mutex_file_name(name).removesuffix(".lock")
+        return os.path.join(folder, f"{stem}.{_attempt(self.scope).number}.log")
+
+    def _handle(self) -> Handle:
+        handle: Handle = self.scope.workflow._handle
+        return handle
+
+    def _session(self) -> Session:
+        session: Session = _attempt(self.scope).session
+        return session
+
+
+def last_beat(key: str) -> dict[str, Json]:
+    """The detail of the last heartbeat of a command in the workflow of the current step; empty where there is none."""
+    session = _attempt(current_scope()).session
+
+    def look(fold: Fold) -> tuple[tuple[()], Json]:
+        beat = fold.heartbeats.get(key)
+        return (), None if beat is None else copy_json(beat.detail)
+
+    detail = session.append(look)[0]
+    return detail if isinstance(detail, dict) else {}
+
+
+def _attempt(scope: Scope) -> Attempt:
+    if scope.attempt is None:
+        raise WorkflowUsageError("a command runs inside of its step alone")
+    return scope.attempt
+
+
+def _size(fs: FileSystem, path: str) -> int:
+    info = fs.identify_path(path)
+    return 0 if info is None else info.st_size
+
+
+def _whole(fs: FileSystem, path: str, start: int) -> str:
+    fd = fs.open_read(path)
+    try:
+        return read_all(fs, fd, start).decode("utf-8", "backslashreplace")
+    finally:
+        fs.close(fd)

@@ -1,0 +1,152 @@
+"""What is made of a command's output: nothing, text, JSON, or what a function or an agent's dialect makes of it."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable, Collection
+from typing import Any, Literal, Protocol, TypeAlias
+
+import attrs
+
+from iso_orchestrator.codec import decode
+from iso_orchestrator.command_line import CommandResult
+from iso_orchestrator.errors import CommandError
+from iso_orchestrator.model import Json
+
+__all__ = ["Output", "Parse", "Reader", "Reading", "as_reading"]
+
+Parse: TypeAlias = Literal["text", "json", "jsonl"] | Callable[[str], Any]
+
+
+@attrs.frozen(eq=False, repr=False)
+class Output:
+    """A command that has ended, whatever its exit code.
+
+    Attributes:
+        step: The step's name.
+        result: What came of it, not parsed yet.
+        whole: Reads all of its standard output.
+    """
+
+    step: str
+    result: CommandResult[Any]
+    whole: Callable[[], str]
+
+
+class Reader(Protocol):
+    """Reads the output of one run."""
+
+    @property
+    def on_line(self) -> Callable[[str], None] | None:
+        """Is given each line as it comes; None where nobody waits for lines."""
+        ...
+
+    def detail(self) -> dict[str, Json]:
+        """What is known by now and has to be on record before the end, as the name of an agent's session."""
+        ...
+
+    def finish(self, output: Output) -> CommandResult[Any]:
+        """The result, parsed.
+
+        Raises:
+            CommandError: It is no success.
+        """
+        ...
+
+
+class Reading(Protocol):
+    """How the outputs of a command are read."""
+
+    @property
+    def annotation(self) -> Any:
+        """The type of what is made of them."""
+        ...
+
+    @property
+    def limit_key(self) -> str | None:
+        """What is limited when one of them says so; None where none does."""
+        ...
+
+    def begin(self, command: Any, before: dict[str, Json]) -> Reader:
+        """Read one run of *command*; *before* is the last `Reader.detail` of the step, where there is one."""
+        ...
+
+
+def as_reading(parse: Any, ok_codes: Collection[int]) -> Reading:
+    """How a command's `parse` option reads.
+
+    Raises:
+        TypeError: It is none of what `parse` takes.
+    """
+    if hasattr(parse, "reading"):  # an agent; its dialects are imported by whoever uses one
+        reading: Reading = parse.reading()
+        return reading
+    make = _PARSERS.get(parse) if parse is None or isinstance(parse, str) else parse
+    if not callable(make):
+        known = ", ".join(repr(name) for name in _PARSERS if name)
+        raise TypeError(f"parse takes {known}, a function of the output or an agent, not {parse!r:.80}")
+    return _Plain(_annotation(make), frozenset(ok_codes), make)
+
+
+@attrs.frozen(eq=False, repr=False)
+class _Plain:
+    """Success is an exit code, and the output is parsed when there is one."""
+
+    annotation: Any
+    ok_codes: frozenset[int]
+    make: Callable[[str], Any]
+    limit_key: str | None = None
+    on_line: None = None
+
+    def begin(self, command: Any, before: dict[str, Json]) -> Reader:
+        del command, before
+        return self
+
+    def detail(self) -> dict[str, Json]:
+        return {}
+
+    def finish(self, output: Output) -> CommandResult[Any]:
+        if output.result.exit_code not in self.ok_codes:
+            raise CommandError(output.step, output.result)
+        if self.make is _nothing:
+            return output.result
+        try:
+            parsed = self.make(output.whole())
+        except Exception as error:
+            error.add_note(f"iso-orchestrator: in parse= of step {output.step!r}; the output: {output.result.log_path}")
+            raise
+        return attrs.evolve(output.result, parsed=parsed)
+
+
+def _nothing(_: str) -> None:
+    return None
+
+
+def _text(output: str) -> str:
+    return output
+
+
+def _json(output: str) -> Any:
+    return decode(output)
+
+
+def _json_lines(output: str) -> list[Any]:
+    return [decode(line) for line in output.split("\n") if line.strip()]
+
+
+_PARSERS: dict[str | None, Callable[[str], Any]] = {
+    None: _nothing,
+    "text": _text,
+    "json": _json,
+    "jsonl": _json_lines,
+}
+
+
+def _annotation(make: Callable[[str], Any]) -> Any:
+    """What a function is annotated to return; Any where that is not to be had."""
+    try:
+        found = typing.get_type_hints(make, include_extras=True).get("return", Any)
+    except Exception:  # noqa: BLE001 - evaluating an annotation can raise anything
+        return Any
+    return Any if found is inspect.Signature.empty else found

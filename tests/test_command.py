@@ -1,0 +1,437 @@
+"""Commands as steps: recorded, read, given up, and found again after a crash."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import stat
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+from support import DEADLINE, wait_until
+from support_commands import shell
+from support_processes import child, in_thread
+
+from iso_orchestrator import (
+    Command,
+    CommandError,
+    CommandIdleError,
+    CommandResult,
+    CommandStartError,
+    CommandTimeoutError,
+    Limited,
+    StepStatus,
+    StepTimeoutError,
+    Workflow,
+    command,
+    current_step,
+    delete_workflow,
+)
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the programs of these tests are for Linux")
+
+
+@attrs.frozen
+class Verdict:
+    """What a review came to."""
+
+    ok: bool
+    notes: list[str]
+
+
+def verdict(output: str) -> Verdict:
+    found = json.loads(output)
+    return Verdict(found["ok"], found["notes"])
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state not in "ZX"
+
+
+# Recorded
+
+
+def test_a_command_that_succeeded_is_not_run_again(workflow: Workflow, tmp_path: Path) -> None:
+    """Its result is the recorded one, whole, on the first call and on every later one."""
+    ledger = tmp_path / "ledger"
+
+    @workflow.command
+    def note(word: str) -> list[str]:
+        return shell('echo "$1" | tee -a "$2"; echo aside >&2', word, str(ledger))
+
+    first = note("one")
+    assert (first.exit_code, first.stdout, first.stderr, first.parsed) == (0, "one\n", "aside\n", None)
+    workflow.close()
+    assert note("one") == first
+    assert note("two").stdout == "two\n"
+    assert ledger.read_text() == "one\ntwo\n"
+    assert workflow.record.steps['note(word="one")'].attempts == 1
+
+
+@pytest.mark.parametrize(
+    ("parse", "output", "parsed"),
+    [
+        (None, "x", None),
+        ("text", "caf\\351 x", "caf\\xe9 x"),
+        ("json", '{"n": [1, 2.5]}', {"n": [1, 2.5]}),
+        ("jsonl", '{"n": 1}\\n\\n2\\n', [{"n": 1}, 2]),
+        (len, "12345", 5),
+        (verdict, '{"ok": true, "notes": ["a"]}', Verdict(True, ["a"])),
+    ],
+)
+def test_output_is_read_as_asked(workflow: Workflow, parse: Any, output: str, parsed: Any) -> None:
+    """What it was parsed to is the same on the first run and from the record, typed where the function says so."""
+
+    @workflow.command(parse=parse)
+    def say() -> list[str]:
+        return ["printf", output]
+
+    assert say().parsed == parsed
+    workflow.close()
+    assert say().parsed == parsed
+
+
+def test_output_that_cannot_be_parsed_fails_the_step(workflow: Workflow) -> None:
+    """The parser's own error comes to the caller, with a note that names the log."""
+
+    @workflow.command(parse="json")
+    def say() -> list[str]:
+        return ["echo", "no json"]
+
+    with pytest.raises(ValueError, match="Expecting value") as caught:
+        say()
+    (note,) = caught.value.__notes__
+    log = Path(note.rpartition(" ")[2])
+    assert log.read_text() == "no json\n"
+    assert workflow.record.steps["say"].status is StepStatus.FAILED
+
+
+def test_each_attempt_has_its_log(workflow: Workflow, tmp_path: Path) -> None:
+    """Failed attempts can be read afterwards; only the owner may."""
+
+    @workflow.command(retry=3)
+    def flaky() -> list[str]:
+        return shell('echo "attempt $1"; [ "$1" = 3 ]', str(current_step().attempt))
+
+    result = flaky()
+    folder = Path(result.log_path).parent
+    assert folder == tmp_path / "logs" / Path(workflow.record_path).stem
+    logs = sorted(path for path in folder.iterdir() if path.suffix == ".log")
+    assert [path.read_text() for path in logs] == ["attempt 1\n", "attempt 2\n", "attempt 3\n"]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o600}
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    workflow.close()
+    delete_workflow("w", dir=tmp_path)
+    assert not folder.exists()
+
+
+def test_log_dir_is_where_logs_go(workflow: Workflow, tmp_path: Path) -> None:
+    """A folder of one's own, made when it is missing."""
+    folder = tmp_path / "a" / "b"
+
+    @workflow.command(log_dir=folder)
+    def say() -> list[str]:
+        return ["echo", "x"]
+
+    assert Path(say().log_path).parent == folder
+
+
+def test_a_store_in_memory_has_logs_too(tmp_path: Path) -> None:
+    """They are files in the workflow's folder, whatever keeps its record."""
+    workflow = Workflow("w", dir=tmp_path, store=f"memory://{tmp_path}")
+    result = workflow.command(lambda_named("say", lambda: ["echo", "x"]))()
+    assert Path(result.log_path).is_relative_to(tmp_path / "logs")
+
+
+def lambda_named(name: str, fn: Callable[[], Any]) -> Callable[[], Any]:
+    fn.__name__ = fn.__qualname__ = name
+    return fn
+
+
+# Failing
+
+
+def test_another_exit_code_is_an_error_with_the_result(workflow: Workflow) -> None:
+    """It is retried as any failure, and says the code, the last words and where all of them are."""
+
+    @workflow.command(retry=2)
+    def fail() -> list[str]:
+        return ["sh", "-c", "echo out; echo no such branch >&2; exit 3"]
+
+    with pytest.raises(CommandError, match=r"exit code 3.*no such branch.*\.2\.log") as caught:
+        fail()
+    assert isinstance(caught.value.result, CommandResult)
+    assert (caught.value.result.exit_code, caught.value.result.stdout) == (3, "out\n")
+    assert workflow.record.steps["fail"].attempts == 2
+
+
+def test_ok_codes_are_successes(workflow: Workflow) -> None:
+    """A program that says something by its exit code has not failed."""
+
+    @workflow.command(ok_codes=(0, 1))
+    def differ() -> list[str]:
+        return ["sh", "-c", "exit 1"]
+
+    assert differ().exit_code == 1
+
+
+def test_a_program_that_is_not_there_says_so(workflow: Workflow) -> None:
+    """With the step's name and the program's."""
+
+    @workflow.command
+    def missing() -> list[str]:
+        return ["no-such-program-anywhere"]
+
+    with pytest.raises(CommandStartError, match=r"'missing'.*'no-such-program-anywhere'"):
+        missing()
+
+
+@pytest.mark.parametrize(
+    ("options", "error"), [({"timeout": 0.3}, CommandTimeoutError), ({"idle_timeout": 0.3}, CommandIdleError)]
+)
+def test_a_limit_of_time_ends_the_whole_tree(
+    workflow: Workflow, tmp_path: Path, options: dict[str, float], error: type[Exception]
+) -> None:
+    """Children in sessions of their own are ended with the command, and the error is a `StepTimeoutError`."""
+
+    @workflow.command(**options)
+    def stall() -> list[str]:
+        return shell('setsid sleep 3600 & echo $! > "$1"; wait', str(tmp_path / "pid"))
+
+    with pytest.raises(error) as caught:
+        stall()
+    assert isinstance(caught.value, StepTimeoutError)
+    assert not is_alive(int((tmp_path / "pid").read_text()))
+
+
+def test_accept_sees_the_result(workflow: Workflow) -> None:
+    """An empty answer that ends with 0 can be refused."""
+
+    @workflow.command(accept=lambda result: bool(result.stdout.strip()), retry=2)
+    def ask() -> list[str]:
+        return shell('[ "$1" = 1 ] || echo answer', str(current_step().attempt))
+
+    assert ask().stdout == "answer\n"
+
+
+# What it is started with
+
+
+def test_standard_input_is_empty_unless_given(workflow: Workflow) -> None:
+    """A program that reads it does not wait; text and bytes come through whole."""
+
+    @workflow.command(name="echo {given}", parse="text")
+    def echo(given: str | None) -> Command:
+        return Command(["cat"], input=given)
+
+    assert echo(None).parsed == ""
+    long = "ü" * 100_000
+    assert workflow.command(name="long", parse="text")(lambda: Command(["cat"], input=long))().parsed == long
+
+
+def test_folder_and_environment_are_the_commands(workflow: Workflow, tmp_path: Path) -> None:
+    """Of its own, where they are given."""
+
+    @workflow.command
+    def where() -> Command:
+        return Command(["sh", "-c", "pwd; echo $WORD"], cwd=tmp_path, env={**os.environ, "WORD": "x"})
+
+    assert where().stdout == f"{tmp_path.resolve()}\nx\n"
+
+
+def test_a_free_command_serves_the_current_workflow(workflow: Workflow) -> None:
+    """As the free `step` does."""
+
+    @command(parse="text")
+    def say() -> list[str]:
+        return ["echo", "x"]
+
+    with workflow:
+        assert say().parsed == "x\n"
+    assert list(workflow.record.steps) == ["say"]
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"parse": "xml"}, TypeError),
+        ({"parse": 3}, TypeError),
+        ({"ok_codes": 0}, TypeError),
+        ({"ok_codes": ["0"]}, TypeError),
+        ({"if_left": "keep"}, ValueError),
+        ({"timeout": 0}, ValueError),
+        ({"idle_timeout": -1}, ValueError),
+        ({"limit_key": " "}, ValueError),
+        ({"retries": 3}, TypeError),
+    ],
+)
+def test_bad_options_are_refused_at_decoration(
+    workflow: Workflow, options: dict[str, Any], error: type[Exception]
+) -> None:
+    """Before anything is run."""
+    with pytest.raises(error):
+        workflow.command(**options)
+
+
+@pytest.mark.parametrize("line", ["echo hello", [], None, [3]])
+def test_what_is_no_command_line_is_refused(workflow: Workflow, line: Any) -> None:
+    """A single text above all, which no shell would split."""
+    with pytest.raises((TypeError, ValueError), match="command line"):
+        workflow.command(name="x")(lambda: line)()
+
+
+# While it runs
+
+
+def test_a_running_command_beats(workflow: Workflow) -> None:
+    """The heartbeat says its process, its last line and where its output goes."""
+
+    @workflow.command
+    def work() -> list[str]:
+        return ["sh", "-c", "echo begun; read line < /dev/null; sleep 3600"]
+
+    with_deadline = in_thread(work)
+    beat = wait_until(lambda: workflow.record.heartbeats.get("command:work"))
+    assert beat.detail["line"] == "begun"
+    assert Path(beat.detail["log"]).read_text() == "begun\n"
+    os.kill(beat.detail["pid"], signal.SIGTERM)
+    with pytest.raises(CommandError, match="signal 15"):
+        with_deadline.result(DEADLINE)
+
+
+# After a crash
+
+LOOK = 'grep -q "^State:.[^ZX]" "/proc/$1/status" 2>/dev/null && echo alive || echo gone'
+
+RUNNER = """
+@workflow.command
+def work():
+    return ["sh", "-c", 'echo $$ >> "$1/pids"; exec sleep "$2"', "sh", root, "3600"]
+say("go")
+work()
+"""
+
+
+def pids_in(folder: Path) -> list[int]:
+    path = folder / "pids"
+    return [int(line) for line in path.read_text().split()] if path.exists() else []
+
+
+@pytest.mark.parametrize("is_reset", [False, True])
+def test_what_a_killed_run_left_is_ended_before_it_starts_again(tmp_path: Path, is_reset: bool) -> None:
+    """No two ever work on one step, also where it was reset in between."""
+    with child(RUNNER, tmp_path) as runner:
+        assert runner.line() == "go"
+        (first,) = wait_until(lambda: pids_in(tmp_path))
+        runner.process.kill()
+        runner.process.wait(DEADLINE)
+    assert is_alive(first)
+    workflow = Workflow("w", dir=tmp_path)
+    if is_reset:
+        assert workflow.reset("work") == ["work"]
+
+    @workflow.command(parse="text")
+    def work() -> list[str]:
+        return shell(LOOK, str(first))
+
+    assert work().parsed == "gone\n"
+    assert not is_alive(first)
+    workflow.close()
+
+
+def test_what_a_killed_run_left_can_be_waited_for(tmp_path: Path) -> None:
+    """`if_left="wait"` lets it end by itself."""
+    with child(RUNNER.replace('"3600"', '"1.5"'), tmp_path) as runner:
+        assert runner.line() == "go"
+        (first,) = wait_until(lambda: pids_in(tmp_path))
+        runner.process.kill()
+        runner.process.wait(DEADLINE)
+    workflow = Workflow("w", dir=tmp_path)
+    began = time.monotonic()
+
+    @workflow.command(if_left="wait", parse="text")
+    def work() -> list[str]:
+        return shell(LOOK, str(first))
+
+    assert is_alive(first)
+    assert work().parsed == "gone\n"
+    assert time.monotonic() - began > 0.5
+    workflow.close()
+
+
+# Limits
+
+
+def test_a_limit_keeps_all_of_its_key_from_starting(workflow: Workflow) -> None:
+    """One command meets a limit; another of the same key does not start before its end, and one of none does."""
+    until = datetime.now(UTC) + timedelta(seconds=1)
+    met: list[float] = []
+
+    @workflow.command(limit_key="api")
+    def first() -> list[str]:
+        if not met:
+            met.append(time.time())
+            raise Limited(until)
+        return ["true"]
+
+    started: dict[str, float] = {}
+
+    def run(name: str, key: str | None) -> None:
+        def line() -> list[str]:
+            started[name] = time.time()
+            return ["true"]
+
+        workflow.command(name=name, limit_key=key)(line)()
+
+    waiting = in_thread(first)
+    wait_until(lambda: any(event.type == "step.limited" for event in workflow.record.events))
+    others = [in_thread(run, "same", "api"), in_thread(run, "none", None)]
+    for future in (*others, waiting):
+        future.result(DEADLINE)
+    assert started["none"] < until.timestamp() <= started["same"] + 0.001
+    assert workflow.record.steps["first"].attempts == 1
+
+
+# Interrupted
+
+
+def test_a_second_ctrl_c_ends_the_commands_of_a_batch(tmp_path: Path) -> None:
+    """The first lets them finish, the second does not wait for them: they are ended, and the process with them."""
+    code = """
+    @workflow.for_each(max_parallel=2, progress=False)
+    @workflow.command(name="work {item}")
+    def work(item):
+        return ["sh", "-c", 'echo $$ >> "$1/pids"; exec sleep 3600', "sh", root]
+
+    def interrupt(*_):
+        say("signal")
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
+    say("go")
+    try:
+        work([1, 2])
+    except KeyboardInterrupt:
+        say("interrupted")
+    """
+    with child(code, tmp_path) as runner:
+        assert runner.line() == "go"
+        pids = wait_until(lambda: len(found := pids_in(tmp_path)) == 2 and found)
+        runner.process.send_signal(signal.SIGINT)
+        assert runner.line() == "signal"
+        assert all(map(is_alive, pids))
+        runner.process.send_signal(signal.SIGINT)
+        assert [runner.line(), runner.line()] == ["signal", "interrupted"]
+        runner.process.wait(DEADLINE)
+    assert not any(map(is_alive, pids))
