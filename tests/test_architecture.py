@@ -20,6 +20,7 @@ FLOORS = [
     {"store"},
     {"context", "handle", "liveness", "pool", "session"},
     {
+        "agents",
         "for_each",
         "functions",
         "lease",
