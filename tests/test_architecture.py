@@ -43,11 +43,11 @@ FLOORS = [
 
 # Who alone may import what.
 DOORS = {
-    "time": {"clock", "stand_in_agent"},
+    "time": {"agents.dialects", "agents.stand_in", "clock", "stand_in_agent"},
     "fcntl": {"store.file.fs"},
     "portalocker": {"store.file.locks"},
     "cattrs": {"codec.conversion", "codec.mapping", "codec.strict", "codec.values"},
-    "subprocess": {"demo"},
+    "subprocess": {"agents.stand_in", "demo"},
     "tqdm": {"progress"},
     "tenacity": {"retry"},
     "argparse": {"cli", "stand_in_agent"},
@@ -55,7 +55,7 @@ DOORS = {
 
 # Which calls open, make, move or remove files, and who alone may make them. `clock` reads the id of the boot.
 FILE_CALLS = {"open", "mkdir", "makedirs", "rename", "replace", "unlink", "rmdir", "fsync", "read_text", "write_text"}
-FILE_DOORS = {"store.file.fs", "clock", "stand_in_agent"}
+FILE_DOORS = {"store.file.fs", "agents.stand_in", "clock", "stand_in_agent"}
 
 
 def modules() -> dict[str, Path]:
