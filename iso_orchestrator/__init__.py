@@ -6,6 +6,7 @@ from iso_orchestrator.command import CommandStep
 from iso_orchestrator.command_line import Command, CommandResult
 from iso_orchestrator.context import ItemContext, StepContext, current_item, current_step
 from iso_orchestrator.errors import (
+    AgentError,
     CommandError,
     CommandIdleError,
     CommandLeftoverError,
@@ -67,6 +68,7 @@ from iso_orchestrator.workflow import Workflow
 __version__ = "0.1.0"
 
 __all__ = [
+    "AgentError",
     "Command",
     "CommandError",
     "CommandIdleError",

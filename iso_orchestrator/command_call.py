@@ -97,13 +97,18 @@ class CommandCall:
             beat_every=_LOOK_EVERY,
             fs=self.fs,
         )
-        result = run.run()
+        if reader.detail():  # a session that is known before it begins can be gone on with however soon it is killed
+            self._beat_again(key, path, reader)
         try:
-            return reader.finish(Output(name, result, lambda: _whole(self.fs, path, start)))
+            result = run.run()
+            return reader.finish(Output(name, result, self._handle().clock.now(), lambda: _whole(self.fs, path, start)))
         except OrchestratorError:
-            if reader.detail():  # what the next attempt goes on from
-                self._record_beat(key, {"log": path, **reader.detail()}, silent=True)
+            if reader.detail():
+                self._beat_again(key, path, reader)
             raise
+
+    def _beat_again(self, key: str, path: str, reader: Reader) -> None:
+        self._record_beat(key, {"log": path, **reader.detail()}, silent=True)
 
     def _name(self) -> str:
         if self.scope.step is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import typing
 from collections.abc import Callable, Collection
+from datetime import datetime
 from typing import Any, Literal, Protocol, TypeAlias
 
 import attrs
@@ -26,11 +27,13 @@ class Output:
     Attributes:
         step: The step's name.
         result: What came of it, not parsed yet.
+        at: When it had ended.
         whole: Reads all of its standard output.
     """
 
     step: str
     result: CommandResult[Any]
+    at: datetime
     whole: Callable[[], str]
 
 

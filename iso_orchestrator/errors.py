@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from iso_orchestrator.model import ErrorInfo
 
 __all__ = [
+    "AgentError",
     "CommandError",
     "CommandIdleError",
     "CommandLeftoverError",
@@ -212,6 +213,26 @@ class CommandError(OrchestratorError):
             f"step {self.step_name!r}: {self.result.args[0]!r:.80} {_how_it_ended(self.result)}"
             f"{_last_words(self.result)}; mend that and call the step again, or name the code in ok_codes="
         )
+
+
+@_error
+class AgentError(CommandError):
+    """An agent's run was no success, whatever its exit code; `result.parsed` says what it was."""
+
+    def __str__(self) -> str:
+        run = self.result.parsed
+        return (
+            f"step {self.step_name!r}: {run.agent} {_OUTCOMES.get(run.outcome, run.outcome)}: {run.reason}; "
+            f"its output is in {self.result.log_path}; mend that and call the step again"
+        )
+
+
+_OUTCOMES = {
+    "empty": "gave an empty answer",
+    "refused": "was refused",
+    "limited": "met a usage limit, nobody knows until when",
+    "failed": "failed",
+}
 
 
 @_error

@@ -44,6 +44,7 @@ FLOORS = [
         "session",
     },
     {
+        "agents",
         "command",
         "command_call",
         "for_each",
@@ -69,11 +70,11 @@ FLOORS = [
 
 # Who alone may import what.
 DOORS = {
-    "time": {"clock", "stand_in_agent"},
+    "time": {"agents.dialects", "agents.stand_in", "clock", "stand_in_agent"},
     "fcntl": {"store.file.fs"},
     "portalocker": {"store.file.locks"},
     "cattrs": {"codec.conversion", "codec.mapping", "codec.strict", "codec.values"},
-    "subprocess": {"command_start", "demo", "processes.exit"},
+    "subprocess": {"agents.stand_in", "command_start", "demo", "processes.exit"},
     "psutil": {"processes.psutil_table"},
     "tqdm": {"progress"},
     "tenacity": {"retry"},
@@ -83,7 +84,7 @@ DOORS = {
 # Which calls open, make, move or remove files, and who alone may make them. `clock` reads the id of the boot,
 # `processes.linux_table` what the kernel says of processes.
 FILE_CALLS = {"open", "mkdir", "makedirs", "rename", "replace", "unlink", "rmdir", "fsync", "read_text", "write_text"}
-FILE_DOORS = {"store.file.fs", "clock", "processes.linux_table", "stand_in_agent"}
+FILE_DOORS = {"store.file.fs", "agents.stand_in", "clock", "processes.linux_table", "stand_in_agent"}
 
 
 def modules() -> dict[str, Path]:

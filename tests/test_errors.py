@@ -4,10 +4,12 @@ import copy
 import pickle
 from typing import Any
 
+import attrs
 import pytest
 from support import T0
 
 from iso_orchestrator import CommandResult, errors
+from iso_orchestrator.agents import AgentResult, Outcome
 from iso_orchestrator.errors import OrchestratorError
 from iso_orchestrator.model import ErrorInfo
 
@@ -23,6 +25,11 @@ SAMPLES: list[tuple[OrchestratorError, type[Exception], list[str]]] = [
     (errors.DuplicateStepError("a", "give name="), ValueError, ["'a'", "give name="]),
     (errors.StepTimeoutError("a", 2.5), TimeoutError, ["'a'", "2.5 s", "may still run"]),
     (errors.CommandError("a", RESULT), OrchestratorError, ["'a'", "'codex'", "signal 9", "'rights'", "/logs/a.log"]),
+    (
+        errors.AgentError("a", attrs.evolve(RESULT, parsed=AgentResult("codex", Outcome.EMPTY, reason="no text"))),
+        errors.CommandError,
+        ["'a'", "codex gave an empty answer", "no text", "/logs/a.log"],
+    ),
     (errors.CommandTimeoutError("a", 2.5, RESULT), errors.StepTimeoutError, ["'a'", "'codex'", "2.5 s", "timeout="]),
     (
         errors.CommandIdleError("a", 2.5, RESULT),

@@ -1,0 +1,43 @@
+"""Coding agents' command lines: how to start them, and what became of a run.
+
+Example:
+    >>> from datetime import UTC, datetime
+    >>> from iso_orchestrator.agents import Codex
+    >>> codex = Codex(args=["--sandbox", "workspace-write"])
+    >>> command = codex.command("Say hello.")  # args, input, env: for `subprocess`, or for a command step
+    >>> stream = codex.stream()
+    >>> for line in [
+    ...     '{"type":"thread.started","thread_id":"01a2"}',
+    ...     '{"type":"item.completed","item":{"type":"agent_message","text":"Hello."}}',
+    ...     '{"type":"turn.completed","usage":{"input_tokens":120,"output_tokens":7}}',
+    ... ]:
+    ...     stream.feed(line)
+    >>> result = stream.result(0, now=datetime.now(UTC))
+    >>> result.outcome.value, result.text, result.session_id
+    ('ok', 'Hello.', '01a2')
+"""
+
+from iso_orchestrator.agents.agent import Agent, AgentCommand
+from iso_orchestrator.agents.claude import Claude
+from iso_orchestrator.agents.codex import Codex
+from iso_orchestrator.agents.opencode import OpenCode
+from iso_orchestrator.agents.reading import last_session
+from iso_orchestrator.agents.result import AgentResult, Outcome, Usage
+from iso_orchestrator.agents.stream import AgentStream, Event
+from iso_orchestrator.agents.turn import Turn, as_session_id
+
+__all__ = [
+    "Agent",
+    "AgentCommand",
+    "AgentResult",
+    "AgentStream",
+    "Claude",
+    "Codex",
+    "Event",
+    "OpenCode",
+    "Outcome",
+    "Turn",
+    "Usage",
+    "as_session_id",
+    "last_session",
+]

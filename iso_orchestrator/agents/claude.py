@@ -1,0 +1,148 @@
+"""claude: `claude -p --output-format stream-json`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, ClassVar
+from uuid import uuid4
+
+import attrs
+
+from iso_orchestrator.agents.agent import Agent
+from iso_orchestrator.agents.limits import from_epoch, is_limit
+from iso_orchestrator.agents.result import Usage
+from iso_orchestrator.agents.stream import Event
+from iso_orchestrator.agents.turn import Turn, as_cost, as_count, as_session_id
+
+__all__ = ["Claude"]
+
+# Of an event's `usage`, and of one model's share in its `modelUsage`.
+_KEYS = ("input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
+_MODEL_KEYS = ("inputTokens", "outputTokens", "cacheReadInputTokens", "cacheCreationInputTokens")
+
+
+@attrs.frozen(kw_only=True)
+class Claude(Agent):
+    """Anthropic's `claude -p`.
+
+    Without permissions in *args* it may do only what its settings allow without asking:
+    ``args=["--allowedTools", "Bash(git *),Edit"]`` lets it do more. The session's name is chosen here, so that it is
+    known before the run begins; a second run under one name is refused by claude, so every command has a new one.
+    A run in which a tool was refused is `refused`, whatever it answers in the end; its answer is in `text`.
+
+    Example:
+        >>> claude = Claude(model="opus", args=["--allowedTools", "Bash(git *)"])
+        >>> command = claude.command("Review this.")
+        >>> command.args[-2:], command.env["CLAUDE_CODE_MAX_RETRIES"], len(command.session_id)
+        (('--allowedTools', 'Bash(git *)'), '1', 36)
+    """
+
+    name: ClassVar[str] = "claude"
+    no_session: ClassVar[str | None] = "No conversation found with session ID"
+
+    def arguments(self, session_id: str | None, *, resume: bool) -> list[str]:
+        """The user's own stand last: there is nothing behind them that `--allowedTools` could swallow."""
+        return [
+            *("--print", "--output-format", "stream-json", "--verbose"),
+            *(["--model", self.model] if self.model else []),
+            *(["--resume" if resume else "--session-id", session_id] if session_id else []),
+            *self.args,
+        ]
+
+    def environment(self) -> dict[str, str]:
+        """Retries and updates can only be told so."""
+        return {"CLAUDE_CODE_MAX_RETRIES": str(self.max_retries), "DISABLE_AUTOUPDATER": "1"}
+
+    def new_session_id(self) -> str:
+        """A UUID."""
+        return str(uuid4())
+
+    def read(self, event: Event, turn: Turn) -> bool:
+        """Take in one event."""
+        turn.session_id = as_session_id(event.get("session_id")) or turn.session_id
+        match event:
+            case {"type": "assistant", "message": {"content": [*parts]}}:
+                _show_parts(parts, turn)
+            case {"type": "rate_limit_event", "rate_limit_info": dict(info)}:
+                _read_limit(info, turn)
+            case {"type": "system", "subtype": "api_retry", "error": error, **rest}:
+                turn.show(f"trying again after {rest.get('error_status') or error}")
+            case {"type": "result"}:
+                _read_result(event, turn)
+            case {"type": "system" | "user" | "assistant" | "stream_event"}:
+                pass
+            case _:
+                return False
+        return True
+
+
+def _show_parts(parts: Iterable[object], turn: Turn) -> None:
+    for part in parts:
+        match part:
+            case {"type": "text", "text": str(text)}:
+                turn.show(text)
+            case {"type": "tool_use", "name": str(tool), "input": {"command": str(command)}}:
+                turn.show(f"{tool}: {command}")
+            case {"type": "tool_use", "name": str(tool)}:
+                turn.show(tool)
+
+
+def _read_limit(info: Event, turn: Turn) -> None:
+    if info.get("status") == "rejected":  # the others say that it comes nearer
+        message = f"limit reached: {info.get('rateLimitType')}"
+        turn.complain(message, limited=True, until=from_epoch(info.get("resetsAt")))
+
+
+def _read_result(event: Event, turn: Turn) -> None:
+    turn.usage = _model_usage(event.get("modelUsage")) or _usage(event.get("usage"), _KEYS)
+    turn.cost_usd = as_cost(event.get("total_cost_usd"))
+    _read_refusals(event, turn)
+    match event:
+        # `subtype` is "success" on errors of the API too.
+        case {"is_error": False, "subtype": "success", **rest}:
+            answer = rest.get("result")
+            turn.say(answer if isinstance(answer, str) else "")
+            turn.close()
+        case _:
+            message = _message(event)
+            turn.complain(message, limited=is_limit(message, event.get("api_error_status")))
+
+
+def _read_refusals(event: Event, turn: Turn) -> None:
+    match event:
+        case {"permission_denials": [*denials]}:
+            for denial in denials:
+                turn.refuse(_denied(denial))
+    if event.get("stop_reason") == "refusal":
+        turn.refuse("the model refused to answer")
+
+
+def _denied(denial: object) -> str:
+    match denial:
+        case {"tool_name": str(tool), "tool_input": {"command": str(command)}}:
+            return f"{tool}: {command}"
+        case {"tool_name": str(tool)}:
+            return tool
+    return str(denial)
+
+
+def _message(event: Event) -> str:
+    match event:
+        case {"result": str(message)} if message:
+            return message
+        case {"errors": [*errors]} if errors:
+            return f"{event.get('subtype')}: {'; '.join(map(str, errors))}"
+    return str(event.get("subtype"))
+
+
+def _model_usage(shares: object) -> Usage | None:
+    """All models' together; right where `usage` is all zeros, after a request that was repeated without a stream."""
+    total: Usage | None = None
+    for share in shares.values() if isinstance(shares, dict) else ():
+        usage = _usage(share, _MODEL_KEYS)
+        total = usage if total is None or usage is None else total + usage
+    return total
+
+
+def _usage(counts: Any, keys: tuple[str, ...]) -> Usage | None:
+    return Usage(*(as_count(counts.get(key)) for key in keys)) if isinstance(counts, dict) else None

@@ -1,0 +1,119 @@
+"""codex: `codex exec --json`."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, ClassVar
+
+import attrs
+
+from iso_orchestrator.agents.agent import Agent
+from iso_orchestrator.agents.result import Usage
+from iso_orchestrator.agents.stream import Event, last_words
+from iso_orchestrator.agents.turn import Turn, as_count, as_session_id
+
+__all__ = ["Codex"]
+
+_NOISE = re.compile(r"^Reading (?:additional input|prompt) from stdin\.\.\.$", re.MULTILINE)
+
+
+def _check_provider(_: object, __: object, value: Any) -> None:
+    if value is not None and not re.fullmatch(r"[\w-]+", value):
+        raise ValueError(f"provider must be the name of a [model_providers] table, not {value!r}")
+
+
+@attrs.frozen(kw_only=True)
+class Codex(Agent):
+    """OpenAI's `codex exec`.
+
+    Without permissions in *args* it may only read: ``args=["--sandbox", "workspace-write"]`` lets it work. What the
+    sandbox refuses is in none of its events, so no run of codex is `refused` for it.
+
+    Args:
+        provider: A `[model_providers]` table of your `config.toml`, which is used, and whose retries are capped: codex
+            does not let those of its own provider be.
+
+    Example:
+        >>> command = Codex(model="gpt-5-codex", args=["--sandbox", "workspace-write"]).command("Review this.")
+        >>> command.args[:5], command.input
+        (('codex', 'exec', '--sandbox', 'workspace-write', '--json'), 'Review this.')
+    """
+
+    name: ClassVar[str] = "codex"
+    no_session: ClassVar[str | None] = "no rollout found for thread"
+
+    provider: str | None = attrs.field(default=None, validator=_check_provider)
+
+    def arguments(self, session_id: str | None, *, resume: bool) -> list[str]:
+        """The user's own stand first: one that takes any number of values would take what follows for another."""
+        settings = {
+            "check_for_update_on_startup": "false",
+            "features.unbounded_connection_retries": "false",  # else it waits for a dead server for ever
+            **self._provider_settings(),
+        }
+        return [
+            "exec",
+            *self.args,
+            "--json",
+            "--skip-git-repo-check",
+            *(["--model", self.model] if self.model else []),
+            *(word for key, value in settings.items() for word in ("--config", f"{key}={value}")),
+            *(["resume", session_id, "-"] if resume and session_id else []),
+        ]
+
+    def read(self, event: Event, turn: Turn) -> bool:
+        """Take in one event."""
+        match event:
+            case {"type": "thread.started", "thread_id": thread_id}:
+                turn.session_id = as_session_id(thread_id)
+            case {"type": "item.started" | "item.updated" | "item.completed", "item": dict(item)}:
+                _read_item(item, turn)
+            case {"type": "turn.completed", **rest}:
+                turn.session_usage = _usage(rest.get("usage"))
+                turn.close()
+            case {"type": "turn.failed", "error": {"message": str(message)}} | {
+                "type": "error",
+                "message": str(message),
+            }:
+                turn.complain(message)
+            case {"type": "turn.started"}:
+                pass
+            case _:
+                return False
+        return True
+
+    def complaint(self, turn: Turn, stderr: str) -> str:
+        """Its events' word; standard error has what it says before there is a session."""
+        return turn.error or last_words(_NOISE.sub("", stderr))
+
+    def _provider_settings(self) -> dict[str, str]:
+        if self.provider is None:
+            return {}
+        table = f"model_providers.{self.provider}"
+        return {
+            "model_provider": f'"{self.provider}"',
+            f"{table}.request_max_retries": str(self.max_retries),
+            f"{table}.stream_max_retries": str(self.max_retries),
+        }
+
+
+def _read_item(item: Event, turn: Turn) -> None:
+    match item:
+        case {"type": "agent_message", "text": str(text)}:
+            turn.say(text)
+        case {"type": "command_execution", "command": str(command), "status": "declined"}:
+            turn.refuse(command)
+        case {"type": "command_execution", "command": str(command)}:
+            turn.show(f"$ {command}")
+
+
+def _usage(counts: object) -> Usage | None:
+    if not isinstance(counts, dict):
+        return None
+    return Usage(
+        input_tokens=as_count(counts.get("input_tokens")),
+        output_tokens=as_count(counts.get("output_tokens")),
+        cache_read_tokens=as_count(counts.get("cached_input_tokens")),
+        cache_write_tokens=as_count(counts.get("cache_write_input_tokens")),
+        reasoning_tokens=as_count(counts.get("reasoning_output_tokens")),
+    )

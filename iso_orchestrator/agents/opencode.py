@@ -1,0 +1,150 @@
+"""opencode: `opencode run --format json`."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+from typing import ClassVar
+
+import attrs
+
+from iso_orchestrator.agents.agent import Agent
+from iso_orchestrator.agents.limits import from_epoch, is_limit, retry_after
+from iso_orchestrator.agents.result import Usage
+from iso_orchestrator.agents.stream import Event, last_words
+from iso_orchestrator.agents.turn import Turn, as_cost, as_count, as_session_id
+
+__all__ = ["OpenCode"]
+
+_MOMENT = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"
+_LOG = re.compile(r"^timestamp=.*\n?", re.MULTILINE)
+# Not those of the small model, which makes a title for the session.
+_LOGGED = re.compile(
+    rf'^timestamp=({_MOMENT}) level=ERROR (?!.* small=true ).*?\berror[.\w]*="((?:[^"\\]|\\.)*)"', re.M
+)
+_REFUSED = re.compile(r"rejected permission|rule which prevents", re.IGNORECASE)
+
+
+@attrs.frozen(kw_only=True)
+class OpenCode(Agent):
+    """`opencode run`.
+
+    Without permissions in *args* it may do what its settings allow; whatever it would have to ask for is refused, and
+    the run ends there. It obeys a provider's `retry-after`, be it an hour, without a word: give the command an
+    `idle_timeout`. It can be told nothing about its retries. In a home where it never ran, its first run installs
+    something from npm, and ignores SIGINT and SIGTERM.
+
+    Args:
+        model: As ``"provider/model"``.
+
+    Example:
+        >>> OpenCode(model="anthropic/claude-opus").command("Review this.").args[:4]
+        ('opencode', 'run', '--format', 'json')
+    """
+
+    name: ClassVar[str] = "opencode"
+    no_session: ClassVar[str | None] = "Session not found"
+
+    def arguments(self, session_id: str | None, *, resume: bool) -> list[str]:
+        """Its log of errors is asked for: what it does not tell in an event while it tries again, it tells there."""
+        return [
+            *("run", "--format", "json", "--print-logs", "--log-level", "ERROR"),
+            *(["--model", self.model] if self.model else []),
+            *(["--session", session_id] if resume and session_id else []),
+            *self.args,
+        ]
+
+    def environment(self) -> dict[str, str]:
+        """Updates can only be refused so."""
+        return {"OPENCODE_DISABLE_AUTOUPDATE": "1"}
+
+    def read(self, event: Event, turn: Turn) -> bool:
+        """Take in one event."""
+        turn.session_id = as_session_id(event.get("sessionID")) or turn.session_id
+        turn.heard_at = from_epoch(event.get("timestamp"), per_second=1000) or turn.heard_at
+        match event:
+            case {"type": "step_start"}:
+                turn.text, turn.closing = "", None
+            case {"type": "text", "part": {"text": str(text)}}:
+                turn.say("\n".join(filter(None, [turn.text, text])))
+            case {"type": "tool_use", "part": dict(part)}:
+                _read_tool(part, turn)
+            case {"type": "step_finish", "part": dict(part)}:
+                _read_finish(part, turn)
+            case {"type": "error", "error": dict(error)}:
+                _read_error(error, turn)
+            case {"type": "reasoning"}:
+                pass
+            case _:
+                return False
+        return True
+
+    def complaint(self, turn: Turn, stderr: str) -> str:
+        """What its log says behind the last event, or in place of one: nothing else says why it tries again."""
+        logged = [message for at, message in _LOGGED.findall(stderr) if _is_news(at, turn)]
+        return logged[-1] if logged else turn.error or last_words(_LOG.sub("", stderr))
+
+
+def _is_news(logged_at: str, turn: Turn) -> bool:
+    # Both are UTC, and to the millisecond. As texts: what looks like a time in a log may be none.
+    return turn.heard_at is None or logged_at[:23] >= turn.heard_at.isoformat(timespec="milliseconds")[:23]
+
+
+def _read_tool(part: Event, turn: Turn) -> None:
+    match part:
+        case {"tool": tool, "state": dict(state)}:
+            what = f"{tool}: {_what(state)}"
+            if _REFUSED.search(str(state.get("error"))):
+                turn.refuse(what)
+            else:
+                turn.show(what)
+
+
+def _what(state: Event) -> object:
+    match state:
+        case {"input": {"command": str(command)}}:
+            return command
+    return state.get("title") or state.get("error") or state.get("status")
+
+
+def _read_finish(part: Event, turn: Turn) -> None:
+    turn.usage = _usage(part.get("tokens"), turn.usage)
+    if (cost := as_cost(part.get("cost"))) is not None:
+        turn.cost_usd = (turn.cost_usd or 0.0) + cost
+    match part.get("reason"):
+        case "stop":
+            turn.close()
+        case "content-filter":
+            turn.refuse("the provider's filter stopped the answer")
+        case "tool-calls":
+            pass
+        case reason:
+            turn.complain(f"the answer ended early: {reason}")
+
+
+def _read_error(error: Event, turn: Turn) -> None:
+    match error:
+        case {"data": {"message": str(message), **data}}:
+            limited = is_limit(message, data.get("statusCode"))
+            turn.complain(message, limited=limited, until=_until(data.get("responseHeaders"), turn.heard_at))
+        case _:
+            turn.complain(str(error.get("name")))
+
+
+def _until(headers: object, at: datetime | None) -> datetime | None:
+    return retry_after(headers, at) if isinstance(headers, dict) and at is not None else None
+
+
+def _usage(tokens: object, so_far: Usage | None) -> Usage | None:
+    if not isinstance(tokens, dict):
+        return so_far
+    cache = tokens.get("cache")
+    cache = cache if isinstance(cache, dict) else {}
+    usage = Usage(
+        input_tokens=as_count(tokens.get("input")),
+        output_tokens=as_count(tokens.get("output")),
+        cache_read_tokens=as_count(cache.get("read")),
+        cache_write_tokens=as_count(cache.get("write")),
+        reasoning_tokens=as_count(tokens.get("reasoning")),
+    )
+    return usage if so_far is None else so_far + usage

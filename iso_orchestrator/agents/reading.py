@@ -1,0 +1,100 @@
+"""An agent's run as a step: judged by what it printed, gone on with by its session."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+
+from iso_orchestrator.agents.result import AgentResult, Outcome, Usage
+from iso_orchestrator.agents.stream import AgentStream
+from iso_orchestrator.command_call import last_beat
+from iso_orchestrator.command_line import CommandResult
+from iso_orchestrator.command_output import Output, Reader
+from iso_orchestrator.context import current_step
+from iso_orchestrator.errors import AgentError, Limited
+from iso_orchestrator.model import Json
+
+__all__ = ["AgentReading", "last_session"]
+
+
+def last_session() -> str | None:
+    """The session of the last attempt at the current step, killed or failed, to go on with; None where there is none.
+
+    Raises:
+        NoActiveWorkflowError: No step is running.
+
+    Example:
+        >>> from iso_orchestrator import Workflow
+        >>> from iso_orchestrator.agents import Codex, last_session
+        >>> codex, workflow = Codex(), Workflow("reviews", store="memory://last_session")
+        >>> @workflow.command(parse=codex, timeout=1800, retry=3)
+        ... def review(pull_request: str):
+        ...     return codex.command(f"Review {pull_request}.", resume=last_session())
+    """
+    session = last_beat(f"command:{current_step().name}").get("session")
+    return session if isinstance(session, str) else None
+
+
+@attrs.frozen(eq=False, repr=False)
+class AgentReading:
+    """How an agent's runs are read: `parse=` of a command.
+
+    Attributes:
+        limit_key: The agent's name: one account has one limit, whatever is asked for.
+        stream: Begins to read a run, behind what the session had used before.
+    """
+
+    limit_key: str
+    stream: Callable[[Usage | None], AgentStream]
+    annotation: Any = AgentResult
+
+    def begin(self, command: Any, before: dict[str, Json]) -> Reader:
+        """Read one run."""
+        session_id: str | None = getattr(command, "session_id", None)
+        is_resumed = session_id is not None and session_id == before.get("session")
+        return _AgentReader(self.limit_key, session_id, self.stream(_usage(before) if is_resumed else None))
+
+
+class _AgentReader:
+    def __init__(self, agent: str, session_id: str | None, stream: AgentStream) -> None:
+        self._agent = agent
+        self._session_id = session_id
+        self._stream = stream
+        self._result: AgentResult | None = None
+
+    @property
+    def on_line(self) -> Callable[[str], None]:
+        return self._stream.feed
+
+    def detail(self) -> dict[str, Json]:
+        """The session, to go on with; and its tokens so far, where it is only those that the agent tells."""
+        result = self._result
+        session = result.session_id if result is not None else self._stream.session_id or self._session_id
+        usage = result.session_usage if result is not None else None
+        known = {} if usage is None else {"sessionUsage": attrs.asdict(usage)}
+        return {"agent": self._agent, "session": session, **known}
+
+    def finish(self, output: Output) -> CommandResult[AgentResult]:
+        """The result, if the run was a success.
+
+        Raises:
+            Limited: A usage limit was met, and it is known until when.
+            AgentError: It was anything else.
+        """
+        result = self._stream.result(output.result.exit_code, output.result.stderr, now=output.at)
+        self._result = result
+        parsed: CommandResult[AgentResult] = attrs.evolve(output.result, parsed=result)
+        if result.outcome is Outcome.OK:
+            return parsed
+        if result.outcome is Outcome.LIMITED and result.until is not None and result.until > output.at:
+            raise Limited(result.until, self._agent)
+        raise AgentError(output.step, parsed)
+
+
+def _usage(before: dict[str, Json]) -> Usage | None:
+    counts = before.get("sessionUsage")
+    if not isinstance(counts, dict):
+        return None
+    return Usage(**{field.name: counts.get(field.name) for field in attrs.fields(Usage)})

@@ -1,0 +1,169 @@
+"""Agents as steps: judged, limited, gone on with, and recorded. By the stand-in, in its three dialects."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import DEADLINE, wait_until
+from support_processes import child
+
+from iso_orchestrator import AgentError, CommandIdleError, StepStatus, Workflow
+from iso_orchestrator.agents import Agent, AgentCommand, AgentResult, Claude, Codex, OpenCode, Outcome, last_session
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the programs of these tests are for Linux")
+
+REPOSITORY = Path(__file__).parent.parent
+KINDS: list[type[Agent]] = [Codex, Claude, OpenCode]
+each_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+
+
+def stand_in(kind: type[Agent], log: Path, *behaviours: str, seconds: float = 0) -> Agent:
+    """An agent that does these things, one a run, and notes each run."""
+    return kind(
+        program=[sys.executable, "-m", "iso_orchestrator.agents.stand_in", kind.name],
+        env={
+            "PYTHONPATH": str(REPOSITORY),
+            "STAND_IN_AGENT": ",".join(behaviours),
+            "STAND_IN_LOG": str(log),
+            "STAND_IN_SECONDS": str(seconds),
+        },
+    )
+
+
+def runs_in(log: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+
+@each_kind
+def test_an_answer_is_recorded_with_all_that_is_known_of_it(
+    workflow: Workflow, tmp_path: Path, kind: type[Agent]
+) -> None:
+    """It is the same typed result on the first call and from the record, and the agent runs once."""
+    agent = stand_in(kind, tmp_path / "log", "ok")
+
+    @workflow.command(parse=agent, timeout=DEADLINE)
+    def review(path: str) -> AgentCommand:
+        return agent.command(f"Review {path}.")
+
+    first = review("a.py")
+    assert isinstance(first.parsed, AgentResult)
+    assert (first.parsed.outcome, first.parsed.text) == (Outcome.OK, "Done: Review a.py.")
+    assert first.parsed.session_id
+    workflow.close()
+    assert review("a.py") == first
+    assert len(runs_in(tmp_path / "log")) == 1
+
+
+@each_kind
+@pytest.mark.parametrize("behaviour", ["empty", "refused", "fails", "dies"])
+def test_what_is_no_answer_fails_whatever_the_exit_code(
+    workflow: Workflow, tmp_path: Path, kind: type[Agent], behaviour: str
+) -> None:
+    """The error says what it was, and a retry that answers is a success."""
+    agent = stand_in(kind, tmp_path / "log", behaviour, "ok")
+
+    @workflow.command(parse=agent, timeout=DEADLINE)
+    def review() -> AgentCommand:
+        return agent.command("Review.")
+
+    with pytest.raises(AgentError, match=rf"'review'.*{kind.name}.*\.1\.log") as caught:
+        review()
+    outcome = caught.value.result.parsed.outcome
+    assert outcome == {"fails": "failed", "dies": "failed"}.get(behaviour, behaviour)
+    assert workflow.record.steps["review"].status is StepStatus.FAILED
+    assert review().parsed.text == "Done: Review."
+
+
+@pytest.mark.parametrize("kind", [Claude, OpenCode])  # codex tells no seconds: a minute is too long for a test
+def test_a_limit_is_waited_for_by_all_of_that_agent(workflow: Workflow, tmp_path: Path, kind: type[Agent]) -> None:
+    """A run that meets a limit is no attempt, and nothing of that agent starts before its end."""
+    agent = stand_in(kind, tmp_path / "log", "limited", "ok", seconds=1.5)
+
+    @workflow.command(name="review {number}", parse=agent, timeout=DEADLINE)
+    def review(number: int) -> AgentCommand:
+        return agent.command(f"Review {number}.")
+
+    began = time.monotonic()
+    assert review(1).parsed.text == "Done: Review 1."
+    assert time.monotonic() - began >= 0.5
+    assert workflow.record.steps["review 1"].attempts == 1
+    limits = [event.detail for event in workflow.record.events if event.type == "step.limited"]
+    assert [limit["limitKey"] for limit in limits] == [kind.name]
+
+
+def test_a_stalled_agent_is_ended(workflow: Workflow, tmp_path: Path) -> None:
+    """Silence has a limit, whatever the agent itself would wait."""
+    agent = stand_in(Codex, tmp_path / "log", "stalls")
+
+    @workflow.command(parse=agent, idle_timeout=1)
+    def review() -> AgentCommand:
+        return agent.command("Review.")
+
+    with pytest.raises(CommandIdleError):
+        review()
+    (run,) = runs_in(tmp_path / "log")
+    assert not Path(f"/proc/{run['pid']}").exists()
+
+
+@each_kind
+def test_a_retry_goes_on_with_the_session(workflow: Workflow, tmp_path: Path, kind: type[Agent]) -> None:
+    """The second attempt resumes what the first began."""
+    agent = stand_in(kind, tmp_path / "log", "fails", "ok")
+    sessions: list[str | None] = []
+
+    @workflow.command(parse=agent, timeout=DEADLINE, retry=2)
+    def review() -> AgentCommand:
+        sessions.append(last_session())
+        return agent.command("Review.", resume=sessions[-1])
+
+    result = review()
+    first, second = runs_in(tmp_path / "log")
+    assert sessions == [None, first["session"]]
+    assert second["session"] == first["session"] == result.parsed.session_id
+
+
+KILLED = """
+from iso_orchestrator.agents import Claude
+agent = Claude(program=[sys.executable, "-m", "iso_orchestrator.agents.stand_in", "claude"], env=dict(
+    STAND_IN_AGENT="stalls,ok", STAND_IN_LOG=root + "/log", PYTHONPATH=os.environ["PYTHONPATH"]))
+
+@workflow.command(parse=agent)
+def review():
+    return agent.command("Review.")
+
+say("go")
+review()
+"""
+
+
+def test_who_starts_again_goes_on_with_the_session_of_a_killed_run(tmp_path: Path) -> None:
+    """The agent of the killed run is ended, and its session resumed."""
+    with child(KILLED, tmp_path) as runner:
+        assert runner.line() == "go"
+        (first,) = wait_until(lambda: runs_in(tmp_path / "log"))
+        runner.process.kill()
+        runner.process.wait(DEADLINE)
+    workflow = Workflow("w", dir=tmp_path)
+    agent = stand_in(Claude, tmp_path / "log", "stalls", "ok")
+
+    @workflow.command(parse=agent, timeout=DEADLINE)
+    def review() -> AgentCommand:
+        assert not _is_alive(first["pid"])
+        return agent.command("Review.", resume=last_session())
+
+    assert review().parsed.session_id == first["session"]
+    workflow.close()
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (ProcessLookupError, FileNotFoundError):
+        return False

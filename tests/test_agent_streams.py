@@ -1,0 +1,239 @@
+"""Whatever a CLI prints, its stream says something sound, and raises nothing."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import attrs
+import pytest
+from agent_cases import CASES
+from agent_transcripts import Transcript
+from hypothesis import given
+from hypothesis import strategies as st
+
+from iso_orchestrator.agents import Agent, AgentResult, Claude, Codex, OpenCode, Outcome, Turn
+from iso_orchestrator.codec.values import ResultCodec
+
+NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
+AGENTS: list[Agent] = [Codex(), Claude(), OpenCode()]
+IDS = [agent.name for agent in AGENTS]
+
+ODD_LINES = [
+    "",
+    "not JSON",
+    "null",
+    "[]",
+    "3",
+    '"type"',
+    "{}",
+    '{"type": null}',
+    '{"type": "a new kind of event"}',
+    '{"type": "error", "message": null}',
+    '{"type": "error", "error": {}}',
+    '{"type": "error", "error": {"data": {"message": "", "statusCode": 429, "responseHeaders": []}}}',
+    '{"type": "turn.completed", "usage": {"input_tokens": -1, "output_tokens": 1e3, "cached_input_tokens": true}}',
+    '{"type": "result", "is_error": false, "subtype": "success", "result": null, "usage": [], "modelUsage": {"m": 3}}',
+    '{"type": "result", "errors": [[]], "permission_denials": [null, {}], "total_cost_usd": "much"}',
+    '{"type": "rate_limit_event", "rate_limit_info": {"status": "rejected", "resetsAt": 1e300}}',
+    '{"type": "rate_limit_event", "rate_limit_info": {"status": "rejected", "resetsAt": -99999999999999}}',
+    '{"type": "step_finish", "part": {"reason": {}, "tokens": {"cache": {}}, "cost": -1}}',
+    '{"type": "text", "timestamp": ' + "9" * 400 + ', "part": {"text": "a"}}',
+    '{"type": "thread.started", "thread_id": "--dangerously-bypass-approvals-and-sandbox"}',
+    '{"type": "item.completed", "item": {"type": "agent_message", "text": "\\ud800"}}',
+    '{"type": "turn.failed", "error": {"message": "try again at 99:99 PM, resets Feb 31st, 2026 3pm (Nowhere/Land)"}}',
+    "[" * 100_000,
+    '{"a":' * 100_000,
+    '{"type": "x", "n": NaN}',
+    "\udcff\udcfe",
+    "\x00\x1b[31m",
+    "x" * 1_000_000,
+]
+
+
+def words(text: str) -> list[str]:
+    return text.split()
+
+
+KINDS = words(
+    "thread.started turn.started turn.completed turn.failed item.completed error system assistant user result "
+    "rate_limit_event step_start step_finish text tool_use reasoning"
+)
+KEYS = words(
+    "subtype session_id thread_id sessionID item part message error data content text name result usage modelUsage "
+    "is_error tokens cost reason state status input rate_limit_info resetsAt timestamp permission_denials errors"
+)
+
+atoms = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(["rejected", "success"])
+values = st.recursive(
+    atoms,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=4),
+    max_leaves=8,
+)
+events = st.builds(
+    lambda kind, rest: json.dumps({"type": kind, **rest}),
+    st.sampled_from(KINDS),
+    st.dictionaries(st.sampled_from(KEYS), values, max_size=5),
+)
+lines = st.one_of(events, st.text(), st.sampled_from(ODD_LINES[:-4]))
+
+
+def fed(agent: Agent, printed: list[str], exit_code: int | None = 0, stderr: str = "") -> AgentResult:
+    """What an agent's stream makes of some lines."""
+    stream = agent.stream()
+    for line in printed:
+        stream.feed(line)
+    return stream.result(exit_code, stderr, now=NOW, zone=UTC)
+
+
+def recorded(result: AgentResult) -> Any:
+    """A result, after it was in a record and in a file."""
+    codec = ResultCodec(AgentResult)
+    data = codec.dump(result, "the result")
+    json.dumps(data, ensure_ascii=False).encode()
+    return codec.load(data, "the result")
+
+
+@pytest.mark.parametrize("agent", AGENTS, ids=IDS)
+@pytest.mark.parametrize("line", ODD_LINES, ids=lambda line: line[:30])
+def test_odd_lines_are_no_trouble(agent: Agent, line: str) -> None:
+    """A line of garbage alone is never ok, raises nothing, and its result can be recorded."""
+    result = fed(agent, [line])
+    assert result.outcome is not Outcome.OK
+    assert recorded(result) == result
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.name == "tool"], ids=str)
+def test_odd_lines_between_good_ones_change_no_good_end(case: Any) -> None:
+    """Garbage in the middle of a good run does not spoil it, and is kept as it came."""
+    transcript = Transcript.load(case)
+    garbage = ["not JSON", '{"type": "a new kind of event"}', "[1]"]
+    good = transcript.lines()
+    stream = transcript.stream(case)
+    for line in [*good[:2], *garbage, *good[2:]]:
+        stream.feed(line)
+    result = stream.result(0, now=NOW)
+    assert (result.outcome, result.strays) == (Outcome.OK, tuple(garbage))
+
+
+@given(printed=st.lists(lines, max_size=12), exit_code=st.sampled_from([0, 1, -15, 143, None]), stderr=st.text())
+@pytest.mark.parametrize("agent", AGENTS, ids=IDS)
+def test_no_output_raises(agent: Agent, printed: list[str], exit_code: int | None, stderr: str) -> None:
+    """Any lines, in any order: a result that can be recorded, ok only with 0, an answer, and a closed turn."""
+    result = fed(agent, printed, exit_code, stderr)
+    if result.outcome is Outcome.OK:
+        assert exit_code == 0
+        assert result.text.strip()
+        assert result.reason is None
+    else:
+        assert result.reason
+    assert (result.until is None) or result.outcome is Outcome.LIMITED
+    assert recorded(result) == result
+
+
+def test_strays_are_bounded() -> None:
+    """However much garbage there is, the last twenty lines are kept, each cut."""
+    result = fed(Codex(), [f"{number} {'x' * 10_000}" for number in range(1000)])
+    assert [stray.split()[0] for stray in result.strays] == [str(number) for number in range(980, 1000)]
+    assert max(map(len, result.strays)) == 500
+
+
+def test_an_answer_may_be_long() -> None:
+    """An answer of ten megabytes is kept whole; the event that it came in is not kept a second time."""
+    answer = "a" * 10_000_000
+    closing = {"type": "result", "subtype": "success", "is_error": False, "result": answer}
+    result = fed(Claude(), [json.dumps(closing)])
+    assert (result.outcome, len(result.text), result.closing) == (Outcome.OK, len(answer), None)
+
+
+def test_the_last_line_is_for_people() -> None:
+    """While it runs, the stream has a line to show: what the agent said or did last, and never JSON."""
+    stream = Claude().stream()
+    shown = []
+    for content in (
+        {"type": "text", "text": "I look.\nThen I act.\n"},
+        {"type": "tool_use", "name": "Bash", "input": {"command": "ls"}},
+    ):
+        stream.feed(json.dumps({"type": "assistant", "message": {"content": [content]}}))
+        shown.append(stream.last_line)
+    assert shown == ["Then I act.", "Bash: ls"]
+
+
+def test_an_error_that_was_got_over_is_forgotten() -> None:
+    """Codex reconnects after an error; what counts is how the turn ends."""
+    answer = '{"type":"item.completed","item":{"type":"agent_message","text":"Hello."}}'
+    error = '{"type":"error","message":"Reconnecting... 1/5 (429 Too Many Requests)"}'
+    assert fed(Codex(), [error, answer, '{"type":"turn.completed"}']).outcome is Outcome.OK
+    assert fed(Codex(), [answer, '{"type":"turn.completed"}', error]).outcome is Outcome.LIMITED
+
+
+def test_an_answer_about_limits_is_no_limit() -> None:
+    """Only errors are searched for limits: an agent may write about them, and fail for another reason."""
+    answer = '{"type":"item.completed","item":{"type":"agent_message","text":"You\'ve hit your usage limit."}}'
+    assert fed(Codex(), [answer, '{"type":"turn.completed"}']).outcome is Outcome.OK
+    assert fed(Codex(), [answer, '{"type":"turn.failed","error":{"message":"no"}}'], 1).outcome is Outcome.FAILED
+
+
+def test_an_old_error_in_the_log_is_not_why_it_stopped() -> None:
+    """Opencode's log is believed where it is newer than the last event: what it got over is no limit."""
+    log = (
+        'timestamp=2026-11-22T11:59:00.000Z level=ERROR run=1 message="stream error" error.error="Rate limit reached."'
+    )
+    step = '{"type":"step_start","timestamp":%d,"sessionID":"ses_1","part":{}}'
+    before, after = (NOW.timestamp() - 120) * 1000, (NOW.timestamp() - 30) * 1000
+    assert fed(OpenCode(), [step % before], -15, log).outcome is Outcome.LIMITED
+    assert fed(OpenCode(), [step % after], -15, log).outcome is Outcome.FAILED
+    assert fed(OpenCode(), [step % after], -15, log.replace("-11-22T", "-99-99T")).outcome is Outcome.LIMITED
+    assert fed(OpenCode(), [], -15, log.replace("run=1", "run=1 small=true agent=title")).outcome is Outcome.FAILED
+
+
+def test_the_provider_says_when_to_try_again() -> None:
+    """Opencode's error has the refusal's headers: seconds, or a date, from the moment of the event."""
+    at = NOW - timedelta(seconds=30)
+    for header, seconds in (({"retry-after": "90"}, 60), ({"retry-after-ms": "1500"}, -28.5), ({}, None)):
+        data = {"message": "no", "statusCode": 429, "responseHeaders": header}
+        error = {"type": "error", "timestamp": at.timestamp() * 1000, "error": {"name": "APIError", "data": data}}
+        result = fed(OpenCode(), [json.dumps(error)], 1)
+        expected = None if seconds is None else NOW + timedelta(seconds=seconds)
+        assert (result.outcome, result.until) == (Outcome.LIMITED, expected)
+
+
+def test_a_model_may_refuse() -> None:
+    """A model's own refusal, and a provider's filter, are refusals too."""
+    closing = {"type": "result", "subtype": "success", "is_error": False, "result": "", "stop_reason": "refusal"}
+    assert fed(Claude(), [json.dumps(closing)]).outcome is Outcome.REFUSED
+    finish = {"type": "step_finish", "part": {"reason": "content-filter"}}
+    assert fed(OpenCode(), [json.dumps(finish)]).outcome is Outcome.REFUSED
+
+
+def test_now_is_aware() -> None:
+    """A naive clock is refused."""
+    with pytest.raises(ValueError, match="naive"):
+        Codex().stream().result(0, now=datetime(2026, 1, 1))
+
+
+def test_an_agent_of_ones_own_is_one_small_class() -> None:
+    """Another CLI is told by two methods, and judged as the others are."""
+
+    @attrs.frozen(kw_only=True)
+    class Plain(Agent):
+        name = "plain"
+
+        def arguments(self, session_id: str | None, *, resume: bool) -> list[str]:
+            return ["--json", *self.args]
+
+        def read(self, event: dict[str, Any], turn: Turn) -> bool:
+            match event:
+                case {"answer": str(answer)}:
+                    turn.say(answer)
+                    turn.close()
+                case _:
+                    return False
+            return True
+
+    agent = Plain(args=["--fast"])
+    assert agent.command("Go.").args == ("plain", "--json", "--fast")
+    assert fed(agent, ['{"answer": "Yes."}']).outcome is Outcome.OK
+    assert fed(agent, ['{"answer": ""}']).outcome is Outcome.EMPTY
+    assert fed(agent, [], 1, "usage limit reached, try again in 5m").until == NOW + timedelta(minutes=6)
