@@ -15,14 +15,19 @@ from iso_orchestrator import (
     OrchestratorError,
     StoreError,
     Workflow,
+    WorkflowNotFoundError,
     __version__,
     delete_workflow,
     demo,
     doctor,
+    logs,
     open_workflow,
     read_workflow_record,
+    top,
 )
+from iso_orchestrator.clock import SystemClock, sleep
 from iso_orchestrator.codec import fold_from_snapshot, record_to_json
+from iso_orchestrator.fold import Fold
 from iso_orchestrator.markup import escape_terminal
 from iso_orchestrator.model import WorkflowSummary
 from iso_orchestrator.names import check_key
@@ -36,6 +41,7 @@ from iso_orchestrator.store.file.repair import repair
 __all__ = ["main"]
 
 _ROOT = ".iso-orchestrator"
+_CLEAR = "\x1b[H\x1b[J"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -115,6 +121,34 @@ def _show(options: argparse.Namespace) -> int:
     return 0
 
 
+def _logs(options: argparse.Namespace) -> int:
+    read_workflow_record(options.workflow, dir=options.dir)  # a mistyped id raises
+    store = FileStore(options.dir)
+
+    def look() -> Fold:
+        fold = store.read(options.workflow)
+        if fold is None:
+            raise WorkflowNotFoundError(options.workflow, store.root)
+        return fold
+
+    for line in logs.output(look, options.step, follow=options.follow):
+        print(line, flush=options.follow)
+    return 0
+
+
+def _top(options: argparse.Namespace) -> int:
+    store = FileStore(options.dir)
+    while True:
+        folds = [found for found in store.list() if isinstance(found, Fold)]
+        chosen = [fold for fold in folds if options.workflow in (None, fold.workflow_id)]
+        text = top.top_text(chosen, SystemClock().now(), store.is_alive)
+        if options.every is None:
+            print(text)
+            return 0
+        print(f"{_CLEAR if sys.stdout.isatty() else ''}{text}", flush=True)
+        sleep(options.every)
+
+
 def _fold(options: argparse.Namespace) -> int:
     read_workflow_record(options.workflow, dir=options.dir)  # a mistyped id raises, and makes nothing
     open_workflow(options.workflow, dir=options.dir).close()
@@ -188,6 +222,8 @@ def _parser() -> argparse.ArgumentParser:
         return command
 
     _add_demo_options(add("demo", _demo, "run a batch of jobs that goes on after Ctrl-C or a kill"))
+    following = add("logs", _logs, "print what a step's command has written")
+    watching = add("top", _top, "show what runs now, and what waits for which limit")
     listing = add("list", _list, "list the workflows, and change nothing")
     show = add("show", _show, "show a workflow's record, and change nothing")
     for command in (listing, show):
@@ -195,8 +231,14 @@ def _parser() -> argparse.ArgumentParser:
     fold = add("fold", _fold, "write all that happened into the snapshot, for other programs to read")
     reset = add("reset", _reset, "forget steps, so that they run again")
     delete = add("delete", _delete, "delete a workflow that nobody is using")
-    for command in (show, fold, reset, delete):
+    for command in (show, following, fold, reset, delete):
         command.add_argument("workflow", type=_workflow_id, metavar="WORKFLOW", help="its id, as `list` shows it")
+    following.add_argument("step", metavar="STEP", help="the step's name, as `show` has it")
+    following.add_argument("-f", "--follow", action="store_true", help="wait for more until the step has ended")
+    watching.add_argument(
+        "workflow", nargs="?", type=_workflow_id, metavar="WORKFLOW", help="its id (default: all of the folder)"
+    )
+    watching.add_argument("--every", type=_seconds, metavar="SECONDS", help="show it again and again")
     _add_doctor_options(
         add("verify", _verify, "check every file, and change nothing"),
         add("repair", _repair, "bring back what is sound of a damaged workflow"),

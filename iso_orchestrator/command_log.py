@@ -8,7 +8,7 @@ from iso_orchestrator.clock import monotonic
 from iso_orchestrator.store.file.files import store_error
 from iso_orchestrator.store.file.fs import FileSystem
 
-__all__ = ["LONGEST_LINE", "TAIL", "Lines", "OutputFile", "OutputFiles"]
+__all__ = ["LONGEST_LINE", "TAIL", "Lines", "OutputFile", "OutputFiles", "last_line_of"]
 
 TAIL = 1 << 16
 """Bytes of the end of each file that a result has."""
@@ -50,12 +50,25 @@ class OutputFile:
 
     def last_line(self) -> str:
         """Its last line that is not blank, as far as it is there yet."""
-        lines = self.tail(_LAST_LINE).split("\n")
-        return next((line.strip() for line in reversed(lines) if line.strip()), "")
+        return _last_line(self.tail(_LAST_LINE))
 
     def close(self) -> None:
         """Close it."""
         self._fs.close(self.fd)
+
+
+def last_line_of(fs: FileSystem, path: str) -> str:
+    """The last line of a log that is not blank; "" where the log is gone."""
+    try:
+        fd = fs.open_read(path)
+    except FileNotFoundError:
+        return ""
+    try:
+        size = fs.size(fd)
+        data = fs.read_at(fd, _LAST_LINE, max(0, size - _LAST_LINE))
+    finally:
+        fs.close(fd)
+    return _last_line(_text(data))
 
 
 class OutputFiles:
@@ -134,6 +147,10 @@ class Lines:
         line = bytes(self._begun)
         self._begun.clear()
         self._consumer(_text(line.removesuffix(b"\r")))
+
+
+def _last_line(text: str) -> str:
+    return next((line.strip() for line in reversed(text.split("\n")) if line.strip()), "")
 
 
 def _text(data: bytes) -> str:

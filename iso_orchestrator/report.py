@@ -41,6 +41,7 @@ def record_text(record: WorkflowRecord, path: str) -> str:
             ["name", "status", "attempts", "updated", "result or error"],
             (_step_row(step) for step in record.steps.values()),
         ),
+        _logs(record),
         _section(
             "events",
             len(record.events),
@@ -144,11 +145,40 @@ def _section(what: str, count: int, head: Sequence[str], rows: Iterable[Sequence
     return f"{title}\n{text_table(head, shown)}"
 
 
+def _logs(record: WorkflowRecord) -> str:
+    """Where the commands' output is; whole, since a path that is cut leads nowhere."""
+    paths = [(step.name, path) for step in record.steps.values() if (path := _log_path(step.result)) is not None]
+    lines = [f"{_cell(name)}: {escape_terminal(path)}" for name, path in paths]
+    return "\n".join([f"logs ({len(lines)})", *lines]) if lines else ""
+
+
+def _log_path(result: Json) -> str | None:
+    match result:
+        case {"exit_code": int(), "duration": int() | float(), "log_path": str(path), "parsed": _}:
+            return path
+    return None
+
+
 def _step_row(step: StepRecord) -> Sequence[str]:
     outcome = _error_cell(step.error)
     if step.status is StepStatus.COMPLETED:
-        outcome = _json_cell(step.result)
+        outcome = _command_cell(step.result) or _json_cell(step.result)
     return step.name, step.status, str(step.attempts), _time(step.updated_at), outcome
+
+
+def _command_cell(result: Json) -> str:
+    """What a command came to; "" where the result is another's."""
+    match result:
+        case {"exit_code": int(code), "duration": int() | float() as seconds, "log_path": str(), "parsed": parsed}:
+            return ", ".join([f"exit {code} in {seconds:.1f} s", *_agent_parts(parsed)])
+    return ""
+
+
+def _agent_parts(parsed: Json) -> Iterable[str]:
+    match parsed:
+        case {"outcome": str(outcome), "cost_usd": cost}:
+            return [outcome] if cost is None else [outcome, f"${cost:.4f}"]
+    return []
 
 
 def _event_row(event: WorkflowEvent) -> Sequence[str]:

@@ -65,7 +65,7 @@ FLOORS = [
         "timeout",
         "workflow",
     },
-    {"__init__", "__main__", "cli", "demo", "doctor", "report", "stand_in_agent"},
+    {"__init__", "__main__", "cli", "demo", "doctor", "examples", "logs", "report", "stand_in_agent", "top"},
 ]
 
 # Who alone may import what.
@@ -78,13 +78,20 @@ DOORS = {
     "psutil": {"processes.psutil_table"},
     "tqdm": {"progress"},
     "tenacity": {"retry"},
-    "argparse": {"cli", "stand_in_agent"},
+    "argparse": {"cli", "examples.review_batch", "stand_in_agent"},
 }
 
 # Which calls open, make, move or remove files, and who alone may make them. `clock` reads the id of the boot,
 # `processes.linux_table` what the kernel says of processes.
 FILE_CALLS = {"open", "mkdir", "makedirs", "rename", "replace", "unlink", "rmdir", "fsync", "read_text", "write_text"}
-FILE_DOORS = {"store.file.fs", "agents.stand_in", "clock", "processes.linux_table", "stand_in_agent"}
+FILE_DOORS = {
+    "store.file.fs",
+    "agents.stand_in",
+    "clock",
+    "examples.review_batch",
+    "processes.linux_table",
+    "stand_in_agent",
+}
 
 
 def modules() -> dict[str, Path]:

@@ -74,6 +74,11 @@ class FileStore:
                 if fold is not None:
                     yield fold
 
+    def is_alive(self, workflow_id: str, owner: str) -> bool:
+        """Whether the process that has the hold *owner* on a workflow still has it."""
+        name = os.path.basename(self.path_of(workflow_id)).removesuffix(".json")
+        return self._typed(lambda: RunFiles(self._fs, Paths(self.root, name).runs).is_alive(owner))
+
     def delete(self, workflow_id: str) -> bool:
         """Remove a workflow."""
         return self._typed(lambda: self._delete(workflow_id))

@@ -1,0 +1,136 @@
+"""Reviews by a coding agent over the items of a file: two at a time, one at a time for each repository.
+
+Kill it, run it again, and it goes on: finished reviews are not paid for twice, an agent that was left running is ended
+before its review begins again, and its session is gone on with.
+
+Example:
+    python -m iso_orchestrator.examples.review_batch                        # a stand-in agent, no account
+    python -m iso_orchestrator.examples.review_batch items.tsv --agent claude --results reviews.jsonl
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from iso_orchestrator import CommandResult, ForEachSummary, Fulfilled, Workflow
+from iso_orchestrator.agents import Agent, AgentCommand, AgentResult, Claude, Codex, OpenCode, last_session
+from iso_orchestrator.markup import escape_terminal
+from iso_orchestrator.report import text_table
+
+__all__ = ["main"]
+
+Item = dict[str, str]
+
+SAMPLE: list[Item] = [
+    {"repository": repository, "subject": subject}
+    for repository, subjects in {
+        "shop": ["the cart forgets its coupon", "sessions never end", "prices are floats"],
+        "mailer": ["retries send twice", "the queue has no limit"],
+        "site": ["the menu is not read aloud"],
+    }.items()
+    for subject in subjects
+]
+
+PROMPT = "Review the change {subject!r} in the repository {repository}. Answer in three sentences."
+
+AGENTS: dict[str, Agent] = {
+    # Nothing that asks for permission: a review only reads.
+    "claude": Claude(args=["--permission-mode", "plan"]),
+    "codex": Codex(args=["--sandbox", "read-only"]),
+    "opencode": OpenCode(),
+    "stand-in": Claude(
+        program=[sys.executable, "-m", "iso_orchestrator.agents.stand_in", "claude"], env={"STAND_IN_SECONDS": "1"}
+    ),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Review all items.
+
+    Returns:
+        The exit code: 0; 1 when a review failed; 130 after Ctrl-C.
+    """
+    options = _parser().parse_args(argv)
+    items = SAMPLE if options.items is None else list(_read(options.items))
+    workflow = Workflow(f"review-batch {options.items or 'sample'} {options.agent}", dir=options.dir)
+    try:
+        summary = _review_all(workflow, AGENTS[options.agent], items, options.parallel)
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on", file=sys.stderr)
+        return 130
+    options.results.write_text("".join(f"{json.dumps(row)}\n" for row in _rows(items, summary)), encoding="utf-8")
+    print(_table(items, summary))
+    print(f"\n{summary.fulfilled} of {len(items)} reviewed, all of them in {escape_terminal(str(options.results))}")
+    return 1 if summary.rejected else 0
+
+
+def _review_all(
+    workflow: Workflow, agent: Agent, items: list[Item], parallel: int
+) -> ForEachSummary[CommandResult[AgentResult]]:
+    @workflow.for_each(max_parallel=parallel, mutex_key="{item[repository]}", stop_on_error=False)
+    @workflow.command(
+        name="review:{item[repository]}:{item[subject]}", parse=agent, timeout=1800, idle_timeout=600, retry=2
+    )
+    def review(item: Item) -> AgentCommand:
+        return agent.command(PROMPT.format(**item), cwd=item.get("folder"), resume=last_session())
+
+    with workflow:
+        return review(items)
+
+
+def _read(path: Path) -> Iterator[Item]:
+    """The items of a file of JSON lines, or of tab-separated values with a line of names."""
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = (
+            map(json.loads, filter(str.strip, file))
+            if path.suffix == ".jsonl"
+            else csv.DictReader(file, delimiter="\t")
+        )
+        for number, row in enumerate(rows, 1):
+            missing = [key for key in ("repository", "subject") if not row.get(key)]
+            if missing:
+                raise SystemExit(f"item {number} of {path} has no {' and no '.join(missing)}")
+            yield row
+
+
+def _rows(items: list[Item], summary: ForEachSummary[CommandResult[AgentResult]]) -> Iterator[dict[str, object]]:
+    for item, result in zip(items, summary.results, strict=True):
+        if isinstance(result, Fulfilled):
+            run = result.value.parsed
+            yield {**item, "outcome": run.outcome, "review": run.text, "cost_usd": run.cost_usd}
+        else:
+            yield {**item, "outcome": "failed", "error": str(result.reason)}
+
+
+def _table(items: list[Item], summary: ForEachSummary[CommandResult[AgentResult]]) -> str:
+    rows = [
+        (str(row["repository"]), str(row["subject"]), str(row["outcome"]), str(row.get("review") or row.get("error")))
+        for row in _rows(items, summary)
+    ]
+    return text_table(["repository", "subject", "outcome", "review"], rows)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m iso_orchestrator.examples.review_batch",
+        description="Have an agent review the items of a file; killed and started again, it goes on.",
+    )
+    parser.add_argument(
+        "items", nargs="?", type=Path, metavar="FILE", help=".jsonl, or .tsv with the columns repository and subject"
+    )
+    parser.add_argument("--agent", choices=sorted(AGENTS), default="stand-in", help="default: %(default)s")
+    parser.add_argument("--parallel", type=int, default=2, metavar="N", help="agents at a time (default: %(default)s)")
+    parser.add_argument(
+        "--results", type=Path, default=Path("reviews.jsonl"), metavar="FILE", help="default: %(default)s"
+    )
+    parser.add_argument("--dir", default=".iso-orchestrator", metavar="DIR", help="default: %(default)s")
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
