@@ -14,7 +14,7 @@ from iso_orchestrator.command_line import Command, CommandResult, as_command
 from iso_orchestrator.command_output import Output, Reader, Reading
 from iso_orchestrator.command_run import CommandBeat, CommandRun
 from iso_orchestrator.context import Attempt, Scope, current_scope
-from iso_orchestrator.errors import OrchestratorError, WorkflowUsageError
+from iso_orchestrator.errors import CommandTimeoutError, OrchestratorError, WorkflowUsageError
 from iso_orchestrator.facts import CommandsMarked, Fact, HeartbeatRecorded
 from iso_orchestrator.fold import Fold, copy_json
 from iso_orchestrator.handle import Handle
@@ -100,12 +100,18 @@ class CommandCall:
         if reader.detail():  # a session that is known before it begins can be gone on with however soon it is killed
             self._beat_again(key, path, reader)
         try:
-            result = run.run()
+            result = self._run(run, reader)
             return reader.finish(Output(name, result, self._handle().clock.now(), lambda: _whole(self.fs, path, start)))
         except OrchestratorError:
             if reader.detail():
                 self._beat_again(key, path, reader)
             raise
+
+    def _run(self, run: CommandRun, reader: Reader) -> CommandResult[Any]:
+        try:
+            return run.run()
+        except CommandTimeoutError as error:
+            raise reader.given_up(error, self._handle().clock.now()) from error.__cause__
 
     def _beat_again(self, key: str, path: str, reader: Reader) -> None:
         self._record_beat(key, {"log": path, **reader.detail()}, silent=True)

@@ -12,7 +12,7 @@ import attrs
 
 from iso_orchestrator.codec import decode
 from iso_orchestrator.command_line import CommandResult
-from iso_orchestrator.errors import CommandError
+from iso_orchestrator.errors import CommandError, CommandTimeoutError, OrchestratorError
 from iso_orchestrator.model import Json
 
 __all__ = ["Output", "Parse", "Reader", "Reading", "as_reading"]
@@ -55,6 +55,10 @@ class Reader(Protocol):
         Raises:
             CommandError: It is no success.
         """
+        ...
+
+    def given_up(self, error: CommandTimeoutError, at: datetime) -> OrchestratorError:
+        """What to raise where it was ended at a limit of time."""
         ...
 
 
@@ -108,6 +112,10 @@ class _Plain:
 
     def detail(self) -> dict[str, Json]:
         return {}
+
+    def given_up(self, error: CommandTimeoutError, at: datetime) -> OrchestratorError:
+        del at
+        return error
 
     def finish(self, output: Output) -> CommandResult[Any]:
         if output.result.exit_code not in self.ok_codes:

@@ -105,8 +105,10 @@ def test_a_stalled_agent_is_ended(workflow: Workflow, tmp_path: Path) -> None:
     def review() -> AgentCommand:
         return agent.command("Review.")
 
-    with pytest.raises(CommandIdleError):
+    with pytest.raises(CommandIdleError) as caught:
         review()
+    assert caught.value.result.parsed.outcome is Outcome.FAILED
+    assert caught.value.result.parsed.reason.startswith("stopped: no output for 1 s")
     (run,) = runs_in(tmp_path / "log")
     assert not Path(f"/proc/{run['pid']}").exists()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any
 
 import attrs
@@ -13,7 +14,7 @@ from iso_orchestrator.command_call import last_beat
 from iso_orchestrator.command_line import CommandResult
 from iso_orchestrator.command_output import Output, Reader
 from iso_orchestrator.context import current_step
-from iso_orchestrator.errors import AgentError, Limited
+from iso_orchestrator.errors import AgentError, CommandIdleError, CommandTimeoutError, Limited, OrchestratorError
 from iso_orchestrator.model import Json
 
 __all__ = ["AgentReading", "last_session"]
@@ -83,14 +84,28 @@ class _AgentReader:
             Limited: A usage limit was met, and it is known until when.
             AgentError: It was anything else.
         """
-        result = self._stream.result(output.result.exit_code, output.result.stderr, now=output.at)
-        self._result = result
-        parsed: CommandResult[AgentResult] = attrs.evolve(output.result, parsed=result)
-        if result.outcome is Outcome.OK:
+        parsed = self._judged(output.result, output.at)
+        if parsed.parsed.outcome is Outcome.OK:
             return parsed
-        if result.outcome is Outcome.LIMITED and result.until is not None and result.until > output.at:
-            raise Limited(result.until, self._agent)
-        raise AgentError(output.step, parsed)
+        raise _limit(parsed.parsed, output.at) or AgentError(output.step, parsed)
+
+    def given_up(self, error: CommandTimeoutError, at: datetime) -> OrchestratorError:
+        """The error, with what the agent had said; a limit that it was silent about may be in its log."""
+        kind = "no output for" if isinstance(error, CommandIdleError) else "not done in"
+        parsed = self._judged(error.result, at, f"{kind} {error.timeout:g} s")
+        return _limit(parsed.parsed, at) or type(error)(error.step_name, error.timeout, parsed)
+
+    def _judged(
+        self, result: CommandResult[Any], at: datetime, stopped: str | None = None
+    ) -> CommandResult[AgentResult]:
+        self._result = self._stream.result(result.exit_code, result.stderr, now=at, stopped=stopped)
+        judged: CommandResult[AgentResult] = attrs.evolve(result, parsed=self._result)
+        return judged
+
+
+def _limit(result: AgentResult, at: datetime) -> Limited | None:
+    is_known = result.outcome is Outcome.LIMITED and result.until is not None and result.until > at
+    return Limited(result.until, result.agent) if is_known and result.until is not None else None
 
 
 def _usage(before: dict[str, Json]) -> Usage | None:
