@@ -24,7 +24,7 @@ from iso_orchestrator.names import mutex_file_name, record_names
 from iso_orchestrator.processes.ending import await_leftovers, end_leftovers, end_tree
 from iso_orchestrator.session import Session
 from iso_orchestrator.step_run import StepOptions
-from iso_orchestrator.store.file.files import make_path, read_all
+from iso_orchestrator.store.file.files import make_folders, missing_folders, read_all
 from iso_orchestrator.store.file.fs import FileSystem
 
 __all__ = ["CommandCall", "CommandLine", "CommandOptions", "IfLeft", "last_beat"]
@@ -168,7 +168,7 @@ class CommandCall:
         if folder is None:
             handle = self._handle()
             folder = os.path.join(handle.workflow.dir, "logs", record_names(handle.workflow_id).short)
-        make_path(self.fs, folder)
+        make_folders(self.fs, *missing_folders(self.fs, folder))
         stem = mutex_file_name(name).removesuffix(".lock")
         return os.path.join(folder, f"{stem}.{_attempt(self.scope).number}.log")
 

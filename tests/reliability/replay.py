@@ -309,6 +309,9 @@ class ProcessFS(FileSystem):
             raise FileExistsError(errno.EEXIST, "it is there", path)
         return self._opened(self._make(path, bytearray()))
 
+    def open_append(self, path: str) -> int:
+        raise NotImplementedError("what commands write is not replayed")
+
     def close(self, fd: int) -> None:
         self._node(fd)
         del self._open[fd]

@@ -16,7 +16,7 @@ __all__ = [
     "exists",
     "join",
     "make_folders",
-    "make_path",
+    "missing_folders",
     "read_all",
     "read_file",
     "refuse_links",
@@ -195,13 +195,13 @@ def refuse_links(fs: FileSystem, paths: Paths) -> None:
             raise StoreError(f"{path} is a link or a file where a folder should be: remove it, or use another root")
 
 
-def make_path(fs: FileSystem, path: str) -> None:
-    """Make a folder, and those above it that are missing."""
-    missing = []
+def missing_folders(fs: FileSystem, path: str) -> list[str]:
+    """A folder and those above it, as far as they are not there; the uppermost first."""
+    missing: list[str] = []
     while fs.identify_path(path) is None:
-        missing.append(path)
+        missing.insert(0, path)
         path = os.path.dirname(path)
-    make_folders(fs, *reversed(missing))
+    return missing
 
 
 def make_folders(fs: FileSystem, *paths: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import TypeVar
 
@@ -18,7 +18,16 @@ from iso_orchestrator.errors import (
     WorkflowBusyError,
 )
 from iso_orchestrator.fold import Fold
-from iso_orchestrator.store.file.files import Paths, exists, make_folders, refuse_links, remove, store_error, write_all
+from iso_orchestrator.store.file.files import (
+    Paths,
+    exists,
+    make_folders,
+    missing_folders,
+    refuse_links,
+    remove,
+    store_error,
+    write_all,
+)
 from iso_orchestrator.store.file.fs import FileSystem
 from iso_orchestrator.store.file.locks import FileLock
 from iso_orchestrator.store.file.log import FileLog
@@ -108,12 +117,12 @@ class FileStore:
 
     def _make_root(self) -> None:
         self._warn_of_network()
-        missing = self._missing_folders()
+        missing = missing_folders(self._fs, self.root)
         if missing:
             with suppress(PermissionError):  # who may not look there has not made anything there
                 # Where the last try was killed, the folder that it had made last may not be on the disk.
-                self._fs.sync_folder(os.path.dirname(os.path.dirname(missing[-1])))
-        make_folders(self._fs, *reversed(missing or [self.root]))
+                self._fs.sync_folder(os.path.dirname(os.path.dirname(missing[0])))
+        make_folders(self._fs, *(missing or [self.root]))
         self._hide_from_git()
         make_folders(self._fs, Paths(self.root, "").folder, os.path.join(self.root, "locks"))
 
@@ -141,14 +150,6 @@ class FileStore:
             write_all(self._fs, fd, b"*\n", 0)
         finally:
             self._fs.close(fd)
-
-    def _missing_folders(self) -> Sequence[str]:
-        missing = []
-        folder = self.root
-        while self._fs.identify_path(folder) is None:
-            missing.append(folder)
-            folder = os.path.dirname(folder)
-        return missing
 
     def _read(self, workflow_id: str) -> Fold | None:
         for paths in Paths.candidates(self.root, workflow_id):

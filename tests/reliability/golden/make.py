@@ -70,6 +70,15 @@ FACTS: list[f.Fact] = [
 ]
 
 
+COMMAND_FACTS: list[f.Fact] = [
+    f.CommandsMarked(at(0), "5b1c0e8e2f4a9d375b1c0e8e2f4a9d37"),
+    f.StepStarted(at(1), "ask", 1, OWNER),
+    f.StepLimited(at(2), "ask", at(3602), "claude"),
+    f.StepStarted(at(3), "look", 1, OWNER),
+    f.StepLimited(at(4), "look", at(64)),
+]
+
+
 def _pair(root: str, facts: list[f.Fact], *, close: bool = False) -> dict[str, bytes]:
     """Snapshot and journal after *facts*, of a process that is there or has left."""
     log, fold = FileStore(root).open(ID, lambda: Fold.new(ID, at(0), {"n": 0}))
@@ -110,6 +119,11 @@ def _folded_and_more(root: str) -> dict[str, bytes]:
 
 def _killed_in_a_run(root: str) -> dict[str, bytes]:
     return _pair(root, FACTS[:6])
+
+
+def _limits_and_commands(root: str) -> dict[str, bytes]:
+    _pair(root, COMMAND_FACTS[:3], close=True)
+    return _pair(root, COMMAND_FACTS[3:])
 
 
 def _torn(root: str) -> dict[str, bytes]:
@@ -159,6 +173,7 @@ CASES: dict[str, Callable[[str], dict[str, bytes]]] = {
     "folded": _folded,
     "folded and more": _folded_and_more,
     "killed in a run": _killed_in_a_run,
+    "limits and commands": _limits_and_commands,
     "torn tail": _torn,
     "snapshot alone": _snapshot_alone,
     "fold broken off": _fold_broken_off,
@@ -179,12 +194,16 @@ def read(root: str, workflow_id: str) -> dict[str, Any]:
         return {"error": type(error).__name__, **offset}
     assert fold is not None
     record = fold.record()
-    return {"record": record_to_json(record), "tokens": {key: lease.token for key, lease in record.leases.items()}}
+    found = {"record": record_to_json(record), "tokens": {key: lease.token for key, lease in record.leases.items()}}
+    limits = {key: until.isoformat() for key, until in [*fold.limits.items(), *fold.step_limits.items()]}
+    return {**found, "limits": limits, "commandSeed": fold.command_seed} if limits else found
 
 
 def main(target: str) -> None:
     for name, make in CASES.items():
         folder = Path(target, name)
+        if folder.exists():
+            continue  # a file of a format stays as it was once written
         folder.mkdir(parents=True)
         with tempfile.TemporaryDirectory() as root:
             files = make(root)
