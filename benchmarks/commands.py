@@ -1,6 +1,6 @@
 """What running a command as a step's command costs, beside what it costs without: `python benchmarks/commands.py`.
 
-As in `figures.py`, each figure is the median of what single rounds show, in which both run one after the other.
+Each figure is the median of what single rounds show, in which both run one after the other.
 """
 
 from __future__ import annotations
