@@ -80,7 +80,7 @@ class CommandCall:
         mark = self._mark(name)
         self._end_leftovers(mark)
         line = make()
-        command = line.build() if hasattr(line, "build") else as_command(line)
+        command = as_command(line)
         reader = self.options.reading.begin(line, last_beat(key))
         path = self._log_path(name)
         start = _size(self.fs, path)

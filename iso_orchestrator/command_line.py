@@ -128,12 +128,15 @@ class CommandResult(Generic[T]):
 
 
 def as_command(value: object) -> Command:
-    """A `Command` of what a function returned: one, or its list of arguments.
+    """A `Command` of what a function returned: one, its list of arguments, or what builds one, as an agent's does.
 
     Raises:
         TypeError: It is something else.
         ValueError: No program can be started so.
     """
+    build = getattr(value, "build", None)
+    if callable(build):
+        value = build()
     return value if isinstance(value, Command) else Command(value)  # type: ignore[arg-type]  # checked by Command
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from concurrent.futures import Future
-from typing import assert_type
+from typing import Any, assert_type
 
-from iso_orchestrator import ForEachSummary, Retry, Workflow, step
+from iso_orchestrator import CommandResult, ForEachSummary, Retry, Workflow, command, step
+from iso_orchestrator.agents import AgentCommand, AgentResult, Claude
 
 workflow = Workflow("types")
 
@@ -25,6 +26,30 @@ def free(page: int) -> int:
     return page
 
 
+@workflow.command(timeout=60, parse=len, retry=2)
+def counted(page: int) -> list[str]:
+    return ["echo", str(page)]
+
+
+@workflow.command
+def bare(page: int) -> list[str]:
+    return ["echo", str(page)]
+
+
+@command(parse="json", idle_timeout=5)
+def loose() -> list[str]:
+    return ["echo", "1"]
+
+
+claude = Claude()
+
+
+@workflow.for_each(max_parallel=2)
+@workflow.command(parse=claude)
+def ask(page: int) -> AgentCommand:
+    return claude.command(f"Read page {page}.")
+
+
 @workflow.for_each(max_parallel=2)
 @workflow.step
 def fan_out(page: int, prefix: str) -> str:
@@ -38,9 +63,16 @@ assert_type(plain.fn(1), list[str])
 assert_type(configured(1), dict[str, int])
 assert_type(free(1), int)
 assert_type(fan_out([1, 2], "p"), ForEachSummary[str])
+assert_type(counted(1), CommandResult[int])
+assert_type(counted.submit(1), Future[CommandResult[int]])
+assert_type(bare(page=1), CommandResult[Any])
+assert_type(loose().parsed, Any)
+assert_type(ask([1, 2]), ForEachSummary[CommandResult[AgentResult]])
 assert_type(workflow.run_step("add", lambda: 1), int)
 assert_type(workflow.run(lambda w: w.workflow_id).value, str)
 
+counted("1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+workflow.command(parse="xml")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
 plain("1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 plain()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 plain.submit(page="x")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

@@ -44,7 +44,7 @@ class GroupSync:
             StoreError: A sync has failed.
         """
         while self.synced < seq or self.failure is not None:
-            leads = False
+            leads, latch = False, None
             try:
                 with self._guard:
                     if self.failure is not None:
@@ -56,7 +56,7 @@ class GroupSync:
                         self._is_led = leads = True
                 if leads:
                     self._lead()
-                elif self.synced < seq:
+                elif latch is not None:
                     self._follow(latch)
             finally:
                 if leads:
