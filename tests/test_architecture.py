@@ -36,6 +36,7 @@ FLOORS = [
     {"codec"},
     {"store"},
     {
+        "command_leftovers",
         "command_log",
         "command_run",
         "command_start",
