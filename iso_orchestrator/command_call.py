@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 import attrs
 
 from iso_orchestrator.clock import monotonic
+from iso_orchestrator.command_leftovers import await_leftovers, end_leftovers
 from iso_orchestrator.command_line import Command, CommandResult, as_command
 from iso_orchestrator.command_output import Output, Reader, Reading
 from iso_orchestrator.command_run import CommandBeat, CommandRun
@@ -21,7 +22,7 @@ from iso_orchestrator.handle import Handle
 from iso_orchestrator.identity import unique_name
 from iso_orchestrator.model import Json
 from iso_orchestrator.names import mutex_file_name, record_names
-from iso_orchestrator.processes.ending import await_leftovers, end_leftovers, end_tree
+from iso_orchestrator.processes.ending import end_tree
 from iso_orchestrator.session import Session
 from iso_orchestrator.step_run import StepOptions
 from iso_orchestrator.store.file.files import make_folders, missing_folders, read_all
@@ -78,11 +79,11 @@ class CommandCall:
         """
         name, key = self._name(), f"command:{self._name()}"
         mark = self._mark(name)
-        self._end_leftovers(mark)
+        self._end_leftovers(name, mark)
         line = make()
         command = as_command(line)
         reader = self.options.reading.begin(line, last_beat(key))
-        path = self._log_path(name)
+        path = self._log_path(name, _attempt(self.scope).number)
         start = _size(self.fs, path)
         run = CommandRun(
             name=name,
@@ -134,15 +135,16 @@ class CommandCall:
         seed = self._session().append(decide)[0]
         return sha256(f"{seed}\0{name}".encode()).hexdigest()[:32]
 
-    def _end_leftovers(self, mark: str) -> None:
+    def _end_leftovers(self, name: str, mark: str) -> None:
         """Have nobody left of the attempt before: no two ever work on one step."""
-        predecessor = _attempt(self.scope).predecessor
-        if predecessor == "ended":
+        attempt = _attempt(self.scope)
+        if attempt.predecessor == "ended":
             return
+        path = self._log_path(name, attempt.predecessor_number)
         if self.options.if_left == "wait":
-            await_leftovers(mark)
-        elif predecessor == "interrupted":
-            end_leftovers(mark)
+            await_leftovers(mark, path)
+        elif attempt.predecessor == "interrupted":
+            end_leftovers(mark, path)
         else:  # forgotten by a reset, perhaps
             end_tree(mark)
 
@@ -163,14 +165,14 @@ class CommandCall:
         fact = HeartbeatRecorded(self._handle().clock.now(), key, detail, silent)
         self._session().append(lambda _: ([fact], None))
 
-    def _log_path(self, name: str) -> str:
+    def _log_path(self, name: str, number: int) -> str:
         folder = self.options.log_dir or self._session().log.logs
         if folder is None:
             handle = self._handle()
             folder = os.path.join(handle.workflow.dir, "logs", record_names(handle.workflow_id).short)
         make_folders(self.fs, *missing_folders(self.fs, folder))
         stem = mutex_file_name(name).removesuffix(".lock")
-        return os.path.join(folder, f"{stem}.{_attempt(self.scope).number}.log")
+        return os.path.join(folder, f"{stem}.{number}.log")
 
     def _handle(self) -> Handle:
         handle: Handle = self.scope.workflow._handle

@@ -1,14 +1,22 @@
-"""The files that a command writes its output to, and what is read from them while it runs and when it has ended."""
+"""The files that a command writes its output to, and what is read from them while it runs and when it has ended.
+
+The file of standard output is locked as long as anybody of the command has it open: from the moment in which a process
+is forked for it, before it has the command's environment and its mark, whoever has died by then.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 from iso_orchestrator.clock import monotonic
+from iso_orchestrator.errors import CommandLeftoverError
+from iso_orchestrator.liveness import Pause
 from iso_orchestrator.store.file.files import store_error
 from iso_orchestrator.store.file.fs import FileSystem
+from iso_orchestrator.store.file.locks import FileLock
 
-__all__ = ["LONGEST_LINE", "TAIL", "Lines", "OutputFile", "OutputFiles", "last_line_of"]
+__all__ = ["LONGEST_LINE", "TAIL", "Lines", "OutputFile", "OutputFiles", "is_output_open", "last_line_of"]
 
 TAIL = 1 << 16
 """Bytes of the end of each file that a result has."""
@@ -17,6 +25,7 @@ LONGEST_LINE = 1 << 20
 """Bytes of a line; what is longer is cut."""
 
 _CHUNK = 1 << 16
+_HOLDING = 1.0  # seconds
 _LAST_LINE = 1 << 12  # bytes that are looked at for the last line
 
 
@@ -25,12 +34,34 @@ class OutputFile:
 
     def __init__(self, fs: FileSystem, path: str) -> None:
         self.path = path
+        self._fs = fs
+        self._file = FileLock(fs, path)
         try:
-            self.fd = fs.open_append(path)
+            self._file.open_append()
         except OSError as error:
             raise store_error(path, error) from error
-        self._fs = fs
         self._start = fs.identify(self.fd).st_size
+
+    @property
+    def fd(self) -> int:
+        """The descriptor that the command is given."""
+        return self._file.fd
+
+    def hold(self) -> None:
+        """Lock it for the command that is given it.
+
+        Raises:
+            CommandLeftoverError: Another command has it.
+        """
+        if os.name != "posix":
+            return  # Windows would keep the command itself from writing
+        pause = Pause()
+        # A process that another thread forks just now has this file open too, until it has its own program.
+        give_up_at = monotonic() + _HOLDING
+        while not self._file.try_acquire():
+            if monotonic() >= give_up_at:
+                raise CommandLeftoverError((), _HOLDING, self.path)
+            pause.rest()
 
     def size(self) -> int:
         """Bytes that were written so far."""
@@ -54,7 +85,7 @@ class OutputFile:
 
     def close(self) -> None:
         """Close it."""
-        self._fs.close(self.fd)
+        self._file.close_as_it_is()
 
 
 def last_line_of(fs: FileSystem, path: str) -> str:
@@ -77,6 +108,7 @@ class OutputFiles:
     def __init__(self, fs: FileSystem, path: str) -> None:
         self.stdout = OutputFile(fs, path)
         try:
+            self.stdout.hold()
             self.stderr = OutputFile(fs, f"{path}.stderr")
         except BaseException:
             self.stdout.close()
@@ -151,6 +183,21 @@ class Lines:
 
 def _last_line(text: str) -> str:
     return next((line.strip() for line in reversed(text.split("\n")) if line.strip()), "")
+
+
+def is_output_open(fs: FileSystem, path: str) -> bool:
+    """Whether anybody of a command has that file open as its standard output."""
+    file = FileLock(fs, path)
+    try:
+        file.open_read()
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise store_error(path, error) from error
+    try:
+        return not file.try_acquire(shared=True)
+    finally:
+        file.close()
 
 
 def _text(data: bytes) -> str:

@@ -101,6 +101,7 @@ class Attempt:
         flight: The step in flight that it belongs to.
         number: In the record: it counts over crashes too.
         predecessor: What is known of the one before it.
+        predecessor_number: Its number.
         updates: What `update_state(..., with_step=True)` was given.
         parent: The attempt whose body called this step.
     """
@@ -110,6 +111,7 @@ class Attempt:
     parent: Attempt | None = None
     number: int = 1
     predecessor: Predecessor = "ended"
+    predecessor_number: int = 0
     updates: list[Callable[[Json], Json]] = attrs.field(factory=list)
 
     def chain(self) -> Iterator[Attempt]:

@@ -276,12 +276,18 @@ class CommandStartError(OrchestratorError, OSError):
 
 @_error
 class CommandLeftoverError(OrchestratorError, RuntimeError):
-    """Processes of a command are left, and could not be ended."""
+    """Processes of a command are left that could not be ended; or that have its output, `log_path`, open unfound."""
 
     pids: tuple[int, ...]
     seconds: float
+    log_path: str | None = None
 
     def __str__(self) -> str:
+        if self.log_path is not None:
+            return (
+                f"somebody has the output of a command open, {self.log_path}, who is still at work, or was left by it "
+                f"and cannot be found; end that (`fuser {self.log_path}` names it), then call the step again"
+            )
         some = ", ".join(map(str, self.pids[:10]))
         return (
             f"{len(self.pids)} processes of a command are still there after {self.seconds:g} s of killing them: {some}"

@@ -117,6 +117,7 @@ class StepCall:
     session: Session = attrs.field(init=False)
     scope: Scope = attrs.field(init=False)
     predecessor: Predecessor = attrs.field(init=False, default="unknown")
+    predecessor_number: int = attrs.field(init=False, default=0)
 
     def run(self) -> Any:
         """The step's result, recorded or new.
@@ -187,7 +188,7 @@ class StepCall:
                     return (), _WaitHere(other, other.await_end())
             elif step.owner is not None and log.is_alive(step.owner):
                 return (), _WaitThere(step.attempts)
-            self.predecessor = "ended" if step.owner is None else "interrupted"
+            self.predecessor, self.predecessor_number = _predecessor(step)
             if same is not None:
                 if (refused := self._refusal(same, awaited)) is not None:
                     log.sync(same.seq)
@@ -242,7 +243,7 @@ class StepCall:
 
     def _attempt(self, flight: Flight, attempt: int, context: StepContext) -> Any:
         scope = self.scope
-        work = Attempt(self.session, flight, scope.attempt, attempt, self.predecessor)
+        work = Attempt(self.session, flight, scope.attempt, attempt, self.predecessor, self.predecessor_number)
         self.predecessor = "ended"  # of the next one it will be known
         owner = Owner(scope.owner or current_owner())
         inside = Scope(self.handle.workflow, scope.runs, owner, context, scope.item, work, scope.fences, scope.batch)
@@ -388,6 +389,13 @@ class StepCall:
 
     def _subject(self) -> str:
         return f"the result of step {self.name!r}"
+
+
+def _predecessor(step: StepState) -> tuple[Predecessor, int]:
+    """What is known of the last attempt at a step that nobody has in hand; a limit has taken one back."""
+    if step.owner is None:
+        return "ended", step.attempts
+    return "interrupted", step.attempts if step.status is StepStatus.RUNNING else step.attempts + 1
 
 
 def _for_another_caller(name: str, error: BaseException) -> BaseException:

@@ -32,6 +32,7 @@ FLOORS = [
     {"codec"},
     {"store"},
     {
+        "command_leftovers",
         "command_log",
         "command_output",
         "command_run",

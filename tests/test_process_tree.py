@@ -18,7 +18,7 @@ from support_processes import in_thread
 
 from iso_orchestrator import WorkflowUsageError
 from iso_orchestrator.identity import unique_name
-from iso_orchestrator.processes.ending import await_leftovers, end_leftovers, end_tree
+from iso_orchestrator.processes.ending import end_tree
 from iso_orchestrator.processes.linux_table import LinuxProcessTable
 from iso_orchestrator.processes.psutil_table import PsutilProcessTable
 from iso_orchestrator.processes.table import MARK, Process, ProcessTable
@@ -309,12 +309,13 @@ while True:
 def test_nobody_ends_himself(mark: str) -> None:
     """A process of the tree that asks for its end is refused, and nobody is signalled."""
     code = """
-from iso_orchestrator.processes.ending import *
+from iso_orchestrator.command_leftovers import await_leftovers, end_leftovers
+from iso_orchestrator.processes.ending import end_tree
 from iso_orchestrator import WorkflowUsageError
 import sys
 for end in (end_tree, end_leftovers, await_leftovers):
     try:
-        end(sys.argv[1])
+        end(sys.argv[1], *(["/no/file"] if end is not end_tree else []))
     except WorkflowUsageError as error:
         print(error)
 sys.stdin.read()
@@ -336,7 +337,7 @@ from iso_orchestrator import CommandLeftoverError
 from iso_orchestrator.processes import ending
 from iso_orchestrator.processes.table import Process
 os.setuid(65534)
-ending._KILLING = 0.3
+ending.KILLING = 0.3
 try:
     ending.end_tree("mark", grace=0, known=[Process(int(sys.argv[1]), float(sys.argv[2]))])
 except CommandLeftoverError as error:
@@ -353,32 +354,6 @@ except CommandLeftoverError as error:
     finally:
         process.kill()
         process.wait()
-
-
-# Leftovers
-
-
-def test_leftovers_are_ended_and_counted(mark: str) -> None:
-    """What a killed runner left is gone, also where a parent of it is gone; where nothing is left, 0."""
-    with marked(mark, shell(f"(setsid sleep {FOREVER} &); sleep {FOREVER} & echo")) as process:
-        process.wait(DEADLINE)
-        found(mark, 2)
-        assert end_leftovers(mark) == 2
-        assert end_leftovers(mark) == 0
-        assert find(mark) == []
-
-
-def test_leftovers_are_waited_for(mark: str, tmp_path: Path) -> None:
-    """Until they end by themselves, at most so long."""
-    code = f"(setsid sh -c 'while ! [ -e {tmp_path}/go ]; do sleep 0.01; done; echo > {tmp_path}/done' &)"
-    with marked(mark, shell(code)) as process:
-        process.wait(DEADLINE)
-        assert not await_leftovers(mark, timeout=0.1)
-        assert not (tmp_path / "done").exists()
-        (tmp_path / "go").touch()
-        assert await_leftovers(mark)
-        assert (tmp_path / "done").exists()
-        assert await_leftovers(mark, timeout=0)
 
 
 def test_without_proc_and_psutil_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

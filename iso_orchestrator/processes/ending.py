@@ -7,20 +7,21 @@ from itertools import chain
 
 import attrs
 
-from iso_orchestrator.clock import monotonic, sleep
+from iso_orchestrator.clock import monotonic
 from iso_orchestrator.errors import CommandLeftoverError
 from iso_orchestrator.liveness import Pause
 from iso_orchestrator.processes.table import Process
 from iso_orchestrator.processes.tree import is_alive, living_tree, marked, process_table
 
-__all__ = ["GRACE", "await_leftovers", "end_leftovers", "end_tree"]
+__all__ = ["GRACE", "KILLING", "end_tree"]
 
 GRACE = 5.0
 """Seconds from SIGTERM to SIGKILL."""
 
-_KILLING = 10.0  # seconds of SIGKILL, after which it is no use
+KILLING = 10.0
+"""Seconds of SIGKILL, after which it is no use."""
+
 _LOOK_AGAIN = 0.2  # seconds between two looks for new ones while known ones are waited for
-_SETTLING = 0.02  # seconds, some hundred times what a start takes from its fork to the command's own environment
 
 
 def end_tree(
@@ -46,39 +47,6 @@ def end_tree(
         WorkflowUsageError: This process is one of them; or there is neither ``/proc`` nor psutil.
     """
     return _Ending(mark, set(known), is_urgent, monotonic() + grace).run()
-
-
-def end_leftovers(mark: str, *, grace: float = GRACE, known: Collection[Process] = ()) -> int:
-    """End what a runner that was killed has left of a command, as `end_tree` does, before the command is started again.
-
-    It is to be called when the runner is known to be dead, and before anybody starts the command again under that or
-    another mark: then no two of it work at one time.
-    """
-    count = end_tree(mark, grace=grace, known=known)
-    _let_starts_settle()
-    return count + end_tree(mark, grace=grace, known=known)
-
-
-def await_leftovers(mark: str, *, timeout: float | None = None, known: Collection[Process] = ()) -> bool:
-    """Wait until what a killed runner has left of a command has ended by itself; whether it has.
-
-    Args:
-        mark: Whose.
-        timeout: Seconds; None for ever.
-        known: As in `end_tree`.
-
-    Raises:
-        WorkflowUsageError: As in `end_tree`.
-    """
-    give_up_at = float("inf") if timeout is None else monotonic() + timeout
-    _let_starts_settle()
-    met = set(known)
-    while living := living_tree(mark, met):
-        if monotonic() >= give_up_at:
-            return False
-        met |= living
-        _rest(living, give_up_at, lambda: False)
-    return True
 
 
 @attrs.define(eq=False, repr=False)
@@ -111,12 +79,12 @@ class _Ending:
     def _kill(self, living: set[Process]) -> None:
         now = monotonic()
         self.killing_since = now if self.killing_since is None else self.killing_since
-        if now - self.killing_since >= _KILLING:
-            raise CommandLeftoverError(tuple(sorted(process.pid for process in living)), _KILLING)
+        if now - self.killing_since >= KILLING:
+            raise CommandLeftoverError(tuple(sorted(process.pid for process in living)), KILLING)
         # At once when they are seen: those who hand over to children again and again are gone a moment later.
         for process in chain(_parents_first(living), marked(self.mark)):
             process_table().kill(process)
-        _rest(living, self.killing_since + _KILLING, lambda: False)
+        _rest(living, self.killing_since + KILLING, lambda: False)
 
 
 def _parents_first(processes: Collection[Process]) -> list[Process]:
@@ -130,8 +98,3 @@ def _rest(processes: Collection[Process], until: float, is_urgent: Callable[[], 
     pause = Pause()
     while monotonic() < until and not is_urgent() and any(is_alive(process) for process in processes):
         pause.rest()
-
-
-def _let_starts_settle() -> None:
-    # A runner that was killed in the midst of a start leaves a process that is about to get the mark.
-    sleep(_SETTLING)

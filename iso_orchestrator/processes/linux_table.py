@@ -32,7 +32,6 @@ class LinuxProcessTable:
 
     def has(self, pid: int, mark: str) -> bool:
         """Whether one is alive and has *mark* among its marks."""
-        before = None
         for _ in range(_EXEC_LOOKS):
             try:
                 environment = _read(f"/proc/{pid}/environ")
@@ -40,11 +39,9 @@ class LinuxProcessTable:
                 return False
             if environment:
                 return mark.encode() in environment and is_among(mark, _marks(environment))
-            # Between two programs a process has no environment for a moment, whatever marks it has.
             stat = _Stat.of(pid)
-            if stat is None or not stat.is_alive or stat.flags & _KERNEL_THREAD or stat.stays_without(before):
+            if stat is None or not stat.may_change_its_program:
                 return False
-            before = stat
             sleep(_EXEC_PAUSE)
         return False
 
@@ -86,14 +83,12 @@ class _Stat:
     def is_alive(self) -> bool:
         return self.state not in ("Z", "X")
 
-    def stays_without(self, before: _Stat | None) -> bool:
-        """Whether a process has no environment, as it had none *before*."""
-        places = (self.environment_start, self.environment_end)
-        return (
-            before is not None
-            and places == (before.environment_start, before.environment_end)
-            and places[0] == places[1] != 0
-        )
+    @property
+    def may_change_its_program(self) -> bool:
+        """Whether a process without an environment may be between two programs, and about to get one."""
+        # First it has no place for one, then an empty one, which it has in its own time, running or waiting for memory.
+        is_placed = self.environment_start == self.environment_end != 0
+        return self.is_alive and not self.flags & _KERNEL_THREAD and not (is_placed and self.state not in ("R", "D"))
 
 
 def _marks(environment: bytes) -> str:

@@ -16,8 +16,8 @@ from support import DEADLINE, run_python
 from support_commands import FOREVER, command_run, kill_all, shell
 
 from iso_orchestrator import CommandResult, CommandTimeoutError
+from iso_orchestrator.command_leftovers import end_leftovers
 from iso_orchestrator.identity import unique_name
-from iso_orchestrator.processes.ending import end_leftovers
 from iso_orchestrator.processes.tree import find
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the programs of these tests are for Linux")
@@ -61,7 +61,7 @@ def run_next(link: Link, folder: str, number: int, seed: int) -> None:
     chance = random.Random(seed)
     link.say("begun")
     for mark in marks_in(Path(folder))[-1:]:
-        end_leftovers(mark, grace=GRACE)
+        end_leftovers(mark, str(Path(folder, "out.log")), grace=GRACE)
     mark = f"{number}-{unique_name()}"
     with Path(folder, "marks").open("a") as file:
         file.write(f"{mark}\n")

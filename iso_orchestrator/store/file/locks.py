@@ -52,6 +52,11 @@ class FileLock:
         with _forking:
             self._opened(self._fs.open_read(self.path))
 
+    def open_append(self) -> None:
+        """Open the file, made when it is missing, to write to its end."""
+        with _forking:
+            self._opened(self._fs.open_append(self.path))
+
     def acquire(self) -> None:
         """Wait for the lock, in the kernel's queue."""
         backend = self._backend
@@ -103,6 +108,13 @@ class FileLock:
     def grow(self) -> None:
         """Make the file a byte longer, for others who have it open to see. Needs the lock."""
         self._fs.write_at(self.fd, b"\n", self.length())
+
+    def close_as_it_is(self) -> None:
+        """Close the file, and leave the lock to other processes that have it open from here."""
+        fd, self.fd = self.fd, -1
+        _open_locks.discard(self)
+        if fd >= 0:
+            self._fs.close(fd)
 
     def is_at_path(self) -> bool:
         """Whether the file still has its name: one that was unlinked meanwhile excludes nobody."""
