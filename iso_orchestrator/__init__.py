@@ -2,7 +2,6 @@
 
 import logging as _logging
 
-from iso_orchestrator.command import CommandStep
 from iso_orchestrator.command_line import Command, CommandResult
 from iso_orchestrator.context import ItemContext, StepContext, current_item, current_step
 from iso_orchestrator.errors import (
@@ -75,7 +74,6 @@ __all__ = [
     "CommandLeftoverError",
     "CommandResult",
     "CommandStartError",
-    "CommandStep",
     "CommandTimeoutError",
     "CorruptRecordError",
     "DuplicateStepError",

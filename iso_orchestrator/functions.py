@@ -8,8 +8,6 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar, Unpack, overload
 
-from iso_orchestrator.command import CommandKeywords, CommandStep, command_options
-from iso_orchestrator.command_call import CommandLine
 from iso_orchestrator.context import current_scope
 from iso_orchestrator.errors import NoActiveWorkflowError, StoreError, WorkflowNotFoundError
 from iso_orchestrator.for_each import ForEach, MutexKey, for_each_options
@@ -44,6 +42,8 @@ _ROOT = ".iso-orchestrator"
 
 if TYPE_CHECKING:
     from iso_orchestrator.agents import Agent, AgentResult
+    from iso_orchestrator.command_call import CommandLine
+    from iso_orchestrator.command_step import CommandKeywords, CommandStep
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -191,6 +191,8 @@ def command(
 ) -> Callable[[Callable[P, CommandLine]], CommandStep[P, Any]]: ...
 def command(fn: Callable[..., CommandLine] | None = None, /, **options: Any) -> Any:
     """A command step of whatever workflow is current when it is called. Options as in `Workflow.command`."""
+    from iso_orchestrator.command_step import CommandStep, command_options  # what runs none, loads none
+
     name, key = options.pop("name", None), options.pop("idempotency_key", None)
     checked = command_options(**options)
 

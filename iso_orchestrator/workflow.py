@@ -15,8 +15,6 @@ import attrs
 
 from iso_orchestrator.clock import Clock, InjectedClock, SystemClock
 from iso_orchestrator.codec import plain_json
-from iso_orchestrator.command import CommandKeywords, CommandStep, command_options
-from iso_orchestrator.command_call import CommandLine
 from iso_orchestrator.context import current_scope, entered, restore
 from iso_orchestrator.errors import WorkflowUsageError
 from iso_orchestrator.for_each import ForEach, ForEachSummary, MutexKey, for_each_options, run_for_each
@@ -38,6 +36,8 @@ __all__ = ["Workflow"]
 
 if TYPE_CHECKING:
     from iso_orchestrator.agents import Agent, AgentResult
+    from iso_orchestrator.command_call import CommandLine
+    from iso_orchestrator.command_step import CommandKeywords, CommandStep
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -298,6 +298,8 @@ class Workflow(RecordKeeper):
             >>> add(1, 2).parsed
             3
         """
+        from iso_orchestrator.command_step import CommandStep, command_options  # what runs none, loads none
+
         name, key = options.pop("name", None), options.pop("idempotency_key", None)
         checked = command_options(**options)
 

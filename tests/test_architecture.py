@@ -46,7 +46,7 @@ FLOORS = [
     },
     {
         "agents",
-        "command",
+        "command_step",
         "command_call",
         "for_each",
         "functions",

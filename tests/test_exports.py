@@ -100,3 +100,16 @@ def test_examples_in_docstrings_run(module: str) -> None:
 def test_public_classes_and_functions_have_docstrings() -> None:
     """Everything that can be imported from the package says what it is."""
     assert [name for name in iso_orchestrator.__all__ if not getattr(iso_orchestrator, name).__doc__] == []
+
+
+def test_no_module_takes_the_name_of_an_export() -> None:
+    """A module that is imported later would stand in the export's place."""
+    code = (
+        "import iso_orchestrator, pkgutil, importlib\n"
+        "before = {name: getattr(iso_orchestrator, name) for name in iso_orchestrator.__all__}\n"
+        "for found in pkgutil.walk_packages(iso_orchestrator.__path__, 'iso_orchestrator.'):\n"
+        "    if not found.name.endswith('__main__'): importlib.import_module(found.name)\n"
+        "print([name for name, value in before.items() if getattr(iso_orchestrator, name) is not value])\n"
+    )
+    finished = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert finished.stdout == "[]\n"
