@@ -133,14 +133,14 @@ class Scheduler:
             BaseException: The first error, as `for_each` says.
         """
         try:
-            self._read(items)
-            self._wait_until_done()
-        except BaseException as error:  # noqa: BLE001 - it is raised below, when what runs has ended
-            self._stop(error)
-        try:
+            try:
+                self._read(items)
+                self._wait_until_done()
+            except BaseException as error:  # noqa: BLE001 - it is raised below, when what runs has ended
+                self._stop(error)
             self._wait_until_idle()
         except BaseException:
-            self._abandoned = True
+            self._abandoned = True  # a second interrupt: nobody waits any more
             raise
         if self._error is not None:
             raise self._error
