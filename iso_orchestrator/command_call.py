@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from hashlib import sha256
@@ -15,7 +16,7 @@ from iso_orchestrator.command_line import Command, CommandResult, as_command
 from iso_orchestrator.command_output import Output, Reader, Reading
 from iso_orchestrator.command_run import CommandBeat, CommandRun
 from iso_orchestrator.context import Attempt, Scope, current_scope
-from iso_orchestrator.errors import CommandTimeoutError, OrchestratorError, WorkflowUsageError
+from iso_orchestrator.errors import CommandTimeoutError, LeaseLostError, OrchestratorError, WorkflowUsageError
 from iso_orchestrator.facts import CommandsMarked, Fact, HeartbeatRecorded
 from iso_orchestrator.fold import Fold, copy_json
 from iso_orchestrator.handle import Handle
@@ -29,6 +30,8 @@ from iso_orchestrator.store.file.files import make_folders, missing_folders, rea
 from iso_orchestrator.store.file.fs import FileSystem
 
 __all__ = ["CommandCall", "CommandLine", "CommandOptions", "IfLeft", "last_beat"]
+
+_log = logging.getLogger("iso_orchestrator")
 
 _LOOK_EVERY = 0.5  # seconds between two looks whether the caller has given the command up
 _BEAT_EVERY = 20.0  # seconds between two heartbeats on record
@@ -163,7 +166,12 @@ class CommandCall:
 
     def _record_beat(self, key: str, detail: dict[str, Json], *, silent: bool) -> None:
         fact = HeartbeatRecorded(self._handle().clock.now(), key, detail, silent)
-        self._session().append(lambda _: ([fact], None))
+        try:
+            self._session().append(lambda _: ([fact], None))
+        except LeaseLostError:
+            raise
+        except OrchestratorError as error:  # a full disk, perhaps: no reason to end what has cost much already
+            _log.warning("heartbeat %r was not recorded: %s", key, error)
 
     def _log_path(self, name: str, number: int) -> str:
         folder = self.options.log_dir or self._session().log.logs

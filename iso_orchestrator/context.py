@@ -89,7 +89,7 @@ class Owner:
 
 
 Predecessor: TypeAlias = Literal["unknown", "ended", "interrupted"]
-"""Of the attempt before: nothing is on record, it ended by itself, or its process died."""
+"""Of the attempt before: nothing of it is on record, it ended by itself, or its process died."""
 
 
 @attrs.define(eq=False, repr=False)

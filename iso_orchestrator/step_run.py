@@ -188,7 +188,7 @@ class StepCall:
                     return (), _WaitHere(other, other.await_end())
             elif step.owner is not None and log.is_alive(step.owner):
                 return (), _WaitThere(step.attempts)
-            self.predecessor, self.predecessor_number = _predecessor(step)
+            self.predecessor, self.predecessor_number = _predecessor(step, is_same=same is not None)
             if same is not None:
                 if (refused := self._refusal(same, awaited)) is not None:
                     log.sync(same.seq)
@@ -391,10 +391,10 @@ class StepCall:
         return f"the result of step {self.name!r}"
 
 
-def _predecessor(step: StepState) -> tuple[Predecessor, int]:
+def _predecessor(step: StepState, *, is_same: bool) -> tuple[Predecessor, int]:
     """What is known of the last attempt at a step that nobody has in hand; a limit has taken one back."""
     if step.owner is None:
-        return "ended", step.attempts
+        return "ended" if is_same else "unknown", step.attempts
     return "interrupted", step.attempts if step.status is StepStatus.RUNNING else step.attempts + 1
 
 

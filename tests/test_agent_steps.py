@@ -130,6 +130,23 @@ def test_a_retry_goes_on_with_the_session(workflow: Workflow, tmp_path: Path, ki
     assert second["session"] == first["session"] == result.parsed.session_id
 
 
+def test_a_step_that_is_reset_begins_a_new_session(workflow: Workflow, tmp_path: Path) -> None:
+    """Who has it forgotten wants it anew; so does who gives it another key."""
+    agent = stand_in(Claude, tmp_path / "log", "ok")
+    keys = ["a"]
+
+    @workflow.command(parse=agent, timeout=DEADLINE, idempotency_key=lambda: keys[-1])
+    def review() -> AgentCommand:
+        return agent.command("Review.", resume=last_session())
+
+    sessions = [review().parsed.session_id]
+    workflow.reset("review")
+    sessions.append(review().parsed.session_id)
+    keys.append("b")
+    sessions.append(review().parsed.session_id)
+    assert len(set(sessions)) == 3
+
+
 KILLED = """
 from iso_orchestrator.agents import Claude
 agent = Claude(program=[sys.executable, "-m", "iso_orchestrator.agents.stand_in", "claude"], env=dict(

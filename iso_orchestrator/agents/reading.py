@@ -13,7 +13,7 @@ from iso_orchestrator.agents.stream import AgentStream
 from iso_orchestrator.command_call import last_beat
 from iso_orchestrator.command_line import CommandResult
 from iso_orchestrator.command_output import Output, Reader
-from iso_orchestrator.context import current_step
+from iso_orchestrator.context import current_scope, current_step
 from iso_orchestrator.errors import AgentError, CommandIdleError, CommandTimeoutError, Limited, OrchestratorError
 from iso_orchestrator.model import Json
 
@@ -22,6 +22,8 @@ __all__ = ["AgentReading", "last_session"]
 
 def last_session() -> str | None:
     """The session of the last attempt at the current step, killed or failed, to go on with; None where there is none.
+
+    A step that was reset, or that has a new idempotency key or version, begins anew.
 
     Raises:
         NoActiveWorkflowError: No step is running.
@@ -34,7 +36,10 @@ def last_session() -> str | None:
         ... def review(pull_request: str):
         ...     return codex.command(f"Review {pull_request}.", resume=last_session())
     """
-    session = last_beat(f"command:{current_step().name}").get("session")
+    step, attempt = current_step(), current_scope().attempt
+    if attempt is None or attempt.predecessor == "unknown":
+        return None
+    session = last_beat(f"command:{step.name}").get("session")
     return session if isinstance(session, str) else None
 
 
