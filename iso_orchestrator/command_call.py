@@ -136,26 +136,23 @@ class CommandCall:
             return [CommandsMarked(at, seed)], seed
 
         seed = self._session().append(decide)[0]
-        return sha256(f"{seed}\0{name}".encode()).hexdigest()[:32]
+        return _mark(seed, self._session().log.place(), name)
 
     def _end_leftovers(self, name: str, mark: str) -> None:
         """Have nobody left of the attempt before: no two ever work on one step."""
         attempt = _attempt(self.scope)
-        if attempt.predecessor == "ended":
-            return
         path = self._log_path(name, attempt.predecessor_number)
         if self.options.if_left == "wait":
-            await_leftovers(mark, path)
+            while not await_leftovers(mark, path, timeout=_LOOK_EVERY):
+                self._refuse_abandoned()
         elif attempt.predecessor == "interrupted":
             end_leftovers(mark, path)
-        else:  # forgotten by a reset, perhaps
+        else:  # one that was reset, or failed in ending the one before it
             end_tree(mark)
 
     def _beat(self, key: str, path: str, beat: CommandBeat, reader: Reader) -> None:
         """Look whether anybody still waits for the command, and say every now and then how it goes."""
-        batch = self.scope.batch
-        if batch is not None and batch.is_abandoned:
-            raise KeyboardInterrupt("the batch was interrupted")
+        self._refuse_abandoned()
         detail = {"pid": beat.pid, "log": path, **reader.detail()}
         now = monotonic()
         if now >= self.beat_at or detail != self.known:
@@ -163,6 +160,11 @@ class CommandCall:
                 key, {**detail, "bytes": beat.size, "line": beat.last_line}, silent=self.known is not None
             )
             self.beat_at, self.known = now + _BEAT_EVERY, detail
+
+    def _refuse_abandoned(self) -> None:
+        batch = self.scope.batch
+        if batch is not None and batch.is_abandoned:
+            raise KeyboardInterrupt("nobody waits for the command any more")
 
     def _record_beat(self, key: str, detail: dict[str, Json], *, silent: bool) -> None:
         fact = HeartbeatRecorded(self._handle().clock.now(), key, detail, silent)
@@ -191,6 +193,13 @@ class CommandCall:
         return session
 
 
+def end_orphans(fold: Fold, place: str, is_alive: Callable[[str], bool]) -> None:
+    """End what killed runs have left of a workflow's commands; nothing of what others have in hand."""
+    for step in fold.steps.values():
+        if fold.command_seed is not None and step.owner is not None and not is_alive(step.owner):
+            end_tree(_mark(fold.command_seed, place, step.name))
+
+
 def last_beat(key: str) -> dict[str, Json]:
     """The detail of the last heartbeat of a command in the workflow of the current step; empty where there is none."""
     session = _attempt(current_scope()).session
@@ -201,6 +210,11 @@ def last_beat(key: str) -> dict[str, Json]:
 
     detail = session.append(look)[0]
     return detail if isinstance(detail, dict) else {}
+
+
+def _mark(seed: str, place: str, step: str) -> str:
+    # The place is what a copy of the whole folder does not share: it must not end the commands of the original.
+    return sha256(f"{seed}\0{place}\0{step}".encode()).hexdigest()[:32]
 
 
 def _attempt(scope: Scope) -> Attempt:

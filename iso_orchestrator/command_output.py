@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import typing
 from collections.abc import Callable, Collection
 from datetime import datetime
 from typing import Any, Literal, Protocol, TypeAlias
@@ -14,6 +13,7 @@ from iso_orchestrator.codec import decode
 from iso_orchestrator.command_line import CommandResult
 from iso_orchestrator.errors import CommandError, CommandTimeoutError, OrchestratorError
 from iso_orchestrator.model import Json
+from iso_orchestrator.step import return_annotation
 
 __all__ = ["Output", "Parse", "Reader", "Reading", "as_reading"]
 
@@ -67,7 +67,7 @@ class Reading(Protocol):
 
     @property
     def annotation(self) -> Any:
-        """The type of what is made of them."""
+        """The type of what is made of them; `step.UNRESOLVED` where it does not resolve yet."""
         ...
 
     @property
@@ -93,18 +93,22 @@ def as_reading(parse: Any, ok_codes: Collection[int]) -> Reading:
     if not callable(make):
         known = ", ".join(repr(name) for name in _PARSERS if name)
         raise TypeError(f"parse takes {known}, a function of the output or an agent, not {parse!r:.80}")
-    return _Plain(_annotation(make), frozenset(ok_codes), make)
+    return _Plain(frozenset(ok_codes), make)
 
 
 @attrs.frozen(eq=False, repr=False)
 class _Plain:
     """Success is an exit code, and the output is parsed when there is one."""
 
-    annotation: Any
     ok_codes: frozenset[int]
     make: Callable[[str], Any]
     limit_key: str | None = None
     on_line: None = None
+
+    @property
+    def annotation(self) -> Any:
+        found = return_annotation(self.make)
+        return Any if found is inspect.Signature.empty else found
 
     def begin(self, command: Any, before: dict[str, Json]) -> Reader:
         del command, before
@@ -152,12 +156,3 @@ _PARSERS: dict[str | None, Callable[[str], Any]] = {
     "json": _json,
     "jsonl": _json_lines,
 }
-
-
-def _annotation(make: Callable[[str], Any]) -> Any:
-    """What a function is annotated to return; Any where that is not to be had."""
-    try:
-        found = typing.get_type_hints(make, include_extras=True).get("return", Any)
-    except Exception:  # noqa: BLE001 - evaluating an annotation can raise anything
-        return Any
-    return Any if found is inspect.Signature.empty else found

@@ -17,7 +17,7 @@ from iso_orchestrator.names import check_key
 from iso_orchestrator.naming import Template
 from iso_orchestrator.retry import Retry
 from iso_orchestrator.seconds import check_seconds
-from iso_orchestrator.step import Step, StepKeywords, step_options
+from iso_orchestrator.step import UNRESOLVED, Step, StepKeywords, step_options
 from iso_orchestrator.step_run import IfInterrupted
 
 __all__ = ["CommandKeywords", "CommandStep", "command_options"]
@@ -53,11 +53,12 @@ def command_options(
     """The options of a command, checked."""
     check_seconds(timeout, "timeout")
     check_seconds(idle_timeout, "idle_timeout")
-    if isinstance(ok_codes, int | str) or not all(type(code) is int for code in ok_codes):
+    codes = () if isinstance(ok_codes, int | str) else tuple(ok_codes)
+    if not codes or not all(type(code) is int for code in codes):
         raise TypeError(f"ok_codes must be a collection of ints, not {ok_codes!r:.80}")
     if if_left not in ("end", "wait"):
         raise ValueError(f'if_left is "end" or "wait", not {if_left!r}')
-    reading = as_reading(parse, ok_codes)
+    reading = as_reading(parse, codes)
     key = reading.limit_key if limit_key is None else check_key(limit_key, "limit_key")
     step = attrs.evolve(step_options(retry, None, accept, if_interrupted, version), limit_key=key)
     folder = None if log_dir is None else os.path.abspath(os.fspath(log_dir))
@@ -83,7 +84,13 @@ class CommandStep(Step[P, CommandResult[T]]):
     ) -> None:
         super().__init__(cast("Any", fn), resolve, options.step, name, idempotency_key)
         self._command = options
-        self._codec = ResultCodec(CommandResult[options.reading.annotation])  # type: ignore[name-defined]
+
+    def _result_codec(self) -> ResultCodec:
+        annotation = self._command.reading.annotation
+        if annotation is UNRESOLVED:
+            return ResultCodec(CommandResult[Any])  # perhaps it resolves at the next call
+        self._codec = ResultCodec(CommandResult[annotation])  # type: ignore[valid-type]  # it is known at run time
+        return self._codec
 
     def _body(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any]:
         return lambda: CommandCall(self._command).run(lambda: self.fn(*args, **kwargs))

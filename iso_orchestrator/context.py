@@ -123,7 +123,7 @@ class Attempt:
 
 
 class Batch(Protocol):
-    """The `for_each` around something."""
+    """The `for_each` around something, or the run that it was submitted in."""
 
     @property
     def is_stopped(self) -> bool:

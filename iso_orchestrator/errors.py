@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -166,6 +166,10 @@ class Limited(OrchestratorError):  # noqa: N818 - no error of the step: what it 
             raise TypeError(f"Limited(until=...) takes a datetime, not {self.until!r:.80}")
         if self.until.tzinfo is None:
             raise ValueError("Limited(until=...) takes an aware datetime: use datetime.now(UTC) + timedelta(...)")
+        try:
+            self.until = self.until.astimezone(UTC)
+        except OverflowError:
+            raise ValueError(f"Limited(until=...) is beyond all time in UTC: {self.until}") from None
         if self.key is not None:
             check_key(self.key, "Limited(key=...)")
 

@@ -333,6 +333,9 @@ def _step_abandoned(fold: Fold, fact: f.StepAbandoned) -> None:
 def _steps_reset(fold: Fold, fact: f.StepsReset) -> None:
     for name in fact.steps:
         fold.steps.pop(name, None)
+        until = fold.step_limits.pop(name, None)
+        for key in [key for key, end in fold.limits.items() if end == until]:
+            del fold.limits[key]  # the limit that the step met: nothing else could lift one that was told wrongly
 
 
 def _state_updated(fold: Fold, fact: f.StateUpdated) -> None:

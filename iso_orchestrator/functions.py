@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable
 from concurrent.futures import Executor
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar, Unpack, overload
 
 from iso_orchestrator.context import current_scope
@@ -20,7 +21,7 @@ from iso_orchestrator.retry import Retry
 from iso_orchestrator.runs import RunResult
 from iso_orchestrator.step import Step, StepKeywords, step_options
 from iso_orchestrator.step_run import IfInterrupted
-from iso_orchestrator.store import Store
+from iso_orchestrator.store import FileStore, Store
 from iso_orchestrator.stores import find_store
 from iso_orchestrator.workflow import Workflow
 
@@ -111,15 +112,27 @@ def delete_workflow(
     dir: str | os.PathLike[str] = _ROOT,  # noqa: A002 - as in Workflow
     store: Store | str | None = None,
 ) -> None:
-    """Remove a workflow, record, locks and all.
+    """Remove a workflow, record, logs, locks and all; what a killed run has left of its commands is ended.
 
     Raises:
         WorkflowNotFoundError: There is none.
         WorkflowBusyError: Somebody uses it.
     """
     check_key(workflow_id, "a workflow id")
-    if not find_store(store, dir).delete(workflow_id):
+    found = find_store(store, dir)
+    if isinstance(found, FileStore):  # no other outlives the process that began a command
+        _end_orphans(found, workflow_id)
+    if not found.delete(workflow_id):
         raise _not_found(workflow_id, dir, store)
+
+
+def _end_orphans(store: FileStore, workflow_id: str) -> None:
+    with suppress(StoreError):  # a damaged record is what people most want to delete
+        fold = store.read(workflow_id)
+        if fold is not None and fold.command_seed is not None:
+            from iso_orchestrator.command_call import end_orphans
+
+            end_orphans(fold, store.place(), lambda owner: store.is_alive(workflow_id, owner))
 
 
 def current_workflow() -> Workflow:

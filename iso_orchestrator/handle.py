@@ -107,7 +107,7 @@ class Handle:
         """Run *work* in a thread of the pool, in a copy of this context, owning no mutex that is held here."""
         scope = self.scope()
         run = next((run for run in reversed(scope.runs) if run in self.runs), None)
-        context = attrs.evolve(scope, owner=Owner()).context()
+        context = attrs.evolve(scope, owner=Owner(), batch=run or scope.batch).context()
         return self.pool.submit(lambda: context.run(work), run)
 
     def claim(self, name: str, fn: Callable[..., object]) -> None:

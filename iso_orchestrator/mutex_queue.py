@@ -205,7 +205,8 @@ class Entry:
                 return False
             self.taker = None
             _entries.pop(self.key, None)
-            return True
+        self.store_mutex.let_go()
+        return True
 
 
 EntryKey: TypeAlias = tuple[object, str | None, str]

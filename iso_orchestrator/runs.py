@@ -39,12 +39,16 @@ class Run:
 
     Attributes:
         session: What it is recorded in; None before it has begun and after its end.
+        is_stopped: Whether it ends with an error, so that nothing more of what was submitted starts.
+        is_abandoned: Whether nobody waits any more for what was submitted.
     """
 
     run: str
     workflow: Any
     pid: int
     session: Session | None = None
+    is_stopped: bool = False
+    is_abandoned: bool = False
 
     @property
     def is_ours(self) -> bool:
@@ -73,8 +77,10 @@ def end_run(handle: Handle, run: Run, error: BaseException | None) -> None:
     if not run.is_ours or run not in handle.runs:
         return
     try:
+        run.is_stopped = error is not None
         handle.pool.drain(run, cancel=error is not None)
     except BaseException as interrupt:
+        run.is_stopped = run.is_abandoned = True
         error = interrupt
         raise
     finally:

@@ -119,12 +119,14 @@ class Scheduler:
     @property
     def is_stopped(self) -> bool:
         """Whether nothing more starts."""
-        return self._stopped
+        around = self._scope.batch
+        return self._stopped or (around is not None and around.is_stopped)
 
     @property
     def is_abandoned(self) -> bool:
         """Whether nobody waits any more for what runs."""
-        return self._abandoned
+        around = self._scope.batch
+        return self._abandoned or (around is not None and around.is_abandoned)
 
     def run(self, items: Iterable[Any]) -> None:
         """Work on all items; the outcomes are in `outcomes`, by index.
@@ -159,7 +161,13 @@ class Scheduler:
                 is_full = self._unstarted >= limit
             if is_full:  # until half of them have started: to be woken for each costs more than the item
                 self._wake_at = limit // 2
-                self._changed.wait_until(lambda: self._unstarted <= self._wake_at or self._stopped)
+                self._changed.wait_until(lambda: self._has_room(limit))
+
+    def _has_room(self, limit: int) -> bool:
+        """Whether to read on: half of them have started, or the others wait for their keys and workers are idle."""
+        if self._unstarted <= self._wake_at or self._stopped:
+            return True
+        return self._unstarted < limit and not self._ready and not self._granted
 
     def _add(self, task: _Task) -> None:
         self._unfinished += 1

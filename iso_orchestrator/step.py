@@ -18,7 +18,16 @@ from iso_orchestrator.retry import Retry, as_retry
 from iso_orchestrator.seconds import check_seconds
 from iso_orchestrator.step_run import IfInterrupted, StepCall, StepOptions
 
-__all__ = ["BoundStep", "Step", "StepKeywords", "refuse_unfit", "run_step", "step_options"]
+__all__ = [
+    "UNRESOLVED",
+    "BoundStep",
+    "Step",
+    "StepKeywords",
+    "refuse_unfit",
+    "return_annotation",
+    "run_step",
+    "step_options",
+]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -127,8 +136,8 @@ class Step(Generic[P, R]):
         return check_key(self._make_name(arguments), "a step's name")
 
     def _result_codec(self) -> ResultCodec:
-        annotation = _return_annotation(self.fn)
-        if annotation is _UNRESOLVED:
+        annotation = return_annotation(self.fn)
+        if annotation is UNRESOLVED:
             return ResultCodec(inspect.Signature.empty)  # it does not resolve: perhaps at the next call
         self._codec = ResultCodec(annotation)
         return self._codec
@@ -166,13 +175,13 @@ def run_step(
 ) -> R:
     """Run one step without a decorator."""
     refuse_unfit(fn, "a step")
-    annotation = _return_annotation(fn)
+    annotation = return_annotation(fn)
     call = StepCall(
         handle=handle,
         name=check_key(name, "a step's name"),
         idempotency_key=None if idempotency_key is None else check_key(idempotency_key, "an idempotency key"),
         body=functools.partial(fn, *args),
-        codec=ResultCodec(inspect.Signature.empty if annotation is _UNRESOLVED else annotation),
+        codec=ResultCodec(inspect.Signature.empty if annotation is UNRESOLVED else annotation),
         options=options,
     )
     result: R = call.run()
@@ -242,8 +251,8 @@ def _plain(fn: Any) -> Any:
     return getattr(fn, "__call__", fn)  # noqa: B004 - the method itself is looked at
 
 
-def _return_annotation(fn: Callable[..., object]) -> Any:
-    """The resolved return annotation; `_UNRESOLVED` where it does not resolve."""
+def return_annotation(fn: Callable[..., object]) -> Any:
+    """The resolved return annotation; `UNRESOLVED` where it does not resolve, or not yet."""
     plain = _plain(fn)
     annotation = getattr(plain, "__annotations__", {}).get("return", inspect.Signature.empty)
     if annotation is inspect.Signature.empty:
@@ -255,7 +264,7 @@ def _return_annotation(fn: Callable[..., object]) -> Any:
         names = getattr(function, "__globals__", {})
         return typing.get_type_hints(namespace, names, closure, include_extras=True)["return"]
     except Exception:  # noqa: BLE001 - evaluating an annotation can raise anything
-        return _UNRESOLVED
+        return UNRESOLVED
 
 
-_UNRESOLVED: Any = object()
+UNRESOLVED: Any = object()

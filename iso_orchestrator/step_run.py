@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Literal, TypeAlias
 
 import attrs
@@ -236,8 +236,10 @@ class StepCall:
                 until = self._limit(fold, at)
                 return [self._started(attempt, at)] if until is None else (), until
 
-            until, _ = self.session.append(decide, self.scope.fences)
+            until, seq = self.session.append(decide, self.scope.fences)
             if until is None:
+                if self.options.if_interrupted == "fail":
+                    self.session.log.sync(seq)
                 return
             self._wait_until(until)
 
@@ -309,7 +311,7 @@ class StepCall:
 
     def _is_limited(self, attempt: int, limit: Limited) -> bool:
         """Record that an attempt met a limit; False where that is over already, which is a failure like any other."""
-        at, until = self.handle.clock.now(), cut(limit.until.astimezone(UTC))
+        at, until = self.handle.clock.now(), cut(limit.until)
         if until <= at:
             return False
         fact = StepLimited(at, self.name, until, limit.key or self.options.limit_key)

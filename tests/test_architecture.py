@@ -34,7 +34,6 @@ FLOORS = [
     {
         "command_leftovers",
         "command_log",
-        "command_output",
         "command_run",
         "command_start",
         "context",
@@ -48,6 +47,7 @@ FLOORS = [
         "agents",
         "command_step",
         "command_call",
+        "command_output",
         "for_each",
         "functions",
         "lease",

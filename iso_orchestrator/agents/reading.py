@@ -60,14 +60,16 @@ class AgentReading:
         """Read one run."""
         session_id: str | None = getattr(command, "session_id", None)
         is_resumed = session_id is not None and session_id == before.get("session")
-        return _AgentReader(self.limit_key, session_id, self.stream(_usage(before) if is_resumed else None))
+        usage = _usage(before) if is_resumed else None
+        return _AgentReader(self.limit_key, session_id, self.stream(usage), usage)
 
 
 class _AgentReader:
-    def __init__(self, agent: str, session_id: str | None, stream: AgentStream) -> None:
+    def __init__(self, agent: str, session_id: str | None, stream: AgentStream, before: Usage | None) -> None:
         self._agent = agent
         self._session_id = session_id
         self._stream = stream
+        self._before = before
         self._result: AgentResult | None = None
 
     @property
@@ -78,7 +80,7 @@ class _AgentReader:
         """The session, to go on with; and its tokens so far, where it is only those that the agent tells."""
         result = self._result
         session = result.session_id if result is not None else self._stream.session_id or self._session_id
-        usage = result.session_usage if result is not None else None
+        usage = (result.session_usage if result is not None else None) or self._before
         known = {} if usage is None else {"sessionUsage": attrs.asdict(usage)}
         return {"agent": self._agent, "session": session, **known}
 
@@ -110,7 +112,8 @@ class _AgentReader:
 
 def _limit(result: AgentResult, at: datetime) -> Limited | None:
     is_known = result.outcome is Outcome.LIMITED and result.until is not None and result.until > at
-    return Limited(result.until, result.agent) if is_known and result.until is not None else None
+    # Of the key that the step names, the agent's name by default.
+    return Limited(result.until) if is_known and result.until is not None else None
 
 
 def _usage(before: dict[str, Json]) -> Usage | None:

@@ -89,6 +89,9 @@ class _Mutex:
     def release(self) -> None:
         self.lock.release()
 
+    def let_go(self) -> None:
+        pass
+
     def holder(self) -> OwnerInfo:
         return OwnerInfo()
 
@@ -120,6 +123,9 @@ class _MemoryLog:
         self._read = 0
         self._locked = False
         self._dead: str | None = None
+
+    def place(self) -> str:
+        return self.path
 
     def lock(self) -> None:
         self._refuse_when_dead()

@@ -39,6 +39,10 @@ class StoreMutex(Protocol):
         """Give it back."""
         ...
 
+    def let_go(self) -> None:
+        """Be done with it, when it is free and its user will not take it again."""
+        ...
+
     def holder(self) -> OwnerInfo:
         """Who has it, as far as that is known."""
         ...
@@ -55,6 +59,10 @@ class Log(Protocol):
 
     logs: str | None
     """The folder for what the workflow's commands write; None where the store has none."""
+
+    def place(self) -> str:
+        """Where the record is kept: another place than that of any copy of it, and the same when it is moved."""
+        ...
 
     def lock(self) -> None:
         """Keep every other process out, until `unlock`."""

@@ -17,6 +17,7 @@ __all__ = [
     "join",
     "make_folders",
     "missing_folders",
+    "place_of",
     "read_all",
     "read_file",
     "refuse_links",
@@ -79,6 +80,12 @@ class Paths:
     def torn(self, offset: int, number: int = 1) -> str:
         """Where a torn tail is kept, the first, the second, ... of that offset."""
         return join(self.folder, f"{self.name}.torn-{offset}{'' if number == 1 else f'-{number}'}")
+
+
+def place_of(fs: FileSystem, paths: Paths) -> str:
+    """The number of the workflows' folder on its device: kept by a rename, and no copy's."""
+    folder = fs.identify_path(paths.folder)
+    return "" if folder is None else f"{folder.st_dev}:{folder.st_ino}"
 
 
 def read_all(fs: FileSystem, fd: int, start: int = 0) -> bytes:

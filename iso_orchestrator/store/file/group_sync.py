@@ -59,10 +59,11 @@ class GroupSync:
                 elif latch is not None:
                     self._follow(latch)
             finally:
-                if leads:
-                    with self._guard:
-                        self._is_led = False
-                        self._wake()
+                try:
+                    self._hand_over(leads)
+                except BaseException:  # a signal in the midst of it: others would wait for ever
+                    self._hand_over(leads)
+                    raise
 
     def check(self) -> None:
         """Raise when a sync has failed."""
@@ -113,11 +114,17 @@ class GroupSync:
     def _follow(self, latch: Latch) -> None:
         try:
             latch.wait()
-        except BaseException:  # a signal: who was woken to lead leaves that to another
+        finally:  # after a signal nobody waits on it: it must not be chosen to lead
             with self._guard:
-                if not self._is_led:
-                    self._wake()
-            raise
+                self._waiting = [entry for entry in self._waiting if entry[1] is not latch]
+
+    def _hand_over(self, leads: bool) -> None:
+        """Be done, as a leader or as one who may have been woken to lead, and have what he wants or be interrupted."""
+        with self._guard:
+            if leads:
+                self._is_led = False
+            if not self._is_led:
+                self._wake()
 
     def _wake(self) -> None:
         """Wake all who have what they wait for, and one of the others, who leads the next. Under the lock."""

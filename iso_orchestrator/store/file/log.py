@@ -23,6 +23,7 @@ from iso_orchestrator.store.file.files import (
     SyncError,
     exists,
     join,
+    place_of,
     read_all,
     read_file,
     remove,
@@ -127,6 +128,11 @@ class FileLog:
             self._rotate(fold)
         finally:
             self.forget()
+
+    @_typed
+    def place(self) -> str:
+        """The folder's number on its device."""
+        return place_of(self._fs, self._paths)
 
     def lock(self) -> None:
         """Keep other processes out."""
@@ -419,7 +425,7 @@ class FileLog:
                 try:
                     remove(self._fs, join(self._paths.mutexes, name))
                 finally:
-                    mutex.release()
+                    mutex.close()
 
     def _open_journal(self) -> int | None:
         try:

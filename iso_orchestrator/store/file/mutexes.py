@@ -27,13 +27,13 @@ class FileMutex:
     Args:
         fs: The file system.
         path: The file; made, with its folder, when it is missing.
-        let_go: Called with the mutex when it is free again, its file open; default: the file is closed.
+        keep: Is given the mutex when its user has let it go, its file open; default: the file is closed.
     """
 
-    def __init__(self, fs: FileSystem, path: str, let_go: Callable[[FileMutex], None] | None = None) -> None:
+    def __init__(self, fs: FileSystem, path: str, keep: Callable[[FileMutex], None] | None = None) -> None:
         self._fs = fs
         self._file = FileLock(fs, path)
-        self._let_go = let_go
+        self._keep = keep
 
     def try_acquire(self) -> bool:
         """Take it if it is free."""
@@ -44,16 +44,19 @@ class FileMutex:
         self._take(self._wait)
 
     def release(self) -> None:
-        """Give it back."""
+        """Give it back; the file stays open for whoever takes it next."""
         try:
             self._file.release()
         except BaseException:
             self.close()
             raise
-        if self._let_go is None:
+
+    def let_go(self) -> None:
+        """Be done with it. Not before: while it is in use nobody else may have it, and close it."""
+        if self._keep is None:
             self.close()
         else:
-            self._let_go(self)
+            self._keep(self)
 
     def close(self) -> None:
         """Close the file, which frees the lock."""

@@ -23,6 +23,7 @@ from iso_orchestrator.store.file.files import (
     exists,
     make_folders,
     missing_folders,
+    place_of,
     refuse_links,
     remove,
     store_error,
@@ -82,6 +83,10 @@ class FileStore:
             else:
                 if fold is not None:
                     yield fold
+
+    def place(self) -> str:
+        """As `Log.place`."""
+        return self._typed(lambda: place_of(self._fs, Paths(self.root, "")))
 
     def is_alive(self, workflow_id: str, owner: str) -> bool:
         """Whether the process that has the hold *owner* on a workflow still has it."""
@@ -234,7 +239,8 @@ class FileStore:
 
     def _remove_logs(self, paths: Paths) -> None:
         for name in self._fs.list_folder(paths.logs):
-            remove(self._fs, os.path.join(paths.logs, name))
+            with suppress(OSError):  # what somebody has put there is left
+                remove(self._fs, os.path.join(paths.logs, name))
         self._remove_folder(paths.logs)
 
     def _remove_locks(self, paths: Paths) -> None:
