@@ -15,6 +15,7 @@ from support_processes import child
 
 from iso_orchestrator import AgentError, CommandIdleError, StepStatus, Workflow
 from iso_orchestrator.agents import Agent, AgentCommand, AgentResult, Claude, Codex, OpenCode, Outcome, last_session
+from iso_orchestrator.model import Json
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the programs of these tests are for Linux")
 
@@ -95,6 +96,33 @@ def test_a_limit_is_waited_for_by_all_of_that_agent(workflow: Workflow, tmp_path
     assert workflow.record.steps["review 1"].attempts == 1
     limits = [event.detail for event in workflow.record.events if event.type == "step.limited"]
     assert [limit["limitKey"] for limit in limits] == [kind.name]
+
+
+def test_a_limit_is_that_of_the_key_that_the_step_names(workflow: Workflow, tmp_path: Path) -> None:
+    """An agent that is used by two accounts is limited in one of them."""
+    agent = stand_in(Claude, tmp_path / "log", "limited", "ok", seconds=1)
+
+    @workflow.command(parse=agent, timeout=DEADLINE, limit_key="account")
+    def review() -> AgentCommand:
+        return agent.command("Review.")
+
+    review()
+    limits = [event.detail for event in workflow.record.events if event.type == "step.limited"]
+    assert [limit["limitKey"] for limit in limits] == ["account"]
+
+
+def test_the_tokens_of_a_session_are_known_while_it_is_gone_on_with() -> None:
+    """A run of a resumed session that is killed before it has said any is no reason to count from 0."""
+    before: dict[str, Json] = {
+        "agent": "codex",
+        "session": "s",
+        "sessionUsage": {"input_tokens": 100, "output_tokens": 10},
+    }
+    reader = Codex().reading().begin(Codex().command("Go on.", resume="s"), before)
+    usage = reader.detail()["sessionUsage"]
+    assert isinstance(usage, dict)
+    assert (usage["input_tokens"], usage["output_tokens"]) == (100, 10)
+    assert "sessionUsage" not in Codex().reading().begin(Codex().command("Begin.", resume="other"), before).detail()
 
 
 def test_a_stalled_agent_is_ended(workflow: Workflow, tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 import signal
 import stat
 import sys
@@ -16,7 +18,7 @@ from typing import Any
 
 import attrs
 import pytest
-from support import DEADLINE, Child, wait_until
+from support import DEADLINE, Child, WatchedFS, wait_until
 from support_commands import shell
 from support_processes import child, in_thread
 
@@ -28,6 +30,7 @@ from iso_orchestrator import (
     CommandResult,
     CommandStartError,
     CommandTimeoutError,
+    FileStore,
     LeaseLostError,
     Limited,
     StepStatus,
@@ -37,6 +40,8 @@ from iso_orchestrator import (
     command_leftovers,
     current_step,
     delete_workflow,
+    list_workflows,
+    read_workflow_record,
 )
 from iso_orchestrator.command_call import CommandCall
 from iso_orchestrator.command_leftovers import end_leftovers
@@ -110,6 +115,25 @@ def test_output_is_read_as_asked(workflow: Workflow, parse: Any, output: str, pa
     assert say().parsed == parsed
 
 
+def test_output_is_read_as_a_type_that_comes_later(workflow: Workflow) -> None:
+    """The annotation of a parser can name a local class, and one that is not there yet at decoration."""
+
+    def read(output: str) -> Note:
+        return Note(output)
+
+    @workflow.command(parse=read)
+    def say() -> list[str]:
+        return ["printf", "x"]
+
+    @attrs.frozen
+    class Note:
+        text: str
+
+    assert say().parsed == Note("x")
+    workflow.close()
+    assert say().parsed == Note("x")
+
+
 def test_output_that_cannot_be_parsed_fails_the_step(workflow: Workflow) -> None:
     """The parser's own error comes to the caller, with a note that names the log."""
 
@@ -142,6 +166,16 @@ def test_each_attempt_has_its_log(workflow: Workflow, tmp_path: Path) -> None:
     workflow.close()
     delete_workflow("w", dir=tmp_path)
     assert not folder.exists()
+
+
+def test_what_others_have_put_among_the_logs_is_no_hindrance(workflow: Workflow, tmp_path: Path) -> None:
+    """The workflow is deleted, and what is not its own is left."""
+    log = Path(workflow.command(name="say")(lambda: ["echo", "x"])().log_path)
+    (log.parent / "mine").mkdir()
+    workflow.close()
+    delete_workflow("w", dir=tmp_path)
+    assert list_workflows(dir=tmp_path) == []
+    assert [path.name for path in log.parent.iterdir()] == ["mine"]
 
 
 def test_log_dir_is_where_logs_go(workflow: Workflow, tmp_path: Path) -> None:
@@ -185,9 +219,9 @@ def test_another_exit_code_is_an_error_with_the_result(workflow: Workflow) -> No
 
 
 def test_ok_codes_are_successes(workflow: Workflow) -> None:
-    """A program that says something by its exit code has not failed."""
+    """A program that says something by its exit code has not failed. They can be read once only, as a generator's."""
 
-    @workflow.command(ok_codes=(0, 1))
+    @workflow.command(ok_codes=(code for code in (0, 1)))
     def differ() -> list[str]:
         return ["sh", "-c", "exit 1"]
 
@@ -318,6 +352,29 @@ def test_a_running_command_beats(workflow: Workflow) -> None:
         with_deadline.result(DEADLINE)
 
 
+def test_a_heartbeat_that_cannot_be_recorded_ends_no_command(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A disk that is full for a while costs a beat, and not the work."""
+    refused: list[str] = []
+
+    def before(name: str, args: tuple[Any, ...]) -> None:
+        if name == "write_at" and b'"command:work"' in bytes(args[1]):
+            refused.append(name)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    workflow = Workflow("w", store=FileStore(tmp_path, fs=WatchedFS(before)))
+
+    @workflow.command(parse="text")
+    def work() -> list[str]:
+        return shell('while ! [ -e "$1/go" ]; do sleep 0.01; done; echo done', str(tmp_path))
+
+    running = in_thread(work)
+    wait_until(lambda: refused or running.done())
+    (tmp_path / "go").touch()
+    assert running.result(DEADLINE).parsed == "done\n"
+    assert "heartbeat 'command:work' was not recorded" in caplog.text
+    workflow.close()
+
+
 # After a crash
 
 LOOK = 'grep -q "^State:.[^ZX]" "/proc/$1/status" 2>/dev/null && echo alive || echo gone'
@@ -389,13 +446,52 @@ def test_what_a_killed_run_left_can_be_waited_for(tmp_path: Path) -> None:
     workflow.close()
 
 
+def test_a_copy_of_the_root_ends_nothing_of_the_original(tmp_path: Path) -> None:
+    """Not even where both have the same steps; a root that was moved knows what is left of its own."""
+    original, copy, moved = tmp_path / "original", tmp_path / "copy", tmp_path / "moved"
+    first = Workflow("w", dir=original)
+    first.command(name="earlier")(lambda: ["true"])()
+    first.close()
+    shutil.copytree(original, copy)
+    pid = left_behind(original)
+    assert said_of(pid, copy) == "alive\n"
+    original.rename(moved)
+    assert said_of(pid, moved) == "gone\n"
+
+
+def said_of(pid: int, root: Path) -> Any:
+    """Whether that process is alive when the step "work" runs in *root*."""
+    workflow = Workflow("w", dir=root)
+    result = workflow.command(name="work", parse="text")(lambda: shell(LOOK, str(pid)))()
+    workflow.close()
+    return result.parsed
+
+
+def test_deleting_a_workflow_ends_what_a_killed_run_left_of_it(tmp_path: Path) -> None:
+    """A new one of that name would not know of it."""
+    first = left_behind(tmp_path)
+    delete_workflow("w", dir=tmp_path)
+    assert not is_alive(first)
+
+
 # It goes on when it is asked to end, until there is a file "go".
 STUBBORN = """
+from support_commands import python
+
 signal.signal(signal.SIGINT, signal.default_int_handler)
+PROGRAM = '''
+import os, signal, sys
+signal.signal(signal.SIGTERM, lambda *_: os.path.exists(sys.argv[1] + "/go") and os._exit(0))
+with open(sys.argv[1] + "/pids", "a") as file:
+    print(os.getpid(), file=file)
+while True:
+    signal.pause()
+'''
+
 @workflow.command(if_left=IF_LEFT)
 def work():
-    code = 'trap "[ -e $1/go ] && exit" TERM; echo $$ >> "$1/pids"; while :; do sleep 3600 & wait $!; done'
-    return ["sh", "-c", code, "sh", root]
+    return python(PROGRAM, root)
+
 say("go")
 """
 
@@ -549,26 +645,48 @@ def interrupts(runner: Child) -> bool:
     return False
 
 
-def test_a_second_ctrl_c_ends_the_commands_of_a_batch(tmp_path: Path) -> None:
+# What is done while Ctrl-C is pressed: `work` is the step, of the argument 1 or 2.
+BUSY = """
+def interrupt(*_):
+    say("signal")
+    raise KeyboardInterrupt
+
+signal.signal(signal.SIGINT, interrupt)
+say("go")
+
+def nested(_):
+    workflow.run_for_each([1], lambda _: workflow.run_for_each([1, 2], work, max_parallel=2))
+
+def submitted():
+    for future in [work.submit(1), work.submit(2)]:
+        future.result()
+
+try:
+    with workflow:
+        USE
+except BaseException as error:
+    say("interrupted")
+"""
+
+USES = {
+    "for_each": "workflow.run_for_each([1, 2], work, max_parallel=2)",
+    "a for_each inside": "nested(1)",
+    "submit": "submitted()",
+}
+
+each_use = pytest.mark.parametrize("use", USES.values(), ids=USES)
+
+WORK = """
+@workflow.command(name="work {item}")
+def work(item):
+    return ["sh", "-c", 'echo $$ >> "$1/pids"; exec sleep 3600', "sh", root]
+"""
+
+
+@each_use
+def test_a_second_ctrl_c_ends_the_commands_that_run(tmp_path: Path, use: str) -> None:
     """The first lets them finish, the second does not wait for them: they are ended, and the process with them."""
-    code = """
-    @workflow.for_each(max_parallel=2, progress=False)
-    @workflow.command(name="work {item}")
-    def work(item):
-        return ["sh", "-c", 'echo $$ >> "$1/pids"; exec sleep 3600', "sh", root]
-
-    def interrupt(*_):
-        say("signal")
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGINT, interrupt)
-    say("go")
-    try:
-        work([1, 2])
-    except KeyboardInterrupt:
-        say("interrupted")
-    """
-    with child(code, tmp_path) as runner:
+    with child(WORK + BUSY.replace("USE", use), tmp_path) as runner:
         assert runner.line() == "go"
         pids = wait_until(lambda: len(found := pids_in(tmp_path)) == 2 and found)
         runner.process.send_signal(signal.SIGINT)
@@ -577,3 +695,49 @@ def test_a_second_ctrl_c_ends_the_commands_of_a_batch(tmp_path: Path) -> None:
         wait_until(lambda: interrupts(runner), what="the end of the wait")
         runner.process.wait(DEADLINE)
     assert not any(map(is_alive, pids))
+
+
+LIMITED = """
+from datetime import UTC, datetime, timedelta
+
+@workflow.step(name="work {item}")
+def work(item):
+    raise Limited(datetime.now(UTC) + timedelta(hours=1))
+"""
+
+
+@each_use
+def test_ctrl_c_ends_the_waits_for_a_limit(tmp_path: Path, use: str) -> None:
+    """Nothing is at work there that would be let finish: the process ends."""
+    with child(LIMITED + BUSY.replace("USE", use), tmp_path) as runner:
+        assert runner.line() == "go"
+        wait_until(lambda: limits_in(tmp_path) == 2)
+        runner.process.send_signal(signal.SIGINT)
+        assert [runner.line(), runner.line()] == ["signal", "interrupted"]
+        runner.end()
+
+
+def limits_in(root: Path) -> int:
+    if not list(root.glob("workflows/*.json")):
+        return 0
+    events = read_workflow_record("w", dir=root).events
+    return sum(event.type == "step.limited" for event in events)
+
+
+def test_a_second_ctrl_c_ends_the_wait_for_what_a_killed_run_left(tmp_path: Path) -> None:
+    """It is left as it is, and nothing is begun beside it."""
+    code = STUBBORN.replace("IF_LEFT", "'wait'")
+    first = left_behind(tmp_path, code + "work()")
+    with child(code + BUSY.replace("USE", "workflow.run_for_each([1], lambda _: work())"), tmp_path) as runner:
+        assert [runner.line(), runner.line()] == ["go", "go"]
+        wait_until(lambda: starts_in(tmp_path) == 2)
+        runner.process.send_signal(signal.SIGINT)
+        assert runner.line() == "signal"
+        wait_until(lambda: interrupts(runner), what="the end of the wait")
+        runner.process.wait(DEADLINE)
+    assert is_alive(first)
+    assert pids_in(tmp_path) == [first]
+
+
+def starts_in(root: Path) -> int:
+    return sum(event.type == "step.started" for event in read_workflow_record("w", dir=root).events)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,7 @@ def test_a_limit_is_waited_for_and_does_not_count(workflow: Workflow) -> None:
     assert all(SHORT - 0.002 <= wait < DEADLINE for wait in waits)  # times are cut to milliseconds
     step = workflow.record.steps["ask"]
     assert (step.status, step.attempts, step.error) == (StepStatus.COMPLETED, 1, None)
-    limits = [event.detail for event in workflow.record.events if event.type == "step.limited"]
-    assert [limit["attempt"] for limit in limits] == [1, 1]
+    assert [limit["attempt"] for limit in _limits(workflow)] == [1, 1]
 
 
 def test_a_limit_that_is_over_is_a_failure(workflow: Workflow) -> None:
@@ -121,6 +121,32 @@ def test_a_limit_survives_the_snapshot(workflow: Workflow, tmp_path: Path) -> No
     assert fold.step_limits == {"ask": until}
 
 
+def test_a_reset_lifts_the_limit(workflow: Workflow) -> None:
+    """That of the step, and that of the key that it met: nothing else could lift one that was told wrongly."""
+    hour = Spent(3600)
+
+    @workflow.command(name="{name}", limit_key="api")
+    def ask(name: str) -> list[str]:
+        hour()
+        return [sys.executable, "-c", ""]
+
+    def item(number: int) -> Any:
+        if number == 0:
+            return ask("first")
+        wait_until(lambda: _limits(workflow))
+        raise ValueError("the batch is over")
+
+    with pytest.raises(ValueError, match="the batch is over"):
+        workflow.run_for_each([0, 1], item, max_parallel=2)
+    assert workflow.reset("first") == ["first"]
+    assert in_thread(ask, "second").result(DEADLINE).exit_code == 0
+    assert in_thread(ask, "first").result(DEADLINE).exit_code == 0
+
+
+def _limits(workflow: Workflow) -> list[Any]:
+    return [event.detail for event in workflow.record.events if event.type == "step.limited"]
+
+
 def test_ctrl_c_in_a_for_each_ends_the_wait(workflow: Workflow) -> None:
     """A fan-out that is stopped does not wait for its items' limits; they are tried again in the next run."""
     hour = Spent(3600)
@@ -147,3 +173,11 @@ def test_a_limit_needs_a_zone() -> None:
     """A naive time means another moment on every machine."""
     with pytest.raises(ValueError, match="aware"):
         Limited(datetime(2026, 5, 14))
+
+
+@pytest.mark.parametrize(("last", "hours"), [(datetime.max, -5), (datetime.min, 5)])
+def test_a_limit_is_within_all_time(last: datetime, hours: int) -> None:
+    """A time that has no place in UTC is refused where it is raised too; one at its end is none of them."""
+    with pytest.raises(ValueError, match="beyond all time"):
+        Limited(last.replace(tzinfo=timezone(timedelta(hours=hours))))
+    assert Limited(last.replace(tzinfo=timezone(timedelta(hours=-hours)))).until.tzinfo is UTC

@@ -111,6 +111,22 @@ def test_many_keys_that_are_held_elsewhere_hold_no_worker(workflow: Workflow, tm
     assert sorted(done) == sorted([*keys, "free"])
 
 
+def test_items_that_wait_for_their_key_keep_no_others_from_being_read(workflow: Workflow) -> None:
+    """Most of what is read ahead waits for a key that is held: the workers go on with what comes behind it."""
+    done: list[str] = []
+    items = [*(f"A{n}" for n in range(600)), *(f"{n}" for n in range(1000))]
+    with workflow.mutex("A"):
+        batch = in_thread(
+            workflow.run_for_each,
+            items,
+            done.append,
+            max_parallel=2,
+            mutex_key=lambda item: "A" if item[0] == "A" else None,
+        )
+        wait_until(lambda: len(done) == 1000)
+    assert batch.result(DEADLINE).fulfilled == 1600
+
+
 def test_a_key_that_is_freed_is_used_while_others_run(workflow: Workflow, tmp_path: Path, gate: Gate) -> None:
     """An idle worker takes up an item as soon as its key is free, whatever the others do."""
     with held_elsewhere(tmp_path, "A") as other:

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from support_processes import assert_waits, child, in_thread, killed
 
 from iso_orchestrator import (
     LeaseLostError,
+    Limited,
     OrchestratorError,
     StepStatus,
     StoreError,
@@ -107,6 +109,27 @@ def test_a_step_that_must_not_happen_twice_is_on_the_disk_before_it_begins(workf
     before = fs.count("sync")
     with syncs(fs, 2):
         assert workflow.run_step("step", lambda: fs.count("sync") - before, if_interrupted="fail") == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "syncs_before"),
+    [(ConnectionError, [1, 2]), (lambda: Limited(datetime.now(UTC) + timedelta(seconds=0.1)), [1, 3])],
+    ids=["a retry", "a limit"],
+)
+def test_each_start_of_what_must_not_happen_twice_is_on_the_disk(
+    workflow: Workflow, fs: WatchedFS, error: Callable[[], Exception], syncs_before: list[int]
+) -> None:
+    """An attempt behind a failure, or behind a limit, is synced before it begins, as the first one is."""
+    before = fs.count("sync")
+    seen: list[int] = []
+
+    def pay() -> None:
+        seen.append(fs.count("sync") - before)
+        if len(seen) == 1:
+            raise error()
+
+    workflow.run_step("step", pay, retry=2, if_interrupted="fail")
+    assert seen == syncs_before
 
 
 def test_a_state_update_with_a_step_costs_nothing_more(workflow: Workflow, fs: WatchedFS) -> None:
