@@ -82,7 +82,7 @@ def prompt(item: dict[str, str]) -> str:
 
 def row(item: dict[str, str]) -> dict[str, object]:
     """The result of a review by the stand-in."""
-    return {**item, "outcome": "ok", "review": f"Done: {prompt(item)}", "cost_usd": pytest.approx(0.01, abs=0.1)}
+    return {**item, "outcome": "ok", "review": f"Done: {prompt(item)}", "cost_usd": 0.001}
 
 
 def written(folder: Path, items: Sequence[dict[str, str]], suffix: str) -> Path:
