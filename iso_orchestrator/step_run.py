@@ -13,6 +13,7 @@ from iso_orchestrator.clock import cut, sleep
 from iso_orchestrator.codec import ResultCodec
 from iso_orchestrator.context import Attempt, Owner, Predecessor, Scope, StepContext, current_owner, current_scope
 from iso_orchestrator.errors import (
+    CommandLeftoverError,
     LeaseLostError,
     Limited,
     OrchestratorError,
@@ -218,6 +219,8 @@ class StepCall:
             except _NotRecorded:
                 raise
             except BaseException as error:
+                if not isinstance(error, CommandLeftoverError):  # what is left of the one before is left still
+                    self.predecessor = "ended"
                 if isinstance(error, Limited) and self._is_limited(attempt, error):
                     self._begin_again(attempt)  # the same one: a limit is no failure
                     continue
@@ -246,7 +249,6 @@ class StepCall:
     def _attempt(self, flight: Flight, attempt: int, context: StepContext) -> Any:
         scope = self.scope
         work = Attempt(self.session, flight, scope.attempt, attempt, self.predecessor, self.predecessor_number)
-        self.predecessor = "ended"  # of the next one it will be known
         owner = Owner(scope.owner or current_owner())
         inside = Scope(self.handle.workflow, scope.runs, owner, context, scope.item, work, scope.fences, scope.batch)
         context_of_body = inside.context()

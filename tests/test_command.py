@@ -8,7 +8,7 @@ import signal
 import stat
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -24,17 +24,24 @@ from iso_orchestrator import (
     Command,
     CommandError,
     CommandIdleError,
+    CommandLeftoverError,
     CommandResult,
     CommandStartError,
     CommandTimeoutError,
+    LeaseLostError,
     Limited,
     StepStatus,
     StepTimeoutError,
     Workflow,
     command,
+    command_leftovers,
     current_step,
     delete_workflow,
 )
+from iso_orchestrator.command_call import CommandCall
+from iso_orchestrator.command_leftovers import end_leftovers
+from iso_orchestrator.processes import ending
+from iso_orchestrator.processes.linux_table import LinuxProcessTable
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the programs of these tests are for Linux")
 
@@ -329,15 +336,30 @@ def pids_in(folder: Path) -> list[int]:
     return [int(line) for line in path.read_text().split()] if path.exists() else []
 
 
+def left_behind(folder: Path, code: str = RUNNER) -> int:
+    """The process of a command whose runner is killed when it has begun."""
+    with child(code, folder) as runner:
+        assert runner.line() == "go"
+        (pid,) = wait_until(lambda: pids_in(folder))
+        runner.process.kill()
+        runner.process.wait(DEADLINE)
+    assert is_alive(pid)
+    return pid
+
+
+@pytest.fixture(autouse=True)
+def nobody_stays(tmp_path: Path) -> Iterator[None]:
+    """A test that fails leaves no command either."""
+    yield
+    for pid in pids_in(tmp_path):
+        with suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
+
+
 @pytest.mark.parametrize("is_reset", [False, True])
 def test_what_a_killed_run_left_is_ended_before_it_starts_again(tmp_path: Path, is_reset: bool) -> None:
     """No two ever work on one step, also where it was reset in between."""
-    with child(RUNNER, tmp_path) as runner:
-        assert runner.line() == "go"
-        (first,) = wait_until(lambda: pids_in(tmp_path))
-        runner.process.kill()
-        runner.process.wait(DEADLINE)
-    assert is_alive(first)
+    first = left_behind(tmp_path)
     workflow = Workflow("w", dir=tmp_path)
     if is_reset:
         assert workflow.reset("work") == ["work"]
@@ -353,11 +375,7 @@ def test_what_a_killed_run_left_is_ended_before_it_starts_again(tmp_path: Path, 
 
 def test_what_a_killed_run_left_can_be_waited_for(tmp_path: Path) -> None:
     """`if_left="wait"` lets it end by itself."""
-    with child(RUNNER.replace('"3600"', '"1.5"'), tmp_path) as runner:
-        assert runner.line() == "go"
-        (first,) = wait_until(lambda: pids_in(tmp_path))
-        runner.process.kill()
-        runner.process.wait(DEADLINE)
+    first = left_behind(tmp_path, RUNNER.replace('"3600"', '"1.5"'))
     workflow = Workflow("w", dir=tmp_path)
     began = time.monotonic()
 
@@ -369,6 +387,120 @@ def test_what_a_killed_run_left_can_be_waited_for(tmp_path: Path) -> None:
     assert work().parsed == "gone\n"
     assert time.monotonic() - began > 0.5
     workflow.close()
+
+
+# It goes on when it is asked to end, until there is a file "go".
+STUBBORN = """
+signal.signal(signal.SIGINT, signal.default_int_handler)
+@workflow.command(if_left=IF_LEFT)
+def work():
+    code = 'trap "[ -e $1/go ] && exit" TERM; echo $$ >> "$1/pids"; while :; do sleep 3600 & wait $!; done'
+    return ["sh", "-c", code, "sh", root]
+say("go")
+"""
+
+INTERRUPTED = """
+from support_fanout import say_when_main_waits
+say_when_main_waits("waiting", "await_leftovers", "end_tree")
+try:
+    work()
+except KeyboardInterrupt:
+    say("interrupted")
+"""
+
+
+@pytest.mark.parametrize("if_left", ["wait", "end"])
+def test_ctrl_c_while_leftovers_are_looked_after_leaves_them_to_the_next(
+    workflow: Workflow, tmp_path: Path, if_left: str
+) -> None:
+    """Whoever calls the step after an interrupted wait for them, or ending of them, begins when they are gone."""
+    code = STUBBORN.replace("IF_LEFT", repr(if_left))
+    first = left_behind(tmp_path, code + "work()")
+    with child(code + INTERRUPTED, tmp_path) as between:
+        assert [between.line(), between.line()] == ["go", "waiting"]
+        between.process.send_signal(signal.SIGINT)
+        assert between.line() == "interrupted"
+        between.end()
+    assert is_alive(first)
+    assert len(pids_in(tmp_path)) == 1
+    (tmp_path / "go").touch()
+
+    @workflow.command(parse="text")
+    def work() -> list[str]:
+        return shell(LOOK, str(first))
+
+    assert work().parsed == "gone\n"
+
+
+def test_a_retry_does_not_begin_beside_what_cannot_be_ended(
+    workflow: Workflow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each attempt says that somebody is left, as one whom no signal reaches."""
+    first = left_behind(tmp_path)
+    for name in ("kill", "terminate"):
+        monkeypatch.setattr(LinuxProcessTable, name, lambda *_: None)
+    monkeypatch.setattr(ending, "KILLING", 0.1)
+    for end in (end_leftovers, ending.end_tree):
+        monkeypatch.setitem(end.__kwdefaults__, "grace", 0.1)
+
+    @workflow.command(retry=2)
+    def work() -> list[str]:
+        return shell('echo $$ >> "$1/pids"', str(tmp_path))
+
+    with pytest.raises(CommandLeftoverError, match=str(first)):
+        work()
+    assert workflow.record.steps["work"].attempts == 3  # with the one that was killed
+    assert pids_in(tmp_path) == [first]
+
+
+HIDDEN = """
+@workflow.command
+def work():
+    stranger = 'echo $$ >> "$1/pids"; exec sleep 3600'
+    code = '(setsid env -i "PATH=$PATH" sh -c "$2" sh "$1" &); exec sleep 3600'
+    return ["sh", "-c", code, "sh", root, stranger]
+say("go")
+work()
+"""
+
+
+def test_a_retry_does_not_begin_beside_one_who_cannot_be_found(
+    workflow: Workflow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor where all that is known is that somebody without the command's mark has its output open."""
+    first = left_behind(tmp_path, HIDDEN)
+    monkeypatch.setattr(command_leftovers, "KILLING", 0.1)
+
+    @workflow.command(retry=2)
+    def work() -> list[str]:
+        return shell(LOOK, str(first))
+
+    with pytest.raises(CommandLeftoverError, match=r"\.1\.log"):
+        work()
+    assert is_alive(first)
+
+
+def test_an_attempt_that_was_fenced_out_leaves_them_to_the_next(
+    workflow: Workflow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who lost its lease before it had ended them has not ended them."""
+    first = left_behind(tmp_path)
+    mark = CommandCall._mark
+
+    def lose_the_lease(call: CommandCall, name: str) -> str:
+        workflow.release_lease("slot")
+        workflow.touch_lease("slot", holder="another", ttl=60)
+        return mark(call, name)
+
+    @workflow.command(parse="text")
+    def work() -> list[str]:
+        return shell(LOOK, str(first))
+
+    with monkeypatch.context() as patched, pytest.raises(LeaseLostError), workflow.lease("slot", holder="one", ttl=60):
+        patched.setattr(CommandCall, "_mark", lose_the_lease)
+        work()
+    assert is_alive(first)
+    assert work().parsed == "gone\n"
 
 
 # Limits

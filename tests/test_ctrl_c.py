@@ -382,6 +382,48 @@ workflow.close()
         process.end()
 
 
+def test_ctrl_c_in_a_wait_for_a_sync_leaves_no_other_in_it(tmp_path: Path) -> None:
+    """The run ends, with the submitted step that waited for the next sync behind the one who was interrupted."""
+    code = """
+main = threading.main_thread().ident
+syncing, synced, ends = threading.Event(), threading.Event(), threading.Event()
+threads = []
+
+def before(name, args):
+    if name == "sync" and not syncing.is_set() and threads:
+        syncing.set()
+        assert synced.wait(DEADLINE)
+
+def slow():
+    threads.append(threading.get_ident())
+    assert ends.wait(DEADLINE)
+
+def interrupt():
+    wait_until(lambda: is_waiting(main, "_follow"))
+    ends.set()
+    wait_until(lambda: is_waiting(threads[0], "_follow"))
+    signal.pthread_kill(main, signal.SIGINT)
+    wait_until(lambda: is_waiting(main, "drain"))
+    synced.set()
+
+workflow = Workflow("w", store=FileStore(root, fs=WatchedFS(before)))
+threading.Thread(target=interrupt, daemon=True).start()
+try:
+    with workflow:
+        workflow.step(name="slow")(slow).submit()
+        wait_until(lambda: threads)
+        threading.Thread(target=workflow.append_event, args=("leads",)).start()
+        assert syncing.wait(DEADLINE)
+        workflow.update_state({"n": 1})
+except KeyboardInterrupt:
+    tell("interrupted")
+"""
+    with run("from support import wait_until\nfrom support_fanout import is_waiting\n" + code, tmp_path) as process:
+        assert next_lines(process, 2) == ["signal", "interrupted"]
+        process.end()
+    assert steps_of(tmp_path) == {"slow": "completed"}
+
+
 def test_ctrl_c_ends_a_wait_for_another_run(tmp_path: Path) -> None:
     """With `on_busy="wait"` the wait is ended, and is no run on record."""
     code = """

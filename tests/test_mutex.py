@@ -27,6 +27,7 @@ from iso_orchestrator import (
     StepTimeoutError,
     StoreError,
     Workflow,
+    mutex_queue,
 )
 
 posix_only = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked on POSIX only")
@@ -533,6 +534,110 @@ def test_threads_that_come_and_give_up_at_random_leave_it_free(workflow: Workflo
         future.result(DEADLINE)
     assert assert_apart(lines)["slot"]
     assert is_free(workflow)
+
+
+# Handed on
+
+
+TRY = """
+try:
+    with workflow.mutex("slot", timeout=0, scope={scope!r}):
+        say("had it")
+except MutexTimeoutError:
+    say("refused")
+hear()
+"""
+
+
+def tried_elsewhere(root: Path, scope: str = "workflow") -> str:
+    """What another process says of the mutex "slot"."""
+    with child(TRY.format(scope=scope), root) as process:
+        return process.line()
+
+
+@contextmanager
+def handed_on(first: Workflow, second: Workflow, **options: Any) -> Iterator[None]:
+    """A thread that uses *second* has the mutex "slot", after a thread that used *first*."""
+    held, let_go = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with second.mutex("slot", **options):
+            held.set()
+            assert let_go.wait(DEADLINE)
+
+    with first.mutex("slot", **options):
+        holder = blocked(hold)
+    assert held.wait(DEADLINE)
+    yield
+    let_go.set()
+    holder.result(DEADLINE)
+
+
+@pytest.fixture
+def no_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other processes could have it between any two threads of this one."""
+    monkeypatch.setattr(mutex_queue, "_TURN", 0.0)
+
+
+def test_a_mutex_that_was_handed_on_outlasts_the_use_of_many_others(
+    on_disk: Workflow, tmp_path: Path, no_turns: None
+) -> None:
+    """Only so many files of free mutexes stay open, and one that a thread has got from another is none of them."""
+    with handed_on(on_disk, on_disk):
+        for number in range(40):
+            with on_disk.mutex(f"other {number}"):
+                pass
+        assert tried_elsewhere(tmp_path) == "refused"
+    assert tried_elsewhere(tmp_path) == "had it"
+
+
+def test_a_mutex_that_was_handed_on_outlasts_the_workflow_of_its_first_user(tmp_path: Path, no_turns: None) -> None:
+    """What all workflows share is not freed by the close of the one that was the first to use it."""
+    first, second = Workflow("one", dir=tmp_path), Workflow("two", dir=tmp_path)
+    with handed_on(first, second, scope="store"):
+        first.close()
+        assert tried_elsewhere(tmp_path, "store") == "refused"
+    assert tried_elsewhere(tmp_path, "store") == "had it"
+    second.close()
+
+
+def test_processes_share_one_hot_mutex_among_many_others(tmp_path: Path) -> None:
+    """However many files are opened and closed beside it, no two are ever in, and nobody meets an error."""
+    code = """
+        from iso_orchestrator import mutex_queue
+        from support_fanout import mark
+        mutex_queue._TURN = 0.0
+        errors = []
+        def want(who):
+            try:
+                for _ in range(15):
+                    with workflow.mutex("hot"):
+                        mark(f"{root}/trace", "start", "hot", os.getpid(), who)
+                        for number in range(25):
+                            with workflow.mutex(f"{who} {number}"):
+                                pass
+                        mark(f"{root}/trace", "end", "hot", os.getpid(), who)
+            except BaseException as error:
+                errors.append(repr(error))
+        workflow.append_event("ready")
+        say("ready")
+        hear()
+        threads = [threading.Thread(target=want, args=(who,)) for who in "ab"]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        workflow.close()
+        say(errors)
+    """
+    with child(code, tmp_path) as one, child(code, tmp_path) as two:
+        for process in (one, two):
+            assert process.line() == "ready"
+        for process in (one, two):
+            process.say()
+        for process in (one, two):
+            assert process.end() == ["[]"]
+    assert len(assert_apart(marks(tmp_path / "trace"))["hot"]) == 60
 
 
 # Holders that die

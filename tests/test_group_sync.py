@@ -1,0 +1,99 @@
+"""One sync for all who wait: whoever leaves the queue, and why, somebody leads the next."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from concurrent.futures import Future
+from typing import Any
+
+import pytest
+from support import DEADLINE, wait_until
+from support_processes import in_thread
+
+from iso_orchestrator.store.file.group_sync import GroupSync
+from iso_orchestrator.waiting import Latch
+
+
+class Disk:
+    """A file whose first sync takes until it is let on."""
+
+    def __init__(self) -> None:
+        self.syncs = 0
+        self.goes_on = threading.Event()
+
+    def sync(self) -> None:
+        self.syncs += 1
+        if self.syncs == 1:
+            assert self.goes_on.wait(DEADLINE)
+
+
+def led(group: GroupSync, disk: Disk) -> Future[Any]:
+    """One who leads the first sync, and is in the midst of it."""
+    group.written = 1
+    leader = in_thread(group.wait_for, 1)
+    wait_until(lambda: disk.syncs)
+    return leader
+
+
+def until_queued(group: GroupSync, count: int) -> None:
+    wait_until(lambda: len(group._waiting) == count, what=f"a queue of {count}")
+
+
+def test_one_who_was_interrupted_is_not_chosen_to_lead() -> None:
+    """Ctrl-C ends the wait of one; the leader chooses another, who waited behind it."""
+    disk = Disk()
+    group = GroupSync(disk.sync)
+    leader = led(group, disk)
+    group.written = 3
+    other: list[Future[Any]] = []
+    main = threading.get_ident()
+
+    def interrupt() -> None:
+        until_queued(group, 1)
+        other.append(in_thread(group.wait_for, 3))
+        until_queued(group, 2)
+        signal.pthread_kill(main, signal.SIGINT)
+
+    interrupting = in_thread(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        group.wait_for(2)
+    interrupting.result(DEADLINE)
+    disk.goes_on.set()
+    leader.result(DEADLINE)
+    other[0].result(DEADLINE)
+    assert disk.syncs == 2
+
+
+class Slow(GroupSync):
+    """A sync in which one who is woken goes on only when he is let on."""
+
+    def __init__(self, disk: Disk) -> None:
+        super().__init__(disk.sync)
+        self.woken, self.goes_on = threading.Event(), threading.Event()
+
+    def _follow(self, latch: Latch) -> None:
+        super()._follow(latch)
+        if not self.woken.is_set():
+            self.woken.set()
+            assert self.goes_on.wait(DEADLINE)
+
+
+def test_one_who_is_chosen_to_lead_and_has_what_he_wants_leaves_it_to_the_next() -> None:
+    """Another process says meanwhile what is on the disk: who waits for more is woken all the same."""
+    disk = Disk()
+    group = Slow(disk)
+    leader = led(group, disk)
+    group.written = 3
+    chosen = in_thread(group.wait_for, 2)
+    until_queued(group, 1)
+    other = in_thread(group.wait_for, 3)
+    until_queued(group, 2)
+    disk.goes_on.set()
+    leader.result(DEADLINE)
+    assert group.woken.wait(DEADLINE)
+    group.raise_to(2)
+    group.goes_on.set()
+    chosen.result(DEADLINE)
+    other.result(DEADLINE)
+    assert disk.syncs == 2
