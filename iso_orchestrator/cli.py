@@ -131,21 +131,28 @@ def _logs(options: argparse.Namespace) -> int:
             raise WorkflowNotFoundError(options.workflow, store.root)
         return fold
 
-    for line in logs.output(look, options.step, follow=options.follow):
+    def is_alive(owner: str) -> bool:
+        return store.is_alive(options.workflow, owner)
+
+    for line in logs.output(look, is_alive, options.step, follow=options.follow):
         print(line, flush=options.follow)
     return 0
 
 
 def _top(options: argparse.Namespace) -> int:
+    if options.workflow is not None:
+        read_workflow_record(options.workflow, dir=options.dir)  # a mistyped id raises
     store = FileStore(options.dir)
     while True:
-        folds = [found for found in store.list() if isinstance(found, Fold)]
-        chosen = [fold for fold in folds if options.workflow in (None, fold.workflow_id)]
-        text = top.top_text(chosen, SystemClock().now(), store.is_alive)
+        found = list(store.list())
+        folds = [fold for fold in found if isinstance(fold, Fold) and options.workflow in (None, fold.workflow_id)]
+        errors = [error for error in found if isinstance(error, StoreError)] if options.workflow is None else []
+        text = top.top_text(folds, SystemClock().now(), store.is_alive)
+        print(f"{_CLEAR if options.every is not None and sys.stdout.isatty() else ''}{text}", flush=True)
+        for error in errors:
+            _refuse(str(error))
         if options.every is None:
-            print(text)
-            return 0
-        print(f"{_CLEAR if sys.stdout.isatty() else ''}{text}", flush=True)
+            return 1 if errors else 0
         sleep(options.every)
 
 

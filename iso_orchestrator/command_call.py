@@ -105,11 +105,13 @@ class CommandCall:
             self._beat_again(key, path, reader)
         try:
             result = self._run(run, reader)
-            return reader.finish(Output(name, result, self._handle().clock.now(), lambda: _whole(self.fs, path, start)))
-        except OrchestratorError:
-            if reader.detail():
-                self._beat_again(key, path, reader)
+            done = reader.finish(Output(name, result, self._handle().clock.now(), lambda: _whole(self.fs, path, start)))
+        except Exception:
+            self._beat_again(key, path, reader)  # where its output is, however soon it ended
             raise
+        if reader.detail():  # a result too can be tried for again: where it is not accepted
+            self._beat_again(key, path, reader)
+        return done
 
     def _run(self, run: CommandRun, reader: Reader) -> CommandResult[Any]:
         try:

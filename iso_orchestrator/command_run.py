@@ -61,8 +61,8 @@ class CommandRun:
         idle_timeout: Seconds that it may print nothing; None for ever.
         grace: Seconds from SIGTERM to SIGKILL when it has to end.
         ok_codes: The exit codes that are a success.
-        on_line: Is given each line of standard output as it comes, without its end. One longer than a MiB is cut. Those
-            of the last moment before a limit is reached need not come.
+        on_line: Is given each line of standard output as it comes, without its end. One longer than a MiB is cut. Of
+            those that are there when it was ended at a limit only as many come as do in a second.
         on_beat: Is told every *beat_every* seconds how it goes. What either of the two raises ends the command.
     """
 
@@ -118,13 +118,20 @@ class _Run:
             duration = monotonic() - began
             end_tree(plan.mark, grace=plan.grace, known=self._known)
             code = exit_code(process)
-            if self._lines is not None and limit is None:
-                self._lines.finish()
+            self._hand_on_the_rest(limit)
         except BaseException as error:
             with noting(error, "not all of the command was ended"):
                 shielded(self._give_up)
             raise
         return self._outcome(limit, duration, code)
+
+    def _hand_on_the_rest(self, limit: _Limit | None) -> None:
+        if self._lines is None:
+            return
+        if limit is None:
+            self._lines.finish()
+        else:  # its last words, what it has cost perhaps; but no hour of them behind a limit of time
+            self._lines.feed(monotonic() + _LOOK)
 
     def _know(self, process: ChildProcess) -> None:
         # By its number too: it may become another user's, as sudo does, whose mark cannot be read.

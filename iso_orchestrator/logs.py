@@ -31,45 +31,48 @@ def log_path(fold: Fold, step: str) -> str | None:
     return path if isinstance(path, str) else None
 
 
-def output(look: Callable[[], Fold], step: str, *, follow: bool) -> Iterator[str]:
-    """The lines of a step's log, made harmless for a terminal; with *follow* until the step has ended.
+def output(look: Callable[[], Fold], is_alive: Callable[[str], bool], step: str, *, follow: bool) -> Iterator[str]:
+    """The lines of a step's log, made harmless for a terminal.
 
     Args:
         look: Reads the workflow.
+        is_alive: Whether the process that has a step of it in hand lives.
         step: The step's name.
-        follow: Wait for more.
+        follow: Wait for more until the step has ended, or its process has; when it is tried again, go on with that log.
 
     Raises:
         WorkflowUsageError: There is no such step, or it has no log.
     """
-    fs, fold = FileSystem(), look()
-    path = log_path(fold, step)
-    while path is None and follow and _is_running(fold, step):
-        sleep(_PAUSE)
-        fold = look()
-        path = log_path(fold, step)
-    if path is None:
-        raise WorkflowUsageError(f"step {step!r} has no log: it is no command, or none of its heartbeats has come yet")
-    tail = _Tail(fs, path)
+    fs, tail = FileSystem(), None
     while True:
-        is_running = _is_running(fold, step)  # before the last of it is read
-        yield from tail.lines(whole=not (follow and is_running))
-        if not follow or not is_running:
+        fold = look()
+        owner, path = fold.owner(step), log_path(fold, step)
+        is_last = not follow or owner is None or not is_alive(owner)  # asked before the last of it is read
+        if path is not None and (tail is None or tail.path != path):
+            if tail is not None:
+                yield from tail.lines(whole=True)
+            tail = _Tail(fs, path)
+        if tail is not None:
+            yield from tail.lines(whole=is_last)
+        elif is_last:
+            raise WorkflowUsageError(
+                f"step {step!r} has no log: it is no command, or none of its heartbeats has come yet"
+            )
+        if is_last:
             return
         sleep(_PAUSE)
-        fold = look()
-
-
-def _is_running(fold: Fold, step: str) -> bool:
-    return fold.owner(step) is not None
 
 
 class _Tail:
     """What is appended to a file, line by line."""
 
     def __init__(self, fs: FileSystem, path: str) -> None:
+        self.path = path
         self._fs = fs
-        self._fd = fs.open_read(path)
+        try:
+            self._fd = fs.open_read(path)
+        except OSError as error:
+            raise WorkflowUsageError(f"the log {path!r} cannot be read: {error.strerror}") from error
         self._offset = 0
         self._begun = b""
 

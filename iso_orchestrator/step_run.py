@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Literal, TypeAlias
 
 import attrs
@@ -313,7 +313,8 @@ class StepCall:
 
     def _is_limited(self, attempt: int, limit: Limited) -> bool:
         """Record that an attempt met a limit; False where that is over already, which is a failure like any other."""
-        at, until = self.handle.clock.now(), cut(limit.until)
+        # Up to the next millisecond, as records have them: a moment before its end the limit still stands.
+        at, until = self.handle.clock.now(), cut(limit.until + timedelta(microseconds=999))
         if until <= at:
             return False
         fact = StepLimited(at, self.name, until, limit.key or self.options.limit_key)

@@ -28,10 +28,12 @@ class Case:
         lifted_after: Seconds from the end of the run until the limit is lifted.
         args: The agent's own arguments; permission to use tools, unless the case is about that.
         env: More environment; None takes a variable away.
-        resume: The case whose session it goes on with, or the name of a session that there is none of.
+        resume: The case whose session it goes on with.
+        session: A session to go on with that there is none of.
         signal: Sent to the process two seconds after it is in a tool: a session that is not saved yet is not resumed.
-        idle: Seconds without output until the run is stopped.
-        within: Seconds in which it is over, its end included.
+        stopped: Why it was ended at a limit of time, where it was.
+        timeout: Seconds until it is.
+        idle: Seconds without output until it is.
         tokens: `usage.input_tokens`.
     """
 
@@ -44,9 +46,11 @@ class Case:
     args: tuple[str, ...] | None = None
     env: dict[str, str | None] = attrs.field(factory=dict)
     resume: str | None = None
+    session: str | None = None
     signal: signal.Signals | None = None
-    idle: float = 30.0
-    within: float = 40.0
+    stopped: str | None = None
+    timeout: float = 75.0
+    idle: float = 60.0
     tokens: int | None = None
 
     def __str__(self) -> str:
@@ -63,6 +67,8 @@ _NO_SESSION = {
     "claude": "00000000-0000-4000-8000-000000000000",
     "opencode": "ses_000000000000000000000000aa",
 }
+_SILENT: dict[str, Any] = {"idle": 12, "stopped": "no output for 12 s"}  # opencode's first word comes after 6
+_LONG: dict[str, Any] = {"timeout": 8, "stopped": "not done in 8 s"}  # codex waits 10 for a tool, then goes on
 _HOUR = 3600.0
 _DEAD = "http://127.0.0.1:9"
 
@@ -102,10 +108,10 @@ CASES: list[Case] = [
     Case("claude", "error401", FAILED, model="error401", says="Invalid API key"),
     *_each("error500", FAILED, agents=("codex",), model="error500", says="high demand"),
     Case("claude", "error500", FAILED, model="error500", says="500 Internal server error"),
-    Case("opencode", "error500", FAILED, model="error500", idle=8, says="The server had an error"),
+    Case("opencode", "error500", FAILED, model="error500", **_SILENT, says="The server had an error"),
     Case("codex", "overload", FAILED, model="overload"),
     Case("claude", "overload", FAILED, model="overload", says="529 Overloaded"),
-    Case("opencode", "overload", FAILED, model="overload", idle=8, says="currently overloaded"),
+    Case("opencode", "overload", FAILED, model="overload", **_SILENT, says="currently overloaded"),
     *_each("rate429", LIMITED, agents=("codex", "claude"), model="rate429", says="429"),
     Case("opencode", "rate429", LIMITED, model="rate429", says="try again in 2s", lifted_after=2),
     Case("codex", "limit429", LIMITED, model="limit429", says="hit your usage limit", lifted_after=_HOUR),
@@ -120,16 +126,16 @@ CASES: list[Case] = [
         lifted_after=_HOUR,
     ),
     # It obeys the hour and prints nothing: its log is all there is.
-    Case("opencode", "limit429", LIMITED, model="limit429", idle=12, says="usage limit has been reached"),
+    Case("opencode", "limit429", LIMITED, model="limit429", **_SILENT, says="usage limit has been reached"),
     Case("codex", "quota", FAILED, model="quota", says="Quota exceeded"),
     Case("claude", "quota", FAILED, model="quota", says="Credit balance is too low"),
-    Case("opencode", "quota", FAILED, model="quota", idle=8, says="exceeded your current quota"),
+    Case("opencode", "quota", FAILED, model="quota", **_SILENT, says="exceeded your current quota"),
     Case("codex", "failed", FAILED, model="failed", says="failed in the middle"),
     Case("claude", "failed", OK, model="failed"),  # it asks again without a stream
-    Case("opencode", "failed", FAILED, model="failed", idle=8),
+    Case("opencode", "failed", FAILED, model="failed", **_SILENT),
     *_each("drop", FAILED, agents=("codex", "claude"), model="drop"),
-    Case("opencode", "drop", FAILED, model="drop", idle=8),
-    *_each("stall", FAILED, model="stall", idle=8, says="no output for 8 s"),
+    Case("opencode", "drop", FAILED, model="drop", **_SILENT),
+    *_each("stall", FAILED, model="stall", **_SILENT, says="no output for 12 s"),
     Case(
         "codex",
         "dead_server",
@@ -143,7 +149,7 @@ CASES: list[Case] = [
         "dead_server",
         FAILED,
         env={"OPENCODE_CONFIG_CONTENT": f'{{"provider":{{"lab":{{"options":{{"baseURL":"{_DEAD}/v1"}}}}}}}}'},
-        idle=8,
+        **_SILENT,
         says="Unable to connect",
     ),
     Case("codex", "no_key", FAILED, env={"LAB_API_KEY": None}, says="LAB_API_KEY"),
@@ -153,11 +159,12 @@ CASES: list[Case] = [
     Case("codex", "resumed", OK, resume="ok", tokens=120),
     Case("claude", "resumed", OK, resume="ok", tokens=100),
     Case("opencode", "resumed", OK, resume="ok", tokens=100),
-    *(Case(agent, "resumed_unknown", FAILED, resume=name) for agent, name in _NO_SESSION.items()),
+    *(Case(agent, "resumed_unknown", FAILED, session=name) for agent, name in _NO_SESSION.items()),
     *_each("tool_interrupted", FAILED, model="longtool", signal=signal.SIGINT),
-    *_each("tool_terminated", FAILED, model="longtool", signal=signal.SIGTERM),
+    *_each("tool_terminated", FAILED, agents=("codex", "claude"), model="longtool", **_LONG),
+    Case("opencode", "tool_terminated", FAILED, model="longtool", timeout=15, stopped="not done in 15 s"),
     # It tells the model that the tool failed, and ends with 0 and an answer.
-    Case("claude", "tool_terminated_fast", FAILED, model="fasttool", signal=signal.SIGTERM, says="SIGTERM"),
+    Case("claude", "tool_terminated_fast", FAILED, model="fasttool", **_LONG),
     *_each("tool_killed", FAILED, model="longtool", signal=signal.SIGKILL, says="SIGKILL"),
     *_each("resumed_after_kill", OK, resume="tool_killed"),
 ]

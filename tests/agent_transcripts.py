@@ -89,7 +89,7 @@ class Transcript:
 
     def check(self, case: Case, result: AgentResult) -> None:
         """The result is what it is to be."""
-        assert (result.outcome, result.strays) == (case.outcome, ()), result
+        assert (result.outcome, result.strays, self.stopped) == (case.outcome, (), case.stopped), result
         assert case.says in (result.reason or ""), result
         if case.lifted_after is None:
             assert result.until is None

@@ -95,13 +95,18 @@ def memory_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
-def wait_until(condition: Callable[[], Any], deadline: float = DEADLINE, what: str = "the condition") -> Any:
-    """What *condition* gives as soon as that is true; fails after *deadline* seconds."""
+def wait_until(
+    condition: Callable[[], Any], deadline: float = DEADLINE, what: str = "the condition", every: float = 0.002
+) -> Any:
+    """What *condition* gives as soon as that is true, which is looked at *every* so many seconds.
+
+    Fails after *deadline* seconds.
+    """
     end = time.monotonic() + deadline
     while not (value := condition()):
         if time.monotonic() > end:
             raise AssertionError(f"{what} did not come about within {deadline:g} s")
-        time.sleep(0.002)
+        time.sleep(every)
     return value
 
 

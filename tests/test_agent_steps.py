@@ -175,6 +175,44 @@ def test_a_step_that_is_reset_begins_a_new_session(workflow: Workflow, tmp_path:
     assert len(set(sessions)) == 3
 
 
+@each_kind
+def test_a_retry_after_an_answer_that_was_not_accepted_goes_on_too(
+    workflow: Workflow, tmp_path: Path, kind: type[Agent]
+) -> None:
+    """A refused answer's session is known, however short its run, and its tokens are not counted twice."""
+    agent = stand_in(kind, tmp_path / "log", "ok")
+
+    @workflow.command(parse=agent, timeout=DEADLINE, retry=2, accept=lambda result: "again" in result.parsed.text)
+    def review() -> AgentCommand:
+        session = last_session()
+        return agent.command("Review again." if session else "Review.", resume=session)
+
+    other = stand_in(kind, tmp_path / "other log", "ok")
+
+    @workflow.command(parse=other, timeout=DEADLINE)
+    def review_once() -> AgentCommand:
+        return other.command("Review.")
+
+    result = review()
+    first, second = runs_in(tmp_path / "log")
+    assert second["session"] == first["session"] == result.parsed.session_id
+    assert result.parsed.usage == review_once().parsed.usage
+
+
+def test_tokens_of_a_session_that_another_step_began_are_not_guessed(workflow: Workflow, tmp_path: Path) -> None:
+    """Where only the whole session's are told, one run's are known to the step alone that had the run before."""
+    agent = stand_in(Codex, tmp_path / "log", "ok")
+
+    @workflow.command(name="{prompt}", parse=agent, timeout=DEADLINE)
+    def ask(prompt: str, resume: str | None = None) -> AgentCommand:
+        return agent.command(prompt, resume=resume)
+
+    first = ask("Review.").parsed
+    second = ask("Mend it.", first.session_id).parsed
+    assert (first.usage, second.usage) == (first.session_usage, None)
+    assert second.session_usage == first.usage + first.usage
+
+
 KILLED = """
 from iso_orchestrator.agents import Claude
 agent = Claude(program=[sys.executable, "-m", "iso_orchestrator.agents.stand_in", "claude"], env=dict(

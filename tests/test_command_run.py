@@ -354,6 +354,15 @@ def test_a_command_that_prints_nothing_is_ended(tmp_path: Path) -> None:
     assert find(run.mark) == []
 
 
+def test_its_last_words_at_a_limit_are_heard(tmp_path: Path) -> None:
+    """What it prints when it is asked to end comes too: what it has cost, perhaps."""
+    lines: list[str] = []
+    code = "trap 'echo last; exit' TERM; echo first; while true; do sleep 0.01; done"
+    with pytest.raises(CommandTimeoutError):
+        command_run(tmp_path, shell(code), on_line=lines.append, timeout=0.5, grace=DEADLINE).run()
+    assert lines == ["first", "last"]
+
+
 def test_an_error_of_who_reads_its_lines_ends_it(tmp_path: Path) -> None:
     """The error goes on, and nobody is left."""
 

@@ -45,6 +45,19 @@ def test_a_limit_is_waited_for_and_does_not_count(workflow: Workflow) -> None:
     assert [limit["attempt"] for limit in _limits(workflow)] == [1, 1]
 
 
+def test_what_is_limited_never_begins_too_early(workflow: Workflow) -> None:
+    """Times on record are cut to milliseconds; the end of a limit is not: it would be met again, as a failure."""
+    until = datetime.now(UTC) + timedelta(seconds=SHORT)
+    until = until.replace(microsecond=until.microsecond // 1000 * 1000 + 999)
+
+    def ask() -> datetime:
+        if datetime.now(UTC) < until:
+            raise Limited(until)
+        return datetime.now(UTC)
+
+    assert workflow.run_step("ask", ask) >= until
+
+
 def test_a_limit_that_is_over_is_a_failure(workflow: Workflow) -> None:
     """What is limited until a time in the past would be tried for ever: it counts as any other failure."""
     spent = Spent(-1, -1, -1)

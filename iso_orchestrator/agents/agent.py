@@ -49,6 +49,7 @@ class AgentCommand:
         cwd: The folder to start it in; None is the present one.
         env: What is added to the environment.
         session_id: The session that it will have, where that is known beforehand.
+        is_resumed: Whether that is one to go on with.
     """
 
     args: tuple[str, ...]
@@ -56,6 +57,7 @@ class AgentCommand:
     cwd: str | None = None
     env: Mapping[str, str] = attrs.field(factory=dict)
     session_id: str | None = None
+    is_resumed: bool = False
 
     def build(self) -> Command:
         """The command, with this process's environment around what is added."""
@@ -151,13 +153,14 @@ class Agent(ABC):
             cwd=None if cwd is None else fspath(cwd),
             env={**self.environment(), **self.env, **(env or {})},
             session_id=session_id,
+            is_resumed=resume is not None,
         )
 
     def stream(self, *, before: Usage | None = None) -> AgentStream:
         """What reads the output of one run.
 
         Args:
-            before: `session_usage` of the last result of the session that is resumed.
+            before: `session_usage` of the last result of the session that is resumed; ``Usage()`` where nobody knows.
         """
         return AgentStream(self, before)
 

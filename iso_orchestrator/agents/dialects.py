@@ -20,9 +20,10 @@ _READ, _WRITTEN = 120, 7  # tokens
 
 @attrs.frozen
 class Dialect(ABC):
-    """How one CLI tells what happens in a session."""
+    """How one CLI tells what happens in a session, in the run of it that *run* counts from 1."""
 
     session_id: str = attrs.field(factory=lambda: str(uuid4()))
+    run: int = 1
 
     @abstractmethod
     def begin(self) -> Events:
@@ -58,7 +59,8 @@ class _Codex(Dialect):
         return [self._command(command, "completed")]
 
     def answer(self, text: str) -> Events:
-        usage = {"input_tokens": _READ, "cached_input_tokens": 0, "output_tokens": _WRITTEN}
+        # Of the whole session.
+        usage = {"input_tokens": self.run * _READ, "cached_input_tokens": 0, "output_tokens": self.run * _WRITTEN}
         message = {"type": "item.completed", "item": {"id": "item_1", "type": "agent_message", "text": text}}
         return [*([message] if text else []), {"type": "turn.completed", "usage": usage}]
 

@@ -59,9 +59,8 @@ class AgentReading:
     def begin(self, command: Any, before: dict[str, Json]) -> Reader:
         """Read one run."""
         session_id: str | None = getattr(command, "session_id", None)
-        is_resumed = session_id is not None and session_id == before.get("session")
-        usage = _usage(before) if is_resumed else None
-        return _AgentReader(self.limit_key, session_id, self.stream(usage), usage)
+        used = _used(session_id, before) if getattr(command, "is_resumed", False) else None
+        return _AgentReader(self.limit_key, session_id, self.stream(used), used)
 
 
 class _AgentReader:
@@ -116,8 +115,9 @@ def _limit(result: AgentResult, at: datetime) -> Limited | None:
     return Limited(result.until) if is_known and result.until is not None else None
 
 
-def _usage(before: dict[str, Json]) -> Usage | None:
+def _used(session_id: str | None, before: dict[str, Json]) -> Usage:
+    """What a session has used before it is resumed; all None where the step does not know."""
     counts = before.get("sessionUsage")
-    if not isinstance(counts, dict):
-        return None
+    if session_id != before.get("session") or not isinstance(counts, dict):
+        return Usage()
     return Usage(**{field.name: counts.get(field.name) for field in attrs.fields(Usage)})

@@ -59,11 +59,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     name, *args = sys.argv[1:] if argv is None else argv
     session_id = _session(args)
-    dialect = DIALECTS[name](session_id) if session_id else DIALECTS[name]()
-    voice = Voice(dialect, sys.stdin.read(), float(os.environ.get("STAND_IN_SECONDS", "0.2")))
-    run = _note({"pid": os.getpid(), "args": args, "session": dialect.session_id, "prompt": voice.prompt})
+    dialect = DIALECTS[name](session_id=session_id) if session_id else DIALECTS[name]()
+    prompt = sys.stdin.read()
+    sessions = _note({"pid": os.getpid(), "args": args, "session": dialect.session_id, "prompt": prompt})
     planned = os.environ.get("STAND_IN_AGENT", "ok").split(",")
-    behaviour = BEHAVIOURS[planned[min(run, len(planned) - 1)]]
+    behaviour = BEHAVIOURS[planned[min(len(sessions), len(planned) - 1)]]
+    dialect = attrs.evolve(dialect, run=1 + sessions.count(dialect.session_id))
+    voice = Voice(dialect, prompt, float(os.environ.get("STAND_IN_SECONDS", "0.2")))
     voice.say(*voice.dialect.begin())
     return behaviour(voice)
 
@@ -72,16 +74,17 @@ def _session(args: Sequence[str]) -> str | None:
     return next((value for flag, value in pairwise(args) if flag in _SESSION_FLAGS), None)
 
 
-def _note(entry: dict[str, object]) -> int:
-    """Append to the log; how many runs were there before."""
+def _note(entry: dict[str, object]) -> list[str]:
+    """Append to the log; the sessions of the runs that were there before."""
     path = os.environ.get("STAND_IN_LOG")
     if path is None:
-        return 0
+        return []
     line = json.dumps(entry).encode() + b"\n"
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
     try:
         os.write(fd, line)  # in one piece: others append to the same file
-        return os.pread(fd, os.lseek(fd, 0, os.SEEK_CUR), 0).count(b"\n") - 1
+        *before, _ = os.pread(fd, os.lseek(fd, 0, os.SEEK_CUR), 0).splitlines()
+        return [json.loads(line)["session"] for line in before]
     finally:
         os.close(fd)
 

@@ -51,7 +51,8 @@ def judge(agent: str, turn: Turn, complaint: str, end: End, before: Usage | None
         turn: All that it printed.
         complaint: What the CLI says went wrong; looked at only where something did.
         end: How its process ended.
-        before: Tokens of the session before this run, where the CLI tells only the session's.
+        before: Tokens of the session before this run, where the CLI tells only the session's; all None where they are
+            not known.
     """
     complaint = complaint[:_LONGEST_REASON]
     outcome = _outcome(turn, complaint, end)
@@ -103,6 +104,8 @@ def _reason(outcome: Outcome, turn: Turn, complaint: str, end: End) -> str | Non
 def _difference(total: Usage | None, before: Usage | None) -> Usage | None:
     if total is None or before is None:
         return total
+    if before == Usage():
+        return None
     # A total below the last one is another count's: then nobody knows what this run took.
     return since if (since := total - before).is_possible() else None
 

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from iso_orchestrator import CommandResult, ForEachSummary, Fulfilled, Workflow
 from iso_orchestrator.agents import Agent, AgentCommand, AgentResult, Claude, Codex, OpenCode, last_session
@@ -54,9 +56,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0; 1 when a review failed; 130 after Ctrl-C.
+
+    Raises:
+        SystemExit: The file of items is none (1), or wrong usage (2).
     """
     options = _parser().parse_args(argv)
-    items = SAMPLE if options.items is None else list(_read(options.items))
+    items = SAMPLE if options.items is None else _read(options.items)
+    if not options.results.absolute().parent.is_dir():
+        _refuse(f"{options.results}: no such folder")
     workflow = Workflow(f"review-batch {options.items or 'sample'} {options.agent}", dir=options.dir)
     try:
         summary = _review_all(workflow, AGENTS[options.agent], items, options.parallel)
@@ -83,19 +90,36 @@ def _review_all(
         return review(items)
 
 
-def _read(path: Path) -> Iterator[Item]:
+def _read(path: Path) -> list[Item]:
     """The items of a file of JSON lines, or of tab-separated values with a line of names."""
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = (
-            map(json.loads, filter(str.strip, file))
-            if path.suffix == ".jsonl"
-            else csv.DictReader(file, delimiter="\t")
-        )
-        for number, row in enumerate(rows, 1):
-            missing = [key for key in ("repository", "subject") if not row.get(key)]
-            if missing:
-                raise SystemExit(f"item {number} of {path} has no {' and no '.join(missing)}")
-            yield row
+    try:
+        text = path.read_text(encoding="utf-8")
+        rows = _json_lines(text) if path.suffix == ".jsonl" else csv.DictReader(io.StringIO(text), delimiter="\t")
+        items = list(rows)
+    except (OSError, ValueError, csv.Error) as error:
+        _refuse(f"{path}: {error}")
+    for number, item in enumerate(items, 1):
+        if not isinstance(item, dict) or not all(isinstance(text, str) for text in (*item, *item.values())):
+            _refuse(
+                f"{path}: item {number} has something that is no text, or more or fewer values than there are names"
+            )
+        missing = [key for key in ("repository", "subject") if not item.get(key, "").strip()]
+        if missing:
+            _refuse(f"{path}: item {number} has no {' and no '.join(missing)}")
+    return items
+
+
+def _json_lines(text: str) -> Iterator[Item]:
+    for number, line in enumerate(text.split("\n"), 1):
+        try:
+            if line.strip():
+                yield json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"line {number} is no JSON: {error}") from error
+
+
+def _refuse(reason: str) -> NoReturn:
+    raise SystemExit(f"review_batch: {escape_terminal(reason)}")
 
 
 def _rows(items: list[Item], summary: ForEachSummary[CommandResult[AgentResult]]) -> Iterator[dict[str, object]]:
@@ -124,12 +148,20 @@ def _parser() -> argparse.ArgumentParser:
         "items", nargs="?", type=Path, metavar="FILE", help=".jsonl, or .tsv with the columns repository and subject"
     )
     parser.add_argument("--agent", choices=sorted(AGENTS), default="stand-in", help="default: %(default)s")
-    parser.add_argument("--parallel", type=int, default=2, metavar="N", help="agents at a time (default: %(default)s)")
+    parser.add_argument(
+        "--parallel", type=_count, default=2, metavar="N", help="agents at a time (default: %(default)s)"
+    )
     parser.add_argument(
         "--results", type=Path, default=Path("reviews.jsonl"), metavar="FILE", help="default: %(default)s"
     )
     parser.add_argument("--dir", default=".iso-orchestrator", metavar="DIR", help="default: %(default)s")
     return parser
+
+
+def _count(text: str) -> int:
+    if (count := int(text)) < 1:
+        raise ValueError(text)
+    return count
 
 
 if __name__ == "__main__":

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+
 import pytest
+
+AGENTS = ("codex", "claude", "opencode")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -10,14 +14,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    reports = [report for reports in terminalreporter.stats.values() for report in reports]
-    rows = [
-        value
-        for report in reports
-        if getattr(report, "when", "") == "call"
-        for name, value in report.user_properties
-        if name == "agent"
-    ]
-    if rows:
-        terminalreporter.section("what became of the agents")
-        terminalreporter.write_line("\n".join(rows))
+    rows: dict[str, dict[str, str]] = defaultdict(dict)
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            for name, value in getattr(report, "user_properties", ()) if getattr(report, "when", "") == "call" else ():
+                if name == "agent":
+                    case, agent, cell = value
+                    rows[case][agent] = cell
+    if not rows:
+        return
+    terminalreporter.section("what became of the agents")
+    terminalreporter.write_line(
+        "exit code, seconds, outcome (+: the step waits for the limit's end), processes left behind"
+    )
+    for case, cells in [("", dict(zip(AGENTS, AGENTS, strict=True))), *rows.items()]:
+        terminalreporter.write_line(
+            "".join([f"{case:22}", *(f"{cells.get(agent, ''):26}" for agent in AGENTS)]).rstrip()
+        )

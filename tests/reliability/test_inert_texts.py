@@ -24,7 +24,9 @@ from iso_orchestrator import (
     Workflow,
     WorkflowStatus,
     list_workflows,
+    logs,
     read_workflow_record,
+    top,
 )
 from iso_orchestrator import facts as f
 from iso_orchestrator.cli import main
@@ -119,12 +121,23 @@ def _facts(text: str, number: int) -> list[f.Fact]:
         f.StepCompleted(T0, f"text {key}", text),
         f.StepStarted(T0, f"failed {key}", 1, "o"),
         f.StepFailed(T0, f"failed {key}", error),
+        f.StepStarted(T0, f"command {key}", 1, "o"),
+        f.StepCompleted(T0, f"command {key}", _command_result(text)),
+        f.StepStarted(T0, f"runs {key}", 1, "o"),
+        f.HeartbeatRecorded(T0, f"command:runs {key}", {"log": text, "line": text}),
+        f.StepStarted(T0, f"limited {key}", 1, "o"),
+        f.StepLimited(T0, f"limited {key}", at(1), key=text),
         f.EventAppended(T0, text, text, {text: text}),
         f.HeartbeatRecorded(T0, key, text),
         f.LeaseTouched(T0, key, text, 1.0, T0, at(1), 1, renewed=False, detail=text),
         f.StateUpdated(T0, {text: text}),
         f.StatusSet(T0, WorkflowStatus.FAILED, error),
     ]
+
+
+def _command_result(text: str) -> dict[str, Any]:
+    parsed = {"outcome": text, "cost_usd": 0.5, "text": text}
+    return {"exit_code": 0, "duration": 1.0, "stdout": text, "log_path": text, "parsed": parsed}
 
 
 def build(root: Path, texts: Sequence[str]) -> str:
@@ -222,6 +235,9 @@ def lines_without_controls(said: str) -> int:
 COMMANDS: list[tuple[str, ...]] = [
     ("list",),
     ("list", "--json"),
+    ("top",),
+    ("top", "ID"),
+    ("logs", "ID", "no such TEXT"),
     ("show", "ID"),
     ("show", "--json", "ID"),
     ("verify",),
@@ -233,6 +249,8 @@ COMMANDS: list[tuple[str, ...]] = [
     ("reset", "ID", "done *"),
     ("reset", "ID", "no such TEXT"),
     ("show", "no such TEXT"),
+    ("top", "no such TEXT"),
+    ("logs", "no such TEXT", "no such TEXT"),
     ("fold", "no such TEXT"),
     ("verify", "no such TEXT"),
     ("repair", "no such TEXT"),
@@ -321,6 +339,23 @@ def test_what_is_said_of_damage_is_text(damage: str, folder: Path, tier: Tier, f
             assert lines_without_controls(err) <= 2  # `list` has a line for each file that it cannot read
             tried += 1
     figures.add(ROW, "reports of damage", tried)
+
+
+def test_what_a_command_prints_is_text(folder: Path, tier: Tier, figures: Figures) -> None:
+    """Each line of its log is one line of `logs`, and its last one is a cell of one row of `top`."""
+    texts = drawn(tier.random("logs"), tier.count(quick=42, full=500, soak=20_000))
+    path = folder / "log"
+    for text in texts:
+        fold = new_fold(text)
+        fold.apply(f.StepStarted(T0, f"runs {text}", 1, "o"))
+        fold.apply(f.HeartbeatRecorded(T0, f"command:runs {text}", {"log": str(path)}))
+        path.write_bytes(f"{text}\n{text}.".encode())
+        lines = list(logs.output(lambda fold=fold: fold, lambda _: False, f"runs {text}", follow=False))
+        assert lines_without_controls("\n".join(lines)) == 2 * text.count("\n") + 1
+        assert lines[-1] == escape_terminal(text.split("\n")[-1] + ".")
+        table = top.top_text([fold], T0, lambda *_: True)
+        assert lines_without_controls(table) == 1
+    figures.add(ROW, "texts in logs", len(texts))
 
 
 class _Terminal(io.StringIO):

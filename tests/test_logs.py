@@ -1,0 +1,164 @@
+"""`iso-orchestrator logs`: what a step's command has written, and what it writes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support import DEADLINE, Child, run_python, wait_until
+from support_commands import shell
+from support_processes import PAUSE, child, in_thread
+
+from iso_orchestrator import CommandError, Workflow, WorkflowNotFoundError, current_step, read_workflow_record
+from iso_orchestrator.cli import main
+
+Run = Callable[..., tuple[int, str, str]]
+
+# Says its argument, and goes on when a file is there.
+WAIT_FOR = 'echo "$1"; until [ -e "$2" ]; do sleep 0.02; done'
+
+
+@pytest.fixture
+def run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a command on the root; its exit code, output and errors."""
+
+    def run(*args: str) -> tuple[int, str, str]:
+        code = main([args[0], "--dir", str(tmp_path), *args[1:]])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def follower(root: Path, step: str) -> Child:
+    """`logs -f` in a process of its own."""
+    code = "import sys; from iso_orchestrator.cli import main; sys.exit(main(sys.argv[1:]))"
+    return run_python(code, "logs", "--dir", root, "w", step, "-f")
+
+
+def test_the_log_of_a_step_is_printed(workflow: Workflow, run: Run) -> None:
+    """All that it wrote to standard output, its last line whether or not that has an end."""
+    workflow.command(name="say")(lambda: shell("seq 20000; printf end"))()
+    code, out, err = run("logs", "w", "say")
+    assert (code, err) == (0, "")
+    assert out.splitlines() == [*map(str, range(1, 20001)), "end"]
+
+
+@pytest.mark.parametrize("ending", ["exit 3", "exit 0"])
+def test_a_failed_step_has_its_log(workflow: Workflow, run: Run, ending: str) -> None:
+    """However soon it ended, and whether its exit code or its output was wrong; `show` says where the log is."""
+    step = workflow.command(name="say", parse="json")(lambda: shell(f"echo no json; {ending}"))
+    with pytest.raises((CommandError, ValueError)):
+        step()
+    assert run("logs", "w", "say") == (0, "no json\n", "")
+    _, out, _ = run("show", "w")
+    path = next(line for line in out.splitlines() if line.startswith("say: ")).removeprefix("say: ")
+    assert Path(path).read_text() == "no json\n"
+
+
+def test_a_step_that_was_tried_again_has_its_last_log(workflow: Workflow, run: Run) -> None:
+    """What an attempt wrote that is over is in a log of its own."""
+    workflow.command(name="say", retry=2)(lambda: shell('echo "$1"; [ "$1" = 2 ]', str(current_step().attempt)))()
+    assert run("logs", "w", "say") == (0, "2\n", "")
+
+
+def test_what_drives_a_terminal_is_spelled_out(workflow: Workflow, run: Run) -> None:
+    """So are bytes that are no UTF-8; the end of a line may be any."""
+    workflow.command(name="say")(lambda: ["printf", r"\033[31mred\r\ncaf\351\n\342\202\254\n"])()
+    assert run("logs", "w", "say") == (0, "\\x1b[31mred\ncaf\\xe9\n€\n", "")
+
+
+@pytest.mark.parametrize(
+    ("step", "says"),
+    [("nobody", "no step 'nobody'"), ("plain", "no command"), ("gone", "cannot be read")],
+)
+def test_what_has_no_log_is_one_helpful_line(workflow: Workflow, run: Run, step: str, says: str) -> None:
+    """A step that is not there, one that is no command, and a log that somebody has deleted."""
+    workflow.run_step("plain", lambda: {"log_path": None})
+    Path(workflow.command(name="gone")(lambda: ["echo", "one"])().log_path).unlink()
+    for follow in ([], ["-f"]):
+        code, out, err = run("logs", "w", step, *follow)
+        assert (code, out, err.count("\n")) == (1, "", 1)
+        assert says in err
+
+
+def test_an_unknown_workflow_is_one_helpful_line(run: Run) -> None:
+    """As with the other commands."""
+    code, out, err = run("logs", "nobody", "say")
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert "no workflow 'nobody'" in err
+
+
+# Followed
+
+
+def test_a_running_command_is_followed_to_its_end(workflow: Workflow, tmp_path: Path) -> None:
+    """A line is there when it is written, and with the step ends the command that follows it."""
+    step = workflow.command(name="say", timeout=DEADLINE)(
+        lambda: shell(f"{WAIT_FOR}; printf two", "one", tmp_path / "go on")
+    )
+    ended = in_thread(step)
+    _await_log(tmp_path)
+    with follower(tmp_path, "say") as following:
+        assert following.line() == "one"
+        with pytest.raises(AssertionError, match="printed nothing"):
+            following.line(PAUSE)
+        (tmp_path / "go on").touch()
+        assert following.line() == "two"
+        assert following.end() == []
+    assert ended.result(DEADLINE).exit_code == 0
+
+
+def test_a_step_that_is_tried_again_is_followed_from_log_to_log(workflow: Workflow, tmp_path: Path) -> None:
+    """The end of the first attempt's log comes before the second one's."""
+    step = workflow.command(name="say", retry=2, timeout=DEADLINE)(
+        lambda: shell(
+            f'{WAIT_FOR}; echo "end of $1"; [ "$1" = 2 ]',
+            str(current_step().attempt),
+            tmp_path / f"go on {current_step().attempt}",
+        )
+    )
+    ended = in_thread(step)
+    _await_log(tmp_path)
+    with follower(tmp_path, "say") as following:
+        assert following.line() == "1"
+        (tmp_path / "go on 1").touch()
+        assert [following.line(), following.line()] == ["end of 1", "2"]
+        (tmp_path / "go on 2").touch()
+        assert following.end() == ["end of 2"]
+    assert ended.result(DEADLINE).exit_code == 0
+
+
+KILLED = """
+@workflow.command(name="say")
+def work():
+    return ["sh", "-c", "echo one; exec sleep 30"]
+say("go")
+work()
+"""
+
+
+def test_following_ends_with_the_runner(tmp_path: Path) -> None:
+    """A runner that was killed writes no more: there is nothing to wait for."""
+    with child(KILLED, tmp_path) as runner:
+        _await_log(tmp_path)
+        with follower(tmp_path, "say") as following:
+            assert following.line() == "one"
+            runner.kill()
+            assert following.end() == []
+    workflow = Workflow("w", dir=tmp_path)
+    workflow.command(name="say")(lambda: ["true"])()  # ends what is left
+    workflow.close()
+
+
+def _await_log(root: Path) -> None:
+    """Until it is on record where the step writes, and it has written something."""
+
+    def is_known() -> bool:
+        try:
+            beat = read_workflow_record("w", dir=root).heartbeats.get("command:say")
+        except WorkflowNotFoundError:
+            return False
+        return beat is not None and isinstance(beat.detail, dict) and Path(str(beat.detail["log"])).stat().st_size > 0
+
+    wait_until(is_known, what="the log")

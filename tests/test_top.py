@@ -1,0 +1,199 @@
+"""`iso-orchestrator top`: what runs now, and what waits; and what `show` says of commands."""
+
+from __future__ import annotations
+
+import re
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import DEADLINE, run_python, wait_until
+from support_commands import shell
+from support_processes import child, in_thread
+
+from iso_orchestrator import Limited, Retry, Workflow
+from iso_orchestrator.agents import Claude
+from iso_orchestrator.cli import main
+
+REPOSITORY = Path(__file__).parent.parent
+NOTHING = "nothing is running\n"
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a command on the root; its exit code, output and errors."""
+
+    def run(*args: str) -> tuple[int, str, str]:
+        code = main([args[0], "--dir", str(tmp_path), *args[1:]])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@contextmanager
+def working(workflow: Workflow, folder: Path, says: str) -> Iterator[Future[Any]]:
+    """The step "work" of a workflow: a command that says something and runs as long as the `with` block."""
+    go_on = folder / f"{workflow.workflow_id} go on"
+
+    @workflow.command(name="work", timeout=DEADLINE)
+    def work() -> list[str]:
+        return shell('printf %s "$1"; until [ -e "$2" ]; do sleep 0.02; done', says, go_on)
+
+    ended = in_thread(work)
+    try:
+        wait_until(lambda: "command:work" in workflow.record.heartbeats, what="a heartbeat")
+        yield ended
+    finally:
+        go_on.touch()
+        ended.result(DEADLINE)
+        workflow.close()
+
+
+def rows(out: str) -> list[list[str]]:
+    """The cells of a table's rows."""
+    head, *lines = out.splitlines()
+    assert head.split() == ["workflow", "step", "attempt", "for", "what"]
+    return [re.split(r"  +", line) for line in lines]
+
+
+def test_where_nothing_runs_it_says_so(workflow: Workflow, run: Run) -> None:
+    """Neither in a root that is not there nor with what has ended."""
+    assert run("top") == (0, NOTHING, "")
+    workflow.command(name="work")(lambda: ["true"])()
+    assert run("top") == (0, NOTHING, "")
+    assert run("top", "w") == (0, NOTHING, "")
+
+
+def test_a_running_command_has_its_last_line(workflow: Workflow, tmp_path: Path, run: Run) -> None:
+    """Its workflow, step, attempt, how long it has run, and the last line that is not blank, cut."""
+    with working(workflow, tmp_path, f"one\ntwo {'x' * 100}\n\n"):
+        code, out, err = run("top")
+        ((workflow_id, step, attempt, since, what),) = rows(out)
+    assert (code, err, workflow_id, step, attempt) == (0, "", "w", "work", "1")
+    assert re.fullmatch(r"0:00:\d\d", since)
+    assert re.fullmatch(r"two x{56}", what)
+    assert run("top") == (0, NOTHING, "")
+
+
+def test_one_workflow_can_be_asked_for(workflow: Workflow, tmp_path: Path, run: Run) -> None:
+    """Without a name it is all of the folder; a name that no workflow has is an error."""
+    with working(workflow, tmp_path, "one"), working(Workflow("other", dir=tmp_path), tmp_path, "two"):
+        assert [row[0] for row in rows(run("top")[1])] == ["other", "w"]
+        assert [row[-1] for row in rows(run("top", "other")[1])] == ["two"]
+    code, out, err = run("top", "nobody")
+    assert (code, out) == (1, "")
+    assert "no workflow 'nobody'" in err
+
+
+def test_a_plain_step_is_shown_too(workflow: Workflow, run: Run) -> None:
+    """It has no last line."""
+    shown = workflow.run_step("look", lambda: run("top")[1])
+    assert [row[:3] for row in rows(shown)] == [["w", "look", "1"]]
+
+
+def test_what_waits_for_a_limit_says_until_when(workflow: Workflow, run: Run) -> None:
+    """By what is limited, where that has a name."""
+    until = datetime.now(UTC) + timedelta(seconds=2)
+    later = until + timedelta(seconds=1)
+
+    def limited(end: datetime, key: str | None = None) -> Future[Any]:
+        def body() -> None:
+            if datetime.now(UTC) < end:
+                raise Limited(end, key)
+
+        return in_thread(lambda: workflow.run_step(f"ask {key}", body))
+
+    ended = [limited(until, "some-api"), limited(later)]
+    wait_until(lambda: len([step for step in workflow.record.steps.values() if step.error]) == len(ended))
+    assert {row[1]: row[-1] for row in rows(run("top")[1])} == {
+        "ask some-api": f"waits for the limit of some-api until {until:%Y-%m-%d %H:%M:%S}Z",
+        "ask None": f"waits for its limit until {later:%Y-%m-%d %H:%M:%S}Z",
+    }
+    for end in ended:
+        end.result(DEADLINE)
+    assert run("top")[1] == NOTHING
+
+
+def test_what_waits_for_its_next_attempt_says_why(workflow: Workflow, tmp_path: Path, run: Run) -> None:
+    """By the error of the last one."""
+
+    def flaky() -> None:
+        if not (tmp_path / "go on").exists():
+            (tmp_path / "go on").touch()
+            raise OSError("no space")
+
+    ended = in_thread(lambda: workflow.run_step("save", flaky, retry=Retry(2, wait=1.0)))
+    wait_until(lambda: "save" in workflow.record.steps and workflow.record.steps["save"].error)
+    assert rows(run("top")[1])[0][-1] == "waits for its next attempt: no space"
+    ended.result(DEADLINE)
+
+
+def test_what_a_killed_run_left_is_nobody_s(tmp_path: Path, run: Run) -> None:
+    """Its process is gone, whatever the record says."""
+    code = "workflow.run_step('ask', lambda: (say('go'), hear()))"
+    with child(code, tmp_path) as runner:
+        assert runner.line() == "go"
+        runner.kill()
+    assert rows(run("top")[1])[0][-1] == "its process is gone; the next run takes it over"
+
+
+def test_a_damaged_record_hides_no_other(workflow: Workflow, tmp_path: Path, run: Run) -> None:
+    """What runs is shown, the damaged file named, and the end is 1."""
+    path = Path(Workflow("broken", dir=tmp_path).record_path)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"{")
+    shown = workflow.run_step("look", lambda: list(run("top")))
+    assert shown[0] == 1
+    assert [row[1] for row in rows(shown[1])] == ["look"]
+    assert str(path) in shown[2]
+
+
+def test_it_can_be_watched(workflow: Workflow, tmp_path: Path) -> None:
+    """Again and again, in a pipe without a control character, until Ctrl-C."""
+    code = "import sys; from iso_orchestrator.cli import main; sys.exit(main(sys.argv[1:]))"
+    with run_python(code, "top", "--dir", tmp_path, "--every", "0.05") as watching:
+        assert [watching.line(), watching.line()] == [NOTHING.strip()] * 2
+        with working(workflow, tmp_path, "one"):
+            while not (line := watching.line()).startswith("w  "):
+                assert line == NOTHING.strip() or line.startswith("workflow")
+        watching.process.send_signal(signal.SIGINT)
+        assert watching.process.wait(DEADLINE) == 130
+
+
+# What `show` says of commands
+
+
+def test_show_says_what_a_command_came_to(workflow: Workflow, run: Run) -> None:
+    """Exit code and seconds in the place of its result, and below the whole path of its log."""
+    result = workflow.command(name="work", ok_codes=(0, 3))(lambda: shell("echo one; exit 3"))()
+    code, out, _ = run("show", "w")
+    assert code == 0
+    assert re.search(r"^work +completed +1 .* exit 3 in \d+\.\d s$", out, re.MULTILINE)
+    assert f"\nlogs (1)\nwork: {result.log_path}\n" in out
+
+
+def test_show_says_what_an_agent_came_to(workflow: Workflow, run: Run) -> None:
+    """The outcome, and the cost where the agent tells it."""
+    agent = Claude(
+        program=[sys.executable, "-m", "iso_orchestrator.agents.stand_in", "claude"],
+        env={"PYTHONPATH": str(REPOSITORY), "STAND_IN_SECONDS": "0"},
+    )
+    result = workflow.command(name="review", parse=agent, timeout=DEADLINE)(lambda: agent.command("Review."))()
+    _, out, _ = run("show", "w")
+    assert re.search(rf" exit 0 in \d+\.\d s, ok, \${result.parsed.cost_usd:.4f}$", out, re.MULTILINE)
+
+
+def test_what_only_looks_like_a_command_is_shown_as_it_is(workflow: Workflow, run: Run) -> None:
+    """A step's own result that has an exit code is that step's."""
+    workflow.run_step("plain", lambda: {"exit_code": 1})
+    _, out, _ = run("show", "w")
+    assert '{"exit_code": 1}' in out
+    assert "logs (" not in out
