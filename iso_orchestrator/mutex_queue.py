@@ -240,6 +240,8 @@ def find_hold(handle: Handle, key: str, scope: MutexScope, owner: Owner) -> Hold
     Raises:
         WorkflowUsageError: Whoever waits for *owner* has it, and shares it with others that run at the same time.
     """
+    if owner.parent is None and not owner.holds:
+        return None  # what a thread of no item is asked most of the time
     entry_key = _entry_key(handle, key, scope)
     beyond_item = False
     for link in owner.chain():

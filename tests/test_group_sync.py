@@ -47,22 +47,50 @@ def test_one_who_was_interrupted_is_not_chosen_to_lead() -> None:
     leader = led(group, disk)
     group.written = 3
     other: list[Future[Any]] = []
-    main = threading.get_ident()
+    main, left = threading.get_ident(), threading.Event()
+
+    def leaves() -> bool:
+        signal.pthread_kill(main, signal.SIGINT)  # one that comes just as he begins to wait does not wake him
+        return left.wait(5)
 
     def interrupt() -> None:
         until_queued(group, 1)
         other.append(in_thread(group.wait_for, 3))
         until_queued(group, 2)
-        signal.pthread_kill(main, signal.SIGINT)
+        wait_until(leaves, what="the end of his wait")
 
     interrupting = in_thread(interrupt)
     with pytest.raises(KeyboardInterrupt):
         group.wait_for(2)
+    left.set()
     interrupting.result(DEADLINE)
     disk.goes_on.set()
     leader.result(DEADLINE)
     other[0].result(DEADLINE)
     assert disk.syncs == 2
+
+
+class Hasty(GroupSync):
+    """A sync in which Ctrl-C comes when one is in the queue, and does not wait yet."""
+
+    def _follow(self, latch: Latch) -> None:
+        if len(self._waiting) == 1:
+            raise KeyboardInterrupt
+        super()._follow(latch)
+
+
+def test_one_who_was_interrupted_before_he_waited_is_not_chosen_to_lead() -> None:
+    """He is out of the queue, however early that was."""
+    disk = Disk()
+    group = Hasty(disk.sync)
+    leader = led(group, disk)
+    group.written = 3
+    with pytest.raises(KeyboardInterrupt):
+        group.wait_for(2)
+    assert group._waiting == []
+    disk.goes_on.set()
+    leader.result(DEADLINE)
+    group.wait_for(3)
 
 
 class Slow(GroupSync):

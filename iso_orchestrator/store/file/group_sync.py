@@ -44,25 +44,26 @@ class GroupSync:
             StoreError: A sync has failed.
         """
         while self.synced < seq or self.failure is not None:
-            leads, latch = False, None
+            leads, latch = False, Latch()
             try:
                 with self._guard:
                     if self.failure is not None:
                         self.check()
-                    if self._is_led:
-                        latch = self._enqueue(seq)
+                    follows = self._is_led
+                    if follows:
+                        self._waiting.append((seq, latch))
                     elif self.synced < seq:
                         # In one statement: a signal between two would leave a leader at work who is nobody.
                         self._is_led = leads = True
                 if leads:
                     self._lead()
-                elif latch is not None:
+                elif follows:
                     self._follow(latch)
             finally:
                 try:
-                    self._hand_over(leads)
+                    self._hand_over(leads, latch)
                 except BaseException:  # a signal in the midst of it: others would wait for ever
-                    self._hand_over(leads)
+                    self._hand_over(leads, latch)
                     raise
 
     def check(self) -> None:
@@ -89,7 +90,8 @@ class GroupSync:
                     self.synced = seq
                     self._wake()
                     return
-                latch = self._enqueue(0)
+                latch = Latch()
+                self._waiting.append((0, latch))  # 0: he is never chosen to lead
             self._follow(latch)
 
     def raise_to(self, seq: int) -> None:
@@ -106,21 +108,14 @@ class GroupSync:
         else:
             self.raise_to(target)
 
-    def _enqueue(self, seq: int) -> Latch:
-        latch = Latch()
-        self._waiting.append((seq, latch))
-        return latch
-
     def _follow(self, latch: Latch) -> None:
-        try:
-            latch.wait()
-        finally:  # after a signal nobody waits on it: it must not be chosen to lead
-            with self._guard:
-                self._waiting = [entry for entry in self._waiting if entry[1] is not latch]
+        latch.wait()
 
-    def _hand_over(self, leads: bool) -> None:
+    def _hand_over(self, leads: bool, latch: Latch) -> None:
         """Be done, as a leader or as one who may have been woken to lead, and have what he wants or be interrupted."""
         with self._guard:
+            # After a signal nobody waits on it: it must not be chosen to lead.
+            self._waiting = [entry for entry in self._waiting if entry[1] is not latch]
             if leads:
                 self._is_led = False
             if not self._is_led:

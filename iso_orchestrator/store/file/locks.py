@@ -34,6 +34,7 @@ class FileLock:
     def __init__(self, fs: FileSystem, path: str) -> None:
         self.path = path
         self.fd = -1
+        self._file: os.stat_result | None = None  # which one it is, once somebody has asked
         self._fs = fs
         self._backend = _portalocker()
 
@@ -118,17 +119,23 @@ class FileLock:
 
     def is_at_path(self) -> bool:
         """Whether the file still has its name: one that was unlinked meanwhile excludes nobody."""
-        return is_same_file(self._fs.identify_path(self.path), self._fs.identify(self.fd))
+        if self._file is None:
+            self._file = self._fs.identify(self.fd)
+        return is_same_file(self._fs.identify_path(self.path), self._file)
 
     def _opened(self, fd: int) -> None:
-        self.fd = fd
+        self.fd, self._file = fd, None
         _open_locks.add(self)
 
 
 def owner_json() -> bytes:
     """This process, as lock files name it from now on."""
-    who = {"pid": os.getpid(), "host": host_name(), "since": _clock.now().isoformat()}
-    return encode(who).encode("ascii")
+    return f'{{"pid":{os.getpid()},"host":{_host_json()},"since":"{_clock.now().isoformat()}"}}'.encode("ascii")
+
+
+@lru_cache(maxsize=1)
+def _host_json() -> str:
+    return encode(host_name())
 
 
 def read_owner(fs: FileSystem, path: str) -> OwnerInfo:

@@ -47,7 +47,7 @@ __all__ = ["FileLog"]
 _log = logging.getLogger("iso_orchestrator")
 
 # The journal is folded when it has outgrown both: each of its bytes then bears a constant share of all folds.
-_FOLD_AT_BYTES = 1 << 24
+_FOLD_AT_BYTES = 1 << 26
 _FOLD_AT_RATIO = 4.0
 _LOOK_EVERY = 0.05  # seconds
 
