@@ -59,6 +59,7 @@ def _use(fs: FileSystem, root: str) -> Iterator[Callable[[], Any]]:
         mutex = held[0].mutex("key", whole_store=whole_store)
         if mutex.try_acquire():
             mutex.release()
+            mutex.let_go()
         mutex.holder()
 
     yield lambda: files.read("w")
@@ -103,6 +104,7 @@ def make(root: Path, state: str) -> None:
     mutex = log.mutex("key", whole_store=False)
     mutex.acquire()
     mutex.release()
+    mutex.let_go()
     log.close()
     (runs,) = (root / "locks").glob("w-*/runs")
     (run,) = runs.iterdir()

@@ -209,6 +209,9 @@ class _MutexView:
             self._held = False
             self._mutex.release()
 
+    def let_go(self) -> None:
+        self._mutex.let_go()
+
     def holder(self) -> Any:
         return self._mutex.holder()
 
