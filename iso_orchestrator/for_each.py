@@ -16,9 +16,9 @@ from iso_orchestrator.mutex_queue import MutexScope
 from iso_orchestrator.names import check_key
 from iso_orchestrator.naming import Parameters, compile_template
 from iso_orchestrator.progress import reporter
-from iso_orchestrator.scheduler import Keyed, Scheduler
+from iso_orchestrator.scheduler import Keyed, Outcome, Scheduler
 from iso_orchestrator.seconds import check_wait
-from iso_orchestrator.step import refuse_unfit
+from iso_orchestrator.step import performer, refuse_unfit
 
 __all__ = [
     "ForEach",
@@ -152,7 +152,8 @@ class ForEach(Generic[Item, P, R]):
         """
         handle = self._resolve()
         key_of = self._key_function(shared, named)
-        return _run(handle, items, lambda item: self.fn(item, *shared, **named), key_of, self._options, self._name)
+        perform = performer(self.fn)
+        return _run(handle, items, lambda item: perform(item, *shared, **named), key_of, self._options, self._name)
 
     def _key_function(self, shared: tuple[Any, ...], named: dict[str, Any]) -> Callable[[Any], str | None]:
         fill = self._fill
@@ -172,7 +173,7 @@ def run_for_each(
     refuse_unfit(fn, "what for_each calls")
     literal = options.mutex_key
     key_of = (lambda _: literal) if isinstance(literal, str) else _key_function(literal)
-    return _run(handle, items, fn, key_of, options, getattr(fn, "__name__", "for_each"))
+    return _run(handle, items, performer(fn), key_of, options, getattr(fn, "__name__", "for_each"))
 
 
 def for_each_options(
@@ -235,7 +236,7 @@ def _key_function(mutex_key: MutexKey) -> Callable[[Any], str | None]:
 def _run(
     handle: Handle,
     items: Iterable[Item],
-    work: Callable[[Item], R],
+    work: Callable[[Item], Outcome],
     key_of: Callable[[Item], str | None],
     options: ForEachOptions,
     name: str,

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import CancelledError, Executor, Future
 from contextvars import copy_context
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import attrs
 
@@ -23,9 +23,13 @@ from iso_orchestrator.mutex import record_acquired, release
 from iso_orchestrator.mutex_queue import Hold, MutexScope, Waiter, find_hold, request
 from iso_orchestrator.waiting import Monitor
 
-__all__ = ["Keyed", "Progress", "Scheduler"]
+__all__ = ["Keyed", "Outcome", "Progress", "Scheduler"]
 
 _READ_AHEAD = 1000  # items, or 16 for each worker
+
+
+Outcome: TypeAlias = tuple[Any, Callable[[], None] | None]
+"""What an item came to, and what has to be called before anybody is told of it; it returns when that is on the disk."""
 
 
 class Progress(Protocol):
@@ -82,7 +86,7 @@ class Scheduler:
     def __init__(
         self,
         handle: Handle,
-        work: Callable[[Any], Any],
+        work: Callable[[Any], Outcome],
         keyed: Keyed,
         *,
         max_parallel: int,
@@ -106,6 +110,8 @@ class Scheduler:
         self._behind: dict[str, deque[_Task]] = {}  # a key is here while an item of it is ready, asking or running
         self._granted: deque[_Task] = deque()
         self._asking: set[_Task] = set()
+        self._unsettled: list[tuple[_Task, Any, Callable[[], None]]] = []
+        self._settles = False  # somebody does, who also takes what is added meanwhile
         self._workers = 0
         self._running = 0  # of the workers, those that have begun: what a signal leaves unhired never does
         self._hired: set[Future[None]] = set()
@@ -219,7 +225,11 @@ class Scheduler:
                 if task.key is not None and task.hold is None:
                     self._ask(task)
                 else:
-                    self._finish(task, *self._context.copy().run(self._do, task))
+                    ok, value, settle = self._context.copy().run(self._do, task)
+                    if settle is None:
+                        self._finish(task, ok, value)
+                    else:
+                        self._settle(task, value, settle)
         except BaseException as error:  # noqa: BLE001 - it goes to the caller's thread
             self._stop(error)
             with self._changed.guard:
@@ -309,7 +319,36 @@ class Scheduler:
             self._changed.notify()
         return True
 
-    def _do(self, task: _Task) -> tuple[bool, Any]:
+    def _settle(self, task: _Task, value: Any, settle: Callable[[], None]) -> None:
+        """Have an item settled: by this worker, or by one that settles those of others already.
+
+        A sync takes longer than all else in a short step. So whoever would wait for the next sync starts another item
+        instead, as long as fewer than `max_parallel` wait for one.
+        """
+        with self._changed.guard:
+            self._unsettled.append((task, value, settle))
+            if self._settles and len(self._unsettled) < self._max_parallel:
+                return
+            is_alone, self._settles = not self._settles, True
+        while self._settle_all(is_alone):
+            pass
+
+    def _settle_all(self, is_alone: bool) -> bool:
+        """Settle what waits for it; whether to look again for what others have left since."""
+        with self._changed.guard:
+            unsettled, self._unsettled = self._unsettled, []
+            if not unsettled and is_alone:
+                self._settles = False
+        for task, value, settle in unsettled:
+            try:
+                settle()
+            except BaseException as error:  # noqa: BLE001 - it is the item's outcome
+                self._finish(task, False, error)
+            else:
+                self._finish(task, True, value)
+        return is_alone and bool(unsettled)
+
+    def _do(self, task: _Task) -> tuple[bool, Any, Callable[[], None] | None]:
         around = self._scope
         scope = Scope(
             around.workflow,
@@ -323,15 +362,19 @@ class Scheduler:
         )
         with entered(scope):
             try:
-                return True, self._work(task.item) if task.hold is None else self._do_held(task, task.hold)
+                if task.hold is not None:
+                    return True, self._do_held(task, task.hold), None
+                return True, *self._work(task.item)
             except BaseException as error:  # noqa: BLE001 - it is the item's outcome, or the caller's error
-                return False, error
+                return False, error, None
 
     def _do_held(self, task: _Task, hold: Hold) -> Any:
         assert task.key is not None
         try:
             record_acquired(self._handle, task.key)
-            value = self._work(task.item)
+            value, settle = self._work(task.item)
+            if settle is not None:
+                settle()
         except BaseException as error:
             release(self._handle, task.key, hold, error)
             raise

@@ -23,6 +23,7 @@ __all__ = [
     "BoundStep",
     "Step",
     "StepKeywords",
+    "performer",
     "refuse_unfit",
     "return_annotation",
     "run_step",
@@ -81,10 +82,7 @@ class Step(Generic[P, R]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """The step's recorded result, or a new one."""
-        handle = self._resolve()
-        if handle is not self._claimed_by:
-            self.claim(handle)
-        result: R = self._call(handle, args, kwargs).run()
+        result: R = self._claimed_call(args, kwargs).run()
         return result
 
     @overload
@@ -97,10 +95,14 @@ class Step(Generic[P, R]):
 
     def submit(self, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
         """Call the step on the workflow's threads."""
-        handle = self._resolve()
-        if handle is not self._claimed_by:
-            self.claim(handle)
-        return handle.submit(self._call(handle, args, kwargs).run)
+        call = self._claimed_call(args, kwargs)
+        return call.handle.submit(call.run)
+
+    def _perform(self, *args: P.args, **kwargs: P.kwargs) -> tuple[R, Callable[[], None] | None]:
+        """As a call, but a new result survives only this process until the second, which has to be called, returns."""
+        call = self._claimed_call(args, kwargs)
+        result: R = call.perform()
+        return result, None if call.recorded is None else call.settle
 
     def step_name(self, *args: P.args, **kwargs: P.kwargs) -> str:
         """What that call is called in the record."""
@@ -116,7 +118,10 @@ class Step(Generic[P, R]):
             handle.claim(self._claimed, self.fn)
         self._claimed_by = handle
 
-    def _call(self, handle: Handle, args: tuple[Any, ...], kwargs: dict[str, Any]) -> StepCall:
+    def _claimed_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> StepCall:
+        handle = self._resolve()
+        if handle is not self._claimed_by:
+            self.claim(handle)
         arguments = self._parameters.bind(args, kwargs)
         return StepCall(
             handle=handle,
@@ -160,9 +165,20 @@ class BoundStep(Generic[R]):
         """As `Step.submit`."""
         return self._step.submit(self._instance, *args, **kwargs)
 
+    def _perform(self, *args: Any, **kwargs: Any) -> tuple[R, Callable[[], None] | None]:
+        """As `Step._perform`."""
+        return self._step._perform(self._instance, *args, **kwargs)
+
     def step_name(self, *args: Any, **kwargs: Any) -> str:
         """As `Step.step_name`."""
         return self._step.step_name(self._instance, *args, **kwargs)
+
+
+def performer(fn: Callable[..., Any]) -> Callable[..., tuple[Any, Callable[[], None] | None]]:
+    """What calls *fn* and, where it is a step, leaves a new result to be settled by the second that it returns."""
+    if isinstance(fn, Step | BoundStep):
+        return fn._perform
+    return lambda *args, **kwargs: (fn(*args, **kwargs), None)
 
 
 def run_step(

@@ -92,6 +92,15 @@ class _Refused:
     error: OrchestratorError
 
 
+@attrs.frozen(eq=False, repr=False)
+class Recorded:
+    """A result that this call has put into the journal, and that may not be on the disk yet."""
+
+    flight: Flight
+    seq: int
+    data: Json
+
+
 _Attempt: TypeAlias = int
 """The number of the attempt at a step that the caller has in hand now."""
 
@@ -119,6 +128,7 @@ class StepCall:
     scope: Scope = attrs.field(init=False)
     predecessor: Predecessor = attrs.field(init=False, default="unknown")
     predecessor_number: int = attrs.field(init=False, default=0)
+    recorded: Recorded | None = attrs.field(init=False, default=None)
 
     def run(self) -> Any:
         """The step's result, recorded or new.
@@ -126,6 +136,13 @@ class StepCall:
         Raises:
             Exception: What the body raised in its last attempt, or what `StepOptions` say.
         """
+        try:
+            return self.perform()
+        finally:
+            self.settle()
+
+    def perform(self) -> Any:
+        """As `run`, but the result survives only this process until `settle`, which has to follow, returns."""
         self.session = self.handle.session()
         step = self.session.completed(self.name, self.idempotency_key, self.options.version)
         if step is not None:
@@ -140,9 +157,28 @@ class StepCall:
             if given_up.error is not None:
                 raise given_up.error from given_up.error.__cause__
         finally:
-            # An error that could not be recorded is the caller's alone: others may try for themselves.
-            self.session.end_flight(flight, settled=flight.succeeded or flight.error is not None)
-        return self.run()  # somebody else has taken the step over: theirs is the outcome
+            if self.recorded is None:
+                # An error that could not be recorded is the caller's alone: others may try for themselves.
+                self.session.end_flight(flight, settled=flight.error is not None)
+        return self.perform()  # somebody else has taken the step over: theirs is the outcome
+
+    def settle(self) -> None:
+        """Wait until the result would survive a power cut, and let the step go. In any thread.
+
+        Raises:
+            StoreError: It would not.
+        """
+        if self.recorded is None:
+            return
+        flight, seq, data = self.recorded.flight, self.recorded.seq, self.recorded.data
+        try:
+            self.session.log.sync(seq)
+            flight.succeeded, flight.result = True, data
+        except StoreError as error:
+            raise self._lost(error) from error
+        finally:
+            self.recorded = None
+            self.session.end_flight(flight, settled=flight.succeeded)
 
     def _wait_or_fly(self, own: Flight) -> Any:
         pause, awaited, fences = None, 0, self.scope.fences
@@ -281,11 +317,10 @@ class StepCall:
 
         try:
             recorded, seq = self.session.append(decide, self.scope.fences)
-            self.session.log.sync(seq)
         except LeaseLostError as error:
             raise _NotRecorded(error) from error
         except StoreError as error:
-            lost = StoreError(f"step {self.name!r} succeeded, and its result could not be recorded: {error}")
+            lost = self._lost(error)
             lost.__cause__ = error
             raise _NotRecorded(lost) from error
         except Exception as error:
@@ -293,7 +328,10 @@ class StepCall:
             raise _NotRecorded(error) from error
         if not recorded:
             raise _NotRecorded(None)
-        flight.succeeded, flight.result = True, data
+        self.recorded = Recorded(flight, seq, data)
+
+    def _lost(self, error: StoreError) -> StoreError:
+        return StoreError(f"step {self.name!r} succeeded, and its result could not be recorded: {error}")
 
     def _record_failure(self, flight: Flight, attempt: int, error: BaseException, *, retrying: bool) -> bool:
         """Record that an attempt failed; whether that could be done. Never hides *error*."""

@@ -9,6 +9,7 @@ import stat
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -898,24 +899,46 @@ def test_reader_between_two_pairs_looks_again(root: Path, paths: Paths) -> None:
 
 
 def test_journal_that_outgrows_its_share_is_folded(root: Path, paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A journal that is long, and many times its snapshot, is folded in the midst of the work, and rarely."""
+    """A journal that is long, and many times what its record is, is folded in the midst of the work."""
     monkeypatch.setattr("iso_orchestrator.store.file.log._FOLD_AT_BYTES", 20_000)
     fs = WatchedFS()
     log, fold = opened(root, fs)
     fs.calls.clear()
     folded_at = []
-    for number in range(300):
+    for number in range(100):
         before = fs.count("replace")
-        fold = put(log, fold, f.EventAppended(T0, "note", str(number), "x" * 1000))
+        fold = put(log, fold, f.StateUpdated(T0, {"number": number, "pad": "x" * 1000}))
         folded_at += [number] if fs.count("replace") > before else []
-    # At 20,000 bytes, then whenever the journal is four times the snapshot: 18 facts, then 4 x 18, then 4 x 90.
-    assert len(folded_at) == 2
-    assert 15 < folded_at[0] < 20
-    assert 3.5 < (folded_at[1] - folded_at[0]) / folded_at[0] < 4.5
-    assert json.loads(Path(paths.snapshot).read_bytes())["isoOrchestrator"]["seq"] == folded_at[1] + 1
-    assert notes_of(fold) == [str(number) for number in range(300)]
+    # At 20,000 bytes: some 18 facts of 1,100 bytes, of which the record has the last, and the event of each. These add
+    # up: in the end the snapshot is more than a quarter of 20,000 bytes, and the journal has to be twice as long.
+    gaps = [after - before for before, after in pairwise([0, *folded_at])]
+    assert len(gaps) == 4
+    assert all(15 < gap < 20 for gap in gaps[:-1])
+    assert 30 < gaps[-1] < 40
+    snapshot = json.loads(Path(paths.snapshot).read_bytes())
+    assert snapshot["isoOrchestrator"]["seq"] == folded_at[-1] + 1
+    assert snapshot["state"]["number"] == folded_at[-1]
     log.sync(fold.seq)
-    assert notes_of(looked_at(FileStore(root))) == notes_of(fold)
+    assert looked_at(FileStore(root)).state == {"number": 99, "pad": "x" * 1000}
+
+
+def test_journal_that_is_all_record_is_folded_at_the_end_only(
+    root: Path, paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is written twice where no fold would make the files shorter; what grows later is looked at again."""
+    monkeypatch.setattr("iso_orchestrator.store.file.log._FOLD_AT_BYTES", 20_000)
+    fs = WatchedFS()
+    log, fold = opened(root, fs)
+    fs.calls.clear()
+    for number in range(300):
+        fold = put(log, fold, f.EventAppended(T0, "note", str(number), "x" * 1000))
+    assert fs.count("replace") == 0
+    for number in range(2000):
+        fold = put(log, fold, f.StateUpdated(T0, {"number": number, "pad": "x" * 1000}))
+    assert fs.count("replace") == 2
+    log.leave(fold)
+    assert fs.count("replace") == 4
+    assert notes_of(looked_at(FileStore(root))) == [str(number) for number in range(300)]
 
 
 @pytest.mark.parametrize("ending", [".json.new", ".journal.new"])

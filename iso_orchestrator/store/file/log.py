@@ -46,7 +46,8 @@ __all__ = ["FileLog"]
 
 _log = logging.getLogger("iso_orchestrator")
 
-# The journal is folded when it has outgrown both: each of its bytes then bears a constant share of all folds.
+# In the midst of the work a journal is folded when it is longer than this and so many times the snapshot that would be
+# made of it. One that is mostly results is as long as they are: to write them once more would only cost.
 _FOLD_AT_BYTES = 1 << 26
 _FOLD_AT_RATIO = 4.0
 _LOOK_EVERY = 0.05  # seconds
@@ -176,7 +177,7 @@ class FileLog:
             journal.end += len(data)
             sync.written = fold.seq
             if journal.end > self._fold_at:
-                self._fold_early(fold)
+                self._fold_early(fold, journal)
         except OSError as error:
             raise self._as_typed(error) from error
 
@@ -370,20 +371,24 @@ class FileLog:
             self._rotate(fold)
         self._sweep_mutexes()
 
-    def _fold_early(self, fold: Fold) -> None:
-        """Fold in the midst of the work, if that can be done: what was appended is safe either way."""
+    def _fold_early(self, fold: Fold, journal: _Journal) -> None:
+        """Fold in the midst of the work, if that is worth it and can be done: what was appended is safe either way."""
         try:
             self._refuse_foreign_snapshot()
-            self._rotate(fold)
+            snapshot = snapshot_from_fold(fold)
+            if len(snapshot) * _FOLD_AT_RATIO <= journal.end:
+                self._rotate(fold, snapshot)
+                return
         except SyncError:
             raise
         except (OSError, RecordConflictError) as error:
             _log.warning("%s: the journal is not folded yet: %s", self.path, error)
-            self._fold_at *= 2
+        self._fold_at *= 2
 
-    def _rotate(self, fold: Fold) -> _Journal:
+    def _rotate(self, fold: Fold, snapshot: bytes | None = None) -> _Journal:
         """A fresh pair from *fold*: the snapshot first, then a journal that goes on from it."""
-        snapshot = snapshot_from_fold(fold)
+        if snapshot is None:
+            snapshot = snapshot_from_fold(fold)
         self.record_lock.grow()  # before anything is renamed: whoever is killed in between has told the others
         fd = write_aside(self._fs, self._paths.snapshot, snapshot)
         self._snapshot = None  # until the journal that goes with it is there
