@@ -26,6 +26,7 @@ from iso_orchestrator.waiting import Monitor
 __all__ = ["Keyed", "Outcome", "Progress", "Scheduler"]
 
 _READ_AHEAD = 1000  # items, or 16 for each worker
+_UNSETTLED = 64  # items; what a power cut could take
 
 
 Outcome: TypeAlias = tuple[Any, Callable[[], None] | None]
@@ -111,7 +112,8 @@ class Scheduler:
         self._granted: deque[_Task] = deque()
         self._asking: set[_Task] = set()
         self._unsettled: list[tuple[_Task, Any, Callable[[], None]]] = []
-        self._settles = False  # somebody does, who also takes what is added meanwhile
+        self._settles = False  # somebody does, and takes what is added meanwhile too
+        self._settling = 0
         self._workers = 0
         self._running = 0  # of the workers, those that have begun: what a signal leaves unhired never does
         self._hired: set[Future[None]] = set()
@@ -323,21 +325,22 @@ class Scheduler:
         """Have an item settled: by this worker, or by one that settles those of others already.
 
         A sync takes longer than all else in a short step. So whoever would wait for the next sync starts another item
-        instead, as long as fewer than `max_parallel` wait for one.
+        instead, as long as no more than a few are unsettled.
         """
         with self._changed.guard:
             self._unsettled.append((task, value, settle))
-            if self._settles and len(self._unsettled) < self._max_parallel:
+            if self._settles and len(self._unsettled) + self._settling <= _UNSETTLED:
                 return
-            is_alone, self._settles = not self._settles, True
-        while self._settle_all(is_alone):
+            is_first, self._settles = not self._settles, True
+        while self._settle_all(is_first) and is_first:
             pass
 
-    def _settle_all(self, is_alone: bool) -> bool:
-        """Settle what waits for it; whether to look again for what others have left since."""
+    def _settle_all(self, is_first: bool) -> bool:
+        """Settle what waits for it; whether anything did."""
         with self._changed.guard:
             unsettled, self._unsettled = self._unsettled, []
-            if not unsettled and is_alone:
+            self._settling += len(unsettled)
+            if not unsettled and is_first:
                 self._settles = False
         for task, value, settle in unsettled:
             try:
@@ -346,7 +349,9 @@ class Scheduler:
                 self._finish(task, False, error)
             else:
                 self._finish(task, True, value)
-        return is_alone and bool(unsettled)
+        with self._changed.guard:
+            self._settling -= len(unsettled)
+        return bool(unsettled)
 
     def _do(self, task: _Task) -> tuple[bool, Any, Callable[[], None] | None]:
         around = self._scope

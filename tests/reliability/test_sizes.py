@@ -146,7 +146,7 @@ def test_folds_bear_a_constant_share(root: Path, tier: Tier, figures: Figures, e
     shares = []
     for seq in range(count):  # one in ten stays in the record, and the others replace what came before
         kept = note(f"{seq:09}" + "x" * 50, seq)
-        fold = put(log, fold, kept if seq % 10 == 0 else f.StateUpdated(at(seq), {"n": seq, "pad": "x" * 50}))
+        fold = put(log, fold, kept if seq % 10 == 0 else f.HeartbeatRecorded(at(seq), "beat", "x" * 50, silent=True))
         if (seq + 1) % (count // TENTHS) == 0:
             shares.append(fs.written / fs.lines)
     assert fs.calls["replace"] > 4, "there was no fold"
