@@ -60,7 +60,7 @@ from iso_orchestrator.model import (
 from iso_orchestrator.retry import Retry, RetryContext
 from iso_orchestrator.runs import RunResult
 from iso_orchestrator.step import Step
-from iso_orchestrator.store import FileStore, MemoryStore, Store
+from iso_orchestrator.store import FileStore, Store
 from iso_orchestrator.workflow import Workflow
 
 # Where the names are that are imported when they are first asked for: many programs use none of them.
@@ -71,6 +71,7 @@ _LATER = {
     "ForEachSummary": "batch",
     "Fulfilled": "batch",
     "HeldLease": "lease",
+    "MemoryStore": "store.memory",
     "Rejected": "batch",
 }
 
@@ -78,6 +79,7 @@ if _TYPE_CHECKING:
     from iso_orchestrator.batch import ForEach, ForEachSummary, Fulfilled, Rejected
     from iso_orchestrator.command_line import Command, CommandResult
     from iso_orchestrator.lease import HeldLease
+    from iso_orchestrator.store.memory import MemoryStore
 else:  # type checkers would take a module that has it for one that has every name
 
     def __getattr__(name: str) -> object:

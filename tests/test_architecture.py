@@ -26,6 +26,7 @@ FLOORS = [
         "progress",
         "seconds",
         "shielded",
+        "value",
         "waiting",
     },
     {"facts", "fold", "model"},
