@@ -1,8 +1,8 @@
 """Durable workflow primitives for plain synchronous Python: run it, kill it anywhere, run it again."""
 
 import logging as _logging
+import typing as _typing
 from importlib import import_module as _import_module
-from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 from iso_orchestrator.context import ItemContext, StepContext, current_item, current_step
 from iso_orchestrator.errors import (
@@ -75,7 +75,7 @@ _LATER = {
     "Rejected": "batch",
 }
 
-if _TYPE_CHECKING:
+if _typing.TYPE_CHECKING:
     from iso_orchestrator.batch import ForEach, ForEachSummary, Fulfilled, Rejected
     from iso_orchestrator.command_line import Command, CommandResult
     from iso_orchestrator.lease import HeldLease
