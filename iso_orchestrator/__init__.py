@@ -1,8 +1,9 @@
 """Durable workflow primitives for plain synchronous Python: run it, kill it anywhere, run it again."""
 
 import logging as _logging
+import typing as _typing
+from importlib import import_module as _import_module
 
-from iso_orchestrator.command_line import Command, CommandResult
 from iso_orchestrator.context import ItemContext, StepContext, current_item, current_step
 from iso_orchestrator.errors import (
     AgentError,
@@ -32,7 +33,6 @@ from iso_orchestrator.errors import (
     WorkflowNotFoundError,
     WorkflowUsageError,
 )
-from iso_orchestrator.for_each import ForEach, ForEachSummary, Fulfilled, Rejected
 from iso_orchestrator.functions import (
     command,
     current_workflow,
@@ -44,7 +44,6 @@ from iso_orchestrator.functions import (
     run_workflow,
     step,
 )
-from iso_orchestrator.lease import HeldLease
 from iso_orchestrator.model import (
     ErrorInfo,
     Heartbeat,
@@ -61,8 +60,36 @@ from iso_orchestrator.model import (
 from iso_orchestrator.retry import Retry, RetryContext
 from iso_orchestrator.runs import RunResult
 from iso_orchestrator.step import Step
-from iso_orchestrator.store import FileStore, MemoryStore, Store
+from iso_orchestrator.store import FileStore, Store
 from iso_orchestrator.workflow import Workflow
+
+# Where the names are that are imported when they are first asked for: many programs use none of them.
+_LATER = {
+    "Command": "command_line",
+    "CommandResult": "command_line",
+    "ForEach": "batch",
+    "ForEachSummary": "batch",
+    "Fulfilled": "batch",
+    "HeldLease": "lease",
+    "MemoryStore": "store.memory",
+    "Rejected": "batch",
+}
+
+if _typing.TYPE_CHECKING:
+    from iso_orchestrator.batch import ForEach, ForEachSummary, Fulfilled, Rejected
+    from iso_orchestrator.command_line import Command, CommandResult
+    from iso_orchestrator.lease import HeldLease
+    from iso_orchestrator.store.memory import MemoryStore
+else:  # type checkers would take a module that has it for one that has every name
+
+    def __getattr__(name: str) -> object:
+        if name not in _LATER:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(_import_module(f"{__name__}.{_LATER[name]}"), name)
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *_LATER})
+
 
 __version__ = "0.1.0"
 

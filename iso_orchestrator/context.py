@@ -14,6 +14,7 @@ import attrs
 
 from iso_orchestrator.errors import NoActiveWorkflowError
 from iso_orchestrator.model import Json
+from iso_orchestrator.value import Value
 
 __all__ = [
     "Attempt",
@@ -33,8 +34,8 @@ __all__ = [
 ]
 
 
-@attrs.frozen
-class StepContext:
+@attrs.frozen(eq=False, repr=False)
+class StepContext(Value):
     """The step whose body is running.
 
     Attributes:
@@ -50,8 +51,8 @@ class StepContext:
     idempotency_key: str | None
 
 
-@attrs.frozen
-class ItemContext:
+@attrs.frozen(eq=False, repr=False)
+class ItemContext(Value):
     """The item of a `for_each` that is being worked on; `index` counts from 0."""
 
     index: int
@@ -211,8 +212,7 @@ def current_step() -> StepContext:
         NoActiveWorkflowError: None is.
 
     Example:
-        >>> from iso_orchestrator import Workflow
-        >>> from iso_orchestrator.store import MemoryStore
+        >>> from iso_orchestrator import MemoryStore, Workflow
         >>> Workflow("batch", store=MemoryStore()).run_step("fetch", lambda: current_step().name)
         'fetch'
     """
@@ -229,8 +229,7 @@ def current_item() -> ItemContext:
         NoActiveWorkflowError: There is none.
 
     Example:
-        >>> from iso_orchestrator import Workflow
-        >>> from iso_orchestrator.store import MemoryStore
+        >>> from iso_orchestrator import MemoryStore, Workflow
         >>> workflow = Workflow("batch", store=MemoryStore())
         >>> workflow.run_for_each("ab", lambda letter: f"{current_item().index}{letter}").values()
         ['0a', '1b']

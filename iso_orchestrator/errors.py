@@ -5,8 +5,6 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-import attrs
-
 from iso_orchestrator.names import check_key
 
 if TYPE_CHECKING:
@@ -42,20 +40,22 @@ __all__ = [
     "WorkflowUsageError",
 ]
 
-# Plain classes, not slotted ones: `add_note` and several builtin bases need the instance's dict.
-_error = attrs.define(slots=False, eq=False, repr=False)
 
-
+# Written out, not made by attrs: it would compile these two dozen classes at each import.
 class OrchestratorError(Exception):
-    """The root of all errors of this package."""
+    """The root of all errors of this package. Its arguments are all that a subclass has, for pickle and copy."""
+
+    def __init__(self, *args: object) -> None:
+        Exception.__init__(self, *args)  # not super(): an OSError takes two arguments or more for an error number
 
 
-@_error
 class WorkflowNotFoundError(OrchestratorError, LookupError):
     """There is no record of that workflow."""
 
-    workflow_id: str
-    root: str
+    def __init__(self, workflow_id: str, root: str) -> None:
+        super().__init__(workflow_id, root)
+        self.workflow_id = workflow_id
+        self.root = root
 
     def __str__(self) -> str:
         return (
@@ -64,11 +64,12 @@ class WorkflowNotFoundError(OrchestratorError, LookupError):
         )
 
 
-@_error
 class NoActiveWorkflowError(OrchestratorError, RuntimeError):
     """A free decorator's function was called where no workflow is current."""
 
-    what: str
+    def __init__(self, what: str) -> None:
+        super().__init__(what)
+        self.what = what
 
     def __str__(self) -> str:
         return (
@@ -81,28 +82,29 @@ class WorkflowUsageError(OrchestratorError, RuntimeError):
     """A call that cannot work where it stands, such as a run inside of itself."""
 
 
-@_error
 class StepNameError(OrchestratorError, TypeError):
     """A call of a step cannot be given a faithful name."""
 
-    step_name: str
-    reason: str
+    def __init__(self, step_name: str, reason: str) -> None:
+        super().__init__(step_name, reason)
+        self.step_name = step_name
+        self.reason = reason
 
     def __str__(self) -> str:
         return f"step {self.step_name!r}: {self.reason}"
 
 
-@_error
 class DuplicateStepError(StepNameError, ValueError):
     """Two different functions claim one step name."""
 
 
-@_error
 class StepTimeoutError(OrchestratorError, TimeoutError):
     """One attempt of a step took longer than its timeout, in seconds."""
 
-    step_name: str
-    timeout: float
+    def __init__(self, step_name: str, timeout: float) -> None:
+        super().__init__(step_name, timeout)
+        self.step_name = step_name
+        self.timeout = timeout
 
     def __str__(self) -> str:
         return (
@@ -111,24 +113,26 @@ class StepTimeoutError(OrchestratorError, TimeoutError):
         )
 
 
-@_error
 class SerializationError(OrchestratorError, TypeError):
     """A value cannot be recorded without loss; `place` is where in the value, as in `$.jobs[3].at`."""
 
-    subject: str
-    place: str
-    reason: str
+    def __init__(self, subject: str, place: str, reason: str) -> None:
+        super().__init__(subject, place, reason)
+        self.subject = subject
+        self.place = place
+        self.reason = reason
 
     def __str__(self) -> str:
         return f"{self.subject} cannot be kept as JSON without loss: at {self.place}: {self.reason}"
 
 
-@_error
 class StepFailedError(OrchestratorError):
     """Another process ran the step, and it failed there."""
 
-    step_name: str
-    error: ErrorInfo
+    def __init__(self, step_name: str, error: ErrorInfo) -> None:
+        super().__init__(step_name, error)
+        self.step_name = step_name
+        self.error = error
 
     def __str__(self) -> str:
         return (
@@ -137,7 +141,6 @@ class StepFailedError(OrchestratorError):
         )
 
 
-@_error
 class Limited(OrchestratorError):  # noqa: N818 - no error of the step: what it wants is not to be had yet
     """Raise it in a step: what it needs has a usage limit until some time.
 
@@ -158,31 +161,29 @@ class Limited(OrchestratorError):  # noqa: N818 - no error of the step: what it 
         'some-api'
     """
 
-    until: datetime
-    key: str | None = None
-
-    def __attrs_post_init__(self) -> None:
-        if not isinstance(self.until, datetime):
-            raise TypeError(f"Limited(until=...) takes a datetime, not {self.until!r:.80}")
-        if self.until.tzinfo is None:
+    def __init__(self, until: datetime, key: str | None = None) -> None:
+        if not isinstance(until, datetime):
+            raise TypeError(f"Limited(until=...) takes a datetime, not {until!r:.80}")
+        if until.tzinfo is None:
             raise ValueError("Limited(until=...) takes an aware datetime: use datetime.now(UTC) + timedelta(...)")
         try:
-            self.until = self.until.astimezone(UTC)
+            self.until = until.astimezone(UTC)
         except OverflowError:
-            raise ValueError(f"Limited(until=...) is beyond all time in UTC: {self.until}") from None
-        if self.key is not None:
-            check_key(self.key, "Limited(key=...)")
+            raise ValueError(f"Limited(until=...) is beyond all time in UTC: {until}") from None
+        self.key = None if key is None else check_key(key, "Limited(key=...)")
+        super().__init__(self.until, self.key)
 
     def __str__(self) -> str:
         return f"{self.key or 'the step'} is limited until {self.until.isoformat(timespec='seconds')}"
 
 
-@_error
 class StepRejectedError(OrchestratorError):
     """`accept` refused the result of a step."""
 
-    step_name: str
-    result: Any
+    def __init__(self, step_name: str, result: Any) -> None:
+        super().__init__(step_name, result)
+        self.step_name = step_name
+        self.result = result
 
     def __str__(self) -> str:
         return (
@@ -191,12 +192,13 @@ class StepRejectedError(OrchestratorError):
         )
 
 
-@_error
 class StepInterruptedError(OrchestratorError):
     """A dead run left a step with `if_interrupted="fail"` half done."""
 
-    step_name: str
-    attempt: int
+    def __init__(self, step_name: str, attempt: int) -> None:
+        super().__init__(step_name, attempt)
+        self.step_name = step_name
+        self.attempt = attempt
 
     def __str__(self) -> str:
         return (
@@ -205,12 +207,13 @@ class StepInterruptedError(OrchestratorError):
         )
 
 
-@_error
 class CommandError(OrchestratorError):
     """The command of a step ended with an exit code that is no success; `result` has its output."""
 
-    step_name: str
-    result: CommandResult[Any]
+    def __init__(self, step_name: str, result: CommandResult[Any]) -> None:
+        super().__init__(step_name, result)
+        self.step_name = step_name
+        self.result = result
 
     def __str__(self) -> str:
         return (
@@ -219,7 +222,6 @@ class CommandError(OrchestratorError):
         )
 
 
-@_error
 class AgentError(CommandError):
     """An agent's run was no success, whatever its exit code; `result.parsed` says what it was."""
 
@@ -239,13 +241,14 @@ _OUTCOMES = {
 }
 
 
-@_error
 class CommandTimeoutError(CommandError, StepTimeoutError):
     """The command of a step took longer than its timeout, in seconds, and was ended with all that it had started."""
 
-    step_name: str
-    timeout: float
-    result: CommandResult[Any]
+    def __init__(self, step_name: str, timeout: float, result: CommandResult[Any]) -> None:
+        OrchestratorError.__init__(self, step_name, timeout, result)  # neither base alone has all of them
+        self.step_name = step_name
+        self.timeout = timeout
+        self.result = result
 
     def __str__(self) -> str:
         return (
@@ -255,7 +258,6 @@ class CommandTimeoutError(CommandError, StepTimeoutError):
         )
 
 
-@_error
 class CommandIdleError(CommandTimeoutError):
     """The command of a step printed nothing for its idle timeout, in seconds, and was ended likewise."""
 
@@ -266,25 +268,27 @@ class CommandIdleError(CommandTimeoutError):
         )
 
 
-@_error
 class CommandStartError(OrchestratorError, OSError):
     """The command of a step could not be started: no such program or folder, no right to it, arguments too long."""
 
-    step_name: str
-    program: str
-    reason: str
+    def __init__(self, step_name: str, program: str, reason: str) -> None:
+        super().__init__(step_name, program, reason)
+        self.step_name = step_name
+        self.program = program
+        self.reason = reason
 
     def __str__(self) -> str:
         return f"step {self.step_name!r}: cannot start {self.program!r:.80}: {self.reason}"
 
 
-@_error
 class CommandLeftoverError(OrchestratorError, RuntimeError):
     """Processes of a command are left that could not be ended; or that have its output, `log_path`, open unfound."""
 
-    pids: tuple[int, ...]
-    seconds: float
-    log_path: str | None = None
+    def __init__(self, pids: tuple[int, ...], seconds: float, log_path: str | None = None) -> None:
+        super().__init__(pids, seconds, log_path)
+        self.pids = pids
+        self.seconds = seconds
+        self.log_path = log_path
 
     def __str__(self) -> str:
         if self.log_path is not None:
@@ -300,15 +304,18 @@ class CommandLeftoverError(OrchestratorError, RuntimeError):
         )
 
 
-@_error
 class WorkflowBusyError(OrchestratorError):
     """Someone else has in hand what was asked for."""
 
-    workflow_id: str
-    pid: int | None
-    host: str | None
-    since: datetime | None
-    what: str = "the workflow"
+    def __init__(
+        self, workflow_id: str, pid: int | None, host: str | None, since: datetime | None, what: str = "the workflow"
+    ) -> None:
+        super().__init__(workflow_id, pid, host, since, what)
+        self.workflow_id = workflow_id
+        self.pid = pid
+        self.host = host
+        self.since = since
+        self.what = what
 
     def __str__(self) -> str:
         return (
@@ -317,15 +324,16 @@ class WorkflowBusyError(OrchestratorError):
         )
 
 
-@_error
 class MutexTimeoutError(OrchestratorError, TimeoutError):
     """A mutex was not free in time; pid, host and since are its holder's, where they are known."""
 
-    key: str
-    timeout: float
-    pid: int | None
-    host: str | None
-    since: datetime | None
+    def __init__(self, key: str, timeout: float, pid: int | None, host: str | None, since: datetime | None) -> None:
+        super().__init__(key, timeout, pid, host, since)
+        self.key = key
+        self.timeout = timeout
+        self.pid = pid
+        self.host = host
+        self.since = since
 
     def __str__(self) -> str:
         return (
@@ -335,14 +343,15 @@ class MutexTimeoutError(OrchestratorError, TimeoutError):
         )
 
 
-@_error
 class LeaseConflictError(OrchestratorError):
     """Another holder has the lease, and it has not run out."""
 
-    lease_key: str
-    holder: str
-    current_holder: str
-    expires_at: datetime
+    def __init__(self, lease_key: str, holder: str, current_holder: str, expires_at: datetime) -> None:
+        super().__init__(lease_key, holder, current_holder, expires_at)
+        self.lease_key = lease_key
+        self.holder = holder
+        self.current_holder = current_holder
+        self.expires_at = expires_at
 
     def __str__(self) -> str:
         return (
@@ -351,13 +360,14 @@ class LeaseConflictError(OrchestratorError):
         )
 
 
-@_error
 class LeaseLostError(OrchestratorError):
     """The lease that fenced this code has a newer token; nothing more is recorded from here."""
 
-    lease_key: str
-    token: int
-    current_token: int
+    def __init__(self, lease_key: str, token: int, current_token: int) -> None:
+        super().__init__(lease_key, token, current_token)
+        self.lease_key = lease_key
+        self.token = token
+        self.current_token = current_token
 
     def __str__(self) -> str:
         return (
@@ -370,14 +380,15 @@ class StoreError(OrchestratorError):
     """The store cannot do what was asked."""
 
 
-@_error
 class CorruptRecordError(StoreError):
     """A file is damaged where no crash can have damaged it; `offset` in bytes, `kept` says what is sound."""
 
-    path: str
-    offset: int
-    reason: str
-    kept: str = "nothing was changed"
+    def __init__(self, path: str, offset: int, reason: str, kept: str = "nothing was changed") -> None:
+        super().__init__(path, offset, reason, kept)
+        self.path = path
+        self.offset = offset
+        self.reason = reason
+        self.kept = kept
 
     def __str__(self) -> str:
         return (
@@ -386,12 +397,13 @@ class CorruptRecordError(StoreError):
         )
 
 
-@_error
 class RecordConflictError(StoreError):
     """Another program changed the snapshot while a journal of ours went with the old one."""
 
-    path: str
-    journal_path: str
+    def __init__(self, path: str, journal_path: str) -> None:
+        super().__init__(path, journal_path)
+        self.path = path
+        self.journal_path = journal_path
 
     def __str__(self) -> str:
         return (
@@ -401,12 +413,13 @@ class RecordConflictError(StoreError):
         )
 
 
-@_error
 class FormatVersionError(StoreError):
     """A newer release wrote the file."""
 
-    path: str
-    found: str
+    def __init__(self, path: str, found: str) -> None:
+        super().__init__(path, found)
+        self.path = path
+        self.found = found
 
     def __str__(self) -> str:
         return f"{self.path} has {self.found}, which this release cannot read: upgrade iso-orchestrator"

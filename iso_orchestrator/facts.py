@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import Enum
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import attrs
 
 from iso_orchestrator.model import ErrorInfo, Json, WorkflowStatus
+from iso_orchestrator.value import Value
 
 __all__ = [
     "ABSENT",
@@ -43,22 +44,11 @@ ABSENT: Final = _Absent.ABSENT
 """No value, where None is one."""
 
 
-# Equality and representation stand in the base: attrs would compile them anew for each class, which takes longer than
-# all the rest of it.
 @attrs.frozen(eq=False, repr=False)
-class Fact:
+class Fact(Value):
     """Something that happened, and when."""
 
     at: datetime
-
-    def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and _values(other) == _values(self)
-
-    __hash__ = None  # type: ignore[assignment]  # results are dicts and lists
-
-    def __repr__(self) -> str:
-        fields = (f"{name}={value!r}" for name, value in _values(self).items())
-        return f"{type(self).__name__}({', '.join(fields)})"
 
 
 @attrs.frozen(eq=False, repr=False)
@@ -204,7 +194,3 @@ class LeaseReleased(Fact):
     """A lease was given back."""
 
     key: str
-
-
-def _values(fact: Any) -> dict[str, Any]:
-    return {field.name: getattr(fact, field.name) for field in attrs.fields(type(fact))}

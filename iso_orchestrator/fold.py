@@ -22,6 +22,7 @@ from iso_orchestrator.model import (
     WorkflowStatus,
     WorkflowSummary,
 )
+from iso_orchestrator.value import Value
 
 __all__ = ["Event", "Fold", "LeaseClock", "LiveRun", "StepState", "apply", "copy_json"]
 
@@ -29,8 +30,8 @@ __all__ = ["Event", "Fold", "LeaseClock", "LiveRun", "StepState", "apply", "copy
 R = TypeVar("R")
 
 
-@attrs.frozen
-class LiveRun:
+@attrs.frozen(eq=False, repr=False)
+class LiveRun(Value):
     """A run that has started and neither ended nor been found dead."""
 
     owner: str
@@ -91,8 +92,8 @@ class Event:
         return WorkflowEvent(self.at, self.type, self.message, copy_json(self.detail))
 
 
-@attrs.frozen
-class LeaseClock:
+@attrs.frozen(eq=False, repr=False)
+class LeaseClock(Value):
     """When a lease runs out by the boot clock, in seconds since that boot."""
 
     boot_id: str

@@ -5,16 +5,13 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
-from concurrent.futures import Executor
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar, Unpack, overload
 
 from iso_orchestrator.context import current_scope
 from iso_orchestrator.errors import NoActiveWorkflowError, StoreError, WorkflowNotFoundError
-from iso_orchestrator.for_each import ForEach, MutexKey, for_each_options
 from iso_orchestrator.handle import Handle
 from iso_orchestrator.model import WorkflowRecord, WorkflowSummary
-from iso_orchestrator.mutex_queue import MutexScope
 from iso_orchestrator.names import check_key
 from iso_orchestrator.naming import Template
 from iso_orchestrator.retry import Retry
@@ -42,9 +39,13 @@ _log = logging.getLogger("iso_orchestrator")
 _ROOT = ".iso-orchestrator"
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
     from iso_orchestrator.agents import Agent, AgentResult
+    from iso_orchestrator.batch import ForEach, MutexKey
     from iso_orchestrator.command_call import CommandLine
     from iso_orchestrator.command_step import CommandKeywords, CommandStep
+    from iso_orchestrator.mutex_queue import MutexScope
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -226,6 +227,8 @@ def for_each(
     progress: bool | str | None = None,
 ) -> Callable[[Callable[Concatenate[Item, P], R]], ForEach[Item, P, R]]:
     """A `for_each` of whatever workflow is current when it is called. Options as in `Workflow.for_each`."""
+    from iso_orchestrator.batch import ForEach, for_each_options  # what runs none, loads none
+
     options = for_each_options(max_parallel, mutex_key, mutex_scope, mutex_timeout, stop_on_error, executor, progress)
     return lambda fn: ForEach(fn, _current_handle, options)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 __all__ = ["escape_terminal", "html_table"]
 
 # C0 and C1 controls, DEL, line and paragraph separators, and what turns the direction of text around.
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_CONTROL = "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 _CELL = "text-align:left;vertical-align:top;white-space:pre-wrap"
 
 
@@ -17,7 +17,7 @@ def escape_terminal(text: str) -> str:
         >>> escape_terminal("red: " + chr(27) + "[31m").replace(chr(92), "/")
         'red: /x1b[31m'
     """
-    return _CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)
+    return re.sub(_CONTROL, lambda match: ascii(match[0])[1:-1], text)
 
 
 def html_table(caption: str, head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -12,6 +12,7 @@ import attrs
 
 from iso_orchestrator.clock import cut
 from iso_orchestrator.markup import html_table
+from iso_orchestrator.value import Value
 
 __all__ = [
     "ErrorInfo",
@@ -59,7 +60,7 @@ class LeaseStatus(StrEnum):
     RELEASED = "released"
 
 
-class _Shown:
+class _Shown(Value):
     """A record that a notebook shows as a table of its fields."""
 
     __slots__ = ()
@@ -73,7 +74,7 @@ class _Shown:
         return html_table(type(self).__name__, ["field", "value"], rows)
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class ErrorInfo(_Shown):
     """An error as it is recorded.
 
@@ -104,7 +105,7 @@ class ErrorInfo(_Shown):
         )
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class StepRecord(_Shown):
     """One step. `attempts` counts from 1, over crashes too; `result` is JSON."""
 
@@ -119,7 +120,7 @@ class StepRecord(_Shown):
     error: ErrorInfo | None = None
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class WorkflowEvent(_Shown):
     """Something that happened. The record's events are in the order in which it did, whatever clocks said."""
 
@@ -129,7 +130,7 @@ class WorkflowEvent(_Shown):
     detail: Json = None
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class Heartbeat(_Shown):
     """The last sign of life under a key."""
 
@@ -138,7 +139,7 @@ class Heartbeat(_Shown):
     detail: Json = None
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class Lease(_Shown):
     """Who may act under a key, and until when.
 
@@ -157,8 +158,8 @@ class Lease(_Shown):
     token: int = 0
 
 
-@attrs.frozen
-class WorkflowRecord:
+@attrs.frozen(eq=False, repr=False)
+class WorkflowRecord(Value):
     """A workflow as it stood at one moment; what happens later does not change it."""
 
     workflow_id: str
@@ -184,8 +185,8 @@ class WorkflowRecord:
         return html_table(caption, ["step", "status", "attempts", "updated", "result or error"], rows)
 
 
-@attrs.frozen
-class WorkflowSummary:
+@attrs.frozen(eq=False, repr=False)
+class WorkflowSummary(Value):
     """A workflow in a line; `steps` counts by status."""
 
     workflow_id: str

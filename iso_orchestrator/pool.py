@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 __all__ = ["Pool"]
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future, ThreadPoolExecutor
 
 T = TypeVar("T")
 
@@ -29,12 +31,16 @@ class Pool:
 
     def submit(self, work: Callable[[], T], run: object) -> Future[T]:
         """Do *work* in one of the threads, on behalf of *run*."""
+        from concurrent.futures import ThreadPoolExecutor  # what submits nothing, loads none of it
+
+        from iso_orchestrator.pool_future import WorkFuture, fulfil
+
         self._leave_parents_threads()
         with self._guard:
             if self._executor is None:
                 self._executor = ThreadPoolExecutor(self._max_workers, thread_name_prefix="iso-orchestrator")
-            future: _Future[T] = _Future()
-            self._executor.submit(_fulfil, future, work)
+            future: WorkFuture[T] = WorkFuture()
+            self._executor.submit(fulfil, future, work)
             self._unfinished[future] = run
         future.add_done_callback(self._finished)
         return future
@@ -43,6 +49,8 @@ class Pool:
         """Wait for all work of *run*; *cancel* what has not begun."""
         self._leave_parents_threads()
         while mine := self._unfinished_of(run):
+            from concurrent.futures import wait  # loaded by now, where there is anything to wait for
+
             if cancel:
                 for future in mine:
                     future.cancel()
@@ -68,27 +76,3 @@ class Pool:
         """In a forked child: the threads and what they had to do are the parent's."""
         if self._pid != os.getpid():
             self.__init__(self._max_workers)  # type: ignore[misc]  # a new pool in the place of the old
-
-
-class _Future(Future[T]):
-    """A future whose error may be falsy: the standard library's takes one for none."""
-
-    def result(self, timeout: float | None = None) -> T:
-        error = self.exception(timeout)
-        if error is not None:
-            try:
-                raise error
-            finally:
-                error = None  # as the error's own frame it would live in a circle
-        return super().result(timeout)
-
-
-def _fulfil(future: _Future[T], work: Callable[[], T]) -> None:
-    if not future.set_running_or_notify_cancel():
-        return
-    try:
-        value = work()
-    except BaseException as error:  # noqa: BLE001 - it is raised where the result is asked for
-        future.set_exception(error)
-    else:
-        future.set_result(value)

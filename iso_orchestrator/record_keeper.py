@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from iso_orchestrator import lease as leases
 from iso_orchestrator import state as states
 from iso_orchestrator.fold import Fold, copy_json
 from iso_orchestrator.handle import Handle
 from iso_orchestrator.model import Heartbeat, Json, Lease, WorkflowEvent, WorkflowRecord, WorkflowStatus
+
+if TYPE_CHECKING:
+    from iso_orchestrator.lease import HeldLease
 
 __all__ = ["RecordKeeper"]
 
@@ -105,7 +107,9 @@ class RecordKeeper:
             >>> workflow.touch_lease("slot", holder="alpha", ttl=30).token
             1
         """
-        return leases.touch_lease(self._handle, key, holder, ttl, detail)
+        from iso_orchestrator.lease import touch_lease  # what has no lease, loads none
+
+        return touch_lease(self._handle, key, holder, ttl, detail)
 
     def release_lease(self, key: str, holder: str | None = None) -> Lease | None:
         """Give a lease back; None when there is none.
@@ -113,11 +117,13 @@ class RecordKeeper:
         Raises:
             LeaseConflictError: Another than *holder* has it.
         """
-        return leases.release_lease(self._handle, key, holder)
+        from iso_orchestrator.lease import release_lease
+
+        return release_lease(self._handle, key, holder)
 
     def lease(
         self, key: str, *, holder: str | None = None, ttl: float | timedelta = 30.0, detail: Any = None
-    ) -> AbstractContextManager[leases.HeldLease]:
+    ) -> AbstractContextManager[HeldLease]:
         """Hold a lease: acquired, renewed in the background, released.
 
         What runs inside, worker threads included, is fenced: once the lease has a newer token nothing more is recorded
@@ -139,7 +145,9 @@ class RecordKeeper:
             ...     held.token, held.lost
             (1, False)
         """
-        return leases.hold_lease(self._handle, key, holder, ttl, detail)
+        from iso_orchestrator.lease import hold_lease
+
+        return hold_lease(self._handle, key, holder, ttl, detail)
 
     def set_status(self, status: WorkflowStatus | str, error: BaseException | str | None = None) -> WorkflowRecord:
         """Set the status by hand; without an error the last one is forgotten."""

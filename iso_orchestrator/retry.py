@@ -8,12 +8,13 @@ from typing import Any, TypeAlias
 import attrs
 
 from iso_orchestrator.seconds import check_wait
+from iso_orchestrator.value import Value
 
 __all__ = ["Retry", "RetryContext", "as_retry"]
 
 
-@attrs.frozen
-class RetryContext:
+@attrs.frozen(eq=False, repr=False)
+class RetryContext(Value):
     """What `should_retry` knows of the attempt that failed; `attempt` counts from 1 in each call."""
 
     step: str
@@ -47,8 +48,8 @@ def _check_should_retry(_: object, __: object, value: Any) -> None:
         raise TypeError(f"Retry(should_retry=...) takes a function of the error and a RetryContext, not {value!r}")
 
 
-@attrs.frozen
-class Retry:
+@attrs.frozen(eq=False, repr=False)
+class Retry(Value):
     """When a step that failed is tried again.
 
     Args:

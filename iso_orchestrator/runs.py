@@ -17,6 +17,7 @@ from iso_orchestrator.liveness import Pause, dead_runs, live_runs
 from iso_orchestrator.model import ErrorInfo, WorkflowRecord
 from iso_orchestrator.noting import noting
 from iso_orchestrator.session import Session
+from iso_orchestrator.value import Value
 
 __all__ = ["OnBusy", "Run", "RunResult", "begin_run", "end_run"]
 
@@ -25,8 +26,8 @@ R = TypeVar("R")
 OnBusy: TypeAlias = Literal["share", "wait", "fail"]
 
 
-@attrs.frozen
-class RunResult(Generic[R]):
+@attrs.frozen(eq=False, repr=False)
+class RunResult(Value, Generic[R]):
     """What a run returned, and the record after it."""
 
     value: R

@@ -7,8 +7,7 @@ import inspect
 import types
 import typing
 from collections.abc import Callable
-from concurrent.futures import Future
-from typing import Any, Generic, ParamSpec, TypedDict, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypedDict, TypeVar, overload
 
 from iso_orchestrator.codec import ResultCodec
 from iso_orchestrator.handle import Handle
@@ -29,6 +28,9 @@ __all__ = [
     "run_step",
     "step_options",
 ]
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 P = ParamSpec("P")
 R = TypeVar("R")

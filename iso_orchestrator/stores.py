@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 from iso_orchestrator.errors import StoreError
-from iso_orchestrator.store import FileStore, MemoryStore, Store
+from iso_orchestrator.store import FileStore, Store
+
+if TYPE_CHECKING:
+    from iso_orchestrator.store.memory import MemoryStore
 
 __all__ = ["find_store"]
 
@@ -37,5 +41,7 @@ def _by_url(url: str) -> Store:
     if parts.scheme == "file" and parts.netloc in ("", "localhost") and parts.path:
         return FileStore(unquote(parts.path))
     if parts.scheme == "memory":
+        from iso_orchestrator.store.memory import MemoryStore  # what keeps its work, loads none
+
         return _memory.setdefault(parts.netloc + parts.path, MemoryStore())
     raise StoreError(f"no store serves {url!r}: use file:///folder or memory://name, or pass dir= alone")

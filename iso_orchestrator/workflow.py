@@ -6,7 +6,6 @@ import contextlib
 import os
 import threading
 from collections.abc import Callable, Iterable
-from concurrent.futures import Executor
 from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar, Unpack, overload
@@ -17,10 +16,7 @@ from iso_orchestrator.clock import Clock, InjectedClock, SystemClock
 from iso_orchestrator.codec import plain_json
 from iso_orchestrator.context import current_scope, entered, restore
 from iso_orchestrator.errors import WorkflowUsageError
-from iso_orchestrator.for_each import ForEach, ForEachSummary, MutexKey, for_each_options, run_for_each
 from iso_orchestrator.handle import Handle
-from iso_orchestrator.mutex import Mutex
-from iso_orchestrator.mutex_queue import MutexScope
 from iso_orchestrator.names import check_key
 from iso_orchestrator.naming import Template
 from iso_orchestrator.record_keeper import RecordKeeper
@@ -35,9 +31,14 @@ from iso_orchestrator.stores import find_store
 __all__ = ["Workflow"]
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
     from iso_orchestrator.agents import Agent, AgentResult
+    from iso_orchestrator.batch import ForEach, ForEachSummary, MutexKey
     from iso_orchestrator.command_call import CommandLine
     from iso_orchestrator.command_step import CommandKeywords, CommandStep
+    from iso_orchestrator.mutex import Mutex
+    from iso_orchestrator.mutex_queue import MutexScope
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -344,6 +345,8 @@ class Workflow(RecordKeeper):
             >>> apply([{"company": "A"}, {"company": "B"}], "Dear").values()
             ['Dear A', 'Dear B']
         """
+        from iso_orchestrator.batch import ForEach, for_each_options
+
         options = for_each_options(
             max_parallel, mutex_key, mutex_scope, mutex_timeout, stop_on_error, executor, progress
         )
@@ -368,6 +371,8 @@ class Workflow(RecordKeeper):
             >>> Workflow("batch", store="memory://run_for_each").run_for_each([1, 2], lambda n: n * n).values()
             [1, 4]
         """
+        from iso_orchestrator.batch import for_each_options, run_for_each
+
         options = for_each_options(
             max_parallel, mutex_key, mutex_scope, mutex_timeout, stop_on_error, executor, progress
         )
@@ -391,6 +396,8 @@ class Workflow(RecordKeeper):
             >>> with Workflow("batch", store="memory://mutex").mutex("account"):
             ...     pass
         """
+        from iso_orchestrator.mutex import Mutex
+
         return Mutex(self._handle, key, timeout, scope)
 
     def reset(self, name_or_pattern: str) -> list[str]:

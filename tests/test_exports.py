@@ -87,6 +87,31 @@ def test_importing_loads_no_extra_and_starts_no_thread() -> None:
     assert shown.strip() == "[] 1"
 
 
+def test_importing_loads_nothing_of_what_many_programs_leave_alone() -> None:
+    """Batches, leases, commands, mutexes and the store in memory are loaded at their first use."""
+    rooms = ("batch", "command_line", "command_step", "lease", "mutex", "pool_future", "scheduler", "store.memory")
+    code = (
+        "import sys, iso_orchestrator; "
+        f"print([room for room in {rooms!r} if f'iso_orchestrator.{{room}}' in sys.modules], "
+        "'concurrent.futures' in sys.modules, set(iso_orchestrator.__all__) <= set(dir(iso_orchestrator)))"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert shown.strip() == "[] False True"
+
+
+def test_all_names_come_with_a_star() -> None:
+    """`from iso_orchestrator import *` gives each name of `__all__`."""
+    names: dict[str, object] = {}
+    exec("from iso_orchestrator import *", names)
+    assert set(iso_orchestrator.__all__) <= set(names)
+
+
+def test_a_name_that_is_not_there_is_refused() -> None:
+    """The package has the names that it says it has, and no others."""
+    with pytest.raises(AttributeError, match="no attribute 'ForEver'"):
+        _ = iso_orchestrator.ForEver  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize(
     "module", [found.name for found in pkgutil.walk_packages(iso_orchestrator.__path__, "iso_orchestrator.")]
 )

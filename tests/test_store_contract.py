@@ -11,7 +11,8 @@ from support import DEADLINE, T0, at, caught_up, looked_at, new_fold, note, note
 from iso_orchestrator import facts as f
 from iso_orchestrator.errors import StoreError, WorkflowBusyError
 from iso_orchestrator.fold import Fold
-from iso_orchestrator.store import FileStore, Log, MemoryStore, Store
+from iso_orchestrator.store import FileStore, Log, Store
+from iso_orchestrator.store.memory import MemoryStore
 
 
 @pytest.fixture(params=["file", "memory"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from concurrent.futures import Future
 from typing import Any, assert_type
 
+import iso_orchestrator
 from iso_orchestrator import CommandResult, ForEachSummary, Retry, Workflow, command, step
 from iso_orchestrator.agents import AgentCommand, AgentResult, Claude
 
@@ -81,3 +82,4 @@ fan_out(["1"], "p")  # type: ignore[list-item]  # pyright: ignore[reportArgument
 fan_out([1], 2)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 workflow.step(retries=3)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
 Workflow("x", on_busy="queue")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+iso_orchestrator.Workflows("x")  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]

@@ -11,12 +11,13 @@ import attrs
 from iso_orchestrator.errors import StoreError
 from iso_orchestrator.facts import Fact
 from iso_orchestrator.fold import Fold
+from iso_orchestrator.value import Value
 
 __all__ = ["Log", "OwnerInfo", "Store", "StoreMutex"]
 
 
-@attrs.frozen
-class OwnerInfo:
+@attrs.frozen(eq=False, repr=False)
+class OwnerInfo(Value):
     """Who has a lock; all None where that is not known."""
 
     pid: int | None = None
