@@ -31,6 +31,7 @@ __all__ = [
     "StepFailed",
     "StepLimited",
     "StepStarted",
+    "StepWaiting",
     "StepsReset",
 ]
 
@@ -121,6 +122,16 @@ class StepLimited(Fact):
 
     step: str
     until: datetime
+    key: str | None = None
+
+
+@attrs.frozen(eq=False, repr=False)
+class StepWaiting(Fact):
+    """Who called a step waits for the end of a limit before an attempt begins; without *until*: waits no longer."""
+
+    step: str
+    owner: str
+    until: datetime | None = None
     key: str | None = None
 
 

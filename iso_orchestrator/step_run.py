@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any, Literal, TypeAlias
 
@@ -24,8 +25,8 @@ from iso_orchestrator.errors import (
     StoreError,
     WorkflowUsageError,
 )
-from iso_orchestrator.facts import ABSENT, Fact, StepCompleted, StepFailed, StepLimited, StepStarted
-from iso_orchestrator.fold import Fold, StepState
+from iso_orchestrator.facts import ABSENT, Fact, StepCompleted, StepFailed, StepLimited, StepStarted, StepWaiting
+from iso_orchestrator.fold import Fold, Limit, StepState
 from iso_orchestrator.handle import Handle
 from iso_orchestrator.liveness import Pause
 from iso_orchestrator.model import ErrorInfo, Json, StepStatus
@@ -82,7 +83,7 @@ class _WaitThere:
 class _WaitUntil:
     """What it needs is limited."""
 
-    until: datetime
+    limit: Limit
 
 
 @attrs.frozen(eq=False, repr=False)
@@ -166,8 +167,8 @@ class StepCall:
                     awaited = attempts
                     pause = pause or Pause()
                     pause.rest()
-                case _WaitUntil(until):
-                    self._wait_until(until)
+                case _WaitUntil(limit):
+                    self._wait_until(limit)
                 case _WaitHere(flight, end):
                     self._wait_for(flight, end)
                     if flight.succeeded and self._is_same(flight):
@@ -195,8 +196,8 @@ class StepCall:
                     log.sync(same.seq)
                     return (), _Refused(refused)
                 attempt += same.attempts
-        if (until := self._limit(fold, at)) is not None:
-            return (), _WaitUntil(until)
+        if (limit := self._limit(fold, at)) is not None:
+            return self._waiting(fold, limit, at), _WaitUntil(limit)
         flights[self.name] = flight
         return [self._started(attempt, at)], attempt
 
@@ -235,16 +236,16 @@ class StepCall:
         while True:
             at = self.handle.clock.now()
 
-            def decide(fold: Fold, at: datetime = at) -> tuple[Sequence[Fact], datetime | None]:
-                until = self._limit(fold, at)
-                return [self._started(attempt, at)] if until is None else (), until
+            def decide(fold: Fold, at: datetime = at) -> tuple[Sequence[Fact], Limit | None]:
+                limit = self._limit(fold, at)
+                return [self._started(attempt, at)] if limit is None else self._waiting(fold, limit, at), limit
 
-            until, seq = self.session.append(decide, self.scope.fences)
-            if until is None:
+            limit, seq = self.session.append(decide, self.scope.fences)
+            if limit is None:
                 if self.options.if_interrupted == "fail":
                     self.session.log.sync(seq)
                 return
-            self._wait_until(until)
+            self._wait_until(limit)
 
     def _attempt(self, flight: Flight, attempt: int, context: StepContext) -> Any:
         scope = self.scope
@@ -329,23 +330,36 @@ class StepCall:
         self.session.log.sync(seq)
         return True
 
-    def _limit(self, fold: Fold, at: datetime) -> datetime | None:
-        """Until when the step is limited; None when it is not."""
-        until = fold.limit(self.name, self.options.limit_key)
-        return until if until is not None and until > at else None
+    def _limit(self, fold: Fold, at: datetime) -> Limit | None:
+        """What limits the step; None when nothing does."""
+        limit = fold.limit(self.name, self.options.limit_key)
+        return limit if limit is not None and limit.until > at else None
 
-    def _wait_until(self, until: datetime) -> None:
+    def _waiting(self, fold: Fold, limit: Limit, at: datetime) -> Sequence[Fact]:
+        """That it waits for *limit*, unless that is on record."""
+        owner, wait = self.session.log.owner, fold.waits.get(self.name)
+        if wait is not None and (wait.owner, wait.until, wait.key) == (owner, limit.until, limit.key):
+            return ()
+        return [StepWaiting(at, self.name, owner, limit.until, limit.key)]
+
+    def _wait_until(self, limit: Limit) -> None:
         """Wait for the end of a limit.
 
         Raises:
             Limited: The `for_each` around it was stopped.
         """
-        limit = Limited(until, self.options.limit_key)
-        _log.warning("step %r waits: %s", self.name, limit)
-        while (seconds := (until - self.handle.clock.now()).total_seconds()) > 0:
-            if self.scope.batch is not None and self.scope.batch.is_stopped:
-                raise limit
-            sleep(min(seconds, _LONGEST_NAP))
+        limited = Limited(limit.until, limit.key)
+        _log.warning("step %r waits: %s", self.name, limited)
+        try:
+            while (seconds := (limit.until - self.handle.clock.now()).total_seconds()) > 0:
+                if self.scope.batch is not None and self.scope.batch.is_stopped:
+                    raise limited
+                sleep(min(seconds, _LONGEST_NAP))
+        except BaseException:
+            ended = StepWaiting(self.handle.clock.now(), self.name, self.session.log.owner)
+            with suppress(OrchestratorError, SessionClosed):  # it is for those who look alone
+                self.session.append(lambda _: ([ended], None), fences=())
+            raise
 
     def _pause_before_retry(self, error: BaseException, context: StepContext) -> float | None:
         """Seconds until the next attempt; None when there is to be none."""

@@ -22,6 +22,7 @@ _TAGS: dict[str, type[f.Fact]] = {
     "step.completed": f.StepCompleted,
     "step.failed": f.StepFailed,
     "step.limited": f.StepLimited,
+    "step.waiting": f.StepWaiting,
     "step.abandoned": f.StepAbandoned,
     "steps.reset": f.StepsReset,
     "state.updated": f.StateUpdated,

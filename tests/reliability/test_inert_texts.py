@@ -127,6 +127,7 @@ def _facts(text: str, number: int) -> list[f.Fact]:
         f.HeartbeatRecorded(T0, f"command:runs {key}", {"log": text, "line": text}),
         f.StepStarted(T0, f"limited {key}", 1, "o"),
         f.StepLimited(T0, f"limited {key}", at(1), key=text),
+        f.StepWaiting(T0, f"waits {key}", "o", at(1), key=text),
         f.EventAppended(T0, text, text, {text: text}),
         f.HeartbeatRecorded(T0, key, text),
         f.LeaseTouched(T0, key, text, 1.0, T0, at(1), 1, renewed=False, detail=text),
