@@ -15,6 +15,7 @@ from iso_orchestrator.model import ErrorInfo, Json, WorkflowStatus
 
 __all__ = [
     "ABSENT",
+    "CommandBegun",
     "CommandsMarked",
     "EventAppended",
     "Fact",
@@ -169,6 +170,15 @@ class CommandsMarked(Fact):
     """What the marks of this workflow's commands are made of, by which their processes are found."""
 
     seed: str
+
+
+@attrs.frozen(eq=False, repr=False)
+class CommandBegun(Fact):
+    """A step's command is about to begin, with *mark*, its output going to *log*; of those before nobody is left."""
+
+    step: str
+    mark: str
+    log: str
 
 
 @attrs.frozen(eq=False, repr=False)

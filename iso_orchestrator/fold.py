@@ -23,7 +23,7 @@ from iso_orchestrator.model import (
     WorkflowSummary,
 )
 
-__all__ = ["Event", "Fold", "LeaseClock", "Limit", "LiveRun", "StepState", "Wait", "apply", "copy_json"]
+__all__ = ["Event", "Fold", "LastCommand", "LeaseClock", "Limit", "LiveRun", "StepState", "Wait", "apply", "copy_json"]
 
 
 R = TypeVar("R")
@@ -117,6 +117,14 @@ class Wait:
     key: str | None = None
 
 
+@attrs.frozen
+class LastCommand:
+    """The last command that began for a step: its mark, and the file of its standard output."""
+
+    mark: str
+    log: str
+
+
 @attrs.define(eq=False)
 class Fold:
     """A record in the making. `apply` changes it in place, so that a fact costs the same however many came before.
@@ -128,6 +136,7 @@ class Fold:
         step_limits: Until when a step is, whatever it names, and the key of the limit that it met.
         waits: What calls of steps wait for, or waited for when their process ended.
         command_seed: What the marks of the workflow's commands are made of.
+        commands: Of steps, those that were reset among them, the command of which something may be left.
         unknown: Top-level keys of a snapshot that nobody here knows.
     """
 
@@ -150,6 +159,7 @@ class Fold:
     step_limits: dict[str, Limit] = attrs.field(factory=dict)
     waits: dict[str, Wait] = attrs.field(factory=dict)
     command_seed: str | None = None
+    commands: dict[str, LastCommand] = attrs.field(factory=dict)
     unknown: dict[str, Json] = attrs.field(factory=dict)
 
     @classmethod
@@ -397,6 +407,10 @@ def _commands_marked(fold: Fold, fact: f.CommandsMarked) -> None:
     fold.command_seed = fact.seed
 
 
+def _command_begun(fold: Fold, fact: f.CommandBegun) -> None:
+    fold.commands[fact.step] = LastCommand(fact.mark, fact.log)
+
+
 def _event_appended(fold: Fold, fact: f.EventAppended) -> None:
     fold.events.append(Event(fact.at, fact.type, fact.message, fact.detail))
 
@@ -455,6 +469,7 @@ _APPLY: dict[type[f.Fact], Callable[[Fold, Any], None]] = {
     f.StateUpdated: _state_updated,
     f.StatusSet: _status_set,
     f.CommandsMarked: _commands_marked,
+    f.CommandBegun: _command_begun,
     f.EventAppended: _event_appended,
     f.HeartbeatRecorded: _heartbeat_recorded,
     f.LeaseTouched: _lease_touched,

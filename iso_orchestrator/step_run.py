@@ -12,7 +12,7 @@ import attrs
 
 from iso_orchestrator.clock import cut, sleep
 from iso_orchestrator.codec import ResultCodec
-from iso_orchestrator.context import Attempt, Owner, Predecessor, Scope, StepContext, current_owner, current_scope
+from iso_orchestrator.context import Attempt, Owner, Scope, StepContext, current_owner, current_scope
 from iso_orchestrator.errors import (
     CommandLeftoverError,
     LeaseLostError,
@@ -118,8 +118,7 @@ class StepCall:
     options: StepOptions
     session: Session = attrs.field(init=False)
     scope: Scope = attrs.field(init=False)
-    predecessor: Predecessor = attrs.field(init=False, default="unknown")
-    predecessor_number: int = attrs.field(init=False, default=0)
+    is_first: bool = attrs.field(init=False, default=True)
 
     def run(self) -> Any:
         """The step's result, recorded or new.
@@ -190,7 +189,7 @@ class StepCall:
                     return (), _WaitHere(other, other.await_end())
             elif step.owner is not None and log.is_alive(step.owner):
                 return (), _WaitThere(step.attempts)
-            self.predecessor, self.predecessor_number = _predecessor(step, is_same=same is not None)
+            self.is_first = same is None
             if same is not None:
                 if (refused := self._refusal(same, awaited)) is not None:
                     log.sync(same.seq)
@@ -220,8 +219,8 @@ class StepCall:
             except _NotRecorded:
                 raise
             except BaseException as error:
-                if not isinstance(error, CommandLeftoverError):  # what is left of the one before is left still
-                    self.predecessor = "ended"
+                if not isinstance(error, CommandLeftoverError):  # it has not begun what it is for
+                    self.is_first = False
                 if isinstance(error, Limited) and self._is_limited(attempt, error):
                     self._begin_again(attempt)  # the same one: a limit is no failure
                     continue
@@ -249,7 +248,7 @@ class StepCall:
 
     def _attempt(self, flight: Flight, attempt: int, context: StepContext) -> Any:
         scope = self.scope
-        work = Attempt(self.session, flight, scope.attempt, attempt, self.predecessor, self.predecessor_number)
+        work = Attempt(self.session, flight, scope.attempt, attempt, self.is_first)
         owner = Owner(scope.owner or current_owner())
         inside = Scope(self.handle.workflow, scope.runs, owner, context, scope.item, work, scope.fences, scope.batch)
         context_of_body = inside.context()
@@ -408,13 +407,6 @@ class StepCall:
 
     def _subject(self) -> str:
         return f"the result of step {self.name!r}"
-
-
-def _predecessor(step: StepState, *, is_same: bool) -> tuple[Predecessor, int]:
-    """What is known of the last attempt at a step that nobody has in hand; a limit has taken one back."""
-    if step.owner is None:
-        return "ended" if is_same else "unknown", step.attempts
-    return "interrupted", step.attempts if step.status is StepStatus.RUNNING else step.attempts + 1
 
 
 def _for_another_caller(name: str, error: BaseException) -> BaseException:

@@ -36,7 +36,7 @@ from iso_orchestrator.codec import (
 from iso_orchestrator.codec.mapping import writer
 from iso_orchestrator.codec.text import event_text, step_text
 from iso_orchestrator.errors import FormatVersionError, SerializationError
-from iso_orchestrator.fold import Event, Fold, LeaseClock, Limit, LiveRun, StepState, Wait
+from iso_orchestrator.fold import Event, Fold, LastCommand, LeaseClock, Limit, LiveRun, StepState, Wait
 from iso_orchestrator.model import (
     ErrorInfo,
     Heartbeat,
@@ -65,6 +65,8 @@ error_infos = st.builds(ErrorInfo, texts, texts, optional_texts, optional_texts,
 FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "until": times,
     "seed": texts,
+    "mark": texts,
+    "log": texts,
     "acquired_at": times,
     "at": times,
     "attempt": integers,
@@ -154,6 +156,7 @@ def folds(draw: st.DrawFn) -> Fold:
         lease_clocks={key: LeaseClock(draw(texts), draw(floats)) for key in tokens},
         limits=draw(st.dictionaries(texts, times, max_size=2)),
         step_limits=draw(st.dictionaries(texts, st.builds(Limit, times, optional_texts), max_size=2)),
+        commands=draw(st.dictionaries(texts, st.builds(LastCommand, texts, texts), max_size=2)),
         waits=draw(st.dictionaries(texts, st.builds(Wait, texts, times, times, optional_texts), max_size=2)),
         unknown=draw(st.dictionaries(st.sampled_from(["x", "y", "élan"]), values, max_size=2)),
     )
@@ -450,6 +453,7 @@ def test_tags_and_keys_on_disk_are_frozen() -> None:
         "state.updated",
         "status.set",
         "commands.marked",
+        "command.begun",
         "event.appended",
         "heartbeat.recorded",
         "lease.released",
@@ -468,6 +472,7 @@ SIMPLE_FACTS = [
     f.StateUpdated(T0, 1),
     f.StatusSet(T0, WorkflowStatus.IDLE),
     f.CommandsMarked(T0, "s"),
+    f.CommandBegun(T0, "a", "m", "/l"),
     f.EventAppended(T0, "t"),
     f.HeartbeatRecorded(T0, "k"),
     f.LeaseReleased(T0, "k"),

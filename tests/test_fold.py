@@ -345,6 +345,7 @@ ANY_FACTS = [
     f.StateUpdated(at(1), 2),
     f.StatusSet(at(1), WorkflowStatus.IDLE),
     f.CommandsMarked(at(1), "seed"),
+    f.CommandBegun(at(1), "running", "mark", "/log"),
     note("x", 1),
     f.HeartbeatRecorded(at(1), "k"),
     lease(4),

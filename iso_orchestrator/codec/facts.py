@@ -28,6 +28,7 @@ _TAGS: dict[str, type[f.Fact]] = {
     "state.updated": f.StateUpdated,
     "status.set": f.StatusSet,
     "commands.marked": f.CommandsMarked,
+    "command.begun": f.CommandBegun,
     "event.appended": f.EventAppended,
     "heartbeat.recorded": f.HeartbeatRecorded,
     "lease.touched": f.LeaseTouched,

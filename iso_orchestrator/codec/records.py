@@ -11,7 +11,7 @@ from iso_orchestrator.codec.json import decode, encode
 from iso_orchestrator.codec.mapping import format_time, read, writer
 from iso_orchestrator.codec.text import event_text, step_text
 from iso_orchestrator.errors import FormatVersionError
-from iso_orchestrator.fold import Event, Fold, LeaseClock, Limit, LiveRun, StepState, Wait
+from iso_orchestrator.fold import Event, Fold, LastCommand, LeaseClock, Limit, LiveRun, StepState, Wait
 from iso_orchestrator.model import (
     ErrorInfo,
     Heartbeat,
@@ -106,6 +106,7 @@ def fold_from_snapshot(data: bytes, path: str) -> Fold:
         limits=read(dict[str, datetime], ours.get("limits", {})),
         step_limits={name: Limit(until, limit_keys.get(name)) for name, until in step_limits.items()},
         waits=read(dict[str, Wait], ours.get("waits", {})),
+        commands=read(dict[str, LastCommand], ours.get("commands", {})),
         command_seed=None if (seed := ours.get("commandSeed")) is None else read(str, seed),
     )
 
@@ -171,5 +172,6 @@ def _ours(fold: Fold) -> dict[str, Json]:
         "stepLimitKeys": {step: limit.key for step, limit in limits if limit.key is not None},
         "waits": {step: writer(Wait)(wait) for step, wait in fold.waits.items()},
         "commandSeed": fold.command_seed,
+        "commands": {step: writer(LastCommand)(command) for step, command in fold.commands.items()},
     }
     return ours | {name: value for name, value in where_there_is_one.items() if value}

@@ -124,6 +124,7 @@ def _facts(text: str, number: int) -> list[f.Fact]:
         f.StepStarted(T0, f"command {key}", 1, "o"),
         f.StepCompleted(T0, f"command {key}", _command_result(text)),
         f.StepStarted(T0, f"runs {key}", 1, "o"),
+        f.CommandBegun(T0, f"runs {key}", text, text),
         f.HeartbeatRecorded(T0, f"command:runs {key}", {"log": text, "line": text}),
         f.StepStarted(T0, f"limited {key}", 1, "o"),
         f.StepLimited(T0, f"limited {key}", at(1), key=text),

@@ -87,6 +87,16 @@ WAITING_FACTS: list[f.Fact] = [
 ]
 
 
+BEGUN_FACTS: list[f.Fact] = [
+    COMMAND_FACTS[0],
+    f.StepStarted(at(1), "ask", 1, OWNER),
+    f.CommandBegun(at(2), "ask", "1f" * 16, "/logs/ask.1.log"),
+    f.StepFailed(at(3), "ask", ERROR),
+    f.StepStarted(at(4), "ask", 2, OWNER),
+    f.CommandBegun(at(5), "ask", "1f" * 16, "/logs/ask.2.log"),
+]
+
+
 def _pair(root: str, facts: list[f.Fact], *, close: bool = False) -> dict[str, bytes]:
     """Snapshot and journal after *facts*, of a process that is there or has left."""
     log, fold = FileStore(root).open(ID, lambda: Fold.new(ID, at(0), {"n": 0}))
@@ -139,6 +149,11 @@ def _limits_and_waits(root: str) -> dict[str, bytes]:
     return _pair(root, WAITING_FACTS[3:])
 
 
+def _commands_begun(root: str) -> dict[str, bytes]:
+    _pair(root, BEGUN_FACTS[:4], close=True)
+    return _pair(root, BEGUN_FACTS[4:])
+
+
 def _torn(root: str) -> dict[str, bytes]:
     files = _every_fact(root)
     return {**files, JOURNAL: files[JOURNAL][:-40]}
@@ -188,6 +203,7 @@ CASES: dict[str, Callable[[str], dict[str, bytes]]] = {
     "killed in a run": _killed_in_a_run,
     "limits and commands": _limits_and_commands,
     "limits and waits": _limits_and_waits,
+    "commands begun": _commands_begun,
     "torn tail": _torn,
     "snapshot alone": _snapshot_alone,
     "fold broken off": _fold_broken_off,
@@ -214,7 +230,9 @@ def read(root: str, workflow_id: str) -> dict[str, Any]:
     found |= {"limits": limits, "commandSeed": fold.command_seed} if limits else {}
     # Not what the facts of a limit make of it, which older files were written down without.
     waits = {step: wait.until.isoformat() for step, wait in fold.waits.items() if step not in fold.steps}
-    return {**found, "waits": waits} if waits else found
+    found |= {"waits": waits} if waits else {}
+    logs = {step: command.log for step, command in fold.commands.items()}
+    return {**found, "logs": logs} if logs else found
 
 
 def main(target: str) -> None:
