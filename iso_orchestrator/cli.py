@@ -230,7 +230,7 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_demo_options(add("demo", _demo, "run a batch of jobs that goes on after Ctrl-C or a kill"))
     following = add("logs", _logs, "print what a step's command has written")
-    watching = add("top", _top, "show what runs now, and what waits for which limit")
+    watching = add("top", _top, "show what runs now, what waits for which limit, and the limits in force")
     listing = add("list", _list, "list the workflows, and change nothing")
     show = add("show", _show, "show a workflow's record, and change nothing")
     for command in (listing, show):

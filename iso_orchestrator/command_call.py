@@ -13,17 +13,17 @@ import attrs
 from iso_orchestrator.clock import monotonic
 from iso_orchestrator.command_leftovers import await_leftovers, end_leftovers
 from iso_orchestrator.command_line import Command, CommandResult, as_command
+from iso_orchestrator.command_log import is_output_open
 from iso_orchestrator.command_output import Output, Reader, Reading
 from iso_orchestrator.command_run import CommandBeat, CommandRun
 from iso_orchestrator.context import Attempt, Scope, current_scope
 from iso_orchestrator.errors import CommandTimeoutError, LeaseLostError, OrchestratorError, WorkflowUsageError
-from iso_orchestrator.facts import CommandsMarked, Fact, HeartbeatRecorded
+from iso_orchestrator.facts import CommandBegun, CommandsMarked, Fact, HeartbeatRecorded
 from iso_orchestrator.fold import Fold, copy_json
 from iso_orchestrator.handle import Handle
 from iso_orchestrator.identity import unique_name
 from iso_orchestrator.model import Json
 from iso_orchestrator.names import mutex_file_name, record_names
-from iso_orchestrator.processes.ending import end_tree
 from iso_orchestrator.session import Session
 from iso_orchestrator.step_run import StepOptions
 from iso_orchestrator.store.file.files import make_folders, missing_folders, read_all
@@ -101,6 +101,7 @@ class CommandCall:
             beat_every=_LOOK_EVERY,
             fs=self.fs,
         )
+        self._begin(name, mark, path)
         if reader.detail():  # a session that is known before it begins can be gone on with however soon it is killed
             self._beat_again(key, path, reader)
         try:
@@ -141,16 +142,24 @@ class CommandCall:
         return _mark(seed, self._session().log.place(), name)
 
     def _end_leftovers(self, name: str, mark: str) -> None:
-        """Have nobody left of the attempt before: no two ever work on one step."""
-        attempt = _attempt(self.scope)
-        path = self._log_path(name, attempt.predecessor_number)
-        if self.options.if_left == "wait":
-            while not await_leftovers(mark, path, timeout=_LOOK_EVERY):
-                self._refuse_abandoned()
-        elif attempt.predecessor == "interrupted":
-            end_leftovers(mark, path)
-        else:  # one that was reset, or failed in ending the one before it
-            end_tree(mark)
+        """Have nobody left of the last command that began, however it ended: no two ever work on one step."""
+        logs = self._logs_of_the_last(name, mark)
+        if self.options.if_left == "end":
+            end_leftovers(mark, *logs)
+            return
+        while not await_leftovers(mark, *logs, timeout=_LOOK_EVERY):
+            self._refuse_abandoned()
+
+    def _logs_of_the_last(self, name: str, mark: str) -> Sequence[str]:
+        """Where its output may be: where it was, or in the folder of today, if the root has been moved with it."""
+        last = self._session().append(lambda fold: ((), fold.commands.get(name)))[0]
+        if last is None or last.mark != mark:  # the original's, of which this root is a copy
+            return ()
+        return last.log, os.path.join(self._log_folder(), os.path.basename(last.log))
+
+    def _begin(self, name: str, mark: str, path: str) -> None:
+        fact = CommandBegun(self._handle().clock.now(), name, mark, path)
+        self._session().append(lambda _: ([fact], None))
 
     def _beat(self, key: str, path: str, beat: CommandBeat, reader: Reader) -> None:
         """Look whether anybody still waits for the command, and say every now and then how it goes."""
@@ -178,13 +187,17 @@ class CommandCall:
             _log.warning("heartbeat %r was not recorded: %s", key, error)
 
     def _log_path(self, name: str, number: int) -> str:
+        folder = self._log_folder()
+        make_folders(self.fs, *missing_folders(self.fs, folder))
+        stem = mutex_file_name(name).removesuffix(".lock")
+        return os.path.join(folder, f"{stem}.{number}.log")
+
+    def _log_folder(self) -> str:
         folder = self.options.log_dir or self._session().log.logs
         if folder is None:
             handle = self._handle()
             folder = os.path.join(handle.workflow.dir, "logs", record_names(handle.workflow_id).short)
-        make_folders(self.fs, *missing_folders(self.fs, folder))
-        stem = mutex_file_name(name).removesuffix(".lock")
-        return os.path.join(folder, f"{stem}.{number}.log")
+        return folder
 
     def _handle(self) -> Handle:
         handle: Handle = self.scope.workflow._handle
@@ -196,10 +209,18 @@ class CommandCall:
 
 
 def end_orphans(fold: Fold, place: str, is_alive: Callable[[str], bool]) -> None:
-    """End what killed runs have left of a workflow's commands; nothing of what others have in hand."""
-    for step in fold.steps.values():
-        if fold.command_seed is not None and step.owner is not None and not is_alive(step.owner):
-            end_tree(_mark(fold.command_seed, place, step.name))
+    """End what is left of a workflow's commands; nothing of what others have in hand, nor of a copy's original.
+
+    Raises:
+        CommandLeftoverError: Something is left that cannot be ended.
+    """
+    for name, command in fold.commands.items():
+        owner = fold.owner(name)
+        if fold.command_seed is None or command.mark != _mark(fold.command_seed, place, name):
+            continue
+        is_left = is_output_open(FileSystem(), command.log) if owner is None else not is_alive(owner)
+        if is_left:
+            end_leftovers(command.mark, command.log)
 
 
 def last_beat(key: str) -> dict[str, Json]:

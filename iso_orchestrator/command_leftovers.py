@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 from iso_orchestrator.clock import monotonic, sleep
 from iso_orchestrator.command_log import is_output_open
@@ -21,7 +21,7 @@ _fs = FileSystem()
 
 
 def end_leftovers(
-    mark: str, log_path: str, *, grace: float = GRACE, known: Collection[Process] = (), fs: FileSystem = _fs
+    mark: str, *log_paths: str, grace: float = GRACE, known: Collection[Process] = (), fs: FileSystem = _fs
 ) -> int:
     """End what is left of a command, until nobody has its mark, nor its output open.
 
@@ -30,11 +30,12 @@ def end_leftovers(
 
     Args:
         mark: The command's.
-        log_path: The file of its standard output. Where that is not there any more, the mark alone decides, which a
-            process that was forked for the command just before the runner's death does not have yet.
+        log_paths: Where the file of its standard output may be. Where that was removed, the mark alone decides, which a
+            process that was forked for the command just before the runner's death does not have yet, and which one
+            that has cleared its environment has no more.
         grace: Seconds from SIGTERM to SIGKILL.
         known: Processes that are ended with their descendants whether or not they have the mark.
-        fs: Where the file is.
+        fs: Where the files are.
 
     Returns:
         How many processes there were.
@@ -46,9 +47,9 @@ def end_leftovers(
     count = end_tree(mark, grace=grace, known=known)
     give_up_at = monotonic() + KILLING
     pause = Pause()
-    while is_output_open(fs, log_path):
+    while (path := _first_open(fs, log_paths)) is not None:
         if monotonic() >= give_up_at:
-            raise CommandLeftoverError((), KILLING, log_path)
+            raise CommandLeftoverError((), KILLING, path)
         pause.rest()
         count += end_tree(mark, grace=grace, known=known)
     # Who had it open may have started others, and given them another output, before it ended.
@@ -57,8 +58,7 @@ def end_leftovers(
 
 def await_leftovers(
     mark: str,
-    log_path: str,
-    *,
+    *log_paths: str,
     timeout: float | None = None,
     known: Collection[Process] = (),
     fs: FileSystem = _fs,
@@ -67,7 +67,7 @@ def await_leftovers(
 
     Args:
         mark: As in `end_leftovers`, as are the others.
-        log_path: Likewise.
+        log_paths: Likewise.
         timeout: Seconds; None for ever.
         known: Likewise.
         fs: Likewise.
@@ -77,8 +77,12 @@ def await_leftovers(
     """
     give_up_at = float("inf") if timeout is None else monotonic() + timeout
     # In this order: who has the output open may have started others with another one before it ends.
-    while is_output_open(fs, log_path) or living_tree(mark, known):
+    while _first_open(fs, log_paths) is not None or living_tree(mark, known):
         if monotonic() >= give_up_at:
             return False
         sleep(_LOOK)
     return True
+
+
+def _first_open(fs: FileSystem, log_paths: Iterable[str]) -> str | None:
+    return next((path for path in log_paths if is_output_open(fs, path)), None)

@@ -186,11 +186,11 @@ def _last_line(text: str) -> str:
 
 
 def is_output_open(fs: FileSystem, path: str) -> bool:
-    """Whether anybody of a command has that file open as its standard output."""
+    """Whether anybody of a command has that file open as its standard output; False where there is no such file."""
     file = FileLock(fs, path)
     try:
         file.open_read()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError as error:
         raise store_error(path, error) from error

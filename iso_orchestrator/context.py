@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Hashable, Iterator
 from contextvars import Context, ContextVar, copy_context
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Protocol
 
 import attrs
 
@@ -22,7 +22,6 @@ __all__ = [
     "Fence",
     "ItemContext",
     "Owner",
-    "Predecessor",
     "Scope",
     "StepContext",
     "current_item",
@@ -89,10 +88,6 @@ class Owner:
             owner = owner.parent
 
 
-Predecessor: TypeAlias = Literal["unknown", "ended", "interrupted"]
-"""Of the attempt before: nothing of it is on record, it ended by itself, or its process died."""
-
-
 @attrs.define(eq=False, repr=False)
 class Attempt:
     """An attempt at a step.
@@ -101,8 +96,7 @@ class Attempt:
         session: Of the workflow that it is recorded in.
         flight: The step in flight that it belongs to.
         number: In the record: it counts over crashes too.
-        predecessor: What is known of the one before it.
-        predecessor_number: Its number.
+        is_first: Whether none at the same step, in key and version too, is on record before it.
         updates: What `update_state(..., with_step=True)` was given.
         parent: The attempt whose body called this step.
     """
@@ -111,8 +105,7 @@ class Attempt:
     flight: Any
     parent: Attempt | None = None
     number: int = 1
-    predecessor: Predecessor = "ended"
-    predecessor_number: int = 0
+    is_first: bool = False
     updates: list[Callable[[Json], Json]] = attrs.field(factory=list)
 
     def chain(self) -> Iterator[Attempt]:

@@ -16,6 +16,7 @@ from iso_orchestrator.value import Value
 
 __all__ = [
     "ABSENT",
+    "CommandBegun",
     "CommandsMarked",
     "EventAppended",
     "Fact",
@@ -32,6 +33,7 @@ __all__ = [
     "StepFailed",
     "StepLimited",
     "StepStarted",
+    "StepWaiting",
     "StepsReset",
 ]
 
@@ -115,6 +117,16 @@ class StepLimited(Fact):
 
 
 @attrs.frozen(eq=False, repr=False)
+class StepWaiting(Fact):
+    """Who called a step waits for the end of a limit before an attempt begins; without *until*: waits no longer."""
+
+    step: str
+    owner: str
+    until: datetime | None = None
+    key: str | None = None
+
+
+@attrs.frozen(eq=False, repr=False)
 class StepAbandoned(Fact):
     """An attempt ended without an outcome: nobody need wait for it."""
 
@@ -148,6 +160,15 @@ class CommandsMarked(Fact):
     """What the marks of this workflow's commands are made of, by which their processes are found."""
 
     seed: str
+
+
+@attrs.frozen(eq=False, repr=False)
+class CommandBegun(Fact):
+    """A step's command is about to begin, with *mark*, its output going to *log*; of those before nobody is left."""
+
+    step: str
+    mark: str
+    log: str
 
 
 @attrs.frozen(eq=False, repr=False)

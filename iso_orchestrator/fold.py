@@ -24,7 +24,7 @@ from iso_orchestrator.model import (
 )
 from iso_orchestrator.value import Value
 
-__all__ = ["Event", "Fold", "LeaseClock", "LiveRun", "StepState", "apply", "copy_json"]
+__all__ = ["Event", "Fold", "LastCommand", "LeaseClock", "Limit", "LiveRun", "StepState", "Wait", "apply", "copy_json"]
 
 
 R = TypeVar("R")
@@ -100,6 +100,32 @@ class LeaseClock(Value):
     expires: float
 
 
+@attrs.frozen
+class Limit:
+    """Until when something is limited, and by what; None where that has no name."""
+
+    until: datetime
+    key: str | None = None
+
+
+@attrs.frozen
+class Wait:
+    """A call of a step that waits for the end of a limit, in the process that holds the run file *owner*."""
+
+    owner: str
+    since: datetime
+    until: datetime
+    key: str | None = None
+
+
+@attrs.frozen
+class LastCommand:
+    """The last command that began for a step: its mark, and the file of its standard output."""
+
+    mark: str
+    log: str
+
+
 @attrs.define(eq=False)
 class Fold:
     """A record in the making. `apply` changes it in place, so that a fact costs the same however many came before.
@@ -108,8 +134,10 @@ class Fold:
         seq: Sequence of the last fact in it.
         run_failed: Whether a run of the overlapping group has failed.
         limits: Until when what steps name as their `limit_key` is limited.
-        step_limits: Until when a step is, whatever it names.
+        step_limits: Until when a step is, whatever it names, and the key of the limit that it met.
+        waits: What calls of steps wait for, or waited for when their process ended.
         command_seed: What the marks of the workflow's commands are made of.
+        commands: Of steps, those that were reset among them, the command of which something may be left.
         unknown: Top-level keys of a snapshot that nobody here knows.
     """
 
@@ -129,8 +157,10 @@ class Fold:
     tokens: dict[str, int] = attrs.field(factory=dict)
     lease_clocks: dict[str, LeaseClock] = attrs.field(factory=dict)
     limits: dict[str, datetime] = attrs.field(factory=dict)
-    step_limits: dict[str, datetime] = attrs.field(factory=dict)
+    step_limits: dict[str, Limit] = attrs.field(factory=dict)
+    waits: dict[str, Wait] = attrs.field(factory=dict)
     command_seed: str | None = None
+    commands: dict[str, LastCommand] = attrs.field(factory=dict)
     unknown: dict[str, Json] = attrs.field(factory=dict)
 
     @classmethod
@@ -177,12 +207,14 @@ class Fold:
             return None
         return step
 
-    def limit(self, name: str, limit_key: str | None) -> datetime | None:
-        """Until when a step is limited, or was."""
+    def limit(self, name: str, limit_key: str | None) -> Limit | None:
+        """What limits a step, or did: its own limit or that of its key, whichever is the longer."""
         if not self.step_limits and not self.limits:
             return None
-        found = [self.step_limits.get(name), None if limit_key is None else self.limits.get(limit_key)]
-        return max((until for until in found if until is not None), default=None)
+        own, until = self.step_limits.get(name), None if limit_key is None else self.limits.get(limit_key)
+        if until is None or (own is not None and own.until >= until):
+            return own
+        return Limit(until, limit_key)
 
     def owner(self, name: str) -> str | None:
         """The run file of the process that has a step in hand."""
@@ -275,6 +307,8 @@ def _leave_group(fold: Fold, fact: f.Fact, error: ErrorInfo | None) -> None:
 
 def _step_started(fold: Fold, fact: f.StepStarted) -> None:
     name, at, key = fact.step, fact.at, fact.idempotency_key
+    if fold.waits:
+        fold.waits.pop(name, None)
     fold.steps[name] = StepState(
         name, _RUNNING, fact.attempt, at, at, None, key, None, None, fact.owner, fact.version, fold.seq
     )
@@ -312,11 +346,14 @@ def _step_failed(fold: Fold, fact: f.StepFailed) -> None:
 
 def _step_limited(fold: Fold, fact: f.StepLimited) -> None:
     step = fold.steps[fact.step]
-    for limits, key in ((fold.step_limits, fact.step), (fold.limits, fact.key)):
-        for over in [known for known, until in limits.items() if until <= fact.at]:
-            del limits[over]
-        if key is not None:
-            limits[key] = max(fact.until, limits.get(key, fact.until))
+    _forget_what_is_over(fold, fact.at)
+    own = fold.step_limits.get(fact.step)
+    if own is None or own.until <= fact.until:
+        fold.step_limits[fact.step] = Limit(fact.until, fact.key)
+    if fact.key is not None:
+        fold.limits[fact.key] = max(fact.until, fold.limits.get(fact.key, fact.until))
+    if step.owner is not None:
+        fold.waits[fact.step] = Wait(step.owner, fact.at, fact.until, fact.key)
     step.status = StepStatus.FAILED
     step.updated_at = fact.at
     step.completed_at = step.result = None
@@ -327,6 +364,22 @@ def _step_limited(fold: Fold, fact: f.StepLimited) -> None:
     step.attempts -= 1
 
 
+def _step_waiting(fold: Fold, fact: f.StepWaiting) -> None:
+    _forget_what_is_over(fold, fact.at)
+    if fact.until is not None:
+        fold.waits[fact.step] = Wait(fact.owner, fact.at, fact.until, fact.key)
+        until = fact.until.isoformat(timespec="seconds")
+        _event(fold, fact, "step.waiting", step=fact.step, until=until, limitKey=fact.key)
+    elif (wait := fold.waits.get(fact.step)) is not None and wait.owner == fact.owner:
+        del fold.waits[fact.step]
+
+
+def _forget_what_is_over(fold: Fold, at: datetime) -> None:
+    fold.limits = {key: until for key, until in fold.limits.items() if until > at}
+    fold.step_limits = {step: limit for step, limit in fold.step_limits.items() if limit.until > at}
+    fold.waits = {step: wait for step, wait in fold.waits.items() if wait.until > at}
+
+
 def _step_abandoned(fold: Fold, fact: f.StepAbandoned) -> None:
     fold.steps[fact.step].owner = None
 
@@ -334,9 +387,9 @@ def _step_abandoned(fold: Fold, fact: f.StepAbandoned) -> None:
 def _steps_reset(fold: Fold, fact: f.StepsReset) -> None:
     for name in fact.steps:
         fold.steps.pop(name, None)
-        until = fold.step_limits.pop(name, None)
-        for key in [key for key, end in fold.limits.items() if end == until]:
-            del fold.limits[key]  # the limit that the step met: nothing else could lift one that was told wrongly
+        limit = fold.step_limits.pop(name, None)
+        if limit is not None and limit.key is not None and fold.limits.get(limit.key) == limit.until:
+            del fold.limits[limit.key]  # which the step met: nothing else could lift one that was told wrongly
 
 
 def _state_updated(fold: Fold, fact: f.StateUpdated) -> None:
@@ -353,6 +406,10 @@ def _status_set(fold: Fold, fact: f.StatusSet) -> None:
 
 def _commands_marked(fold: Fold, fact: f.CommandsMarked) -> None:
     fold.command_seed = fact.seed
+
+
+def _command_begun(fold: Fold, fact: f.CommandBegun) -> None:
+    fold.commands[fact.step] = LastCommand(fact.mark, fact.log)
 
 
 def _event_appended(fold: Fold, fact: f.EventAppended) -> None:
@@ -407,11 +464,13 @@ _APPLY: dict[type[f.Fact], Callable[[Fold, Any], None]] = {
     f.StepCompleted: _step_completed,
     f.StepFailed: _step_failed,
     f.StepLimited: _step_limited,
+    f.StepWaiting: _step_waiting,
     f.StepAbandoned: _step_abandoned,
     f.StepsReset: _steps_reset,
     f.StateUpdated: _state_updated,
     f.StatusSet: _status_set,
     f.CommandsMarked: _commands_marked,
+    f.CommandBegun: _command_begun,
     f.EventAppended: _event_appended,
     f.HeartbeatRecorded: _heartbeat_recorded,
     f.LeaseTouched: _lease_touched,

@@ -116,6 +116,7 @@ def delete_workflow(
     """Remove a workflow, record, logs, locks and all; what a killed run has left of its commands is ended.
 
     Raises:
+        CommandLeftoverError: Something is left of them that cannot be ended.
         WorkflowNotFoundError: There is none.
         WorkflowBusyError: Somebody uses it.
     """
@@ -130,7 +131,7 @@ def delete_workflow(
 def _end_orphans(store: FileStore, workflow_id: str) -> None:
     with suppress(StoreError):  # a damaged record is what people most want to delete
         fold = store.read(workflow_id)
-        if fold is not None and fold.command_seed is not None:
+        if fold is not None and fold.commands:
             from iso_orchestrator.command_call import end_orphans
 
             end_orphans(fold, store.place(), lambda owner: store.is_alive(workflow_id, owner))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any, Literal, TypeAlias
 
@@ -11,7 +12,7 @@ import attrs
 
 from iso_orchestrator.clock import cut, sleep
 from iso_orchestrator.codec import ResultCodec
-from iso_orchestrator.context import Attempt, Owner, Predecessor, Scope, StepContext, current_owner, current_scope
+from iso_orchestrator.context import Attempt, Owner, Scope, StepContext, current_owner, current_scope
 from iso_orchestrator.errors import (
     CommandLeftoverError,
     LeaseLostError,
@@ -24,8 +25,8 @@ from iso_orchestrator.errors import (
     StoreError,
     WorkflowUsageError,
 )
-from iso_orchestrator.facts import ABSENT, Fact, StepCompleted, StepFailed, StepLimited, StepStarted
-from iso_orchestrator.fold import Fold, StepState
+from iso_orchestrator.facts import ABSENT, Fact, StepCompleted, StepFailed, StepLimited, StepStarted, StepWaiting
+from iso_orchestrator.fold import Fold, Limit, StepState
 from iso_orchestrator.handle import Handle
 from iso_orchestrator.liveness import Pause
 from iso_orchestrator.model import ErrorInfo, Json, StepStatus
@@ -82,7 +83,7 @@ class _WaitThere:
 class _WaitUntil:
     """What it needs is limited."""
 
-    until: datetime
+    limit: Limit
 
 
 @attrs.frozen(eq=False, repr=False)
@@ -126,8 +127,7 @@ class StepCall:
     options: StepOptions
     session: Session = attrs.field(init=False)
     scope: Scope = attrs.field(init=False)
-    predecessor: Predecessor = attrs.field(init=False, default="unknown")
-    predecessor_number: int = attrs.field(init=False, default=0)
+    is_first: bool = attrs.field(init=False, default=True)
     recorded: Recorded | None = attrs.field(init=False, default=None)
 
     def run(self) -> Any:
@@ -202,8 +202,8 @@ class StepCall:
                     awaited = attempts
                     pause = pause or Pause()
                     pause.rest()
-                case _WaitUntil(until):
-                    self._wait_until(until)
+                case _WaitUntil(limit):
+                    self._wait_until(limit)
                 case _WaitHere(flight, end):
                     self._wait_for(flight, end)
                     if flight.succeeded and self._is_same(flight):
@@ -225,14 +225,14 @@ class StepCall:
                     return (), _WaitHere(other, other.await_end())
             elif step.owner is not None and log.is_alive(step.owner):
                 return (), _WaitThere(step.attempts)
-            self.predecessor, self.predecessor_number = _predecessor(step, is_same=same is not None)
+            self.is_first = same is None
             if same is not None:
                 if (refused := self._refusal(same, awaited)) is not None:
                     log.sync(same.seq)
                     return (), _Refused(refused)
                 attempt += same.attempts
-        if (until := self._limit(fold, at)) is not None:
-            return (), _WaitUntil(until)
+        if (limit := self._limit(fold, at)) is not None:
+            return self._waiting(fold, limit, at), _WaitUntil(limit)
         flights[self.name] = flight
         return [self._started(attempt, at)], attempt
 
@@ -255,8 +255,8 @@ class StepCall:
             except _NotRecorded:
                 raise
             except BaseException as error:
-                if not isinstance(error, CommandLeftoverError):  # what is left of the one before is left still
-                    self.predecessor = "ended"
+                if not isinstance(error, CommandLeftoverError):  # it has not begun what it is for
+                    self.is_first = False
                 if isinstance(error, Limited) and self._is_limited(attempt, error):
                     self._begin_again(attempt)  # the same one: a limit is no failure
                     continue
@@ -271,20 +271,20 @@ class StepCall:
         while True:
             at = self.handle.clock.now()
 
-            def decide(fold: Fold, at: datetime = at) -> tuple[Sequence[Fact], datetime | None]:
-                until = self._limit(fold, at)
-                return [self._started(attempt, at)] if until is None else (), until
+            def decide(fold: Fold, at: datetime = at) -> tuple[Sequence[Fact], Limit | None]:
+                limit = self._limit(fold, at)
+                return [self._started(attempt, at)] if limit is None else self._waiting(fold, limit, at), limit
 
-            until, seq = self.session.append(decide, self.scope.fences)
-            if until is None:
+            limit, seq = self.session.append(decide, self.scope.fences)
+            if limit is None:
                 if self.options.if_interrupted == "fail":
                     self.session.log.sync(seq)
                 return
-            self._wait_until(until)
+            self._wait_until(limit)
 
     def _attempt(self, flight: Flight, attempt: int, context: StepContext) -> Any:
         scope = self.scope
-        work = Attempt(self.session, flight, scope.attempt, attempt, self.predecessor, self.predecessor_number)
+        work = Attempt(self.session, flight, scope.attempt, attempt, self.is_first)
         owner = Owner(scope.owner or current_owner())
         inside = Scope(self.handle.workflow, scope.runs, owner, context, scope.item, work, scope.fences, scope.batch)
         context_of_body = inside.context()
@@ -367,23 +367,36 @@ class StepCall:
         self.session.log.sync(seq)
         return True
 
-    def _limit(self, fold: Fold, at: datetime) -> datetime | None:
-        """Until when the step is limited; None when it is not."""
-        until = fold.limit(self.name, self.options.limit_key)
-        return until if until is not None and until > at else None
+    def _limit(self, fold: Fold, at: datetime) -> Limit | None:
+        """What limits the step; None when nothing does."""
+        limit = fold.limit(self.name, self.options.limit_key)
+        return limit if limit is not None and limit.until > at else None
 
-    def _wait_until(self, until: datetime) -> None:
+    def _waiting(self, fold: Fold, limit: Limit, at: datetime) -> Sequence[Fact]:
+        """That it waits for *limit*, unless that is on record."""
+        owner, wait = self.session.log.owner, fold.waits.get(self.name)
+        if wait is not None and (wait.owner, wait.until, wait.key) == (owner, limit.until, limit.key):
+            return ()
+        return [StepWaiting(at, self.name, owner, limit.until, limit.key)]
+
+    def _wait_until(self, limit: Limit) -> None:
         """Wait for the end of a limit.
 
         Raises:
             Limited: The `for_each` around it was stopped.
         """
-        limit = Limited(until, self.options.limit_key)
-        _log.warning("step %r waits: %s", self.name, limit)
-        while (seconds := (until - self.handle.clock.now()).total_seconds()) > 0:
-            if self.scope.batch is not None and self.scope.batch.is_stopped:
-                raise limit
-            sleep(min(seconds, _LONGEST_NAP))
+        limited = Limited(limit.until, limit.key)
+        _log.warning("step %r waits: %s", self.name, limited)
+        try:
+            while (seconds := (limit.until - self.handle.clock.now()).total_seconds()) > 0:
+                if self.scope.batch is not None and self.scope.batch.is_stopped:
+                    raise limited
+                sleep(min(seconds, _LONGEST_NAP))
+        except BaseException:
+            ended = StepWaiting(self.handle.clock.now(), self.name, self.session.log.owner)
+            with suppress(OrchestratorError, SessionClosed):  # it is for those who look alone
+                self.session.append(lambda _: ([ended], None), fences=())
+            raise
 
     def _pause_before_retry(self, error: BaseException, context: StepContext) -> float | None:
         """Seconds until the next attempt; None when there is to be none."""
@@ -432,13 +445,6 @@ class StepCall:
 
     def _subject(self) -> str:
         return f"the result of step {self.name!r}"
-
-
-def _predecessor(step: StepState, *, is_same: bool) -> tuple[Predecessor, int]:
-    """What is known of the last attempt at a step that nobody has in hand; a limit has taken one back."""
-    if step.owner is None:
-        return "ended" if is_same else "unknown", step.attempts
-    return "interrupted", step.attempts if step.status is StepStatus.RUNNING else step.attempts + 1
 
 
 def _for_another_caller(name: str, error: BaseException) -> BaseException:

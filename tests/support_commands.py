@@ -30,6 +30,16 @@ def shell(code: str, *args: object) -> list[str]:
     return ["sh", "-c", code, "sh", *map(str, args)]
 
 
+def hidden(folder: object, code: str) -> list[str]:
+    """A command line whose mark a descendant does not have, which ignores SIGTERM and has the output open.
+
+    Its process id is appended to the file "pids" in *folder*, that of the command itself, which goes on with *code*, is
+    in the file "leader".
+    """
+    stranger = f"trap '' TERM; echo $$ >> \"$1/pids\"; exec sleep {FOREVER}"
+    return shell(f'echo $$ > "$1/leader"; (setsid env -i "PATH=$PATH" sh -c "$2" sh "$1" &); {code}', folder, stranger)
+
+
 def command_run(folder: Path, args: Sequence[str] | Command, **options: Any) -> CommandRun:
     """A run of a command line in *folder*, with a mark of its own."""
     command = args if isinstance(args, Command) else Command(args)

@@ -227,8 +227,9 @@ review()
 """
 
 
-def test_who_starts_again_goes_on_with_the_session_of_a_killed_run(tmp_path: Path) -> None:
-    """The agent of the killed run is ended, and its session resumed."""
+@pytest.mark.parametrize("version", [None, "2"])
+def test_who_starts_again_goes_on_with_the_session_of_a_killed_run(tmp_path: Path, version: str | None) -> None:
+    """The agent of the killed run is ended, and its session resumed, unless the step has become another one."""
     with child(KILLED, tmp_path) as runner:
         assert runner.line() == "go"
         (first,) = wait_until(lambda: runs_in(tmp_path / "log"))
@@ -237,12 +238,12 @@ def test_who_starts_again_goes_on_with_the_session_of_a_killed_run(tmp_path: Pat
     workflow = Workflow("w", dir=tmp_path)
     agent = stand_in(Claude, tmp_path / "log", "stalls", "ok")
 
-    @workflow.command(parse=agent, timeout=DEADLINE)
+    @workflow.command(parse=agent, timeout=DEADLINE, version=version)
     def review() -> AgentCommand:
         assert not _is_alive(first["pid"])
         return agent.command("Review.", resume=last_session())
 
-    assert review().parsed.session_id == first["session"]
+    assert (review().parsed.session_id == first["session"]) is (version is None)
     workflow.close()
 
 

@@ -36,7 +36,7 @@ from iso_orchestrator.codec import (
 from iso_orchestrator.codec.mapping import writer
 from iso_orchestrator.codec.text import event_text, step_text
 from iso_orchestrator.errors import FormatVersionError, SerializationError
-from iso_orchestrator.fold import Event, Fold, LeaseClock, LiveRun, StepState
+from iso_orchestrator.fold import Event, Fold, LastCommand, LeaseClock, Limit, LiveRun, StepState, Wait
 from iso_orchestrator.model import (
     ErrorInfo,
     Heartbeat,
@@ -65,6 +65,8 @@ error_infos = st.builds(ErrorInfo, texts, texts, optional_texts, optional_texts,
 FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "until": times,
     "seed": texts,
+    "mark": texts,
+    "log": texts,
     "acquired_at": times,
     "at": times,
     "attempt": integers,
@@ -152,6 +154,10 @@ def folds(draw: st.DrawFn) -> Fold:
         run_failed=draw(st.booleans()),
         tokens=tokens,
         lease_clocks={key: LeaseClock(draw(texts), draw(floats)) for key in tokens},
+        limits=draw(st.dictionaries(texts, times, max_size=2)),
+        step_limits=draw(st.dictionaries(texts, st.builds(Limit, times, optional_texts), max_size=2)),
+        commands=draw(st.dictionaries(texts, st.builds(LastCommand, texts, texts), max_size=2)),
+        waits=draw(st.dictionaries(texts, st.builds(Wait, texts, times, times, optional_texts), max_size=2)),
         unknown=draw(st.dictionaries(st.sampled_from(["x", "y", "élan"]), values, max_size=2)),
     )
 
@@ -441,11 +447,13 @@ def test_tags_and_keys_on_disk_are_frozen() -> None:
         "run.died",
         "step.failed",
         "step.limited",
+        "step.waiting",
         "step.abandoned",
         "steps.reset",
         "state.updated",
         "status.set",
         "commands.marked",
+        "command.begun",
         "event.appended",
         "heartbeat.recorded",
         "lease.released",
@@ -458,11 +466,13 @@ SIMPLE_FACTS = [
     f.RunDied(T0, "r"),
     f.StepFailed(T0, "a", ErrorInfo("E", "m")),
     f.StepLimited(T0, "a", T0),
+    f.StepWaiting(T0, "a", "o"),
     f.StepAbandoned(T0, "a"),
     f.StepsReset(T0, ("a",)),
     f.StateUpdated(T0, 1),
     f.StatusSet(T0, WorkflowStatus.IDLE),
     f.CommandsMarked(T0, "s"),
+    f.CommandBegun(T0, "a", "m", "/l"),
     f.EventAppended(T0, "t"),
     f.HeartbeatRecorded(T0, "k"),
     f.LeaseReleased(T0, "k"),

@@ -19,8 +19,8 @@ from typing import Any
 import attrs
 import pytest
 from support import DEADLINE, Child, WatchedFS, wait_until
-from support_commands import shell
-from support_processes import child, in_thread
+from support_commands import hidden, shell
+from support_processes import assert_waits, child, in_thread
 
 from iso_orchestrator import (
     Command,
@@ -455,8 +455,27 @@ def test_a_copy_of_the_root_ends_nothing_of_the_original(tmp_path: Path) -> None
     shutil.copytree(original, copy)
     pid = left_behind(original)
     assert said_of(pid, copy) == "alive\n"
+    shutil.rmtree(copy)
+    shutil.copytree(original, copy)  # it knows of the command that runs, and whose that is
+    assert said_of(pid, copy) == "alive\n"
+    delete_workflow("w", dir=copy)
+    assert is_alive(pid)
     original.rename(moved)
     assert said_of(pid, moved) == "gone\n"
+
+
+def test_a_root_that_was_moved_knows_who_has_its_logs_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They were moved with it."""
+    monkeypatch.setattr(command_leftovers, "KILLING", 0.1)
+    (tmp_path / "original").mkdir()
+    first = left_behind(tmp_path / "original", HIDDEN + "work()")
+    (tmp_path / "original").rename(tmp_path / "moved")
+    try:
+        with pytest.raises(CommandLeftoverError):
+            said_of(first, tmp_path / "moved")
+    finally:
+        os.kill(first, signal.SIGKILL)
+    assert said_of(first, tmp_path / "moved") == "gone\n"
 
 
 def said_of(pid: int, root: Path) -> Any:
@@ -550,13 +569,13 @@ def test_a_retry_does_not_begin_beside_what_cannot_be_ended(
 
 
 HIDDEN = """
+from support_commands import hidden
+from iso_orchestrator import command_leftovers
+
 @workflow.command
 def work():
-    stranger = 'echo $$ >> "$1/pids"; exec sleep 3600'
-    code = '(setsid env -i "PATH=$PATH" sh -c "$2" sh "$1" &); exec sleep 3600'
-    return ["sh", "-c", code, "sh", root, stranger]
+    return hidden(root, "exec sleep 3600")
 say("go")
-work()
 """
 
 
@@ -564,7 +583,7 @@ def test_a_retry_does_not_begin_beside_one_who_cannot_be_found(
     workflow: Workflow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nor where all that is known is that somebody without the command's mark has its output open."""
-    first = left_behind(tmp_path, HIDDEN)
+    first = left_behind(tmp_path, HIDDEN + "work()")
     monkeypatch.setattr(command_leftovers, "KILLING", 0.1)
 
     @workflow.command(retry=2)
@@ -574,6 +593,125 @@ def test_a_retry_does_not_begin_beside_one_who_cannot_be_found(
     with pytest.raises(CommandLeftoverError, match=r"\.1\.log"):
         work()
     assert is_alive(first)
+
+
+GAVE_UP = """
+command_leftovers.KILLING = 0.1
+try:
+    work()
+except CommandLeftoverError:
+    say("gave up")
+"""
+
+HIDDEN_INTERRUPTED = """
+from support_fanout import say_when_main_waits
+signal.signal(signal.SIGINT, signal.default_int_handler)
+say_when_main_waits("waiting", "_first_open", "end_leftovers")
+try:
+    work()
+except KeyboardInterrupt:
+    say("interrupted")
+"""
+
+
+def gave_up(folder: Path) -> None:
+    """A run that found somebody left, and could not end him."""
+    with child(HIDDEN + GAVE_UP, folder) as between:
+        assert [between.line(), between.line()] == ["go", "gave up"]
+        between.end()
+
+
+def was_interrupted(folder: Path) -> None:
+    """A run that was interrupted while it tried to."""
+    with child(HIDDEN + HIDDEN_INTERRUPTED, folder) as between:
+        assert [between.line(), between.line()] == ["go", "waiting"]
+        wait_until(lambda: not is_alive(int((folder / "leader").read_text())))
+        between.process.send_signal(signal.SIGINT)
+        assert between.line() == "interrupted"
+        between.end()
+
+
+def was_killed(folder: Path) -> None:
+    """A run that was killed while it tried to."""
+    with child(HIDDEN + "work()", folder) as between:
+        assert between.line() == "go"
+        wait_until(lambda: not is_alive(int((folder / "leader").read_text())))
+        wait_until(lambda: read_workflow_record("w", dir=folder).steps["work"].attempts == 2)
+        between.kill()
+
+
+@pytest.mark.parametrize("between", [gave_up, was_interrupted, was_killed])
+@pytest.mark.parametrize("log_dir", [None, "other"])
+def test_a_later_call_does_not_begin_beside_one_who_cannot_be_found(
+    workflow: Workflow,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    between: Callable[[Path], None],
+    log_dir: str | None,
+) -> None:
+    """However the calls in between ended, and wherever its log goes now, it begins when nobody has the old one open."""
+    monkeypatch.chdir(tmp_path)
+    first = left_behind(tmp_path, HIDDEN + "work()")
+    between(tmp_path)
+    monkeypatch.setattr(command_leftovers, "KILLING", 0.1)
+
+    def line() -> list[str]:
+        return shell(LOOK, str(first))
+
+    work = workflow.command(name="work", log_dir=log_dir)(line)
+    for _ in range(2):
+        with pytest.raises(CommandLeftoverError, match=r"work-\w+\.1\.log"):
+            work()
+    assert workflow.reset("work") == ["work"]
+    with pytest.raises(CommandLeftoverError):
+        work()
+    patient = in_thread(workflow.command(name="work", log_dir=log_dir, if_left="wait", parse="text")(line))
+    assert_waits(patient)
+    assert is_alive(first)
+    assert len(pids_in(tmp_path)) == 1
+    os.kill(first, signal.SIGKILL)
+    assert patient.result(DEADLINE).parsed == "gone\n"
+
+
+def test_nor_beside_one_whom_a_command_left_that_has_ended(
+    workflow: Workflow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By itself: as long as its output is open, it is at work."""
+    monkeypatch.setattr(command_leftovers, "KILLING", 0.1)
+    workflow.command(name="work")(lambda: hidden(tmp_path, "until [ -s $1/pids ]; do sleep 0.01; done"))()
+    (first,) = pids_in(tmp_path)
+    workflow.reset("work")
+    work = workflow.command(name="work", log_dir=tmp_path / "other")(lambda: shell(LOOK, str(first)))
+    with pytest.raises(CommandLeftoverError):
+        work()
+    os.kill(first, signal.SIGKILL)
+    assert work().stdout == "gone\n"
+
+
+def test_a_log_that_was_removed_tells_nothing(workflow: Workflow, tmp_path: Path) -> None:
+    """Its folder may have become a file: the step begins."""
+    work = workflow.command(name="work", log_dir=tmp_path / "logs")
+    work(lambda: ["true"])()
+    shutil.rmtree(tmp_path / "logs")
+    (tmp_path / "logs").touch()
+    workflow.reset("work")
+    assert workflow.command(name="work", log_dir=tmp_path / "other")(lambda: ["true"])().exit_code == 0
+
+
+@pytest.mark.parametrize("is_interrupted", [False, True])
+def test_a_workflow_of_which_somebody_is_left_is_not_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_interrupted: bool
+) -> None:
+    """A new one of that name would begin beside him."""
+    monkeypatch.setattr(command_leftovers, "KILLING", 0.1)
+    first = left_behind(tmp_path, HIDDEN + "work()")
+    if is_interrupted:
+        gave_up(tmp_path)
+    with pytest.raises(CommandLeftoverError):
+        delete_workflow("w", dir=tmp_path)
+    os.kill(first, signal.SIGKILL)
+    delete_workflow("w", dir=tmp_path)
+    assert list(list_workflows(tmp_path)) == []
 
 
 def test_an_attempt_that_was_fenced_out_leaves_them_to_the_next(

@@ -12,7 +12,7 @@ from support import T0, at, new_fold, note
 
 from iso_orchestrator import facts as f
 from iso_orchestrator.codec import snapshot_from_fold
-from iso_orchestrator.fold import Fold, LeaseClock, apply
+from iso_orchestrator.fold import Fold, LeaseClock, Wait, apply
 from iso_orchestrator.model import ErrorInfo, StepStatus, WorkflowRecord, WorkflowStatus
 
 NPM = Path(__file__).parent / "data/npm-0.2.0"
@@ -244,6 +244,28 @@ def test_reset_forgets_steps_and_keeps_history() -> None:
     assert types(fold) == ["step.started", "step.completed", "step.started"]
 
 
+def test_reset_lifts_the_limit_that_the_step_met_and_no_other() -> None:
+    """Limits may end at one time; one that another step has met since, and is longer, stays."""
+    met = [started("a"), f.StepLimited(T0, "a", at(9), "api"), started("b"), f.StepLimited(T0, "b", at(9), "other")]
+    fold = folded(*met, f.StepsReset(at(1), ("a",)))
+    assert (fold.limits, list(fold.step_limits)) == ({"other": at(9)}, ["b"])
+    longer = [started("c"), f.StepLimited(T0, "c", at(10), "api")]
+    assert folded(*met, *longer, f.StepsReset(at(1), ("a",))).limits == {"api": at(10), "other": at(9)}
+
+
+def test_a_step_waits_until_it_begins_or_is_said_to_wait_no_longer() -> None:
+    """By whose it was; what is over is forgotten with the next."""
+    limited = [started("a"), f.StepLimited(T0, "a", at(9), "api")]
+    waiting = [*limited, f.StepWaiting(at(1), "b", "one", at(9), "api")]
+    fold = folded(*waiting)
+    assert fold.waits == {"a": Wait("owner", T0, at(9), "api"), "b": Wait("one", at(1), at(9), "api")}
+    assert list(fold.steps) == ["a"]
+    assert list(folded(*waiting, started("b")).waits) == ["a"]
+    assert list(folded(*waiting, f.StepWaiting(at(2), "b", "one")).waits) == ["a"]
+    assert list(folded(*waiting, f.StepWaiting(at(2), "b", "two")).waits) == ["a", "b"]
+    assert list(folded(*waiting, f.StepWaiting(at(9), "c", "one", at(10))).waits) == ["c"]
+
+
 @pytest.mark.parametrize(
     ("key", "version", "same"),
     [("k", "1", True), (None, "1", False), ("j", "1", False), ("k", None, False), ("k", "2", False)],
@@ -317,11 +339,13 @@ ANY_FACTS = [
     f.StepFailed(at(1), "running", BOOM),
     f.StepFailed(at(1), "running", BOOM, retrying=True),
     f.StepLimited(at(1), "running", at(9), "api"),
+    f.StepWaiting(at(1), "new", "owner", at(9), "api"),
     f.StepAbandoned(at(1), "running"),
     f.StepsReset(at(1), ("done",)),
     f.StateUpdated(at(1), 2),
     f.StatusSet(at(1), WorkflowStatus.IDLE),
     f.CommandsMarked(at(1), "seed"),
+    f.CommandBegun(at(1), "running", "mark", "/log"),
     note("x", 1),
     f.HeartbeatRecorded(at(1), "k"),
     lease(4),

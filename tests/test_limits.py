@@ -13,6 +13,7 @@ from support import DEADLINE, run_python, wait_until
 from support_processes import in_thread
 
 from iso_orchestrator import Limited, StepStatus, Workflow, current_step, open_workflow, read_workflow_record
+from iso_orchestrator.fold import Limit
 
 SHORT = 0.2  # seconds
 
@@ -131,7 +132,7 @@ def test_a_limit_survives_the_snapshot(workflow: Workflow, tmp_path: Path) -> No
     first.close()
     fold = Workflow("folded", dir=tmp_path)._handle.store.read("folded")
     assert fold is not None
-    assert fold.step_limits == {"ask": until}
+    assert fold.step_limits == {"ask": Limit(until)}
 
 
 def test_a_reset_lifts_the_limit(workflow: Workflow) -> None:

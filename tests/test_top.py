@@ -1,4 +1,4 @@
-"""`iso-orchestrator top`: what runs now, and what waits; and what `show` says of commands."""
+"""`iso-orchestrator top`: what runs now, what waits, the limits in force; and what `show` says of commands."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from support import DEADLINE, run_python, wait_until
 from support_commands import shell
 from support_processes import child, in_thread
 
-from iso_orchestrator import Limited, Retry, Workflow
+from iso_orchestrator import Limited, Retry, Workflow, read_workflow_record
 from iso_orchestrator.agents import Claude
 from iso_orchestrator.cli import main
 
@@ -58,9 +58,19 @@ def working(workflow: Workflow, folder: Path, says: str) -> Iterator[Future[Any]
 
 
 def rows(out: str) -> list[list[str]]:
-    """The cells of a table's rows."""
-    head, *lines = out.splitlines()
-    assert head.split() == ["workflow", "step", "attempt", "for", "what"]
+    """The cells of the rows of the table of steps."""
+    return cells(out.partition("\n\n")[0], ["workflow", "step", "attempt", "for", "what"])
+
+
+def limits(out: str) -> dict[str, list[str]]:
+    """Of each limit in the table of them, until when it is in force, and who waits for it."""
+    table = cells(out.partition("\n\n")[2], ["workflow", "limit", "until", "left", "steps"])
+    return {key: [until, steps] for _, key, until, _, steps in table}
+
+
+def cells(table: str, names: list[str]) -> list[list[str]]:
+    head, *lines = table.splitlines()
+    assert head.split() == names
     return [re.split(r"  +", line) for line in lines]
 
 
@@ -100,26 +110,108 @@ def test_a_plain_step_is_shown_too(workflow: Workflow, run: Run) -> None:
 
 
 def test_what_waits_for_a_limit_says_until_when(workflow: Workflow, run: Run) -> None:
-    """By what is limited, where that has a name."""
+    """By what is limited, where that has a name; limits that end at one time are not mixed up."""
     until = datetime.now(UTC) + timedelta(seconds=2)
-    later = until + timedelta(seconds=1)
+    shown = f"{until:%Y-%m-%d %H:%M:%S}Z"
 
-    def limited(end: datetime, key: str | None = None) -> Future[Any]:
+    def limited(key: str | None) -> Future[Any]:
         def body() -> None:
-            if datetime.now(UTC) < end:
-                raise Limited(end, key)
+            if datetime.now(UTC) < until:
+                raise Limited(until, key)
 
         return in_thread(lambda: workflow.run_step(f"ask {key}", body))
 
-    ended = [limited(until, "some-api"), limited(later)]
+    ended = [limited(key) for key in ("some-api", "other-api", None)]
     wait_until(lambda: len([step for step in workflow.record.steps.values() if step.error]) == len(ended))
-    assert {row[1]: row[-1] for row in rows(run("top")[1])} == {
-        "ask some-api": f"waits for the limit of some-api until {until:%Y-%m-%d %H:%M:%S}Z",
-        "ask None": f"waits for its limit until {later:%Y-%m-%d %H:%M:%S}Z",
+    out = run("top")[1]
+    assert {row[1]: row[-1] for row in rows(out)} == {
+        "ask some-api": f"waits for the limit of some-api until {shown}",
+        "ask other-api": f"waits for the limit of other-api until {shown}",
+        "ask None": f"waits for its limit until {shown}",
     }
+    assert limits(out) == {"some-api": [shown, "ask some-api"], "other-api": [shown, "ask other-api"]}
     for end in ended:
         end.result(DEADLINE)
     assert run("top")[1] == NOTHING
+
+
+WAITING = """
+from datetime import UTC, datetime, timedelta
+
+@workflow.command(name="{name}", limit_key="some-api")
+def ask(name):
+    if name == "first":
+        raise Limited(datetime.now(UTC) + timedelta(hours=1))
+    return ["true"]
+
+threading.Thread(target=ask, args=["first"]).start()
+while not any(event.type == "step.limited" for event in workflow.record.events):
+    pass
+ask("second")
+"""
+
+
+def test_what_waits_before_it_begins_is_shown_too(tmp_path: Path, run: Run) -> None:
+    """Behind a limit that another step met; while its process lives, and once for each wait."""
+    with child(WAITING, tmp_path) as runner:
+        wait_until(lambda: waiting_in(tmp_path))
+        out = run("top")[1]
+        assert [row[1] for row in rows(out)] == ["first", "second"]
+        assert all(re.fullmatch(r"waits for the limit of some-api until \S+ \S+Z", row[-1]) for row in rows(out))
+        assert limits(out)["some-api"][1] == "first, second"
+        (event,) = waiting_in(tmp_path)
+        assert (event.detail["step"], event.detail["limitKey"]) == ("second", "some-api")
+        runner.kill()
+    out = run("top")[1]
+    assert [row[1:3] + row[4:] for row in rows(out)] == [
+        ["first", "0", "its process is gone; the next run takes it over"]
+    ]
+    assert limits(out)["some-api"][1] == "first"
+
+
+def waiting_in(root: Path) -> list[Any]:
+    if not list(root.glob("workflows/*.json")):
+        return []
+    return [event for event in read_workflow_record("w", dir=root).events if event.type == "step.waiting"]
+
+
+def test_the_next_run_s_wait_is_shown_as_its_own(tmp_path: Path, run: Run) -> None:
+    """A step whose process was killed in the wait waits for the rest in the next one."""
+    with child(WAITING, tmp_path) as runner:
+        wait_until(lambda: waiting_in(tmp_path))
+        runner.kill()
+    with child(WAITING, tmp_path):
+        wait_until(lambda: len(waiting_in(tmp_path)) == 3)
+        assert {row[1]: row[-1].partition(" until ")[0] for row in rows(run("top")[1])} == {
+            "first": "waits for the limit of some-api",
+            "second": "waits for the limit of some-api",
+        }
+
+
+def test_a_wait_that_was_given_up_is_none(workflow: Workflow, run: Run) -> None:
+    """The limit is in force all the same, and its process still there."""
+
+    def has(event_type: str) -> bool:
+        return any(event.type == event_type for event in workflow.record.events)
+
+    def item(name: str) -> None:
+        if name == "bad":
+            wait_until(lambda: has("step.waiting"))
+            raise ValueError("the batch is over")
+        if name == "second":
+            wait_until(lambda: has("step.limited"))
+        workflow.command(name=name, limit_key="some-api")(lambda: limited(name))()
+
+    def limited(name: str) -> list[str]:
+        if name == "first":
+            raise Limited(datetime.now(UTC) + timedelta(hours=1))
+        return ["true"]
+
+    with pytest.raises(ValueError, match="the batch is over"):
+        workflow.run_for_each(["first", "second", "bad"], item, max_parallel=3)
+    out = run("top")[1]
+    assert out.startswith(NOTHING)
+    assert list(limits(out)) == ["some-api"]
 
 
 def test_what_waits_for_its_next_attempt_says_why(workflow: Workflow, tmp_path: Path, run: Run) -> None:

@@ -37,7 +37,7 @@ def last_session() -> str | None:
         ...     return codex.command(f"Review {pull_request}.", resume=last_session())
     """
     step, attempt = current_step(), current_scope().attempt
-    if attempt is None or attempt.predecessor == "unknown":
+    if attempt is None or attempt.is_first:
         return None
     session = last_beat(f"command:{step.name}").get("session")
     return session if isinstance(session, str) else None

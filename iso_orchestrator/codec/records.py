@@ -11,7 +11,7 @@ from iso_orchestrator.codec.json import decode, encode
 from iso_orchestrator.codec.mapping import format_time, read, writer
 from iso_orchestrator.codec.text import event_text, step_text
 from iso_orchestrator.errors import FormatVersionError
-from iso_orchestrator.fold import Event, Fold, LeaseClock, LiveRun, StepState
+from iso_orchestrator.fold import Event, Fold, LastCommand, LeaseClock, Limit, LiveRun, StepState, Wait
 from iso_orchestrator.model import (
     ErrorInfo,
     Heartbeat,
@@ -81,6 +81,8 @@ def fold_from_snapshot(data: bytes, path: str) -> Fold:
     document.pop("version")
     tokens = read(dict[str, int], ours.get("tokens", {}))
     steps = read(dict[str, StepState], document.pop("steps", None))
+    limit_keys = read(dict[str, str], ours.get("stepLimitKeys", {}))
+    step_limits = read(dict[str, datetime], ours.get("stepLimits", {}))
     for name, beside in read(dict[str, dict[str, str]], ours.get("steps", {})).items():
         if (step := steps.get(name)) is not None:  # else the npm package has removed it
             step.owner, step.version = beside.get("owner"), beside.get("version")
@@ -102,7 +104,9 @@ def fold_from_snapshot(data: bytes, path: str) -> Fold:
         tokens=tokens,
         lease_clocks=read(dict[str, LeaseClock], ours.get("leaseClocks", {})),
         limits=read(dict[str, datetime], ours.get("limits", {})),
-        step_limits=read(dict[str, datetime], ours.get("stepLimits", {})),
+        step_limits={name: Limit(until, limit_keys.get(name)) for name, until in step_limits.items()},
+        waits=read(dict[str, Wait], ours.get("waits", {})),
+        commands=read(dict[str, LastCommand], ours.get("commands", {})),
         command_seed=None if (seed := ours.get("commandSeed")) is None else read(str, seed),
     )
 
@@ -161,9 +165,13 @@ def _ours(fold: Fold) -> dict[str, Json]:
         "tokens": fold.tokens,
         "leaseClocks": {key: writer(LeaseClock)(clock) for key, clock in fold.lease_clocks.items()},
     }
-    for name, limits in (("limits", fold.limits), ("stepLimits", fold.step_limits)):
-        if limits:
-            ours[name] = {key: format_time(until) for key, until in limits.items()}
-    if fold.command_seed is not None:
-        ours["commandSeed"] = fold.command_seed
-    return ours
+    limits = fold.step_limits.items()
+    where_there_is_one: dict[str, Json] = {
+        "limits": {key: format_time(until) for key, until in fold.limits.items()},
+        "stepLimits": {step: format_time(limit.until) for step, limit in limits},
+        "stepLimitKeys": {step: limit.key for step, limit in limits if limit.key is not None},
+        "waits": {step: writer(Wait)(wait) for step, wait in fold.waits.items()},
+        "commandSeed": fold.command_seed,
+        "commands": {step: writer(LastCommand)(command) for step, command in fold.commands.items()},
+    }
+    return ours | {name: value for name, value in where_there_is_one.items() if value}

@@ -6,7 +6,9 @@ read from ``/proc``, elsewhere by psutil. Children of what was found belong to i
 
 Not found, once its parents have ended too, is a process that has cleared its environment or written a title over it
 (PostgreSQL and nginx do), or that may not be looked at: another user's, as under ``sudo``, or one that has made itself
-undumpable. Nor is what somebody else was asked to start: cron, systemd, a container's daemon. A server that a command
+undumpable. As long as it has the command's standard output open it is noticed all the same, by the lock on that file
+(`command_log`), unless the file was removed. Nor is found what somebody else was asked to start: cron, systemd, a
+container's daemon. A server that a command
 leaves behind for later ones, as those of tmux and of build tools, is found, and ended with the rest.
 """
 

@@ -79,6 +79,24 @@ COMMAND_FACTS: list[f.Fact] = [
 ]
 
 
+WAITING_FACTS: list[f.Fact] = [
+    *COMMAND_FACTS[1:3],
+    f.StepWaiting(at(3), "ask too", OWNER, at(3602), "claude"),
+    f.StepWaiting(at(4), "look", OWNER, at(64)),
+    f.StepWaiting(at(5), "look", OWNER),
+]
+
+
+BEGUN_FACTS: list[f.Fact] = [
+    COMMAND_FACTS[0],
+    f.StepStarted(at(1), "ask", 1, OWNER),
+    f.CommandBegun(at(2), "ask", "1f" * 16, "/logs/ask.1.log"),
+    f.StepFailed(at(3), "ask", ERROR),
+    f.StepStarted(at(4), "ask", 2, OWNER),
+    f.CommandBegun(at(5), "ask", "1f" * 16, "/logs/ask.2.log"),
+]
+
+
 def _pair(root: str, facts: list[f.Fact], *, close: bool = False) -> dict[str, bytes]:
     """Snapshot and journal after *facts*, of a process that is there or has left."""
     log, fold = FileStore(root).open(ID, lambda: Fold.new(ID, at(0), {"n": 0}))
@@ -124,6 +142,16 @@ def _killed_in_a_run(root: str) -> dict[str, bytes]:
 def _limits_and_commands(root: str) -> dict[str, bytes]:
     _pair(root, COMMAND_FACTS[:3], close=True)
     return _pair(root, COMMAND_FACTS[3:])
+
+
+def _limits_and_waits(root: str) -> dict[str, bytes]:
+    _pair(root, WAITING_FACTS[:3], close=True)
+    return _pair(root, WAITING_FACTS[3:])
+
+
+def _commands_begun(root: str) -> dict[str, bytes]:
+    _pair(root, BEGUN_FACTS[:4], close=True)
+    return _pair(root, BEGUN_FACTS[4:])
 
 
 def _torn(root: str) -> dict[str, bytes]:
@@ -174,6 +202,8 @@ CASES: dict[str, Callable[[str], dict[str, bytes]]] = {
     "folded and more": _folded_and_more,
     "killed in a run": _killed_in_a_run,
     "limits and commands": _limits_and_commands,
+    "limits and waits": _limits_and_waits,
+    "commands begun": _commands_begun,
     "torn tail": _torn,
     "snapshot alone": _snapshot_alone,
     "fold broken off": _fold_broken_off,
@@ -195,8 +225,14 @@ def read(root: str, workflow_id: str) -> dict[str, Any]:
     assert fold is not None
     record = fold.record()
     found = {"record": record_to_json(record), "tokens": {key: lease.token for key, lease in record.leases.items()}}
-    limits = {key: until.isoformat() for key, until in [*fold.limits.items(), *fold.step_limits.items()]}
-    return {**found, "limits": limits, "commandSeed": fold.command_seed} if limits else found
+    limits = {key: until.isoformat() for key, until in fold.limits.items()}
+    limits |= {step: limit.until.isoformat() for step, limit in fold.step_limits.items()}
+    found |= {"limits": limits, "commandSeed": fold.command_seed} if limits else {}
+    # Not what the facts of a limit make of it, which older files were written down without.
+    waits = {step: wait.until.isoformat() for step, wait in fold.waits.items() if step not in fold.steps}
+    found |= {"waits": waits} if waits else {}
+    logs = {step: command.log for step, command in fold.commands.items()}
+    return {**found, "logs": logs} if logs else found
 
 
 def main(target: str) -> None:
