@@ -57,10 +57,10 @@ FAULTS = [
     Fault(
         "journal cut before the snapshot is durable",
         "store/file/log.py",
-        "        snapshot = snapshot_from_fold(fold)\n",
+        "        self.record_lock.grow()  # before",
         "        if self._journal is not None:\n"
         "            self._fs.truncate(self._journal.fd, self._journal.header.size)\n"
-        "        snapshot = snapshot_from_fold(fold)\n",
+        "        self.record_lock.grow()  # before",
         f"{_SCRIPT}[a_run]",
     ),
     Fault(
