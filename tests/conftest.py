@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 from reliability.tiers import Figures, Tier
-from support import memory_folder
+from support import Run, memory_folder
 from support_fanout import Gate
 
 from iso_orchestrator import Workflow
+from iso_orchestrator.cli import main
 
 
 @pytest.fixture
@@ -27,6 +28,17 @@ def memory_path() -> Iterator[Path]:
     """A folder in memory, where there is one."""
     with memory_folder() as folder:
         yield folder
+
+
+@pytest.fixture
+def run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a command on the root; its exit code, output and errors."""
+
+    def run(*args: str) -> tuple[int, str, str]:
+        code = main([args[0], "--dir", str(tmp_path), *args[1:]])
+        return code, *capsys.readouterr()
+
+    return run
 
 
 @pytest.fixture

@@ -28,6 +28,9 @@ DEADLINE = 20.0  # seconds; reached only by what hangs
 # Not by `__subclasses__`: that has the classes too of which attrs made these.
 FACT_KINDS: list[type[f.Fact]] = [getattr(f, name) for name in f.__all__ if name not in ("ABSENT", "Fact")]
 
+Run = Callable[..., tuple[int, str, str]]
+"""Runs a command of the package on a root: exit code, output and errors."""
+
 _TESTS = Path(__file__).parent
 
 

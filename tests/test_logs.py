@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support import DEADLINE, Child, run_python, wait_until
+from support import DEADLINE, Child, Run, run_python, wait_until
 from support_commands import shell
 from support_processes import PAUSE, child, in_thread
 
 from iso_orchestrator import CommandError, Workflow, WorkflowNotFoundError, current_step, read_workflow_record
-from iso_orchestrator.cli import main
-
-Run = Callable[..., tuple[int, str, str]]
 
 # Says its argument, and goes on when a file is there.
 WAIT_FOR = 'echo "$1"; until [ -e "$2" ]; do sleep 0.02; done'
-
-
-@pytest.fixture
-def run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run a command on the root; its exit code, output and errors."""
-
-    def run(*args: str) -> tuple[int, str, str]:
-        code = main([args[0], "--dir", str(tmp_path), *args[1:]])
-        return code, *capsys.readouterr()
-
-    return run
 
 
 def follower(root: Path, step: str) -> Child:

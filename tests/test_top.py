@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -13,29 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import DEADLINE, run_python, wait_until
+from support import DEADLINE, Run, run_python, wait_until
 from support_commands import shell
 from support_processes import child, in_thread
 
 from iso_orchestrator import Limited, Retry, Workflow, read_workflow_record
 from iso_orchestrator.agents import Claude
-from iso_orchestrator.cli import main
 
 REPOSITORY = Path(__file__).parent.parent
 NOTHING = "nothing is running\n"
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run a command on the root; its exit code, output and errors."""
-
-    def run(*args: str) -> tuple[int, str, str]:
-        code = main([args[0], "--dir", str(tmp_path), *args[1:]])
-        return code, *capsys.readouterr()
-
-    return run
 
 
 @contextmanager
