@@ -223,4 +223,18 @@ MORE_FAULTS = [
         _SHARED_SYNC,
         ("--tier", "full", "--seed", "1"),
     ),
+    Fault(
+        "one who was granted a mutex as he gave up keeps it",
+        "mutex_queue.py",
+        "                self.hold.depth = 0\n        self.advance()\n",
+        "                self.hold.depth = 0\n",
+        "tests/reliability/test_mutex_schedules.py::test_a_mutex_is_handed_on_to_one_at_a_time_and_to_all",
+    ),
+    Fault(
+        "an interrupted taker frees in memory what is not taken",
+        "store/memory.py",
+        "        if self.lock.locked():\n            self.lock.release()\n",
+        "        self.lock.release()\n",
+        "tests/reliability/test_mutex_schedules.py::test_a_mutex_is_handed_on_to_one_at_a_time_and_to_all",
+    ),
 ]

@@ -82,20 +82,24 @@ class Schedule:
 
     @contextmanager
     def locks(self) -> Iterator[None]:
-        """Within this the modules make locks of the schedule's."""
+        """Within this the modules make locks and threads of the schedule's."""
         ours = SimpleNamespace(
             Lock=lambda: _Lock(self),
             RLock=lambda: _Lock(self, is_reentrant=True),
+            Thread=lambda target, **_: SimpleNamespace(start=lambda: self.start(target)),
             TIMEOUT_MAX=threading.TIMEOUT_MAX,
         )
         with pytest.MonkeyPatch.context() as patch:
             for module in self._modules:
-                patch.setattr(module, "threading", ours)
+                patch.setattr(module, "threading", ours, raising=False)
             yield
 
     def start(self, function: Callable[..., None], *args: Any) -> None:
         """Have a thread call *function*."""
-        self._threads.append(_Thread(function, args, self._live))
+        thread = _Thread(function, args, self._live)
+        self._threads.append(thread)
+        if self.running is not None:
+            thread.thread.start()
 
     def interrupt_one(self) -> None:
         """Have a signal come to one of the threads, at some time."""
@@ -107,6 +111,7 @@ class Schedule:
         for thread in self._threads:
             thread.thread.start()
         self._choose()
+        # More may come to them meanwhile.
         for thread in self._threads:
             thread.thread.join(DEADLINE)
             assert not thread.thread.is_alive(), "a thread of a schedule waits for something that is none of its locks"
@@ -241,6 +246,10 @@ class _Lock:
         self._depth -= 1
         self._schedule.watch()
         self._schedule.pause(may_interrupt=True)
+
+    def locked(self) -> bool:
+        """As theirs."""
+        return self._depth > 0
 
     def __enter__(self) -> None:
         self._schedule.watch()

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from reliability.schedules import Interrupt, Schedule
 
-SCHEDULES = 100
+SCHEDULES = 600
 
 
 class _Pair:
