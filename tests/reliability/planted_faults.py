@@ -224,17 +224,10 @@ MORE_FAULTS = [
         ("--tier", "full", "--seed", "1"),
     ),
     Fault(
-        "one who was granted a mutex as he gave up keeps it",
+        "a mutex that nobody wants any more when its turn comes kept",
         "mutex_queue.py",
-        "                self.hold.depth = 0\n        self.advance()\n",
-        "                self.hold.depth = 0\n",
-        "tests/reliability/test_mutex_schedules.py::test_a_mutex_is_handed_on_to_one_at_a_time_and_to_all",
-    ),
-    Fault(
-        "an interrupted taker frees in memory what is not taken",
-        "store/memory.py",
-        "        if self.lock.locked():\n            self.lock.release()\n",
-        "        self.lock.release()\n",
+        "        if not self._grant():\n            self._take()\n",
+        "        self._grant()\n",
         "tests/reliability/test_mutex_schedules.py::test_a_mutex_is_handed_on_to_one_at_a_time_and_to_all",
     ),
 ]

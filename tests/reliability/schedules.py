@@ -22,7 +22,6 @@ __all__ = ["Interrupt", "Schedule"]
 
 RATES = (0.02, 0.1, 0.4)  # how often a thread has to stop for another where it could go on
 MOST_STEPS = 20_000
-LATEST_SIGNAL = 25  # places where the interpreter looks for one
 
 
 class Interrupt(BaseException):
@@ -101,10 +100,10 @@ class Schedule:
         if self.running is not None:
             thread.thread.start()
 
-    def interrupt_one(self) -> None:
-        """Have a signal come to one of the threads, at some time."""
+    def interrupt_one(self, within: int) -> None:
+        """Have a signal come to one of the threads, at one of the first places where the interpreter looks for one."""
         self._victim = self.random.choice(self._threads)
-        self._signal_in = self.random.randint(1, LATEST_SIGNAL)
+        self._signal_in = self.random.randint(1, within)
 
     def run(self) -> None:
         """Return when all threads have ended, or none of them can go on."""
@@ -152,7 +151,8 @@ class Schedule:
     def wait_until(self, holds: Callable[[], bool], *, is_patient: bool = True) -> bool:
         """Let others go on until *holds*, or a signal comes, or a time that is drawn is over; whether it holds."""
         me = self.running
-        assert me is not None
+        if me is None:  # the test itself, when all threads have ended
+            return holds()
         me.can_go_on = holds if is_patient else None
         try:
             while not holds() and (is_patient or self.random.random() < 0.9):

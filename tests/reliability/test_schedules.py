@@ -48,7 +48,7 @@ def _played(what: Callable[[_Pair], None], seed: int, *, interrupt: bool = False
         schedule.start(what, pair)
         schedule.start(what, pair)
         if interrupt:
-            schedule.interrupt_one()
+            schedule.interrupt_one(within=25)
         schedule.run()
     return pair.number, schedule.violations
 
