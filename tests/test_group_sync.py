@@ -16,15 +16,16 @@ from iso_orchestrator.waiting import Latch
 
 
 class Disk:
-    """A file whose first sync takes until it is let on."""
+    """A file of whose syncs one, the first as a rule, takes until it is let on."""
 
-    def __init__(self) -> None:
+    def __init__(self, slow: int = 1) -> None:
         self.syncs = 0
+        self.slow = slow
         self.goes_on = threading.Event()
 
     def sync(self) -> None:
         self.syncs += 1
-        if self.syncs == 1:
+        if self.syncs == self.slow:
             assert self.goes_on.wait(DEADLINE)
 
 
@@ -125,3 +126,38 @@ def test_one_who_is_chosen_to_lead_and_has_what_he_wants_leaves_it_to_the_next()
     chosen.result(DEADLINE)
     other.result(DEADLINE)
     assert disk.syncs == 2
+
+
+class Late(GroupSync):
+    """A sync in which Ctrl-C comes when one has handed over, and another leads already."""
+
+    def __init__(self, disk: Disk) -> None:
+        super().__init__(disk.sync)
+        self.next: Future[Any] | None = None
+        self._disk = disk
+
+    def _hand_over(self, *args: Any) -> None:
+        super()._hand_over(*args)
+        if self.next is None:
+            self.written = 2
+            self.next = in_thread(self.wait_for, 2)
+            wait_until(lambda: self._disk.syncs == 2)
+            raise KeyboardInterrupt
+
+
+def test_one_who_was_interrupted_as_he_handed_over_ends_nobody_elses_lead() -> None:
+    """Who comes then waits for the sync that runs: there are never two at once."""
+    disk = Disk(slow=2)
+    group = Late(disk)
+    group.written = 1
+    with pytest.raises(KeyboardInterrupt):
+        group.wait_for(1)
+    group.written = 3
+    last = in_thread(group.wait_for, 3)
+    wait_until(lambda: group._waiting or disk.syncs > 2)
+    assert disk.syncs == 2
+    disk.goes_on.set()
+    for waiter in (group.next, last):
+        assert waiter is not None
+        waiter.result(DEADLINE)
+    assert disk.syncs == 3

@@ -640,6 +640,18 @@ def test_processes_share_one_hot_mutex_among_many_others(tmp_path: Path) -> None
     assert len(assert_apart(marks(tmp_path / "trace"))["hot"]) == 60
 
 
+def test_the_release_of_a_mutex_that_is_not_taken_is_harmless(workflow: Workflow) -> None:
+    """After a signal in the midst of taking it nobody knows whether it is: it is released, and can be had."""
+    workflow.append_event("open")
+    mutex = workflow._handle.session().log.mutex("slot", whole_store=False)
+    mutex.release()
+    assert mutex.try_acquire()
+    mutex.release()
+    mutex.release()
+    mutex.let_go()
+    assert is_free(workflow)
+
+
 # Holders that die
 
 

@@ -87,7 +87,8 @@ class _Mutex:
         self.lock.acquire()
 
     def release(self) -> None:
-        self.lock.release()
+        if self.lock.locked():
+            self.lock.release()
 
     def let_go(self) -> None:
         pass

@@ -37,7 +37,7 @@ class StoreMutex(Protocol):
         ...
 
     def release(self) -> None:
-        """Give it back."""
+        """Give it back. Harmless when it is not taken: after a signal its user does not know."""
         ...
 
     def let_go(self) -> None:

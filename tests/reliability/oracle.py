@@ -15,8 +15,8 @@ import tempfile
 import threading
 import traceback
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ __all__ = [
     "Nursery",
     "Oracle",
     "Process",
+    "Room",
     "die",
     "held_locks",
     "phases_of_kills",
@@ -131,6 +132,44 @@ def die(oracle: Oracle) -> None:
     """Kill this process, and say so first: who takes over may be quicker than who would see that it is gone."""
     oracle.say("kill", oracle.who)
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Room:
+    """Where one at a time may be: a number that is read, changed and written, and a file that is made and removed.
+
+    It has no lock of any kind.
+
+    Args:
+        folder: Where it is.
+        name: Which one: the same for all who are kept apart.
+
+    Attributes:
+        overlaps: Who was found where nobody should have been.
+    """
+
+    def __init__(self, folder: Path, name: str = "room") -> None:
+        self.overlaps: list[str] = []
+        self._name = name
+        self._flag = folder / f"{name}.flag"
+        self._number = folder / f"{name}.number"
+
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        """Be in there."""
+        number = self.entries()
+        try:
+            os.close(os.open(self._flag, os.O_CREAT | os.O_EXCL, 0o600))
+        except FileExistsError:
+            self.overlaps.append(f"process {os.getpid()}, in {self._name} at {number}")
+            yield
+            return
+        yield
+        self._number.write_text(str(number + 1))
+        self._flag.unlink(missing_ok=True)
+
+    def entries(self) -> int:
+        """How many were in there."""
+        return int(self._number.read_text() or "0") if self._number.exists() else 0
 
 
 PHASES = {

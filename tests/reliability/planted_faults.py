@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import attrs
 
-__all__ = ["FAULTS", "Fault"]
+__all__ = ["FAULTS", "MORE_FAULTS", "Fault"]
 
 
 @attrs.frozen
@@ -186,5 +186,48 @@ FAULTS = [
         "self._sync.raise_to(found.mark)",
         "self._sync.raise_to(fold.seq)",
         f"{_SCRIPT}[result_of_another_process]",
+    ),
+]
+
+_SHARED_SYNC = "tests/reliability/test_sync_schedules.py::test_nobody_is_forgotten_and_nobody_goes_on_too_early"
+
+# Faults that were there, and that no row noticed before it was made for their kind.
+MORE_FAULTS = [
+    Fault(
+        "a mutex in use kept among the free ones",
+        "store/file/mutexes.py",
+        "            self._file.release()\n",
+        "            self._file.release()\n            self.let_go()\n",
+        "tests/reliability/test_many_mutexes.py::test_many_mutexes_exclude_as_one_does",
+        ("--tier", "full", "--seed", "1"),
+    ),
+    Fault(
+        "one who was chosen to lead and has what he wants wakes nobody",
+        "store/file/group_sync.py",
+        "                self._leader = None\n            if self._leader is None:\n",
+        "                self._leader = None\n",
+        _SHARED_SYNC,
+    ),
+    Fault(
+        "one who was interrupted left in the queue for a sync",
+        "store/file/group_sync.py",
+        "            self._waiting = [entry for entry in self._waiting if entry[1] is not latch]\n",
+        "",
+        _SHARED_SYNC,
+    ),
+    Fault(
+        "one who was interrupted ends the lead of another",
+        "store/file/group_sync.py",
+        "                except BaseException:  # a signal in the midst of it: others would wait for ever\n",
+        "                except BaseException:\n                    self._leader = None\n",
+        _SHARED_SYNC,
+        ("--tier", "full", "--seed", "1"),
+    ),
+    Fault(
+        "a mutex that nobody wants any more when its turn comes kept",
+        "mutex_queue.py",
+        "        if not self._grant():\n            self._take()\n",
+        "        self._grant()\n",
+        "tests/reliability/test_mutex_schedules.py::test_a_mutex_is_handed_on_to_one_at_a_time_and_to_all",
     ),
 ]

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import os
 import threading
 import time
 from pathlib import Path
 
 import pytest
-from reliability.oracle import Link, Nursery, Process, held_locks
+from reliability.oracle import Link, Nursery, Process, Room, held_locks
 from reliability.tiers import Figures, Tier
 from support import DEADLINE, memory_folder, wait_until, waits_for_a_lock
 from support_fanout import is_waiting
@@ -116,7 +115,7 @@ def contend(link: Link, root: str, threads: int, times: int) -> None:
         thread.join()
     queue.is_over.set()
     watch.join()
-    link.say([queue.overlaps, max(queue.waits), len(queue.seen), queue.overtaken()])
+    link.say([queue.room.overlaps, max(queue.waits), len(queue.seen), queue.overtaken()])
     workflow.close()
 
 
@@ -124,7 +123,7 @@ class _Queue:
     """The threads of one process before a mutex.
 
     Attributes:
-        overlaps: Who was found where nobody should have been.
+        room: What the mutex keeps to one at a time.
         waits: Seconds from asking for it to having it.
         asked: When each call asked for it.
         seen: When a call was first seen waiting.
@@ -132,15 +131,13 @@ class _Queue:
     """
 
     def __init__(self, workflow: Workflow, root: Path) -> None:
-        self.overlaps: list[str] = []
+        self.room = Room(root)
         self.waits: list[float] = []
         self.asked: dict[int, float] = {}
         self.seen: dict[int, float] = {}
         self.entered: list[int] = []
         self.is_over = threading.Event()
         self._workflow = workflow
-        self._flag = root / "flag"
-        self._counter = os.open(root / "counter", os.O_RDWR | os.O_CREAT, 0o600)
         self._calls = itertools.count()
         self._asking: dict[int, int | None] = {}
 
@@ -153,19 +150,8 @@ class _Queue:
                 self.waits.append(time.monotonic() - self.asked[call])
                 self._asking[me] = None
                 self.entered.append(call)
-                self.count_up()
-
-    def count_up(self) -> None:
-        """Read, change and write a number, and make and remove a file, without any lock."""
-        number = int(os.pread(self._counter, 20, 0) or b"0")
-        try:
-            os.close(os.open(self._flag, os.O_CREAT | os.O_EXCL, 0o600))
-        except FileExistsError:
-            self.overlaps.append(f"process {os.getpid()}, at {number}")
-            return
-        time.sleep(0)  # whoever could come in, may
-        os.pwrite(self._counter, str(number + 1).encode(), 0)
-        os.unlink(self._flag)
+                with self.room.entered():
+                    time.sleep(0)  # whoever could come in, may
 
     def watch(self) -> None:
         """See who waits, so that it is known who came before whom: he who asks later is behind him."""
@@ -199,7 +185,7 @@ def test_one_holder_at_a_time(
             told = [child.hear(20 * DEADLINE) for child in children]
             for child in children:
                 child.end()
-            entries = int((root / "counter").read_text())
+            entries = Room(root).entries()
             held = held_locks(root)
         overlaps = [overlap for overlaps, _, _, _ in told for overlap in overlaps]
         longest = max(wait for _, wait, _, _ in told)

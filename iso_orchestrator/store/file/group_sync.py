@@ -34,7 +34,7 @@ class GroupSync:
         self.failure: str | None = None
         self._sync_file = sync_file
         self._guard = threading.RLock()
-        self._is_led = False
+        self._leader: Latch | None = None  # the latch of who leads, whether he waits on it or not
         self._waiting: list[tuple[int, Latch]] = []  # up to which sequence, and what wakes who waits
 
     def wait_for(self, seq: int) -> None:
@@ -44,26 +44,25 @@ class GroupSync:
             StoreError: A sync has failed.
         """
         while self.synced < seq or self.failure is not None:
-            leads, latch = False, Latch()
+            latch = Latch()
             try:
                 with self._guard:
                     if self.failure is not None:
                         self.check()
-                    follows = self._is_led
+                    follows = self._leader is not None
                     if follows:
                         self._waiting.append((seq, latch))
                     elif self.synced < seq:
-                        # In one statement: a signal between two would leave a leader at work who is nobody.
-                        self._is_led = leads = True
-                if leads:
+                        self._leader = latch
+                if self._leader is latch:
                     self._lead()
                 elif follows:
                     self._follow(latch)
             finally:
                 try:
-                    self._hand_over(leads, latch)
+                    self._hand_over(latch)
                 except BaseException:  # a signal in the midst of it: others would wait for ever
-                    self._hand_over(leads, latch)
+                    self._hand_over(latch)
                     raise
 
     def check(self) -> None:
@@ -85,7 +84,7 @@ class GroupSync:
         """While the file is swapped for one that has everything up to *seq*, durably, nobody syncs."""
         while True:
             with self._guard:
-                if not self._is_led:
+                if self._leader is None:
                     yield
                     self.synced = seq
                     self._wake()
@@ -111,14 +110,15 @@ class GroupSync:
     def _follow(self, latch: Latch) -> None:
         latch.wait()
 
-    def _hand_over(self, leads: bool, latch: Latch) -> None:
+    def _hand_over(self, latch: Latch) -> None:
         """Be done, as a leader or as one who may have been woken to lead, and have what he wants or be interrupted."""
         with self._guard:
             # After a signal nobody waits on it: it must not be chosen to lead.
             self._waiting = [entry for entry in self._waiting if entry[1] is not latch]
-            if leads:
-                self._is_led = False
-            if not self._is_led:
+            # Not by what he was when he came: after a signal he hands over twice, and another leads by then.
+            if self._leader is latch:
+                self._leader = None
+            if self._leader is None:
                 self._wake()
 
     def _wake(self) -> None:

@@ -1,0 +1,193 @@
+"""Row 25: more mutexes than a process keeps open, wanted by many threads of two processes; some want them in vain."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from reliability.oracle import Link, Nursery, Oracle, Room, held_locks, violations
+from reliability.tiers import Figures, Tier
+from support import DEADLINE, memory_folder, wait_until
+from support_processes import in_thread
+
+from iso_orchestrator import MutexTimeoutError, Workflow, mutex_queue
+from iso_orchestrator.mutex import Mutex
+
+ROW = 25
+PROCESSES = 2
+THREADS = 6
+KEYS = 40  # 16 are kept open
+CLOSED_IN = 3.0  # seconds
+NAMES = ("one", "two")  # of workflows
+
+
+def wander(link: Link, root: str, seed: str, times: int, signals: bool) -> None:
+    """Enter mutexes in any order in many threads, the main one among them; tell what was seen."""
+    crowd = _Crowd(Path(root), seed, signals=signals)
+    link.say("open")
+    link.hear()
+    link.say(crowd.work(times))
+    link.hear()  # until the other has told too: who ends frees what he has
+
+
+class _Crowd:
+    """The threads of one process.
+
+    Attributes:
+        entries: How often one of them was in a mutex.
+        vain: How often one wanted it, and had it neither in time nor before Ctrl-C.
+    """
+
+    def __init__(self, root: Path, seed: str, *, signals: bool) -> None:
+        self.entries = 0
+        self.vain = 0
+        self._seed = seed
+        self._signals = signals
+        random_of_all = random.Random(seed)
+        sys.setswitchinterval(random_of_all.choice((1e-5, 1e-4, 5e-3)))
+        # How long threads hand one on before other processes have their turn: mostly they have it at once.
+        mutex_queue._TURN = random_of_all.choice((0.0, 0.0, mutex_queue._TURN))
+        self._folder = root
+        self._oracle = Oracle(root / "oracle", f"process {seed}")
+        self._descriptors = _descriptors()
+        self._workflows = {name: Workflow(name, dir=root) for name in NAMES}
+        self._rooms: dict[str, Room] = {}
+        self._counting = threading.Lock()
+        self._main_asks = False
+        signal.signal(signal.SIGINT, self._on_signal)
+
+    def work(self, times: int) -> dict[str, Any]:
+        """Have all threads enter so many mutexes, and more inside of those."""
+        futures = [in_thread(self._wander, number, times) for number in range(1, THREADS)]
+        self._wander(0, times)
+        late = []
+        for number, future in enumerate(futures, 1):
+            try:
+                future.result(DEADLINE)
+            except BaseException as error:
+                late.append(f"thread {number}: {error!r}")
+        for workflow in self._workflows.values():
+            workflow.close()
+        return {
+            "entries": self.entries,
+            "vain": self.vain,
+            "overlaps": [overlap for room in self._rooms.values() for overlap in room.overlaps],
+            "late": late,
+            # Ctrl-C may leave a file open, or a workflow until the end of the process; not a mutex locked.
+            "leaked": [] if self._signals else self._leaked(),
+        }
+
+    def _leaked(self) -> list[str]:
+        """What stays open. Who gave up has left a thread in the kernel's queue, for as long as the other is in."""
+
+        def left() -> list[str]:
+            return sorted(set(_descriptors().values()) - set(self._descriptors.values()))
+
+        with suppress(AssertionError):
+            wait_until(lambda: not left(), CLOSED_IN)
+        return left()
+
+    def _on_signal(self, *_: object) -> None:
+        if self._main_asks:  # what follows is the test's own
+            self._main_asks = False
+            raise KeyboardInterrupt
+
+    def _wander(self, number: int, times: int) -> None:
+        draw = random.Random(f"{self._seed} {number}")
+        threading.current_thread().name = str(number)
+        for _ in range(times):
+            self._enter(draw, first=0)
+
+    def _enter(self, draw: random.Random, first: int) -> None:
+        """Enter one, and inside of it some that come later in their order: so nobody waits for himself."""
+        key = min(draw.randrange(first, KEYS), draw.randrange(first, KEYS))  # some are wanted by all
+        name = draw.choice(NAMES)
+        mutex = self._workflows[name].mutex(
+            str(key),
+            timeout=draw.choice((None, None, None, 0, 0.001, 0.01)),
+            scope="store" if key % 2 else "workflow",
+        )
+        about = str(key) if key % 2 else f"{name}.{key}"
+        if self._signals and draw.random() < 0.1:
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        try:
+            self._be_in(mutex, about, lambda: self._do_inside(draw, key, first))
+        except (MutexTimeoutError, KeyboardInterrupt):
+            with self._counting:
+                self.vain += 1
+
+    def _be_in(self, mutex: Mutex, about: str, do_inside: Callable[[], None]) -> None:
+        is_main = threading.current_thread() is threading.main_thread()
+        if is_main:
+            self._main_asks = True
+        try:
+            with mutex:
+                if is_main:
+                    self._main_asks = False
+                self._oracle.say("enter", about)
+                with self._room(about).entered():
+                    do_inside()
+                self._oracle.say("leave", about)
+        finally:
+            if is_main:
+                self._main_asks = False
+
+    def _do_inside(self, draw: random.Random, key: int, first: int) -> None:
+        with self._counting:
+            self.entries += 1
+        if draw.random() < 0.05:
+            self._workflows[draw.choice(NAMES)].close()  # whoever uses it opens it again
+        if first == 0:
+            for _ in range(draw.choice((0, 0, 2, 8))):
+                if key + 1 < KEYS:
+                    self._enter(draw, first=key + 1)
+
+    def _room(self, about: str) -> Room:
+        with self._counting:
+            return self._rooms.setdefault(about, Room(self._folder, about))
+
+
+def _descriptors() -> dict[str, str]:
+    """The files that this process has open, by descriptor; none where nobody says."""
+    folder = "/proc/self/fd"
+    found = {}
+    for fd in os.listdir(folder) if os.path.isdir(folder) else ():
+        try:
+            found[fd] = os.readlink(f"{folder}/{fd}")
+        except FileNotFoundError:  # the one by which they are listed
+            continue
+    return found
+
+
+def test_many_mutexes_exclude_as_one_does(nursery: Nursery, tier: Tier, figures: Figures) -> None:
+    """However many there are, no two are in one at once, whoever wants one has it, and none stays locked or open."""
+    times = tier.pick(quick=25, full=60, soak=60)
+    for number in range(tier.count(quick=2, full=8, soak=800)):
+        signals = number % 2 == 1
+        with memory_folder() as root:
+            seeds = [f"{tier.seed} mutexes {number} {process}" for process in range(PROCESSES)]
+            children = [nursery.start(wander, str(root), seed, times, signals) for seed in seeds]
+            assert [child.hear() for child in children] == ["open"] * PROCESSES
+            for child in children:
+                child.say()
+            told = [child.hear(4 * DEADLINE) for child in children]
+            held = [path for path in held_locks(root) if not signals or "mutex" in path]
+            for child in children:
+                child.say()
+                child.end()
+            seen = violations(Oracle(root / "oracle", "test").news())
+            entries = sum(int(path.read_text()) for path in root.glob("*.number"))
+        found = [fault for of_one in told for what in ("overlaps", "late", "leaked") for fault in of_one[what]] + seen
+        lost = sum(of_one["entries"] for of_one in told) - entries
+        figures.add(ROW, "entries into 60 mutexes, 2 x 6 threads", entries, len(found) + len(held) + (lost != 0))
+        figures.add(ROW, "waits for them, too short or interrupted", sum(of_one["vain"] for of_one in told))
+        assert not found
+        assert not lost
+        assert not held

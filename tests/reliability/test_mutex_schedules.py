@@ -1,0 +1,144 @@
+"""Row 27: mutexes that threads of one process hand on, under many of the ways in which they can meet.
+
+No signal comes: one between a grant and its answer is not withstood as yet, see BUGS.md.
+"""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from reliability.schedules import Schedule
+from reliability.tiers import Figures, Tier
+from support_fanout import NOON
+
+from iso_orchestrator import MutexTimeoutError, mutex, mutex_queue, waiting
+from iso_orchestrator.mutex import Mutex
+from iso_orchestrator.store import OwnerInfo, memory
+
+ROW = 27
+KEYS = ("a", "b")
+
+
+class _StoreMutex:
+    """What a process has of a mutex between processes: as the kernel's lock on a file, it frees none but its own."""
+
+    def __init__(self, schedule: Schedule, holders: list[_StoreMutex]) -> None:
+        self._schedule = schedule
+        self._holders = holders  # of all processes: one or none
+
+    def try_acquire(self) -> bool:
+        self._schedule.pause(may_interrupt=True)
+        if self._holders and self not in self._holders:
+            return False
+        self._holders[:] = [self]
+        return True
+
+    def acquire(self) -> None:
+        while not self.try_acquire():
+            self._schedule.wait_until(lambda: not self._holders)
+
+    def release(self) -> None:
+        if self in self._holders:
+            self._holders.clear()
+        self._schedule.pause(may_interrupt=True)
+
+    def let_go(self) -> None:
+        self._schedule.pause(may_interrupt=True)
+
+    def holder(self) -> OwnerInfo:
+        return OwnerInfo()
+
+
+class _Threads:
+    """The threads that want mutexes, one of which may be another process's.
+
+    Args:
+        schedule: How they go on.
+    """
+
+    def __init__(self, schedule: Schedule) -> None:
+        draw = schedule.random
+        self._schedule = schedule
+        self._holders: dict[str, list[_StoreMutex]] = {key: [] for key in KEYS}
+        self._inside: dict[str, str] = {}
+        is_in_memory = draw.random() < 0.3
+        in_memory = {key: memory._Mutex(memory.threading.Lock()) for key in KEYS}
+        log = SimpleNamespace(
+            mutex=lambda key, *, whole_store: (
+                in_memory[key] if is_in_memory else _StoreMutex(schedule, self._holders[key])
+            )
+        )
+        # All of a handle that mutexes ask for.
+        self._handle: Any = SimpleNamespace(
+            store=SimpleNamespace(identity="store"),
+            workflow_id="w",
+            clock=SimpleNamespace(now=lambda: NOON),
+            session=lambda: SimpleNamespace(log=log),
+            append=lambda _: schedule.pause(may_interrupt=True),
+        )
+        for number in range(draw.randint(2, 3)):
+            schedule.start(self._enter_some, f"thread {number}")
+        if draw.random() < 0.5 and not is_in_memory:
+            schedule.start(self._take_as_another_process)
+
+    def _enter_some(self, name: str) -> None:
+        draw = self._schedule.random
+        for _ in range(draw.choice((1, 1, 2))):
+            key = draw.choice(("a", "a", "a", "b"))
+            try:
+                with Mutex(self._handle, key, draw.choice((None, None, 0.0, 1.0)), "workflow"):
+                    self._be_in(key, name)
+            except MutexTimeoutError:
+                pass
+
+    def _take_as_another_process(self) -> None:
+        for key in KEYS:
+            store_mutex = _StoreMutex(self._schedule, self._holders[key])
+            store_mutex.acquire()
+            self._be_in(key, "another process")
+            store_mutex.release()
+
+    def _be_in(self, key: str, name: str) -> None:
+        other = self._inside.get(key)
+        if other is not None:
+            self._schedule.blame(f"{name} in {key}, where {other} is")
+        self._inside[key] = name
+        self._schedule.let_others_go_on()
+        self._inside.pop(key, None)
+
+    def check_free(self) -> None:
+        """All mutexes are free when all threads have ended, and can be had."""
+        held = [key for key, holders in self._holders.items() if holders]
+        if held:
+            self._schedule.blame(f"{held} are held in the end")
+        for key in KEYS:
+            try:
+                with Mutex(self._handle, key, 0.0, "workflow"):
+                    pass
+            except MutexTimeoutError:
+                self._schedule.blame(f"{key} cannot be had in the end")
+        if mutex_queue._entries:
+            self._schedule.blame(f"{len(mutex_queue._entries)} are known in the end")
+
+
+def test_a_mutex_is_handed_on_to_one_at_a_time_and_to_all(tier: Tier, figures: Figures) -> None:
+    """Whoever wants it has it, alone, or gives up in time; in the end it is free."""
+    found = {}
+    schedules = tier.count(quick=1_000, full=4_000, soak=600_000)
+    for number in range(schedules):
+        schedule = Schedule(f"{tier.seed} mutex {number}", [mutex_queue, mutex, waiting, memory])
+        with schedule.locks(), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(mutex_queue, "_guard", mutex_queue.threading.Lock())
+            patch.setattr(mutex_queue, "_entries", {})
+            patch.setattr(mutex_queue, "_TURN", schedule.random.choice((0.0, math.inf)))
+            threads = _Threads(schedule)
+            schedule.run()
+            if not schedule.violations:
+                threads.check_free()
+        if schedule.violations:
+            found[number] = schedule.violations
+    figures.add(ROW, "schedules of threads that hand mutexes on", schedules, len(found))
+    assert not found, f"--seed {tier.seed}, by the number of the schedule: {found}"
