@@ -28,7 +28,7 @@ _TURN = 0.01
 
 @attrs.define(eq=False, repr=False)
 class Waiter:
-    """Someone who wants a mutex; one of the two functions is called, in whatever thread that happens."""
+    """Someone who wants a mutex; one of the two functions is called, in whatever thread, and again after a signal."""
 
     owner: Owner
     granted: Callable[[Hold], None]
@@ -51,9 +51,18 @@ class Hold:
 
     def release(self) -> None:
         """Count one entry less; without any left the mutex goes on to the next."""
-        with _guard:
-            self.depth -= 1
-        self.entry.advance()
+        is_left = False
+        try:
+            with _guard:
+                self.depth -= 1
+                is_left = True
+            self.entry.advance()
+        except BaseException:  # a signal in the midst of it: others would wait for ever
+            if not is_left:
+                with _guard:
+                    self.depth -= 1
+            self.entry.advance()
+            raise
 
     def leave_behind(self) -> Callable[[], None]:
         """Keep the mutex for a thread that cannot be ended; returns what that thread calls at its end."""
@@ -176,18 +185,26 @@ class Entry:
 
     def _grant(self) -> bool:
         """Hand the lock that was taken to the first who waits; False when nobody does any more."""
-        with _guard:
-            if not self.locked:
-                self.locked = True
-                self.turn_ends = monotonic() + _TURN
-            if not self.waiters:
-                return False
-            waiter = self.waiters.popleft()
-            self.since = self.now()
-            hold = self.hold = Hold(self, waiter)
-            waiter.owner.holds.append(hold)
-            self.taker = None
-        waiter.granted(hold)
+        hold: Hold | None = None
+        try:
+            with _guard:
+                if not self.locked:
+                    self.locked = True
+                    self.turn_ends = monotonic() + _TURN
+                if not self.waiters:
+                    return False
+                hold, since = Hold(self, self.waiters[0]), self.now()
+                # Without a call, so that a signal comes before all of it or behind.
+                self.hold, self.since, self.taker = hold, since, None
+                hold.waiter.owner.holds += [hold]
+                del self.waiters[0]
+        finally:
+            if hold is not None and self.hold is hold:
+                try:
+                    hold.waiter.granted(hold)
+                except BaseException:  # a signal in the midst of it: he would wait for ever
+                    hold.waiter.granted(hold)
+                    raise
         return True
 
     def _fail(self, error: BaseException) -> None:

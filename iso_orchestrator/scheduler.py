@@ -294,13 +294,14 @@ class Scheduler:
             self._asking.discard(task)
             if task.timer is not None:
                 task.timer.cancel()
-            task.hold = hold
             if not self._stopped:
-                self._granted.append(task)
+                if task.hold is None:  # without a call, so that a signal comes before both or behind
+                    self._granted += [task]
+                    task.hold = hold
                 if task.asker != threading.get_ident():
                     self._hire()
                 return
-        hold.release()
+        hold.entry.abandon(hold.waiter)
 
     def _refuse(self, task: _Task, error: BaseException) -> None:
         with self._changed.guard:

@@ -43,6 +43,14 @@ class _Thread:
         self.is_done = False
         self.thread = threading.Thread(target=live, args=(self,), daemon=True)
 
+    def calls(self) -> Iterator[str]:
+        """The functions that it is in; one that is called just now has not begun."""
+        frame = sys._current_frames().get(self.thread.ident or 0)
+        while frame is not None:
+            if frame.f_lasti > 0 and frame.f_lineno != frame.f_code.co_firstlineno:
+                yield frame.f_code.co_qualname
+            frame = frame.f_back
+
 
 class Schedule:
     """One way in which threads may go on.
@@ -76,6 +84,7 @@ class Schedule:
         self.running: _Thread | None = None
         self._victim: _Thread | None = None
         self._signal_in = 0
+        self._inside: tuple[str, ...] = ()
         self._steps = 0
         self._is_over = False
 
@@ -100,8 +109,14 @@ class Schedule:
         if self.running is not None:
             thread.thread.start()
 
-    def interrupt_one(self, within: int) -> None:
-        """Have a signal come to one of the threads, at one of the first places where the interpreter looks for one."""
+    def interrupt_one(self, within: int, inside: tuple[str, ...] = ()) -> None:
+        """Have a signal come to one of the threads, at one of the first places where the interpreter looks for one.
+
+        Args:
+            within: How many places.
+            inside: Only places in functions with these qualified names, once they have begun, and in what they call.
+        """
+        self._inside = inside
         self._victim = self.random.choice(self._threads)
         self._signal_in = self.random.randint(1, within)
 
@@ -192,6 +207,9 @@ class Schedule:
 
     def _is_time(self) -> bool:
         """Whether the victim is interrupted now; it is once."""
+        assert self._victim is not None
+        if self._inside and not any(name in self._inside for name in self._victim.calls()):
+            return False
         self._signal_in -= 1
         if self._signal_in:
             return False
