@@ -17,6 +17,7 @@ from iso_orchestrator.codec import plain_json
 from iso_orchestrator.context import current_scope, entered, restore
 from iso_orchestrator.errors import WorkflowUsageError
 from iso_orchestrator.handle import Handle
+from iso_orchestrator.mutex import Mutex  # at once: a look for it at each call would be a thirtieth of a mutex
 from iso_orchestrator.names import check_key
 from iso_orchestrator.naming import Template
 from iso_orchestrator.record_keeper import RecordKeeper
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from iso_orchestrator.batch import ForEach, ForEachSummary, MutexKey
     from iso_orchestrator.command_call import CommandLine
     from iso_orchestrator.command_step import CommandKeywords, CommandStep
-    from iso_orchestrator.mutex import Mutex
     from iso_orchestrator.mutex_queue import MutexScope
 
 P = ParamSpec("P")
@@ -396,8 +396,6 @@ class Workflow(RecordKeeper):
             >>> with Workflow("batch", store="memory://mutex").mutex("account"):
             ...     pass
         """
-        from iso_orchestrator.mutex import Mutex
-
         return Mutex(self._handle, key, timeout, scope)
 
     def reset(self, name_or_pattern: str) -> list[str]:

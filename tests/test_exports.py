@@ -88,8 +88,8 @@ def test_importing_loads_no_extra_and_starts_no_thread() -> None:
 
 
 def test_importing_loads_nothing_of_what_many_programs_leave_alone() -> None:
-    """Batches, leases, commands, mutexes and the store in memory are loaded at their first use."""
-    rooms = ("batch", "command_line", "command_step", "lease", "mutex", "pool_future", "scheduler", "store.memory")
+    """Batches, leases, commands and the store in memory are loaded at their first use."""
+    rooms = ("batch", "command_line", "command_step", "lease", "pool_future", "scheduler", "store.memory")
     code = (
         "import sys, iso_orchestrator; "
         f"print([room for room in {rooms!r} if f'iso_orchestrator.{{room}}' in sys.modules], "
