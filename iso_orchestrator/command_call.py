@@ -190,6 +190,8 @@ class CommandCall:
         folder = self._log_folder()
         make_folders(self.fs, *missing_folders(self.fs, folder))
         stem = mutex_file_name(name).removesuffix(".lock")
+        if self.options.log_dir is not None:  # other workflows may have theirs there, of steps of the same name
+            stem = f"{record_names(self._handle().workflow_id).short}.{stem}"
         return os.path.join(folder, f"{stem}.{number}.log")
 
     def _log_folder(self) -> str:

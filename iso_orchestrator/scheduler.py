@@ -165,8 +165,11 @@ class Scheduler:
             with self._changed.guard:
                 if self._stopped:
                     return
-                self._add(_Task(index, item, key, owner))
+                is_ready = self._add(_Task(index, item, key, owner))
+                is_short = is_ready and self._workers < self._max_parallel
                 is_full = self._unstarted >= limit
+            if is_short:
+                self._hire()
             if is_full:  # until half of them have started: to be woken for each costs more than the item
                 self._wake_at = limit // 2
                 self._changed.wait_until(lambda: self._has_room(limit))
@@ -177,29 +180,36 @@ class Scheduler:
             return True
         return self._unstarted < limit and not self._ready and not self._granted
 
-    def _add(self, task: _Task) -> None:
+    def _add(self, task: _Task) -> bool:
+        """Note an item; whether it can be worked on. Under the lock."""
         self._unfinished += 1
         self._unstarted += 1
         if task.key is not None and task.key in self._behind:
             self._behind[task.key].append(task)
-            return
+            return False
         if task.key is not None:
             self._behind[task.key] = deque()
         heapq.heappush(self._ready, task)
-        self._hire()
+        return True
 
     def _hire(self) -> None:
-        """Start a worker, if there is one to spare. Under the lock."""
-        if self._workers >= self._max_parallel:
-            return
-        self._workers += 1
+        """Start a worker, if there is one to spare.
+
+        Not under the lock: an executor that is shut down calls `_dismissed` under its own, which `submit` needs.
+        """
+        with self._changed.guard:
+            if self._workers >= self._max_parallel:
+                return
+            self._workers += 1
         try:
             future = self._executor.submit(self._worker)
         except RuntimeError as error:  # the executor was shut down
-            self._workers -= 1
-            self._give_up(error)
+            with self._changed.guard:
+                self._workers -= 1
+                self._give_up(error)
             return
-        self._hired.add(future)
+        with self._changed.guard:
+            self._hired.add(future)
         future.add_done_callback(self._dismissed)
 
     def _dismissed(self, future: Future[None]) -> None:
@@ -294,14 +304,13 @@ class Scheduler:
             self._asking.discard(task)
             if task.timer is not None:
                 task.timer.cancel()
-            if not self._stopped:
-                if task.hold is None:  # without a call, so that a signal comes before both or behind
-                    self._granted += [task]
-                    task.hold = hold
-                if task.asker != threading.get_ident():
-                    self._hire()
-                return
-        hold.entry.abandon(hold.waiter)
+            if task.hold is None and not self._stopped:  # without a call, so that a signal comes before both or behind
+                self._granted += [task]
+                task.hold = hold
+        if task.hold is None:
+            hold.entry.abandon(hold.waiter)
+        elif task.asker != threading.get_ident():
+            self._hire()
 
     def _refuse(self, task: _Task, error: BaseException) -> None:
         with self._changed.guard:
@@ -412,8 +421,9 @@ class Scheduler:
             self._count_started()
         self._finish(task, False, error)
         with self._changed.guard:
-            if self._ready and not self._stopped:
-                self._hire()
+            is_ready = bool(self._ready) and not self._stopped
+        if is_ready:
+            self._hire()
 
     def _stop(self, error: BaseException) -> None:
         """Start nothing more, and let go of what waits."""

@@ -116,9 +116,9 @@ class Session:
                     raise SessionClosed(f"workflow {self.workflow_id!r} was closed while it was in use; call again")
                 self.log.lock()
                 fold = self.log.catch_up(fold)
-                if fences:
-                    self._check_fences(fold, fences)
                 try:
+                    if fences:
+                        self._check_fences(fold, fences)
                     facts, value = decide(fold)
                 except Exception:
                     self._fold = fold  # it only looked: nothing has to be read again

@@ -137,9 +137,13 @@ class StepCall:
             Exception: What the body raised in its last attempt, or what `StepOptions` say.
         """
         try:
-            return self.perform()
-        finally:
-            self.settle()
+            try:
+                return self.perform()
+            finally:
+                self.settle()
+        except BaseException:
+            self.settle()  # all of it, or what an interrupt has left: a step that is not let go keeps the workflow open
+            raise
 
     def perform(self) -> Any:
         """As `run`, but the result survives only this process until `settle`, which has to follow, returns."""
@@ -177,8 +181,8 @@ class StepCall:
         except StoreError as error:
             raise self._lost(error) from error
         finally:
-            self.recorded = None
             self.session.end_flight(flight, settled=flight.succeeded)
+            self.recorded = None  # not before: an interrupt may keep `end_flight` from beginning
 
     def _wait_or_fly(self, own: Flight) -> Any:
         pause, awaited, fences = None, 0, self.scope.fences

@@ -18,7 +18,9 @@ class Value:
     __slots__ = ()
 
     def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and _values(other) == _values(self)
+        if type(other) is not type(self):
+            return NotImplemented  # the other may know better, as unittest.mock.ANY does
+        return _values(other) == _values(self)
 
     def __hash__(self) -> int:
         return hash((type(self), *_values(self)))

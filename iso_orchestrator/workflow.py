@@ -282,7 +282,7 @@ class Workflow(RecordKeeper):
             options: As in `step`, and:
                 idle_timeout: seconds without output;
                 ok_codes: the exit codes that are a success, where no agent judges;
-                log_dir: the folder of its logs, by default ``logs/`` in the workflow's;
+                log_dir: the folder of its logs, by default ``logs/`` in the workflow's; several workflows may share it;
                 limit_key: what is limited when it says so, for all steps that name it, by default the agent's name;
                 if_left: what is done about what a killed run has left of it, "end" it or "wait" until it has ended.
 

@@ -189,6 +189,26 @@ def test_log_dir_is_where_logs_go(workflow: Workflow, tmp_path: Path) -> None:
     assert Path(say().log_path).parent == folder
 
 
+def test_workflows_that_share_a_log_dir_do_not_wait_for_each_other(workflow: Workflow, tmp_path: Path) -> None:
+    """Steps of one name have logs of their own: another workflow's command is nobody who was left of this one's."""
+    failing = workflow.command(name="work", log_dir=tmp_path / "logs")(lambda: shell("exit 1"))
+    with pytest.raises(CommandError):
+        failing()
+    with Workflow("other", dir=tmp_path) as other:
+        begun, go_on = tmp_path / "begun", tmp_path / "go on"
+        wait = 'touch "$1"; until [ -e "$2" ]; do sleep 0.01; done'
+        slow = in_thread(
+            other.command(name="work", log_dir=tmp_path / "logs")(lambda: shell(wait, str(begun), str(go_on)))
+        )
+        wait_until(begun.exists)
+        again = in_thread(failing)
+        wait_until(again.done)
+        assert not slow.done()
+        assert isinstance(again.exception(), CommandError)
+        go_on.touch()
+        assert slow.result(DEADLINE).exit_code == 0
+
+
 def test_a_store_in_memory_has_logs_too(tmp_path: Path) -> None:
     """They are files in the workflow's folder, whatever keeps its record."""
     workflow = Workflow("w", dir=tmp_path, store=f"memory://{tmp_path}")

@@ -37,6 +37,7 @@ from support import (
 )
 
 from iso_orchestrator import facts as f
+from iso_orchestrator.codec import snapshot_from_fold
 from iso_orchestrator.errors import (
     CorruptRecordError,
     FormatVersionError,
@@ -933,12 +934,32 @@ def test_journal_that_is_all_record_is_folded_at_the_end_only(
     for number in range(300):
         fold = put(log, fold, f.EventAppended(T0, "note", str(number), "x" * 1000))
     assert fs.count("replace") == 0
-    for number in range(2000):
+    for number in range(3000):
         fold = put(log, fold, f.StateUpdated(T0, {"number": number, "pad": "x" * 1000}))
     assert fs.count("replace") == 2
     log.leave(fold)
     assert fs.count("replace") == 4
     assert notes_of(looked_at(FileStore(root))) == [str(number) for number in range(300)]
+
+
+def test_long_journal_of_others_is_looked_at_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether it is worth folding is not asked again at each fact until the threshold has caught up with its length."""
+    log, fold = opened(root)
+    for number in range(300):
+        fold = put(log, fold, f.EventAppended(T0, "note", str(number), "x" * 1000))
+    log.sync(fold.seq)
+    monkeypatch.setattr("iso_orchestrator.store.file.log._FOLD_AT_BYTES", 20_000)
+    other, seen = opened(root)
+    snapshots: list[Fold] = []
+
+    def snapshot(fold: Fold) -> bytes:
+        snapshots.append(fold)
+        return snapshot_from_fold(fold)
+
+    monkeypatch.setattr("iso_orchestrator.store.file.log.snapshot_from_fold", snapshot)
+    for number in range(20):
+        seen = put(other, seen, f.EventAppended(T0, "note", str(number)))
+    assert len(snapshots) == 1
 
 
 @pytest.mark.parametrize("ending", [".json.new", ".journal.new"])

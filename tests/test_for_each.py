@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import DEADLINE
-from support_fanout import Gate
+from support import DEADLINE, wait_until
+from support_fanout import Gate, is_waiting
 from support_processes import assert_waits, in_thread, killed
 
 from iso_orchestrator import (
@@ -527,6 +527,31 @@ def test_an_executor_that_is_shut_down_meanwhile_hangs_nobody(workflow: Workflow
     batch = in_thread(workflow.run_for_each, range(3), work, executor=pool, max_parallel=3)
     with suppress(RuntimeError, CancelledError):
         assert batch.result(DEADLINE / 4).values() == [0, 1, 2]
+
+
+def test_an_executor_that_is_shut_down_while_a_worker_is_hired_hangs_nobody(workflow: Workflow) -> None:
+    """It drops the worker before under the lock that the next one's hiring waits for."""
+    blocker = threading.Event()
+
+    class Pool(ThreadPoolExecutor):
+        hired = 0
+
+        def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+            self.hired += 1
+            if self.hired == 3:  # the first one blocks the pool, and the second one waits in its queue
+                ending = threading.Thread(target=lambda: self.shutdown(wait=False, cancel_futures=True), daemon=True)
+                ending.start()
+                wait_until(lambda: not ending.is_alive() or is_waiting(ending.ident or 0, "_dismissed"))
+            return super().submit(fn, *args, **kwargs)
+
+    pool = Pool(1)
+    pool.submit(blocker.wait, DEADLINE)
+    batch = in_thread(workflow.run_for_each, range(3), never, executor=pool, max_parallel=3)
+    try:
+        with pytest.raises((RuntimeError, CancelledError)):
+            batch.result(DEADLINE / 4)
+    finally:
+        blocker.set()
 
 
 def test_a_batch_whose_workers_were_all_cancelled_is_an_error(workflow: Workflow) -> None:

@@ -382,6 +382,19 @@ def test_nothing_is_recorded_under_a_lease_that_was_lost(workflow: Workflow, clo
         raise raised.value
 
 
+def test_what_is_refused_under_a_lost_lease_reads_nothing_anew(tmp_path: Path, clock: Clock) -> None:
+    """The refusal costs a look at the record in memory, however long it is."""
+    fs = WatchedFS()
+    workflow = Workflow("w", store=FileStore(tmp_path, fs=fs), now=clock)
+    with workflow, pytest.raises(LeaseLostError), workflow.lease("slot", ttl=TTL):
+        take_over(workflow, clock)
+        fs.calls.clear()
+        for _ in range(3):
+            with pytest.raises(LeaseLostError):
+                workflow.run_step("refused", never)
+        assert fs.count("read_at", "open_read") == 0
+
+
 def test_a_lease_that_was_lost_says_so_at_its_end(workflow: Workflow, clock: Clock) -> None:
     """Who has recorded nothing since learns of it when leaving; the new holder keeps the lease."""
     with pytest.raises(LeaseLostError), workflow.lease("slot", ttl=TTL) as held:

@@ -383,7 +383,7 @@ class FileLog:
             raise
         except (OSError, RecordConflictError) as error:
             _log.warning("%s: the journal is not folded yet: %s", self.path, error)
-        self._fold_at *= 2
+        self._fold_at = 2 * journal.end  # not twice what it was: others may have made the journal far longer
 
     def _rotate(self, fold: Fold, snapshot: bytes | None = None) -> _Journal:
         """A fresh pair from *fold*: the snapshot first, then a journal that goes on from it."""
