@@ -6,6 +6,7 @@ import os
 import pickle
 import signal
 import stat
+import subprocess
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,6 +29,7 @@ from iso_orchestrator.command_line import as_command
 from iso_orchestrator.command_log import LONGEST_LINE, TAIL
 from iso_orchestrator.command_run import CommandBeat
 from iso_orchestrator.identity import unique_name
+from iso_orchestrator.processes.exit import ExitByThread, exit_code
 from iso_orchestrator.processes.table import MARK
 from iso_orchestrator.processes.tree import find
 
@@ -383,6 +385,15 @@ def test_without_descriptors_for_processes_it_works_likewise(tmp_path: Path, mon
     with pytest.raises(CommandTimeoutError):
         run.run()
     assert find(run.mark) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "waitid"), reason="without it, nobody can wait and leave the exit code")
+def test_a_thread_that_waits_for_a_process_leaves_its_exit_code() -> None:
+    """Whoever takes the code for lost when it is not there never comes between."""
+    process = subprocess.Popen(["sh", "-c", "exit 3"])
+    assert ExitByThread(process).wait(DEADLINE)
+    assert process.returncode is None
+    assert exit_code(process) == 3
 
 
 def test_an_exit_code_that_others_take_is_no_success(tmp_path: Path) -> None:

@@ -70,7 +70,10 @@ class ExitByThread:
 
     def _await(self) -> None:
         try:
-            self._process.wait()
+            if hasattr(os, "waitid"):
+                _has_code(self._process.pid)  # it leaves the code where it is, for `exit_code`
+            else:
+                self._process.wait()
         finally:
             self._ended.set()
 
@@ -100,6 +103,7 @@ def exit_code(process: ChildProcess) -> int:
 
 
 def _has_code(pid: int) -> bool:
+    """Wait for the end of a process; whether it has left its exit code, which stays there."""
     try:
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
     except ChildProcessError:
