@@ -235,12 +235,12 @@ def _key_function(mutex_key: MutexKey) -> Callable[[Any], str | None]:
 
 def _run(
     handle: Handle,
-    items: Iterable[Item],
-    work: Callable[[Item], Outcome],
-    key_of: Callable[[Item], str | None],
+    items: Iterable[Any],
+    work: Callable[[Any], Outcome],
+    key_of: Callable[[Any], str | None],
     options: ForEachOptions,
     name: str,
-) -> ForEachSummary[R]:
+) -> ForEachSummary[Any]:
     own = ThreadPoolExecutor(options.max_parallel, "iso-orchestrator for_each") if options.executor is None else None
     executor = own or options.executor
     assert executor is not None
@@ -261,7 +261,7 @@ def _run(
         progress.close()
         if own is not None:
             own.shutdown(wait=False)
-    results: list[Fulfilled[R] | Rejected] = [
+    results: list[Fulfilled[Any] | Rejected] = [
         Fulfilled(value) if ok else Rejected(value) for _, (ok, value) in sorted(scheduler.outcomes.items())
     ]
     return ForEachSummary(results)

@@ -208,6 +208,8 @@ class Session:
     def forget(self) -> None:
         """In a forked child: all of this is the parent's."""
         self.closed = True
+        # A thread may have had these in the parent that the child does not have.
+        self._guard, self._pin_guard, self._inside = threading.Lock(), threading.Lock(), None
         self.log.forget()
 
     def _record_deaths(self, clock: Clock) -> None:

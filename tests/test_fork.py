@@ -21,6 +21,7 @@ from iso_orchestrator import (
     MutexTimeoutError,
     OrchestratorError,
     StepStatus,
+    StoreError,
     Workflow,
     WorkflowStatus,
     delete_workflow,
@@ -241,6 +242,36 @@ def test_a_fork_in_the_midst_of_a_change_hangs_nobody(workflow: Workflow) -> Non
 
 
 # Locks
+
+
+def test_a_step_that_forks_in_the_midst_of_a_change_ends_in_the_child_too(workflow: Workflow) -> None:
+    """Where its body returns in the child as well, the child is refused at once, whatever another thread was at."""
+    inside, go_on = threading.Event(), threading.Event()
+
+    def update(state: Any) -> Any:
+        inside.set()
+        assert go_on.wait(DEADLINE)
+        return state
+
+    def body() -> int:
+        changing = in_thread(workflow.update_state, update)
+        assert inside.wait(DEADLINE)
+        pid = os.fork()
+        if pid:
+            collect(pid)
+            go_on.set()
+            changing.result(DEADLINE)
+        return pid
+
+    parent = os.getpid()
+    try:
+        assert workflow.run_step("forks", body) > 0
+    except StoreError:
+        os._exit(0 if os.getpid() != parent else 1)
+    finally:
+        if os.getpid() != parent:
+            os._exit(1)
+    assert workflow.record.steps["forks"].status is StepStatus.COMPLETED
 
 
 def test_a_forked_child_does_not_have_its_parents_mutex(workflow: Workflow) -> None:
