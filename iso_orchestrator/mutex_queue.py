@@ -212,7 +212,7 @@ class Entry:
             waiters = list(self.waiters)
             self.waiters.clear()
             self.taker = None
-            _entries.pop(self.key, None)
+            self._forget()
         for waiter in waiters:
             waiter.failed(error)
 
@@ -221,8 +221,17 @@ class Entry:
             if self.waiters or self.locked:
                 return False
             self.taker = None
-            _entries.pop(self.key, None)
-        self.store_mutex.let_go()
+            is_known = self._forget()
+        if is_known:
+            self.store_mutex.let_go()
+        return True
+
+    def _forget(self) -> bool:
+        """Be no entry any more; False where that has happened. Under the lock."""
+        # Whoever has released it may be late to look for the next: another has its place by then, and its store mutex.
+        if _entries.get(self.key) is not self:
+            return False
+        del _entries[self.key]
         return True
 
 

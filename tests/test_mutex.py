@@ -29,6 +29,8 @@ from iso_orchestrator import (
     Workflow,
     mutex_queue,
 )
+from iso_orchestrator.context import Owner
+from iso_orchestrator.mutex_queue import Entry, Hold, Waiter, request
 
 posix_only = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked on POSIX only")
 
@@ -650,6 +652,27 @@ def test_the_release_of_a_mutex_that_is_not_taken_is_harmless(workflow: Workflow
     mutex.release()
     mutex.let_go()
     assert is_free(workflow)
+
+
+def test_a_release_that_is_late_lets_nobody_in(workflow: Workflow) -> None:
+    """One that looks for who is next when others have come and gone since takes nothing from whoever has it now."""
+    holds: list[Hold] = []
+
+    def ask() -> Entry:
+        waiter = Waiter(Owner(), granted=holds.append, failed=lambda error: pytest.fail(repr(error)))
+        return request(workflow._handle, "slot", "workflow", waiter)
+
+    first = ask()
+    holds[0].depth = 0  # as `release` begins, which is held up before it looks for who is next
+    ask()
+    holds[1].release()
+    ask()
+    first.advance()
+    ask()
+    assert len(holds) == 3
+    holds[2].release()
+    assert len(holds) == 4
+    holds[3].release()
 
 
 # Holders that die

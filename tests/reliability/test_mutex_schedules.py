@@ -26,9 +26,10 @@ KEYS = ("a", "b")
 class _StoreMutex:
     """What a process has of a mutex between processes: as the kernel's lock on a file, it frees none but its own."""
 
-    def __init__(self, schedule: Schedule, holders: list[_StoreMutex]) -> None:
+    def __init__(self, schedule: Schedule, holders: list[_StoreMutex], parked: list[_StoreMutex]) -> None:
         self._schedule = schedule
         self._holders = holders  # of all processes: one or none
+        self._parked = parked  # those of this process that nobody needs now
 
     def try_acquire(self) -> bool:
         self._schedule.pause(may_interrupt=True)
@@ -48,6 +49,7 @@ class _StoreMutex:
 
     def let_go(self) -> None:
         self._schedule.pause(may_interrupt=True)
+        self._parked.append(self)
 
     def holder(self) -> OwnerInfo:
         return OwnerInfo()
@@ -64,14 +66,11 @@ class _Threads:
         draw = schedule.random
         self._schedule = schedule
         self._holders: dict[str, list[_StoreMutex]] = {key: [] for key in KEYS}
+        self._parked: dict[str, list[_StoreMutex]] = {key: [] for key in KEYS}
         self._inside: dict[str, str] = {}
         is_in_memory = draw.random() < 0.3
         in_memory = {key: memory._Mutex(memory.threading.Lock()) for key in KEYS}
-        log = SimpleNamespace(
-            mutex=lambda key, *, whole_store: (
-                in_memory[key] if is_in_memory else _StoreMutex(schedule, self._holders[key])
-            )
-        )
+        log = SimpleNamespace(mutex=lambda key, *, whole_store: in_memory[key] if is_in_memory else self._mutex(key))
         # All of a handle that mutexes ask for.
         self._handle: Any = SimpleNamespace(
             store=SimpleNamespace(identity="store"),
@@ -85,9 +84,13 @@ class _Threads:
         if draw.random() < 0.5 and not is_in_memory:
             schedule.start(self._take_as_another_process)
 
+    def _mutex(self, key: str) -> _StoreMutex:
+        parked = self._parked[key]
+        return parked.pop() if parked else _StoreMutex(self._schedule, self._holders[key], parked)
+
     def _enter_some(self, name: str) -> None:
         draw = self._schedule.random
-        for _ in range(draw.choice((1, 1, 2))):
+        for _ in range(draw.choice((1, 2, 3))):
             key = draw.choice(("a", "a", "a", "b"))
             try:
                 with Mutex(self._handle, key, draw.choice((None, None, 0.0, 1.0)), "workflow"):
@@ -97,7 +100,7 @@ class _Threads:
 
     def _take_as_another_process(self) -> None:
         for key in KEYS:
-            store_mutex = _StoreMutex(self._schedule, self._holders[key])
+            store_mutex = _StoreMutex(self._schedule, self._holders[key], [])
             store_mutex.acquire()
             self._be_in(key, "another process")
             store_mutex.release()
