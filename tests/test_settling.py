@@ -150,7 +150,7 @@ def test_items_whose_sync_fails_are_not_told_to_be_done(tmp_path: Path) -> None:
     fs.before = failing(OSError(errno.EIO, "Input/output error"), "sync")
     summary = workflow.run_for_each(range(30), job, max_parallel=4, stop_on_error=False, progress=False)
     assert summary.rejected == 30
-    assert all(isinstance(result.reason, StoreError) for result in summary.results)  # type: ignore[union-attr]
+    assert all(isinstance(result.reason, StoreError) for result in summary.results)  # type: ignore[union-attr]  # none is fulfilled
     fs.before = None
     workflow.close()
     again: list[int] = []
