@@ -7,6 +7,7 @@ processes are forks of one, which is started once: a Python for each would cost 
 from __future__ import annotations
 
 import ast
+import fcntl
 import json
 import os
 import random
@@ -187,11 +188,16 @@ def tear(root: Path) -> None:
 
 
 def foreign(client: Client) -> None:
-    """Another program only copies the snapshot, so that it is to be looked at again."""
+    """Another program only copies the snapshot, so that it is to be looked at again.
+
+    Under the lock: a peer that folds between its two calls would have what it folded put back.
+    """
     client.note("one")
-    path = paths_of(client.root).snapshot
-    shutil.copy(path, f"{path}.copy")
-    os.replace(f"{path}.copy", path)
+    paths = paths_of(client.root)
+    with open(paths.record_lock, "rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        shutil.copy(paths.snapshot, f"{paths.snapshot}.copy")
+        os.replace(f"{paths.snapshot}.copy", paths.snapshot)
     client.note("two")
 
 
