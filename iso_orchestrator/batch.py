@@ -18,7 +18,7 @@ from iso_orchestrator.naming import Parameters, compile_template
 from iso_orchestrator.progress import reporter
 from iso_orchestrator.scheduler import Keyed, Outcome, Scheduler
 from iso_orchestrator.seconds import check_wait
-from iso_orchestrator.step import performer, refuse_unfit
+from iso_orchestrator.step import is_step, performer, refuse_unfit
 
 __all__ = [
     "ForEach",
@@ -153,7 +153,11 @@ class ForEach(Generic[Item, P, R]):
         handle = self._resolve()
         key_of = self._key_function(shared, named)
         perform = performer(self.fn)
-        return _run(handle, items, lambda item: perform(item, *shared, **named), key_of, self._options, self._name)
+
+        def work(item: Item) -> Outcome:
+            return perform(item, *shared, **named)
+
+        return _run(handle, items, work, key_of, self._options, self._name, are_steps=is_step(self.fn))
 
     def _key_function(self, shared: tuple[Any, ...], named: dict[str, Any]) -> Callable[[Any], str | None]:
         fill = self._fill
@@ -173,7 +177,8 @@ def run_for_each(
     refuse_unfit(fn, "what for_each calls")
     literal = options.mutex_key
     key_of = (lambda _: literal) if isinstance(literal, str) else _key_function(literal)
-    return _run(handle, items, performer(fn), key_of, options, getattr(fn, "__name__", "for_each"))
+    name = getattr(fn, "__name__", "for_each")
+    return _run(handle, items, performer(fn), key_of, options, name, are_steps=is_step(fn))
 
 
 def for_each_options(
@@ -240,6 +245,8 @@ def _run(
     key_of: Callable[[Any], str | None],
     options: ForEachOptions,
     name: str,
+    *,
+    are_steps: bool,
 ) -> ForEachSummary[Any]:
     own = ThreadPoolExecutor(options.max_parallel, "iso-orchestrator for_each") if options.executor is None else None
     executor = own or options.executor
@@ -253,6 +260,7 @@ def _run(
         stop_on_error=options.stop_on_error,
         executor=executor,
         progress=progress,
+        are_steps=are_steps,
     )
     try:
         with handle.pinned():

@@ -1,7 +1,7 @@
 """Bounded fan-out in which whoever waits for a key holds no worker.
 
 There is no thread that schedules: each worker takes the next item itself, so that a slow source of items never delays
-a key that is handed on.
+a key that is handed on. While items are short, one worker does them alone and another stands by.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from iso_orchestrator.errors import MutexTimeoutError
 from iso_orchestrator.handle import Handle
 from iso_orchestrator.mutex import record_acquired, release
 from iso_orchestrator.mutex_queue import Hold, MutexScope, Waiter, find_hold, request
-from iso_orchestrator.waiting import Monitor
+from iso_orchestrator.pace import LONG, Pace
+from iso_orchestrator.settling import Settling
+from iso_orchestrator.waiting import Latch, Monitor
 
 __all__ = ["Keyed", "Outcome", "Progress", "Scheduler"]
 
 _READ_AHEAD = 1000  # items, or 16 for each worker
-_UNSETTLED = 64  # items; what a power cut could take
 
 
 Outcome: TypeAlias = tuple[Any, Callable[[], None] | None]
@@ -82,6 +83,7 @@ class Scheduler:
         stop_on_error: Start nothing more after the first error.
         executor: Whose threads do it.
         progress: Told of each item that ends.
+        are_steps: Whether *work* leaves something to be called.
     """
 
     def __init__(
@@ -94,6 +96,7 @@ class Scheduler:
         stop_on_error: bool,
         executor: Executor,
         progress: Progress,
+        are_steps: bool,
     ) -> None:
         self.outcomes: dict[int, tuple[bool, Any]] = {}
         self._handle = handle
@@ -111,9 +114,10 @@ class Scheduler:
         self._behind: dict[str, deque[_Task]] = {}  # a key is here while an item of it is ready, asking or running
         self._granted: deque[_Task] = deque()
         self._asking: set[_Task] = set()
-        self._unsettled: list[tuple[_Task, Any, Callable[[], None]]] = []
-        self._settles = False  # somebody does, and takes what is added meanwhile too
-        self._settling = 0
+        self._settling: Settling[_Task] = Settling(self._changed.guard, self._finish)
+        self._are_steps = are_steps
+        self._pace = Pace()
+        self._stands_by: Latch | None = None  # of the worker that does: to be woken when there is no more to do
         self._workers = 0
         self._running = 0  # of the workers, those that have begun: what a signal leaves unhired never does
         self._hired: set[Future[None]] = set()
@@ -166,9 +170,9 @@ class Scheduler:
                 if self._stopped:
                     return
                 is_ready = self._add(_Task(index, item, key, owner))
-                is_short = is_ready and self._workers < self._max_parallel
+                is_wanted = is_ready and self._workers < self._max_parallel and self._stands_by is None
                 is_full = self._unstarted >= limit
-            if is_short:
+            if is_wanted:
                 self._hire()
             if is_full:  # until half of them have started: to be woken for each costs more than the item
                 self._wake_at = limit // 2
@@ -233,15 +237,11 @@ class Scheduler:
         with self._changed.guard:
             self._running += 1
         try:
-            while (task := self._next()) is not None:
-                if task.key is not None and task.hold is None:
-                    self._ask(task)
-                else:
-                    ok, value, settle = self._context.copy().run(self._do, task)
-                    if settle is None:
-                        self._finish(task, ok, value)
-                    else:
-                        self._settle(task, value, settle)
+            try:
+                while (task := self._next()) is not None:
+                    self._work_on(task)
+            finally:
+                self._settling.rest()
         except BaseException as error:  # noqa: BLE001 - it goes to the caller's thread
             self._stop(error)
             with self._changed.guard:
@@ -251,22 +251,66 @@ class Scheduler:
                 self._running -= 1
                 self._changed.notify()
 
+    def _work_on(self, task: _Task) -> None:
+        if task.key is not None and task.hold is None:
+            self._ask(task)
+            return
+        ok, value, settle = self._context.copy().run(self._do, task)
+        with self._changed.guard:
+            self._pace.end()
+            if self._stands_by is not None and not self._pace.is_short:
+                self._stands_by.set()
+        if settle is None:
+            self._finish(task, ok, value)
+        else:
+            # When the next item turns out to be long, it is the one who stands by that settles this one.
+            self._settling.add(task, value, settle, is_left=lambda: self._stands_by is not None and bool(self._ready))
+
     def _next(self) -> _Task | None:
         """What this worker does next; None when it is to end."""
-        with self._changed.guard:
-            if not self._stopped:
-                if self._granted:
-                    return self._start(self._granted.popleft())
-                if self._ready:
-                    task = heapq.heappop(self._ready)
-                    return task if task.key is not None else self._start(task)
-            self._workers -= 1
-            self._changed.notify()
-            return None
+        while True:
+            with self._changed.guard:
+                is_over = self._stopped or not (self._granted or self._ready)
+                if not is_over and not self._one_is_enough():
+                    return self._take_next()
+                if is_over or self._stands_by is not None:
+                    self._workers -= 1
+                    if is_over and self._stands_by is not None:
+                        self._stands_by.set()
+                    self._changed.notify()
+                    return None
+                self._stands_by = Latch()
+            self._stand_by()
 
-    def _start(self, task: _Task) -> _Task:
-        self._count_started()
+    def _one_is_enough(self) -> bool:
+        """Whether somebody works alone, and should: what is no step, or has a key, waits for the disk by itself."""
+        if not self._are_steps or self._granted or not self._ready or self._ready[0].key is not None:
+            return False
+        return self._pace.one_is_enough()
+
+    def _take_next(self) -> _Task:
+        task = self._granted.popleft() if self._granted else heapq.heappop(self._ready)
+        if task.key is None or task.hold is not None:
+            self._pace.begin()
+            self._count_started()
         return task
+
+    def _stand_by(self) -> None:
+        """Look every so often whether who works alone still gets on; when not, see to it that others go on."""
+        wanted = 0
+        while (latch := self._stands_by) is not None:
+            latch.wait(LONG)
+            with self._changed.guard:
+                if self._one_is_enough() and not self._stopped:
+                    self._stands_by = Latch()
+                    continue
+                self._stands_by = None
+                if self._ready and self._pace.is_anybody_at_work and not self._settling.is_at_it:
+                    self._pace.is_long()
+                    wanted = min(len(self._ready) - 1, self._max_parallel - self._workers)
+        self._settling.rest()
+        for _ in range(wanted):
+            self._hire()
 
     def _count_started(self) -> None:
         self._unstarted -= 1
@@ -330,38 +374,6 @@ class Scheduler:
             self._asking.discard(task)
             self._changed.notify()
         return True
-
-    def _settle(self, task: _Task, value: Any, settle: Callable[[], None]) -> None:
-        """Have an item settled: by this worker, or by one that settles those of others already.
-
-        A sync takes longer than all else in a short step. So whoever would wait for the next sync starts another item
-        instead, as long as no more than a few are unsettled.
-        """
-        with self._changed.guard:
-            self._unsettled.append((task, value, settle))
-            if self._settles and len(self._unsettled) + self._settling <= _UNSETTLED:
-                return
-            is_first, self._settles = not self._settles, True
-        while self._settle_all(is_first) and is_first:
-            pass
-
-    def _settle_all(self, is_first: bool) -> bool:
-        """Settle what waits for it; whether anything did."""
-        with self._changed.guard:
-            unsettled, self._unsettled = self._unsettled, []
-            self._settling += len(unsettled)
-            if not unsettled and is_first:
-                self._settles = False
-        for task, value, settle in unsettled:
-            try:
-                settle()
-            except BaseException as error:  # noqa: BLE001 - it is the item's outcome
-                self._finish(task, False, error)
-            else:
-                self._finish(task, True, value)
-        with self._changed.guard:
-            self._settling -= len(unsettled)
-        return bool(unsettled)
 
     def _do(self, task: _Task) -> tuple[bool, Any, Callable[[], None] | None]:
         around = self._scope

@@ -176,6 +176,11 @@ class BoundStep(Generic[R]):
         return self._step.step_name(self._instance, *args, **kwargs)
 
 
+def is_step(fn: Callable[..., Any]) -> bool:
+    """Whether *fn* is one, or a method that is."""
+    return isinstance(fn, Step | BoundStep)
+
+
 def performer(fn: Callable[..., Any]) -> Callable[..., tuple[Any, Callable[[], None] | None]]:
     """What calls *fn* and, where it is a step, leaves a new result to be settled by the second that it returns."""
     if isinstance(fn, Step | BoundStep):

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
+from concurrent.futures import thread as pool_thread
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import FrameType
@@ -71,6 +72,12 @@ def is_waiting(thread: int, *names: str) -> bool:
         and frames[0].f_code in (threading.Condition.wait.__code__, Latch.wait.__code__)
         and any(frame.f_code.co_filename.startswith(_PACKAGE) for frame in frames)
     )
+
+
+def is_idle(thread: int) -> bool:
+    """Whether a thread of an executor has nothing to do."""
+    frames = list(_frames(sys._current_frames().get(thread)))
+    return bool(frames) and frames[0].f_code.co_filename == pool_thread.__file__
 
 
 def _frames(frame: FrameType | None) -> Iterator[FrameType]:

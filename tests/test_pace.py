@@ -1,0 +1,168 @@
+"""Short items of a `for_each` are done by one worker alone; the others are there as soon as one is not short."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from support import DEADLINE, wait_until
+from support_fanout import blocked
+
+from iso_orchestrator import Workflow, pace
+from iso_orchestrator.pace import LONG, Pace
+
+
+class Hand:
+    """The hand of a clock."""
+
+    def __init__(self) -> None:
+        self.at = 100.0
+
+    def __call__(self) -> float:
+        return self.at
+
+
+@pytest.fixture
+def hand(monkeypatch: pytest.MonkeyPatch) -> Hand:
+    hand = Hand()
+    monkeypatch.setattr(pace, "monotonic", hand)
+    return hand
+
+
+def items(pace: Pace, hand: Hand, count: int, seconds: float) -> None:
+    for _ in range(count):
+        pace.begin()
+        hand.at += seconds
+        pace.end()
+
+
+def begun_elsewhere(pace: Pace) -> None:
+    thread = threading.Thread(target=pace.begin)
+    thread.start()
+    thread.join()
+
+
+def test_one_is_enough_while_somebody_is_at_a_short_item(hand: Hand) -> None:
+    """Nobody at work, or somebody for long: then others are wanted."""
+    pace = Pace()
+    assert not pace.one_is_enough()
+    begun_elsewhere(pace)
+    assert pace.one_is_enough()
+    hand.at += 2 * LONG
+    assert not pace.one_is_enough()
+    assert pace.is_anybody_at_work
+
+
+def test_items_that_are_not_short_want_several(hand: Hand) -> None:
+    """Of 5 ms items, the first is enough to tell."""
+    pace = Pace()
+    items(pace, hand, 1, 0.005)
+    begun_elsewhere(pace)
+    assert not pace.one_is_enough()
+
+
+def test_one_slow_item_among_many_short_ones_changes_nothing(hand: Hand) -> None:
+    """The machine has its moments."""
+    pace = Pace()
+    items(pace, hand, 50, 0.00005)
+    items(pace, hand, 1, 0.001)
+    assert pace.is_short
+
+
+def test_each_mistake_makes_it_surer(hand: Hand) -> None:
+    """Where every so many items one is long, short ones are soon no reason to work alone."""
+    pace = Pace()
+    mistakes = 0
+    for _ in range(1000):
+        items(pace, hand, 40, 0.00005)
+        if pace.is_short:
+            mistakes += 1
+            pace.is_long()
+    assert mistakes < 50
+
+
+@pytest.fixture
+def workflow(tmp_path: Path) -> Iterator[Workflow]:
+    with Workflow("w", dir=tmp_path) as workflow:
+        yield workflow
+
+
+@pytest.mark.parametrize("short", [0, 1, 300])
+def test_all_workers_are_there_when_items_are_long(workflow: Workflow, short: int) -> None:
+    """As many at a time as there may be, whatever came before: they wait for each other."""
+    together = threading.Barrier(8)
+
+    @workflow.step(name="job-{number}")
+    def job(number: int) -> None:
+        if number >= short:
+            together.wait(DEADLINE)
+
+    summary = blocked(workflow.run_for_each, range(short + 16), job, max_parallel=8, progress=False)
+    assert summary.result(DEADLINE).fulfilled == short + 16
+
+
+@pytest.mark.parametrize("behind", [0, 100], ids=["at the end", "in the midst"])
+def test_what_was_left_is_settled_while_a_long_item_goes_on(workflow: Workflow, behind: int) -> None:
+    """Only the long one is still unknown to the disk, and to whoever waits for one of the others."""
+    go_on = threading.Event()
+
+    @workflow.step(name="job-{number}")
+    def job(number: int) -> None:
+        if number == 40:
+            assert go_on.wait(DEADLINE)
+
+    summary = blocked(workflow.run_for_each, range(41 + behind), job, max_parallel=4, progress=False)
+    flights = workflow._handle.session().flights
+    try:
+        wait_until(lambda: len(workflow.record.steps) == 41 + behind)
+        wait_until(lambda: set(flights) == {"job-40"})
+    finally:
+        go_on.set()
+    assert summary.result(DEADLINE).fulfilled == 41 + behind
+
+
+def test_an_executor_with_one_thread_leaves_nothing_unsettled(workflow: Workflow) -> None:
+    """Nobody stands by there, however many at a time were asked for."""
+    go_on = threading.Event()
+
+    @workflow.step(name="job-{number}")
+    def job(number: int) -> None:
+        if number == 40:
+            assert go_on.wait(DEADLINE)
+
+    flights = workflow._handle.session().flights
+    with ThreadPoolExecutor(1) as executor:
+        summary = blocked(workflow.run_for_each, range(60), job, max_parallel=8, executor=executor, progress=False)
+        try:
+            wait_until(lambda: "job-40" in flights)
+            assert set(flights) == {"job-40"}
+        finally:
+            go_on.set()
+        assert summary.result(DEADLINE).fulfilled == 60
+
+
+def test_a_slow_source_of_items_keeps_none_waiting(workflow: Workflow) -> None:
+    """An item behind a long one is begun though the source gives no more for long."""
+    go_on = threading.Event()
+    ran: list[int] = []
+
+    @workflow.step(name="job-{number}")
+    def job(number: int) -> None:
+        ran.append(number)
+        if number == 40:
+            assert go_on.wait(DEADLINE)
+
+    def source() -> Iterator[int]:
+        yield from range(42)
+        assert go_on.wait(DEADLINE)
+        yield 42
+
+    summary = blocked(workflow.run_for_each, source(), job, max_parallel=4, progress=False)
+    try:
+        wait_until(lambda: 41 in ran)
+    finally:
+        go_on.set()
+    assert summary.result(DEADLINE).fulfilled == 43
