@@ -135,7 +135,7 @@ class ForEach(Generic[Item, P, R]):
         self, fn: Callable[Concatenate[Item, P], R], resolve: Callable[[], Handle], options: ForEachOptions
     ) -> None:
         refuse_unfit(fn, "what for_each calls")
-        functools.update_wrapper(self, fn)
+        functools.update_wrapper(self, fn, updated=())  # not its attributes: they could hide a method
         self.fn = fn
         self._resolve = resolve
         self._options = options
@@ -199,6 +199,8 @@ def for_each_options(
         check_key(mutex_key, "a mutex key")
     elif mutex_key is not None and not callable(mutex_key):
         raise TypeError(f"mutex_key must be a str, a function of the item or None, not {mutex_key!r}")
+    if not isinstance(stop_on_error, bool):
+        raise TypeError(f"stop_on_error must be a bool, not {stop_on_error!r}")
     if progress is not None and not isinstance(progress, bool | str):
         raise TypeError(f"progress must be a bool, a str or None, not {progress!r}")
     return ForEachOptions(
@@ -206,7 +208,7 @@ def for_each_options(
         mutex_key=mutex_key,
         mutex_scope=check_scope(mutex_scope),
         mutex_timeout=check_wait(mutex_timeout, "mutex_timeout"),
-        stop_on_error=bool(stop_on_error),
+        stop_on_error=stop_on_error,
         executor=_check_executor(executor),
         progress=progress,
     )

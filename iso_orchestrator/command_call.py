@@ -167,10 +167,10 @@ class CommandCall:
         detail = {"pid": beat.pid, "log": path, **reader.detail()}
         now = monotonic()
         if now >= self.beat_at or detail != self.known:
-            self._record_beat(
-                key, {**detail, "bytes": beat.size, "line": beat.last_line}, silent=self.known is not None
-            )
-            self.beat_at, self.known = now + _BEAT_EVERY, detail
+            is_first = self.known is None
+            self._record_beat(key, {**detail, "bytes": beat.size, "line": beat.last_line}, silent=not is_first)
+            # The first comes as the command begins, which has printed nothing by then.
+            self.beat_at, self.known = now + (0 if is_first else _BEAT_EVERY), detail
 
     def _refuse_abandoned(self) -> None:
         batch = self.scope.batch

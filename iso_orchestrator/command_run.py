@@ -181,7 +181,7 @@ class _Watch:
         self._is_behind = False  # with the lines
         self._end_at = _after(began, plan.timeout)
         self._idle_at = _after(began, plan.idle_timeout)
-        self._beat_at = began + plan.beat_every
+        self._beat_at = began  # one at once: whoever looks sees that it has begun
         self._look_every = self._pace()
 
     def until_end(self, process: ChildProcess) -> _Limit | None:

@@ -435,7 +435,7 @@ def _last_words(result: CommandResult[Any]) -> str:
     """Where all of the output is, and its last line."""
     lines = (result.stderr.strip() or result.stdout.strip()).splitlines()
     said = f"; its last line is {lines[-1]!r:.200}" if lines else "; it printed nothing"
-    return f"{said}, its output in {result.log_path}"
+    return f"{said}, its output in {result.log_path} and, of its errors, in {result.log_path}.stderr"
 
 
 def _since(moment: datetime | None) -> str:

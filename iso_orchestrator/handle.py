@@ -106,7 +106,13 @@ class Handle:
         return scope if scope.workflow is self.workflow else attrs.evolve(scope, workflow=self.workflow)
 
     def submit(self, work: Callable[[], T]) -> Future[T]:
-        """Run *work* in a thread of the pool, in a copy of this context, owning no mutex that is held here."""
+        """Run *work* in a thread of the pool, in a copy of this context, owning no mutex that is held here.
+
+        Raises:
+            WorkflowUsageError: Inside a function given to update_state(), which might wait for it.
+        """
+        if self._session is not None:
+            self._session.refuse_inside()
         scope = self.scope()
         run = next((run for run in reversed(scope.runs) if run in self.runs), None)
         context = attrs.evolve(scope, owner=Owner(), batch=run or scope.batch).context()

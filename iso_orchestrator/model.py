@@ -205,6 +205,7 @@ def lease_status(lease: Lease, now: datetime | None = None) -> LeaseStatus:
     """Whether *lease* is active, expired or released at *now* (aware; default: the wall clock).
 
     Raises:
+        TypeError: *lease* is no Lease, or *now* no datetime.
         ValueError: *now* is naive.
 
     Example:
@@ -213,6 +214,10 @@ def lease_status(lease: Lease, now: datetime | None = None) -> LeaseStatus:
         >>> lease_status(lease, moment)
         <LeaseStatus.EXPIRED: 'expired'>
     """
+    if not isinstance(lease, Lease):
+        raise TypeError(f"lease_status takes a Lease, not {lease!r:.80}")
+    if now is not None and not isinstance(now, datetime):
+        raise TypeError(f"now is a datetime or None, not {now!r:.80}")
     moment = datetime.now(UTC) if now is None else now
     if moment.tzinfo is None:
         raise ValueError("now is a naive datetime: use datetime.now(UTC)")

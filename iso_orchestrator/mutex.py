@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ContextDecorator
 from types import TracebackType
+from typing import Any, TypeVar
 
 from iso_orchestrator.context import current_owner
 from iso_orchestrator.errors import MutexTimeoutError
@@ -13,9 +15,12 @@ from iso_orchestrator.mutex_queue import Hold, MutexScope, Waiter, find_entry, f
 from iso_orchestrator.names import check_key
 from iso_orchestrator.noting import noting
 from iso_orchestrator.seconds import check_wait
+from iso_orchestrator.step import refuse_unfit
 from iso_orchestrator.waiting import Latch
 
 __all__ = ["Mutex", "check_scope", "record_acquired", "release"]
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def record_acquired(handle: Handle, key: str) -> None:
@@ -41,6 +46,15 @@ class Mutex(ContextDecorator):
         self._key = check_key(key, "a mutex key")
         self._timeout = check_wait(timeout, "timeout")
         self._scope: MutexScope = check_scope(scope)
+
+    def __call__(self, fn: F) -> F:
+        """Take the mutex around every call of *fn*.
+
+        Raises:
+            TypeError: It is no plain function: the body of another would run when the mutex is free again.
+        """
+        refuse_unfit(fn, "what a mutex guards")
+        return super().__call__(fn)
 
     def __enter__(self) -> None:
         hold = find_hold(self._handle, self._key, self._scope, current_owner())

@@ -17,6 +17,7 @@ from iso_orchestrator.errors import WorkflowUsageError
 from iso_orchestrator.handle import Handle
 from iso_orchestrator.identity import host_name
 from iso_orchestrator.store import OwnerInfo, StoreMutex
+from iso_orchestrator.waiting import start
 
 __all__ = ["Entry", "Hold", "MutexScope", "Waiter", "find_entry", "find_hold", "request"]
 
@@ -167,14 +168,29 @@ class Entry:
                 return
             if not taken:
                 # In a thread of its own: in the kernel's queue it gets its turn, which polling never does.
-                thread = threading.Thread(target=self._take_in_turn, name="iso-orchestrator-mutex", daemon=True)
-                self.taker = thread
-                thread.start()
+                self._wait_in_turn()
                 return
             if self._grant():
                 return
 
-    def _take_in_turn(self) -> None:
+    def _wait_in_turn(self) -> None:
+        turn = self.taker = object()
+        try:
+            start(threading.Thread(target=lambda: self._take_in_turn(turn), name="iso-orchestrator-mutex", daemon=True))
+        except BaseException as error:
+            with _guard:
+                is_begun = self.taker is not turn
+                if not is_begun:
+                    self.taker = None
+            if is_begun or not isinstance(error, Exception):
+                raise
+            self._fail(error)  # there are no threads to be had
+
+    def _take_in_turn(self, turn: object) -> None:
+        with _guard:
+            if self.taker is not turn:
+                return  # an interrupt came in its start, and who was interrupted has given it up
+            self.taker = object()
         try:
             self.store_mutex.acquire()
         except Exception as error:  # noqa: BLE001 - as above

@@ -17,14 +17,19 @@ _SUREST = 1024  # what that grows to, as items turn out to be long all the same
 class Pace:
     """How long the items of one `for_each` take. Not safe for threads: the scheduler's lock is held around it.
 
+    Attributes:
+        is_short: Whether most of the last ones were short.
+
     Threads that compute take the interpreter's lock from each other at every system call: on two cores, eight that do
     short steps take twice as long as one. So one goes on alone while items are short, another looks whether it gets on,
     as the monitor of Go's scheduler does for its threads, and the others leave.
     """
 
     def __init__(self) -> None:
+        self.is_short = True  # before the first has ended: one worker alone finds out best
+        self._was_short = True
         self._sure = _SURE
-        self._score = _SURE  # taken for short before the first has ended: one worker alone finds out best
+        self._score = _SURE
         self._began: dict[int, float] = {}  # when, by thread
 
     def begin(self) -> None:
@@ -35,15 +40,13 @@ class Pace:
         """It has ended it."""
         now, at_work = monotonic(), len(self._began)
         took = now - self._began.pop(threading.get_ident(), now)
-        if took < _SHORT * at_work:
+        self._was_short = took < _SHORT * at_work
+        if self._was_short:
             self._score = min(self._score + 1, 2 * self._sure)
+            self.is_short = self.is_short or self._score >= self._sure
         else:
             self._score = max(self._score - 2, 0)
-
-    @property
-    def is_short(self) -> bool:
-        """Whether items are."""
-        return self._score >= self._sure
+            self.is_short = self.is_short and self._score >= self._sure // 2
 
     @property
     def is_anybody_at_work(self) -> bool:
@@ -57,6 +60,11 @@ class Pace:
         since = monotonic() - LONG
         return any(began > since for began in self._began.values())
 
+    def more_are_wanted(self) -> bool:
+        """Whether the last item was not short, or one that is worked on."""
+        since = monotonic() - LONG
+        return not self._was_short or any(began <= since for began in self._began.values())
+
     def is_long(self) -> None:
         """One has turned out to be long. Next time be surer: whoever is wrong keeps the others from their work."""
-        self._score, self._sure = 0, min(2 * self._sure, _SUREST)
+        self.is_short, self._score, self._sure = False, 0, min(2 * self._sure, _SUREST)

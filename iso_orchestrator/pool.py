@@ -28,6 +28,7 @@ class Pool:
         self._pid = os.getpid()
         self._guard = threading.Lock()
         self._unfinished: dict[Future[Any], object] = {}
+        self._thread = threading.local()  # has a mark in those of the pool
 
     def submit(self, work: Callable[[], T], run: object) -> Future[T]:
         """Do *work* in one of the threads, on behalf of *run*."""
@@ -38,7 +39,7 @@ class Pool:
         self._leave_parents_threads()
         with self._guard:
             if self._executor is None:
-                self._executor = ThreadPoolExecutor(self._max_workers, thread_name_prefix="iso-orchestrator")
+                self._executor = ThreadPoolExecutor(self._max_workers, "iso-orchestrator", self._mark)
             future: WorkFuture[T] = WorkFuture()
             self._executor.submit(fulfil, future, work)
             self._unfinished[future] = run
@@ -57,12 +58,15 @@ class Pool:
             wait(mine)
 
     def close(self) -> None:
-        """Wait for all work, and end the threads."""
+        """Wait for all work, and end the threads; called by one of them, wait for none."""
         self._leave_parents_threads()
         with self._guard:
             executor, self._executor = self._executor, None
         if executor is not None:
-            executor.shutdown(wait=True)
+            executor.shutdown(wait=not hasattr(self._thread, "is_mine"))
+
+    def _mark(self) -> None:
+        self._thread.is_mine = True
 
     def _unfinished_of(self, run: object) -> list[Future[Any]]:
         with self._guard:

@@ -127,7 +127,8 @@ class RecordKeeper:
         """Hold a lease: acquired, renewed in the background, released.
 
         What runs inside, worker threads included, is fenced: once the lease has a newer token nothing more is recorded
-        from there, and `LeaseLostError` is raised.
+        from there, but that a run has ended, and `LeaseLostError` is raised. Threads of your own are inside when they
+        run in a copy of the context (`contextvars.copy_context().run`).
 
         Args:
             key: The lease's.

@@ -119,6 +119,7 @@ class Scheduler:
         self._pace = Pace()
         self._stands_by: Latch | None = None  # of the worker that does: to be woken when there is no more to do
         self._workers = 0
+        self._coming = 0  # of the workers, those that have not begun
         self._running = 0  # of the workers, those that have begun: what a signal leaves unhired never does
         self._hired: set[Future[None]] = set()
         self._unfinished = 0
@@ -170,7 +171,9 @@ class Scheduler:
                 if self._stopped:
                     return
                 is_ready = self._add(_Task(index, item, key, owner))
-                is_wanted = is_ready and self._workers < self._max_parallel and self._stands_by is None
+                is_wanted = is_ready and self._workers < self._max_parallel
+                if self._are_steps and key is None:  # whoever comes or stands by sees to it that there are enough
+                    is_wanted = is_wanted and not self._coming and self._stands_by is None
                 is_full = self._unstarted >= limit
             if is_wanted:
                 self._hire()
@@ -205,11 +208,15 @@ class Scheduler:
             if self._workers >= self._max_parallel:
                 return
             self._workers += 1
+            self._coming += 1
         try:
             future = self._executor.submit(self._worker)
         except RuntimeError as error:  # the executor was shut down
+            if isinstance(error.__context__, KeyboardInterrupt):  # or this came in a thread's start, and it did begin
+                raise error.__context__ from None
             with self._changed.guard:
                 self._workers -= 1
+                self._coming -= 1
                 self._give_up(error)
             return
         with self._changed.guard:
@@ -223,6 +230,7 @@ class Scheduler:
             if not future.cancelled():
                 return
             self._workers -= 1
+            self._coming -= 1
             self._changed.notify()
             if self._workers == 0 and self._unfinished and not self._stopped:
                 self._give_up(CancelledError("the executor was shut down before all items had run"))
@@ -236,6 +244,7 @@ class Scheduler:
     def _worker(self) -> None:
         with self._changed.guard:
             self._running += 1
+            self._coming -= 1
         try:
             try:
                 while (task := self._next()) is not None:
@@ -272,7 +281,9 @@ class Scheduler:
             with self._changed.guard:
                 is_over = self._stopped or not (self._granted or self._ready)
                 if not is_over and not self._one_is_enough():
-                    return self._take_next()
+                    task = self._take_next()
+                    is_short_handed = self._is_short_handed()
+                    break
                 if is_over or self._stands_by is not None:
                     self._workers -= 1
                     if is_over and self._stands_by is not None:
@@ -281,12 +292,19 @@ class Scheduler:
                     return None
                 self._stands_by = Latch()
             self._stand_by()
+        if is_short_handed:
+            self._hire()
+        return task
 
     def _one_is_enough(self) -> bool:
         """Whether somebody works alone, and should: what is no step, or has a key, waits for the disk by itself."""
         if not self._are_steps or self._granted or not self._ready or self._ready[0].key is not None:
             return False
         return self._pace.one_is_enough()
+
+    def _is_short_handed(self) -> bool:
+        has_more = bool(self._ready) and self._workers < self._max_parallel
+        return has_more and self._stands_by is None and self._pace.more_are_wanted()
 
     def _take_next(self) -> _Task:
         task = self._granted.popleft() if self._granted else heapq.heappop(self._ready)
@@ -297,7 +315,6 @@ class Scheduler:
 
     def _stand_by(self) -> None:
         """Look every so often whether who works alone still gets on; when not, see to it that others go on."""
-        wanted = 0
         while (latch := self._stands_by) is not None:
             latch.wait(LONG)
             with self._changed.guard:
@@ -307,10 +324,7 @@ class Scheduler:
                 self._stands_by = None
                 if self._ready and self._pace.is_anybody_at_work and not self._settling.is_at_it:
                     self._pace.is_long()
-                    wanted = min(len(self._ready) - 1, self._max_parallel - self._workers)
         self._settling.rest()
-        for _ in range(wanted):
-            self._hire()
 
     def _count_started(self) -> None:
         self._unstarted -= 1

@@ -32,5 +32,5 @@ def check_wait(value: float | None, what: str) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{what} must be seconds, not {value!r}")
     if not math.isfinite(value) or not 0 <= value <= TIMEOUT_MAX:
-        raise ValueError(f"{what} must be from 0 to {TIMEOUT_MAX:.0f} seconds, or None for no limit; not {value!r}")
+        raise ValueError(f"{what} must be from 0 to {TIMEOUT_MAX:.0f} seconds, not {value!r}")
     return value

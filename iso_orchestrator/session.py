@@ -129,7 +129,11 @@ class Session:
                 return value, fold.seq
             finally:
                 self._inside = None
-                self.log.unlock()
+                try:
+                    self.log.unlock()
+                except BaseException:  # a signal as it begins: others would wait until this process does something
+                    self.log.unlock()
+                    raise
 
     def record(self, decide: Decision[T]) -> T:
         """As `append`, and return when it would survive a power cut."""
@@ -158,11 +162,10 @@ class Session:
         with self._guard:
             if flight.awaited is not None:
                 flight.awaited.set()
-            if self.flights.get(flight.name) is not flight:
-                return
-            del self.flights[flight.name]
-            if not settled:
-                self._orphans.add(flight.name)
+            if self.flights.get(flight.name) is flight:
+                if not settled:
+                    self._orphans.add(flight.name)
+                del self.flights[flight.name]
         if self._orphans:
             self._abandon()
         if not self.users:
@@ -221,12 +224,13 @@ class Session:
             raise
 
     def _abandon(self) -> None:
+        orphans: set[str] = set()
+
         def decide(fold: Fold) -> tuple[list[Fact], None]:
-            mine = [
-                name
-                for name in sorted(self._orphans)
-                if name not in self.flights and fold.owner(name) == self.log.owner
-            ]
+            # In here, where no other thread adds to them.
+            orphans.update(self._orphans)
+            self._orphans.clear()
+            mine = [name for name in sorted(orphans) if name not in self.flights and fold.owner(name) == self.log.owner]
             return [StepAbandoned(fold.updated_at, name) for name in mine], None
 
         try:
@@ -235,8 +239,10 @@ class Session:
             if not self.flights and not self.closed:
                 # Others would wait for a thread that is gone: better to be dead to them.
                 self.log.die(f"it could not record that an attempt had ended ({error})")
-            return
-        self._orphans.clear()
+            self._orphans |= orphans
+        except BaseException:
+            self._orphans |= orphans
+            raise
 
     def _nested(self) -> WorkflowUsageError:
         return WorkflowUsageError(

@@ -19,7 +19,7 @@ from iso_orchestrator.model import ErrorInfo, Heartbeat, Json, WorkflowEvent, Wo
 from iso_orchestrator.names import check_key
 from iso_orchestrator.noting import noting
 from iso_orchestrator.seconds import check_seconds
-from iso_orchestrator.waiting import Latch
+from iso_orchestrator.waiting import Latch, start
 
 __all__ = [
     "append_event",
@@ -130,12 +130,13 @@ def repeat(work: Callable[[], bool], every: float, name: str) -> Iterator[None]:
 
     context = copy_context()
     thread = threading.Thread(target=context.run, args=(run,), name=f"iso-orchestrator {name}"[:60], daemon=True)
-    thread.start()
     try:
+        start(thread)
         yield
     finally:
         stop.set()
-        thread.join()
+        if thread.ident is not None:  # it has begun
+            thread.join()
 
 
 def set_status(handle: Handle, status: WorkflowStatus | str, error: BaseException | str | None) -> WorkflowRecord:

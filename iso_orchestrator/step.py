@@ -7,7 +7,7 @@ import inspect
 import types
 import typing
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypedDict, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypedDict, TypeVar, overload
 
 from iso_orchestrator.codec import ResultCodec
 from iso_orchestrator.handle import Handle
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
 P = ParamSpec("P")
+Q = ParamSpec("Q")
 R = TypeVar("R")
 
 
@@ -66,7 +67,7 @@ class Step(Generic[P, R]):
         idempotency_key: Template | None,
     ) -> None:
         refuse_unfit(fn, "a step")
-        functools.update_wrapper(self, fn)
+        functools.update_wrapper(self, fn, updated=())  # not its attributes: they could hide a method
         self.fn = fn
         self._resolve = resolve
         self._options = options
@@ -90,10 +91,11 @@ class Step(Generic[P, R]):
     @overload
     def __get__(self, instance: None, owner: type) -> Step[P, R]: ...
     @overload
-    def __get__(self, instance: object, owner: type) -> BoundStep[R]: ...
+    def __get__(self: Step[Concatenate[Any, Q], R], instance: object, owner: type) -> BoundStep[Q, R]: ...
     def __get__(self, instance: object, owner: type) -> Any:
         """As a method, whose instance is the first argument."""
-        return self if instance is None else BoundStep(self, instance)
+        step: Any = self
+        return self if instance is None else BoundStep(step, instance)
 
     def submit(self, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
         """Call the step on the workflow's threads."""
@@ -150,28 +152,28 @@ class Step(Generic[P, R]):
         return self._codec
 
 
-class BoundStep(Generic[R]):
+class BoundStep(Generic[P, R]):
     """A step that is a method, of one instance."""
 
-    def __init__(self, step: Step[..., R], instance: object) -> None:
-        self.__wrapped__ = step
+    def __init__(self, step: Step[Concatenate[Any, P], R], instance: object) -> None:
+        functools.update_wrapper(self, step, updated=())
         self.fn = types.MethodType(step.fn, instance)
         self._step = step
         self._instance = instance
 
-    def __call__(self, *args: Any, **kwargs: Any) -> R:
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """As `Step.__call__`."""
         return self._step(self._instance, *args, **kwargs)
 
-    def submit(self, *args: Any, **kwargs: Any) -> Future[R]:
+    def submit(self, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
         """As `Step.submit`."""
         return self._step.submit(self._instance, *args, **kwargs)
 
-    def _perform(self, *args: Any, **kwargs: Any) -> tuple[R, Callable[[], None] | None]:
+    def _perform(self, *args: P.args, **kwargs: P.kwargs) -> tuple[R, Callable[[], None] | None]:
         """As `Step._perform`."""
         return self._step._perform(self._instance, *args, **kwargs)
 
-    def step_name(self, *args: Any, **kwargs: Any) -> str:
+    def step_name(self, *args: P.args, **kwargs: P.kwargs) -> str:
         """As `Step.step_name`."""
         return self._step.step_name(self._instance, *args, **kwargs)
 
@@ -220,8 +222,8 @@ def step_options(
 ) -> StepOptions:
     """The options of a step, checked."""
     check_seconds(timeout, "timeout")
-    if accept is not None and not callable(accept):
-        raise TypeError(f"accept must be a function of the result, not {accept!r}")
+    if accept is not None:
+        refuse_unfit(accept, "accept")
     if if_interrupted not in ("rerun", "fail"):
         raise ValueError(f'if_interrupted is "rerun" or "fail", not {if_interrupted!r}')
     if version is not None and (isinstance(version, bool) or not isinstance(version, str | int)):

@@ -163,7 +163,11 @@ class StepCall:
         finally:
             if self.recorded is None:
                 # An error that could not be recorded is the caller's alone: others may try for themselves.
-                self.session.end_flight(flight, settled=flight.error is not None)
+                try:
+                    self.session.end_flight(flight, settled=flight.error is not None)
+                except BaseException:  # a signal: others would wait for ever
+                    self.session.end_flight(flight, settled=flight.error is not None)
+                    raise
         return self.perform()  # somebody else has taken the step over: theirs is the outcome
 
     def settle(self) -> None:
@@ -303,7 +307,7 @@ class StepCall:
         except SerializationError as error:
             self._record_failure(flight, attempt, error, retrying=False)
             raise _NotRecorded(error) from error
-        if self.options.accept is not None and not self.options.accept(self._load(data)):
+        if self.options.accept is not None and not context_of_body.run(self.options.accept, self._load(data)):
             raise StepRejectedError(self.name, result)
         self._complete(flight, attempt, data, work)
         return result
@@ -408,7 +412,7 @@ class StepCall:
             return None
         retry_context = RetryContext(self.name, context.attempt, context.max_attempts)
         try:
-            if not self.options.retry.wants(error, retry_context):
+            if not self.handle.scope().context().run(self.options.retry.wants, error, retry_context):
                 return None
             return self.options.retry.pause(error, context.attempt)
         except Exception as trouble:  # noqa: BLE001 - as above

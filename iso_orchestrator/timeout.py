@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from iso_orchestrator.context import current_owner
 from iso_orchestrator.errors import StepTimeoutError
-from iso_orchestrator.waiting import Latch
+from iso_orchestrator.waiting import Latch, start
 
 __all__ = ["call_with_timeout"]
 
@@ -45,13 +45,8 @@ def call_with_timeout(name: str, body: Callable[[], R], timeout: float) -> R:
         target=copy_context().run, args=(work,), name=f"iso-orchestrator step {name}"[:60], daemon=True
     )
     try:
-        thread.start()
+        start(thread)
         ended.wait(timeout)
-    except RuntimeError as error:
-        if isinstance(error.__context__, KeyboardInterrupt):
-            # It came in the start, which waits in a condition: that then frees a lock that it does not have.
-            raise error.__context__ from None
-        raise
     finally:
         with guard:
             is_left = not ended.is_set()

@@ -10,7 +10,22 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-__all__ = ["Latch", "Monitor"]
+__all__ = ["Latch", "Monitor", "start"]
+
+
+def start(thread: threading.Thread) -> None:
+    """Start a thread; an interrupt in the midst of it comes out as itself.
+
+    Raises:
+        RuntimeError: There are no threads to be had.
+    """
+    try:
+        thread.start()
+    except RuntimeError as error:
+        if isinstance(error.__context__, KeyboardInterrupt):
+            # It waits in a condition, which then frees a lock that it does not have.
+            raise error.__context__ from None
+        raise
 
 
 class Latch:

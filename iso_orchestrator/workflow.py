@@ -91,6 +91,8 @@ class Workflow(RecordKeeper):
         max_workers: int = 32,
     ) -> None:
         self.workflow_id = check_key(workflow_id, "a workflow id")
+        if not os.fspath(dir):
+            raise ValueError('dir is empty: the current folder is "."')
         self.dir = os.path.abspath(os.fspath(dir))
         if on_busy not in ("share", "wait", "fail"):
             raise ValueError(f'on_busy is "share", "wait" or "fail", not {on_busy!r}')
@@ -230,7 +232,6 @@ class Workflow(RecordKeeper):
         self,
         name: str,
         fn: Callable[..., R],
-        /,
         *args: Any,
         idempotency_key: str | None = None,
         retry: int | Retry = 1,

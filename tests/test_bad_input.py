@@ -509,6 +509,7 @@ WRONG_OPTIONS: dict[str, tuple[Callable[[Workflow], object], str]] = {
     "heartbeating(every=-1)": (lambda workflow: workflow.heartbeating("me", every=-1), "every"),
     "heartbeating(every=inf)": (lambda workflow: workflow.heartbeating("me", every=INFINITE), "every"),
     "on_busy": (lambda workflow: Workflow("kept", dir=workflow.dir, on_busy="panic"), "on_busy"),
+    "dir": (lambda workflow: Workflow("kept", dir=""), "dir is empty"),
     "max_workers=0": (lambda workflow: Workflow("kept", dir=workflow.dir, max_workers=0), "max_workers"),
     "set_status": (lambda workflow: workflow.set_status("on holiday"), "(?i)status"),
 }
@@ -529,6 +530,10 @@ WRONG_TYPES: dict[str, Callable[[Workflow], object]] = {
     "ttl": lambda workflow: workflow.touch_lease("slot", holder="me", ttl="30"),
     "now": lambda workflow: Workflow("kept", dir=workflow.dir, now=datetime(2026, 5, 14, tzinfo=UTC)),
     "executor": lambda workflow: workflow.for_each(executor="threads")(never),
+    "stop_on_error": lambda workflow: workflow.for_each(stop_on_error="no")(never),
+    "Lease": lambda workflow: lease_status("slot"),
+    "now is": lambda _: lease_status(Lease("slot", "me", *[datetime(2026, 5, 14, tzinfo=UTC)] * 3), "2026-05-14"),
+    "what a mutex guards": lambda workflow: workflow.mutex("slot")("apply"),
 }
 
 
@@ -618,6 +623,8 @@ FUNCTION_TAKERS: dict[str, Callable[[Workflow, Any], object]] = {
     "free step": lambda workflow, fn: iso_orchestrator.step(fn),
     "free for_each": lambda workflow, fn: iso_orchestrator.for_each()(fn),
     "run": lambda workflow, fn: workflow.run(fn),
+    "mutex": lambda workflow, fn: workflow.mutex("slot")(fn),
+    "accept": lambda workflow, fn: workflow.step(accept=fn)(never),
 }
 
 

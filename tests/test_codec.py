@@ -823,6 +823,9 @@ LOSSY: dict[str, tuple[Any, Any]] = {
     "long tuple": (tuple[int, str], (1, "a", 2)),
     "named tuple of another type": (Pair, Pair("1", "a")),  # type: ignore[arg-type]
     "none of a union": (int | None, "1"),
+    "datetime in a union with text": (datetime | str, datetime(2026, 5, 14, tzinfo=UTC)),
+    "path in a union with text": (dict[str, Path | str], {"a": Path("a")}),
+    "bytes in a union with text": (list[bytes | str | None], [None, b"abc"]),
     "open file": (Any, io.StringIO()),
     "set": (Any, {1}),
 }

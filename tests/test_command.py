@@ -231,7 +231,9 @@ def test_another_exit_code_is_an_error_with_the_result(workflow: Workflow) -> No
     def fail() -> list[str]:
         return ["sh", "-c", "echo out; echo no such branch >&2; exit 3"]
 
-    with pytest.raises(CommandError, match=r"exit code 3.*no such branch.*\.2\.log") as caught:
+    with pytest.raises(
+        CommandError, match=r"exit code 3.*no such branch.*\.2\.log and, of its errors, in .*\.2\.log\.stderr"
+    ) as caught:
         fail()
     assert isinstance(caught.value.result, CommandResult)
     assert (caught.value.result.exit_code, caught.value.result.stdout) == (3, "out\n")
@@ -364,8 +366,9 @@ def test_a_running_command_beats(workflow: Workflow) -> None:
         return ["sh", "-c", "echo begun; read line < /dev/null; sleep 3600"]
 
     with_deadline = in_thread(work)
-    beat = wait_until(lambda: workflow.record.heartbeats.get("command:work"))
-    assert beat.detail["line"] == "begun"
+    assert wait_until(lambda: workflow.record.heartbeats.get("command:work")).detail["pid"] > 0
+    wait_until(lambda: workflow.record.heartbeats["command:work"].detail["line"] == "begun")
+    beat = workflow.record.heartbeats["command:work"]
     assert Path(beat.detail["log"]).read_text() == "begun\n"
     os.kill(beat.detail["pid"], signal.SIGTERM)
     with pytest.raises(CommandError, match="signal 15"):

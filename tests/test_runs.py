@@ -368,6 +368,23 @@ def test_one_object_serves_runs_of_several_threads(workflow: Workflow) -> None:
     assert workflow.record.status is WorkflowStatus.COMPLETED
 
 
+def test_a_submitted_step_may_be_a_run(tmp_path: Path) -> None:
+    """What closes the workflow from inside its own threads waits for none of them."""
+    workflow = Workflow("w", dir=tmp_path)
+
+    @workflow.step
+    def night() -> int:
+        with workflow:
+            return int(workflow.run_step("inner", lambda: 1))
+
+    assert night.submit().result(DEADLINE) == 1
+    assert {name: step.status.value for name, step in workflow.record.steps.items()} == {
+        "inner": "completed",
+        "night": "completed",
+    }
+    workflow.close()
+
+
 def test_a_run_cancels_only_its_own_submitted_work(tmp_path: Path) -> None:
     """A run that fails in one thread drops nothing that another thread's run has submitted."""
     workflow = Workflow("w", dir=tmp_path, max_workers=1)

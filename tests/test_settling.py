@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import errno
-import os
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import count
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import pytest
@@ -164,49 +160,3 @@ def test_steps_are_let_go_when_they_are_settled(workflow: Workflow) -> None:
     job = workflow.step(lambda number: number, name="job-{number}")
     workflow.run_for_each(range(100), job, max_parallel=8, progress=False)
     assert workflow._handle.session().flights == {}
-
-
-def test_an_interrupt_at_any_call_lets_the_step_go(tmp_path: Path) -> None:
-    """Ctrl-C as any function of the package begins keeps no workflow from being closed."""
-    for number in count(1):
-        workflow = Workflow(f"w-{number}", dir=tmp_path)
-        workflow.run_step("before", lambda: 0)
-        session = workflow._handle.session()
-        interrupts = InterruptAt(number)
-        with interrupts:
-            workflow.run_step("step", lambda: 1)
-        assert session.flights == {}, interrupts.at
-        assert workflow.run_step("step", lambda: 1) == 1
-        workflow.close()
-        assert session.closed
-        if interrupts.at is None:
-            break
-    assert number > 50
-
-
-class InterruptAt:
-    """Interrupts this thread as the package's function of that number is called, and keeps the interrupt.
-
-    Attributes:
-        at: What function that was; None before.
-    """
-
-    def __init__(self, number: int) -> None:
-        self.at: str | None = None
-        self._left = number
-
-    def __enter__(self) -> None:
-        self._before = sys.gettrace()
-        sys.settrace(self._called)
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
-        sys.settrace(self._before)
-        return kind is KeyboardInterrupt
-
-    def _called(self, frame: FrameType, _: str, __: object) -> None:
-        if f"{os.sep}iso_orchestrator{os.sep}" not in frame.f_code.co_filename:
-            return
-        self._left -= 1
-        if self._left == 0:
-            self.at = frame.f_code.co_qualname
-            raise KeyboardInterrupt

@@ -226,6 +226,7 @@ uses = {
     "reset": lambda: workflow.reset("before"),
     "run_step": lambda: workflow.run_step("inside", lambda: 1),
     "a completed step": lambda: workflow.run_step("before", lambda: 1),
+    "submit": lambda: workflow.step(len).submit("a").result(),
     "mutex": lambda: workflow.mutex("slot").__enter__(),
     "lease": lambda: workflow.lease("slot").__enter__(),
     "heartbeating": lambda: workflow.heartbeating("beat").__enter__(),
@@ -262,7 +263,7 @@ def test_using_the_workflow_inside_raises(tmp_path: Path) -> None:
                 raise AssertionError(f"{name}: {error}") from error
         assert process.line() == "{'behind': 1}"
         process.end()
-    assert len(said) == 18
+    assert len(said) == 19
     assert [line for line in said if not line.endswith(": True")] == []
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import ContextVar
 from datetime import timedelta
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import iso_orchestrator
 from iso_orchestrator import (
     NoActiveWorkflowError,
     OrchestratorError,
+    Retry,
     SerializationError,
     StepRejectedError,
     StepStatus,
@@ -471,6 +473,29 @@ def test_accept_sees_what_the_caller_will_get(workflow: Workflow) -> None:
     assert workflow.run_step("ask", lambda: {"pair": (1, 2)}, accept=accept) == {"pair": [1, 2]}
     assert seen == [{"pair": [1, 2]}]
     assert workflow.run_step("ask", pytest.fail) == {"pair": [1, 2]}
+
+
+def test_what_judges_a_result_knows_the_workflow(workflow: Workflow) -> None:
+    """`accept` and `should_retry` are run by the workflow as the body is, in the thread of a timeout too."""
+    seen = []
+
+    def accept(result: int) -> bool:
+        seen.append((current_workflow(), result))
+        return result > 1
+
+    def should_retry(error: Exception, _: object) -> bool:
+        seen.append((current_workflow(), str(error)))
+        return True
+
+    number = count(1)
+    retry = Retry(attempts=2, should_retry=should_retry)
+    assert workflow.run_step("ask", lambda: next(number), accept=accept, retry=retry, timeout=DEADLINE) == 2
+    assert [current for current, _ in seen] == [workflow] * 3
+
+
+def test_a_step_may_be_named_by_keywords(workflow: Workflow) -> None:
+    """`run_step` takes its name and its function either way."""
+    assert workflow.run_step(name="ask", fn=lambda: 1) == 1
 
 
 def test_an_error_of_accept_fails_the_step(workflow: Workflow) -> None:

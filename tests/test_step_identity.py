@@ -308,6 +308,20 @@ def test_a_bound_method_has_all_that_a_step_has(workflow: Workflow) -> None:
     assert shop.price.step_name("rum") == "price:Bonn:rum"
     assert shop.stock.step_name("rum") == 'Shop.stock(self=Shop(city="Bonn"), item="rum")'
     assert shop.price.fn("rum") == "rum in Bonn"
+    assert (shop.price.__name__, shop.stock.__doc__) == ("price", None)
+
+
+def test_what_a_function_has_noted_on_itself_hides_no_method(workflow: Workflow) -> None:
+    """Attributes of a function stay its own: a step has others of the same names."""
+
+    def fetch(page: int) -> int:
+        return page
+
+    fetch._name = fetch.submit = "mine"  # type: ignore[attr-defined]  # as users mark their functions
+    step = workflow.step(fetch)
+    assert (step(1), step.submit(2).result(DEADLINE)) == (1, 2)
+    assert workflow.for_each()(fetch)([3]).values() == [3]
+    assert fetch.submit == step.fn.submit == "mine"  # type: ignore[attr-defined]  # as above
 
 
 # By name

@@ -57,6 +57,14 @@ def fan_out(page: int, prefix: str) -> str:
     return prefix + str(page)
 
 
+class Shop:
+    @workflow.step
+    def price(self, page: int) -> float:
+        return page / 2
+
+
+assert_type(Shop().price(1), float)
+assert_type(Shop().price.submit(page=1), Future[float])
 assert_type(plain(1, size="b"), list[str])
 assert_type(plain.submit(1), Future[list[str]])
 assert_type(plain.step_name(1), str)
@@ -72,6 +80,7 @@ assert_type(ask([1, 2]), ForEachSummary[CommandResult[AgentResult]])
 assert_type(workflow.run_step("add", lambda: 1), int)
 assert_type(workflow.run(lambda w: w.workflow_id).value, str)
 
+Shop().price("1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 counted("1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 workflow.command(parse="xml")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
 plain("1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

@@ -7,7 +7,8 @@ import datetime as dt
 from collections.abc import Callable, Mapping, MutableSequence, Sequence, Set
 from decimal import Decimal
 from pathlib import Path, PurePath
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 from uuid import UUID
 
 import attrs
@@ -119,6 +120,23 @@ def _write_record(kind: Any) -> Callable[[Any], Any]:
     return checked
 
 
+def _is_union(kind: Any) -> bool:
+    return get_origin(kind) in (Union, UnionType) and len(set(get_args(kind)) - {NoneType}) > 1
+
+
+def _write_union(kind: Any) -> Callable[[Any], Any]:
+    """As what the value is; a datetime would come back from ``datetime | str`` as a text, and is refused."""
+
+    def checked(value: Any) -> Any:
+        written = converter.unstructure(value)
+        back = converter.structure(written, kind)
+        if type(back) is not type(value) and back != value:
+            raise TypeError(f"{value!r:.80} would come back as {back!r:.80}: say it without a union")
+        return written
+
+    return checked
+
+
 def _is_keyed_mapping(kind: Any) -> bool:
     origin = get_origin(kind)
     return (
@@ -198,6 +216,7 @@ converter.register_structure_hook_factory(_is_items, _read_items)
 converter.register_unstructure_hook_factory(_is_fixed_tuple, _write_fixed_tuple)
 converter.register_unstructure_hook_factory(is_namedtuple, _write_named_tuple)
 converter.register_structure_hook_factory(is_namedtuple, _read_named_tuple)
+converter.register_unstructure_hook_factory(_is_union, _write_union)
 converter.register_unstructure_hook_factory(_is_keyed_mapping, _write_keyed_mapping)
 converter.register_structure_hook_factory(_is_keyed_mapping, _read_keyed_mapping)
 converter.register_unstructure_hook(Decimal, _write_as(Decimal, str))

@@ -9,7 +9,7 @@ import threading
 from typing import Protocol, TypeAlias
 
 from iso_orchestrator.errors import WorkflowUsageError
-from iso_orchestrator.waiting import Latch
+from iso_orchestrator.waiting import Latch, start
 
 __all__ = ["ChildProcess", "Exit", "ExitByDescriptor", "ExitByThread", "exit_code", "exit_of"]
 
@@ -59,7 +59,7 @@ class ExitByThread:
     def __init__(self, process: ChildProcess) -> None:
         self._process = process
         self._ended = Latch()
-        threading.Thread(target=self._await, name="iso-orchestrator command", daemon=True).start()
+        start(threading.Thread(target=self._await, name="iso-orchestrator command", daemon=True))
 
     def wait(self, timeout: float) -> bool:
         """As `Exit.wait`. For one thread."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from contextlib import suppress
 
 from iso_orchestrator.errors import StoreError
 from iso_orchestrator.names import RecordNames, record_names
-from iso_orchestrator.store.file.fs import FileSystem
+from iso_orchestrator.store.file.fs import FileSystem, is_refusal
 
 __all__ = [
     "Paths",
@@ -116,7 +117,7 @@ def write_all(fs: FileSystem, fd: int, data: bytes, offset: int) -> None:
         view = memoryview(data)[taken:]
         more = fs.write_at(fd, view, offset + taken)
         if more == 0:
-            raise OSError(f"nothing more can be written behind byte {offset + taken}")
+            raise OSError(errno.EIO, f"nothing more can be written behind byte {offset + taken}")
         taken += more
 
 
@@ -150,6 +151,8 @@ def sync_file(fs: FileSystem, fd: int) -> None:
     try:
         fs.sync(fd)
     except OSError as error:
+        if not is_refusal(error):
+            raise
         raise SyncError(error.errno, f"a sync failed ({error.strerror})") from error
 
 
@@ -162,6 +165,8 @@ def sync_folder(fs: FileSystem, path: str) -> None:
     try:
         fs.sync_folder(path)
     except OSError as error:
+        if not is_refusal(error):
+            raise
         raise SyncError(error.errno, f"a sync of {path} failed ({error.strerror})") from error
 
 

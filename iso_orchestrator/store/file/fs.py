@@ -31,6 +31,11 @@ def is_same_file(one: os.stat_result | None, other: os.stat_result) -> TypeGuard
     return one is not None and one.st_ino == other.st_ino and one.st_dev == other.st_dev
 
 
+def is_refusal(error: Exception) -> bool:
+    """Whether the system has refused something: what a signal handler raises, TimeoutError for one, has no number."""
+    return getattr(error, "errno", 0) is not None
+
+
 def is_unchanged(one: os.stat_result | None, other: os.stat_result | None) -> bool:
     """Whether both are one file with the same bytes in it; or both none."""
     if one is None or other is None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from iso_orchestrator.errors import StoreError
+from iso_orchestrator.store.file.fs import is_refusal
 from iso_orchestrator.waiting import Latch
 
 __all__ = ["GroupSync"]
@@ -103,6 +104,8 @@ class GroupSync:
         try:
             self._sync_file()
         except OSError as error:
+            if not is_refusal(error):
+                raise
             self.failure = f"a sync failed ({error.strerror})"
         else:
             self.raise_to(target)

@@ -16,7 +16,7 @@ from iso_orchestrator.clock import SystemClock
 from iso_orchestrator.codec import decode, encode
 from iso_orchestrator.errors import StoreError
 from iso_orchestrator.identity import host_name
-from iso_orchestrator.store.file.fs import FileSystem, is_same_file
+from iso_orchestrator.store.file.fs import FileSystem, is_refusal, is_same_file
 from iso_orchestrator.store.protocol import OwnerInfo
 
 __all__ = ["OWNER_SIZE", "FileLock", "owner_json", "read_owner"]
@@ -64,6 +64,8 @@ class FileLock:
         try:
             backend.lock(self.fd, backend.exclusive)
         except backend.failed as error:
+            if not is_refusal(error):
+                raise
             raise StoreError(f"cannot lock {self.path}: {error}") from error
 
     def try_acquire(self, *, shared: bool = False) -> bool:
@@ -74,6 +76,8 @@ class FileLock:
         except backend.busy:
             return False
         except backend.failed as error:
+            if not is_refusal(error):
+                raise
             raise StoreError(f"cannot lock {self.path}: {error}") from error
         return True
 
@@ -85,6 +89,8 @@ class FileLock:
         try:
             backend.unlock(self.fd, backend.free)
         except backend.failed as error:
+            if not is_refusal(error):
+                raise
             raise StoreError(f"cannot unlock {self.path}: {error}") from error
 
     def close(self) -> None:
