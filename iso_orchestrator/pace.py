@@ -9,7 +9,7 @@ from iso_orchestrator.clock import monotonic
 __all__ = ["LONG", "Pace"]
 
 LONG = 0.005  # seconds after which an item that goes on is not short
-_SHORT = 0.0002  # seconds of an item, for each that is worked on at that time
+_SHORT = 0.0003  # seconds of an item, for each that is worked on at that time
 _SURE = 16  # short items, less two for each that was not
 _SUREST = 1024  # what that grows to, as items turn out to be long all the same
 
@@ -27,7 +27,6 @@ class Pace:
 
     def __init__(self) -> None:
         self.is_short = True  # before the first has ended: one worker alone finds out best
-        self._was_short = True
         self._sure = _SURE
         self._score = _SURE
         self._began: dict[int, float] = {}  # when, by thread
@@ -40,8 +39,7 @@ class Pace:
         """It has ended it."""
         now, at_work = monotonic(), len(self._began)
         took = now - self._began.pop(threading.get_ident(), now)
-        self._was_short = took < _SHORT * at_work
-        if self._was_short:
+        if took < _SHORT * at_work:
             self._score = min(self._score + 1, 2 * self._sure)
             self.is_short = self.is_short or self._score >= self._sure
         else:
@@ -59,11 +57,6 @@ class Pace:
             return False
         since = monotonic() - LONG
         return any(began > since for began in self._began.values())
-
-    def more_are_wanted(self) -> bool:
-        """Whether the last item was not short, or one that is worked on."""
-        since = monotonic() - LONG
-        return not self._was_short or any(began <= since for began in self._began.values())
 
     def is_long(self) -> None:
         """One has turned out to be long. Next time be surer: whoever is wrong keeps the others from their work."""

@@ -171,9 +171,7 @@ class Scheduler:
                 if self._stopped:
                     return
                 is_ready = self._add(_Task(index, item, key, owner))
-                is_wanted = is_ready and self._workers < self._max_parallel
-                if self._are_steps and key is None:  # whoever comes or stands by sees to it that there are enough
-                    is_wanted = is_wanted and not self._coming and self._stands_by is None
+                is_wanted = is_ready and self._is_short_handed()
                 is_full = self._unstarted >= limit
             if is_wanted:
                 self._hire()
@@ -290,8 +288,8 @@ class Scheduler:
                         self._stands_by.set()
                     self._changed.notify()
                     return None
-                self._stands_by = Latch()
-            self._stand_by()
+                latch = self._stands_by = Latch()
+            self._stand_by(latch)
         if is_short_handed:
             self._hire()
         return task
@@ -303,8 +301,9 @@ class Scheduler:
         return self._pace.one_is_enough()
 
     def _is_short_handed(self) -> bool:
-        has_more = bool(self._ready) and self._workers < self._max_parallel
-        return has_more and self._stands_by is None and self._pace.more_are_wanted()
+        """Whether one more is to be hired, so that nothing is ready that no worker ever looks at."""
+        is_attended = self._coming > 0 or self._stands_by is not None
+        return bool(self._ready) and self._workers < self._max_parallel and not is_attended
 
     def _take_next(self) -> _Task:
         task = self._granted.popleft() if self._granted else heapq.heappop(self._ready)
@@ -313,16 +312,16 @@ class Scheduler:
             self._count_started()
         return task
 
-    def _stand_by(self) -> None:
+    def _stand_by(self, latch: Latch) -> None:
         """Look every so often whether who works alone still gets on; when not, see to it that others go on."""
-        while (latch := self._stands_by) is not None:
+        is_alone = True
+        while is_alone:
             latch.wait(LONG)
             with self._changed.guard:
-                if self._one_is_enough() and not self._stopped:
-                    self._stands_by = Latch()
-                    continue
-                self._stands_by = None
-                if self._ready and self._pace.is_anybody_at_work and not self._settling.is_at_it:
+                is_alone = self._one_is_enough() and not self._stopped
+                latch = Latch()
+                self._stands_by = latch if is_alone else None
+                if not is_alone and self._ready and self._pace.is_anybody_at_work and not self._settling.is_at_it:
                     self._pace.is_long()
         self._settling.rest()
 

@@ -57,12 +57,11 @@ def test_one_is_enough_while_somebody_is_at_a_short_item(hand: Hand) -> None:
 
 
 def test_items_that_are_not_short_want_several(hand: Hand) -> None:
-    """Of items of a millisecond, five are enough to tell; the next worker is wanted after each."""
+    """Of items of a millisecond, five are enough to tell."""
     pace = Pace()
     items(pace, hand, 5, 0.001)
     begun_elsewhere(pace)
     assert not pace.one_is_enough()
-    assert pace.more_are_wanted()
 
 
 def test_one_slow_item_among_many_short_ones_changes_nothing(hand: Hand) -> None:
@@ -71,9 +70,6 @@ def test_one_slow_item_among_many_short_ones_changes_nothing(hand: Hand) -> None
     items(pace, hand, 50, 0.00005)
     items(pace, hand, 1, 0.001)
     assert pace.is_short
-    assert pace.more_are_wanted()
-    items(pace, hand, 1, 0.00005)
-    assert not pace.more_are_wanted()
 
 
 def test_each_mistake_makes_it_surer(hand: Hand) -> None:
