@@ -534,22 +534,39 @@ def test_an_executor_that_is_shut_down_while_a_worker_is_hired_hangs_nobody(work
     blocker = threading.Event()
 
     class Pool(ThreadPoolExecutor):
-        hired = 0
+        ends = False
 
         def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-            self.hired += 1
-            if self.hired == 3:  # the first one blocks the pool, and the second one waits in its queue
+            if self.ends:
                 ending = threading.Thread(target=lambda: self.shutdown(wait=False, cancel_futures=True), daemon=True)
                 ending.start()
                 wait_until(lambda: not ending.is_alive() or is_waiting(ending.ident or 0, "_dismissed"))
             return super().submit(fn, *args, **kwargs)
 
-    pool = Pool(1)
-    pool.submit(blocker.wait, DEADLINE)
-    batch = in_thread(workflow.run_for_each, range(3), never, executor=pool, max_parallel=3)
+    def source() -> Iterator[int]:
+        yield 0
+        pool.submit(int).result(DEADLINE)  # a worker has asked for the key of 0, and ended
+        pool.submit(blocker.wait, DEADLINE)
+        yield 1  # its worker waits behind the blocker
+        pool.ends = True
+        ready.set()
+
+    pool, ready = Pool(1), threading.Event()
+
+    def free_the_key() -> None:
+        with workflow.mutex("k"):
+            held.set()
+            assert ready.wait(DEADLINE)
+
+    held = threading.Event()
+    freeing = in_thread(free_the_key)  # which hires the worker of 0
+    assert held.wait(DEADLINE)
+    key_of = {0: "k"}.get
+    batch = in_thread(workflow.run_for_each, source(), never, executor=pool, max_parallel=3, mutex_key=key_of)
     try:
         with pytest.raises((RuntimeError, CancelledError)):
             batch.result(DEADLINE / 4)
+        freeing.result(DEADLINE / 4)
     finally:
         blocker.set()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from typing import Any
 
 import pytest
 from support import DEADLINE, WatchedFS, failing
+from support_processes import child
 
 from iso_orchestrator import FileStore, MutexTimeoutError, StoreError, Workflow
 
@@ -119,29 +119,34 @@ def test_what_an_alarm_raises_is_no_failure_of_the_disk(tmp_path: Path, call: st
         assert workflow.run_step("step", lambda: 2) == 1
 
 
+ALARMS = """
+import signal
+armed, rung = False, 0
+def ring(*_):
+    if armed:
+        raise TimeoutError("my deadline")
+signal.signal(signal.SIGALRM, ring)
+for number in range(60):
+    try:
+        armed = True
+        signal.setitimer(signal.ITIMER_REAL, 0.0005 + number * 0.00002)
+        for step in range(50):
+            workflow.run_step(f"step-{number}-{step}", lambda: 1)
+        armed = False
+    except TimeoutError:
+        rung += 1
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    assert workflow.run_step(f"after-{number}", lambda: 1) == 1
+workflow.close()
+say(rung)
+"""
+
+
 def test_real_alarms_leave_the_store_alive(tmp_path: Path) -> None:
     """Steps under an alarm, as people time out what cannot be: their own error, and never a dead store."""
-
-    def ring(*_: object) -> None:
-        raise TimeoutError("my deadline")
-
-    before = signal.signal(signal.SIGALRM, ring)
-    rung = 0
-    try:
-        with Workflow("w", dir=tmp_path) as workflow:
-            for number in range(60):
-                try:
-                    signal.setitimer(signal.ITIMER_REAL, 0.0005 + number * 0.00002)
-                    for step in range(50):
-                        workflow.run_step(f"step-{number}-{step}", lambda: 1)
-                except TimeoutError:
-                    rung += 1
-                finally:
-                    signal.setitimer(signal.ITIMER_REAL, 0)
-                assert workflow.run_step(f"after-{number}", lambda: 1) == 1
-    finally:
-        signal.signal(signal.SIGALRM, before)
-    assert rung > 0
+    with child(ALARMS, tmp_path) as process:
+        assert int(process.line(DEADLINE)) > 0
+        process.end()
 
 
 @pytest.fixture
