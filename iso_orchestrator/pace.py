@@ -9,7 +9,8 @@ from iso_orchestrator.clock import monotonic
 __all__ = ["LONG", "Pace"]
 
 LONG = 0.005  # seconds after which an item that goes on is not short
-_SHORT = 0.0003  # seconds of an item, for each that is worked on at that time
+_SHORT = 0.0003  # seconds of an item, for each that is worked on at that time: they wait for each other
+_SHORT_AT_MOST = 0.002
 _SURE = 16  # short items, less two for each that was not
 _SUREST = 1024  # what that grows to, as items turn out to be long all the same
 
@@ -17,12 +18,12 @@ _SUREST = 1024  # what that grows to, as items turn out to be long all the same
 class Pace:
     """How long the items of one `for_each` take. Not safe for threads: the scheduler's lock is held around it.
 
-    Attributes:
-        is_short: Whether most of the last ones were short.
-
     Threads that compute take the interpreter's lock from each other at every system call: on two cores, eight that do
     short steps take twice as long as one. So one goes on alone while items are short, another looks whether it gets on,
     as the monitor of Go's scheduler does for its threads, and the others leave.
+
+    Attributes:
+        is_short: Whether most of the last items were short.
     """
 
     def __init__(self) -> None:
@@ -39,7 +40,7 @@ class Pace:
         """It has ended it."""
         now, at_work = monotonic(), len(self._began)
         took = now - self._began.pop(threading.get_ident(), now)
-        if took < _SHORT * at_work:
+        if took < min(_SHORT * at_work, _SHORT_AT_MOST):
             self._score = min(self._score + 1, 2 * self._sure)
             self.is_short = self.is_short or self._score >= self._sure
         else:
@@ -58,6 +59,6 @@ class Pace:
         since = monotonic() - LONG
         return any(began > since for began in self._began.values())
 
-    def is_long(self) -> None:
+    def found_long(self) -> None:
         """One has turned out to be long. Next time be surer: whoever is wrong keeps the others from their work."""
         self.is_short, self._score, self._sure = False, 0, min(2 * self._sure, _SUREST)

@@ -171,7 +171,7 @@ class Scheduler:
                 if self._stopped:
                     return
                 is_ready = self._add(_Task(index, item, key, owner))
-                is_wanted = is_ready and self._is_short_handed()
+                is_wanted = is_ready and self._is_short_handed(0)
                 is_full = self._unstarted >= limit
             if is_wanted:
                 self._hire()
@@ -275,24 +275,26 @@ class Scheduler:
 
     def _next(self) -> _Task | None:
         """What this worker does next; None when it is to end."""
+        has_hired = False
         while True:
+            latch = None
             with self._changed.guard:
                 is_over = self._stopped or not (self._granted or self._ready)
-                if not is_over and not self._one_is_enough():
-                    task = self._take_next()
-                    is_short_handed = self._is_short_handed()
-                    break
-                if is_over or self._stands_by is not None:
+                if is_over or (self._one_is_enough() and self._stands_by is not None):
                     self._workers -= 1
                     if is_over and self._stands_by is not None:
                         self._stands_by.set()
                     self._changed.notify()
                     return None
-                latch = self._stands_by = Latch()
-            self._stand_by(latch)
-        if is_short_handed:
-            self._hire()
-        return task
+                if self._one_is_enough():
+                    latch = self._stands_by = Latch()
+                elif has_hired or not self._is_short_handed(1):
+                    return self._take_next()
+            has_hired = latch is None
+            if latch is not None:
+                self._stand_by(latch)
+            else:  # before it takes an item, which would begin behind the next one's
+                self._hire()
 
     def _one_is_enough(self) -> bool:
         """Whether somebody works alone, and should: what is no step, or has a key, waits for the disk by itself."""
@@ -300,10 +302,10 @@ class Scheduler:
             return False
         return self._pace.one_is_enough()
 
-    def _is_short_handed(self) -> bool:
-        """Whether one more is to be hired, so that nothing is ready that no worker ever looks at."""
+    def _is_short_handed(self, here: int) -> bool:
+        """Whether one more is to be hired, so that nothing is ready that no worker looks at; *here* are about to."""
         is_attended = self._coming > 0 or self._stands_by is not None
-        return bool(self._ready) and self._workers < self._max_parallel and not is_attended
+        return len(self._ready) > here and self._workers < self._max_parallel and not is_attended
 
     def _take_next(self) -> _Task:
         task = self._granted.popleft() if self._granted else heapq.heappop(self._ready)
@@ -322,7 +324,7 @@ class Scheduler:
                 latch = Latch()
                 self._stands_by = latch if is_alone else None
                 if not is_alone and self._ready and self._pace.is_anybody_at_work and not self._settling.is_at_it:
-                    self._pace.is_long()
+                    self._pace.found_long()
         self._settling.rest()
 
     def _count_started(self) -> None:

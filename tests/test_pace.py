@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -80,7 +82,7 @@ def test_each_mistake_makes_it_surer(hand: Hand) -> None:
         items(pace, hand, 40, 0.00005)
         if pace.is_short:
             mistakes += 1
-            pace.is_long()
+            pace.found_long()
     assert mistakes < 50
 
 
@@ -166,3 +168,42 @@ def test_a_slow_source_of_items_keeps_none_waiting(workflow: Workflow) -> None:
     finally:
         go_on.set()
     assert summary.result(DEADLINE).fulfilled == 43
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_whatever_came_before_all_workers_come_to_what_is_long(workflow: Workflow, seed: int) -> None:
+    """Short and long items by chance, from a source that is slow by chance; the last ones wait for each other."""
+    chance = random.Random(seed)
+    count, workers, share = chance.choice([5, 40, 200]), chance.choice([2, 3, 8]), chance.choice([0.0, 0.02, 0.2, 0.7])
+    spans = [chance.choice([0.0005, 0.006, 0.02]) if chance.random() < share else 0.0 for _ in range(count)]
+    pauses = [0.003 if seed % 3 == 0 and chance.random() < 0.05 else 0.0 for _ in range(count + workers)]
+    together = threading.Barrier(workers)
+
+    @workflow.step(name="job-{number}")
+    def job(number: int) -> int:
+        if number >= count:
+            together.wait(DEADLINE)
+        else:
+            time.sleep(spans[number])
+        return number
+
+    def source() -> Iterator[int]:
+        for number, pause in enumerate(pauses):
+            time.sleep(pause)
+            yield number
+
+    summary = blocked(workflow.run_for_each, source(), job, max_parallel=workers, progress=False)
+    assert summary.result(2 * DEADLINE).values() == list(range(count + workers))
+
+
+def test_items_begin_in_order_though_workers_are_hired(workflow: Workflow) -> None:
+    """Who takes an item begins it at once: the next worker was hired before."""
+    for _ in range(20):
+        began: list[int] = []
+
+        def job(number: int, began: list[int] = began) -> None:
+            began.append(number)
+            time.sleep(0.002)
+
+        workflow.run_for_each(range(12), job, max_parallel=8, progress=False)
+        assert sum(abs(number - place) for place, number in enumerate(began)) <= 2, began  # as threads go
