@@ -215,7 +215,10 @@ class Scheduler:
             with self._changed.guard:
                 self._workers -= 1
                 self._coming -= 1
-                self._give_up(error)
+                if self._workers == 0:
+                    self._give_up(error)
+                else:
+                    self._max_parallel = self._workers  # those that are there go on
             return
         with self._changed.guard:
             self._hired.add(future)

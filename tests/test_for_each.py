@@ -571,6 +571,26 @@ def test_an_executor_that_is_shut_down_while_a_worker_is_hired_hangs_nobody(work
         blocker.set()
 
 
+@pytest.mark.parametrize("are_steps", [True, False])
+def test_workers_go_on_when_no_more_can_be_hired(workflow: Workflow, are_steps: bool) -> None:
+    """The executor was shut down meanwhile, as at the interpreter's end: who has begun does the rest."""
+    pool, all_read = ThreadPoolExecutor(1), threading.Event()
+
+    def source() -> Iterator[int]:
+        yield from range(50)
+        all_read.set()
+
+    def job(number: int) -> int:
+        if number == 0:
+            assert all_read.wait(DEADLINE)
+            pool.shutdown(wait=False, cancel_futures=True)
+        return number
+
+    fn = workflow.step(name="job-{number}")(job) if are_steps else job
+    summary = workflow.run_for_each(source(), fn, executor=pool, max_parallel=3, progress=False)
+    assert summary.values() == list(range(50))
+
+
 def test_a_batch_whose_workers_were_all_cancelled_is_an_error(workflow: Workflow) -> None:
     """When the executor drops the workers before any item has run, the caller hears of it."""
     blocker = threading.Event()
