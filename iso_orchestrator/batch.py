@@ -262,7 +262,7 @@ def _run(
         stop_on_error=options.stop_on_error,
         executor=executor,
         progress=progress,
-        are_steps=are_steps,
+        adapts=are_steps and own is not None,
     )
     try:
         with handle.pinned():

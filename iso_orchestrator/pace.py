@@ -13,6 +13,7 @@ _SHORT = 0.0003  # seconds of an item, for each that is worked on at that time: 
 _SHORT_AT_MOST = 0.002
 _SURE = 16  # short items, less two for each that was not
 _SUREST = 1024  # what that grows to, as items turn out to be long all the same
+_DOUBT = 8  # items fewer than that, and it is sure no more
 
 
 class Pace:
@@ -41,11 +42,11 @@ class Pace:
         now, at_work = monotonic(), len(self._began)
         took = now - self._began.pop(threading.get_ident(), now)
         if took < min(_SHORT * at_work, _SHORT_AT_MOST):
-            self._score = min(self._score + 1, 2 * self._sure)
+            self._score = min(self._score + 1, self._sure + _DOUBT)
             self.is_short = self.is_short or self._score >= self._sure
         else:
             self._score = max(self._score - 2, 0)
-            self.is_short = self.is_short and self._score >= self._sure // 2
+            self.is_short = self.is_short and self._score > self._sure - _DOUBT
 
     @property
     def is_anybody_at_work(self) -> bool:

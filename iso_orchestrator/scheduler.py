@@ -83,7 +83,8 @@ class Scheduler:
         stop_on_error: Start nothing more after the first error.
         executor: Whose threads do it.
         progress: Told of each item that ends.
-        are_steps: Whether *work* leaves something to be called.
+        adapts: Whether one worker alone may do short items: steps, which wait for the disk together, on threads that
+            may be hired by others (what a user's executor makes of that, nobody knows).
     """
 
     def __init__(
@@ -96,7 +97,7 @@ class Scheduler:
         stop_on_error: bool,
         executor: Executor,
         progress: Progress,
-        are_steps: bool,
+        adapts: bool,
     ) -> None:
         self.outcomes: dict[int, tuple[bool, Any]] = {}
         self._handle = handle
@@ -115,7 +116,7 @@ class Scheduler:
         self._granted: deque[_Task] = deque()
         self._asking: set[_Task] = set()
         self._settling: Settling[_Task] = Settling(self._changed.guard, self._finish)
-        self._are_steps = are_steps
+        self._adapts = adapts
         self._pace = Pace()
         self._stands_by: Latch | None = None  # of the worker that does: to be woken when there is no more to do
         self._workers = 0
@@ -171,7 +172,7 @@ class Scheduler:
                 if self._stopped:
                     return
                 is_ready = self._add(_Task(index, item, key, owner))
-                is_wanted = is_ready and self._is_short_handed(0)
+                is_wanted = is_ready and (self._is_short_handed(0) or not self._adapts)
                 is_full = self._unstarted >= limit
             if is_wanted:
                 self._hire()
@@ -209,7 +210,7 @@ class Scheduler:
             self._coming += 1
         try:
             future = self._executor.submit(self._worker)
-        except RuntimeError as error:  # the executor was shut down
+        except Exception as error:  # noqa: BLE001 - the executor was shut down, or refuses it as it likes
             if isinstance(error.__context__, KeyboardInterrupt):  # or this came in a thread's start, and it did begin
                 raise error.__context__ from None
             with self._changed.guard:
@@ -225,16 +226,21 @@ class Scheduler:
         future.add_done_callback(self._dismissed)
 
     def _dismissed(self, future: Future[None]) -> None:
-        """A worker has ended, or was cancelled before it began: its executor was shut down, or it is not needed."""
+        """A worker has ended, or never began: its executor was shut down or is broken, or it is not needed."""
+        error: BaseException | None
+        if future.cancelled():
+            error = CancelledError("the executor was shut down before all items had run")
+        else:
+            error = future.exception()
         with self._changed.guard:
             self._hired.discard(future)
-            if not future.cancelled():
+            if error is None:
                 return
             self._workers -= 1
             self._coming -= 1
             self._changed.notify()
             if self._workers == 0 and self._unfinished and not self._stopped:
-                self._give_up(CancelledError("the executor was shut down before all items had run"))
+                self._give_up(error)
 
     def _give_up(self, error: BaseException) -> None:
         """Stop, in whatever thread that is. Under the lock."""
@@ -300,14 +306,14 @@ class Scheduler:
                 self._hire()
 
     def _one_is_enough(self) -> bool:
-        """Whether somebody works alone, and should: what is no step, or has a key, waits for the disk by itself."""
-        if not self._are_steps or self._granted or not self._ready or self._ready[0].key is not None:
+        """Whether somebody works alone, and should: what has a key waits for the disk by itself."""
+        if not self._adapts or self._granted or not self._ready or self._ready[0].key is not None:
             return False
         return self._pace.one_is_enough()
 
     def _is_short_handed(self, here: int) -> bool:
         """Whether one more is to be hired, so that nothing is ready that no worker looks at; *here* are about to."""
-        is_attended = self._coming > 0 or self._stands_by is not None
+        is_attended = self._coming > 0 or self._stands_by is not None or not self._adapts
         return len(self._ready) > here and self._workers < self._max_parallel and not is_attended
 
     def _take_next(self) -> _Task:
@@ -315,6 +321,8 @@ class Scheduler:
         if task.key is None or task.hold is not None:
             self._pace.begin()
             self._count_started()
+        if not self._ready and not self._granted:
+            self._changed.notify()  # who reads items has stopped, perhaps, since others wait for their keys
         return task
 
     def _stand_by(self, latch: Latch) -> None:
@@ -328,6 +336,9 @@ class Scheduler:
                 self._stands_by = latch if is_alone else None
                 if not is_alone and self._ready and self._pace.is_anybody_at_work and not self._settling.is_at_it:
                     self._pace.found_long()
+                is_wanted = not is_alone and not self._stopped and self._is_short_handed(0)
+        if is_wanted:  # for as long as it takes to settle
+            self._hire()
         self._settling.rest()
 
     def _count_started(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.thread import BrokenThreadPool
 from contextlib import suppress
 from contextvars import ContextVar
 from pathlib import Path
@@ -571,24 +572,74 @@ def test_an_executor_that_is_shut_down_while_a_worker_is_hired_hangs_nobody(work
         blocker.set()
 
 
-@pytest.mark.parametrize("are_steps", [True, False])
-def test_workers_go_on_when_no_more_can_be_hired(workflow: Workflow, are_steps: bool) -> None:
-    """The executor was shut down meanwhile, as at the interpreter's end: who has begun does the rest."""
-    pool, all_read = ThreadPoolExecutor(1), threading.Event()
+@pytest.mark.parametrize("count", [1, 2, 50])
+def test_an_executor_whose_threads_do_not_begin_is_an_error(workflow: Workflow, count: int) -> None:
+    """An initializer that fails breaks the executor: the caller hears of it."""
 
-    def source() -> Iterator[int]:
-        yield from range(50)
-        all_read.set()
+    def fail() -> None:
+        raise OSError("no connection")
 
-    def job(number: int) -> int:
-        if number == 0:
-            assert all_read.wait(DEADLINE)
-            pool.shutdown(wait=False, cancel_futures=True)
-        return number
+    with ThreadPoolExecutor(4, initializer=fail) as pool, pytest.raises(BrokenThreadPool):
+        in_thread(workflow.run_for_each, range(count), never, executor=pool, max_parallel=4).result(DEADLINE)
 
-    fn = workflow.step(name="job-{number}")(job) if are_steps else job
-    summary = workflow.run_for_each(source(), fn, executor=pool, max_parallel=3, progress=False)
-    assert summary.values() == list(range(50))
+
+def test_an_executor_that_refuses_is_an_error(workflow: Workflow) -> None:
+    """Whatever it raises, in the thread too that frees the key of an item."""
+
+    class Pool(ThreadPoolExecutor):
+        def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+            raise ValueError("closed on Thursdays")
+
+    with pytest.raises(ValueError, match="Thursdays"):
+        in_thread(workflow.run_for_each, range(3), never, executor=Pool(1), max_parallel=3).result(DEADLINE)
+
+
+def test_an_executor_whose_submit_blocks_is_enough(workflow: Workflow) -> None:
+    """One that is bounded by a semaphore, as people make them, does all items."""
+    free = threading.Semaphore(1)
+
+    class Pool(ThreadPoolExecutor):
+        def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+            assert free.acquire(timeout=DEADLINE / 4)
+            future = super().submit(fn, *args, **kwargs)
+            future.add_done_callback(lambda _: free.release())
+            return future
+
+    step = workflow.step(name="job-{number}")(lambda number: number)
+    with Pool(1) as pool:
+        batch = in_thread(workflow.run_for_each, range(50), step, executor=pool, max_parallel=3)
+        assert batch.result(DEADLINE).fulfilled == 50
+
+
+def test_items_behind_many_that_wait_for_a_key_use_all_workers(workflow: Workflow) -> None:
+    """As many as are read ahead wait for a key that is held: the source is read on as workers are idle."""
+    held, go_on = threading.Event(), threading.Event()
+    together = threading.Barrier(4)
+
+    def hold() -> None:
+        with workflow.mutex("k"):
+            held.set()
+            assert go_on.wait(DEADLINE)
+
+    passed: list[int] = []
+
+    def job(number: int) -> None:
+        if number >= 999:
+            together.wait(DEADLINE)
+            passed.append(number)
+
+    def key_of(number: int) -> str | None:
+        return "k" if number < 999 else None
+
+    holding = in_thread(hold)
+    assert held.wait(DEADLINE)
+    batch = in_thread(workflow.run_for_each, range(1007), job, max_parallel=4, mutex_key=key_of)
+    try:
+        wait_until(lambda: len(passed) == 8)
+    finally:
+        go_on.set()
+    assert batch.result(DEADLINE).fulfilled == 1007
+    holding.result(DEADLINE)
 
 
 def test_a_batch_whose_workers_were_all_cancelled_is_an_error(workflow: Workflow) -> None:

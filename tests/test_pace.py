@@ -10,10 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from support import DEADLINE, wait_until
+from support import DEADLINE, WatchedFS, wait_until
 from support_fanout import blocked
+from support_processes import child
 
-from iso_orchestrator import Workflow, pace
+from iso_orchestrator import FileStore, Workflow, pace
 from iso_orchestrator.pace import LONG, Pace
 
 
@@ -86,6 +87,18 @@ def test_each_mistake_makes_it_surer(hand: Hand) -> None:
     assert mistakes < 50
 
 
+def test_who_is_sure_changes_his_mind_as_soon(hand: Hand) -> None:
+    """However often it was mistaken, a handful of items that are not short are enough."""
+    pace = Pace()
+    for _ in range(7):
+        items(pace, hand, 3000, 0.00005)
+        pace.found_long()
+    items(pace, hand, 3000, 0.00005)
+    assert pace.is_short
+    items(pace, hand, 8, 0.003)
+    assert not pace.is_short
+
+
 @pytest.fixture
 def workflow(tmp_path: Path) -> Iterator[Workflow]:
     with Workflow("w", dir=tmp_path) as workflow:
@@ -144,6 +157,56 @@ def test_an_executor_with_one_thread_leaves_nothing_unsettled(workflow: Workflow
         finally:
             go_on.set()
         assert summary.result(DEADLINE).fulfilled == 60
+
+
+def test_others_begin_while_what_was_left_is_settled(tmp_path: Path) -> None:
+    """A sync that takes long keeps one worker, and not those who could be hired."""
+    slow, go_on = threading.Event(), threading.Event()
+
+    def before(name: str, _: object) -> None:
+        if name == "sync" and slow.is_set():
+            assert go_on.wait(DEADLINE)
+
+    with Workflow("w", store=FileStore(tmp_path, fs=WatchedFS(before))) as workflow:
+        began: list[int] = []
+
+        @workflow.step(name="job-{number}")
+        def job(number: int) -> None:
+            began.append(number)
+            if number >= 40:
+                slow.set()
+                assert go_on.wait(DEADLINE)
+
+        summary = blocked(workflow.run_for_each, range(48), job, max_parallel=8, progress=False)
+        try:
+            wait_until(lambda: len(began) >= 47)  # one of the eight may be with the disk
+        finally:
+            go_on.set()
+        assert summary.result(DEADLINE).fulfilled == 48
+
+
+OUTLIVES_MAIN = """
+import threading, time
+all_read = threading.Event()
+def source():
+    yield from range(300)
+    all_read.set()
+@workflow.step(name="job-{number}")
+def job(number):
+    time.sleep(0.02 if number % 20 == 10 else 0.0001)
+def run():
+    say(workflow.run_for_each(source(), job, max_parallel=4, progress=False).fulfilled)
+    workflow.close()
+threading.Thread(target=run).start()
+all_read.wait()
+"""
+
+
+def test_a_thread_that_outlives_the_main_one_ends_its_items(tmp_path: Path) -> None:
+    """No worker can be hired any more then: those that are there do the rest."""
+    with child(OUTLIVES_MAIN, tmp_path) as process:
+        assert process.line(DEADLINE) == "300"
+        process.end()
 
 
 def test_a_slow_source_of_items_keeps_none_waiting(workflow: Workflow) -> None:
