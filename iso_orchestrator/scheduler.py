@@ -327,7 +327,7 @@ class Scheduler:
 
     def _stand_by(self, latch: Latch) -> None:
         """Look every so often whether who works alone still gets on; when not, see to it that others go on."""
-        is_alone = True
+        is_alone, is_wanted = True, False
         while is_alone:
             latch.wait(LONG)
             with self._changed.guard:
