@@ -7,6 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from typing import Literal, TypeAlias
 
 import attrs
@@ -175,8 +176,9 @@ class Entry:
 
     def _wait_in_turn(self) -> None:
         turn = self.taker = object()
+        take = partial(self._take_in_turn, turn)
         try:
-            start(threading.Thread(target=lambda: self._take_in_turn(turn), name="iso-orchestrator-mutex", daemon=True))
+            start(threading.Thread(target=take, name="iso-orchestrator-mutex", daemon=True).start)
         except BaseException as error:
             with _guard:
                 is_begun = self.taker is not turn

@@ -23,7 +23,7 @@ from iso_orchestrator.mutex import record_acquired, release
 from iso_orchestrator.mutex_queue import Hold, MutexScope, Waiter, find_hold, request
 from iso_orchestrator.pace import LONG, Pace
 from iso_orchestrator.settling import Settling
-from iso_orchestrator.waiting import Latch, Monitor
+from iso_orchestrator.waiting import Latch, Monitor, start
 
 __all__ = ["Keyed", "Outcome", "Progress", "Scheduler"]
 
@@ -209,10 +209,8 @@ class Scheduler:
             self._workers += 1
             self._coming += 1
         try:
-            future = self._executor.submit(self._worker)
+            future = start(lambda: self._executor.submit(self._worker))
         except Exception as error:  # noqa: BLE001 - the executor was shut down, or refuses it as it likes
-            if isinstance(error.__context__, KeyboardInterrupt):  # or this came in a thread's start, and it did begin
-                raise error.__context__ from None
             with self._changed.guard:
                 self._workers -= 1
                 self._coming -= 1

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import TypeAlias
 
-from iso_orchestrator.waiting import Latch
+from iso_orchestrator.waiting import Latch, start
 
 __all__ = ["Work", "shielded"]
 
@@ -41,7 +41,7 @@ class _Errand:
         """Begin it; whether that was possible."""
         for _ in range(_STARTS):
             try:
-                threading.Thread(target=self._run, name="iso-orchestrator ending").start()
+                start(threading.Thread(target=self._run, name="iso-orchestrator ending").start)
                 return True
             except BaseException as error:  # noqa: BLE001 - an interrupt is raised by `wait`
                 self._note(error)  # and the thread may have begun all the same
@@ -74,7 +74,5 @@ class _Errand:
             self._ended.set()
 
     def _note(self, error: BaseException) -> None:
-        if isinstance(error, RuntimeError) and isinstance(error.__context__, KeyboardInterrupt):
-            error = error.__context__  # in a thread's start, which then frees a lock that it does not have
         if not isinstance(error, Exception):
             self._interrupt = error

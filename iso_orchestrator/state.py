@@ -131,7 +131,7 @@ def repeat(work: Callable[[], bool], every: float, name: str) -> Iterator[None]:
     context = copy_context()
     thread = threading.Thread(target=context.run, args=(run,), name=f"iso-orchestrator {name}"[:60], daemon=True)
     try:
-        start(thread)
+        start(thread.start)
         yield
     finally:
         stop.set()

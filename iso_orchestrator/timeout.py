@@ -45,7 +45,7 @@ def call_with_timeout(name: str, body: Callable[[], R], timeout: float) -> R:
         target=copy_context().run, args=(work,), name=f"iso-orchestrator step {name}"[:60], daemon=True
     )
     try:
-        start(thread)
+        start(thread.start)
         ended.wait(timeout)
     finally:
         with guard:

@@ -9,18 +9,22 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import TypeVar
 
 __all__ = ["Latch", "Monitor", "start"]
 
 
-def start(thread: threading.Thread) -> None:
-    """Start a thread; an interrupt in the midst of it comes out as itself.
+T = TypeVar("T")
+
+
+def start(begin: Callable[[], T]) -> T:
+    """Call what starts a thread; an interrupt in the midst of it comes out as itself, and the thread may have begun.
 
     Raises:
         RuntimeError: There are no threads to be had.
     """
     try:
-        thread.start()
+        return begin()
     except RuntimeError as error:
         if isinstance(error.__context__, KeyboardInterrupt):
             # It waits in a condition, which then frees a lock that it does not have.

@@ -5,9 +5,12 @@ from __future__ import annotations
 import random
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support import DEADLINE, WatchedFS, wait_until
@@ -16,6 +19,7 @@ from support_processes import child
 
 from iso_orchestrator import FileStore, Workflow, pace
 from iso_orchestrator.pace import LONG, Pace
+from iso_orchestrator.scheduler import Scheduler
 
 
 class Hand:
@@ -259,14 +263,31 @@ def test_whatever_came_before_all_workers_come_to_what_is_long(workflow: Workflo
     assert summary.result(2 * DEADLINE).values() == list(range(count + workers))
 
 
-def test_items_begin_in_order_though_workers_are_hired(workflow: Workflow) -> None:
-    """Who takes an item begins it at once: the next worker was hired before."""
-    for _ in range(20):
-        began: list[int] = []
+def test_who_has_taken_an_item_begins_it_before_all_else(workflow: Workflow, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next worker is hired before: else it would take the next item, and begin it, while this one is on its way."""
+    did: dict[int, list[str]] = defaultdict(list)
+    take_next, hire = Scheduler._take_next, Scheduler._hire
 
-        def job(number: int, began: list[int] = began) -> None:
-            began.append(number)
-            time.sleep(0.002)
+    def taking(scheduler: Scheduler) -> Any:
+        did[threading.get_ident()].append("takes")
+        return take_next(scheduler)
 
-        workflow.run_for_each(range(12), job, max_parallel=8, progress=False)
-        assert sum(abs(number - place) for place, number in enumerate(began)) <= 2, began  # as threads go
+    def hiring(scheduler: Scheduler) -> None:
+        did[threading.get_ident()].append("hires")
+        hire(scheduler)
+
+    together = threading.Barrier(8)
+
+    @workflow.step(name="job-{number}")
+    def job(number: int) -> None:
+        did[threading.get_ident()].append("begins")
+        together.wait(DEADLINE)
+
+    monkeypatch.setattr(Scheduler, "_take_next", taking)
+    monkeypatch.setattr(Scheduler, "_hire", hiring)
+    workers: list[list[str]] = []
+    for first in range(0, 320, 16):  # who reads the items may have hired all workers of one, by chance
+        workflow.run_for_each(range(first, first + 16), job, max_parallel=8, progress=False)
+        workers = [deeds for deeds in did.values() if "takes" in deeds]
+    assert any("hires" in deeds for deeds in workers)
+    assert all(then == "begins" for deeds in workers for now, then in pairwise(deeds) if now == "takes")

@@ -59,7 +59,7 @@ class ExitByThread:
     def __init__(self, process: ChildProcess) -> None:
         self._process = process
         self._ended = Latch()
-        start(threading.Thread(target=self._await, name="iso-orchestrator command", daemon=True))
+        start(threading.Thread(target=self._await, name="iso-orchestrator command", daemon=True).start)
 
     def wait(self, timeout: float) -> bool:
         """As `Exit.wait`. For one thread."""

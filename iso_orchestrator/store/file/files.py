@@ -40,7 +40,13 @@ class SyncError(OSError):
 
 
 def store_error(path: str, error: OSError) -> StoreError:
-    """What the operating system refused, with what to do about it."""
+    """What the operating system refused, with what to do about it.
+
+    Raises:
+        OSError: It has refused nothing: *error* itself.
+    """
+    if not is_refusal(error):
+        raise error
     return StoreError(f"{path}: {error.strerror or error}; see to the disk's space and the rights, then run again")
 
 
@@ -151,9 +157,7 @@ def sync_file(fs: FileSystem, fd: int) -> None:
     try:
         fs.sync(fd)
     except OSError as error:
-        if not is_refusal(error):
-            raise
-        raise SyncError(error.errno, f"a sync failed ({error.strerror})") from error
+        raise _sync_error(error, "a sync") from error
 
 
 def sync_folder(fs: FileSystem, path: str) -> None:
@@ -165,9 +169,13 @@ def sync_folder(fs: FileSystem, path: str) -> None:
     try:
         fs.sync_folder(path)
     except OSError as error:
-        if not is_refusal(error):
-            raise
-        raise SyncError(error.errno, f"a sync of {path} failed ({error.strerror})") from error
+        raise _sync_error(error, f"a sync of {path}") from error
+
+
+def _sync_error(error: OSError, what: str) -> SyncError:
+    if not is_refusal(error):
+        raise error
+    return SyncError(error.errno, f"{what} failed ({error.strerror})")
 
 
 def remove(fs: FileSystem, path: str) -> bool:

@@ -64,9 +64,7 @@ class FileLock:
         try:
             backend.lock(self.fd, backend.exclusive)
         except backend.failed as error:
-            if not is_refusal(error):
-                raise
-            raise StoreError(f"cannot lock {self.path}: {error}") from error
+            raise self._error("lock", error) from error
 
     def try_acquire(self, *, shared: bool = False) -> bool:
         """Take the lock if it is free."""
@@ -76,9 +74,7 @@ class FileLock:
         except backend.busy:
             return False
         except backend.failed as error:
-            if not is_refusal(error):
-                raise
-            raise StoreError(f"cannot lock {self.path}: {error}") from error
+            raise self._error("lock", error) from error
         return True
 
     def release(self) -> None:
@@ -89,9 +85,7 @@ class FileLock:
         try:
             backend.unlock(self.fd, backend.free)
         except backend.failed as error:
-            if not is_refusal(error):
-                raise
-            raise StoreError(f"cannot unlock {self.path}: {error}") from error
+            raise self._error("unlock", error) from error
 
     def close(self) -> None:
         """Close the file, which frees the lock."""
@@ -106,7 +100,7 @@ class FileLock:
             try:
                 self._fs.close(fd)
             except OSError as error:
-                raise StoreError(f"cannot close {self.path}: {error}") from error
+                raise self._error("close", error) from error
 
     def length(self) -> int:
         """How long the file is; `grow` makes it longer."""
@@ -128,6 +122,11 @@ class FileLock:
         if self._file is None:
             self._file = self._fs.identify(self.fd)
         return is_same_file(self._fs.identify_path(self.path), self._file)
+
+    def _error(self, what: str, error: Exception) -> StoreError:
+        if not is_refusal(error):
+            raise error
+        return StoreError(f"cannot {what} {self.path}: {error}")
 
     def _opened(self, fd: int) -> None:
         self.fd, self._file = fd, None

@@ -34,7 +34,7 @@ from iso_orchestrator.store.file.files import (
     write_aside,
 )
 from iso_orchestrator.store.file.frame import Header, frame_facts, frame_header, parse_header, scan
-from iso_orchestrator.store.file.fs import FileSystem, is_refusal, is_same_file, is_unchanged
+from iso_orchestrator.store.file.fs import FileSystem, is_same_file, is_unchanged
 from iso_orchestrator.store.file.group_sync import GroupSync
 from iso_orchestrator.store.file.locks import FileLock
 from iso_orchestrator.store.file.mutexes import FileMutex, MutexFiles
@@ -70,8 +70,6 @@ def _typed(method: Callable[Concatenate[FileLog, P], R]) -> Callable[Concatenate
         try:
             return method(self, *args, **kwargs)
         except OSError as error:
-            if not is_refusal(error):
-                raise
             raise self._as_typed(error) from error
 
     return wrapper  # type: ignore[return-value]  # mypy names the wrapper's self
@@ -155,8 +153,6 @@ class FileLog:
                 return self._look(fold, journal)
             return fold
         except OSError as error:
-            if not is_refusal(error):
-                raise
             raise self._as_typed(error) from error
 
     def append(self, fold: Fold, facts: Sequence[Fact]) -> None:
@@ -183,8 +179,6 @@ class FileLog:
             if journal.end > self._fold_at:
                 self._fold_early(fold, journal)
         except OSError as error:
-            if not is_refusal(error):
-                raise
             raise self._as_typed(error) from error
 
     def _as_typed(self, error: OSError) -> StoreError:

@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 from iso_orchestrator.names import mutex_file_name
 from iso_orchestrator.store.file.files import Paths, join, store_error
-from iso_orchestrator.store.file.fs import FileSystem, is_refusal
+from iso_orchestrator.store.file.fs import FileSystem
 from iso_orchestrator.store.file.locks import OWNER_SIZE, FileLock, owner_json, read_owner
 from iso_orchestrator.store.protocol import OwnerInfo
 
@@ -84,8 +84,6 @@ class FileMutex:
             self._fs.write_at(self._file.fd, owner_json().ljust(OWNER_SIZE), 0)
         except OSError as error:
             self.close()
-            if not is_refusal(error):
-                raise
             raise store_error(self._file.path, error) from error
         except BaseException:
             self.close()

@@ -29,7 +29,7 @@ from iso_orchestrator.store.file.files import (
     store_error,
     write_all,
 )
-from iso_orchestrator.store.file.fs import FileSystem, is_refusal
+from iso_orchestrator.store.file.fs import FileSystem
 from iso_orchestrator.store.file.locks import FileLock
 from iso_orchestrator.store.file.log import FileLog
 from iso_orchestrator.store.file.network import network_type
@@ -260,7 +260,7 @@ class FileStore:
         try:
             return work()
         except OSError as error:
-            if isinstance(error, OrchestratorError) or not is_refusal(error):
+            if isinstance(error, OrchestratorError):
                 raise
             raise store_error(self.root, error) from error
 
