@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from iso_orchestrator import FileStore, Workflow
-from iso_orchestrator.store.file.fs import FileSystem
+from iso_orchestrator.system.filesystem import FileSystem
 
 STEPS = 500
 ROUNDS = 9

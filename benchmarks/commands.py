@@ -16,8 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from iso_orchestrator import Command
-from iso_orchestrator.command_run import CommandRun
-from iso_orchestrator.identity import unique_name
+from iso_orchestrator.checks import unique_name
+from iso_orchestrator.commands.process import CommandRun
 
 ROUNDS = 200
 GIB = 1 << 30

@@ -4,7 +4,17 @@ import logging as _logging
 import typing as _typing
 from importlib import import_module as _import_module
 
-from iso_orchestrator.context import ItemContext, StepContext, current_item, current_step
+from iso_orchestrator.decorators import (
+    command,
+    current_workflow,
+    delete_workflow,
+    for_each,
+    list_workflows,
+    open_workflow,
+    read_workflow_record,
+    run_workflow,
+    step,
+)
 from iso_orchestrator.errors import (
     AgentError,
     CommandError,
@@ -33,18 +43,7 @@ from iso_orchestrator.errors import (
     WorkflowNotFoundError,
     WorkflowUsageError,
 )
-from iso_orchestrator.functions import (
-    command,
-    current_workflow,
-    delete_workflow,
-    for_each,
-    list_workflows,
-    open_workflow,
-    read_workflow_record,
-    run_workflow,
-    step,
-)
-from iso_orchestrator.model import (
+from iso_orchestrator.record.model import (
     ErrorInfo,
     Heartbeat,
     Lease,
@@ -57,28 +56,29 @@ from iso_orchestrator.model import (
     WorkflowSummary,
     lease_status,
 )
-from iso_orchestrator.retry import Retry, RetryContext
-from iso_orchestrator.runs import RunResult
-from iso_orchestrator.step import Step
+from iso_orchestrator.runtime.context import ItemContext, StepContext, current_item, current_step
+from iso_orchestrator.runtime.runs import RunResult
+from iso_orchestrator.steps.retry import Retry, RetryContext
+from iso_orchestrator.steps.step import Step
 from iso_orchestrator.store import FileStore, Store
 from iso_orchestrator.workflow import Workflow
 
 # Where the names are that are imported when they are first asked for: many programs use none of them.
 _LATER = {
-    "Command": "command_line",
-    "CommandResult": "command_line",
-    "ForEach": "batch",
-    "ForEachSummary": "batch",
-    "Fulfilled": "batch",
-    "HeldLease": "lease",
+    "Command": "commands.model",
+    "CommandResult": "commands.model",
+    "ForEach": "fanout.for_each",
+    "ForEachSummary": "fanout.for_each",
+    "Fulfilled": "fanout.for_each",
+    "HeldLease": "coordination.lease",
     "MemoryStore": "store.memory",
-    "Rejected": "batch",
+    "Rejected": "fanout.for_each",
 }
 
 if _typing.TYPE_CHECKING:
-    from iso_orchestrator.batch import ForEach, ForEachSummary, Fulfilled, Rejected
-    from iso_orchestrator.command_line import Command, CommandResult
-    from iso_orchestrator.lease import HeldLease
+    from iso_orchestrator.commands.model import Command, CommandResult
+    from iso_orchestrator.coordination.lease import HeldLease
+    from iso_orchestrator.fanout.for_each import ForEach, ForEachSummary, Fulfilled, Rejected
     from iso_orchestrator.store.memory import MemoryStore
 else:  # type checkers would take a module that has it for one that has every name
 

@@ -1,6 +1,6 @@
 """`python -m iso_orchestrator`."""
 
-from iso_orchestrator.cli import main
+from iso_orchestrator.views.cli import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from iso_orchestrator.names import check_key
+from iso_orchestrator.checks import check_key
 
 if TYPE_CHECKING:
-    from iso_orchestrator.command_line import CommandResult
-    from iso_orchestrator.model import ErrorInfo
+    from iso_orchestrator.commands.model import CommandResult
+    from iso_orchestrator.record.model import ErrorInfo
 
 __all__ = [
     "AgentError",
@@ -38,6 +40,7 @@ __all__ = [
     "WorkflowBusyError",
     "WorkflowNotFoundError",
     "WorkflowUsageError",
+    "noting",
 ]
 
 
@@ -440,3 +443,14 @@ def _last_words(result: CommandResult[Any]) -> str:
 
 def _since(moment: datetime | None) -> str:
     return f" since {moment.isoformat(timespec='seconds')}" if moment else ""
+
+
+@contextmanager
+def noting(error: BaseException | None, what: str) -> Iterator[None]:
+    """Where there is an *error* already, trouble inside of the `with` is a note on it and hides nothing."""
+    try:
+        yield
+    except OrchestratorError as trouble:
+        if error is None:
+            raise
+        error.add_note(f"iso-orchestrator: {what}: {trouble}")

@@ -6,13 +6,13 @@ from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from iso_orchestrator import state as states
-from iso_orchestrator.fold import Fold, copy_json
-from iso_orchestrator.handle import Handle
-from iso_orchestrator.model import Heartbeat, Json, Lease, WorkflowEvent, WorkflowRecord, WorkflowStatus
+from iso_orchestrator.coordination import state as states
+from iso_orchestrator.record.model import Heartbeat, Json, Lease, WorkflowEvent, WorkflowRecord, WorkflowStatus
+from iso_orchestrator.record.projection import Fold, copy_json
+from iso_orchestrator.runtime.runtime import Handle
 
 if TYPE_CHECKING:
-    from iso_orchestrator.lease import HeldLease
+    from iso_orchestrator.coordination.lease import HeldLease
 
 __all__ = ["RecordKeeper"]
 
@@ -107,7 +107,7 @@ class RecordKeeper:
             >>> workflow.touch_lease("slot", holder="alpha", ttl=30).token
             1
         """
-        from iso_orchestrator.lease import touch_lease  # what has no lease, loads none
+        from iso_orchestrator.coordination.lease import touch_lease  # what has no lease, loads none
 
         return touch_lease(self._handle, key, holder, ttl, detail)
 
@@ -117,7 +117,7 @@ class RecordKeeper:
         Raises:
             LeaseConflictError: Another than *holder* has it.
         """
-        from iso_orchestrator.lease import release_lease
+        from iso_orchestrator.coordination.lease import release_lease
 
         return release_lease(self._handle, key, holder)
 
@@ -146,7 +146,7 @@ class RecordKeeper:
             ...     held.token, held.lost
             (1, False)
         """
-        from iso_orchestrator.lease import hold_lease
+        from iso_orchestrator.coordination.lease import hold_lease
 
         return hold_lease(self._handle, key, holder, ttl, detail)
 

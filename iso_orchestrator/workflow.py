@@ -12,22 +12,24 @@ from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar,
 
 import attrs
 
-from iso_orchestrator.clock import Clock, InjectedClock, SystemClock
+from iso_orchestrator.checks import check_key
 from iso_orchestrator.codec import plain_json
-from iso_orchestrator.context import current_scope, entered, restore
+from iso_orchestrator.coordination.mutex import (
+    Mutex,  # at once: a look for it at each call would be a thirtieth of a mutex
+)
+from iso_orchestrator.coordination.reset import reset_steps
 from iso_orchestrator.errors import WorkflowUsageError
-from iso_orchestrator.handle import Handle
-from iso_orchestrator.mutex import Mutex  # at once: a look for it at each call would be a thirtieth of a mutex
-from iso_orchestrator.names import check_key
-from iso_orchestrator.naming import Template
 from iso_orchestrator.record_keeper import RecordKeeper
-from iso_orchestrator.reset import reset_steps
-from iso_orchestrator.retry import Retry
-from iso_orchestrator.runs import OnBusy, RunResult, begin_run, end_run, new_run
-from iso_orchestrator.step import Step, StepKeywords, refuse_unfit, run_step, step_options
-from iso_orchestrator.step_run import IfInterrupted
+from iso_orchestrator.runtime.context import current_scope, entered, restore
+from iso_orchestrator.runtime.runs import OnBusy, RunResult, begin_run, end_run, new_run
+from iso_orchestrator.runtime.runtime import Handle
+from iso_orchestrator.steps.call import IfInterrupted
+from iso_orchestrator.steps.identity import Template
+from iso_orchestrator.steps.retry import Retry
+from iso_orchestrator.steps.step import Step, StepKeywords, refuse_unfit, run_step, step_options
 from iso_orchestrator.store import Store
-from iso_orchestrator.stores import find_store
+from iso_orchestrator.store.urls import find_store
+from iso_orchestrator.system.clock import Clock, InjectedClock, SystemClock
 
 __all__ = ["Workflow"]
 
@@ -35,10 +37,10 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
 
     from iso_orchestrator.agents import Agent, AgentResult
-    from iso_orchestrator.batch import ForEach, ForEachSummary, MutexKey
-    from iso_orchestrator.command_call import CommandLine
-    from iso_orchestrator.command_step import CommandKeywords, CommandStep
-    from iso_orchestrator.mutex_queue import MutexScope
+    from iso_orchestrator.commands.call import CommandLine
+    from iso_orchestrator.commands.step import CommandKeywords, CommandStep
+    from iso_orchestrator.coordination.mutex_queue import MutexScope
+    from iso_orchestrator.fanout.for_each import ForEach, ForEachSummary, MutexKey
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -300,7 +302,7 @@ class Workflow(RecordKeeper):
             >>> add(1, 2).parsed
             3
         """
-        from iso_orchestrator.command_step import CommandStep, command_options  # what runs none, loads none
+        from iso_orchestrator.commands.step import CommandStep, command_options  # what runs none, loads none
 
         name, key = options.pop("name", None), options.pop("idempotency_key", None)
         checked = command_options(**options)
@@ -346,7 +348,7 @@ class Workflow(RecordKeeper):
             >>> apply([{"company": "A"}, {"company": "B"}], "Dear").values()
             ['Dear A', 'Dear B']
         """
-        from iso_orchestrator.batch import ForEach, for_each_options
+        from iso_orchestrator.fanout.for_each import ForEach, for_each_options
 
         options = for_each_options(
             max_parallel, mutex_key, mutex_scope, mutex_timeout, stop_on_error, executor, progress
@@ -372,7 +374,7 @@ class Workflow(RecordKeeper):
             >>> Workflow("batch", store="memory://run_for_each").run_for_each([1, 2], lambda n: n * n).values()
             [1, 4]
         """
-        from iso_orchestrator.batch import for_each_options, run_for_each
+        from iso_orchestrator.fanout.for_each import for_each_options, run_for_each
 
         options = for_each_options(
             max_parallel, mutex_key, mutex_scope, mutex_timeout, stop_on_error, executor, progress

@@ -13,7 +13,7 @@ from support import Run, memory_folder
 from support_fanout import Gate
 
 from iso_orchestrator import Workflow
-from iso_orchestrator.cli import main
+from iso_orchestrator.views.cli import main
 
 
 @pytest.fixture

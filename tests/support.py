@@ -16,11 +16,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from iso_orchestrator import facts as f
 from iso_orchestrator.errors import StoreError
-from iso_orchestrator.fold import Fold
+from iso_orchestrator.record import facts as f
+from iso_orchestrator.record.projection import Fold
 from iso_orchestrator.store import Log, Store
-from iso_orchestrator.store.file.fs import FileSystem
+from iso_orchestrator.system.filesystem import FileSystem
 
 T0 = datetime(2026, 5, 14, 12, 0, 0, 7000, tzinfo=UTC)
 DEADLINE = 20.0  # seconds; reached only by what hangs

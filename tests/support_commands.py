@@ -13,10 +13,10 @@ from typing import Any
 
 from support import wait_until
 
-from iso_orchestrator.command_line import Command
-from iso_orchestrator.command_run import CommandRun
-from iso_orchestrator.identity import unique_name
-from iso_orchestrator.processes.tree import find, marked_environment
+from iso_orchestrator.checks import unique_name
+from iso_orchestrator.commands.model import Command
+from iso_orchestrator.commands.process import CommandRun
+from iso_orchestrator.system.processes.tree import find, marked_environment
 
 FOREVER = "1000"  # seconds of a sleep that is not to end by itself
 

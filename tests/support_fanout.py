@@ -17,7 +17,7 @@ from typing import Any
 from support import DEADLINE, wait_until
 
 import iso_orchestrator
-from iso_orchestrator.waiting import Latch
+from iso_orchestrator.system.interrupts import Latch
 
 _PACKAGE = os.path.dirname(iso_orchestrator.__file__) + os.sep
 

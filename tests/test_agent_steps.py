@@ -15,7 +15,7 @@ from support_processes import child
 
 from iso_orchestrator import AgentError, CommandIdleError, StepStatus, Workflow
 from iso_orchestrator.agents import Agent, AgentCommand, AgentResult, Claude, Codex, OpenCode, Outcome, last_session
-from iso_orchestrator.model import Json
+from iso_orchestrator.record.model import Json
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the programs of these tests are for Linux")
 

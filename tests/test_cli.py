@@ -15,7 +15,7 @@ import pytest
 from support import DEADLINE, run_python, tree, wait_until, waits_for_a_lock
 
 from iso_orchestrator import Workflow, __version__, open_workflow, read_workflow_record
-from iso_orchestrator.cli import main
+from iso_orchestrator.views.cli import main
 
 REPOSITORY = Path(__file__).parent.parent
 HOSTILE = "\x1b]0;owned\x07\x1b[31m<script>alert(1)</script>\r\n\u202e\x9b31mZoë"
@@ -401,6 +401,6 @@ def test_the_version_is_the_package_s(capsys):
 
 
 def test_the_console_script_is_this_one():
-    """The installed command is `iso_orchestrator.cli:main`."""
+    """The installed command is `iso_orchestrator.views.cli:main`."""
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert project["scripts"]["iso-orchestrator"] == f"{main.__module__}:{main.__name__}"

@@ -20,7 +20,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import FACT_KINDS, T0, new_fold
 
-from iso_orchestrator import facts as f
 from iso_orchestrator.codec import (
     ResultCodec,
     decode,
@@ -36,14 +35,15 @@ from iso_orchestrator.codec import (
 from iso_orchestrator.codec.mapping import writer
 from iso_orchestrator.codec.text import event_text, step_text
 from iso_orchestrator.errors import FormatVersionError, SerializationError
-from iso_orchestrator.fold import Event, Fold, LastCommand, LeaseClock, Limit, LiveRun, StepState, Wait
-from iso_orchestrator.model import (
+from iso_orchestrator.record import facts as f
+from iso_orchestrator.record.model import (
     ErrorInfo,
     Heartbeat,
     Lease,
     StepStatus,
     WorkflowStatus,
 )
+from iso_orchestrator.record.projection import Event, Fold, LastCommand, LeaseClock, Limit, LiveRun, StepState, Wait
 
 NPM = Path(__file__).parent / "data/npm-0.2.0"
 STAMP = "2026-05-14T12:00:00.007Z"

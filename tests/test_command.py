@@ -37,16 +37,16 @@ from iso_orchestrator import (
     StepTimeoutError,
     Workflow,
     command,
-    command_leftovers,
     current_step,
     delete_workflow,
     list_workflows,
     read_workflow_record,
 )
-from iso_orchestrator.command_call import CommandCall
-from iso_orchestrator.command_leftovers import end_leftovers
-from iso_orchestrator.processes import ending
-from iso_orchestrator.processes.linux_table import LinuxProcessTable
+from iso_orchestrator.commands import leftovers as command_leftovers
+from iso_orchestrator.commands.call import CommandCall
+from iso_orchestrator.commands.leftovers import end_leftovers
+from iso_orchestrator.system.processes import ending
+from iso_orchestrator.system.processes.linux_table import LinuxProcessTable
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the programs of these tests are for Linux")
 
@@ -591,7 +591,7 @@ def test_a_retry_does_not_begin_beside_what_cannot_be_ended(
 
 HIDDEN = """
 from support_commands import hidden
-from iso_orchestrator import command_leftovers
+from iso_orchestrator.commands import leftovers as command_leftovers
 
 @workflow.command
 def work():

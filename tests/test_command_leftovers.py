@@ -15,12 +15,13 @@ from support import DEADLINE, run_python, wait_until
 from support_commands import FOREVER, command_run, kill_all, shell, wait_for_file
 from support_processes import in_thread
 
-from iso_orchestrator import CommandLeftoverError, command_leftovers
-from iso_orchestrator.command_leftovers import await_leftovers, end_leftovers
-from iso_orchestrator.command_log import is_output_open
-from iso_orchestrator.identity import unique_name
-from iso_orchestrator.processes.tree import find
-from iso_orchestrator.store.file.fs import FileSystem
+from iso_orchestrator import CommandLeftoverError
+from iso_orchestrator.checks import unique_name
+from iso_orchestrator.commands import leftovers as command_leftovers
+from iso_orchestrator.commands.leftovers import await_leftovers, end_leftovers
+from iso_orchestrator.commands.log import is_output_open
+from iso_orchestrator.system.filesystem import FileSystem
+from iso_orchestrator.system.processes.tree import find
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="the programs of these tests are for a POSIX system")
 

@@ -25,13 +25,13 @@ from iso_orchestrator import (
     StepTimeoutError,
     StoreError,
 )
-from iso_orchestrator.command_line import as_command
-from iso_orchestrator.command_log import LONGEST_LINE, TAIL
-from iso_orchestrator.command_run import CommandBeat
-from iso_orchestrator.identity import unique_name
-from iso_orchestrator.processes.exit import ExitByThread, exit_code
-from iso_orchestrator.processes.table import MARK
-from iso_orchestrator.processes.tree import find
+from iso_orchestrator.checks import unique_name
+from iso_orchestrator.commands.log import LONGEST_LINE, TAIL
+from iso_orchestrator.commands.model import as_command
+from iso_orchestrator.commands.process import CommandBeat
+from iso_orchestrator.system.processes.exit import ExitByThread, exit_code
+from iso_orchestrator.system.processes.table import MARK
+from iso_orchestrator.system.processes.tree import find
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="the programs of these tests are for a POSIX system")
 

@@ -19,9 +19,10 @@ from pathlib import Path
 import pytest
 from support import DEADLINE, tree, wait_until
 
-from iso_orchestrator import WorkflowNotFoundError, open_workflow, read_workflow_record, stand_in_agent
-from iso_orchestrator.cli import main
-from iso_orchestrator.demo import JOBS, WORKFLOW_ID
+from iso_orchestrator import WorkflowNotFoundError, open_workflow, read_workflow_record
+from iso_orchestrator.examples import stand_in_agent
+from iso_orchestrator.examples.demo import JOBS, WORKFLOW_ID
+from iso_orchestrator.views.cli import main
 
 REPOSITORY = Path(__file__).parent.parent
 PACE = "0.02"
@@ -313,7 +314,7 @@ def test_a_terminal_shows_progress(place):
 
 def test_a_terminal_without_tqdm_shows_lines(place):
     """Where the bar is not installed, who watches gets a line for each finished job."""
-    blocked = "import sys; sys.modules['tqdm'] = None; from iso_orchestrator.cli import main; main(sys.argv[1:])"
+    blocked = "import sys; sys.modules['tqdm'] = None; from iso_orchestrator.views.cli import main; main(sys.argv[1:])"
     demo = OnTerminal(*place.args(), start=("-c", blocked))
     wait_until(lambda: re.search(r"^Borealis, backend developer: APPLIED\r$", demo.text(), re.MULTILINE))
     demo.process.kill()
@@ -372,7 +373,17 @@ def test_the_stand_in_fails_by_job_and_attempt(capsys, tmp_path):
 def test_the_stand_in_is_a_program(tmp_path):
     """It runs by itself, and Ctrl-C ends it without a traceback."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "iso_orchestrator.stand_in_agent", "--company", "A", "--role", "b", "--seconds", "60"],
+        [
+            sys.executable,
+            "-m",
+            "iso_orchestrator.examples.stand_in_agent",
+            "--company",
+            "A",
+            "--role",
+            "b",
+            "--seconds",
+            "60",
+        ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         encoding="utf-8",

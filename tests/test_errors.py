@@ -11,7 +11,7 @@ from support import T0
 from iso_orchestrator import CommandResult, errors
 from iso_orchestrator.agents import AgentResult, Outcome
 from iso_orchestrator.errors import OrchestratorError
-from iso_orchestrator.model import ErrorInfo
+from iso_orchestrator.record.model import ErrorInfo
 
 RESULT = CommandResult(["codex", "exec"], -9, 1.5, "out", "no\nrights", "/logs/a.log")
 

@@ -36,7 +36,7 @@ from support import (
     waits_for_a_lock,
 )
 
-from iso_orchestrator import facts as f
+from iso_orchestrator.checks import record_names
 from iso_orchestrator.codec import snapshot_from_fold
 from iso_orchestrator.errors import (
     CorruptRecordError,
@@ -45,13 +45,13 @@ from iso_orchestrator.errors import (
     StoreError,
     WorkflowBusyError,
 )
-from iso_orchestrator.fold import Fold
-from iso_orchestrator.names import record_names
+from iso_orchestrator.record import facts as f
+from iso_orchestrator.record.projection import Fold
 from iso_orchestrator.store import FileStore
 from iso_orchestrator.store.file.files import Paths
-from iso_orchestrator.store.file.fs import FileSystem
-from iso_orchestrator.store.file.group_sync import GroupSync
+from iso_orchestrator.store.file.group_commit import GroupSync
 from iso_orchestrator.store.file.log import FileLog
+from iso_orchestrator.system.filesystem import FileSystem
 
 NPM = Path(__file__).parent / "data/npm-0.2.0"
 TWINS = ("batch!/!///!!///!/!!/", "batch!!/!!//!!/!!!//!")  # two ids of one short name

@@ -10,10 +10,10 @@ import attrs
 import pytest
 from support import T0, at, new_fold, note
 
-from iso_orchestrator import facts as f
 from iso_orchestrator.codec import snapshot_from_fold
-from iso_orchestrator.fold import Fold, LeaseClock, Wait, apply
-from iso_orchestrator.model import ErrorInfo, StepStatus, WorkflowRecord, WorkflowStatus
+from iso_orchestrator.record import facts as f
+from iso_orchestrator.record.model import ErrorInfo, StepStatus, WorkflowRecord, WorkflowStatus
+from iso_orchestrator.record.projection import Fold, LeaseClock, Wait, apply
 
 NPM = Path(__file__).parent / "data/npm-0.2.0"
 NPM_START = datetime(2026, 4, 25, 8, 0, 0, 7000, tzinfo=UTC)

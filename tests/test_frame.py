@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import FACT_KINDS, T0, at, note, only
 
-from iso_orchestrator import facts as f
 from iso_orchestrator.errors import CorruptRecordError, FormatVersionError
-from iso_orchestrator.store.file.frame import Header, Scan, frame_facts, frame_header, parse_header, scan
+from iso_orchestrator.record import facts as f
+from iso_orchestrator.store.file.journal import Header, Scan, frame_facts, frame_header, parse_header, scan
 
 PATH = "/root/workflows/w.journal"
 BASE = 7

@@ -11,8 +11,8 @@ import pytest
 from support import DEADLINE, wait_until
 from support_processes import in_thread
 
-from iso_orchestrator.store.file.group_sync import GroupSync
-from iso_orchestrator.waiting import Latch
+from iso_orchestrator.store.file.group_commit import GroupSync
+from iso_orchestrator.system.interrupts import Latch
 
 
 class Disk:

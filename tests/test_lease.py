@@ -28,7 +28,7 @@ from iso_orchestrator import (
     lease_status,
     read_workflow_record,
 )
-from iso_orchestrator.clock import SystemClock
+from iso_orchestrator.system.clock import SystemClock
 
 TTL = 30.0
 

@@ -13,7 +13,7 @@ from support import DEADLINE, run_python, wait_until
 from support_processes import in_thread
 
 from iso_orchestrator import Limited, StepStatus, Workflow, current_step, open_workflow, read_workflow_record
-from iso_orchestrator.fold import Limit
+from iso_orchestrator.record.projection import Limit
 
 SHORT = 0.2  # seconds
 

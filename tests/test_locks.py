@@ -12,18 +12,18 @@ import pytest
 from support import DEADLINE, WatchedFS, failing, only, run_python, wait_until, waits_for_a_lock
 
 from iso_orchestrator.errors import StoreError
-from iso_orchestrator.store.file.fs import FileSystem
-from iso_orchestrator.store.file.locks import FileLock
-from iso_orchestrator.store.file.mutexes import FileMutex
-from iso_orchestrator.store.file.runs import RunFiles
+from iso_orchestrator.store.file.liveness import RunFiles
+from iso_orchestrator.store.file.mutex import FileMutex
 from iso_orchestrator.store.protocol import OwnerInfo
+from iso_orchestrator.system.file_lock import FileLock
+from iso_orchestrator.system.filesystem import FileSystem
 
 FS = FileSystem()
 
 TAKE = """
 import os, subprocess, sys
-from iso_orchestrator.store.file.fs import FileSystem
-from iso_orchestrator.store.file.mutexes import FileMutex
+from iso_orchestrator.system.filesystem import FileSystem
+from iso_orchestrator.store.file.mutex import FileMutex
 
 mutex = FileMutex(FileSystem(), sys.argv[1])
 mutex.acquire()
@@ -298,8 +298,8 @@ def test_run_file_lives_as_long_as_its_process(tmp_path: Path) -> None:
 def test_killed_process_is_dead_and_swept(tmp_path: Path) -> None:
     """The run file of a killed process says who it was until it is swept."""
     code = (
-        "import sys\nfrom iso_orchestrator.store.file.fs import FileSystem\n"
-        "from iso_orchestrator.store.file.runs import RunFiles\n"
+        "import sys\nfrom iso_orchestrator.system.filesystem import FileSystem\n"
+        "from iso_orchestrator.store.file.liveness import RunFiles\n"
         "runs = RunFiles(FileSystem(), sys.argv[1]); print(runs.enter()); input()\n"
     )
     runs = RunFiles(FS, str(tmp_path))
@@ -330,8 +330,8 @@ def test_two_that_ask_do_not_take_each_other_for_the_owner(tmp_path: Path) -> No
 def test_forked_child_does_not_keep_its_parent_alive(tmp_path: Path) -> None:
     """The run file of a killed process is free though a forked child of it lives on."""
     code = (
-        "import os, sys\nfrom iso_orchestrator.store.file.fs import FileSystem\n"
-        "from iso_orchestrator.store.file.runs import RunFiles\n"
+        "import os, sys\nfrom iso_orchestrator.system.filesystem import FileSystem\n"
+        "from iso_orchestrator.store.file.liveness import RunFiles\n"
         "runs = RunFiles(FileSystem(), sys.argv[1]); owner = runs.enter()\n"
         "if os.fork() == 0:\n    runs.give_up(); print(owner, os.getpid()); input(); os._exit(0)\n"
         "os.wait()\n"

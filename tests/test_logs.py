@@ -17,7 +17,7 @@ WAIT_FOR = 'echo "$1"; until [ -e "$2" ]; do sleep 0.02; done'
 
 def follower(root: Path, step: str) -> Child:
     """`logs -f` in a process of its own."""
-    code = "import sys; from iso_orchestrator.cli import main; sys.exit(main(sys.argv[1:]))"
+    code = "import sys; from iso_orchestrator.views.cli import main; sys.exit(main(sys.argv[1:]))"
     return run_python(code, "logs", "--dir", root, "w", step, "-f")
 
 

@@ -20,17 +20,10 @@ from support import DEADLINE, Child, WatchedFS, wait_until
 from support_fanout import assert_apart, blocked, codes_of, mark, marks, new_seed
 from support_processes import PAUSE, assert_waits, child, in_thread
 
-from iso_orchestrator import (
-    FileStore,
-    MemoryStore,
-    MutexTimeoutError,
-    StepTimeoutError,
-    StoreError,
-    Workflow,
-    mutex_queue,
-)
-from iso_orchestrator.context import Owner
-from iso_orchestrator.mutex_queue import Entry, Hold, Waiter, request
+from iso_orchestrator import FileStore, MemoryStore, MutexTimeoutError, StepTimeoutError, StoreError, Workflow
+from iso_orchestrator.coordination import mutex_queue
+from iso_orchestrator.coordination.mutex_queue import Entry, Hold, Waiter, request
+from iso_orchestrator.runtime.context import Owner
 
 posix_only = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked on POSIX only")
 
@@ -606,7 +599,7 @@ def test_a_mutex_that_was_handed_on_outlasts_the_workflow_of_its_first_user(tmp_
 def test_processes_share_one_hot_mutex_among_many_others(tmp_path: Path) -> None:
     """However many files are opened and closed beside it, no two are ever in, and nobody meets an error."""
     code = """
-        from iso_orchestrator import mutex_queue
+        from iso_orchestrator.coordination import mutex_queue
         from support_fanout import mark
         mutex_queue._TURN = 0.0
         errors = []

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iso_orchestrator.names import check_key, mutex_file_name, record_names
+from iso_orchestrator.checks import check_key, mutex_file_name, record_names
 from iso_orchestrator.store.file.files import Paths
 
 # What the npm package 0.2.0 makes of these ids, written down by Node.

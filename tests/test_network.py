@@ -9,8 +9,8 @@ import pytest
 
 from iso_orchestrator import Workflow
 from iso_orchestrator.store import FileStore
-from iso_orchestrator.store.file.fs import FileSystem
 from iso_orchestrator.store.file.network import network_type
+from iso_orchestrator.system.filesystem import FileSystem
 
 MOUNTS = r"""
 22 28 0:21 / /proc rw,relatime shared:12 - proc proc rw

@@ -17,9 +17,10 @@ from support import DEADLINE, WatchedFS, wait_until
 from support_fanout import blocked
 from support_processes import child
 
-from iso_orchestrator import FileStore, Workflow, pace
-from iso_orchestrator.pace import LONG, Pace
-from iso_orchestrator.scheduler import Scheduler
+from iso_orchestrator import FileStore, Workflow
+from iso_orchestrator.fanout import pace
+from iso_orchestrator.fanout.pace import LONG, Pace
+from iso_orchestrator.fanout.scheduler import Scheduler
 
 
 class Hand:

@@ -17,12 +17,12 @@ from support_commands import FOREVER, kill_all, marked, python, shell, wait_for_
 from support_processes import in_thread
 
 from iso_orchestrator import WorkflowUsageError
-from iso_orchestrator.identity import unique_name
-from iso_orchestrator.processes.ending import end_tree
-from iso_orchestrator.processes.linux_table import LinuxProcessTable
-from iso_orchestrator.processes.psutil_table import PsutilProcessTable
-from iso_orchestrator.processes.table import MARK, Process, ProcessTable
-from iso_orchestrator.processes.tree import find, is_alive, living_tree, marked_environment
+from iso_orchestrator.checks import unique_name
+from iso_orchestrator.system.processes.ending import end_tree
+from iso_orchestrator.system.processes.linux_table import LinuxProcessTable
+from iso_orchestrator.system.processes.psutil_table import PsutilProcessTable
+from iso_orchestrator.system.processes.table import MARK, Process, ProcessTable
+from iso_orchestrator.system.processes.tree import find, is_alive, living_tree, marked_environment
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="the programs of these tests are for a POSIX system")
 
@@ -207,7 +207,7 @@ def test_processes_are_found_by_psutil_where_there_is_no_proc(mark: str, monkeyp
     """All of it works likewise."""
     table = PsutilProcessTable()
     for module in ("tree", "ending"):
-        monkeypatch.setattr(f"iso_orchestrator.processes.{module}.process_table", lambda: table)
+        monkeypatch.setattr(f"iso_orchestrator.system.processes.{module}.process_table", lambda: table)
     with marked(mark, shell(f"sleep {FOREVER} & env -i sleep {FOREVER} & wait")) as process:
         wait_until(lambda: len(living_tree(mark)) == 3)
         assert end_tree(mark) == 3
@@ -309,8 +309,8 @@ while True:
 def test_nobody_ends_himself(mark: str) -> None:
     """A process of the tree that asks for its end is refused, and nobody is signalled."""
     code = """
-from iso_orchestrator.command_leftovers import await_leftovers, end_leftovers
-from iso_orchestrator.processes.ending import end_tree
+from iso_orchestrator.commands.leftovers import await_leftovers, end_leftovers
+from iso_orchestrator.system.processes.ending import end_tree
 from iso_orchestrator import WorkflowUsageError
 import sys
 for end in (end_tree, end_leftovers, await_leftovers):
@@ -334,8 +334,8 @@ def test_who_cannot_be_ended_is_named() -> None:
     code = """
 import os, sys
 from iso_orchestrator import CommandLeftoverError
-from iso_orchestrator.processes import ending
-from iso_orchestrator.processes.table import Process
+from iso_orchestrator.system.processes import ending
+from iso_orchestrator.system.processes.table import Process
 os.setuid(65534)
 ending.KILLING = 0.3
 try:

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from iso_orchestrator.errors import WorkflowUsageError
-from iso_orchestrator.progress import reporter
+from iso_orchestrator.fanout.progress import reporter
 
 posix_only = pytest.mark.skipif(os.name != "posix", reason="pseudo-terminals are POSIX")
 
@@ -217,7 +217,7 @@ def test_a_reader_that_is_gone_harms_nothing(is_closed_first, monkeypatch):
 def test_tqdm_is_loaded_only_to_be_shown():
     """A display that shows nothing does not import tqdm."""
     code = (
-        "import sys; from iso_orchestrator.progress import reporter; reporter(None, 1, 'a').advance(True);"
+        "import sys; from iso_orchestrator.fanout.progress import reporter; reporter(None, 1, 'a').advance(True);"
         "print('tqdm' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

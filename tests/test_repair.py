@@ -27,18 +27,18 @@ from iso_orchestrator import (
     delete_workflow,
     read_workflow_record,
 )
-from iso_orchestrator import facts as f
-from iso_orchestrator.cli import main
-from iso_orchestrator.model import ErrorInfo
-from iso_orchestrator.names import record_names
+from iso_orchestrator.checks import record_names
+from iso_orchestrator.record import facts as f
+from iso_orchestrator.record.model import ErrorInfo
 from iso_orchestrator.store import FileStore
-from iso_orchestrator.store.file import check_pair
-from iso_orchestrator.store.file.check import check_one
 from iso_orchestrator.store.file.files import Paths
-from iso_orchestrator.store.file.fs import FileSystem
-from iso_orchestrator.store.file.plan import Choices, Repaired, UndecidedError
-from iso_orchestrator.store.file.repair import repair
-from iso_orchestrator.store.file.verdict import Verdict
+from iso_orchestrator.store.file.repair import check_pair
+from iso_orchestrator.store.file.repair.check import check_one
+from iso_orchestrator.store.file.repair.plan import Choices, Repaired, UndecidedError
+from iso_orchestrator.store.file.repair.repair import repair
+from iso_orchestrator.store.file.repair.verdict import Verdict
+from iso_orchestrator.system.filesystem import FileSystem
+from iso_orchestrator.views.cli import main
 
 FACTS = 6
 MERGE = Choices(merge_snapshot=True)
@@ -433,8 +433,8 @@ def test_a_kill_at_any_call_loses_nothing(case: str, root: Path, paths: Paths, t
 
 KILLED = """
 import os, signal, sys
-from iso_orchestrator.store.file.plan import Choices
-from iso_orchestrator.store.file.repair import repair
+from iso_orchestrator.store.file.repair.plan import Choices
+from iso_orchestrator.store.file.repair.repair import repair
 from support import WatchedFS
 left = int(sys.argv[2])
 def before(name, args):

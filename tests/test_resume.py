@@ -228,7 +228,7 @@ def test_a_failed_attempt_was_not_interrupted(workflow: Workflow, tmp_path: Path
 def test_a_kill_between_two_attempts_is_no_interruption(workflow: Workflow, tmp_path: Path) -> None:
     """A process that dies while it waits for its retry has left a known failure."""
     code = """
-        import iso_orchestrator.step_run as step_run
+        import iso_orchestrator.steps.call as step_run
         def sleep(seconds):
             say("waiting")
             hear()

@@ -28,9 +28,9 @@ from iso_orchestrator import (
     Workflow,
     read_workflow_record,
 )
-from iso_orchestrator.fold import Fold
+from iso_orchestrator.record.projection import Fold
 from iso_orchestrator.store import FileStore
-from iso_orchestrator.store.file.fs import FileSystem
+from iso_orchestrator.system.filesystem import FileSystem
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from support import DEADLINE, WatchedFS, failing, wait_until
 from support_fanout import blocked, is_idle, is_waiting
 
 from iso_orchestrator import FileStore, StoreError, Workflow
-from iso_orchestrator.settling import AT_MOST
+from iso_orchestrator.fanout.settling import AT_MOST
 
 
 class HeldSyncs:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from support import wait_until
 
-from iso_orchestrator.shielded import shielded
+from iso_orchestrator.system.shielded import shielded
 
 
 @pytest.fixture

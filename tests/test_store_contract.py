@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from support import DEADLINE, T0, at, caught_up, looked_at, new_fold, note, notes_of, put, wait_until
 
-from iso_orchestrator import facts as f
 from iso_orchestrator.errors import StoreError, WorkflowBusyError
-from iso_orchestrator.fold import Fold
+from iso_orchestrator.record import facts as f
+from iso_orchestrator.record.projection import Fold
 from iso_orchestrator.store import FileStore, Log, Store
 from iso_orchestrator.store.memory import MemoryStore
 

@@ -236,7 +236,7 @@ def test_a_damaged_record_hides_no_other(workflow: Workflow, tmp_path: Path, run
 
 def test_it_can_be_watched(workflow: Workflow, tmp_path: Path) -> None:
     """Again and again, in a pipe without a control character, until Ctrl-C."""
-    code = "import sys; from iso_orchestrator.cli import main; sys.exit(main(sys.argv[1:]))"
+    code = "import sys; from iso_orchestrator.views.cli import main; sys.exit(main(sys.argv[1:]))"
     with run_python(code, "top", "--dir", tmp_path, "--every", "0.05") as watching:
         assert [watching.line(), watching.line()] == [NOTHING.strip()] * 2
         with working(workflow, tmp_path, "one"):

@@ -8,7 +8,7 @@ import pytest
 from support import DEADLINE, run_python
 from support_processes import PAUSE, in_thread
 
-from iso_orchestrator.waiting import Latch, Monitor
+from iso_orchestrator.system.interrupts import Latch, Monitor
 
 
 def test_a_latch_lets_all_pass_once_it_is_set() -> None:
@@ -52,7 +52,7 @@ def test_a_monitor_wakes_those_for_whom_it_holds() -> None:
 # Interrupts at every call and return inside of `wait_until` and `notify`, and random ones while it waits.
 INTERRUPTED = """
 import random, signal, sys, threading, time
-from iso_orchestrator import waiting
+from iso_orchestrator.system import interrupts as waiting
 
 def interrupted(work, chosen):
     count = 0

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from iso_orchestrator import FileStore, Workflow, read_workflow_record
-from iso_orchestrator.store.file.fs import FileSystem
+from iso_orchestrator.system.filesystem import FileSystem
 from peers.protocol import CheckError, Mutex, Report, Result, Task, Work, peak_memory, serve
 
 LINE = b"x" * 399 + b"\n"

@@ -14,7 +14,7 @@ from iso_orchestrator.agents.reading import AgentReading
 from iso_orchestrator.agents.result import Usage
 from iso_orchestrator.agents.stream import AgentStream, Event, last_words
 from iso_orchestrator.agents.turn import Turn, as_session_id
-from iso_orchestrator.command_line import Command
+from iso_orchestrator.commands.model import Command
 
 __all__ = ["Agent", "AgentCommand"]
 

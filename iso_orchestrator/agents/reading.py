@@ -10,12 +10,12 @@ import attrs
 
 from iso_orchestrator.agents.result import AgentResult, Outcome, Usage
 from iso_orchestrator.agents.stream import AgentStream
-from iso_orchestrator.command_call import last_beat
-from iso_orchestrator.command_line import CommandResult
-from iso_orchestrator.command_output import Output, Reader
-from iso_orchestrator.context import current_scope, current_step
+from iso_orchestrator.commands.call import last_beat
+from iso_orchestrator.commands.model import CommandResult
+from iso_orchestrator.commands.output import Output, Reader
 from iso_orchestrator.errors import AgentError, CommandIdleError, CommandTimeoutError, Limited, OrchestratorError
-from iso_orchestrator.model import Json
+from iso_orchestrator.record.model import Json
+from iso_orchestrator.runtime.context import current_scope, current_step
 
 __all__ = ["AgentReading", "last_session"]
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from iso_orchestrator import facts as f
 from iso_orchestrator.codec.json import encode
 from iso_orchestrator.codec.mapping import read, writers
 from iso_orchestrator.codec.text import completed_text, started_text
 from iso_orchestrator.errors import FormatVersionError
-from iso_orchestrator.model import Json
+from iso_orchestrator.record import facts as f
+from iso_orchestrator.record.model import Json
 
 __all__ = ["fact_from_json", "fact_to_json", "fact_to_text"]
 

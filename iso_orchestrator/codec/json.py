@@ -10,7 +10,7 @@ from json.encoder import encode_basestring_ascii
 from typing import Any, TypeAlias
 
 from iso_orchestrator.errors import SerializationError
-from iso_orchestrator.model import Json
+from iso_orchestrator.record.model import Json
 
 __all__ = ["MAX_DEPTH", "decode", "encode", "to_json"]
 

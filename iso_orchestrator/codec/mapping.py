@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, get_args, get_origin
 
 import attrs
 
-from iso_orchestrator.clock import cut
 from iso_orchestrator.codec.strict import register_strict_scalars
-from iso_orchestrator.facts import Fact
-from iso_orchestrator.fold import StepState
-from iso_orchestrator.model import Json, Lease
+from iso_orchestrator.record.facts import Fact
+from iso_orchestrator.record.model import Json, Lease
+from iso_orchestrator.record.projection import StepState
+from iso_orchestrator.system.clock import cut
 
 __all__ = ["format_time", "read", "writer", "writers"]
 

@@ -11,8 +11,7 @@ from iso_orchestrator.codec.json import decode, encode
 from iso_orchestrator.codec.mapping import format_time, read, writer
 from iso_orchestrator.codec.text import event_text, step_text
 from iso_orchestrator.errors import FormatVersionError
-from iso_orchestrator.fold import Event, Fold, LastCommand, LeaseClock, Limit, LiveRun, StepState, Wait
-from iso_orchestrator.model import (
+from iso_orchestrator.record.model import (
     ErrorInfo,
     Heartbeat,
     Json,
@@ -23,6 +22,7 @@ from iso_orchestrator.model import (
     WorkflowRecord,
     WorkflowStatus,
 )
+from iso_orchestrator.record.projection import Event, Fold, LastCommand, LeaseClock, Limit, LiveRun, StepState, Wait
 
 __all__ = ["RECORD_VERSION", "fold_from_snapshot", "is_as_written", "record_to_json", "snapshot_from_fold"]
 

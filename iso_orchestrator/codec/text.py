@@ -10,9 +10,9 @@ from json.encoder import encode_basestring_ascii as quote
 
 from iso_orchestrator.codec.json import encode
 from iso_orchestrator.codec.mapping import format_time, writer
-from iso_orchestrator.facts import ABSENT, StepCompleted, StepStarted
-from iso_orchestrator.fold import Event, StepState
-from iso_orchestrator.model import ErrorInfo, StepStatus
+from iso_orchestrator.record.facts import ABSENT, StepCompleted, StepStarted
+from iso_orchestrator.record.model import ErrorInfo, StepStatus
+from iso_orchestrator.record.projection import Event, StepState
 
 __all__ = ["completed_text", "event_text", "started_text", "step_text"]
 

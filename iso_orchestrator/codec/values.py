@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from iso_orchestrator.codec.json import to_json
 from iso_orchestrator.errors import SerializationError
-from iso_orchestrator.fold import copy_json
-from iso_orchestrator.model import Json
+from iso_orchestrator.record.model import Json
+from iso_orchestrator.record.projection import copy_json
 
 __all__ = ["ResultCodec", "plain_json"]
 
@@ -106,12 +106,12 @@ def _structure_hook(annotation: Any) -> Callable[[Any, Any], Any] | None:
 
 @cache
 def _converter() -> Converter:
-    from iso_orchestrator.codec.conversion import converter  # half of what importing the package would take
+    from iso_orchestrator.codec.converter import converter  # half of what importing the package would take
 
     return converter
 
 
 def _reason(error: Exception) -> tuple[str, str]:
-    from iso_orchestrator.codec.conversion import first_reason
+    from iso_orchestrator.codec.converter import first_reason
 
     return first_reason(error)

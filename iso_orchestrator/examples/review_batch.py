@@ -21,8 +21,8 @@ from typing import NoReturn
 
 from iso_orchestrator import CommandResult, ForEachSummary, Fulfilled, Workflow
 from iso_orchestrator.agents import Agent, AgentCommand, AgentResult, Claude, Codex, OpenCode, last_session
-from iso_orchestrator.markup import escape_terminal
-from iso_orchestrator.report import text_table
+from iso_orchestrator.record.markup import escape_terminal
+from iso_orchestrator.views.report import text_table
 
 __all__ = ["main"]
 

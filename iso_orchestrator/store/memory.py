@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 
 import attrs
 
+from iso_orchestrator.checks import unique_name
 from iso_orchestrator.codec import fold_from_snapshot, snapshot_from_fold
 from iso_orchestrator.errors import StoreError, WorkflowBusyError
-from iso_orchestrator.facts import Fact
-from iso_orchestrator.fold import Fold
-from iso_orchestrator.identity import unique_name
+from iso_orchestrator.record.facts import Fact
+from iso_orchestrator.record.projection import Fold
 from iso_orchestrator.store.protocol import Log, OwnerInfo, StoreMutex
 
 __all__ = ["MemoryStore"]

@@ -9,9 +9,9 @@ from typing import Protocol
 import attrs
 
 from iso_orchestrator.errors import StoreError
-from iso_orchestrator.facts import Fact
-from iso_orchestrator.fold import Fold
-from iso_orchestrator.value import Value
+from iso_orchestrator.record.facts import Fact
+from iso_orchestrator.record.projection import Fold
+from iso_orchestrator.record.value import Value
 
 __all__ = ["Log", "OwnerInfo", "Store", "StoreMutex"]
 

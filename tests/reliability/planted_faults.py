@@ -65,35 +65,35 @@ FAULTS = [
     ),
     Fault(
         "checksum not checked",
-        "store/file/frame.py",
+        "store/file/journal.py",
         'if body and _close(body, start) == line + b"\\n" else None',
         "if body else None",
         "tests/reliability/test_cuts_and_flips.py::test_a_flipped_bit_of_a_journal_is_noticed[new]",
     ),
     Fault(
         "sequence not checked",
-        "store/file/frame.py",
+        "store/file/journal.py",
         "line is None or line.seq != next_seq",
         "line is None",
         _DAMAGE,
     ),
     Fault(
         "damage before the synced mark taken for a torn tail",
-        "store/file/frame.py",
+        "store/file/journal.py",
         "position < len(data) and next_seq <= mark",
         "False",
         _DAMAGE,
     ),
     Fault(
         "a sequence gap accepted",
-        "store/file/frame.py",
+        "store/file/journal.py",
         "        if line is None or line.seq != next_seq:\n            break\n",
         "        if line is None or line.seq < next_seq:\n            break\n        next_seq = line.seq\n",
         _DAMAGE,
     ),
     Fault(
         "a sync retried after it failed",
-        "store/file/group_sync.py",
+        "store/file/group_commit.py",
         'self.failure = f"a sync failed ({error.strerror})"',
         "self._sync_file()",
         "tests/reliability/test_failed_sync.py::test_no_user_is_told_of_what_a_failed_sync_lost[a_run]",
@@ -108,14 +108,14 @@ FAULTS = [
     ),
     Fault(
         "one lock object shared by threads",
-        "session.py",
+        "runtime/session.py",
         "        self._guard = threading.Lock()\n",
         "        from contextlib import nullcontext\n\n        self._guard = nullcontext()\n",
         "tests/reliability/test_threads.py::test_no_update_is_lost_between_threads[file]",
     ),
     Fault(
         "lease expiry by wall clock alone on one boot",
-        "lease.py",
+        "coordination/lease.py",
         "boot[0] == by_boot.boot_id",
         "False",
         "tests/reliability/test_clocks.py"
@@ -123,28 +123,28 @@ FAULTS = [
     ),
     Fault(
         "release without an owner check",
-        "lease.py",
+        "coordination/lease.py",
         " or latest != held.token or ",
         " or ",
         f"{_SLEEPERS}::test_a_lease_holder_that_slept_past_its_time_records_nothing[0]",
     ),
     Fault(
         "token not checked at append",
-        "session.py",
+        "runtime/session.py",
         "current > fence.token",
         "False",
         "tests/test_lease.py::test_nothing_is_recorded_under_a_lease_that_was_lost[append_event]",
     ),
     Fault(
         "lease not checked after waiting",
-        "mutex.py",
+        "coordination/mutex.py",
         "            record_acquired(self._handle, self._key)\n",
         "            pass\n",
         f"{_SLEEPERS}::test_a_lease_is_looked_at_again_when_the_wait_for_a_mutex_ends[before it is free-mutex]",
     ),
     Fault(
         "lock file unlinked on release",
-        "store/file/mutexes.py",
+        "store/file/mutex.py",
         "            self._file.release()\n",
         "            from iso_orchestrator.store.file.files import remove\n\n"
         "            self._file.release()\n"
@@ -153,14 +153,14 @@ FAULTS = [
     ),
     Fault(
         "unlock in a forked child",
-        "store/file/locks.py",
+        "system/file_lock.py",
         "            os.close(fd)\n",
         "            lock._backend.unlock(fd, lock._backend.free)\n            os.close(fd)\n",
         "tests/reliability/test_fork_storm.py::test_a_forked_child_touches_none_of_its_parents_locks[exits]",
     ),
     Fault(
         "a raw id as a file name",
-        "names.py",
+        "checks.py",
         'short=f"{stem}-{digest[:8]}"',
         "short=workflow_id",
         # It makes no files: those of a test that does would be anywhere.
@@ -168,14 +168,14 @@ FAULTS = [
     ),
     Fault(
         "escaping left out of one field",
-        "report.py",
+        "views/report.py",
         "last error: {_cell(_error_cell(record.last_error))}",
         "last error: {_error_cell(record.last_error)}",
         "tests/reliability/test_inert_texts.py::test_texts_on_a_terminal_are_texts[0]",
     ),
     Fault(
         "a non-Exception retried or swallowed",
-        "step_run.py",
+        "steps/call.py",
         "pause = self._pause_before_retry(error, context)\n",
         "pause = self._pause_before_retry(error, context) if isinstance(error, Exception) else 0.0\n",
         "tests/test_retry.py::test_what_is_no_exception_is_recorded_and_goes_on",
@@ -195,7 +195,7 @@ _SHARED_SYNC = "tests/reliability/test_sync_schedules.py::test_nobody_is_forgott
 MORE_FAULTS = [
     Fault(
         "a mutex in use kept among the free ones",
-        "store/file/mutexes.py",
+        "store/file/mutex.py",
         "            self._file.release()\n",
         "            self._file.release()\n            self.let_go()\n",
         "tests/reliability/test_many_mutexes.py::test_many_mutexes_exclude_as_one_does",
@@ -203,21 +203,21 @@ MORE_FAULTS = [
     ),
     Fault(
         "one who was chosen to lead and has what he wants wakes nobody",
-        "store/file/group_sync.py",
+        "store/file/group_commit.py",
         "                self._leader = None\n            if self._leader is None:\n",
         "                self._leader = None\n",
         _SHARED_SYNC,
     ),
     Fault(
         "one who was interrupted left in the queue for a sync",
-        "store/file/group_sync.py",
+        "store/file/group_commit.py",
         "            self._waiting = [entry for entry in self._waiting if entry[1] is not latch]\n",
         "",
         _SHARED_SYNC,
     ),
     Fault(
         "one who was interrupted ends the lead of another",
-        "store/file/group_sync.py",
+        "store/file/group_commit.py",
         "                except BaseException:  # a signal in the midst of it: others would wait for ever\n",
         "                except BaseException:\n                    self._leader = None\n",
         _SHARED_SYNC,
@@ -225,7 +225,7 @@ MORE_FAULTS = [
     ),
     Fault(
         "a mutex that nobody wants any more when its turn comes kept",
-        "mutex_queue.py",
+        "coordination/mutex_queue.py",
         "        if not self._grant():\n            self._take()\n",
         "        self._grant()\n",
         "tests/reliability/test_mutex_schedules.py::test_a_mutex_is_handed_on_to_one_at_a_time_and_to_all",

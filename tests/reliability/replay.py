@@ -18,11 +18,11 @@ from typing import Any, NamedTuple, NoReturn, TypeAlias
 import attrs
 from support import T0
 
-from iso_orchestrator.facts import EventAppended, Fact
-from iso_orchestrator.fold import Fold, apply
-from iso_orchestrator.model import WorkflowRecord
+from iso_orchestrator.record.facts import EventAppended, Fact
+from iso_orchestrator.record.model import WorkflowRecord
+from iso_orchestrator.record.projection import Fold, apply
 from iso_orchestrator.store import FileStore, Log
-from iso_orchestrator.store.file.fs import FileSystem
+from iso_orchestrator.system.filesystem import FileSystem
 
 __all__ = [
     "ROOT",

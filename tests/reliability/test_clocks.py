@@ -29,8 +29,8 @@ from iso_orchestrator import (
     WorkflowRecord,
     lease_status,
 )
-from iso_orchestrator.clock import SystemClock
 from iso_orchestrator.store import Store
+from iso_orchestrator.system.clock import SystemClock
 
 PARTS = 4  # of the walks, for as many workers
 STEPS = 40  # of a walk

@@ -16,9 +16,9 @@ from support import DEADLINE, run_python
 from support_commands import FOREVER, command_run, kill_all, shell
 
 from iso_orchestrator import CommandResult, CommandTimeoutError
-from iso_orchestrator.command_leftovers import end_leftovers
-from iso_orchestrator.identity import unique_name
-from iso_orchestrator.processes.tree import find
+from iso_orchestrator.checks import unique_name
+from iso_orchestrator.commands.leftovers import end_leftovers
+from iso_orchestrator.system.processes.tree import find
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the programs of these tests are for Linux")
 

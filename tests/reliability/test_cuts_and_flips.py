@@ -18,11 +18,11 @@ from support import looked_at, memory_folder, new_fold, note, notes_of, put, tre
 from iso_orchestrator import CorruptRecordError, RecordConflictError, Workflow, WorkflowRecord
 from iso_orchestrator.codec import fact_from_json, fold_from_snapshot
 from iso_orchestrator.errors import FormatVersionError
-from iso_orchestrator.fold import Fold
+from iso_orchestrator.record.projection import Fold
 from iso_orchestrator.store import FileStore
 from iso_orchestrator.store.file.files import Paths
-from iso_orchestrator.store.file.fs import FileSystem
-from iso_orchestrator.store.file.pair import read_pair
+from iso_orchestrator.store.file.snapshot import read_pair
+from iso_orchestrator.system.filesystem import FileSystem
 
 
 class Files(FileSystem):

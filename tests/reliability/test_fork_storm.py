@@ -31,9 +31,9 @@ from iso_orchestrator import (
     delete_workflow,
     read_workflow_record,
 )
-from iso_orchestrator.mutex import Mutex
+from iso_orchestrator.coordination.mutex import Mutex
 from iso_orchestrator.store import FileStore
-from iso_orchestrator.store.file.fs import FileSystem
+from iso_orchestrator.system.filesystem import FileSystem
 
 # The parent
 

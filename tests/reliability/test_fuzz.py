@@ -23,14 +23,14 @@ from reliability.tiers import Figures, Tier
 from support import T0, note, put
 
 from iso_orchestrator import StoreError, Workflow, WorkflowRecord
-from iso_orchestrator import facts as f
+from iso_orchestrator.checks import mutex_file_name, record_names
 from iso_orchestrator.codec import fold_from_snapshot
-from iso_orchestrator.fold import Fold
-from iso_orchestrator.names import mutex_file_name, record_names
+from iso_orchestrator.record import facts as f
+from iso_orchestrator.record.projection import Fold
 from iso_orchestrator.store import FileStore
 from iso_orchestrator.store.file.files import Paths
-from iso_orchestrator.store.file.fs import FileSystem
-from iso_orchestrator.store.file.pair import read_pair
+from iso_orchestrator.store.file.snapshot import read_pair
+from iso_orchestrator.system.filesystem import FileSystem
 
 PARTS = 4
 SLOWEST = 10.0  # seconds for one case; what does not hang takes a thousandth

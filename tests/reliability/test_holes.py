@@ -14,7 +14,7 @@ from support import DEADLINE, WatchedFS, new_fold, wait_until, waits_for_a_lock
 from support_processes import assert_waits, child, in_thread
 
 from iso_orchestrator import StepFailedError, StepInterruptedError, Workflow
-from iso_orchestrator.fold import Fold
+from iso_orchestrator.record.projection import Fold
 from iso_orchestrator.store import FileStore, Log
 
 

@@ -24,16 +24,16 @@ from iso_orchestrator import (
     Workflow,
     WorkflowStatus,
     list_workflows,
-    logs,
     read_workflow_record,
-    top,
 )
-from iso_orchestrator import facts as f
-from iso_orchestrator.cli import main
-from iso_orchestrator.markup import escape_terminal
-from iso_orchestrator.progress import reporter
+from iso_orchestrator.fanout.progress import reporter
+from iso_orchestrator.record import facts as f
+from iso_orchestrator.record.markup import escape_terminal
 from iso_orchestrator.store import FileStore
-from iso_orchestrator.store.file import check_pair, store
+from iso_orchestrator.store.file import store
+from iso_orchestrator.store.file.repair import check_pair
+from iso_orchestrator.views import logs, top
+from iso_orchestrator.views.cli import main
 
 ROW = 21
 PLAIN = "plain"

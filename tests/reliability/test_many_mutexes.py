@@ -17,8 +17,9 @@ from reliability.tiers import Figures, Tier
 from support import DEADLINE, memory_folder, wait_until
 from support_processes import in_thread
 
-from iso_orchestrator import MutexTimeoutError, Workflow, mutex_queue
-from iso_orchestrator.mutex import Mutex
+from iso_orchestrator import MutexTimeoutError, Workflow
+from iso_orchestrator.coordination import mutex_queue
+from iso_orchestrator.coordination.mutex import Mutex
 
 ROW = 25
 PROCESSES = 2

@@ -15,9 +15,11 @@ from reliability.schedules import Schedule
 from reliability.tiers import Figures, Tier
 from support_fanout import NOON
 
-from iso_orchestrator import MutexTimeoutError, mutex, mutex_queue, waiting
-from iso_orchestrator.mutex import Mutex
+from iso_orchestrator import MutexTimeoutError
+from iso_orchestrator.coordination import mutex, mutex_queue
+from iso_orchestrator.coordination.mutex import Mutex
 from iso_orchestrator.store import OwnerInfo, memory
+from iso_orchestrator.system import interrupts as waiting
 
 ROW = 27
 KEYS = ("a", "b")

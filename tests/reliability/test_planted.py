@@ -19,13 +19,14 @@ from support import WatchedFS, new_fold, note, put
 from support_processes import in_thread
 
 from iso_orchestrator import OrchestratorError
-from iso_orchestrator import facts as f
+from iso_orchestrator.record import facts as f
 from iso_orchestrator.store import FileStore
-from iso_orchestrator.store.file import check_pair, store
-from iso_orchestrator.store.file.check import check_all
-from iso_orchestrator.store.file.fs import FileSystem
-from iso_orchestrator.store.file.plan import Choices
-from iso_orchestrator.store.file.repair import repair
+from iso_orchestrator.store.file import store
+from iso_orchestrator.store.file.repair import check_pair
+from iso_orchestrator.store.file.repair.check import check_all
+from iso_orchestrator.store.file.repair.plan import Choices
+from iso_orchestrator.store.file.repair.repair import repair
+from iso_orchestrator.system.filesystem import FileSystem
 
 ROW = 20
 HANG = 30.0  # seconds; no case takes one

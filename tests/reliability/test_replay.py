@@ -29,9 +29,9 @@ from reliability.workloads import OPERATIONS, SCRIPTS, World, early_folds, kille
 from support import note, notes_of, put, tree
 
 from iso_orchestrator.errors import CorruptRecordError
-from iso_orchestrator.fold import Fold
+from iso_orchestrator.record.projection import Fold
 from iso_orchestrator.store import FileStore
-from iso_orchestrator.store.file.fs import FileSystem
+from iso_orchestrator.system.filesystem import FileSystem
 
 PARTS = 8  # of the short sequences, so that workers share them
 

@@ -15,13 +15,13 @@ from reliability.tiers import Figures, Tier
 from support import at, new_fold, note, put
 
 from iso_orchestrator import Workflow
-from iso_orchestrator import facts as f
-from iso_orchestrator.cli import main
-from iso_orchestrator.fold import Fold
+from iso_orchestrator.record import facts as f
+from iso_orchestrator.record.projection import Fold
 from iso_orchestrator.store import FileStore, Log
 from iso_orchestrator.store.file import log as log_module
-from iso_orchestrator.store.file.check import check_all
-from iso_orchestrator.store.file.fs import FileSystem
+from iso_orchestrator.store.file.repair.check import check_all
+from iso_orchestrator.system.filesystem import FileSystem
+from iso_orchestrator.views.cli import main
 
 ROW = 24
 TENTHS = 10

@@ -39,7 +39,7 @@ from iso_orchestrator import (
     run_workflow,
     step,
 )
-from iso_orchestrator.store.file.fs import FileSystem
+from iso_orchestrator.system.filesystem import FileSystem
 
 NOON = datetime(2026, 5, 14, 12, tzinfo=UTC)
 INITIAL = {"n": 0}

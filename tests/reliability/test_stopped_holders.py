@@ -29,8 +29,8 @@ from iso_orchestrator import (
     lease_status,
     read_workflow_record,
 )
-from iso_orchestrator.clock import SystemClock
 from iso_orchestrator.store import FileStore
+from iso_orchestrator.system.clock import SystemClock
 
 TTL = 0.15  # seconds of a lease that is to run out
 WALL_IS_OFF = [3600.0, -3600.0, 0.0]  # seconds, on the machine of the peer

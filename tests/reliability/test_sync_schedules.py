@@ -8,9 +8,10 @@ import os
 from reliability.schedules import Interrupt, Schedule
 from reliability.tiers import Figures, Tier
 
-from iso_orchestrator import StoreError, waiting
-from iso_orchestrator.store.file import group_sync
-from iso_orchestrator.store.file.group_sync import GroupSync
+from iso_orchestrator import StoreError
+from iso_orchestrator.store.file import group_commit as group_sync
+from iso_orchestrator.store.file.group_commit import GroupSync
+from iso_orchestrator.system import interrupts as waiting
 
 ROW = 26
 SYNCS = 3  # the most that are tried before one fails

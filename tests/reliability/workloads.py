@@ -25,9 +25,9 @@ from reliability.replay import (
 from support import at, note
 
 from iso_orchestrator import StepInterruptedError, StoreError, Workflow
-from iso_orchestrator import facts as f
-from iso_orchestrator.fold import Fold
-from iso_orchestrator.session import Session, known_session
+from iso_orchestrator.record import facts as f
+from iso_orchestrator.record.projection import Fold
+from iso_orchestrator.runtime.session import Session, known_session
 from iso_orchestrator.store.file import log as file_log
 
 __all__ = [

@@ -7,9 +7,9 @@ import os
 import stat
 from contextlib import suppress
 
+from iso_orchestrator.checks import RecordNames, record_names
 from iso_orchestrator.errors import StoreError
-from iso_orchestrator.names import RecordNames, record_names
-from iso_orchestrator.store.file.fs import FileSystem, is_refusal
+from iso_orchestrator.system.filesystem import FileSystem, is_refusal
 
 __all__ = [
     "Paths",

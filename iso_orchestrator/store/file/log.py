@@ -12,12 +12,11 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 import attrs
 
-from iso_orchestrator.clock import monotonic
+from iso_orchestrator.checks import is_mutex_file_name
 from iso_orchestrator.codec import snapshot_from_fold
 from iso_orchestrator.errors import RecordConflictError, StoreError
-from iso_orchestrator.facts import Fact
-from iso_orchestrator.fold import Fold
-from iso_orchestrator.names import is_mutex_file_name
+from iso_orchestrator.record.facts import Fact
+from iso_orchestrator.record.projection import Fold
 from iso_orchestrator.store.file.files import (
     Paths,
     SyncError,
@@ -33,14 +32,15 @@ from iso_orchestrator.store.file.files import (
     write_all,
     write_aside,
 )
-from iso_orchestrator.store.file.frame import Header, frame_facts, frame_header, parse_header, scan
-from iso_orchestrator.store.file.fs import FileSystem, is_same_file, is_unchanged
-from iso_orchestrator.store.file.group_sync import GroupSync
-from iso_orchestrator.store.file.locks import FileLock
-from iso_orchestrator.store.file.mutexes import FileMutex, MutexFiles
-from iso_orchestrator.store.file.pair import digest, fold_lines, read_pair
-from iso_orchestrator.store.file.runs import RunFiles
+from iso_orchestrator.store.file.group_commit import GroupSync
+from iso_orchestrator.store.file.journal import Header, frame_facts, frame_header, parse_header, scan
+from iso_orchestrator.store.file.liveness import RunFiles
+from iso_orchestrator.store.file.mutex import FileMutex, MutexFiles
+from iso_orchestrator.store.file.snapshot import digest, fold_lines, read_pair
 from iso_orchestrator.store.protocol import OwnerInfo, StoreMutex
+from iso_orchestrator.system.clock import monotonic
+from iso_orchestrator.system.file_lock import FileLock
+from iso_orchestrator.system.filesystem import FileSystem, is_same_file, is_unchanged
 
 __all__ = ["FileLog"]
 

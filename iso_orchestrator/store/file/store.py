@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import TypeVar
 
-from iso_orchestrator.clock import sleep
 from iso_orchestrator.errors import (
     CorruptRecordError,
     OrchestratorError,
@@ -17,7 +16,7 @@ from iso_orchestrator.errors import (
     StoreError,
     WorkflowBusyError,
 )
-from iso_orchestrator.fold import Fold
+from iso_orchestrator.record.projection import Fold
 from iso_orchestrator.store.file.files import (
     Paths,
     exists,
@@ -29,13 +28,14 @@ from iso_orchestrator.store.file.files import (
     store_error,
     write_all,
 )
-from iso_orchestrator.store.file.fs import FileSystem
-from iso_orchestrator.store.file.locks import FileLock
+from iso_orchestrator.store.file.liveness import RunFiles
 from iso_orchestrator.store.file.log import FileLog
 from iso_orchestrator.store.file.network import network_type
-from iso_orchestrator.store.file.pair import read_once
-from iso_orchestrator.store.file.runs import RunFiles
+from iso_orchestrator.store.file.snapshot import read_once
 from iso_orchestrator.store.protocol import Log
+from iso_orchestrator.system.clock import sleep
+from iso_orchestrator.system.file_lock import FileLock
+from iso_orchestrator.system.filesystem import FileSystem
 
 __all__ = ["FileStore", "lock_record"]
 

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from iso_orchestrator import CorruptRecordError, FileStore, StoreError
-from iso_orchestrator import facts as f
+from iso_orchestrator.checks import record_names
 from iso_orchestrator.codec import record_to_json
-from iso_orchestrator.fold import Fold
-from iso_orchestrator.model import ErrorInfo, WorkflowStatus
-from iso_orchestrator.names import record_names
+from iso_orchestrator.record import facts as f
+from iso_orchestrator.record.model import ErrorInfo, WorkflowStatus
+from iso_orchestrator.record.projection import Fold
 from iso_orchestrator.store import Log
 
 ID = "Golden, № 1/a"

@@ -1,0 +1,236 @@
+"""cattrs, made strict: a value is taken for what it is, or refused. Imported with the first value that needs it."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+from collections.abc import Callable, Mapping, MutableSequence, Sequence, Set
+from decimal import Decimal
+from pathlib import Path, PurePath
+from types import NoneType, UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from uuid import UUID
+
+import attrs
+from cattrs import transform_error
+from cattrs.cols import is_namedtuple, iterable_unstructure_factory, list_structure_factory
+from cattrs.gen import make_dict_unstructure_fn, make_hetero_tuple_unstructure_fn
+from cattrs.preconf.json import make_converter
+
+from iso_orchestrator.codec.json import decode
+from iso_orchestrator.codec.strict import register_strict_scalars
+from iso_orchestrator.record.model import Json
+
+__all__ = ["converter", "first_reason"]
+
+T = TypeVar("T")
+
+
+def first_reason(error: Exception) -> tuple[str, str]:
+    """Where in a value the converter failed, and why."""
+    place = transform_error(error)[0].rpartition(" @ ")[2]
+    innermost: BaseException = error
+    while isinstance(innermost, BaseExceptionGroup):
+        innermost = innermost.exceptions[0]
+    reason = f"{type(innermost).__name__}: {innermost}"
+    return (place if place.startswith("$") else "$"), reason
+
+
+# cattrs' own hooks take whatever looks right: a text for a list of texts, a subclass for its base with what it adds
+# left out, a tuple with its end cut off. What follows takes a value for what it is.
+
+
+def _refuse_unless(fits: bool, kind: Any, value: object) -> None:
+    if not fits:
+        raise TypeError(f"{getattr(kind, '__name__', kind)} expected, not {type(value).__name__}: {value!r:.80}")
+
+
+def _is_items(kind: Any) -> bool:
+    """Whether *kind* is a collection of any length and of one type."""
+    origin, args = get_origin(kind) or kind, get_args(kind)
+    if origin is tuple:
+        return not args or (len(args) == 2 and args[1] is ...)
+    return origin in _MADE_OF_ITEMS
+
+
+def _write_items(kind: Any) -> Callable[[Any], Any]:
+    write = iterable_unstructure_factory(kind, converter, unstructure_to=list)
+
+    def checked(items: Any) -> Any:
+        _refuse_unless(not isinstance(items, str | bytes | bytearray | Mapping), kind, items)
+        return write(items)
+
+    return checked
+
+
+def _read_items(kind: Any) -> Callable[[Any, Any], Any]:
+    args = get_args(kind)
+    item = args[0] if args and not isinstance(args[0], TypeVar) else Any
+    made, read = _MADE_OF_ITEMS[get_origin(kind) or kind], list_structure_factory(list[item], converter)  # type: ignore[valid-type]
+
+    def checked(data: Any, _: Any) -> Any:
+        _refuse_unless(type(data) is list, kind, data)
+        items = read(data, kind)
+        return items if made is list else made(items)
+
+    return checked
+
+
+def _is_fixed_tuple(kind: Any) -> bool:
+    return get_origin(kind) is tuple and not _is_items(kind)
+
+
+def _write_fixed_tuple(kind: Any) -> Callable[[Any], Any]:
+    size, write = len(get_args(kind)), make_hetero_tuple_unstructure_fn(kind, converter, unstructure_to=list)
+
+    def checked(items: Any) -> Any:
+        _refuse_unless(isinstance(items, tuple | list) and len(items) == size, kind, items)
+        return write(tuple(items))
+
+    return checked
+
+
+def _tuple_of(kind: Any) -> Any:
+    """A named tuple's fields; cattrs does not resolve those that are annotated by texts."""
+    return tuple[tuple(get_type_hints(kind, include_extras=True).values())]  # type: ignore[misc]
+
+
+def _write_named_tuple(kind: Any) -> Callable[[Any], Any]:
+    return _write_fixed_tuple(_tuple_of(kind))
+
+
+def _read_named_tuple(kind: Any) -> Callable[[Any, Any], Any]:
+    plain = _tuple_of(kind)
+    read = converter.get_structure_hook(plain)
+    return lambda data, _: kind(*read(data, plain))
+
+
+def _is_record(kind: Any) -> bool:
+    cls = get_origin(kind) or kind
+    return isinstance(cls, type) and (attrs.has(cls) or dataclasses.is_dataclass(cls))
+
+
+def _write_record(kind: Any) -> Callable[[Any], Any]:
+    cls, write = get_origin(kind) or kind, make_dict_unstructure_fn(kind, converter)
+
+    def checked(record: Any) -> Any:
+        _refuse_unless(type(record) is cls, kind, record)
+        return write(record)
+
+    return checked
+
+
+def _is_union(kind: Any) -> bool:
+    return get_origin(kind) in (Union, UnionType) and len(set(get_args(kind)) - {NoneType}) > 1
+
+
+def _write_union(kind: Any) -> Callable[[Any], Any]:
+    """As what the value is; a datetime would come back from ``datetime | str`` as a text, and is refused."""
+
+    def checked(value: Any) -> Any:
+        written = converter.unstructure(value)
+        back = converter.structure(written, kind)
+        if type(back) is not type(value) and back != value:
+            raise TypeError(f"{value!r:.80} would come back as {back!r:.80}: say it without a union")
+        return written
+
+    return checked
+
+
+def _is_keyed_mapping(kind: Any) -> bool:
+    origin = get_origin(kind)
+    return (
+        isinstance(origin, type)
+        and issubclass(origin, Mapping)
+        and len(get_args(kind)) == 2
+        and get_args(kind)[0] not in (str, Any)
+    )
+
+
+def _write_keyed_mapping(kind: Any) -> Callable[[Any], Any]:
+    key_type, value_type = get_args(kind)
+
+    def write(mapping: Any) -> Any:
+        return {_write_key(key, key_type): converter.unstructure(value, value_type) for key, value in mapping.items()}
+
+    return write
+
+
+def _write_key(key: object, kind: Any) -> Any:
+    written = converter.unstructure(key, kind)
+    text = str(written) if type(written) is int else written
+    if type(text) is not str:
+        return text  # refused where all keys are looked at
+    if (found := _read_key(text, kind)) != key:
+        raise TypeError(f"the key {key!r:.80} would come back as {found!r:.80}")
+    return text
+
+
+def _read_keyed_mapping(kind: Any) -> Callable[[Any, Any], Any]:
+    key_type, value_type = get_args(kind)
+
+    def read(data: Any, _: Any) -> Any:
+        return {_read_key(key, key_type): converter.structure(value, value_type) for key, value in data.items()}
+
+    return read
+
+
+def _read_key(key: str, kind: Any) -> Any:
+    try:
+        return converter.structure(key, kind)
+    except Exception:  # noqa: BLE001 - cattrs and users' hooks raise what they like: then it was an int
+        return converter.structure(decode(key), kind)
+
+
+def _write_as(kind: type[T], write: Callable[[T], Json]) -> Callable[[T], Json]:
+    def checked(value: T) -> Json:
+        _refuse_unless(isinstance(value, kind), kind, value)
+        return write(value)
+
+    return checked
+
+
+def _write_date(value: Any) -> Json:
+    _refuse_unless(isinstance(value, dt.date) and not isinstance(value, dt.datetime), dt.date, value)
+    return value.isoformat()
+
+
+def _is_path(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, PurePath)
+
+
+_MADE_OF_ITEMS: dict[Any, Callable[[list[Any]], Any]] = {
+    list: list,
+    Sequence: list,
+    MutableSequence: list,
+    set: set,
+    frozenset: frozenset,
+    tuple: tuple,
+}
+
+converter = make_converter(unstruct_collection_overrides={Set: list, frozenset: list})
+register_strict_scalars(converter)
+converter.register_unstructure_hook_factory(_is_record, _write_record)
+converter.register_unstructure_hook_factory(_is_items, _write_items)
+converter.register_structure_hook_factory(_is_items, _read_items)
+converter.register_unstructure_hook_factory(_is_fixed_tuple, _write_fixed_tuple)
+converter.register_unstructure_hook_factory(is_namedtuple, _write_named_tuple)
+converter.register_structure_hook_factory(is_namedtuple, _read_named_tuple)
+converter.register_unstructure_hook_factory(_is_union, _write_union)
+converter.register_unstructure_hook_factory(_is_keyed_mapping, _write_keyed_mapping)
+converter.register_structure_hook_factory(_is_keyed_mapping, _read_keyed_mapping)
+converter.register_unstructure_hook(Decimal, _write_as(Decimal, str))
+converter.register_structure_hook(Decimal, lambda text, _: Decimal(text))
+converter.register_unstructure_hook(UUID, _write_as(UUID, str))
+converter.register_structure_hook(UUID, lambda text, _: UUID(text))
+converter.register_unstructure_hook(dt.datetime, _write_as(dt.datetime, dt.datetime.isoformat))
+converter.register_unstructure_hook(dt.date, _write_date)
+converter.register_unstructure_hook(dt.time, _write_as(dt.time, dt.time.isoformat))
+converter.register_structure_hook(dt.time, lambda text, _: dt.time.fromisoformat(text))
+converter.register_unstructure_hook(
+    dt.timedelta, _write_as(dt.timedelta, lambda span: [span.days, span.seconds, span.microseconds])
+)
+converter.register_structure_hook(dt.timedelta, lambda parts, _: dt.timedelta(*parts))
+converter.register_unstructure_hook(Path, _write_as(Path, str))
+converter.register_unstructure_hook_factory(_is_path, lambda kind: _write_as(kind, str))
+converter.register_structure_hook_func(_is_path, lambda text, kind: kind(text))

@@ -1,0 +1,1 @@
+"""Mutexes, leases and shared state."""

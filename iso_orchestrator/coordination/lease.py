@@ -1,0 +1,224 @@
+"""Renewable leases with fencing tokens: who may act, and until when."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from datetime import datetime, timedelta
+from typing import Any
+
+import attrs
+
+from iso_orchestrator.checks import check_key, check_seconds, host_name, unique_name
+from iso_orchestrator.codec import plain_json
+from iso_orchestrator.coordination.state import repeat
+from iso_orchestrator.errors import LeaseConflictError, LeaseLostError, StoreError, noting
+from iso_orchestrator.record.facts import Fact, LeaseReleased, LeaseTouched
+from iso_orchestrator.record.model import Json, Lease, LeaseStatus, lease_status
+from iso_orchestrator.record.projection import Fold, copy_json
+from iso_orchestrator.runtime.context import Fence, current_scope, entered, restore
+from iso_orchestrator.runtime.runtime import Handle
+from iso_orchestrator.runtime.session import Session
+from iso_orchestrator.system.clock import Clock, cut
+
+__all__ = ["HeldLease", "hold_lease", "release_lease", "touch_lease"]
+
+_log = logging.getLogger("iso_orchestrator")
+
+_RENEWALS = 3  # in each ttl: two may fail before the lease runs out
+
+
+@attrs.define(eq=False)
+class HeldLease:
+    """A lease that `workflow.lease()` holds.
+
+    Attributes:
+        key: The lease's.
+        holder: Who holds it.
+        token: Its fencing token: grows with every acquisition.
+        lost: Whether it was seen to have a newer token, or to have been released by somebody else.
+    """
+
+    key: str
+    holder: str
+    token: int
+    lost: bool = False
+
+
+def touch_lease(handle: Handle, key: str, holder: str, ttl: float | timedelta, detail: Any) -> Lease:
+    """Acquire or renew a lease."""
+    touch = _Touch.of(handle.clock, key, holder, ttl, detail)
+    return _lease_of(handle.record(touch.decide))
+
+
+def release_lease(handle: Handle, key: str, holder: str | None) -> Lease | None:
+    """Give a lease back."""
+    check_key(key, "a lease key")
+    if holder is not None:
+        check_key(holder, "a lease holder")
+    at = handle.clock.now()
+
+    def decide(fold: Fold) -> tuple[Sequence[Fact], Lease | LeaseConflictError | None]:
+        lease = fold.leases.get(key)
+        if lease is None:
+            return (), None
+        if holder is not None and lease.holder != holder:
+            return (), LeaseConflictError(key, holder, lease.holder, lease.expires_at)
+        if lease.released_at is not None:
+            return (), _copy(lease)
+        return [LeaseReleased(at, key)], attrs.evolve(_copy(lease), released_at=at)
+
+    outcome = handle.record(decide)
+    return None if outcome is None else _lease_of(outcome)
+
+
+def hold_lease(
+    handle: Handle, key: str, holder: str | None, ttl: float | timedelta, detail: Any
+) -> AbstractContextManager[HeldLease]:
+    """Hold a lease, renewed in the background; what runs inside is fenced by it."""
+    name = f"{host_name()}:{os.getpid()}:{unique_name()}" if holder is None else holder
+    return _hold(handle, _Touch.of(handle.clock, key, name, ttl, detail))
+
+
+@contextmanager
+def _hold(handle: Handle, touch: _Touch) -> Iterator[HeldLease]:
+    with handle.pinned() as session:
+        yield from _hold_in(session, touch)
+
+
+def _hold_in(session: Session, touch: _Touch) -> Iterator[HeldLease]:
+    key = touch.key
+    held = HeldLease(key, touch.holder, _lease_of(session.record(touch.decide)).token)
+    scope = current_scope()
+    fenced = attrs.evolve(scope, fences=(*scope.fences, Fence(session.key, key, held.token)))
+    try:
+        with (
+            entered(fenced),
+            repeat(lambda: _renew(session, touch, held), touch.ttl / _RENEWALS, f"lease {key}"),
+        ):
+            yield held
+    except BaseException as error:
+        restore(scope)
+        with noting(error, f"lease {key!r} was not released"):
+            _give_back(session, touch, held)
+        raise
+    current = _give_back(session, touch, held)
+    if current != held.token:
+        raise LeaseLostError(key, held.token, current)
+
+
+@attrs.define(eq=False, repr=False)
+class _Touch:
+    """What one holder asks for, checked."""
+
+    clock: Clock
+    key: str
+    holder: str
+    ttl: float
+    detail: Json
+
+    @classmethod
+    def of(cls, clock: Clock, key: str, holder: str, ttl: float | timedelta, detail: Any) -> _Touch:
+        check_key(key, "a lease key")
+        check_key(holder, "a lease holder")
+        value = None if detail is None else plain_json(detail, f"the detail of lease {key!r}")
+        return cls(clock, key, holder, _seconds(ttl), value)
+
+    def decide(self, fold: Fold) -> tuple[Sequence[Fact], Lease | LeaseConflictError]:
+        """Renew the holder's own active lease, acquire one that nobody has, refuse another's."""
+        now = self.clock.now()
+        current = fold.leases.get(self.key)
+        if current is None or not self._is_active(fold, current, now):
+            return self._touched(fold, now, now, fold.tokens.get(self.key, 0) + 1, renewed=False)
+        if current.holder != self.holder:
+            return (), LeaseConflictError(self.key, self.holder, current.holder, current.expires_at)
+        return self._touched(fold, now, current.acquired_at, current.token, renewed=True)
+
+    def decide_renewal(self, fold: Fold, token: int) -> tuple[Sequence[Fact], bool]:
+        """Renew the lease if it is still held with that token, run out or not; whether it is."""
+        current = fold.leases.get(self.key)
+        if current is None or fold.tokens.get(self.key) != token or current.released_at is not None:
+            return (), False
+        facts, _ = self._touched(fold, self.clock.now(), current.acquired_at, token, renewed=True)
+        return facts, True
+
+    def _touched(
+        self, fold: Fold, now: datetime, acquired_at: datetime, token: int, *, renewed: bool
+    ) -> tuple[Sequence[Fact], Lease]:
+        current = fold.leases.get(self.key)
+        detail = self.detail if self.detail is not None or current is None else current.detail
+        boot = self.clock.boot()
+        fact = LeaseTouched(
+            at=now,
+            key=self.key,
+            holder=self.holder,
+            ttl=self.ttl,
+            acquired_at=acquired_at,
+            expires_at=cut(now + timedelta(seconds=self.ttl, microseconds=999)),
+            token=token,
+            renewed=renewed,
+            detail=detail,
+            boot_id=boot[0] if boot else None,
+            boot_expires=boot[1] + self.ttl if boot else None,
+        )
+        lease = Lease(
+            key=self.key,
+            holder=self.holder,
+            acquired_at=acquired_at,
+            heartbeat_at=now,
+            expires_at=fact.expires_at,
+            detail=copy_json(detail),
+            token=token,
+        )
+        return [fact], lease
+
+    def _is_active(self, fold: Fold, lease: Lease, now: datetime) -> bool:
+        if lease.released_at is not None:
+            return False
+        boot, by_boot = self.clock.boot(), fold.lease_clocks.get(self.key)
+        if boot is not None and by_boot is not None and boot[0] == by_boot.boot_id:
+            return boot[1] < by_boot.expires  # the wall clock may have been set meanwhile
+        return lease_status(lease, now) is LeaseStatus.ACTIVE
+
+
+def _renew(session: Session, touch: _Touch, held: HeldLease) -> bool:
+    """Renew the lease; whether there is any use in trying again."""
+    try:
+        held.lost = not session.append(lambda fold: touch.decide_renewal(fold, held.token), fences=())[0]
+    except StoreError as error:
+        _log.warning("lease %r was not renewed: %s", held.key, error)
+    return not held.lost
+
+
+def _give_back(session: Session, touch: _Touch, held: HeldLease) -> int:
+    """Release the lease if it is still this one; its latest token."""
+
+    def decide(fold: Fold) -> tuple[Sequence[Fact], int]:
+        lease = fold.leases.get(held.key)
+        latest = fold.tokens.get(held.key, 0)
+        if lease is None or latest != held.token or lease.released_at is not None:
+            return (), latest
+        return [LeaseReleased(touch.clock.now(), held.key)], latest
+
+    current = session.append(decide, fences=())[0]
+    held.lost = held.lost or current != held.token
+    return current
+
+
+def _lease_of(outcome: Lease | LeaseConflictError) -> Lease:
+    if isinstance(outcome, LeaseConflictError):
+        raise outcome
+    return outcome
+
+
+def _copy(lease: Lease) -> Lease:
+    return attrs.evolve(lease, detail=copy_json(lease.detail))
+
+
+def _seconds(ttl: float | timedelta) -> float:
+    seconds = check_seconds(ttl.total_seconds() if isinstance(ttl, timedelta) else ttl, "ttl")
+    if seconds is None:
+        raise TypeError("ttl must be seconds or a timedelta, not None")
+    return float(seconds)

@@ -1,0 +1,163 @@
+"""The durable state, events, heartbeats and the status: what a workflow records besides steps."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import copy_context
+from typing import Any
+
+from iso_orchestrator.checks import check_key, check_seconds
+from iso_orchestrator.codec import plain_json
+from iso_orchestrator.errors import LeaseLostError, OrchestratorError, WorkflowUsageError, noting
+from iso_orchestrator.record.facts import EventAppended, Fact, HeartbeatRecorded, StateUpdated, StatusSet
+from iso_orchestrator.record.model import ErrorInfo, Heartbeat, Json, WorkflowEvent, WorkflowRecord, WorkflowStatus
+from iso_orchestrator.record.projection import Fold, copy_json
+from iso_orchestrator.runtime.context import current_scope
+from iso_orchestrator.runtime.runtime import Handle
+from iso_orchestrator.system.interrupts import Latch, start
+
+__all__ = [
+    "append_event",
+    "heartbeat",
+    "heartbeating",
+    "new_state",
+    "repeat",
+    "set_status",
+    "update_state",
+    "update_with_step",
+]
+
+_log = logging.getLogger("iso_orchestrator")
+
+
+def update_state(handle: Handle, update: Any) -> Json:
+    """Replace the state by *update*, or by what it makes of the state."""
+    at = handle.clock.now()
+    value = None if callable(update) else plain_json(update, "the state")
+
+    def decide(fold: Fold) -> tuple[Sequence[Fact], Json]:
+        state = new_state(update, fold.state) if callable(update) else value
+        return [StateUpdated(at, state)], copy_json(state)
+
+    return handle.record(decide)
+
+
+def update_with_step(handle: Handle, update: Any) -> None:
+    """Have *update* called at the completion of the current step."""
+    attempt = current_scope().attempt
+    if attempt is None or attempt.session is not handle.session():
+        raise WorkflowUsageError("update_state(..., with_step=True) belongs inside a step of this workflow")
+    if not callable(update):
+        raise TypeError("update_state(..., with_step=True) takes a function of the state, not a state")
+    attempt.updates.append(update)
+
+
+def new_state(update: Callable[[Json], Any], state: Json) -> Json:
+    """What *update* makes of a copy of *state*.
+
+    Raises:
+        TypeError: It returned None where the state was not None.
+        SerializationError: It returned what is not JSON.
+    """
+    made = update(copy_json(state))
+    if made is None and state is not None:
+        raise TypeError("the function given to update_state() returned None: it must return the new state")
+    return plain_json(made, "the state")
+
+
+def append_event(handle: Handle, kind: str, message: str | None, detail: Any) -> WorkflowEvent:
+    """Append an event."""
+    check_key(kind, "an event's type")
+    if message is not None and not isinstance(message, str):
+        raise TypeError(f"an event's message must be a str or None, not {type(message).__name__}")
+    value = _detail(detail, f"the detail of event {kind!r}")
+    event = WorkflowEvent(handle.clock.now(), kind, message, copy_json(value))
+    return handle.record(lambda _: ([EventAppended(event.at, kind, message, value)], event))
+
+
+def heartbeat(handle: Handle, key: str, detail: Any, *, silent: bool = False) -> Heartbeat:
+    """Record a sign of life."""
+    check_key(key, "a heartbeat's key")
+    value = _detail(detail, f"the detail of heartbeat {key!r}")
+    beat = Heartbeat(key, handle.clock.now(), copy_json(value))
+    return handle.record(lambda _: ([HeartbeatRecorded(beat.at, key, value, silent)], beat))
+
+
+def heartbeating(handle: Handle, key: str, every: float, detail: Any) -> AbstractContextManager[None]:
+    """Beat in the background; an event at the first and the last beat."""
+    check_key(key, "a heartbeat's key")
+    if check_seconds(every, "every") is None:
+        raise TypeError("every must be seconds, not None")
+    return _beating(handle, key, every, detail)
+
+
+@contextmanager
+def _beating(handle: Handle, key: str, every: float, detail: Any) -> Iterator[None]:
+    heartbeat(handle, key, detail)
+
+    def beat() -> bool:
+        try:
+            heartbeat(handle, key, detail, silent=True)
+        except LeaseLostError:
+            return False
+        except OrchestratorError as error:
+            _log.warning("heartbeat %r was not recorded: %s", key, error)
+        return True
+
+    try:
+        with repeat(beat, every, f"heartbeat {key}"):
+            yield
+    except BaseException as error:
+        with noting(error, f"the last heartbeat {key!r} was not recorded"):
+            heartbeat(handle, key, detail)
+        raise
+    heartbeat(handle, key, detail)
+
+
+@contextmanager
+def repeat(work: Callable[[], bool], every: float, name: str) -> Iterator[None]:
+    """Call *work* each *every* seconds in a background thread and a copy of this context, until it says False."""
+    stop = Latch()
+
+    def run() -> None:
+        while not stop.wait(every) and work():
+            pass
+
+    context = copy_context()
+    thread = threading.Thread(target=context.run, args=(run,), name=f"iso-orchestrator {name}"[:60], daemon=True)
+    try:
+        start(thread.start)
+        yield
+    finally:
+        stop.set()
+        if thread.ident is not None:  # it has begun
+            thread.join()
+
+
+def set_status(handle: Handle, status: WorkflowStatus | str, error: BaseException | str | None) -> WorkflowRecord:
+    """Set the status by hand."""
+    at, value = handle.clock.now(), _status(status)
+    info = None if error is None else _error_info(error)
+    with handle.pinned() as session:
+        session.append(lambda _: ([StatusSet(at, value, info)], None))
+        return session.read(Fold.record)
+
+
+def _status(status: str) -> WorkflowStatus:
+    try:
+        return WorkflowStatus(status)
+    except ValueError:
+        raise ValueError(f"a status is one of {', '.join(WorkflowStatus)}; not {status!r}") from None
+
+
+def _error_info(error: BaseException | str) -> ErrorInfo:
+    if not isinstance(error, BaseException | str):
+        raise TypeError(f"an error is an exception or a str, not {error!r:.80}")
+    return ErrorInfo("Error", error) if isinstance(error, str) else ErrorInfo.of(error)
+
+
+def _detail(detail: Any, subject: str) -> Json:
+    return None if detail is None else plain_json(detail, subject)

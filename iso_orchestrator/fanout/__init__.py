@@ -1,0 +1,1 @@
+"""Bounded, keyed fan-out."""

@@ -1,0 +1,276 @@
+"""`@workflow.for_each`: a function over many items, some at a time."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Sized
+from concurrent.futures import Executor, ThreadPoolExecutor
+from typing import Any, Concatenate, Generic, Literal, ParamSpec, TypeAlias, TypeVar
+
+import attrs
+
+from iso_orchestrator.checks import check_key, check_wait
+from iso_orchestrator.coordination.mutex import check_scope
+from iso_orchestrator.coordination.mutex_queue import MutexScope
+from iso_orchestrator.fanout.progress import reporter
+from iso_orchestrator.fanout.scheduler import Keyed, Outcome, Scheduler
+from iso_orchestrator.record.markup import html_table
+from iso_orchestrator.runtime.runtime import Handle
+from iso_orchestrator.steps.identity import Parameters, compile_template
+from iso_orchestrator.steps.step import is_step, performer, refuse_unfit
+
+__all__ = [
+    "ForEach",
+    "ForEachOptions",
+    "ForEachSummary",
+    "Fulfilled",
+    "Rejected",
+    "for_each_options",
+    "run_for_each",
+]
+
+_SHOWN = 200  # rows of a table in a notebook
+
+Item = TypeVar("Item")
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@attrs.frozen
+class Fulfilled(Generic[R]):
+    """An item that succeeded."""
+
+    value: R
+
+    @property
+    def status(self) -> Literal["fulfilled"]:
+        """The npm package's word for it."""
+        return "fulfilled"
+
+
+@attrs.frozen
+class Rejected:
+    """An item that failed."""
+
+    reason: BaseException
+
+    @property
+    def status(self) -> Literal["rejected"]:
+        """The npm package's word for it."""
+        return "rejected"
+
+
+@attrs.frozen
+class ForEachSummary(Generic[R]):
+    """What became of all items, in their order.
+
+    Example:
+        >>> summary = ForEachSummary([Fulfilled(1), Rejected(ValueError("no"))])
+        >>> summary.fulfilled, summary.rejected
+        (1, 1)
+    """
+
+    results: list[Fulfilled[R] | Rejected]
+
+    @property
+    def fulfilled(self) -> int:
+        """How many succeeded."""
+        return sum(isinstance(result, Fulfilled) for result in self.results)
+
+    @property
+    def rejected(self) -> int:
+        """How many failed."""
+        return len(self.results) - self.fulfilled
+
+    def values(self) -> list[R]:
+        """The values of all items.
+
+        Raises:
+            BaseException: The first reason, if any item failed.
+        """
+        values = []
+        for result in self.results:
+            if isinstance(result, Rejected):
+                raise result.reason
+            values.append(result.value)
+        return values
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (index, result.status, result.value if isinstance(result, Fulfilled) else repr(result.reason))
+            for index, result in enumerate(self.results[:_SHOWN])
+        ]
+        cut = f", the first {_SHOWN} shown" if len(self.results) > _SHOWN else ""
+        caption = f"for_each: {self.fulfilled} fulfilled, {self.rejected} rejected{cut}"
+        return html_table(caption, ["item", "status", "value or reason"], rows)
+
+
+@attrs.frozen(eq=False, repr=False)
+class ForEachOptions:
+    """The options of a `for_each`, checked."""
+
+    max_parallel: int
+    mutex_key: MutexKey
+    mutex_scope: MutexScope
+    mutex_timeout: float | None
+    stop_on_error: bool
+    executor: Executor | None
+    progress: bool | str | None
+
+
+MutexKey: TypeAlias = str | Callable[[Any], str | None] | None
+
+
+class ForEach(Generic[Item, P, R]):
+    """A function over many items. Made by `workflow.for_each` and by the free `for_each`.
+
+    Attributes:
+        fn: The function of one item.
+    """
+
+    fn: Callable[Concatenate[Item, P], R]
+
+    def __init__(
+        self, fn: Callable[Concatenate[Item, P], R], resolve: Callable[[], Handle], options: ForEachOptions
+    ) -> None:
+        refuse_unfit(fn, "what for_each calls")
+        functools.update_wrapper(self, fn, updated=())  # not its attributes: they could hide a method
+        self.fn = fn
+        self._resolve = resolve
+        self._options = options
+        self._name = getattr(fn, "__name__", "for_each")
+        self._parameters = Parameters(fn, self._name)
+        literal = options.mutex_key
+        self._fill = compile_template(literal, "a mutex key", self._parameters) if isinstance(literal, str) else None
+
+    def __call__(self, items: Iterable[Item], *shared: P.args, **named: P.kwargs) -> ForEachSummary[R]:
+        """Call the function for each of *items*, with *shared* behind it.
+
+        Raises:
+            Exception: As `Workflow.for_each` says.
+        """
+        handle = self._resolve()
+        key_of = self._key_function(shared, named)
+        perform = performer(self.fn)
+
+        def work(item: Item) -> Outcome:
+            return perform(item, *shared, **named)
+
+        return _run(handle, items, work, key_of, self._options, self._name, are_steps=is_step(self.fn))
+
+    def _key_function(self, shared: tuple[Any, ...], named: dict[str, Any]) -> Callable[[Any], str | None]:
+        fill = self._fill
+        if fill is None:
+            return _key_function(self._options.mutex_key)
+
+        def key_of(item: Any) -> str | None:
+            return fill(self._parameters.bind((item, *shared), named))
+
+        return key_of
+
+
+def run_for_each(
+    handle: Handle, items: Iterable[Item], fn: Callable[[Item], R], options: ForEachOptions
+) -> ForEachSummary[R]:
+    """A `for_each` without a decorator, whose mutex key is literal, or a function of the item."""
+    refuse_unfit(fn, "what for_each calls")
+    literal = options.mutex_key
+    key_of = (lambda _: literal) if isinstance(literal, str) else _key_function(literal)
+    name = getattr(fn, "__name__", "for_each")
+    return _run(handle, items, performer(fn), key_of, options, name, are_steps=is_step(fn))
+
+
+def for_each_options(
+    max_parallel: int,
+    mutex_key: MutexKey,
+    mutex_scope: str,
+    mutex_timeout: float | None,
+    stop_on_error: bool,
+    executor: Executor | None,
+    progress: bool | str | None,
+) -> ForEachOptions:
+    """The options, checked."""
+    if isinstance(max_parallel, bool) or not isinstance(max_parallel, int):
+        raise TypeError(f"max_parallel must be an int, not {max_parallel!r}")
+    if max_parallel < 1:
+        raise ValueError(f"max_parallel must be at least 1, not {max_parallel}")
+    if isinstance(mutex_key, str):
+        check_key(mutex_key, "a mutex key")
+    elif mutex_key is not None and not callable(mutex_key):
+        raise TypeError(f"mutex_key must be a str, a function of the item or None, not {mutex_key!r}")
+    if not isinstance(stop_on_error, bool):
+        raise TypeError(f"stop_on_error must be a bool, not {stop_on_error!r}")
+    if progress is not None and not isinstance(progress, bool | str):
+        raise TypeError(f"progress must be a bool, a str or None, not {progress!r}")
+    return ForEachOptions(
+        max_parallel=max_parallel,
+        mutex_key=mutex_key,
+        mutex_scope=check_scope(mutex_scope),
+        mutex_timeout=check_wait(mutex_timeout, "mutex_timeout"),
+        stop_on_error=stop_on_error,
+        executor=_check_executor(executor),
+        progress=progress,
+    )
+
+
+def _check_executor(executor: Executor | None) -> Executor | None:
+    if executor is None:
+        return None
+    if not isinstance(executor, Executor):
+        raise TypeError(f"executor must be a concurrent.futures executor of threads, not {executor!r}")
+    # By name: importing the one costs 15 ms, and Python 3.11 does not have the other, a subclass of that of threads.
+    if any(kind.__name__ in ("ProcessPoolExecutor", "InterpreterPoolExecutor") for kind in type(executor).__mro__):
+        raise TypeError(
+            f"executor must be one of threads, not {type(executor).__name__}: what it runs could not use the workflow; "
+            "start several scripts on one workflow id to use several processes"
+        )
+    return executor
+
+
+def _key_function(mutex_key: MutexKey) -> Callable[[Any], str | None]:
+    if mutex_key is None:
+        return lambda _: None
+    assert callable(mutex_key)
+
+    def key_of(item: Any) -> str | None:
+        key = mutex_key(item)
+        return None if key is None else check_key(key, "a mutex key")
+
+    return key_of
+
+
+def _run(
+    handle: Handle,
+    items: Iterable[Any],
+    work: Callable[[Any], Outcome],
+    key_of: Callable[[Any], str | None],
+    options: ForEachOptions,
+    name: str,
+    *,
+    are_steps: bool,
+) -> ForEachSummary[Any]:
+    own = ThreadPoolExecutor(options.max_parallel, "iso-orchestrator for_each") if options.executor is None else None
+    executor = own or options.executor
+    assert executor is not None
+    progress = reporter(options.progress, len(items) if isinstance(items, Sized) else None, name)
+    scheduler = Scheduler(
+        handle,
+        work,
+        Keyed(key_of, options.mutex_scope, options.mutex_timeout),
+        max_parallel=options.max_parallel,
+        stop_on_error=options.stop_on_error,
+        executor=executor,
+        progress=progress,
+        adapts=are_steps and own is not None,
+    )
+    try:
+        with handle.pinned():
+            scheduler.run(items)
+    finally:
+        progress.close()
+        if own is not None:
+            own.shutdown(wait=False)
+    results: list[Fulfilled[Any] | Rejected] = [
+        Fulfilled(value) if ok else Rejected(value) for _, (ok, value) in sorted(scheduler.outcomes.items())
+    ]
+    return ForEachSummary(results)

@@ -1,0 +1,1 @@
+"""What users see, what happened, and how facts become records. Pure: no I/O and no clock."""

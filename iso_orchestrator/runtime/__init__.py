@@ -1,0 +1,1 @@
+"""One transaction: lock, catch up, decide, append, unlock, wait until durable."""

@@ -1,0 +1,1 @@
+"""Steps: functions whose calls are recorded."""

@@ -1,0 +1,1 @@
+"""Checking damaged files and bringing back what is sound."""

@@ -1,0 +1,1 @@
+"""What users look at: the command line and its reports."""

@@ -1,0 +1,300 @@
+"""The command line: `iso-orchestrator`, or `python -m iso_orchestrator`."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import math
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from iso_orchestrator import (
+    OrchestratorError,
+    StoreError,
+    Workflow,
+    WorkflowNotFoundError,
+    __version__,
+    delete_workflow,
+    open_workflow,
+    read_workflow_record,
+)
+from iso_orchestrator.checks import check_key
+from iso_orchestrator.codec import fold_from_snapshot, record_to_json
+from iso_orchestrator.examples import demo
+from iso_orchestrator.record.markup import escape_terminal
+from iso_orchestrator.record.model import WorkflowSummary
+from iso_orchestrator.record.projection import Fold
+from iso_orchestrator.store import FileStore
+from iso_orchestrator.store.file.files import read_file
+from iso_orchestrator.store.file.repair.plan import Choices
+from iso_orchestrator.store.file.repair.repair import repair
+from iso_orchestrator.system.clock import SystemClock, sleep
+from iso_orchestrator.system.filesystem import FileSystem
+from iso_orchestrator.views import doctor, logs, top
+from iso_orchestrator.views.report import json_text, record_text, summaries_text, summary_json
+
+__all__ = ["main"]
+
+_ROOT = ".iso-orchestrator"
+_CLEAR = "\x1b[H\x1b[J"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: What stands behind the program's name; default: what it was started with.
+
+    Returns:
+        The exit code: 0; 1 when it cannot be done, and standard error says why; 130 after Ctrl-C.
+
+    Raises:
+        SystemExit: Wrong usage (2), or help (0).
+    """
+    options = _parser().parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # an id need not fit the terminal's encoding
+    try:
+        code: int = options.run(options)
+        sys.stdout.flush()
+    except OrchestratorError as error:
+        return _refuse(str(error))
+    except KeyboardInterrupt:
+        _refuse("interrupted")
+        return 130
+    except BrokenPipeError:  # `| head` has seen enough
+        with suppress(BrokenPipeError):
+            sys.stdout.close()  # else the interpreter complains when it flushes at exit
+        return 0
+    return code
+
+
+def _refuse(reason: str) -> int:
+    print(f"iso-orchestrator: {escape_terminal(reason)}", file=sys.stderr)
+    return 1
+
+
+def _demo(options: argparse.Namespace) -> int:
+    if options.fresh:
+        demo.start_over(options.dir)
+    return demo.run(options.dir, pace=options.pace, ledger=options.ledger, command=_demo_command(options))
+
+
+def _demo_command(options: argparse.Namespace) -> str:
+    """What to type to go on; without --fresh, which would start over."""
+    words = ["python", "-m", "iso_orchestrator"] if Path(sys.argv[0]).name == "__main__.py" else ["iso-orchestrator"]
+    words.append("demo")
+    if options.dir != _ROOT:
+        words += ["--dir", options.dir]
+    return escape_terminal(shlex.join(words))
+
+
+def _list(options: argparse.Namespace) -> int:
+    summaries: list[WorkflowSummary] = []
+    code = 0
+    for found in FileStore(options.dir).list():
+        if isinstance(found, StoreError):
+            code = _refuse(str(found))
+        else:
+            summaries.append(found.summary())
+    if options.json:
+        print(json_text([summary_json(summary) for summary in summaries]))
+    elif summaries:
+        print(summaries_text(summaries))
+    else:
+        print(f"no workflows in {escape_terminal(str(Path(options.dir).absolute()))}")
+    return code
+
+
+def _show(options: argparse.Namespace) -> int:
+    record = read_workflow_record(options.workflow, dir=options.dir)
+    if options.json:
+        print(json_text(record_to_json(record)))
+    else:
+        print(record_text(record, FileStore(options.dir).path_of(options.workflow)))
+    return 0
+
+
+def _logs(options: argparse.Namespace) -> int:
+    read_workflow_record(options.workflow, dir=options.dir)  # a mistyped id raises
+    store = FileStore(options.dir)
+
+    def look() -> Fold:
+        fold = store.read(options.workflow)
+        if fold is None:
+            raise WorkflowNotFoundError(options.workflow, store.root)
+        return fold
+
+    def is_alive(owner: str) -> bool:
+        return store.is_alive(options.workflow, owner)
+
+    for line in logs.output(look, is_alive, options.step, follow=options.follow):
+        print(line, flush=options.follow)
+    return 0
+
+
+def _top(options: argparse.Namespace) -> int:
+    if options.workflow is not None:
+        read_workflow_record(options.workflow, dir=options.dir)  # a mistyped id raises
+    store = FileStore(options.dir)
+    while True:
+        found = list(store.list())
+        folds = [fold for fold in found if isinstance(fold, Fold) and options.workflow in (None, fold.workflow_id)]
+        errors = [error for error in found if isinstance(error, StoreError)] if options.workflow is None else []
+        text = top.top_text(folds, SystemClock().now(), store.is_alive)
+        print(f"{_CLEAR if options.every is not None and sys.stdout.isatty() else ''}{text}", flush=True)
+        for error in errors:
+            _refuse(str(error))
+        if options.every is None:
+            return 1 if errors else 0
+        sleep(options.every)
+
+
+def _fold(options: argparse.Namespace) -> int:
+    read_workflow_record(options.workflow, dir=options.dir)  # a mistyped id raises, and makes nothing
+    open_workflow(options.workflow, dir=options.dir).close()
+    store = FileStore(options.dir)
+    path = store.path_of(options.workflow)
+    if not _is_folded(store, options.workflow, path):
+        return _refuse("other processes are using the workflow; the last of them to end folds it")
+    print(f"all of it is in {escape_terminal(path)}")
+    return 0
+
+
+def _is_folded(store: FileStore, workflow_id: str, path: str) -> bool:
+    data, whole = read_file(FileSystem(), path), store.read(workflow_id)
+    return data is not None and whole is not None and fold_from_snapshot(data, path).seq == whole.seq
+
+
+def _reset(options: argparse.Namespace) -> int:
+    read_workflow_record(options.workflow, dir=options.dir)  # a mistyped id raises, and makes nothing
+    workflow = Workflow(options.workflow, dir=options.dir)
+    try:
+        names = workflow.reset(options.step)
+    finally:
+        workflow.close()
+    if not names:
+        return _refuse(f"no step has the name {options.step!r} or matches it; `show` lists the steps")
+    for name in names:
+        print(f"reset {escape_terminal(name)}")
+    return 0
+
+
+def _delete(options: argparse.Namespace) -> int:
+    delete_workflow(options.workflow, dir=options.dir)
+    print(f"deleted {escape_terminal(options.workflow)}")
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    try:
+        text, code = doctor.verify(options.dir, options.workflow, as_json=options.json)
+    except OrchestratorError as error:
+        _refuse(str(error))
+        return 3
+    print(text)
+    return code
+
+
+def _repair(options: argparse.Namespace) -> int:
+    if options.prefer and not options.merge_snapshot:
+        options.refuse("--prefer is for --merge-snapshot")
+    choices = Choices(options.merge_snapshot, options.prefer, options.without_snapshot)
+    done = repair(options.dir, options.workflow, choices)
+    print(doctor.repaired_text(options.workflow, done, as_json=options.json))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="iso-orchestrator",
+        description="Look at durable workflows and look after them.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False)
+        command.add_argument(
+            "--dir", default=_ROOT, metavar="DIR", help="the folder of workflows (default: %(default)s)"
+        )
+        command.set_defaults(run=run)
+        return command
+
+    _add_demo_options(add("demo", _demo, "run a batch of jobs that goes on after Ctrl-C or a kill"))
+    following = add("logs", _logs, "print what a step's command has written")
+    watching = add("top", _top, "show what runs now, what waits for which limit, and the limits in force")
+    listing = add("list", _list, "list the workflows, and change nothing")
+    show = add("show", _show, "show a workflow's record, and change nothing")
+    for command in (listing, show):
+        command.add_argument("--json", action="store_true", help="print JSON")
+    fold = add("fold", _fold, "write all that happened into the snapshot, for other programs to read")
+    reset = add("reset", _reset, "forget steps, so that they run again")
+    delete = add("delete", _delete, "delete a workflow that nobody is using")
+    for command in (show, following, fold, reset, delete):
+        command.add_argument("workflow", type=_workflow_id, metavar="WORKFLOW", help="its id, as `list` shows it")
+    following.add_argument("step", metavar="STEP", help="the step's name, as `show` has it")
+    following.add_argument("-f", "--follow", action="store_true", help="wait for more until the step has ended")
+    watching.add_argument(
+        "workflow", nargs="?", type=_workflow_id, metavar="WORKFLOW", help="its id (default: all of the folder)"
+    )
+    watching.add_argument("--every", type=_seconds, metavar="SECONDS", help="show it again and again")
+    _add_doctor_options(
+        add("verify", _verify, "check every file, and change nothing"),
+        add("repair", _repair, "bring back what is sound of a damaged workflow"),
+    )
+    reset.add_argument("step", metavar="NAME_OR_PATTERN", help="a step's name, or a pattern such as 'apply:*'")
+    return parser
+
+
+def _add_demo_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--fresh", action="store_true", help="start over: delete what an earlier demo did")
+    command.add_argument(
+        "--pace",
+        type=_seconds,
+        default=0.4,
+        metavar="SECONDS",
+        help="how long the agent takes for a job, on average (default: %(default)s)",
+    )
+    command.add_argument("--ledger", metavar="FILE", help="append a line to FILE for each job that the agent has done")
+
+
+def _add_doctor_options(verify: argparse.ArgumentParser, repairing: argparse.ArgumentParser) -> None:
+    verify.add_argument(
+        "workflow", nargs="?", type=_workflow_id, metavar="WORKFLOW", help="its id (default: every file of the folder)"
+    )
+    repairing.add_argument(
+        "workflow", type=_workflow_id, metavar="WORKFLOW", help="its id, as `list` or `verify` shows it"
+    )
+    repairing.set_defaults(refuse=repairing.error)
+    choice = repairing.add_mutually_exclusive_group()
+    choice.add_argument(
+        "--merge-snapshot", action="store_true", help="merge what another program wrote into the snapshot"
+    )
+    choice.add_argument("--without-snapshot", action="store_true", help="take what the journal alone has")
+    repairing.add_argument(
+        "--prefer", choices=("journal", "snapshot"), help="whose steps and state a merge takes where both changed them"
+    )
+    for command, text in ((verify, doctor.VERIFY_HELP), (repairing, doctor.REPAIR_HELP)):
+        command.add_argument("--json", action="store_true", help="print JSON")
+        command.formatter_class = argparse.RawDescriptionHelpFormatter
+        command.epilog = text
+
+
+def _workflow_id(text: str) -> str:
+    try:
+        return check_key(text, "WORKFLOW")
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not math.isfinite(seconds) or seconds < 0:
+        raise argparse.ArgumentTypeError(f"not a number of seconds: {text!r}")
+    return seconds
