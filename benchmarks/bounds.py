@@ -126,13 +126,13 @@ def rows(results: Results) -> Iterator[Row]:
 
 def opening_rows(results: Results) -> Iterator[Row]:
     clean = reports(results, "opening", "after a clean end", OURS)
-    fold = median(report["closing"] for report in clean)
+    projection = median(report["closing"] for report in clean)
     yield Row(
         f"{opened_steps(results):,} completed steps opened and resumed",
         median(report["opening"] + report["seconds"] for report in clean),
         seconds,
         2.5,
-        more="" if fold is None else f"; the fold {seconds(fold)}",
+        more="" if projection is None else f"; the fold {seconds(projection)}",
     )
     yield Row("its memory at the peak", median(report["peak"] for report in clean), size, 600e6)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from iso_orchestrator import Command
 from iso_orchestrator.checks import unique_name
-from iso_orchestrator.commands.process import CommandRun
+from iso_orchestrator.commands.process import ProcessRunner
 
 ROUNDS = 200
 GIB = 1 << 30
@@ -25,7 +25,7 @@ MUCH = f"yes 'a line of some length, as programs print them' | head -c {GIB}"
 
 
 def run(folder: Path, args: list[str]) -> None:
-    CommandRun(name="step", command=Command(args), mark=unique_name(), log_path=str(folder / "out.log")).run()
+    ProcessRunner(name="step", command=Command(args), mark=unique_name(), log_path=str(folder / "out.log")).run()
 
 
 def timed(work: Callable[[], object]) -> float:

@@ -13,7 +13,7 @@ from iso_orchestrator.errors import NoActiveWorkflowError, StoreError, WorkflowN
 from iso_orchestrator.record.model import WorkflowRecord, WorkflowSummary
 from iso_orchestrator.runtime.context import current_scope
 from iso_orchestrator.runtime.runs import RunResult
-from iso_orchestrator.runtime.runtime import Handle
+from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.steps.call import IfInterrupted
 from iso_orchestrator.steps.identity import Template
 from iso_orchestrator.steps.retry import Retry
@@ -71,7 +71,7 @@ def open_workflow(workflow_id: str, **options: Any) -> Workflow:
         <WorkflowStatus.IDLE: 'idle'>
     """
     workflow = Workflow(workflow_id, **options)
-    workflow._handle.session()
+    workflow._runtime.session()
     return workflow
 
 
@@ -87,10 +87,10 @@ def read_workflow_record(
         WorkflowNotFoundError: There is none.
     """
     check_key(workflow_id, "a workflow id")
-    fold = find_store(store, dir).read(workflow_id)
-    if fold is None:
+    projection = find_store(store, dir).read(workflow_id)
+    if projection is None:
         raise _not_found(workflow_id, dir, store)
-    return fold.record()
+    return projection.record()
 
 
 def list_workflows(
@@ -130,11 +130,11 @@ def delete_workflow(
 
 def _end_orphans(store: FileStore, workflow_id: str) -> None:
     with suppress(StoreError):  # a damaged record is what people most want to delete
-        fold = store.read(workflow_id)
-        if fold is not None and fold.commands:
+        projection = store.read(workflow_id)
+        if projection is not None and projection.commands:
             from iso_orchestrator.commands.call import end_orphans
 
-            end_orphans(fold, store.place(), lambda owner: store.is_alive(workflow_id, owner))
+            end_orphans(projection, store.place(), lambda owner: store.is_alive(workflow_id, owner))
 
 
 def current_workflow() -> Workflow:
@@ -183,7 +183,7 @@ def step(
     options = step_options(retry, timeout, accept, if_interrupted, version)
 
     def decorate(plain: Callable[..., Any]) -> Step[..., Any]:
-        return Step(plain, _current_handle, options, name, idempotency_key)
+        return Step(plain, _current_runtime, options, name, idempotency_key)
 
     return decorate if fn is None else decorate(fn)
 
@@ -212,7 +212,7 @@ def command(fn: Callable[..., CommandLine] | None = None, /, **options: Any) -> 
     checked = command_options(**options)
 
     def decorate(plain: Callable[..., CommandLine]) -> CommandStep[..., Any]:
-        return CommandStep(plain, _current_handle, checked, name, key)
+        return CommandStep(plain, _current_runtime, checked, name, key)
 
     return decorate if fn is None else decorate(fn)
 
@@ -231,11 +231,11 @@ def for_each(
     from iso_orchestrator.fanout.for_each import ForEach, for_each_options  # what runs none, loads none
 
     options = for_each_options(max_parallel, mutex_key, mutex_scope, mutex_timeout, stop_on_error, executor, progress)
-    return lambda fn: ForEach(fn, _current_handle, options)
+    return lambda fn: ForEach(fn, _current_runtime, options)
 
 
-def _current_handle() -> Handle:
-    return current_workflow()._handle
+def _current_runtime() -> WorkflowRuntime:
+    return current_workflow()._runtime
 
 
 def _not_found(workflow_id: str, root: str | os.PathLike[str], store: Store | str | None) -> WorkflowNotFoundError:

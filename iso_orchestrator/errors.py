@@ -40,7 +40,7 @@ __all__ = [
     "WorkflowBusyError",
     "WorkflowNotFoundError",
     "WorkflowUsageError",
-    "noting",
+    "suppressed_as_note",
 ]
 
 
@@ -446,7 +446,7 @@ def _since(moment: datetime | None) -> str:
 
 
 @contextmanager
-def noting(error: BaseException | None, what: str) -> Iterator[None]:
+def suppressed_as_note(error: BaseException | None, what: str) -> Iterator[None]:
     """Where there is an *error* already, trouble inside of the `with` is a note on it and hides nothing."""
     try:
         yield

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from iso_orchestrator.coordination import state as states
 from iso_orchestrator.record.model import Heartbeat, Json, Lease, WorkflowEvent, WorkflowRecord, WorkflowStatus
-from iso_orchestrator.record.projection import Fold, copy_json
-from iso_orchestrator.runtime.runtime import Handle
+from iso_orchestrator.record.projection import Projection, copy_json
+from iso_orchestrator.runtime.runtime import WorkflowRuntime
 
 if TYPE_CHECKING:
     from iso_orchestrator.coordination.lease import HeldLease
@@ -20,17 +20,17 @@ __all__ = ["RecordKeeper"]
 class RecordKeeper:
     """The part of `Workflow` that reads and changes its record."""
 
-    _handle: Handle
+    _runtime: WorkflowRuntime
 
     @property
     def record(self) -> WorkflowRecord:
         """The record as it is now, with all that other processes wrote. Looking makes none."""
-        return self._handle.look(Fold.record)
+        return self._runtime.look(Projection.record)
 
     @property
     def state(self) -> Json:
         """The state, a copy to do with as you like."""
-        return self._handle.look(lambda fold: copy_json(fold.state))
+        return self._runtime.look(lambda projection: copy_json(projection.state))
 
     def update_state(self, update: Any, *, with_step: bool = False) -> Any:
         """Replace the state, by a value or by what a function makes of a copy of it; atomic over all processes.
@@ -55,9 +55,9 @@ class RecordKeeper:
             {'n': 1}
         """
         if with_step:
-            states.update_with_step(self._handle, update)
+            states.update_with_step(self._runtime, update)
             return None
-        return states.update_state(self._handle, update)
+        return states.update_state(self._runtime, update)
 
     def append_event(self, type: str, message: str | None = None, detail: Any = None) -> WorkflowEvent:  # noqa: A002
         """Append an event of your own to the record.
@@ -67,7 +67,7 @@ class RecordKeeper:
             >>> Workflow("batch", store="memory://event").append_event("mail.sent", detail={"to": 3}).detail
             {'to': 3}
         """
-        return states.append_event(self._handle, type, message, detail)
+        return states.append_event(self._runtime, type, message, detail)
 
     def heartbeat(self, key: str, detail: Any = None) -> Heartbeat:
         """Record that whoever *key* stands for is alive.
@@ -77,7 +77,7 @@ class RecordKeeper:
             >>> Workflow("batch", store="memory://beat").heartbeat("worker:1", {"phase": "send"}).key
             'worker:1'
         """
-        return states.heartbeat(self._handle, key, detail)
+        return states.heartbeat(self._runtime, key, detail)
 
     def heartbeating(self, key: str, *, every: float = 30.0, detail: Any = None) -> AbstractContextManager[None]:
         """Beat each *every* seconds in the background; an event at the first and the last beat only.
@@ -87,7 +87,7 @@ class RecordKeeper:
             >>> with Workflow("batch", store="memory://beating").heartbeating("worker:1", every=5):
             ...     pass
         """
-        return states.heartbeating(self._handle, key, every, detail)
+        return states.heartbeating(self._runtime, key, every, detail)
 
     def touch_lease(self, key: str, *, holder: str, ttl: float | timedelta, detail: Any = None) -> Lease:
         """Acquire a lease that nobody has, or renew one's own. It fences nothing by itself.
@@ -109,7 +109,7 @@ class RecordKeeper:
         """
         from iso_orchestrator.coordination.lease import touch_lease  # what has no lease, loads none
 
-        return touch_lease(self._handle, key, holder, ttl, detail)
+        return touch_lease(self._runtime, key, holder, ttl, detail)
 
     def release_lease(self, key: str, holder: str | None = None) -> Lease | None:
         """Give a lease back; None when there is none.
@@ -119,7 +119,7 @@ class RecordKeeper:
         """
         from iso_orchestrator.coordination.lease import release_lease
 
-        return release_lease(self._handle, key, holder)
+        return release_lease(self._runtime, key, holder)
 
     def lease(
         self, key: str, *, holder: str | None = None, ttl: float | timedelta = 30.0, detail: Any = None
@@ -148,8 +148,8 @@ class RecordKeeper:
         """
         from iso_orchestrator.coordination.lease import hold_lease
 
-        return hold_lease(self._handle, key, holder, ttl, detail)
+        return hold_lease(self._runtime, key, holder, ttl, detail)
 
     def set_status(self, status: WorkflowStatus | str, error: BaseException | str | None = None) -> WorkflowRecord:
         """Set the status by hand; without an error the last one is forgotten."""
-        return states.set_status(self._handle, status, error)
+        return states.set_status(self._runtime, status, error)

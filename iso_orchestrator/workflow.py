@@ -22,11 +22,11 @@ from iso_orchestrator.errors import WorkflowUsageError
 from iso_orchestrator.record_keeper import RecordKeeper
 from iso_orchestrator.runtime.context import current_scope, entered, restore
 from iso_orchestrator.runtime.runs import OnBusy, RunResult, begin_run, end_run, new_run
-from iso_orchestrator.runtime.runtime import Handle
+from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.steps.call import IfInterrupted
 from iso_orchestrator.steps.identity import Template
 from iso_orchestrator.steps.retry import Retry
-from iso_orchestrator.steps.step import Step, StepKeywords, refuse_unfit, run_step, step_options
+from iso_orchestrator.steps.step import Step, StepKeywords, check_callable, run_step, step_options
 from iso_orchestrator.store import Store
 from iso_orchestrator.store.urls import find_store
 from iso_orchestrator.system.clock import Clock, InjectedClock, SystemClock
@@ -103,7 +103,7 @@ class Workflow(RecordKeeper):
         if max_workers < 1:
             raise ValueError(f"max_workers must be at least 1, not {max_workers}")
         self._on_busy: OnBusy = on_busy
-        self._handle = Handle(
+        self._runtime = WorkflowRuntime(
             self,
             self.workflow_id,
             find_store(store, self.dir),
@@ -122,7 +122,7 @@ class Workflow(RecordKeeper):
     @property
     def record_path(self) -> str:
         """Where the snapshot is, or would be."""
-        return self._handle.store.path_of(self.workflow_id)
+        return self._runtime.store.path_of(self.workflow_id)
 
     def __enter__(self) -> Workflow:
         """Begin a run."""
@@ -131,15 +131,15 @@ class Workflow(RecordKeeper):
             raise WorkflowUsageError(
                 f"workflow {self.workflow_id!r}: a run inside of itself; use the workflow as it is"
             )
-        if self._on_busy == "wait" and any(run.workflow._handle.key == self._handle.key for run in around):
+        if self._on_busy == "wait" and any(run.workflow._runtime.key == self._runtime.key for run in around):
             raise WorkflowUsageError(
                 f"workflow {self.workflow_id!r}: a run that waits for the one around it never ends"
             )
         thread = threading.get_ident()
         with contextlib.ExitStack() as stack:  # a signal in the midst of this ends the run that it began
-            run = new_run(self._handle)
-            stack.push(lambda _, error, __: end_run(self._handle, run, error))
-            begin_run(self._handle, run, self._on_busy)
+            run = new_run(self._runtime)
+            stack.push(lambda _, error, __: end_run(self._runtime, run, error))
+            begin_run(self._runtime, run, self._on_busy)
             scope = current_scope()
             stack.callback(restore, scope)
             stack.enter_context(entered(attrs.evolve(scope, workflow=self, runs=(*scope.runs, run))))
@@ -168,7 +168,7 @@ class Workflow(RecordKeeper):
             >>> Workflow("batch", store="memory://run").run(lambda workflow: workflow.state).value
             {}
         """
-        refuse_unfit(fn, "what run() calls")
+        check_callable(fn, "what run() calls")
         with self:
             value = fn(self)
         return RunResult(value, self.record)
@@ -224,8 +224,8 @@ class Workflow(RecordKeeper):
         options = step_options(retry, timeout, accept, if_interrupted, version)
 
         def decorate(plain: Callable[..., Any]) -> Step[..., Any]:
-            made = Step(plain, lambda: self._handle, options, name, idempotency_key)
-            made.claim(self._handle)
+            made = Step(plain, lambda: self._runtime, options, name, idempotency_key)
+            made.claim(self._runtime)
             return made
 
         return decorate if fn is None else decorate(fn)
@@ -249,7 +249,7 @@ class Workflow(RecordKeeper):
             3
         """
         options = step_options(retry, timeout, accept, if_interrupted, version)
-        return run_step(self._handle, name, fn, args, idempotency_key, options)
+        return run_step(self._runtime, name, fn, args, idempotency_key, options)
 
     @overload
     def command(self, fn: Callable[P, CommandLine], /) -> CommandStep[P, Any]: ...
@@ -308,8 +308,8 @@ class Workflow(RecordKeeper):
         checked = command_options(**options)
 
         def decorate(plain: Callable[..., CommandLine]) -> CommandStep[..., Any]:
-            made: CommandStep[..., Any] = CommandStep(plain, lambda: self._handle, checked, name, key)
-            made.claim(self._handle)
+            made: CommandStep[..., Any] = CommandStep(plain, lambda: self._runtime, checked, name, key)
+            made.claim(self._runtime)
             return made
 
         return decorate if fn is None else decorate(fn)
@@ -353,7 +353,7 @@ class Workflow(RecordKeeper):
         options = for_each_options(
             max_parallel, mutex_key, mutex_scope, mutex_timeout, stop_on_error, executor, progress
         )
-        return lambda fn: ForEach(fn, lambda: self._handle, options)
+        return lambda fn: ForEach(fn, lambda: self._runtime, options)
 
     def run_for_each(
         self,
@@ -379,7 +379,7 @@ class Workflow(RecordKeeper):
         options = for_each_options(
             max_parallel, mutex_key, mutex_scope, mutex_timeout, stop_on_error, executor, progress
         )
-        return run_for_each(self._handle, items, fn, options)
+        return run_for_each(self._runtime, items, fn, options)
 
     def mutex(self, key: str, *, timeout: float | None = None, scope: MutexScope = "workflow") -> Mutex:
         """A mutex over threads and processes, as a context manager and a decorator.
@@ -399,7 +399,7 @@ class Workflow(RecordKeeper):
             >>> with Workflow("batch", store="memory://mutex").mutex("account"):
             ...     pass
         """
-        return Mutex(self._handle, key, timeout, scope)
+        return Mutex(self._runtime, key, timeout, scope)
 
     def reset(self, name_or_pattern: str) -> list[str]:
         """Forget the steps of that exact name, else those that match the `fnmatch` pattern, so that they run again.
@@ -417,7 +417,7 @@ class Workflow(RecordKeeper):
             >>> workflow.reset("fetch:*")
             ['fetch:1']
         """
-        return reset_steps(self._handle, name_or_pattern)
+        return reset_steps(self._runtime, name_or_pattern)
 
     def close(self) -> None:
         """Let go of the record, and write the snapshot if nobody else uses it. It opens again on next use.
@@ -427,7 +427,7 @@ class Workflow(RecordKeeper):
         """
         if self._entered:
             raise WorkflowUsageError(f"workflow {self.workflow_id!r}: close() inside a run; leave the with block first")
-        self._handle.close()
+        self._runtime.close()
 
 
 def _clock(now: Callable[[], datetime] | None) -> Clock:

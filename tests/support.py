@@ -18,8 +18,8 @@ from typing import Any
 
 from iso_orchestrator.errors import StoreError
 from iso_orchestrator.record import facts as f
-from iso_orchestrator.record.projection import Fold
-from iso_orchestrator.store import Log, Store
+from iso_orchestrator.record.projection import Projection
+from iso_orchestrator.store import Store, WorkflowLog
 from iso_orchestrator.system.filesystem import FileSystem
 
 T0 = datetime(2026, 5, 14, 12, 0, 0, 7000, tzinfo=UTC)
@@ -39,9 +39,9 @@ def at(seconds: float) -> datetime:
     return T0 + timedelta(seconds=seconds)
 
 
-def new_fold(workflow_id: str = "w", state: Any = None) -> Fold:
+def new_fold(workflow_id: str = "w", state: Any = None) -> Projection:
     """The record of a workflow in which nothing has happened."""
-    return Fold.new(workflow_id, T0, {} if state is None else state)
+    return Projection.new(workflow_id, T0, {} if state is None else state)
 
 
 def note(text: Any, seconds: float = 0) -> f.EventAppended:
@@ -49,36 +49,36 @@ def note(text: Any, seconds: float = 0) -> f.EventAppended:
     return f.EventAppended(at(seconds), "note", str(text))
 
 
-def notes_of(fold: Fold) -> list[str | None]:
+def notes_of(projection: Projection) -> list[str | None]:
     """The messages of all notes, in order."""
-    return [event.message for event in fold.events if event.type == "note"]
+    return [event.message for event in projection.events if event.type == "note"]
 
 
-def put(log: Log, fold: Fold, *facts: f.Fact) -> Fold:
+def put(log: WorkflowLog, projection: Projection, *facts: f.Fact) -> Projection:
     """What a session does to record *facts*: lock, catch up, append, unlock."""
     log.lock()
     try:
-        fold = log.catch_up(fold)
-        log.append(fold, facts)
-        return fold
+        projection = log.catch_up(projection)
+        log.append(projection, facts)
+        return projection
     finally:
         log.unlock()
 
 
-def caught_up(log: Log, fold: Fold) -> Fold:
+def caught_up(log: WorkflowLog, projection: Projection) -> Projection:
     """*fold* with all that others have written."""
     log.lock()
     try:
-        return log.catch_up(fold)
+        return log.catch_up(projection)
     finally:
         log.unlock()
 
 
-def looked_at(store: Store, workflow_id: str = "w") -> Fold:
+def looked_at(store: Store, workflow_id: str = "w") -> Projection:
     """The workflow as a reader sees it; it has to be there."""
-    fold = store.read(workflow_id)
-    assert fold is not None
-    return fold
+    projection = store.read(workflow_id)
+    assert projection is not None
+    return projection
 
 
 def tree(root: Path | str) -> dict[str, tuple[int, bytes]]:
@@ -113,12 +113,12 @@ def wait_until(
     return value
 
 
-def refusal(log: Log, fold: Fold) -> StoreError:
+def refusal(log: WorkflowLog, projection: Projection) -> StoreError:
     """The error of a log whose files another program has changed: it looks at them every now and then."""
 
     def refused() -> StoreError | None:
         try:
-            caught_up(log, fold)
+            caught_up(log, projection)
         except StoreError as error:
             return error
         return None

@@ -15,7 +15,7 @@ from support import wait_until
 
 from iso_orchestrator.checks import unique_name
 from iso_orchestrator.commands.model import Command
-from iso_orchestrator.commands.process import CommandRun
+from iso_orchestrator.commands.process import ProcessRunner
 from iso_orchestrator.system.processes.tree import find, marked_environment
 
 FOREVER = "1000"  # seconds of a sleep that is not to end by itself
@@ -40,11 +40,11 @@ def hidden(folder: object, code: str) -> list[str]:
     return shell(f'echo $$ > "$1/leader"; (setsid env -i "PATH=$PATH" sh -c "$2" sh "$1" &); {code}', folder, stranger)
 
 
-def command_run(folder: Path, args: Sequence[str] | Command, **options: Any) -> CommandRun:
+def command_run(folder: Path, args: Sequence[str] | Command, **options: Any) -> ProcessRunner:
     """A run of a command line in *folder*, with a mark of its own."""
     command = args if isinstance(args, Command) else Command(args)
     defaults = {"name": "step", "mark": unique_name(), "log_path": str(folder / "out.log"), "grace": 0.2}
-    return CommandRun(command=command, **{**defaults, **options})
+    return ProcessRunner(command=command, **{**defaults, **options})
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from typing import Any
 from support import DEADLINE, wait_until
 
 import iso_orchestrator
-from iso_orchestrator.system.interrupts import Latch
+from iso_orchestrator.system.interrupts import OneShotEvent
 
 _PACKAGE = os.path.dirname(iso_orchestrator.__file__) + os.sep
 
@@ -69,7 +69,7 @@ def is_waiting(thread: int, *names: str) -> bool:
         return any(frame.f_code.co_name in names for frame in frames)
     return (
         bool(frames)
-        and frames[0].f_code in (threading.Condition.wait.__code__, Latch.wait.__code__)
+        and frames[0].f_code in (threading.Condition.wait.__code__, OneShotEvent.wait.__code__)
         and any(frame.f_code.co_filename.startswith(_PACKAGE) for frame in frames)
     )
 

@@ -1,4 +1,4 @@
-"""The direction of imports, and who alone may do what. The table `FLOORS` is the architecture."""
+"""The direction of imports, and which module alone may do what. The list `ROOMS` is the architecture."""
 
 from __future__ import annotations
 
@@ -12,90 +12,55 @@ import iso_orchestrator
 
 PACKAGE = Path(iso_orchestrator.__file__).parent
 
-# From the ground up. A module imports what stands on a lower floor, or beside it.
-FLOORS = [
-    {
-        "clock",
-        "collector",
-        "command_line",
-        "errors",
-        "identity",
-        "markup",
-        "names",
-        "noting",
-        "progress",
-        "seconds",
-        "shielded",
-        "value",
-        "waiting",
-    },
-    {"facts", "fold", "model"},
-    {"codec"},
-    {"store"},
-    {
-        "command_leftovers",
-        "command_log",
-        "command_run",
-        "command_start",
-        "context",
-        "handle",
-        "liveness",
-        "pool",
-        "pool_future",
-        "processes",
-        "session",
-    },
-    {
-        "agents",
-        "batch",
-        "command_step",
-        "command_call",
-        "command_output",
-        "functions",
-        "lease",
-        "mutex",
-        "mutex_queue",
-        "naming",
-        "pace",
-        "record_keeper",
-        "reset",
-        "retry",
-        "runs",
-        "scheduler",
-        "settling",
-        "state",
-        "step",
-        "step_run",
-        "stores",
-        "timeout",
-        "workflow",
-    },
-    {"__init__", "__main__", "cli", "demo", "doctor", "examples", "logs", "report", "stand_in_agent", "top"},
+# From the ground up: a room imports from itself and from the rooms above it in this list.
+ROOMS = [
+    "checks",
+    "errors",
+    "record",
+    "codec",
+    "system",
+    "store",
+    "runtime",
+    "steps",
+    "coordination",
+    "fanout",
+    "commands",
+    "agents",
+    "record_keeper",
+    "workflow",
+    "decorators",
+    "views",
+    "examples",
+    "__init__",
+    "__main__",
 ]
+
+# Imports that go up today.
+UPWARD = {("views.cli", "examples"), ("views.cli", "examples.demo")}
 
 # Who alone may import what.
 DOORS = {
-    "time": {"agents.dialects", "agents.stand_in", "clock", "stand_in_agent"},
-    "fcntl": {"store.file.fs"},
-    "portalocker": {"store.file.locks"},
-    "cattrs": {"codec.conversion", "codec.mapping", "codec.strict", "codec.values"},
-    "subprocess": {"agents.stand_in", "command_start", "demo", "processes.exit"},
-    "psutil": {"processes.psutil_table"},
-    "tqdm": {"progress"},
-    "tenacity": {"retry"},
-    "argparse": {"cli", "examples.review_batch", "stand_in_agent"},
+    "time": {"agents.dialects", "agents.stand_in", "examples.stand_in_agent", "system.clock"},
+    "fcntl": {"system.filesystem"},
+    "portalocker": {"system.file_lock"},
+    "cattrs": {"codec.converter", "codec.mapping", "codec.strict", "codec.values"},
+    "subprocess": {"agents.stand_in", "commands.start", "examples.demo", "system.processes.exit"},
+    "psutil": {"system.processes.psutil_table"},
+    "tqdm": {"fanout.progress"},
+    "tenacity": {"steps.retry"},
+    "argparse": {"examples.review_batch", "examples.stand_in_agent", "views.cli"},
 }
 
-# Which calls open, make, move or remove files, and who alone may make them. `clock` reads the id of the boot,
-# `processes.linux_table` what the kernel says of processes.
+# Which calls open, make, move or remove files, and which modules alone may make them. `system.clock` reads the id of
+# the boot, `linux_table` the kernel's list of processes.
 FILE_CALLS = {"open", "mkdir", "makedirs", "rename", "replace", "unlink", "rmdir", "fsync", "read_text", "write_text"}
 FILE_DOORS = {
-    "store.file.fs",
+    "system.filesystem",
     "agents.stand_in",
-    "clock",
+    "system.clock",
     "examples.review_batch",
-    "processes.linux_table",
-    "stand_in_agent",
+    "system.processes.linux_table",
+    "examples.stand_in_agent",
 }
 
 
@@ -106,9 +71,10 @@ def modules() -> dict[str, Path]:
     }
 
 
-def imports(path: Path) -> set[str]:
+def imported(tree: ast.AST) -> set[str]:
+    """All that a module imports, by full names."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
@@ -116,36 +82,38 @@ def imports(path: Path) -> set[str]:
     return found
 
 
-def own_imports(path: Path) -> set[str]:
-    """The package's modules that a module imports, as they are called in `modules()`."""
+def named(tree: ast.AST) -> set[str]:
+    """The package's modules among what is imported, as they are called in `modules()`."""
     known = modules()
-    names = {name.removeprefix("iso_orchestrator.") for name in imports(path) if name.startswith("iso_orchestrator.")}
+    names = {name.removeprefix("iso_orchestrator.") for name in imported(tree) if name.startswith("iso_orchestrator.")}
     return {name for name in names if name in known}
 
 
-def floor_of(module: str) -> int:
-    room = module.partition(".")[0]
-    return next(number for number, rooms in enumerate(FLOORS) if room in rooms)
+def run_time_imports(module: str) -> set[str]:
+    """The package's modules that a module imports when it runs, at once or at first use."""
+    tree = ast.parse(modules()[module].read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+            node.body = []
+    return named(tree)
 
 
-def test_every_module_has_a_floor() -> None:
-    """Each module of the package stands on one floor, and each name in the table is a module."""
-    rooms = {module.partition(".")[0] for module in modules()}
-    assert rooms == set().union(*FLOORS)
+def test_every_module_is_in_a_room() -> None:
+    """Each module of the package is in one room, and each name in the list is a room."""
+    assert {module.partition(".")[0] for module in modules()} == set(ROOMS)
 
 
 @pytest.mark.parametrize("module", modules())
-def test_imports_go_down_or_aside(module: str) -> None:
-    """No module imports from a higher floor."""
-    # What is imported for a type checker alone is not there at run time; errors name a record that they carry.
-    above = {name for name in own_imports(modules()[module]) if floor_of(name) > floor_of(module)}
-    assert above <= ({"model"} if module == "errors" else set())
+def test_a_room_imports_only_from_rooms_above_it(module: str) -> None:
+    """Folders form no circle, since each imports only from those above it in the list."""
+    room = ROOMS.index(module.partition(".")[0])
+    below = {name for name in run_time_imports(module) if ROOMS.index(name.partition(".")[0]) > room}
+    assert {(module, name) for name in below} <= UPWARD
 
 
-def test_no_circles() -> None:
-    """No module imports itself, however far around."""
-    graph = {module: own_imports(path) for module, path in modules().items()}
-    graph["errors"] = graph["errors"] - {"model"}
+def test_modules_form_no_circle() -> None:
+    """No module imports itself, directly or through others, inside of a room or over rooms."""
+    graph = {module: run_time_imports(module) for module in modules()}
     done: set[str] = set()
 
     def visit(module: str, way: tuple[str, ...]) -> None:
@@ -168,7 +136,7 @@ def test_one_door_to_each_library(library: str) -> None:
     users = {
         module
         for module, path in modules().items()
-        if any(name == library or name.startswith(f"{library}.") for name in imports(path))
+        if any(name == library or name.startswith(f"{library}.") for name in imported(ast.parse(path.read_text())))
     }
     assert users <= DOORS[library]
 
@@ -191,7 +159,7 @@ def test_one_door_to_the_file_system() -> None:
 
 
 def test_nobody_waits_where_a_signal_leaves_a_lock() -> None:
-    """The standard library's conditions and events are used nowhere: `waiting` says why."""
+    """The standard library's conditions and events are used nowhere: `system.interrupts` says why."""
     users = {
         module
         for module, path in modules().items()

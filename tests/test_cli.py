@@ -289,7 +289,7 @@ def test_wrong_usage_ends_with_2(args, capsys, tmp_path, monkeypatch):
 
 
 def test_fold_lets_other_programs_see_what_a_killed_process_did(tmp_path, run):
-    """After a kill `fold` brings the snapshot up to the last acknowledged step."""
+    """After a kill `projection` brings the snapshot up to the last acknowledged step."""
     with run_python(
         "import sys; from iso_orchestrator import Workflow\n"
         "workflow = Workflow('batch', dir=sys.argv[1]); workflow.run_step('apply', lambda: 'done')\n"
@@ -307,7 +307,7 @@ def test_fold_lets_other_programs_see_what_a_killed_process_did(tmp_path, run):
 
 
 def test_fold_says_that_others_are_still_at_it(tmp_path, run):
-    """While another process uses the workflow, `fold` ends with 1: the snapshot is behind."""
+    """While another process uses the workflow, `projection` ends with 1: the snapshot is behind."""
     with run_python(
         "import sys; from iso_orchestrator import Workflow\n"
         "workflow = Workflow('batch', dir=sys.argv[1]); workflow.run_step('apply', lambda: 'done')\n"

@@ -27,9 +27,9 @@ from iso_orchestrator.codec import (
     fact_from_json,
     fact_to_json,
     fact_to_text,
-    fold_from_snapshot,
     plain_json,
-    snapshot_from_fold,
+    projection_from_snapshot,
+    snapshot_from_projection,
     to_json,
 )
 from iso_orchestrator.codec.mapping import writer
@@ -43,7 +43,16 @@ from iso_orchestrator.record.model import (
     StepStatus,
     WorkflowStatus,
 )
-from iso_orchestrator.record.projection import Event, Fold, LastCommand, LeaseClock, Limit, LiveRun, StepState, Wait
+from iso_orchestrator.record.projection import (
+    Event,
+    LastCommand,
+    LeaseClock,
+    Limit,
+    LiveRun,
+    Projection,
+    StepState,
+    Wait,
+)
 
 NPM = Path(__file__).parent / "data/npm-0.2.0"
 STAMP = "2026-05-14T12:00:00.007Z"
@@ -108,7 +117,7 @@ def facts_of(kind: type[f.Fact]) -> st.SearchStrategy[f.Fact]:
 
 
 @st.composite
-def folds(draw: st.DrawFn) -> Fold:
+def projections(draw: st.DrawFn) -> Projection:
     tokens = draw(st.dictionaries(texts, integers, max_size=3))
     steps = {}
     for name in draw(st.lists(texts, unique=True, max_size=3)):
@@ -126,7 +135,7 @@ def folds(draw: st.DrawFn) -> Fold:
             owner="owner",
             version=draw(optional_texts),
         )
-    return Fold(
+    return Projection(
         workflow_id=draw(texts),
         created_at=draw(times),
         updated_at=draw(times),
@@ -338,15 +347,17 @@ def test_facts_as_text_are_their_json(kind: type[f.Fact]) -> None:
     check()
 
 
-@given(folds())
-def test_steps_and_events_as_text_are_their_json(fold: Fold) -> None:
+@given(projections())
+def test_steps_and_events_as_text_are_their_json(projection: Projection) -> None:
     """What is written of a record at once is what its JSON encodes to."""
-    for step in fold.steps.values():
+    for step in projection.steps.values():
         fields = writer(StepState)(step)
         if step.status is StepStatus.COMPLETED:
             fields.setdefault("result", None)
         assert decode(step_text(step)) == fields
-    assert [event_text(event) for event in fold.events] == [encode(writer(Event)(event)) for event in fold.events]
+    assert [event_text(event) for event in projection.events] == [
+        encode(writer(Event)(event)) for event in projection.events
+    ]
 
 
 STARTED = {"at": STAMP, "step": "a", "attempt": 1, "owner": "o"}
@@ -479,18 +490,18 @@ SIMPLE_FACTS = [
 ]
 
 
-@given(folds())
-def test_records_come_back_as_they_were(fold: Fold) -> None:
+@given(projections())
+def test_records_come_back_as_they_were(projection: Projection) -> None:
     """A snapshot is read back with everything that the record had, what the npm package does not know included."""
-    found = fold_from_snapshot(snapshot_from_fold(fold), "p")
-    assert repr(found) == repr(fold)
+    found = projection_from_snapshot(snapshot_from_projection(projection), "p")
+    assert repr(found) == repr(projection)
 
 
 @pytest.mark.parametrize("name", ["fresh", "running", "failed", "completed"])
 def test_npm_snapshots_are_read_and_written_back_unchanged(name: str) -> None:
     """A record of the npm package keeps its every key and value, and gets one top-level key beside them."""
     original = json.loads((NPM / f"{name}.json").read_bytes())
-    written = json.loads(snapshot_from_fold(fold_from_snapshot((NPM / f"{name}.json").read_bytes(), "p")))
+    written = json.loads(snapshot_from_projection(projection_from_snapshot((NPM / f"{name}.json").read_bytes(), "p")))
     ours = written.pop("isoOrchestrator")
     assert written == original
     assert set(ours) == {"format", "seq", "runs", "runFailed", "steps", "tokens", "leaseClocks", "crc"}
@@ -499,7 +510,7 @@ def test_npm_snapshots_are_read_and_written_back_unchanged(name: str) -> None:
 
 def test_npm_record_is_read_field_by_field() -> None:
     """What Node wrote is found in our fields."""
-    record = fold_from_snapshot((NPM / "failed.json").read_bytes(), "p").record()
+    record = projection_from_snapshot((NPM / "failed.json").read_bytes(), "p").record()
     assert record.workflow_id == "Nightly Batch/№ 7"
     assert record.status is WorkflowStatus.FAILED
     assert record.created_at == datetime(2026, 4, 25, 8, 0, 0, 7000, tzinfo=UTC)
@@ -536,10 +547,10 @@ NPM_KEYS = {
 }
 
 
-@given(folds())
-def test_npm_objects_hold_npm_keys_and_no_others(fold: Fold) -> None:
+@given(projections())
+def test_npm_objects_hold_npm_keys_and_no_others(projection: Projection) -> None:
     """What the npm package does not know stands under `isoOrchestrator`, never inside of its own objects."""
-    document = json.loads(snapshot_from_fold(fold))
+    document = json.loads(snapshot_from_projection(projection))
     for part, keys in NPM_KEYS.items():
         for entry in document.get(part, {}).values():
             assert set(entry) <= keys
@@ -561,30 +572,30 @@ def test_npm_objects_hold_npm_keys_and_no_others(fold: Fold) -> None:
         "leases",
         "lastError",
     }
-    assert set(document) == known & set(document) | set(fold.unknown) | {"isoOrchestrator"}
+    assert set(document) == known & set(document) | set(projection.unknown) | {"isoOrchestrator"}
 
 
 def test_unknown_top_level_keys_are_kept() -> None:
     """What another program put at the top of a record stays there."""
     document = json.loads((NPM / "completed.json").read_bytes())
     document["dashboard"] = {"colour": [1, None]}
-    fold = fold_from_snapshot(json.dumps(document).encode(), "p")
-    fold.apply(f.EventAppended(T0, "note"))
-    assert json.loads(snapshot_from_fold(fold))["dashboard"] == {"colour": [1, None]}
+    projection = projection_from_snapshot(json.dumps(document).encode(), "p")
+    projection.apply(f.EventAppended(T0, "note"))
+    assert json.loads(snapshot_from_projection(projection))["dashboard"] == {"colour": [1, None]}
 
 
 def test_an_empty_version_is_one() -> None:
     """A step of version "" is not one without a version, after a fold either."""
-    fold = new_fold()
-    fold.apply(f.StepStarted(T0, "a", 1, "o", None, ""))
-    fold.apply(f.StepCompleted(T0, "a", 1))
-    found = fold_from_snapshot(snapshot_from_fold(fold), "p")
+    projection = new_fold()
+    projection.apply(f.StepStarted(T0, "a", 1, "o", None, ""))
+    projection.apply(f.StepCompleted(T0, "a", 1))
+    found = projection_from_snapshot(snapshot_from_projection(projection), "p")
     assert found.matching("a", None, "") is not None
     assert found.matching("a", None, None) is None
 
 
 def changed(**parts: Any) -> bytes:
-    document = json.loads(snapshot_from_fold(new_fold()))
+    document = json.loads(snapshot_from_projection(new_fold()))
     return json.dumps({**document, **parts}).encode()
 
 
@@ -599,7 +610,7 @@ def changed(**parts: Any) -> bytes:
 def test_newer_records_are_not_guessed_at(data: bytes, found: str) -> None:
     """A record of a newer version raises FormatVersionError, which says what it has and that an upgrade reads it."""
     with pytest.raises(FormatVersionError, match="upgrade iso-orchestrator") as caught:
-        fold_from_snapshot(data, "/p/w.json")
+        projection_from_snapshot(data, "/p/w.json")
     assert (caught.value.path, caught.value.found) == ("/p/w.json", found)
 
 
@@ -649,7 +660,7 @@ DAMAGED = {
 def test_what_is_no_record_is_refused(data: bytes) -> None:
     """Damaged records raise ValueError and nothing else, whatever is wrong with them."""
     with pytest.raises(ValueError, match=r"."):
-        fold_from_snapshot(data, "p")
+        projection_from_snapshot(data, "p")
 
 
 @attrs.define
@@ -681,7 +692,7 @@ class Derived(Quote):
     pass
 
 
-class Pair(NamedTuple):
+class SnapshotAndJournal(NamedTuple):
     left: int
     right: str
 
@@ -705,7 +716,7 @@ RESULTS: list[tuple[Any, Any]] = [
     (Point, Point(1, "a")),
     (Movie, {"title": "Alien", "year": 1979}),
     (Movie, {"title": "Alien"}),
-    (Pair, Pair(1, "b")),
+    (SnapshotAndJournal, SnapshotAndJournal(1, "b")),
     (Size, Size.BIG),
     (Colour, Colour.RED),
     (Level, Level.LOW),
@@ -726,7 +737,7 @@ RESULTS: list[tuple[Any, Any]] = [
     (tuple[int, ...], (1, 2, 3)),
     (set[int], {1, 2, 3}),
     (frozenset[str], frozenset({"a"})),
-    (set[Pair], {Pair(1, "a")}),
+    (set[SnapshotAndJournal], {SnapshotAndJournal(1, "a")}),
     (dict[str, int], {"a": 1}),
     (dict[int, str], {-1: "a", 2: "b"}),
     (dict[UUID, int], {UUID(int=7): 1}),
@@ -821,7 +832,7 @@ LOSSY: dict[str, tuple[Any, Any]] = {
     "key between types": (dict[int | str, int], {1: 1}),
     "short tuple": (tuple[int, str], (1,)),
     "long tuple": (tuple[int, str], (1, "a", 2)),
-    "named tuple of another type": (Pair, Pair("1", "a")),  # type: ignore[arg-type]
+    "named tuple of another type": (SnapshotAndJournal, SnapshotAndJournal("1", "a")),  # type: ignore[arg-type]
     "none of a union": (int | None, "1"),
     "datetime in a union with text": (datetime | str, datetime(2026, 5, 14, tzinfo=UTC)),
     "path in a union with text": (dict[str, Path | str], {"a": Path("a")}),

@@ -43,7 +43,7 @@ from iso_orchestrator import (
     read_workflow_record,
 )
 from iso_orchestrator.commands import leftovers as command_leftovers
-from iso_orchestrator.commands.call import CommandCall
+from iso_orchestrator.commands.call import CommandAttempt
 from iso_orchestrator.commands.leftovers import end_leftovers
 from iso_orchestrator.system.processes import ending
 from iso_orchestrator.system.processes.linux_table import LinuxProcessTable
@@ -740,9 +740,9 @@ def test_an_attempt_that_was_fenced_out_leaves_them_to_the_next(
 ) -> None:
     """Who lost its lease before it had ended them has not ended them."""
     first = left_behind(tmp_path)
-    mark = CommandCall._mark
+    mark = CommandAttempt._mark
 
-    def lose_the_lease(call: CommandCall, name: str) -> str:
+    def lose_the_lease(call: CommandAttempt, name: str) -> str:
         workflow.release_lease("slot")
         workflow.touch_lease("slot", holder="another", ttl=60)
         return mark(call, name)
@@ -752,7 +752,7 @@ def test_an_attempt_that_was_fenced_out_leaves_them_to_the_next(
         return shell(LOOK, str(first))
 
     with monkeypatch.context() as patched, pytest.raises(LeaseLostError), workflow.lease("slot", holder="one", ttl=60):
-        patched.setattr(CommandCall, "_mark", lose_the_lease)
+        patched.setattr(CommandAttempt, "_mark", lose_the_lease)
         work()
     assert is_alive(first)
     assert work().parsed == "gone\n"

@@ -37,7 +37,7 @@ from support import (
 )
 
 from iso_orchestrator.checks import record_names
-from iso_orchestrator.codec import snapshot_from_fold
+from iso_orchestrator.codec import snapshot_from_projection
 from iso_orchestrator.errors import (
     CorruptRecordError,
     FormatVersionError,
@@ -46,11 +46,11 @@ from iso_orchestrator.errors import (
     WorkflowBusyError,
 )
 from iso_orchestrator.record import facts as f
-from iso_orchestrator.record.projection import Fold
+from iso_orchestrator.record.projection import Projection
 from iso_orchestrator.store import FileStore
 from iso_orchestrator.store.file.files import Paths
-from iso_orchestrator.store.file.group_commit import GroupSync
-from iso_orchestrator.store.file.log import FileLog
+from iso_orchestrator.store.file.group_commit import GroupCommit
+from iso_orchestrator.store.file.log import FileWorkflowLog
 from iso_orchestrator.system.filesystem import FileSystem
 
 NPM = Path(__file__).parent / "data/npm-0.2.0"
@@ -72,42 +72,42 @@ def paths(root: Path) -> Paths:
 @pytest.fixture
 def early_folds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Journals are folded at a kilobyte: `rotate` makes one so long."""
-    monkeypatch.setattr("iso_orchestrator.store.file.log._FOLD_AT_BYTES", 1000)
-    monkeypatch.setattr("iso_orchestrator.store.file.log._FOLD_AT_RATIO", 0.0)
+    monkeypatch.setattr("iso_orchestrator.store.file.log._CHECKPOINT_AT_BYTES", 1000)
+    monkeypatch.setattr("iso_orchestrator.store.file.log._CHECKPOINT_AT_RATIO", 0.0)
 
 
 @pytest.fixture(autouse=True)
 def no_log_stays_open(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    logs: list[FileLog] = []
-    real = FileLog.__init__
+    logs: list[FileWorkflowLog] = []
+    real = FileWorkflowLog.__init__
 
-    def init(log: FileLog, *args: Any) -> None:
+    def init(log: FileWorkflowLog, *args: Any) -> None:
         real(log, *args)
         logs.append(log)
 
-    monkeypatch.setattr(FileLog, "__init__", init)
+    monkeypatch.setattr(FileWorkflowLog, "__init__", init)
     yield
     for log in logs:
         log.close()
 
 
-def opened(root: Path, fs: FileSystem | None = None, workflow_id: str = "w") -> tuple[FileLog, Fold]:
-    log, fold = FileStore(root, fs).open(workflow_id, lambda: new_fold(workflow_id))
-    assert isinstance(log, FileLog)
-    return log, fold
+def opened(root: Path, fs: FileSystem | None = None, workflow_id: str = "w") -> tuple[FileWorkflowLog, Projection]:
+    log, projection = FileStore(root, fs).open(workflow_id, lambda: new_fold(workflow_id))
+    assert isinstance(log, FileWorkflowLog)
+    return log, projection
 
 
-def die(log: FileLog) -> None:
+def die(log: FileWorkflowLog) -> None:
     """What is left of a hold when its process is killed: its files, without their locks."""
     log.close()
 
 
-def rotate(log: FileLog, fold: Fold, text: str = "long") -> Fold:
+def rotate(log: FileWorkflowLog, projection: Projection, text: str = "long") -> Projection:
     """Append so much that the journal is folded, with `early_folds`."""
     before = os.stat(log._paths.journal).st_ino
-    fold = put(log, fold, note(text), f.EventAppended(T0, "filler", "x" * 1000))
+    projection = put(log, projection, note(text), f.EventAppended(T0, "filler", "x" * 1000))
     assert os.stat(log._paths.journal).st_ino != before
-    return fold
+    return projection
 
 
 def pair_of(paths: Paths) -> tuple[bytes, bytes]:
@@ -128,9 +128,9 @@ def looks(root: Path, *messages: str) -> None:
     """Readers and whoever opens the workflow see these notes, now and again."""
     assert notes_of(looked_at(FileStore(root))) == list(messages)
     for _ in range(2):
-        log, fold = opened(root)
-        assert notes_of(fold) == list(messages)
-        log.leave(fold)
+        log, projection = opened(root)
+        assert notes_of(projection) == list(messages)
+        log.leave(projection)
     assert notes_of(looked_at(FileStore(root))) == list(messages)
 
 
@@ -141,8 +141,8 @@ def test_files_are_for_their_owner_alone(root: Path) -> None:
     """Whatever the umask says, files are 0600 and folders 0700, and git leaves the root alone."""
     before = os.umask(0)
     try:
-        log, fold = opened(root / "deep" / "er")
-        put(log, fold, note("one"))
+        log, projection = opened(root / "deep" / "er")
+        put(log, projection, note("one"))
         mutex = log.mutex("k", whole_store=True)
         mutex.acquire()
     finally:
@@ -152,7 +152,7 @@ def test_files_are_for_their_owner_alone(root: Path) -> None:
     assert {stat.S_IMODE(mode) for mode, _ in found.values() if stat.S_ISREG(mode)} == {0o600}
     assert found["root/deep/er/.gitignore"][1] == b"*\n"
     mutex.release()
-    log.leave(fold)
+    log.leave(projection)
 
 
 OPENER = """
@@ -186,9 +186,9 @@ def test_many_processes_that_open_at_once_make_one_record(root: Path) -> None:
         for child in children:
             child.__exit__()
     maker = only(makers)
-    fold = looked_at(FileStore(root))
-    assert fold.state == {"by": maker}
-    assert sorted(map(str, notes_of(fold))) == list("abcde")
+    projection = looked_at(FileStore(root))
+    assert projection.state == {"by": maker}
+    assert sorted(map(str, notes_of(projection))) == list("abcde")
 
 
 def test_root_that_two_make_at_once_is_made_by_both(root: Path) -> None:
@@ -199,9 +199,11 @@ def test_root_that_two_make_at_once_is_made_by_both(root: Path) -> None:
         if name in ("open_new", "open_write", "make_folder") and not root.joinpath("locks").exists():
             helper.open("other", lambda: new_fold("other"))[0].leave(None)
 
-    _, fold = opened(root, WatchedFS(before))
-    assert fold.workflow_id == "w"
-    assert sorted(fold.workflow_id for fold in FileStore(root).list() if isinstance(fold, Fold)) == ["other", "w"]
+    _, projection = opened(root, WatchedFS(before))
+    assert projection.workflow_id == "w"
+    assert sorted(
+        projection.workflow_id for projection in FileStore(root).list() if isinstance(projection, Projection)
+    ) == ["other", "w"]
 
 
 @pytest.mark.parametrize("missing", [False, True])
@@ -209,8 +211,8 @@ def test_looking_makes_and_changes_nothing(root: Path, missing: bool) -> None:
     """Reading, listing and asking for a path touch no file, in a root that is not there as in one that is in use."""
     store = FileStore(root)
     if not missing:
-        log, fold = opened(root)
-        put(log, fold, note("one"))
+        log, projection = opened(root)
+        put(log, projection, note("one"))
     before = tree(root.parent)
     assert (store.read("w") is None) is missing
     assert store.read("unknown") is None
@@ -223,8 +225,8 @@ def test_looking_makes_and_changes_nothing(root: Path, missing: bool) -> None:
 
 def test_looking_opens_nothing_for_writing(root: Path) -> None:
     """A reader needs no right to write: it makes only calls that change nothing."""
-    log, fold = opened(root)
-    put(log, fold, note("one"))
+    log, projection = opened(root)
+    put(log, projection, note("one"))
     fs = WatchedFS()
     FileStore(root, fs).read("w")
     list(FileStore(root, fs).list())
@@ -261,8 +263,8 @@ def test_relative_root_is_where_it_was_named(root: Path, tmp_path: Path, monkeyp
     monkeypatch.chdir(tmp_path)
     store = FileStore("root")
     monkeypatch.chdir("/")
-    log, fold = store.open("w", new_fold)
-    log.leave(fold)
+    log, projection = store.open("w", new_fold)
+    log.leave(projection)
     assert (root / "workflows").is_dir()
     assert store.identity == FileStore(root).identity
 
@@ -273,25 +275,25 @@ def test_relative_root_is_where_it_was_named(root: Path, tmp_path: Path, monkeyp
 def test_append_is_one_write_and_no_sync(root: Path) -> None:
     """A fact, or several of one moment, cost one write; only who waits for the disk pays for a sync, one for all."""
     fs = WatchedFS()
-    log, fold = opened(root, fs)
+    log, projection = opened(root, fs)
     fs.calls.clear()
-    fold = put(log, fold, note("one"))
-    fold = put(log, fold, note("two"), note("three"))
+    projection = put(log, projection, note("one"))
+    projection = put(log, projection, note("two"), note("three"))
     assert (fs.count("write_at"), fs.count("sync", "sync_folder")) == (2, 0)
-    log.sync(fold.seq)
+    log.sync(projection.seq)
     assert (fs.count("sync"), fs.count("sync_folder")) == (1, 0)
-    log.sync(fold.seq)
+    log.sync(projection.seq)
     log.sync(0)
     assert fs.count("sync") == 1
 
 
 def test_lines_tell_up_to_where_the_journal_was_synced(root: Path, paths: Paths) -> None:
     """A line that is written after a sync says so, and one of another process says what that knows."""
-    log, fold = opened(root)
-    fold = put(log, fold, note("one"))
-    fold = put(log, fold, note("two"))
-    log.sync(fold.seq)
-    fold = put(log, fold, note("three"))
+    log, projection = opened(root)
+    projection = put(log, projection, note("one"))
+    projection = put(log, projection, note("two"))
+    log.sync(projection.seq)
+    projection = put(log, projection, note("three"))
     other, its = opened(root)
     put(other, its, note("four"))
     assert [json.loads(line)["synced"] for line in lines_of(paths.journal)[1:]] == [0, 0, 2, 3]
@@ -307,15 +309,15 @@ def test_threads_share_a_sync(root: Path) -> None:
             assert go_on.wait(DEADLINE)
 
     fs = WatchedFS(before)
-    log, fold = opened(root, fs)
+    log, projection = opened(root, fs)
     fs.calls.clear()
-    fold = put(log, fold, note(0))
-    threads = [threading.Thread(target=log.sync, args=(fold.seq,))]
+    projection = put(log, projection, note(0))
+    threads = [threading.Thread(target=log.sync, args=(projection.seq,))]
     threads[0].start()
     assert in_sync.wait(DEADLINE)
     for number in range(1, 8):
-        fold = put(log, fold, note(number))
-        threads.append(threading.Thread(target=log.sync, args=(fold.seq,)))
+        projection = put(log, projection, note(number))
+        threads.append(threading.Thread(target=log.sync, args=(projection.seq,)))
         threads[-1].start()
     go_on.set()
     for thread in threads:
@@ -334,14 +336,14 @@ def test_waiting_thread_is_not_served_by_a_sync_that_began_before_its_write(root
             assert go_on.wait(DEADLINE)
 
     fs = WatchedFS(before)
-    log, fold = opened(root, fs)
-    fold = put(log, fold, note("early"))
-    first = threading.Thread(name="first", target=lambda seq=fold.seq: (log.sync(seq), served.append("first")))
+    log, projection = opened(root, fs)
+    projection = put(log, projection, note("early"))
+    first = threading.Thread(name="first", target=lambda seq=projection.seq: (log.sync(seq), served.append("first")))
     first.start()
     assert in_sync.wait(DEADLINE)
-    fold = put(log, fold, note("late"))
+    projection = put(log, projection, note("late"))
     before_late = fs.count("sync")
-    second = threading.Thread(target=lambda seq=fold.seq: (log.sync(seq), served.append("second")))
+    second = threading.Thread(target=lambda seq=projection.seq: (log.sync(seq), served.append("second")))
     second.start()
     go_on.set()
     first.join(DEADLINE)
@@ -362,20 +364,20 @@ class Stingy(FileSystem):
 
 def test_short_writes_lose_nothing(root: Path) -> None:
     """A file system that takes seven bytes a call gets all of them, one call after another."""
-    log, fold = opened(root, Stingy(7))
-    fold = put(log, fold, note("one"), note("two"))
-    log.leave(put(log, fold, note("three")))
+    log, projection = opened(root, Stingy(7))
+    projection = put(log, projection, note("one"), note("two"))
+    log.leave(put(log, projection, note("three")))
     looks(root, "one", "two", "three")
 
 
 def test_write_that_takes_nothing_is_an_error_and_no_hang(root: Path) -> None:
     """A file system that takes no byte at all makes the append fail."""
     fs = Stingy(1 << 20)
-    log, fold = opened(root, fs)
-    fold = put(log, fold, note("one"))
+    log, projection = opened(root, fs)
+    projection = put(log, projection, note("one"))
     fs.most = 0
     with pytest.raises(StoreError):
-        put(log, fold, note("two"))
+        put(log, projection, note("two"))
     fs.most = 1 << 20
     put(log, caught_up(log, None), note("three"))
     assert notes_of(looked_at(FileStore(root))) == ["one", "three"]
@@ -399,27 +401,27 @@ class Full(FileSystem):
 def test_full_disk_leaves_a_sound_journal(root: Path, paths: Paths, left: int) -> None:
     """An append that finds the disk full raises, takes its half line back, and can be done when there is room."""
     fs = Full()
-    log, fold = opened(root, fs)
+    log, projection = opened(root, fs)
     other, its = opened(root)
-    fold = put(log, fold, note("one"))
+    projection = put(log, projection, note("one"))
     before = Path(paths.journal).read_bytes()
     fs.left = left
     with pytest.raises(StoreError, match=r"No space left.*space"):
-        put(log, fold, note("two"), note("x" * 300))
+        put(log, projection, note("two"), note("x" * 300))
     assert Path(paths.journal).read_bytes() == before
     assert notes_of(put(other, its, note("other"))) == ["one", "other"]
     fs.left = 1 << 30
-    fold = put(log, caught_up(log, None), note("three"))
-    log.sync(fold.seq)
-    assert notes_of(fold) == notes_of(looked_at(FileStore(root))) == ["one", "other", "three"]
+    projection = put(log, caught_up(log, None), note("three"))
+    log.sync(projection.seq)
+    assert notes_of(projection) == notes_of(looked_at(FileStore(root))) == ["one", "other", "three"]
 
 
 def test_half_line_that_cannot_be_taken_back_is_cut_by_the_next(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Where not even the cut works, the next writer, this process or another, finds a torn tail and cuts it."""
     fs = WatchedFS()
-    log, fold = opened(root, fs)
+    log, projection = opened(root, fs)
     other, its = opened(root)
-    fold = put(log, fold, note("one"))
+    projection = put(log, projection, note("one"))
 
     def before(name: str, args: tuple[Any, ...]) -> None:
         if name == "write_at":
@@ -430,7 +432,7 @@ def test_half_line_that_cannot_be_taken_back_is_cut_by_the_next(root: Path, capl
 
     fs.before = before
     with pytest.raises(StoreError):
-        put(log, fold, note("two"))
+        put(log, projection, note("two"))
     fs.before = None
     assert notes_of(looked_at(FileStore(root))) == ["one"]
     with caplog.at_level(logging.WARNING, "iso_orchestrator"):
@@ -442,7 +444,7 @@ def test_half_line_that_cannot_be_taken_back_is_cut_by_the_next(root: Path, capl
 def test_interrupt_within_an_append_neither_loses_nor_doubles_a_fact(root: Path) -> None:
     """A Ctrl-C between the write and its bookkeeping leaves a record that is read anew, with the fact, once."""
     fs = WatchedFS()
-    log, fold = opened(root, fs)
+    log, projection = opened(root, fs)
 
     def before(name: str, args: tuple[Any, ...]) -> None:
         if name == "write_at":
@@ -451,34 +453,34 @@ def test_interrupt_within_an_append_neither_loses_nor_doubles_a_fact(root: Path)
 
     fs.before = before
     with pytest.raises(KeyboardInterrupt):
-        put(log, fold, note("one"))
+        put(log, projection, note("one"))
     fs.before = None
-    fold = put(log, caught_up(log, None), note("two"))
-    assert notes_of(fold) == ["one", "two"]
-    log.leave(fold)
+    projection = put(log, caught_up(log, None), note("two"))
+    assert notes_of(projection) == ["one", "two"]
+    log.leave(projection)
     looks(root, "one", "two")
 
 
 def test_fact_that_cannot_be_folded_is_not_written(root: Path, paths: Paths) -> None:
     """A fact about a step that is not there is not left in the journal: nobody could open the record again."""
-    log, fold = opened(root)
-    fold = put(log, fold, note("one"))
+    log, projection = opened(root)
+    projection = put(log, projection, note("one"))
     for fact in (f.StepCompleted(T0, "never", 1), f.LeaseReleased(T0, "never")):
         before = Path(paths.journal).read_bytes()
         with pytest.raises(LookupError, match="never"):
-            put(log, fold, fact)
+            put(log, projection, fact)
         assert Path(paths.journal).read_bytes() == before
-        fold = caught_up(log, None)
-    log.leave(put(log, fold, note("two")))
+        projection = caught_up(log, None)
+    log.leave(put(log, projection, note("two")))
     looks(root, "one", "two")
 
 
 def test_value_that_is_no_json_is_not_written(root: Path, paths: Paths) -> None:
     """A fact that cannot be encoded leaves the journal as it was."""
-    log, fold = opened(root)
+    log, projection = opened(root)
     before = Path(paths.journal).read_bytes()
     with pytest.raises(ValueError, match="JSON"):
-        put(log, fold, note("good"), f.StateUpdated(T0, float("nan")))
+        put(log, projection, note("good"), f.StateUpdated(T0, float("nan")))
     assert Path(paths.journal).read_bytes() == before
     assert notes_of(caught_up(log, None)) == []
 
@@ -489,20 +491,20 @@ def test_value_that_is_no_json_is_not_written(root: Path, paths: Paths) -> None:
 def test_after_a_failed_sync_the_store_is_dead_in_this_process(root: Path, paths: Paths) -> None:
     """A failed sync is never tried again, nothing is appended any more, and to others this process is dead."""
     fs = WatchedFS()
-    log, fold = opened(root, fs)
+    log, projection = opened(root, fs)
     other, its = opened(root)
-    fold = put(log, fold, note("lost"))
+    projection = put(log, projection, note("lost"))
     fs.before = failing(BROKEN, "sync")
     with pytest.raises(StoreError, match="Input/output error"):
-        log.sync(fold.seq)
+        log.sync(projection.seq)
     fs.before = None
     fs.calls.clear()
     journal = Path(paths.journal).read_bytes()
     uses: list[Callable[[], Any]] = [
-        lambda: log.sync(fold.seq),
+        lambda: log.sync(projection.seq),
         lambda: log.sync(0),
         log.lock,
-        lambda: log.append(fold, [note("x")]),
+        lambda: log.append(projection, [note("x")]),
     ]
     for use in uses:
         with pytest.raises(StoreError, match=r"dead in this process.*start the process again"):
@@ -526,7 +528,7 @@ def test_second_sync_that_would_go_well_is_not_tried() -> None:
         if len(calls) == 1:
             raise BROKEN
 
-    group = GroupSync(sync_file)
+    group = GroupCommit(sync_file)
     group.written = 2
     for seq in (1, 2, 0):
         with pytest.raises(StoreError, match="Input/output error"):
@@ -545,8 +547,8 @@ def test_threads_that_wait_for_a_sync_that_fails_all_hear_of_it(root: Path) -> N
             raise BROKEN
 
     fs = WatchedFS()
-    log, fold = opened(root, fs)
-    fold = put(log, fold, note("one"))
+    log, projection = opened(root, fs)
+    projection = put(log, projection, note("one"))
     fs.before = before
     fs.calls.clear()
     outcomes: list[str] = []
@@ -559,7 +561,7 @@ def test_threads_that_wait_for_a_sync_that_fails_all_hear_of_it(root: Path) -> N
         else:
             outcomes.append("served")
 
-    threads = [threading.Thread(target=wait, args=(fold.seq,)) for _ in range(4)]
+    threads = [threading.Thread(target=wait, args=(projection.seq,)) for _ in range(4)]
     for thread in threads:
         thread.start()
     assert in_sync.wait(DEADLINE)
@@ -576,11 +578,11 @@ def test_threads_that_wait_for_a_sync_that_fails_all_hear_of_it(root: Path) -> N
 def test_failed_sync_of_a_fold_is_as_bad(root: Path, early_folds: None, call: str, after: int) -> None:
     """A sync that fails while a journal is folded makes the store dead too, and no fact is lost by it."""
     fs = WatchedFS()
-    log, fold = opened(root, fs)
-    fold = put(log, fold, note("one"))
+    log, projection = opened(root, fs)
+    projection = put(log, projection, note("one"))
     fs.before = failing(BROKEN, call, after=after)
     with pytest.raises(StoreError, match="Input/output error"):
-        put(log, fold, note("two"), note("x" * 1000))
+        put(log, projection, note("two"), note("x" * 1000))
     fs.before = None
     with pytest.raises(StoreError, match="dead"):
         log.lock()
@@ -590,8 +592,8 @@ def test_failed_sync_of_a_fold_is_as_bad(root: Path, early_folds: None, call: st
 
 def test_failed_sync_of_opening_is_an_error_and_no_hold(root: Path, paths: Paths) -> None:
     """Who cannot sync what it found does not open it, and nothing stays locked."""
-    log, fold = opened(root)
-    put(log, fold, note("one"))
+    log, projection = opened(root)
+    put(log, projection, note("one"))
     with pytest.raises(StoreError, match="Input/output error"):
         opened(root, WatchedFS(failing(BROKEN, "sync")))
     owners = [name.removesuffix(".flock") for name in os.listdir(paths.runs)]
@@ -608,8 +610,8 @@ def test_failed_sync_of_opening_is_an_error_and_no_hold(root: Path, paths: Paths
 
 def test_opening_beside_others_syncs_what_they_wrote(root: Path, paths: Paths) -> None:
     """Who opens a journal in use syncs it and its folder before it answers, and lets it stay."""
-    log, fold = opened(root)
-    put(log, fold, note("one"))
+    log, projection = opened(root)
+    put(log, projection, note("one"))
     before = os.stat(paths.journal).st_ino
     fs = WatchedFS()
     other, its = opened(root, fs)
@@ -624,10 +626,10 @@ def test_opening_beside_others_syncs_what_they_wrote(root: Path, paths: Paths) -
 
 def test_reading_on_does_not_count_as_synced(root: Path) -> None:
     """What another process wrote is synced before anybody here is told that it lasts."""
-    log, fold = opened(root)
+    log, projection = opened(root)
     fs = WatchedFS()
     other, its = opened(root, fs)
-    put(log, fold, note("one"))
+    put(log, projection, note("one"))
     its = caught_up(other, its)
     fs.calls.clear()
     other.sync(its.seq)
@@ -636,12 +638,12 @@ def test_reading_on_does_not_count_as_synced(root: Path) -> None:
 
 def test_what_another_process_has_synced_is_not_synced_again(root: Path) -> None:
     """A line that tells of a sync spares the sync to who reads it."""
-    log, fold = opened(root)
+    log, projection = opened(root)
     fs = WatchedFS()
     other, its = opened(root, fs)
-    fold = put(log, fold, note("one"))
-    log.sync(fold.seq)
-    put(log, fold, note("two"))
+    projection = put(log, projection, note("one"))
+    log.sync(projection.seq)
+    put(log, projection, note("two"))
     its = caught_up(other, its)
     fs.calls.clear()
     other.sync(1)
@@ -652,37 +654,37 @@ def test_what_another_process_has_synced_is_not_synced_again(root: Path) -> None
 
 def test_first_to_open_an_unclean_journal_writes_a_fresh_pair(root: Path, paths: Paths) -> None:
     """What a dead process left can be read, and is yet written anew before anything is answered."""
-    log, fold = opened(root)
-    put(log, fold, note("one"), note("two"))
+    log, projection = opened(root)
+    put(log, projection, note("one"), note("two"))
     die(log)
     old = os.stat(paths.journal).st_ino
     fs = WatchedFS()
-    log, fold = opened(root, fs)
-    assert notes_of(fold) == ["one", "two"]
+    log, projection = opened(root, fs)
+    assert notes_of(projection) == ["one", "two"]
     assert os.stat(paths.journal).st_ino != old
     assert len(lines_of(paths.journal)) == 1
     assert json.loads(Path(paths.snapshot).read_bytes())["isoOrchestrator"]["seq"] == 2
     assert fs.count("sync") == 2
-    assert put(log, fold, note("three")).seq == 3
+    assert put(log, projection, note("three")).seq == 3
 
 
 def test_clean_journal_is_not_written_anew(root: Path, paths: Paths) -> None:
     """Opening what was closed well writes nothing but a run file."""
-    log, fold = opened(root)
-    log.leave(put(log, fold, note("one")))
+    log, projection = opened(root)
+    log.leave(put(log, projection, note("one")))
     before = pair_of(paths), os.stat(paths.journal).st_ino, os.stat(paths.snapshot).st_ino
-    log, fold = opened(root)
-    log.leave(fold)
+    log, projection = opened(root)
+    log.leave(projection)
     assert (pair_of(paths), os.stat(paths.journal).st_ino, os.stat(paths.snapshot).st_ino) == before
 
 
 def test_fold_is_durable_before_it_is_visible(root: Path, paths: Paths) -> None:
     """Each file of a fold is written aside, synced, renamed and its folder synced, first the snapshot's."""
     fs = WatchedFS()
-    log, fold = opened(root, fs)
-    fold = put(log, fold, note("one"))
+    log, projection = opened(root, fs)
+    projection = put(log, projection, note("one"))
     fs.calls.clear()
-    log.leave(fold)
+    log.leave(projection)
     shown = {"open_new", "write_at", "sync", "replace", "sync_folder"}
     made = [(name, str(args[0]) if isinstance(args[0], str) else "") for name, args in fs.calls if name in shown]
     assert made == [
@@ -739,12 +741,12 @@ def test_last_to_leave_folds_what_the_others_wrote(root: Path, paths: Paths) -> 
 
 def test_last_to_leave_sweeps_mutexes_that_nobody_holds(root: Path, paths: Paths) -> None:
     """Mutex files go with the last process, but for one that is held."""
-    log, fold = opened(root)
+    log, projection = opened(root)
     held, free = log.mutex("held", whole_store=False), log.mutex("free", whole_store=False)
     held.acquire()
     free.acquire()
     free.release()
-    log.leave(fold)
+    log.leave(projection)
     assert only(os.listdir(paths.mutexes)).startswith("held-")
     held.release()
 
@@ -759,8 +761,8 @@ def test_killed_process_is_no_reason_to_wait(root: Path) -> None:
     with run_python(code, root) as child:
         owner = child.line()
         threading.Timer(0.05, child.kill).start()
-        log, fold = opened(root)
-        assert notes_of(fold) == ["one"]
+        log, projection = opened(root)
+        assert notes_of(projection) == ["one"]
         assert not log.is_alive(owner)
 
 
@@ -772,12 +774,12 @@ def test_process_that_stands_still_within_the_lock_loses_nothing(root: Path) -> 
         "log.lock(); fold = log.catch_up(fold); print('inside'); input()\n"
         "log.append(fold, [note('stopped')]); log.unlock(); log.leave(fold)\n"
     )
-    log, fold = opened(root)
+    log, projection = opened(root)
     with run_python(code, root) as child:
         assert child.line() == "inside"
         child.stop()
         found: list[str | None] = []
-        thread = threading.Thread(target=lambda: found.extend(notes_of(put(log, fold, note("waited")))))
+        thread = threading.Thread(target=lambda: found.extend(notes_of(put(log, projection, note("waited")))))
         thread.start()
         wait_until(lambda: waits_for_a_lock(os.getpid()), what="the wait for the lock")
         child.say()
@@ -799,7 +801,7 @@ def test_forked_child_takes_nothing_from_its_parent(root: Path, deed: str) -> No
         "os.wait(); print(log.owner); input()\n"
         "log.append(fold, [note('parent')]); log.unlock(); log.sync(fold.seq); log.leave(fold)\n"
     )
-    log, fold = opened(root)
+    log, projection = opened(root)
     with run_python(code, root) as child:
         owner = child.line()
         assert log.is_alive(owner)
@@ -807,7 +809,7 @@ def test_forked_child_takes_nothing_from_its_parent(root: Path, deed: str) -> No
         child.say()
         child.end()
         assert not log.is_alive(owner)
-    assert notes_of(caught_up(log, fold)) == ["parent"]
+    assert notes_of(caught_up(log, projection)) == ["parent"]
 
 
 # Following others over folds.
@@ -848,10 +850,10 @@ def test_processes_fold_in_turns_and_lose_nothing(root: Path, early_folds: None)
     expected = []
     for number in range(12):
         mine, text = number % 2, f"n{number}"
-        log, fold = (log_a, a) if mine else (log_b, b)
-        fold = rotate(log, fold, text) if number % 3 == 0 else put(log, fold, note(text))
-        log.sync(fold.seq)
-        a, b = (fold, b) if mine else (a, fold)
+        log, projection = (log_a, a) if mine else (log_b, b)
+        projection = rotate(log, projection, text) if number % 3 == 0 else put(log, projection, note(text))
+        log.sync(projection.seq)
+        a, b = (projection, b) if mine else (a, projection)
         expected.append(text)
     assert notes_of(caught_up(log_a, a)) == notes_of(caught_up(log_b, b)) == expected
     assert notes_of(looked_at(FileStore(root))) == expected
@@ -859,7 +861,7 @@ def test_processes_fold_in_turns_and_lose_nothing(root: Path, early_folds: None)
 
 def test_reader_is_not_disturbed_by_folds(root: Path, early_folds: None) -> None:
     """Whoever reads while journals are folded sees a record, never an error, and never less than before."""
-    log, fold = opened(root)
+    log, projection = opened(root)
     done = threading.Event()
     seen: list[int] = []
     errors: list[BaseException] = []
@@ -874,7 +876,7 @@ def test_reader_is_not_disturbed_by_folds(root: Path, early_folds: None) -> None
     thread = threading.Thread(target=read)
     thread.start()
     for number in range(40):
-        fold = rotate(log, fold, str(number)) if number % 2 else put(log, fold, note(number))
+        projection = rotate(log, projection, str(number)) if number % 2 else put(log, projection, note(number))
     done.set()
     thread.join(DEADLINE)
     assert errors == []
@@ -884,16 +886,16 @@ def test_reader_is_not_disturbed_by_folds(root: Path, early_folds: None) -> None
 
 def test_reader_between_two_pairs_looks_again(root: Path, paths: Paths) -> None:
     """A reader that got the journal of one pair and the snapshot of another reads both anew."""
-    log, fold = opened(root)
-    put(log, fold, note("old"))
+    log, projection = opened(root)
+    put(log, projection, note("old"))
     die(log)
 
     def before(name: str, args: tuple[Any, ...]) -> None:
         if name == "open_read" and args[0] == paths.snapshot:
             fs.before = None
             FileStore(root).delete("w")
-            log, fold = FileStore(root).open("w", lambda: new_fold("w", {"incarnation": 2}))
-            put(log, fold, note("new"))
+            log, projection = FileStore(root).open("w", lambda: new_fold("w", {"incarnation": 2}))
+            put(log, projection, note("new"))
 
     fs = WatchedFS(before)
     assert notes_of(looked_at(FileStore(root, fs))) == ["new"]
@@ -901,14 +903,14 @@ def test_reader_between_two_pairs_looks_again(root: Path, paths: Paths) -> None:
 
 def test_journal_that_outgrows_its_share_is_folded(root: Path, paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
     """A journal that is long, and many times what its record is, is folded in the midst of the work."""
-    monkeypatch.setattr("iso_orchestrator.store.file.log._FOLD_AT_BYTES", 20_000)
+    monkeypatch.setattr("iso_orchestrator.store.file.log._CHECKPOINT_AT_BYTES", 20_000)
     fs = WatchedFS()
-    log, fold = opened(root, fs)
+    log, projection = opened(root, fs)
     fs.calls.clear()
     folded_at = []
     for number in range(100):
         before = fs.count("replace")
-        fold = put(log, fold, f.StateUpdated(T0, {"number": number, "pad": "x" * 1000}))
+        projection = put(log, projection, f.StateUpdated(T0, {"number": number, "pad": "x" * 1000}))
         folded_at += [number] if fs.count("replace") > before else []
     # At 20,000 bytes: some 18 facts of 1,100 bytes, of which the record has the last, and the event of each. These add
     # up: in the end the snapshot is more than a quarter of 20,000 bytes, and the journal has to be twice as long.
@@ -919,7 +921,7 @@ def test_journal_that_outgrows_its_share_is_folded(root: Path, paths: Paths, mon
     snapshot = json.loads(Path(paths.snapshot).read_bytes())
     assert snapshot["isoOrchestrator"]["seq"] == folded_at[-1] + 1
     assert snapshot["state"]["number"] == folded_at[-1]
-    log.sync(fold.seq)
+    log.sync(projection.seq)
     assert looked_at(FileStore(root)).state == {"number": 99, "pad": "x" * 1000}
 
 
@@ -927,36 +929,36 @@ def test_journal_that_is_all_record_is_folded_at_the_end_only(
     root: Path, paths: Paths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing is written twice where no fold would make the files shorter; what grows later is looked at again."""
-    monkeypatch.setattr("iso_orchestrator.store.file.log._FOLD_AT_BYTES", 20_000)
+    monkeypatch.setattr("iso_orchestrator.store.file.log._CHECKPOINT_AT_BYTES", 20_000)
     fs = WatchedFS()
-    log, fold = opened(root, fs)
+    log, projection = opened(root, fs)
     fs.calls.clear()
     for number in range(300):
-        fold = put(log, fold, f.EventAppended(T0, "note", str(number), "x" * 1000))
+        projection = put(log, projection, f.EventAppended(T0, "note", str(number), "x" * 1000))
     assert fs.count("replace") == 0
     for number in range(3000):
-        fold = put(log, fold, f.StateUpdated(T0, {"number": number, "pad": "x" * 1000}))
+        projection = put(log, projection, f.StateUpdated(T0, {"number": number, "pad": "x" * 1000}))
     assert fs.count("replace") == 2
-    log.leave(fold)
+    log.leave(projection)
     assert fs.count("replace") == 4
     assert notes_of(looked_at(FileStore(root))) == [str(number) for number in range(300)]
 
 
 def test_long_journal_of_others_is_looked_at_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether it is worth folding is not asked again at each fact until the threshold has caught up with its length."""
-    log, fold = opened(root)
+    log, projection = opened(root)
     for number in range(300):
-        fold = put(log, fold, f.EventAppended(T0, "note", str(number), "x" * 1000))
-    log.sync(fold.seq)
-    monkeypatch.setattr("iso_orchestrator.store.file.log._FOLD_AT_BYTES", 20_000)
+        projection = put(log, projection, f.EventAppended(T0, "note", str(number), "x" * 1000))
+    log.sync(projection.seq)
+    monkeypatch.setattr("iso_orchestrator.store.file.log._CHECKPOINT_AT_BYTES", 20_000)
     other, seen = opened(root)
-    snapshots: list[Fold] = []
+    snapshots: list[Projection] = []
 
-    def snapshot(fold: Fold) -> bytes:
-        snapshots.append(fold)
-        return snapshot_from_fold(fold)
+    def snapshot(projection: Projection) -> bytes:
+        snapshots.append(projection)
+        return snapshot_from_projection(projection)
 
-    monkeypatch.setattr("iso_orchestrator.store.file.log.snapshot_from_fold", snapshot)
+    monkeypatch.setattr("iso_orchestrator.store.file.log.snapshot_from_projection", snapshot)
     for number in range(20):
         seen = put(other, seen, f.EventAppended(T0, "note", str(number)))
     assert len(snapshots) == 1
@@ -968,29 +970,29 @@ def test_fold_that_finds_the_disk_full_is_put_off(
 ) -> None:
     """A fold in the midst of the work that fails is reported, and what was appended stands; later it is done."""
     fs = WatchedFS()
-    log, fold = opened(root, fs)
+    log, projection = opened(root, fs)
     fs.before = failing(NO_SPACE, "open_new", ending=ending)
     with caplog.at_level(logging.WARNING, "iso_orchestrator"):
-        fold = put(log, fold, note("one"), note("x" * 1000))
+        projection = put(log, projection, note("one"), note("x" * 1000))
     assert "No space left" in caplog.text
     assert notes_of(looked_at(FileStore(root))) == ["one", "x" * 1000]
     fs.before = None
-    fold = put(log, fold, note("two"))
-    log.sync(fold.seq)
-    log.leave(fold)
+    projection = put(log, projection, note("two"))
+    log.sync(projection.seq)
+    log.leave(projection)
     looks(root, "one", "x" * 1000, "two")
 
 
 def test_fold_that_fails_half_way_does_not_part_the_pair(root: Path, early_folds: None) -> None:
     """A new snapshot beside the old journal is no reason for what is appended next, under the same lock, to be lost."""
     fs = WatchedFS()
-    log, fold = opened(root, fs)
+    log, projection = opened(root, fs)
     fs.before = failing(NO_SPACE, "open_new", ending=".journal.new")
     log.lock()
-    fold = log.catch_up(fold)
-    log.append(fold, [note("one"), note("x" * 1000)])
+    projection = log.catch_up(projection)
+    log.append(projection, [note("one"), note("x" * 1000)])
     try:
-        log.append(fold, [note("two")])
+        log.append(projection, [note("two")])
         expected = ["one", "x" * 1000, "two"]
     except StoreError:
         expected = ["one", "x" * 1000]
@@ -1002,11 +1004,11 @@ def test_fold_that_fails_half_way_does_not_part_the_pair(root: Path, early_folds
 def test_failed_fold_leaves_no_rubbish_on_a_full_disk(root: Path, paths: Paths) -> None:
     """What a fold wrote aside before the disk was full is removed: the room is needed."""
     fs = Full()
-    log, fold = opened(root, fs)
-    fold = put(log, fold, note("x" * 1000))
+    log, projection = opened(root, fs)
+    projection = put(log, projection, note("x" * 1000))
     fs.left = 500
     with pytest.raises(StoreError, match="No space left"):
-        log.leave(fold)
+        log.leave(projection)
     assert [name for name in os.listdir(paths.folder) if name.endswith(".new")] == []
     looks(root, "x" * 1000)
 
@@ -1038,8 +1040,8 @@ def test_torn_tail_is_kept_aside_reported_and_cut(
     root: Path, paths: Paths, caplog: pytest.LogCaptureFixture, kind: str, alive: bool
 ) -> None:
     """Opening a torn journal succeeds: what is sound is there, the rest is kept beside it and told of in the log."""
-    log, fold = opened(root)
-    fold = put(log, fold, note("one"))
+    log, projection = opened(root)
+    projection = put(log, projection, note("one"))
     end = os.stat(paths.journal).st_size
     if not alive:
         die(log)
@@ -1054,23 +1056,23 @@ def test_torn_tail_is_kept_aside_reported_and_cut(
     assert paths.torn(end) in only(caplog.messages)
     its = put(other, its, note("two"))
     if alive:
-        assert notes_of(put(log, fold, note("three"))) == ["one", "two", "three"]
+        assert notes_of(put(log, projection, note("three"))) == ["one", "two", "three"]
         assert notes_of(caught_up(other, its)) == ["one", "two", "three"]
     assert notes_of(looked_at(FileStore(root)))[:2] == ["one", "two"]
 
 
 def test_a_second_torn_tail_of_one_place_is_kept_beside_the_first(root: Path, paths: Paths) -> None:
     """What was kept aside is not overwritten by what is torn at the same offset later."""
-    log, fold = opened(root)
-    fold = put(log, fold, note("one"))
+    log, projection = opened(root)
+    projection = put(log, projection, note("one"))
     end = os.stat(paths.journal).st_size
     for number in (1, 2, 3):
         with open(paths.journal, "ab") as file:
             file.write(b"torn %d" % number)
-        fold = caught_up(log, fold)
+        projection = caught_up(log, projection)
         assert os.stat(paths.journal).st_size == end
     assert [Path(paths.torn(end, number)).read_bytes() for number in (1, 2, 3)] == [b"torn 1", b"torn 2", b"torn 3"]
-    log.leave(fold)
+    log.leave(projection)
     assert FileStore(root).delete("w")
     assert os.listdir(paths.folder) == []
 
@@ -1080,17 +1082,17 @@ def test_torn_tail_of_a_killed_peer_is_cut_while_going_on(
     root: Path, paths: Paths, caplog: pytest.LogCaptureFixture, kind: str
 ) -> None:
     """A process in the midst of its work cuts the half line of one that was killed, before it appends."""
-    log, fold = opened(root)
-    fold = put(log, fold, note("one"))
+    log, projection = opened(root)
+    projection = put(log, projection, note("one"))
     end = os.stat(paths.journal).st_size
     tail = tear(paths, kind)
     assert not log.is_current()
     with caplog.at_level(logging.WARNING, "iso_orchestrator"):
-        fold = put(log, fold, note("two"))
+        projection = put(log, projection, note("two"))
     assert Path(paths.torn(end)).read_bytes() == tail
     assert len(caplog.messages) == 1
     assert [json.loads(line)["seq"] for line in lines_of(paths.journal)[1:]] == [1, 2]
-    assert notes_of(looked_at(FileStore(root))) == notes_of(fold) == ["one", "two"]
+    assert notes_of(looked_at(FileStore(root))) == notes_of(projection) == ["one", "two"]
 
 
 def test_torn_tail_of_a_journal_without_lines(root: Path, paths: Paths) -> None:
@@ -1100,18 +1102,18 @@ def test_torn_tail_of_a_journal_without_lines(root: Path, paths: Paths) -> None:
     end = os.stat(paths.journal).st_size
     with open(paths.journal, "ab") as file:
         file.write(b"\0" * 9)
-    log, fold = opened(root)
-    assert (fold.seq, os.stat(paths.journal).st_size) == (0, end)
-    log.leave(put(log, fold, note("one")))
+    log, projection = opened(root)
+    assert (projection.seq, os.stat(paths.journal).st_size) == (0, end)
+    log.leave(put(log, projection, note("one")))
     looks(root, "one")
 
 
 def test_damage_before_a_mark_is_never_written_over(root: Path, paths: Paths) -> None:
     """A bad line before one that tells of a sync raises with file and offset for all, and changes nothing."""
-    log, fold = opened(root)
-    fold = put(log, fold, note("one"))
-    log.sync(fold.seq)
-    put(log, fold, note("two"))
+    log, projection = opened(root)
+    projection = put(log, projection, note("one"))
+    log.sync(projection.seq)
+    put(log, projection, note("two"))
     die(log)
     header, first, second = lines_of(paths.journal)
     Path(paths.journal).write_bytes(header + first.replace(b"one", b"uno") + second)
@@ -1129,8 +1131,8 @@ def test_damage_before_a_mark_is_never_written_over(root: Path, paths: Paths) ->
 @pytest.mark.parametrize("data", [b"", b"{}", b"\0" * 400, b"[1]\n", b'{"version":1}', b"\xff\xfe", b"[" * 9000])
 def test_file_that_is_none_of_ours_raises_and_stays(root: Path, paths: Paths, name: str, data: bytes) -> None:
     """A snapshot or a first line that no crash leaves raises CorruptRecordError, and is not touched."""
-    log, fold = opened(root)
-    put(log, fold, note("one"))
+    log, projection = opened(root)
+    put(log, projection, note("one"))
     die(log)
     path = getattr(paths, name)
     Path(path).write_bytes(data)
@@ -1153,8 +1155,8 @@ def test_blank_snapshot_without_a_journal_is_begun_anew(
     Path(paths.snapshot).write_bytes(data)
     assert FileStore(root).read("w") is None
     with caplog.at_level(logging.WARNING, "iso_orchestrator"):
-        log, fold = opened(root)
-    log.leave(put(log, fold, note("one")))
+        log, projection = opened(root)
+    log.leave(put(log, projection, note("one")))
     assert Path(paths.torn(0)).read_bytes() == data
     assert paths.torn(0) in caplog.text
     looks(root, "one")
@@ -1162,8 +1164,8 @@ def test_blank_snapshot_without_a_journal_is_begun_anew(
 
 def test_newer_formats_are_refused_and_left_alone(root: Path, paths: Paths) -> None:
     """Files of a newer release raise FormatVersionError for whoever opens or reads, and stay as they are."""
-    log, fold = opened(root)
-    log.leave(put(log, fold, note("one")))
+    log, projection = opened(root)
+    log.leave(put(log, projection, note("one")))
     document = json.loads(Path(paths.snapshot).read_bytes())
     os.unlink(paths.journal)
     for part in ({"version": 2}, {"isoOrchestrator": {**document["isoOrchestrator"], "format": 2}}):
@@ -1181,11 +1183,11 @@ def test_newer_formats_are_refused_and_left_alone(root: Path, paths: Paths) -> N
 
 def test_what_a_killed_process_wrote_aside_is_no_hindrance(root: Path, paths: Paths) -> None:
     """Files that were written aside and got no name are written over."""
-    log, fold = opened(root)
-    fold = put(log, fold, note("one"))
+    log, projection = opened(root)
+    projection = put(log, projection, note("one"))
     for path in (paths.snapshot, paths.journal):
         Path(f"{path}.new").write_bytes(b"half of something")
-    log.leave(fold)
+    log.leave(projection)
     assert sorted(os.listdir(paths.folder)) == sorted(
         os.path.basename(path) for path in (paths.snapshot, paths.journal)
     )
@@ -1203,7 +1205,7 @@ def before(name, args):
         os.kill(os.getpid(), signal.SIGKILL)
 
 armed = []
-module._FOLD_AT_BYTES = module._FOLD_AT_RATIO = 0
+module._CHECKPOINT_AT_BYTES = module._CHECKPOINT_AT_RATIO = 0
 log, fold = FileStore(sys.argv[1], WatchedFS(before)).open("w", new_fold)
 armed.append(1)
 print("open")
@@ -1232,17 +1234,17 @@ def test_fold_that_was_killed_between_its_renames_is_done_again(root: Path, path
 
 def test_fold_that_was_killed_between_its_renames_is_done_by_a_live_peer(root: Path, paths: Paths) -> None:
     """A process that goes on beside the killed one finds the new snapshot, and parts with nothing."""
-    log, fold = opened(root)
-    fold = put(log, fold, note("first"))
+    log, projection = opened(root)
+    projection = put(log, projection, note("first"))
     with killed_between_the_renames(root) as child:
-        fold = put(log, fold, note("second"))
+        projection = put(log, projection, note("second"))
         child.say()
         assert child.process.wait(DEADLINE) == -9
     assert notes_of(looked_at(FileStore(root))) == ["first", "second", "last words"]
-    fold = put(log, fold, note("after"))
-    assert notes_of(fold) == ["first", "second", "last words", "after"]
-    log.sync(fold.seq)
-    log.leave(fold)
+    projection = put(log, projection, note("after"))
+    assert notes_of(projection) == ["first", "second", "last words", "after"]
+    log.sync(projection.seq)
+    log.leave(projection)
     looks(root, "first", "second", "last words", "after")
 
 
@@ -1253,9 +1255,9 @@ def test_fold_of_one_who_opens_is_seen_by_a_live_peer_at_once(
     """A process that never looks at the names again learns of a new pair, or half of one, by the lock file's length."""
     monkeypatch.setattr("iso_orchestrator.store.file.log._LOOK_EVERY", 1e9)
     log_dead, dead = opened(root)
-    log, fold = opened(root)
+    log, projection = opened(root)
     put(log_dead, dead, note("first"))
-    fold = put(log, fold, note("second"))
+    projection = put(log, projection, note("second"))
     die(log_dead)  # so that the next to open writes a fresh pair
 
     def before(name: str, args: tuple[Any, ...]) -> None:
@@ -1264,10 +1266,10 @@ def test_fold_of_one_who_opens_is_seen_by_a_live_peer_at_once(
 
     with suppress(Crash):
         die(opened(root, WatchedFS(before))[0])
-    fold = put(log, fold, note("third"))
-    assert notes_of(fold) == ["first", "second", "third"]
-    log.sync(fold.seq)
-    log.leave(fold)
+    projection = put(log, projection, note("third"))
+    assert notes_of(projection) == ["first", "second", "third"]
+    log.sync(projection.seq)
+    log.leave(projection)
     looks(root, "first", "second", "third")
 
 
@@ -1289,14 +1291,14 @@ def crashing_at(number: int) -> WatchedFS:
 
 def lifetime(root: Path, fs: FileSystem, acknowledged: list[str]) -> None:
     """Open, append, sync, fold in the midst, append, leave; what was synced is noted as acknowledged."""
-    log, fold = FileStore(root, fs).open("w", new_fold)
-    assert isinstance(log, FileLog)
+    log, projection = FileStore(root, fs).open("w", new_fold)
+    assert isinstance(log, FileWorkflowLog)
     try:
         for text in ("one", "two", "long" * 300, "three"):
-            fold = put(log, fold, note(text))
-            log.sync(fold.seq)
+            projection = put(log, projection, note(text))
+            log.sync(projection.seq)
             acknowledged.append(text)
-        log.leave(fold)
+        log.leave(projection)
     except Crash:
         die(log)
         raise
@@ -1317,17 +1319,17 @@ def test_crash_before_any_call_loses_nothing(root: Path, early_folds: None, peer
             finished = True
         except Crash:
             pass
-        fold = FileStore(place).read("w")
-        found = [text for text in notes_of(fold) if text != "earlier"] if fold else []
+        projection = FileStore(place).read("w")
+        found = [text for text in notes_of(projection) if text != "earlier"] if projection else []
         assert found == texts[: len(found)], number
         assert len(found) >= len(acknowledged), number
         if peer_log is not None:
             assert notes_of(put(peer_log, peer_fold, note("peer")))[-1 - len(found) :] == [*found, "peer"], number
             found.append("peer")
             die(peer_log)
-        log, fold = opened(place)
-        assert [text for text in notes_of(fold) if text != "earlier"] == found, number
-        log.leave(put(log, fold, note("after")))
+        log, projection = opened(place)
+        assert [text for text in notes_of(projection) if text != "earlier"] == found, number
+        log.leave(put(log, projection, note("after")))
         assert notes_of(looked_at(FileStore(place)))[-1 - len(found) :] == [*found, "after"], number
         number += 1
     assert number > 40
@@ -1348,17 +1350,17 @@ def refusing_at(number: int, error: OSError) -> WatchedFS:
 def stubborn_lifetime(root: Path, fs: FileSystem, acknowledged: list[str]) -> None:
     """As `lifetime`, by a process that goes on after each error, with what the disk says."""
     log, known = FileStore(root, fs).open("w", new_fold)
-    assert isinstance(log, FileLog)
-    fold: Fold | None = known
+    assert isinstance(log, FileWorkflowLog)
+    projection: Projection | None = known
     for text in ("one", "two", "long" * 300, "three"):
         try:
-            fold = put(log, fold, note(text))  # type: ignore[arg-type]
-            log.sync(fold.seq)
+            projection = put(log, projection, note(text))  # type: ignore[arg-type]
+            log.sync(projection.seq)
             acknowledged.append(text)
         except StoreError:
-            fold = None
+            projection = None
     try:
-        log.leave(fold)
+        log.leave(projection)
     except StoreError:
         die(log)
 
@@ -1383,19 +1385,19 @@ def test_any_call_that_fails_is_a_typed_error(root: Path, early_folds: None, pee
             assert notes_of(put(peer_log, peer_fold, note("peer")))[-1 - len(found) :] == [*found, "peer"], number
             found.append("peer")
             peer_log.leave(None)
-        log, fold = opened(place)
-        assert [text for text in notes_of(fold) if text != "earlier"] == found, number
-        log.leave(put(log, fold, note("after")))
+        log, projection = opened(place)
+        assert [text for text in notes_of(projection) if text != "earlier"] == found, number
+        log.leave(put(log, projection, note("after")))
         assert notes_of(looked_at(FileStore(place)))[-1 - len(found) :] == [*found, "after"], number
         number += 1
     assert number > 40
 
 
-def prepared(place: Path, *, peer: bool, torn: bool) -> tuple[FileLog | None, Fold | None]:
+def prepared(place: Path, *, peer: bool, torn: bool) -> tuple[FileWorkflowLog | None, Projection | None]:
     """A root in which something has happened before, and perhaps a live peer."""
     if torn:
-        log, fold = opened(place)
-        put(log, fold, note("earlier"))
+        log, projection = opened(place)
+        put(log, projection, note("earlier"))
         die(log)
         with open(log._paths.journal, "ab") as file:
             file.write(b"torn")
@@ -1407,17 +1409,17 @@ def prepared(place: Path, *, peer: bool, torn: bool) -> tuple[FileLog | None, Fo
 
 def test_foreign_snapshot_under_a_journal_with_facts_is_a_conflict(root: Path, paths: Paths) -> None:
     """If another program wrote the snapshot while the journal held newer facts, nobody goes on, and both files stay."""
-    log, fold = opened(root)
-    fold = put(log, fold, note("one"))
+    log, projection = opened(root)
+    projection = put(log, projection, note("one"))
     written_by_node(paths)
     before = tree(root / "workflows")
     store = FileStore(root)
     uses: list[Callable[[], Any]] = [
         lambda: store.read("w"),
         lambda: store.open("w", new_fold),
-        lambda: put(log, fold, note("two")),
+        lambda: put(log, projection, note("two")),
         lambda: caught_up(log, None),
-        lambda: log.leave(fold),
+        lambda: log.leave(projection),
         lambda: store.open("w", new_fold),  # with nobody alive
     ]
     for use in uses:
@@ -1430,34 +1432,34 @@ def test_foreign_snapshot_under_a_journal_with_facts_is_a_conflict(root: Path, p
 
 def test_foreign_snapshot_under_a_journal_without_facts_wins(root: Path, paths: Paths) -> None:
     """A workflow that was closed well, and then changed by another program, is taken as that left it."""
-    log, fold = opened(root)
-    log.leave(put(log, fold, note("one")))
+    log, projection = opened(root)
+    log.leave(put(log, projection, note("one")))
     written_by_node(paths, state={"by": "node"})
     assert looked_at(FileStore(root)).state == {"by": "node"}
-    log, fold = opened(root)
-    assert fold.state == {"by": "node"}
-    log.leave(put(log, fold, note("two")))
+    log, projection = opened(root)
+    assert projection.state == {"by": "node"}
+    log.leave(put(log, projection, note("two")))
     assert looked_at(FileStore(root)).state == {"by": "node"}
     looks(root, "one", "two")
 
 
 def test_foreign_snapshot_is_seen_by_a_process_that_has_written_nothing_yet(root: Path, paths: Paths) -> None:
     """Who has the workflow open, and nothing in the journal, goes on from what another program wrote."""
-    log, fold = opened(root)
+    log, projection = opened(root)
     written_by_node(paths, state={"by": "node"})
-    fold = put(log, fold, note("one"))
-    assert fold.state == {"by": "node"}
-    log.leave(fold)
+    projection = put(log, projection, note("one"))
+    assert projection.state == {"by": "node"}
+    log.leave(projection)
     assert looked_at(FileStore(root)).state == {"by": "node"}
 
 
 def test_foreign_snapshot_is_not_lost_by_who_leaves(root: Path, paths: Paths) -> None:
     """The last to leave does not fold over a snapshot that another program wrote."""
-    log, fold = opened(root)
-    fold = put(log, fold, note("one"))
+    log, projection = opened(root)
+    projection = put(log, projection, note("one"))
     data = written_by_node(paths, state={"by": "node"})
     with pytest.raises(RecordConflictError):
-        log.leave(fold)
+        log.leave(projection)
     assert Path(paths.snapshot).read_bytes() == data
     assert len(lines_of(paths.journal)) == 2
 
@@ -1472,12 +1474,12 @@ def test_foreign_snapshot_is_not_lost_by_growth(root: Path, paths: Paths, early_
             data.append(written_by_node(paths, state={"by": "node"}))
 
     fs = WatchedFS()
-    log, fold = opened(root, fs)
+    log, projection = opened(root, fs)
     fs.before = before
-    put(log, fold, note("x" * 1000))
+    put(log, projection, note("x" * 1000))
     assert [Path(paths.snapshot).read_bytes()] == data
     assert b"x" * 1000 in Path(paths.journal).read_bytes()
-    assert isinstance(refusal(log, fold), RecordConflictError)
+    assert isinstance(refusal(log, projection), RecordConflictError)
 
 
 def test_foreign_snapshot_is_not_lost_by_who_follows_a_fold(root: Path, paths: Paths, early_folds: None) -> None:
@@ -1496,20 +1498,20 @@ def test_foreign_snapshot_is_not_lost_by_who_follows_a_fold(root: Path, paths: P
 
 def test_snapshot_that_is_only_touched_is_no_conflict(root: Path, paths: Paths) -> None:
     """A backup, a chmod or a copy back changes no byte, and disturbs nobody."""
-    log, fold = opened(root)
-    fold = put(log, fold, note("one"))
+    log, projection = opened(root)
+    projection = put(log, projection, note("one"))
     os.utime(paths.snapshot)
-    fold = put(log, fold, note("two"))
+    projection = put(log, projection, note("two"))
     shutil.copy(paths.snapshot, f"{paths.snapshot}.copy")
     os.replace(f"{paths.snapshot}.copy", paths.snapshot)
-    log.leave(put(log, fold, note("three")))
+    log.leave(put(log, projection, note("three")))
     looks(root, "one", "two", "three")
 
 
 def test_missing_snapshot_under_a_journal_is_a_conflict(root: Path, paths: Paths) -> None:
     """A journal whose snapshot is gone cannot be read, and is not taken for nothing."""
-    log, fold = opened(root)
-    put(log, fold, note("one"))
+    log, projection = opened(root)
+    put(log, projection, note("one"))
     die(log)
     os.unlink(paths.snapshot)
     before = tree(root / "workflows")
@@ -1528,9 +1530,9 @@ def test_npm_record_is_gone_on_with_and_given_back(root: Path) -> None:
     assert path.name == "nightly-batch-7-a2377942.json"
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps({**original, "dashboard": [1]}, indent=2))
-    log, fold = store.open(original["workflowId"], new_fold)
-    fold = put(log, fold, f.StepStarted(at(1), "ours", 1, log.owner), f.StepCompleted(at(2), "ours", None))
-    log.leave(fold)
+    log, projection = store.open(original["workflowId"], new_fold)
+    projection = put(log, projection, f.StepStarted(at(1), "ours", 1, log.owner), f.StepCompleted(at(2), "ours", None))
+    log.leave(projection)
     written = json.loads(path.read_bytes())
     assert written["dashboard"] == [1]
     assert written["steps"].pop("ours") == {
@@ -1556,31 +1558,31 @@ def test_ids_of_one_short_name_have_two_records(root: Path, ids: tuple[str, str]
     store = FileStore(root)
     first, second = ids
     for workflow_id in ids:
-        log, fold = opened(root, workflow_id=workflow_id)
-        assert fold.workflow_id == workflow_id
-        log.leave(put(log, fold, note(f"of {workflow_id}")))
+        log, projection = opened(root, workflow_id=workflow_id)
+        assert projection.workflow_id == workflow_id
+        log.leave(put(log, projection, note(f"of {workflow_id}")))
     for workflow_id in ids:
         assert notes_of(looked_at(store, workflow_id)) == [f"of {workflow_id}"]
-        log, fold = opened(root, workflow_id=workflow_id)
-        assert notes_of(fold) == [f"of {workflow_id}"]
+        log, projection = opened(root, workflow_id=workflow_id)
+        assert notes_of(projection) == [f"of {workflow_id}"]
         assert log.path == store.path_of(workflow_id)
-        log.leave(fold)
+        log.leave(projection)
     assert store.path_of(first) != store.path_of(second)
-    assert {fold.workflow_id for fold in store.list() if isinstance(fold, Fold)} == set(ids)
+    assert {projection.workflow_id for projection in store.list() if isinstance(projection, Projection)} == set(ids)
     assert store.delete(first)
     assert store.read(first) is None
     assert notes_of(looked_at(store, second)) == [f"of {second}"]
-    log, fold = opened(root, workflow_id=first)
-    assert notes_of(fold) == []
-    log.leave(fold)
+    log, projection = opened(root, workflow_id=first)
+    assert notes_of(projection) == []
+    log.leave(projection)
     assert notes_of(looked_at(store, second)) == [f"of {second}"]
 
 
 def test_id_that_is_not_there_is_not_read_or_deleted_under_its_twins_name(root: Path) -> None:
     """A workflow whose short name another id has is not there, and asking for it harms nobody."""
     store = FileStore(root)
-    log, fold = opened(root, workflow_id=TWINS[0])
-    log.leave(put(log, fold, note("mine")))
+    log, projection = opened(root, workflow_id=TWINS[0])
+    log.leave(put(log, projection, note("mine")))
     assert store.read(TWINS[1]) is None
     assert store.delete(TWINS[1]) is False
     assert notes_of(looked_at(store, TWINS[0])) == ["mine"]
@@ -1608,8 +1610,8 @@ def test_twins_are_used_at_one_time(root: Path) -> None:
 @pytest.mark.parametrize("kind", ["symlink", "fifo", "folder"])
 def test_what_is_planted_at_a_files_name_is_refused(root: Path, paths: Paths, name: str, kind: str) -> None:
     """A symlink, a FIFO or a folder at a file's name is a StoreError without a hang; no target is touched."""
-    log, fold = opened(root)
-    log.leave(put(log, fold, note("one")))
+    log, projection = opened(root)
+    log.leave(put(log, projection, note("one")))
     path, target = Path(getattr(paths, name)), root.parent / "target"
     target.write_bytes(path.read_bytes())
     path.unlink()
@@ -1631,8 +1633,8 @@ def test_what_is_planted_at_a_files_name_is_refused(root: Path, paths: Paths, na
 @pytest.mark.parametrize("name", ["journal", "record_lock"])
 def test_second_name_of_a_file_is_refused(root: Path, paths: Paths, name: str) -> None:
     """A hard link at the name of a file that is written in place is a StoreError: the other name may be anybody's."""
-    log, fold = opened(root)
-    log.leave(put(log, fold, note("one")))
+    log, projection = opened(root)
+    log.leave(put(log, projection, note("one")))
     path, target = Path(getattr(paths, name)), root.parent / "target"
     os.link(path, target)
     before = target.read_bytes()
@@ -1646,8 +1648,8 @@ def test_second_name_of_a_file_is_refused(root: Path, paths: Paths, name: str) -
 
 def test_what_is_planted_among_the_run_files_is_refused(root: Path, paths: Paths) -> None:
     """A FIFO or symlink in the place of a run file is a StoreError and no hang."""
-    log, fold = opened(root)
-    log.leave(fold)
+    log, projection = opened(root)
+    log.leave(projection)
     os.mkfifo(Path(paths.runs) / f"{'0' * 16}.flock")
     with pytest.raises(StoreError, match="not a regular file"):
         opened(root)
@@ -1656,24 +1658,24 @@ def test_what_is_planted_among_the_run_files_is_refused(root: Path, paths: Paths
 def test_one_damaged_record_does_not_hide_the_others(root: Path, paths: Paths) -> None:
     """A list has an error in the place of a record that cannot be read, and all others."""
     for workflow_id in ("a", "w", "z"):
-        log, fold = opened(root, workflow_id=workflow_id)
-        log.leave(fold)
+        log, projection = opened(root, workflow_id=workflow_id)
+        log.leave(projection)
     Path(paths.snapshot).write_bytes(b"{")
     Path(paths.journal).unlink()
     (Path(paths.folder) / "notes.txt").write_text("not ours")
     found = list(FileStore(root).list())
-    assert [entry.workflow_id for entry in found if isinstance(entry, Fold)] == ["a", "z"]
-    assert [type(entry) for entry in found if not isinstance(entry, Fold)] == [CorruptRecordError]
+    assert [entry.workflow_id for entry in found if isinstance(entry, Projection)] == ["a", "z"]
+    assert [type(entry) for entry in found if not isinstance(entry, Projection)] == [CorruptRecordError]
 
 
 def test_root_that_is_removed_under_a_process_is_an_error(root: Path) -> None:
     """Who had the workflow open when its folder was removed does not go on in the one that was made since."""
-    log, fold = opened(root)
-    fold = put(log, fold, note("old"))
+    log, projection = opened(root)
+    projection = put(log, projection, note("old"))
     shutil.rmtree(root)
-    refusal(log, fold)
+    refusal(log, projection)
     other, its = opened(root)
-    for known in (fold, None):
+    for known in (projection, None):
         with pytest.raises(StoreError):
             put(log, known, note("stray"))
     assert notes_of(put(other, its, note("new"))) == ["new"]
@@ -1682,11 +1684,11 @@ def test_root_that_is_removed_under_a_process_is_an_error(root: Path) -> None:
 
 def test_new_root_in_the_place_of_an_empty_one_is_noticed_too(root: Path) -> None:
     """The same where the old record had no facts, so that the new one looks like what came next."""
-    log, fold = opened(root)
+    log, projection = opened(root)
     shutil.rmtree(root)
     opened(root)
     with pytest.raises(StoreError):
-        put(log, fold, note("stray"))
+        put(log, projection, note("stray"))
     assert notes_of(looked_at(FileStore(root))) == []
 
 
@@ -1695,24 +1697,24 @@ def test_new_root_in_the_place_of_an_empty_one_is_noticed_too(root: Path) -> Non
 
 def test_delete_leaves_no_file_of_the_workflow(root: Path, paths: Paths) -> None:
     """All files of a deleted workflow are gone, torn tails and locks among them, and nothing of others'."""
-    log, fold = opened(root, workflow_id="other")
-    log.leave(fold)
+    log, projection = opened(root, workflow_id="other")
+    log.leave(projection)
     before = tree(root)
-    log, fold = opened(root)
-    put(log, fold, note("one"))
+    log, projection = opened(root)
+    put(log, projection, note("one"))
     log.mutex("k", whole_store=False).try_acquire()
     die(log)
     tear(paths, "half a line")
-    log, fold = opened(root)
-    log.leave(fold)
+    log, projection = opened(root)
+    log.leave(projection)
     assert FileStore(root).delete("w")
     assert tree(root) == before
 
 
 def test_delete_of_what_a_killed_process_used(root: Path) -> None:
     """A workflow whose process was killed can be deleted; one that lives is named with its process."""
-    log, fold = opened(root)
-    put(log, fold, note("one"))
+    log, projection = opened(root)
+    put(log, projection, note("one"))
     with pytest.raises(WorkflowBusyError) as caught:
         FileStore(root).delete("w")
     assert caught.value.pid == os.getpid()
@@ -1725,13 +1727,13 @@ def test_crash_within_a_delete_leaves_a_record_or_none(root: Path) -> None:
     number, finished = 0, False
     while not finished:
         place = root / str(number)
-        log, fold = opened(place)
-        log.leave(put(log, fold, note("one")))
+        log, projection = opened(place)
+        log.leave(put(log, projection, note("one")))
         with suppress(Crash):
             finished = FileStore(place, crashing_at(number)).delete("w")
-        fold = FileStore(place).read("w")
-        assert fold is None or notes_of(fold) == ["one"], number
-        assert FileStore(place).delete("w") is (fold is not None), number
+        projection = FileStore(place).read("w")
+        assert projection is None or notes_of(projection) == ["one"], number
+        assert FileStore(place).delete("w") is (projection is not None), number
         assert FileStore(place).read("w") is None
         assert os.listdir(place / "workflows") == [], number
         number += 1
@@ -1741,8 +1743,8 @@ def test_crash_within_a_delete_leaves_a_record_or_none(root: Path) -> None:
 @pytest.mark.parametrize("name", ["snapshot", "journal"])
 def test_damaged_record_can_be_deleted(root: Path, paths: Paths, name: str) -> None:
     """A record that cannot be read can be deleted, as the message says."""
-    log, fold = opened(root)
-    put(log, fold, note("one"))
+    log, projection = opened(root)
+    put(log, projection, note("one"))
     die(log)
     Path(getattr(paths, name)).write_bytes(b"rubbish")
     assert FileStore(root).delete("w")
@@ -1754,8 +1756,8 @@ def test_delete_between_the_steps_of_an_opening(root: Path, paths: Paths) -> Non
     """Who opens while another deletes gets a new record, at whatever moment that happens."""
     for number in range(40):
         place = root / str(number)
-        log, fold = opened(place)
-        log.leave(put(log, fold, note("old")))
+        log, projection = opened(place)
+        log.leave(put(log, projection, note("old")))
         fs = WatchedFS()
         deleted: list[bool] = []
 
@@ -1771,9 +1773,9 @@ def test_delete_between_the_steps_of_an_opening(root: Path, paths: Paths) -> Non
                 deleted.append(FileStore(place).delete("w"))
 
         fs.before = before
-        log, fold = opened(place, fs)
-        assert notes_of(fold) == ([] if deleted else ["old"]), number
-        log.leave(put(log, fold, note("new")))
+        log, projection = opened(place, fs)
+        assert notes_of(projection) == ([] if deleted else ["old"]), number
+        log.leave(put(log, projection, note("new")))
         assert notes_of(looked_at(FileStore(place)))[-1] == "new", number
 
 
@@ -1794,8 +1796,8 @@ def locked(place: Path) -> bool:
 
 def test_two_that_delete_at_once(root: Path, paths: Paths) -> None:
     """Of two that delete one workflow both end well, and nothing is left."""
-    log, fold = opened(root)
-    log.leave(fold)
+    log, projection = opened(root)
+    log.leave(projection)
     log, _ = opened(root)
     log.lock()
     outcomes: list[Any] = []

@@ -10,10 +10,10 @@ import attrs
 import pytest
 from support import T0, at, new_fold, note
 
-from iso_orchestrator.codec import snapshot_from_fold
+from iso_orchestrator.codec import snapshot_from_projection
 from iso_orchestrator.record import facts as f
 from iso_orchestrator.record.model import ErrorInfo, StepStatus, WorkflowRecord, WorkflowStatus
-from iso_orchestrator.record.projection import Fold, LeaseClock, Wait, apply
+from iso_orchestrator.record.projection import LeaseClock, Projection, Wait, apply
 
 NPM = Path(__file__).parent / "data/npm-0.2.0"
 NPM_START = datetime(2026, 4, 25, 8, 0, 0, 7000, tzinfo=UTC)
@@ -22,11 +22,11 @@ BOOM = ErrorInfo("ValueError", "boom")
 OTHER = ErrorInfo("OSError", "other")
 
 
-def folded(*facts: f.Fact) -> Fold:
-    fold = new_fold()
+def folded(*facts: f.Fact) -> Projection:
+    projection = new_fold()
     for fact in facts:
-        fold.apply(fact)
-    return fold
+        projection.apply(fact)
+    return projection
 
 
 def run(name: str, seconds: float = 0) -> f.RunStarted:
@@ -37,8 +37,8 @@ def started(step: str = "a", attempt: int = 1, key: str | None = None, version: 
     return f.StepStarted(T0, step, attempt, "owner", key, version)
 
 
-def types(fold: Fold) -> list[str]:
-    return [event.type for event in fold.events]
+def types(projection: Projection) -> list[str]:
+    return [event.type for event in projection.events]
 
 
 def npm(second: int) -> datetime:
@@ -98,10 +98,10 @@ NPM_FACTS = [
 @pytest.mark.parametrize(("name", "count"), [("running", -2), ("failed", None)])
 def test_facts_make_the_npm_packages_record(name: str, count: int | None) -> None:
     """The same things happening make the same record in both languages: every key, value, event and status."""
-    fold = Fold.new("Nightly Batch/№ 7", npm(0), {"applied": 0, "ünï": ["\0", "😀", "\u2028"]})
+    projection = Projection.new("Nightly Batch/№ 7", npm(0), {"applied": 0, "ünï": ["\0", "😀", "\u2028"]})
     for fact in NPM_FACTS[:count]:
-        fold.apply(fact)
-    ours = json.loads(snapshot_from_fold(fold))
+        projection.apply(fact)
+    ours = json.loads(snapshot_from_projection(projection))
     del ours["isoOrchestrator"]
     assert ours == json.loads((NPM / f"{name}.json").read_bytes())
 
@@ -109,7 +109,7 @@ def test_facts_make_the_npm_packages_record(name: str, count: int | None) -> Non
 def test_new_record_is_idle_and_its_own() -> None:
     """A record begins idle, empty, and with a copy of the initial state."""
     state = {"jobs": [1]}
-    record = Fold.new("w", T0, state).record()
+    record = Projection.new("w", T0, state).record()
     state["jobs"].append(2)
     assert record == WorkflowRecord("w", WorkflowStatus.IDLE, T0, T0, {"jobs": [1]})
 
@@ -130,10 +130,10 @@ def test_run_ends_completed_or_failed() -> None:
 
 def test_later_run_clears_the_failure_of_an_earlier_one() -> None:
     """A run that starts when none is there begins a new group, in which the old failure counts no more."""
-    fold = folded(run("a"), f.RunEnded(T0, "a", BOOM), run("b"))
-    assert (fold.status, fold.last_error) == ("running", None)
-    fold.apply(f.RunEnded(T0, "b"))
-    assert (fold.status, fold.last_error) == ("completed", None)
+    projection = folded(run("a"), f.RunEnded(T0, "a", BOOM), run("b"))
+    assert (projection.status, projection.last_error) == ("running", None)
+    projection.apply(f.RunEnded(T0, "b"))
+    assert (projection.status, projection.last_error) == ("completed", None)
 
 
 @pytest.mark.parametrize(
@@ -147,30 +147,30 @@ def test_later_run_clears_the_failure_of_an_earlier_one() -> None:
 )
 def test_overlapping_runs_fail_together(ends: list[tuple[str, ErrorInfo | None]], status: str) -> None:
     """Runs that overlap are running until the last has ended, then failed if any of them failed."""
-    fold = folded(run("a"), run("b", 1))
-    assert fold.status == "running"
+    projection = folded(run("a"), run("b", 1))
+    assert projection.status == "running"
     (first, error), (last, last_error) = ends
-    fold.apply(f.RunEnded(at(2), first, error))
-    assert fold.status == "running"
-    fold.apply(f.RunEnded(at(3), last, last_error))
-    assert fold.status == status
-    assert fold.last_error == (last_error or error)
+    projection.apply(f.RunEnded(at(2), first, error))
+    assert projection.status == "running"
+    projection.apply(f.RunEnded(at(3), last, last_error))
+    assert projection.status == status
+    assert projection.last_error == (last_error or error)
 
 
 def test_failure_of_a_group_keeps_its_error() -> None:
     """A run that joins after another has failed does not take the error from a workflow that ends failed."""
-    fold = folded(run("a"), run("b"), f.RunEnded(at(1), "a", BOOM), run("c"), f.RunEnded(at(2), "b"))
-    assert fold.status == "running"
-    fold.apply(f.RunEnded(at(3), "c"))
-    assert (fold.status, fold.last_error) == ("failed", BOOM)
+    projection = folded(run("a"), run("b"), f.RunEnded(at(1), "a", BOOM), run("c"), f.RunEnded(at(2), "b"))
+    assert projection.status == "running"
+    projection.apply(f.RunEnded(at(3), "c"))
+    assert (projection.status, projection.last_error) == ("failed", BOOM)
 
 
 def test_dead_run_counts_as_failed() -> None:
     """A run that died makes its group fail, and the record says who died, and since when that ran."""
-    fold = folded(run("a"), run("b"), f.RunDied(at(1), "a"))
-    assert fold.status == "running"
-    fold.apply(f.RunEnded(at(2), "b"))
-    assert fold.status == "failed"
+    projection = folded(run("a"), run("b"), f.RunDied(at(1), "a"))
+    assert projection.status == "running"
+    projection.apply(f.RunEnded(at(2), "b"))
+    assert projection.status == "failed"
     died = folded(run("a"), f.RunDied(at(1), "a"))
     assert died.status == "failed"
     assert died.last_error is not None
@@ -181,74 +181,82 @@ def test_dead_run_counts_as_failed() -> None:
 
 def test_status_set_by_hand_is_what_it_says() -> None:
     """A status that is set by hand is recorded with its event, and with its error or none."""
-    fold = folded(f.StatusSet(T0, WorkflowStatus.FAILED, BOOM))
-    assert (fold.status, fold.last_error, types(fold)) == ("failed", BOOM, ["workflow.failed"])
-    fold.apply(f.StatusSet(T0, WorkflowStatus.IDLE))
-    assert (fold.status, fold.last_error, types(fold)[-1]) == ("idle", None, "workflow.idle")
-    assert fold.events[-1].detail is None
+    projection = folded(f.StatusSet(T0, WorkflowStatus.FAILED, BOOM))
+    assert (projection.status, projection.last_error, types(projection)) == ("failed", BOOM, ["workflow.failed"])
+    projection.apply(f.StatusSet(T0, WorkflowStatus.IDLE))
+    assert (projection.status, projection.last_error, types(projection)[-1]) == ("idle", None, "workflow.idle")
+    assert projection.events[-1].detail is None
 
 
 def test_step_goes_from_running_to_completed() -> None:
     """A step has its start, its owner while it runs, and its result and end when it is done."""
-    fold = folded(started(key="k"))
-    assert fold.owner("a") == "owner"
-    assert fold.steps["a"].status is StepStatus.RUNNING
-    fold.apply(f.StepCompleted(at(1), "a", 0))
-    step = fold.steps["a"]
-    assert fold.owner("a") is None
+    projection = folded(started(key="k"))
+    assert projection.owner("a") == "owner"
+    assert projection.steps["a"].status is StepStatus.RUNNING
+    projection.apply(f.StepCompleted(at(1), "a", 0))
+    step = projection.steps["a"]
+    assert projection.owner("a") is None
     assert (step.status, step.attempts, step.result, step.error) == ("completed", 1, 0, None)
     assert (step.started_at, step.completed_at, step.updated_at) == (T0, at(1), at(1))
     assert step.idempotency_key == "k"
-    assert fold.events[0].detail == {"step": "a", "attempt": 1, "idempotencyKey": "k"}
+    assert projection.events[0].detail == {"step": "a", "attempt": 1, "idempotencyKey": "k"}
 
 
 def test_step_that_is_retried_stays_in_hand() -> None:
     """Between two attempts a step is failed, and still its runner's; after the last it is nobody's."""
-    fold = folded(started(), f.StepFailed(at(1), "a", BOOM, retrying=True))
-    assert (fold.steps["a"].status, fold.owner("a"), types(fold)[-1]) == ("failed", "owner", "step.retrying")
-    fold.apply(f.StepStarted(at(2), "a", 2, "owner"))
-    fold.apply(f.StepFailed(at(3), "a", OTHER))
-    step = fold.steps["a"]
-    assert (step.status, step.attempts, step.error, fold.owner("a")) == ("failed", 2, OTHER, None)
-    assert types(fold)[-1] == "step.failed"
-    assert fold.last_error == OTHER
+    projection = folded(started(), f.StepFailed(at(1), "a", BOOM, retrying=True))
+    assert (projection.steps["a"].status, projection.owner("a"), types(projection)[-1]) == (
+        "failed",
+        "owner",
+        "step.retrying",
+    )
+    projection.apply(f.StepStarted(at(2), "a", 2, "owner"))
+    projection.apply(f.StepFailed(at(3), "a", OTHER))
+    step = projection.steps["a"]
+    assert (step.status, step.attempts, step.error, projection.owner("a")) == ("failed", 2, OTHER, None)
+    assert types(projection)[-1] == "step.failed"
+    assert projection.last_error == OTHER
 
 
 def test_completion_clears_the_last_error() -> None:
     """A step that succeeds at last leaves no error behind, at itself or at the workflow."""
-    fold = folded(started(), f.StepFailed(T0, "a", BOOM, True), started(attempt=2), f.StepCompleted(T0, "a", 1))
-    assert fold.steps["a"].error is None
-    assert fold.last_error is None
+    projection = folded(started(), f.StepFailed(T0, "a", BOOM, True), started(attempt=2), f.StepCompleted(T0, "a", 1))
+    assert projection.steps["a"].error is None
+    assert projection.last_error is None
 
 
 def test_completion_brings_its_state_in_one_piece() -> None:
     """A step's state is recorded with its result by one fact; None is a state, and no state is none."""
-    fold = folded(started(), f.StepCompleted(T0, "a", 1, {"n": 1}))
-    assert fold.state == {"n": 1}
-    assert types(fold) == ["step.started", "step.completed", "state.updated"]
+    projection = folded(started(), f.StepCompleted(T0, "a", 1, {"n": 1}))
+    assert projection.state == {"n": 1}
+    assert types(projection) == ["step.started", "step.completed", "state.updated"]
     assert folded(started(), f.StepCompleted(T0, "a", 1, None)).state is None
     assert folded(started(), f.StepCompleted(T0, "a", 1)).state == {}
 
 
 def test_abandoned_step_is_nobodys() -> None:
     """An attempt without an outcome keeps its status and has no owner."""
-    fold = folded(started(), f.StepAbandoned(T0, "a"))
-    assert (fold.steps["a"].status, fold.owner("a"), types(fold)) == ("running", None, ["step.started"])
+    projection = folded(started(), f.StepAbandoned(T0, "a"))
+    assert (projection.steps["a"].status, projection.owner("a"), types(projection)) == (
+        "running",
+        None,
+        ["step.started"],
+    )
 
 
 def test_reset_forgets_steps_and_keeps_history() -> None:
     """A step that is reset is gone, what happened is not; names that are not there do not matter."""
-    fold = folded(started("a"), f.StepCompleted(T0, "a", 1), started("b"), f.StepsReset(T0, ("a", "never")))
-    assert list(fold.steps) == ["b"]
-    assert fold.matching("a", None, None) is None
-    assert types(fold) == ["step.started", "step.completed", "step.started"]
+    projection = folded(started("a"), f.StepCompleted(T0, "a", 1), started("b"), f.StepsReset(T0, ("a", "never")))
+    assert list(projection.steps) == ["b"]
+    assert projection.matching("a", None, None) is None
+    assert types(projection) == ["step.started", "step.completed", "step.started"]
 
 
 def test_reset_lifts_the_limit_that_the_step_met_and_no_other() -> None:
     """Limits may end at one time; one that another step has met since, and is longer, stays."""
     met = [started("a"), f.StepLimited(T0, "a", at(9), "api"), started("b"), f.StepLimited(T0, "b", at(9), "other")]
-    fold = folded(*met, f.StepsReset(at(1), ("a",)))
-    assert (fold.limits, list(fold.step_limits)) == ({"other": at(9)}, ["b"])
+    projection = folded(*met, f.StepsReset(at(1), ("a",)))
+    assert (projection.limits, list(projection.step_limits)) == ({"other": at(9)}, ["b"])
     longer = [started("c"), f.StepLimited(T0, "c", at(10), "api")]
     assert folded(*met, *longer, f.StepsReset(at(1), ("a",))).limits == {"api": at(10), "other": at(9)}
 
@@ -257,9 +265,9 @@ def test_a_step_waits_until_it_begins_or_is_said_to_wait_no_longer() -> None:
     """By whose it was; what is over is forgotten with the next."""
     limited = [started("a"), f.StepLimited(T0, "a", at(9), "api")]
     waiting = [*limited, f.StepWaiting(at(1), "b", "one", at(9), "api")]
-    fold = folded(*waiting)
-    assert fold.waits == {"a": Wait("owner", T0, at(9), "api"), "b": Wait("one", at(1), at(9), "api")}
-    assert list(fold.steps) == ["a"]
+    projection = folded(*waiting)
+    assert projection.waits == {"a": Wait("owner", T0, at(9), "api"), "b": Wait("one", at(1), at(9), "api")}
+    assert list(projection.steps) == ["a"]
     assert list(folded(*waiting, started("b")).waits) == ["a"]
     assert list(folded(*waiting, f.StepWaiting(at(2), "b", "one")).waits) == ["a"]
     assert list(folded(*waiting, f.StepWaiting(at(2), "b", "two")).waits) == ["a", "b"]
@@ -272,16 +280,16 @@ def test_a_step_waits_until_it_begins_or_is_said_to_wait_no_longer() -> None:
 )
 def test_step_is_known_by_key_and_version_too(key: str | None, version: str | None, same: bool) -> None:
     """A completed step stands for a call only if name, idempotency key and version are equal."""
-    fold = folded(started(key="k", version="1"), f.StepCompleted(T0, "a", 1))
-    assert (fold.matching("a", key, version) is not None) is same
-    assert fold.matching("b", key, version) is None
+    projection = folded(started(key="k", version="1"), f.StepCompleted(T0, "a", 1))
+    assert (projection.matching("a", key, version) is not None) is same
+    assert projection.matching("b", key, version) is None
 
 
 def test_silent_heartbeat_makes_no_event() -> None:
     """A beat of a background series is recorded, and is no event."""
-    fold = folded(f.HeartbeatRecorded(T0, "k"), f.HeartbeatRecorded(at(1), "k", {"n": 1}, silent=True))
-    assert (fold.heartbeats["k"].at, fold.heartbeats["k"].detail) == (at(1), {"n": 1})
-    assert types(fold) == ["heartbeat.recorded"]
+    projection = folded(f.HeartbeatRecorded(T0, "k"), f.HeartbeatRecorded(at(1), "k", {"n": 1}, silent=True))
+    assert (projection.heartbeats["k"].at, projection.heartbeats["k"].detail) == (at(1), {"n": 1})
+    assert types(projection) == ["heartbeat.recorded"]
 
 
 def lease(token: int, renewed: bool = False, boot: tuple[str, float] | None = ("boot", 9.0)) -> f.LeaseTouched:
@@ -291,30 +299,30 @@ def lease(token: int, renewed: bool = False, boot: tuple[str, float] | None = ("
 
 def test_lease_keeps_its_token_and_its_clock() -> None:
     """A lease has its token, and runs out by the boot clock of its last touch; released it runs out by none."""
-    fold = folded(lease(1), lease(1, renewed=True, boot=("boot", 12.0)))
-    assert (fold.leases["k"].token, fold.tokens["k"]) == (1, 1)
-    assert fold.lease_clocks == {"k": LeaseClock("boot", 12.0)}
-    assert types(fold) == ["lease.acquired", "lease.renewed"]
-    fold.apply(f.LeaseReleased(at(1), "k"))
-    assert fold.leases["k"].released_at == at(1)
-    assert fold.lease_clocks == {}
-    assert fold.tokens["k"] == 1
-    fold.apply(lease(2, boot=None))
-    assert (fold.leases["k"].token, fold.leases["k"].released_at, fold.lease_clocks) == (2, None, {})
+    projection = folded(lease(1), lease(1, renewed=True, boot=("boot", 12.0)))
+    assert (projection.leases["k"].token, projection.tokens["k"]) == (1, 1)
+    assert projection.lease_clocks == {"k": LeaseClock("boot", 12.0)}
+    assert types(projection) == ["lease.acquired", "lease.renewed"]
+    projection.apply(f.LeaseReleased(at(1), "k"))
+    assert projection.leases["k"].released_at == at(1)
+    assert projection.lease_clocks == {}
+    assert projection.tokens["k"] == 1
+    projection.apply(lease(2, boot=None))
+    assert (projection.leases["k"].token, projection.leases["k"].released_at, projection.lease_clocks) == (2, None, {})
 
 
 @pytest.mark.parametrize(("ttl", "shown"), [(30.0, 30000), (0.0015, 1.5), (1, 1000)])
 def test_lease_event_gives_milliseconds(ttl: float, shown: float) -> None:
     """The event of a lease gives its time as the npm package does, in milliseconds, whole ones as ints."""
-    fold = folded(f.LeaseTouched(T0, "k", "h", ttl, T0, at(ttl), 1, False))
-    assert repr(fold.events[0].detail["ttlMs"]) == repr(shown)
+    projection = folded(f.LeaseTouched(T0, "k", "h", ttl, T0, at(ttl), 1, False))
+    assert repr(projection.events[0].detail["ttlMs"]) == repr(shown)
 
 
 def test_order_is_by_sequence_whatever_clocks_say() -> None:
     """Facts whose times run backwards stay in their order, and each counts one up."""
-    fold = folded(note("first", 10), note("second", 5))
-    assert [event.message for event in fold.events] == ["first", "second"]
-    assert (fold.seq, fold.updated_at) == (2, at(5))
+    projection = folded(note("first", 10), note("second", 5))
+    assert [event.message for event in projection.events] == ["first", "second"]
+    assert (projection.seq, projection.updated_at) == (2, at(5))
 
 
 RECORD = folded(
@@ -385,7 +393,7 @@ def spoil(record: Any) -> None:
 
 def test_records_share_nothing_with_the_fold() -> None:
     """What a user does to a record changes neither the next record nor what is written."""
-    fold = folded(
+    projection = folded(
         started(),
         f.StepCompleted(T0, "a", {"deep": [1]}),
         f.HeartbeatRecorded(T0, "k", [[1]]),
@@ -393,17 +401,17 @@ def test_records_share_nothing_with_the_fold() -> None:
         f.EventAppended(T0, "note", None, {"deep": [1]}),
         lease(1),
     )
-    record, written = fold.record(), snapshot_from_fold(fold)
+    record, written = projection.record(), snapshot_from_projection(projection)
     expected = copy.deepcopy(record)
     spoil(record)
     assert record != expected
-    assert fold.record() == expected
-    assert snapshot_from_fold(fold) == written
+    assert projection.record() == expected
+    assert snapshot_from_projection(projection) == written
 
 
 def test_summary_counts_steps_by_status() -> None:
     """A summary has the status and how many steps are in which state."""
-    fold = folded(run("r"), started("a"), f.StepCompleted(T0, "a", 1), started("b"), started("c"))
-    summary = fold.summary()
+    projection = folded(run("r"), started("a"), f.StepCompleted(T0, "a", 1), started("b"), started("c"))
+    summary = projection.summary()
     assert (summary.workflow_id, summary.status) == ("w", "running")
     assert summary.steps == {StepStatus.COMPLETED: 1, StepStatus.RUNNING: 2}

@@ -14,7 +14,7 @@ from support import FACT_KINDS, T0, at, note, only
 
 from iso_orchestrator.errors import CorruptRecordError, FormatVersionError
 from iso_orchestrator.record import facts as f
-from iso_orchestrator.store.file.journal import Header, Scan, frame_facts, frame_header, parse_header, scan
+from iso_orchestrator.store.file.journal import Header, Scan, encode_header, encode_lines, parse_header, scan
 
 PATH = "/root/workflows/w.journal"
 BASE = 7
@@ -30,10 +30,10 @@ SYNCED = [7, 7, 9, 9, 10]
 
 
 def journal(facts: list[f.Fact] = FACTS, synced: list[int] = SYNCED, base: int = BASE, name: str = "w") -> bytes:
-    data = frame_header(name, base, "0" * 64)
+    data = encode_header(name, base, "0" * 64)
     crc = parse_header(data, PATH).crc
     for seq, (fact, mark) in enumerate(zip(facts, synced, strict=True), base + 1):
-        data += frame_facts([fact], seq, mark, crc)
+        data += encode_lines([fact], seq, mark, crc)
     return data
 
 
@@ -298,9 +298,9 @@ def test_worked_example_is_what_the_code_writes() -> None:
     found = scan(example[header.size :], header, header.size, header.base + 1, header.base, PATH)
     assert found.end == len(example)
     assert [type(line.fact) for line in found.lines] == [f.StepStarted, f.StepCompleted, f.StateUpdated]
-    again = frame_header(header.workflow_id, header.base, header.snapshot)
+    again = encode_header(header.workflow_id, header.base, header.snapshot)
     for line in found.lines:
-        again += frame_facts([line.fact], line.seq, line.synced, header.crc)
+        again += encode_lines([line.fact], line.seq, line.synced, header.crc)
     assert again == example
 
 
@@ -318,5 +318,5 @@ def test_format_page_lists_every_fact_with_its_fields(kind: type[f.Fact]) -> Non
 
 def test_times_are_written_in_milliseconds() -> None:
     """A journal's times are ISO 8601 in UTC with milliseconds."""
-    line = json.loads(frame_facts([note("x")], 1, 0, 0))
+    line = json.loads(encode_lines([note("x")], 1, 0, 0))
     assert line["at"] == "2026-05-14T12:00:00.007Z" == T0.isoformat(timespec="milliseconds").replace("+00:00", "Z")

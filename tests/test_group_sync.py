@@ -11,8 +11,8 @@ import pytest
 from support import DEADLINE, wait_until
 from support_processes import in_thread
 
-from iso_orchestrator.store.file.group_commit import GroupSync
-from iso_orchestrator.system.interrupts import Latch
+from iso_orchestrator.store.file.group_commit import GroupCommit
+from iso_orchestrator.system.interrupts import OneShotEvent
 
 
 class Disk:
@@ -29,7 +29,7 @@ class Disk:
             assert self.goes_on.wait(DEADLINE)
 
 
-def led(group: GroupSync, disk: Disk) -> Future[Any]:
+def led(group: GroupCommit, disk: Disk) -> Future[Any]:
     """One who leads the first sync, and is in the midst of it."""
     group.written = 1
     leader = in_thread(group.wait_for, 1)
@@ -37,14 +37,14 @@ def led(group: GroupSync, disk: Disk) -> Future[Any]:
     return leader
 
 
-def until_queued(group: GroupSync, count: int) -> None:
+def until_queued(group: GroupCommit, count: int) -> None:
     wait_until(lambda: len(group._waiting) == count, what=f"a queue of {count}")
 
 
 def test_one_who_was_interrupted_is_not_chosen_to_lead() -> None:
     """Ctrl-C ends the wait of one; the leader chooses another, who waited behind it."""
     disk = Disk()
-    group = GroupSync(disk.sync)
+    group = GroupCommit(disk.sync)
     leader = led(group, disk)
     group.written = 3
     other: list[Future[Any]] = []
@@ -71,10 +71,10 @@ def test_one_who_was_interrupted_is_not_chosen_to_lead() -> None:
     assert disk.syncs == 2
 
 
-class Hasty(GroupSync):
+class Hasty(GroupCommit):
     """A sync in which Ctrl-C comes when one is in the queue, and does not wait yet."""
 
-    def _follow(self, latch: Latch) -> None:
+    def _follow(self, latch: OneShotEvent) -> None:
         if len(self._waiting) == 1:
             raise KeyboardInterrupt
         super()._follow(latch)
@@ -94,14 +94,14 @@ def test_one_who_was_interrupted_before_he_waited_is_not_chosen_to_lead() -> Non
     group.wait_for(3)
 
 
-class Slow(GroupSync):
+class Slow(GroupCommit):
     """A sync in which one who is woken goes on only when he is let on."""
 
     def __init__(self, disk: Disk) -> None:
         super().__init__(disk.sync)
         self.woken, self.goes_on = threading.Event(), threading.Event()
 
-    def _follow(self, latch: Latch) -> None:
+    def _follow(self, latch: OneShotEvent) -> None:
         super()._follow(latch)
         if not self.woken.is_set():
             self.woken.set()
@@ -128,7 +128,7 @@ def test_one_who_is_chosen_to_lead_and_has_what_he_wants_leaves_it_to_the_next()
     assert disk.syncs == 2
 
 
-class Late(GroupSync):
+class Late(GroupCommit):
     """A sync in which Ctrl-C comes when one has handed over, and another leads already."""
 
     def __init__(self, disk: Disk) -> None:

@@ -67,7 +67,7 @@ def test_an_interrupt_at_any_call_lets_the_step_go(tmp_path: Path, body: Any) ->
     for number in count(1):
         workflow = Workflow(f"w-{number}", dir=tmp_path)
         workflow.run_step("before", lambda: 0)
-        session = workflow._handle.session()
+        session = workflow._runtime.session()
         interrupts = InterruptAt(number)
         try:
             with interrupts:
@@ -185,7 +185,7 @@ def test_a_mutex_whose_thread_does_not_start_can_be_had_later(
 def test_a_step_that_is_given_up_while_others_are_recorded_is_not_forgotten(workflow: Workflow) -> None:
     """Two attempts end without an outcome at one time: both are on record as abandoned."""
     workflow.append_event("before")
-    session = workflow._handle.session()
+    session = workflow._runtime.session()
     real = session.append
 
     def append(*args: Any, **named: Any) -> Any:

@@ -612,13 +612,13 @@ def test_a_lease_that_somebody_else_released_is_lost(tmp_path: Path) -> None:
 
 def test_a_lease_that_is_lost_while_its_holder_waits_for_a_mutex(workflow: Workflow, clock: Clock) -> None:
     """It is looked at again after the wait: the mutex is not entered, and is free."""
-    let_go = threading.Event()
+    dispose = threading.Event()
     entered = threading.Event()
 
     def hold() -> None:
         with workflow.mutex("slot"):
             entered.set()
-            assert let_go.wait(DEADLINE)
+            assert dispose.wait(DEADLINE)
 
     def wait_inside() -> None:
         with workflow.lease("lease", ttl=TTL), workflow.mutex("slot"):
@@ -628,7 +628,7 @@ def test_a_lease_that_is_lost_while_its_holder_waits_for_a_mutex(workflow: Workf
     assert entered.wait(DEADLINE)
     waiter = blocked(wait_inside)
     take_over(workflow, clock, "lease")
-    let_go.set()
+    dispose.set()
     holder.result(DEADLINE)
     with pytest.raises(LeaseLostError):
         waiter.result(DEADLINE)
@@ -638,13 +638,13 @@ def test_a_lease_that_is_lost_while_its_holder_waits_for_a_mutex(workflow: Workf
 
 def test_a_lease_that_is_lost_while_an_item_waits_for_its_key(workflow: Workflow, clock: Clock) -> None:
     """The item does not run, and its key is free."""
-    let_go = threading.Event()
+    dispose = threading.Event()
     entered = threading.Event()
 
     def hold() -> None:
         with workflow.mutex("slot"):
             entered.set()
-            assert let_go.wait(DEADLINE)
+            assert dispose.wait(DEADLINE)
 
     def wait_inside() -> None:
         with workflow.lease("lease", ttl=TTL):
@@ -654,7 +654,7 @@ def test_a_lease_that_is_lost_while_an_item_waits_for_its_key(workflow: Workflow
     assert entered.wait(DEADLINE)
     waiter = blocked(wait_inside)
     take_over(workflow, clock, "lease")
-    let_go.set()
+    dispose.set()
     holder.result(DEADLINE)
     with pytest.raises(LeaseLostError):
         waiter.result(DEADLINE)

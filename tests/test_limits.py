@@ -130,9 +130,9 @@ def test_a_limit_survives_the_snapshot(workflow: Workflow, tmp_path: Path) -> No
     at[0] = until
     assert ended.result(DEADLINE) == until
     first.close()
-    fold = Workflow("folded", dir=tmp_path)._handle.store.read("folded")
-    assert fold is not None
-    assert fold.step_limits == {"ask": Limit(until)}
+    projection = Workflow("folded", dir=tmp_path)._runtime.store.read("folded")
+    assert projection is not None
+    assert projection.step_limits == {"ask": Limit(until)}
 
 
 def test_a_reset_lifts_the_limit(workflow: Workflow) -> None:

@@ -12,7 +12,7 @@ import pytest
 from support import DEADLINE, WatchedFS, failing, only, run_python, wait_until, waits_for_a_lock
 
 from iso_orchestrator.errors import StoreError
-from iso_orchestrator.store.file.liveness import RunFiles
+from iso_orchestrator.store.file.liveness import LivenessFiles
 from iso_orchestrator.store.file.mutex import FileMutex
 from iso_orchestrator.store.protocol import OwnerInfo
 from iso_orchestrator.system.file_lock import FileLock
@@ -277,7 +277,7 @@ def test_release_that_fails_is_not_silent(path: str) -> None:
 
 def test_run_file_lives_as_long_as_its_process(tmp_path: Path) -> None:
     """A run file's owner is alive until it leaves, gives up or is killed, for itself and for others."""
-    one, other = RunFiles(FS, str(tmp_path)), RunFiles(FS, str(tmp_path))
+    one, other = LivenessFiles(FS, str(tmp_path)), LivenessFiles(FS, str(tmp_path))
     owner = one.enter()
     assert one.is_alive(owner)
     assert other.is_alive(owner)
@@ -302,7 +302,7 @@ def test_killed_process_is_dead_and_swept(tmp_path: Path) -> None:
         "from iso_orchestrator.store.file.liveness import RunFiles\n"
         "runs = RunFiles(FileSystem(), sys.argv[1]); print(runs.enter()); input()\n"
     )
-    runs = RunFiles(FS, str(tmp_path))
+    runs = LivenessFiles(FS, str(tmp_path))
     with run_python(code, tmp_path) as child:
         owner = child.line()
         assert runs.is_alive(owner)
@@ -317,13 +317,13 @@ def test_killed_process_is_dead_and_swept(tmp_path: Path) -> None:
 
 def test_two_that_ask_do_not_take_each_other_for_the_owner(tmp_path: Path) -> None:
     """A probe of a dead owner's file does not look alive to another probe."""
-    runs = RunFiles(FS, str(tmp_path))
+    runs = LivenessFiles(FS, str(tmp_path))
     owner = runs.enter()
     runs.give_up()
     probe = FileLock(FS, str(tmp_path / only(os.listdir(tmp_path))))
     probe.open_read()
     assert probe.try_acquire(shared=True)
-    assert not RunFiles(FS, str(tmp_path)).is_alive(owner)
+    assert not LivenessFiles(FS, str(tmp_path)).is_alive(owner)
     probe.close()
 
 
@@ -336,7 +336,7 @@ def test_forked_child_does_not_keep_its_parent_alive(tmp_path: Path) -> None:
         "if os.fork() == 0:\n    runs.give_up(); print(owner, os.getpid()); input(); os._exit(0)\n"
         "os.wait()\n"
     )
-    runs = RunFiles(FS, str(tmp_path))
+    runs = LivenessFiles(FS, str(tmp_path))
     with run_python(code, tmp_path) as child:
         owner, pid = child.line().split()
         assert runs.is_alive(owner)

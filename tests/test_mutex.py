@@ -22,8 +22,8 @@ from support_processes import PAUSE, assert_waits, child, in_thread
 
 from iso_orchestrator import FileStore, MemoryStore, MutexTimeoutError, StepTimeoutError, StoreError, Workflow
 from iso_orchestrator.coordination import mutex_queue
-from iso_orchestrator.coordination.mutex_queue import Entry, Hold, Waiter, request
-from iso_orchestrator.runtime.context import Owner
+from iso_orchestrator.coordination.mutex_queue import Held, MutexState, Waiter, request
+from iso_orchestrator.runtime.context import LockOwner
 
 posix_only = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked on POSIX only")
 
@@ -316,7 +316,7 @@ def test_a_submitted_step_does_not_own_it(workflow: Workflow) -> None:
 
 def test_an_attempt_does_not_own_what_the_one_before_it_has(workflow: Workflow) -> None:
     """A retry waits for the mutex that a body that outlived its timeout still has."""
-    let_go = threading.Event()
+    dispose = threading.Event()
     lines: list[list[str]] = []
     attempts: list[int] = []
 
@@ -326,43 +326,43 @@ def test_an_attempt_does_not_own_what_the_one_before_it_has(workflow: Workflow) 
             number = str(attempts[-1])
             lines.append(["start", "slot", number])
             if number == "1":
-                assert let_go.wait(DEADLINE)
+                assert dispose.wait(DEADLINE)
             lines.append(["end", "slot", number])
         return number
 
     step = in_thread(workflow.run_step, "step", body, timeout=0.5, retry=2)
     wait_until(lambda: workflow.record.steps["step"].attempts == 2 if attempts else False)
-    let_go.set()
+    dispose.set()
     assert step.result(DEADLINE) == "2"
     assert_apart(lines)
 
 
 def test_it_is_held_while_a_body_that_outlived_its_timeout_runs(workflow: Workflow) -> None:
     """A step that timed out inside of it keeps it from others until its thread has really ended."""
-    let_go = threading.Event()
+    dispose = threading.Event()
 
     def hold() -> None:
         with workflow.mutex("slot"):
-            workflow.run_step("slow", let_go.wait, DEADLINE, timeout=0.02)
+            workflow.run_step("slow", dispose.wait, DEADLINE, timeout=0.02)
 
     with pytest.raises(StepTimeoutError):
         in_thread(hold).result(DEADLINE)
     assert not is_free(workflow)
     waiter = blocked(take, workflow)
-    let_go.set()
+    dispose.set()
     assert waiter.result(DEADLINE) == "had it"
 
 
 def test_a_body_that_outlived_its_timeout_keeps_it_from_its_own_thread(workflow: Workflow) -> None:
     """The thread that gave the body up does not enter on it either, once it has left the mutex."""
-    let_go = threading.Event()
+    dispose = threading.Event()
     try:
         with pytest.raises(StepTimeoutError), workflow.mutex("slot"):
-            workflow.run_step("slow", let_go.wait, DEADLINE, timeout=0.02)
+            workflow.run_step("slow", dispose.wait, DEADLINE, timeout=0.02)
         with pytest.raises(MutexTimeoutError):
             take(workflow, timeout=0)
     finally:
-        let_go.set()
+        dispose.set()
     assert take(workflow, timeout=DEADLINE) == "had it"
 
 
@@ -553,18 +553,18 @@ def tried_elsewhere(root: Path, scope: str = "workflow") -> str:
 @contextmanager
 def handed_on(first: Workflow, second: Workflow, **options: Any) -> Iterator[None]:
     """A thread that uses *second* has the mutex "slot", after a thread that used *first*."""
-    held, let_go = threading.Event(), threading.Event()
+    held, dispose = threading.Event(), threading.Event()
 
     def hold() -> None:
         with second.mutex("slot", **options):
             held.set()
-            assert let_go.wait(DEADLINE)
+            assert dispose.wait(DEADLINE)
 
     with first.mutex("slot", **options):
         holder = blocked(hold)
     assert held.wait(DEADLINE)
     yield
-    let_go.set()
+    dispose.set()
     holder.result(DEADLINE)
 
 
@@ -638,22 +638,22 @@ def test_processes_share_one_hot_mutex_among_many_others(tmp_path: Path) -> None
 def test_the_release_of_a_mutex_that_is_not_taken_is_harmless(workflow: Workflow) -> None:
     """After a signal in the midst of taking it nobody knows whether it is: it is released, and can be had."""
     workflow.append_event("open")
-    mutex = workflow._handle.session().log.mutex("slot", whole_store=False)
+    mutex = workflow._runtime.session().log.mutex("slot", whole_store=False)
     mutex.release()
     assert mutex.try_acquire()
     mutex.release()
     mutex.release()
-    mutex.let_go()
+    mutex.dispose()
     assert is_free(workflow)
 
 
 def test_a_release_that_is_late_lets_nobody_in(workflow: Workflow) -> None:
     """One that looks for who is next when others have come and gone since takes nothing from whoever has it now."""
-    holds: list[Hold] = []
+    holds: list[Held] = []
 
-    def ask() -> Entry:
-        waiter = Waiter(Owner(), granted=holds.append, failed=lambda error: pytest.fail(repr(error)))
-        return request(workflow._handle, "slot", "workflow", waiter)
+    def ask() -> MutexState:
+        waiter = Waiter(LockOwner(), granted=holds.append, failed=lambda error: pytest.fail(repr(error)))
+        return request(workflow._runtime, "slot", "workflow", waiter)
 
     first = ask()
     holds[0].depth = 0  # as `release` begins, which is held up before it looks for who is next

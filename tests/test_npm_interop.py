@@ -98,7 +98,7 @@ def python_jobs(workflow: Workflow, *names: str) -> list[str]:
     return ran
 
 
-def fold(root: Path) -> None:
+def projection(root: Path) -> None:
     """What comes between a killed Python and Node."""
     command = [sys.executable, "-m", "iso_orchestrator", "fold", BATCH, "--dir", str(root)]
     done = subprocess.run(command, cwd=TESTS.parent, capture_output=True, text=True, timeout=60)
@@ -278,7 +278,7 @@ def test_python_killed_and_folded_and_finished_under_node(tmp_path: Path) -> Non
     with run_python(KILLED_PYTHON, tmp_path, BATCH, *JOBS[:3]) as child:
         assert [child.line() for _ in range(4)] == [f"{name} by python" for name in JOBS[:3]] + ["all recorded"]
         child.kill()
-    fold(tmp_path)
+    projection(tmp_path)
     said = node(tmp_path, "run", *[["step", name, f"{name} by node"] for name in [*JOBS, "half done"]], ["record"])
     *steps, record = said
     assert [step["ran"] for step in steps] == [False] * 3 + [True] * 4

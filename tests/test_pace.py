@@ -135,7 +135,7 @@ def test_what_was_left_is_settled_while_a_long_item_goes_on(workflow: Workflow, 
             assert go_on.wait(DEADLINE)
 
     summary = blocked(workflow.run_for_each, range(41 + behind), job, max_parallel=4, progress=False)
-    flights = workflow._handle.session().flights
+    flights = workflow._runtime.session().flights
     try:
         wait_until(lambda: len(workflow.record.steps) == 41 + behind)
         wait_until(lambda: set(flights) == {"job-40"})
@@ -153,7 +153,7 @@ def test_an_executor_with_one_thread_leaves_nothing_unsettled(workflow: Workflow
         if number == 40:
             assert go_on.wait(DEADLINE)
 
-    flights = workflow._handle.session().flights
+    flights = workflow._runtime.session().flights
     with ThreadPoolExecutor(1) as executor:
         summary = blocked(workflow.run_for_each, range(60), job, max_parallel=8, executor=executor, progress=False)
         try:
@@ -267,7 +267,7 @@ def test_whatever_came_before_all_workers_come_to_what_is_long(workflow: Workflo
 def test_who_has_taken_an_item_begins_it_before_all_else(workflow: Workflow, monkeypatch: pytest.MonkeyPatch) -> None:
     """The next worker is hired before: else it would take the next item, and begin it, while this one is on its way."""
     did: dict[int, list[str]] = defaultdict(list)
-    take_next, hire = Scheduler._take_next, Scheduler._hire
+    take_next, hire = Scheduler._take_next, Scheduler._start_worker
 
     def taking(scheduler: Scheduler) -> Any:
         did[threading.get_ident()].append("takes")

@@ -318,11 +318,11 @@ def test_an_item_does_not_own_the_key_of_another(workflow: Workflow, gate: Gate)
 
 def test_a_key_stays_held_while_a_body_that_outlived_its_timeout_runs(workflow: Workflow) -> None:
     """The next item of the key starts when the abandoned thread has really ended."""
-    let_go = threading.Event()
+    dispose = threading.Event()
     order: list[str] = []
 
     def outlive() -> None:
-        assert let_go.wait(DEADLINE)
+        assert dispose.wait(DEADLINE)
         order.append("the thread ended")
 
     def work(item: str) -> None:
@@ -334,7 +334,7 @@ def test_a_key_stays_held_while_a_body_that_outlived_its_timeout_runs(workflow: 
     wait_until(lambda: sorted(order) == ["a", "c"])
     assert_waits(batch)
     assert sorted(order) == ["a", "c"]
-    let_go.set()
+    dispose.set()
     summary = batch.result(DEADLINE)
     assert order[2:] == ["the thread ended", "b"]
     assert isinstance(summary.results[0], Rejected)

@@ -28,7 +28,7 @@ from iso_orchestrator import (
     Workflow,
     read_workflow_record,
 )
-from iso_orchestrator.record.projection import Fold
+from iso_orchestrator.record.projection import Projection
 from iso_orchestrator.store import FileStore
 from iso_orchestrator.system.filesystem import FileSystem
 
@@ -490,16 +490,16 @@ def test_an_interrupt_while_facts_are_taken_in_leaves_a_true_cache(
         assert process.line() == "written"
         process.kill()
     left = [None] * nth
-    real = Fold.apply
+    real = Projection.apply
 
-    def interrupted(fold: Fold, fact: Any) -> None:
+    def interrupted(projection: Projection, fact: Any) -> None:
         left.pop()
         if not left:
             raise KeyboardInterrupt
-        real(fold, fact)
+        real(projection, fact)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Fold, "apply", interrupted)
+        patch.setattr(Projection, "apply", interrupted)
         with pytest.raises(KeyboardInterrupt):
             workflow.append_event("mine")
     workflow.append_event("next")
@@ -511,9 +511,9 @@ def test_an_interrupt_while_facts_are_taken_in_leaves_a_true_cache(
 
 def assert_nobody_waits(root: Path) -> None:
     """No step is in the hands of a thread that is gone, and the record is not locked."""
-    fold = FileStore(root).read("w")
-    assert fold is not None
-    assert [name for name in fold.steps if fold.owner(name)] == []
+    projection = FileStore(root).read("w")
+    assert projection is not None
+    assert [name for name in projection.steps if projection.owner(name)] == []
     for path in root.glob("locks/w-*/record.flock"):
         with path.open() as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -159,4 +159,4 @@ def test_steps_are_let_go_when_they_are_settled(workflow: Workflow) -> None:
     """Another call of the same step, and the end of the workflow, wait for none of them."""
     job = workflow.step(lambda number: number, name="job-{number}")
     workflow.run_for_each(range(100), job, max_parallel=8, progress=False)
-    assert workflow._handle.session().flights == {}
+    assert workflow._runtime.session().flights == {}

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from support import wait_until
 
-from iso_orchestrator.system.shielded import shielded
+from iso_orchestrator.system.shielded import run_uninterrupted
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def interrupts() -> Iterator[None]:
 def test_work_is_done_in_another_thread() -> None:
     """No signal handler runs there."""
     threads: list[threading.Thread] = []
-    shielded(lambda _: threads.append(threading.current_thread()))
+    run_uninterrupted(lambda _: threads.append(threading.current_thread()))
     assert threads
     assert threads[0] is not threading.main_thread()
 
@@ -32,7 +32,7 @@ def test_work_is_done_in_another_thread() -> None:
 def test_an_error_of_the_work_is_the_callers() -> None:
     """As if it had been done here."""
     with pytest.raises(ZeroDivisionError):
-        shielded(lambda _: 1 / 0)
+        run_uninterrupted(lambda _: 1 / 0)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="SIGINT cannot be sent to one process elsewhere")
@@ -48,7 +48,7 @@ def test_interrupts_hurry_the_work_and_are_raised_when_it_is_done(interrupts: No
         done.append("all of it")
 
     with pytest.raises(KeyboardInterrupt):
-        shielded(work)
+        run_uninterrupted(work)
     assert done == ["all of it"]
 
 
@@ -60,5 +60,5 @@ def test_where_no_thread_can_be_had_the_work_is_done_here(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(threading.Thread, "start", refuse)
     threads: list[threading.Thread] = []
-    shielded(lambda _: threads.append(threading.current_thread()))
+    run_uninterrupted(lambda _: threads.append(threading.current_thread()))
     assert threads == [threading.main_thread()]

@@ -57,7 +57,7 @@ class Options(TypedDict, total=False):
     since: dt.date
 
 
-class Pair(NamedTuple):
+class SnapshotAndJournal(NamedTuple):
     """A named tuple."""
 
     left: int
@@ -97,7 +97,7 @@ RESULTS: list[tuple[Any, Any]] = [
     (int | str, "3"),
     (int | str, 3),
     (Options, {"level": Level.LOW, "since": dt.date(2026, 5, 14)}),
-    (Pair, Pair(1, "a")),
+    (SnapshotAndJournal, SnapshotAndJournal(1, "a")),
     (UserId, 7),
     (Literal["a", "b"], "b"),
     (dt.datetime, AT),

@@ -10,8 +10,8 @@ from support import DEADLINE, T0, at, caught_up, looked_at, new_fold, note, note
 
 from iso_orchestrator.errors import StoreError, WorkflowBusyError
 from iso_orchestrator.record import facts as f
-from iso_orchestrator.record.projection import Fold
-from iso_orchestrator.store import FileStore, Log, Store
+from iso_orchestrator.record.projection import Projection
+from iso_orchestrator.store import FileStore, Store, WorkflowLog
 from iso_orchestrator.store.memory import MemoryStore
 
 
@@ -25,16 +25,16 @@ class Holds:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._logs: list[Log] = []
+        self._logs: list[WorkflowLog] = []
 
-    def open(self, workflow_id: str = "w", state: Any = None) -> tuple[Log, Fold]:
-        log, fold = self._store.open(workflow_id, lambda: new_fold(workflow_id, state))
+    def open(self, workflow_id: str = "w", state: Any = None) -> tuple[WorkflowLog, Projection]:
+        log, projection = self._store.open(workflow_id, lambda: new_fold(workflow_id, state))
         self._logs.append(log)
-        return log, fold
+        return log, projection
 
-    def leave(self, log: Log, fold: Fold | None) -> None:
+    def leave(self, log: WorkflowLog, projection: Projection | None) -> None:
         self._logs.remove(log)
-        log.leave(fold)
+        log.leave(projection)
 
     def end(self) -> None:
         while self._logs:
@@ -58,10 +58,10 @@ def test_first_to_open_makes_the_record(store: Store, holds: Holds) -> None:
 
 def test_record_outlives_its_holds(holds: Holds) -> None:
     """What was appended is there when a workflow is opened again, in its order, once."""
-    log, fold = holds.open()
-    fold = put(log, fold, note("one"), note("two"))
-    fold = put(log, fold, note("three"))
-    holds.leave(log, fold)
+    log, projection = holds.open()
+    projection = put(log, projection, note("one"), note("two"))
+    projection = put(log, projection, note("three"))
+    holds.leave(log, projection)
     _, found = holds.open()
     assert notes_of(found) == ["one", "two", "three"]
     assert found.seq == 3
@@ -69,22 +69,22 @@ def test_record_outlives_its_holds(holds: Holds) -> None:
 
 def test_nothing_is_appended_by_opening_and_leaving(holds: Holds) -> None:
     """A hold that does nothing leaves the record as it was."""
-    log, fold = holds.open()
-    holds.leave(log, put(log, fold, note("one")))
+    log, projection = holds.open()
+    holds.leave(log, put(log, projection, note("one")))
     for _ in range(2):
-        log, fold = holds.open()
-        assert (fold.seq, fold.updated_at) == (1, T0)
-        holds.leave(log, fold)
+        log, projection = holds.open()
+        assert (projection.seq, projection.updated_at) == (1, T0)
+        holds.leave(log, projection)
 
 
 def test_append_changes_the_fold_that_it_is_given(holds: Holds) -> None:
     """After an append the fold has the new facts, counted."""
-    log, fold = holds.open()
+    log, projection = holds.open()
     log.lock()
-    assert log.catch_up(fold) is fold
-    log.append(fold, [note("one"), note("two")])
+    assert log.catch_up(projection) is projection
+    log.append(projection, [note("one"), note("two")])
     log.unlock()
-    assert (notes_of(fold), fold.seq) == (["one", "two"], 2)
+    assert (notes_of(projection), projection.seq) == (["one", "two"], 2)
 
 
 def test_two_holds_see_each_other_in_order(holds: Holds) -> None:
@@ -144,10 +144,10 @@ def test_lock_keeps_others_out(holds: Holds) -> None:
 
 def test_unlocking_what_is_not_locked_is_harmless(holds: Holds) -> None:
     """A hold that is not locked can be unlocked, and locked after that."""
-    log, fold = holds.open()
+    log, projection = holds.open()
     log.unlock()
     log.unlock()
-    assert notes_of(put(log, fold, note("one"))) == ["one"]
+    assert notes_of(put(log, projection, note("one"))) == ["one"]
 
 
 def test_hold_lives_until_it_leaves(holds: Holds) -> None:
@@ -196,8 +196,8 @@ def test_sync_returns_for_everything_that_was_appended(holds: Holds) -> None:
 
 def test_delete_removes_a_workflow_that_nobody_uses(store: Store, holds: Holds) -> None:
     """A deleted workflow is gone, and a new one of its id begins empty."""
-    log, fold = holds.open(state={"old": True})
-    holds.leave(log, put(log, fold, note("one")))
+    log, projection = holds.open(state={"old": True})
+    holds.leave(log, put(log, projection, note("one")))
     assert store.delete("w") is True
     assert store.read("w") is None
     assert list(store.list()) == []
@@ -208,23 +208,27 @@ def test_delete_removes_a_workflow_that_nobody_uses(store: Store, holds: Holds) 
 
 def test_delete_is_refused_while_somebody_uses_the_workflow(store: Store, holds: Holds) -> None:
     """A workflow that a hold is open on is not deleted, and not harmed."""
-    log, fold = holds.open()
+    log, projection = holds.open()
     with pytest.raises(WorkflowBusyError) as caught:
         store.delete("w")
     assert caught.value.workflow_id == "w"
-    assert notes_of(put(log, fold, note("one"))) == ["one"]
-    holds.leave(log, fold)
+    assert notes_of(put(log, projection, note("one"))) == ["one"]
+    holds.leave(log, projection)
     assert store.delete("w") is True
 
 
 def test_list_gives_every_workflow_once(store: Store, holds: Holds) -> None:
     """All workflows of a store are listed, those in use and those that are not."""
     assert list(store.list()) == []
-    log, fold = holds.open("idle")
-    holds.leave(log, put(log, fold, note("one")))
-    log, fold = holds.open("in use")
-    put(log, fold, note("two"))
-    found = {fold.workflow_id: notes_of(fold) for fold in store.list() if isinstance(fold, Fold)}
+    log, projection = holds.open("idle")
+    holds.leave(log, put(log, projection, note("one")))
+    log, projection = holds.open("in use")
+    put(log, projection, note("two"))
+    found = {
+        projection.workflow_id: notes_of(projection)
+        for projection in store.list()
+        if isinstance(projection, Projection)
+    }
     assert found == {"idle": ["one"], "in use": ["two"]}
 
 
@@ -233,23 +237,23 @@ def test_reading_what_is_not_there_gives_nothing(store: Store, holds: Holds) -> 
     assert store.read("unknown") is None
     holds.open("w")
     assert store.read("unknown") is None
-    assert [fold.workflow_id for fold in store.list() if isinstance(fold, Fold)] == ["w"]
+    assert [projection.workflow_id for projection in store.list() if isinstance(projection, Projection)] == ["w"]
 
 
 def test_reader_sees_what_a_hold_has_appended(store: Store, holds: Holds) -> None:
     """A reader has what was appended, without the lock, while the hold is locked."""
-    log, fold = holds.open()
+    log, projection = holds.open()
     log.lock()
-    fold = log.catch_up(fold)
-    log.append(fold, [note("one")])
+    projection = log.catch_up(projection)
+    log.append(projection, [note("one")])
     assert notes_of(looked_at(store)) == ["one"]
     log.unlock()
 
 
 def test_reader_gets_a_fold_of_its_own(store: Store, holds: Holds) -> None:
     """What is done to a fold that was read changes no other."""
-    log, fold = holds.open(state={"n": 1})
-    put(log, fold, f.EventAppended(T0, "note", "one", {"deep": [1]}))
+    log, projection = holds.open(state={"n": 1})
+    put(log, projection, f.EventAppended(T0, "note", "one", {"deep": [1]}))
     mine = looked_at(store)
     mine.apply(note("mine"))
     mine.state["n"] = 2
@@ -329,11 +333,11 @@ def test_many_threads_lose_nothing(store: Store, holds: Holds) -> None:
 
     def work(name: str) -> None:
         try:
-            log, fold = store.open("w", new_fold)
+            log, projection = store.open("w", new_fold)
             for number in range(20):
-                fold = put(log, fold, note(f"{name}{number}"))
-            log.sync(fold.seq)
-            log.leave(fold)
+                projection = put(log, projection, note(f"{name}{number}"))
+            log.sync(projection.seq)
+            log.leave(projection)
         except BaseException as error:
             errors.append(error)
 
@@ -351,10 +355,10 @@ def test_many_threads_lose_nothing(store: Store, holds: Holds) -> None:
 
 def test_every_fact_goes_through_the_store(store: Store, holds: Holds) -> None:
     """A record that is read again is the fold of what was appended, whatever kinds of facts there were."""
-    log, fold = holds.open()
-    fold = put(
+    log, projection = holds.open()
+    projection = put(
         log,
-        fold,
+        projection,
         f.RunStarted(T0, "r", log.owner, 7, "host"),
         f.StepStarted(at(1), "a", 1, log.owner, "key", "v"),
         f.StepCompleted(at(2), "a", {"é": [1.5, None, "\ud800"]}, {"n": 1}),
@@ -362,12 +366,12 @@ def test_every_fact_goes_through_the_store(store: Store, holds: Holds) -> None:
         f.LeaseTouched(at(4), "l", "h", 30.0, at(4), at(34), 3, False, None, "boot", 12.5),
         f.RunEnded(at(5), "r"),
     )
-    expected = fold.record()
+    expected = projection.record()
     for found in (looked_at(store), holds.open()[1]):
         assert found.record() == expected
-        assert (found.tokens, found.lease_clocks) == (fold.tokens, fold.lease_clocks)
+        assert (found.tokens, found.lease_clocks) == (projection.tokens, projection.lease_clocks)
         assert found.matching("a", "key", "v") is not None
-    holds.leave(log, fold)
+    holds.leave(log, projection)
     assert looked_at(store).record() == expected
 
 

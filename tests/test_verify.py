@@ -30,10 +30,10 @@ from iso_orchestrator.views.cli import main
 def root(tmp_path: Path) -> Path:
     """A root with a workflow of five facts, each synced before the next, whose process is gone."""
     root = tmp_path / "root"
-    log, fold = FileStore(root).open("w", new_fold)
+    log, projection = FileStore(root).open("w", new_fold)
     for number in range(5):
-        fold = put(log, fold, note(number))
-        log.sync(fold.seq)
+        projection = put(log, projection, note(number))
+        log.sync(projection.seq)
     log.close()  # as a kill does: nothing is folded
     return root
 
@@ -191,8 +191,8 @@ def test_what_a_crash_tears_is_no_damage(
     code, out, _ = verify()
     assert code == 0
     assert f"{path}: torn at byte {offset}: " in out
-    log, fold = FileStore(root).open("w", new_fold)
-    log.leave(fold)
+    log, projection = FileStore(root).open("w", new_fold)
+    log.leave(projection)
     assert check(root).verdict is Verdict.SOUND
 
 
@@ -271,8 +271,8 @@ def test_what_may_not_be_read_is_refused(root: Path, paths: Paths) -> None:
 
 def test_a_sound_root_is_told_in_a_line_a_workflow(root: Path, verify: Any) -> None:
     """Each sound workflow is a line with the number of its facts, and the total is the last."""
-    log, fold = FileStore(root).open("other", lambda: new_fold("other"))
-    log.leave(fold)
+    log, projection = FileStore(root).open("other", lambda: new_fold("other"))
+    log.leave(projection)
     code, out, err = verify()
     assert (code, err) == (0, "")
     assert out.splitlines() == ["sound     other, 0 facts", "sound     w, 5 facts", f"2 sound in {root}"]
@@ -305,8 +305,8 @@ def test_what_lies_beside_is_no_damage(root: Path, paths: Paths, verify: Any) ->
 def test_the_done_with_journal_of_a_broken_off_fold_is_sound(root: Path, paths: Paths) -> None:
     """A snapshot that is ahead of its journal is a fold that a kill has broken off, and nothing is wrong."""
     journal = Path(paths.journal).read_bytes()
-    log, fold = FileStore(root).open("w", new_fold)
-    log.leave(fold)
+    log, projection = FileStore(root).open("w", new_fold)
+    log.leave(projection)
     Path(paths.journal).write_bytes(journal)
     found = check(root)
     assert (found.verdict, found.facts) == (Verdict.SOUND, 5)
@@ -381,8 +381,8 @@ import sys
 from iso_orchestrator.store import FileStore
 from iso_orchestrator.store.file import log as module
 from support import new_fold, note, put
-module._FOLD_AT_BYTES = 3000
-module._FOLD_AT_RATIO = 0.1
+module._CHECKPOINT_AT_BYTES = 3000
+module._CHECKPOINT_AT_RATIO = 0.1
 log, fold = FileStore(sys.argv[1]).open("w", new_fold)
 print("at work")
 for number in range(int(sys.argv[2])):

@@ -8,12 +8,12 @@ import pytest
 from support import DEADLINE, run_python
 from support_processes import PAUSE, in_thread
 
-from iso_orchestrator.system.interrupts import Latch, Monitor
+from iso_orchestrator.system.interrupts import Condition, OneShotEvent
 
 
 def test_a_latch_lets_all_pass_once_it_is_set() -> None:
     """Those who wait and those who come later pass, however often it is set."""
-    latch = Latch()
+    latch = OneShotEvent()
     waiters = [in_thread(latch.wait) for _ in range(8)]
     time.sleep(PAUSE)
     assert not any(waiter.done() for waiter in waiters)
@@ -28,7 +28,7 @@ def test_a_latch_lets_all_pass_once_it_is_set() -> None:
 @pytest.mark.parametrize("again", [None, 0.0, 1e12])
 def test_a_wait_with_a_timeout_says_whether_it_came(again: float | None) -> None:
     """It ends by the timeout, and by the event; whoever asks again is told so too."""
-    latch = Latch()
+    latch = OneShotEvent()
     assert not latch.wait(0.001)
     waiter = in_thread(latch.wait, 1e12)
     latch.set()
@@ -38,7 +38,7 @@ def test_a_wait_with_a_timeout_says_whether_it_came(again: float | None) -> None
 
 def test_a_monitor_wakes_those_for_whom_it_holds() -> None:
     """Each who is told to look again goes on when what he waits for is so, and else waits on."""
-    monitor, reached = Monitor(), [0]
+    monitor, reached = Condition(), [0]
     waiters = [in_thread(monitor.wait_until, lambda number=number: reached[0] >= number) for number in (1, 2, 3)]
     for number in (1, 2, 3):
         time.sleep(PAUSE)

@@ -3,12 +3,12 @@
 from iso_orchestrator.codec.facts import fact_from_json, fact_to_json, fact_to_text
 from iso_orchestrator.codec.json import decode, encode, to_json
 from iso_orchestrator.codec.records import (
-    fold_from_snapshot,
     is_as_written,
+    projection_from_snapshot,
     record_to_json,
-    snapshot_from_fold,
+    snapshot_from_projection,
 )
-from iso_orchestrator.codec.values import ResultCodec, plain_json
+from iso_orchestrator.codec.values import ResultCodec, plain_json, updated_state
 
 __all__ = [
     "ResultCodec",
@@ -17,10 +17,11 @@ __all__ = [
     "fact_from_json",
     "fact_to_json",
     "fact_to_text",
-    "fold_from_snapshot",
     "is_as_written",
     "plain_json",
+    "projection_from_snapshot",
     "record_to_json",
-    "snapshot_from_fold",
+    "snapshot_from_projection",
     "to_json",
+    "updated_state",
 ]

@@ -11,9 +11,8 @@ import attrs
 
 from iso_orchestrator.codec.strict import register_strict_scalars
 from iso_orchestrator.record.facts import Fact
-from iso_orchestrator.record.model import Json, Lease
+from iso_orchestrator.record.model import Json, Lease, truncate_to_ms
 from iso_orchestrator.record.projection import StepState
-from iso_orchestrator.system.clock import cut
 
 __all__ = ["format_time", "read", "writer", "writers"]
 
@@ -66,7 +65,7 @@ def _parse_time(text: Json, _: type[datetime]) -> datetime:
         raise ValueError(f"the time {text!r} has no zone")
     if moment.tzinfo is UTC and moment.microsecond % 1000 == 0:
         return moment  # as this package writes them
-    return cut(moment.astimezone(UTC))
+    return truncate_to_ms(moment.astimezone(UTC))
 
 
 def _reader(kind: type[Any]) -> Callable[[Any, Any], Any]:

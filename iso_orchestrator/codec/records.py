@@ -22,9 +22,18 @@ from iso_orchestrator.record.model import (
     WorkflowRecord,
     WorkflowStatus,
 )
-from iso_orchestrator.record.projection import Event, Fold, LastCommand, LeaseClock, Limit, LiveRun, StepState, Wait
+from iso_orchestrator.record.projection import (
+    Event,
+    LastCommand,
+    LeaseClock,
+    Limit,
+    LiveRun,
+    Projection,
+    StepState,
+    Wait,
+)
 
-__all__ = ["RECORD_VERSION", "fold_from_snapshot", "is_as_written", "record_to_json", "snapshot_from_fold"]
+__all__ = ["RECORD_VERSION", "is_as_written", "projection_from_snapshot", "record_to_json", "snapshot_from_projection"]
 
 RECORD_VERSION = 1
 _OURS = "isoOrchestrator"
@@ -32,13 +41,13 @@ _OUR_FORMAT = 1
 _END = b',"crc":"%08x"}}\n'
 
 
-def snapshot_from_fold(fold: Fold) -> bytes:
+def snapshot_from_projection(projection: Projection) -> bytes:
     """The bytes of a snapshot: one step and one event a line."""
-    step_lines = ",\n".join([f"{encode(name)}:{step_text(step)}" for name, step in fold.steps.items()])
-    event_lines = ",\n".join([event_text(event) for event in fold.events])
-    tail = {**_optional(fold), **fold.unknown, _OURS: _ours(fold)}
+    step_lines = ",\n".join([f"{encode(name)}:{step_text(step)}" for name, step in projection.steps.items()])
+    event_lines = ",\n".join([event_text(event) for event in projection.events])
+    tail = {**_optional(projection), **projection.unknown, _OURS: _ours(projection)}
     parts = (
-        f"{encode(_head(fold))[:-1]},",
+        f"{encode(_head(projection))[:-1]},",
         f'"steps":{{\n{step_lines}\n}},',
         f'"events":[\n{event_lines}\n],',
         encode(tail)[1:-2],
@@ -48,7 +57,7 @@ def snapshot_from_fold(fold: Fold) -> bytes:
 
 
 def is_as_written(snapshot: bytes) -> bool:
-    """Whether a snapshot's bytes are those that `snapshot_from_fold` made: no other program's, and none flipped."""
+    """Whether a snapshot's bytes are those that `snapshot_from_projection` made: no other program's, and none flipped."""
     body = snapshot[: -len(_END % 0)]
     return snapshot == body + _END % crc32(body)
 
@@ -63,7 +72,7 @@ def record_to_json(record: WorkflowRecord) -> dict[str, Json]:
     }
 
 
-def fold_from_snapshot(data: bytes, path: str) -> Fold:
+def projection_from_snapshot(data: bytes, path: str) -> Projection:
     """The record in a snapshot, the npm package's ones among them.
 
     Raises:
@@ -86,7 +95,7 @@ def fold_from_snapshot(data: bytes, path: str) -> Fold:
     for name, beside in read(dict[str, dict[str, str]], ours.get("steps", {})).items():
         if (step := steps.get(name)) is not None:  # else the npm package has removed it
             step.owner, step.version = beside.get("owner"), beside.get("version")
-    return Fold(
+    return Projection(
         workflow_id=read(str, document.pop("workflowId", None)),
         status=read(WorkflowStatus, document.pop("status", None)),
         created_at=read(datetime, document.pop("createdAt", None)),
@@ -121,7 +130,7 @@ def _check_version(document: dict[str, Json], ours: Json, path: str) -> None:
         raise FormatVersionError(path, f"{_OURS} format {found}")
 
 
-def _head(record: Fold | WorkflowRecord) -> dict[str, Json]:
+def _head(record: Projection | WorkflowRecord) -> dict[str, Json]:
     return {
         "version": RECORD_VERSION,
         "workflowId": record.workflow_id,
@@ -139,7 +148,7 @@ def _step_json(step: StepRecord) -> dict[str, Json]:
     return fields
 
 
-def _optional(record: Fold | WorkflowRecord) -> dict[str, Json]:
+def _optional(record: Projection | WorkflowRecord) -> dict[str, Json]:
     parts: dict[str, Json] = {}
     if record.heartbeats:
         parts["heartbeats"] = {key: writer(Heartbeat)(beat) for key, beat in record.heartbeats.items()}
@@ -150,28 +159,28 @@ def _optional(record: Fold | WorkflowRecord) -> dict[str, Json]:
     return parts
 
 
-def _ours(fold: Fold) -> dict[str, Json]:
+def _ours(projection: Projection) -> dict[str, Json]:
     steps = {
         name: {key: value for key, value in (("owner", step.owner), ("version", step.version)) if value is not None}
-        for name, step in fold.steps.items()
+        for name, step in projection.steps.items()
         if step.owner is not None or step.version is not None
     }
     ours: dict[str, Json] = {
         "format": _OUR_FORMAT,
-        "seq": fold.seq,
-        "runs": {run: writer(LiveRun)(live) for run, live in fold.runs.items()},
-        "runFailed": fold.run_failed,
+        "seq": projection.seq,
+        "runs": {run: writer(LiveRun)(live) for run, live in projection.runs.items()},
+        "runFailed": projection.run_failed,
         "steps": steps,
-        "tokens": fold.tokens,
-        "leaseClocks": {key: writer(LeaseClock)(clock) for key, clock in fold.lease_clocks.items()},
+        "tokens": projection.tokens,
+        "leaseClocks": {key: writer(LeaseClock)(clock) for key, clock in projection.lease_clocks.items()},
     }
-    limits = fold.step_limits.items()
+    limits = projection.step_limits.items()
     where_there_is_one: dict[str, Json] = {
-        "limits": {key: format_time(until) for key, until in fold.limits.items()},
+        "limits": {key: format_time(until) for key, until in projection.limits.items()},
         "stepLimits": {step: format_time(limit.until) for step, limit in limits},
         "stepLimitKeys": {step: limit.key for step, limit in limits if limit.key is not None},
-        "waits": {step: writer(Wait)(wait) for step, wait in fold.waits.items()},
-        "commandSeed": fold.command_seed,
-        "commands": {step: writer(LastCommand)(command) for step, command in fold.commands.items()},
+        "waits": {step: writer(Wait)(wait) for step, wait in projection.waits.items()},
+        "commandSeed": projection.command_seed,
+        "commands": {step: writer(LastCommand)(command) for step, command in projection.commands.items()},
     }
     return ours | {name: value for name, value in where_there_is_one.items() if value}

@@ -115,3 +115,16 @@ def _reason(error: Exception) -> tuple[str, str]:
     from iso_orchestrator.codec.converter import first_reason
 
     return first_reason(error)
+
+
+def updated_state(update: Callable[[Json], Any], state: Json) -> Json:
+    """What *update* makes of a copy of *state*.
+
+    Raises:
+        TypeError: It returned None where the state was not None.
+        SerializationError: It returned what is not JSON.
+    """
+    made = update(copy_json(state))
+    if made is None and state is not None:
+        raise TypeError("the function given to update_state() returned None: it must return the new state")
+    return plain_json(made, "the state")

@@ -15,20 +15,20 @@ from iso_orchestrator.commands.leftovers import await_leftovers, end_leftovers
 from iso_orchestrator.commands.log import is_output_open
 from iso_orchestrator.commands.model import Command, CommandResult, as_command
 from iso_orchestrator.commands.output import Output, Reader, Reading
-from iso_orchestrator.commands.process import CommandBeat, CommandRun
+from iso_orchestrator.commands.process import CommandBeat, ProcessRunner
 from iso_orchestrator.errors import CommandTimeoutError, LeaseLostError, OrchestratorError, WorkflowUsageError
 from iso_orchestrator.record.facts import CommandBegun, CommandsMarked, Fact, HeartbeatRecorded
 from iso_orchestrator.record.model import Json
-from iso_orchestrator.record.projection import Fold, copy_json
+from iso_orchestrator.record.projection import Projection, copy_json
 from iso_orchestrator.runtime.context import Attempt, Scope, current_scope
-from iso_orchestrator.runtime.runtime import Handle
+from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.runtime.session import Session
 from iso_orchestrator.steps.call import StepOptions
 from iso_orchestrator.store.file.files import make_folders, missing_folders, read_all
 from iso_orchestrator.system.clock import monotonic
 from iso_orchestrator.system.filesystem import FileSystem
 
-__all__ = ["CommandCall", "CommandLine", "CommandOptions", "IfLeft", "last_beat"]
+__all__ = ["CommandAttempt", "CommandLine", "CommandOptions", "IfLeft", "last_beat"]
 
 _log = logging.getLogger("iso_orchestrator")
 
@@ -63,7 +63,7 @@ class CommandOptions:
 
 
 @attrs.define(eq=False, repr=False)
-class CommandCall:
+class CommandAttempt:
     """One attempt at a command."""
 
     options: CommandOptions
@@ -87,7 +87,7 @@ class CommandCall:
         reader = self.options.reading.begin(line, last_beat(key))
         path = self._log_path(name, _attempt(self.scope).number)
         start = _size(self.fs, path)
-        run = CommandRun(
+        run = ProcessRunner(
             name=name,
             command=command,
             mark=mark,
@@ -105,7 +105,9 @@ class CommandCall:
             self._beat_again(key, path, reader)
         try:
             result = self._run(run, reader)
-            done = reader.finish(Output(name, result, self._handle().clock.now(), lambda: _whole(self.fs, path, start)))
+            done = reader.finish(
+                Output(name, result, self._runtime().clock.now(), lambda: _whole(self.fs, path, start))
+            )
         except Exception:
             self._beat_again(key, path, reader)  # where its output is, however soon it ended
             raise
@@ -113,11 +115,11 @@ class CommandCall:
             self._beat_again(key, path, reader)
         return done
 
-    def _run(self, run: CommandRun, reader: Reader) -> CommandResult[Any]:
+    def _run(self, run: ProcessRunner, reader: Reader) -> CommandResult[Any]:
         try:
             return run.run()
         except CommandTimeoutError as error:
-            raise reader.given_up(error, self._handle().clock.now()) from error.__cause__
+            raise reader.given_up(error, self._runtime().clock.now()) from error.__cause__
 
     def _beat_again(self, key: str, path: str, reader: Reader) -> None:
         self._record_beat(key, {"log": path, **reader.detail()}, silent=True)
@@ -129,11 +131,11 @@ class CommandCall:
 
     def _mark(self, name: str) -> str:
         """A word that nobody can guess, the same for every attempt at the step, and on record before any begins."""
-        at = self._handle().clock.now()
+        at = self._runtime().clock.now()
 
-        def decide(fold: Fold) -> tuple[Sequence[Fact], str]:
-            if fold.command_seed is not None:
-                return (), fold.command_seed
+        def decide(projection: Projection) -> tuple[Sequence[Fact], str]:
+            if projection.command_seed is not None:
+                return (), projection.command_seed
             seed = unique_name() + unique_name()
             return [CommandsMarked(at, seed)], seed
 
@@ -151,13 +153,13 @@ class CommandCall:
 
     def _logs_of_the_last(self, name: str, mark: str) -> Sequence[str]:
         """Where its output may be: where it was, or in the folder of today, if the root has been moved with it."""
-        last = self._session().append(lambda fold: ((), fold.commands.get(name)))[0]
+        last = self._session().append(lambda projection: ((), projection.commands.get(name)))[0]
         if last is None or last.mark != mark:  # the original's, of which this root is a copy
             return ()
         return last.log, os.path.join(self._log_folder(), os.path.basename(last.log))
 
     def _begin(self, name: str, mark: str, path: str) -> None:
-        fact = CommandBegun(self._handle().clock.now(), name, mark, path)
+        fact = CommandBegun(self._runtime().clock.now(), name, mark, path)
         self._session().append(lambda _: ([fact], None))
 
     def _beat(self, key: str, path: str, beat: CommandBeat, reader: Reader) -> None:
@@ -177,7 +179,7 @@ class CommandCall:
             raise KeyboardInterrupt("nobody waits for the command any more")
 
     def _record_beat(self, key: str, detail: dict[str, Json], *, silent: bool) -> None:
-        fact = HeartbeatRecorded(self._handle().clock.now(), key, detail, silent)
+        fact = HeartbeatRecorded(self._runtime().clock.now(), key, detail, silent)
         try:
             self._session().append(lambda _: ([fact], None))
         except LeaseLostError:
@@ -190,34 +192,34 @@ class CommandCall:
         make_folders(self.fs, *missing_folders(self.fs, folder))
         stem = mutex_file_name(name).removesuffix(".lock")
         if self.options.log_dir is not None:  # other workflows may have theirs there, of steps of the same name
-            stem = f"{record_names(self._handle().workflow_id).short}.{stem}"
+            stem = f"{record_names(self._runtime().workflow_id).short}.{stem}"
         return os.path.join(folder, f"{stem}.{number}.log")
 
     def _log_folder(self) -> str:
         folder = self.options.log_dir or self._session().log.logs
         if folder is None:
-            handle = self._handle()
-            folder = os.path.join(handle.workflow.dir, "logs", record_names(handle.workflow_id).short)
+            runtime = self._runtime()
+            folder = os.path.join(runtime.workflow.dir, "logs", record_names(runtime.workflow_id).short)
         return folder
 
-    def _handle(self) -> Handle:
-        handle: Handle = self.scope.workflow._handle
-        return handle
+    def _runtime(self) -> WorkflowRuntime:
+        runtime: WorkflowRuntime = self.scope.workflow._runtime
+        return runtime
 
     def _session(self) -> Session:
         session: Session = _attempt(self.scope).session
         return session
 
 
-def end_orphans(fold: Fold, place: str, is_alive: Callable[[str], bool]) -> None:
+def end_orphans(projection: Projection, place: str, is_alive: Callable[[str], bool]) -> None:
     """End what is left of a workflow's commands; nothing of what others have in hand, nor of a copy's original.
 
     Raises:
         CommandLeftoverError: Something is left that cannot be ended.
     """
-    for name, command in fold.commands.items():
-        owner = fold.owner(name)
-        if fold.command_seed is None or command.mark != _mark(fold.command_seed, place, name):
+    for name, command in projection.commands.items():
+        owner = projection.owner(name)
+        if projection.command_seed is None or command.mark != _mark(projection.command_seed, place, name):
             continue
         is_left = is_output_open(FileSystem(), command.log) if owner is None else not is_alive(owner)
         if is_left:
@@ -228,8 +230,8 @@ def last_beat(key: str) -> dict[str, Json]:
     """The detail of the last heartbeat of a command in the workflow of the current step; empty where there is none."""
     session = _attempt(current_scope()).session
 
-    def look(fold: Fold) -> tuple[tuple[()], Json]:
-        beat = fold.heartbeats.get(key)
+    def look(projection: Projection) -> tuple[tuple[()], Json]:
+        beat = projection.heartbeats.get(key)
         return (), None if beat is None else copy_json(beat.detail)
 
     detail = session.append(look)[0]

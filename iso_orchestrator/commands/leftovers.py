@@ -6,8 +6,7 @@ from collections.abc import Collection, Iterable
 
 from iso_orchestrator.commands.log import is_output_open
 from iso_orchestrator.errors import CommandLeftoverError
-from iso_orchestrator.runtime.liveness import Pause
-from iso_orchestrator.system.clock import monotonic, sleep
+from iso_orchestrator.system.clock import Backoff, monotonic, sleep
 from iso_orchestrator.system.filesystem import FileSystem
 from iso_orchestrator.system.processes.ending import GRACE, KILLING, end_tree
 from iso_orchestrator.system.processes.table import Process
@@ -46,7 +45,7 @@ def end_leftovers(
     """
     count = end_tree(mark, grace=grace, known=known)
     give_up_at = monotonic() + KILLING
-    pause = Pause()
+    pause = Backoff()
     while (path := _first_open(fs, log_paths)) is not None:
         if monotonic() >= give_up_at:
             raise CommandLeftoverError((), KILLING, path)

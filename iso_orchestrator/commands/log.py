@@ -10,9 +10,8 @@ import os
 from collections.abc import Callable
 
 from iso_orchestrator.errors import CommandLeftoverError
-from iso_orchestrator.runtime.liveness import Pause
 from iso_orchestrator.store.file.files import store_error
-from iso_orchestrator.system.clock import monotonic
+from iso_orchestrator.system.clock import Backoff, monotonic
 from iso_orchestrator.system.file_lock import FileLock
 from iso_orchestrator.system.filesystem import FileSystem
 
@@ -55,7 +54,7 @@ class OutputFile:
         """
         if os.name != "posix":
             return  # Windows would keep the command itself from writing
-        pause = Pause()
+        pause = Backoff()
         # A process that another thread forks just now has this file open too, until it has its own program.
         give_up_at = monotonic() + _HOLDING
         while not self._file.try_acquire():

@@ -11,16 +11,16 @@ import attrs
 from iso_orchestrator.commands.log import Lines, OutputFiles
 from iso_orchestrator.commands.model import Command, CommandResult, printable
 from iso_orchestrator.commands.start import start
-from iso_orchestrator.errors import CommandError, CommandIdleError, CommandTimeoutError, noting
+from iso_orchestrator.errors import CommandError, CommandIdleError, CommandTimeoutError, suppressed_as_note
 from iso_orchestrator.system.clock import monotonic
 from iso_orchestrator.system.filesystem import FileSystem
 from iso_orchestrator.system.processes.ending import GRACE, end_tree
 from iso_orchestrator.system.processes.exit import ChildProcess, exit_code, exit_of
 from iso_orchestrator.system.processes.table import Process
 from iso_orchestrator.system.processes.tree import process_table
-from iso_orchestrator.system.shielded import shielded
+from iso_orchestrator.system.shielded import run_uninterrupted
 
-__all__ = ["CommandBeat", "CommandRun"]
+__all__ = ["CommandBeat", "ProcessRunner"]
 
 _LOOK = 1.0  # seconds between two looks at the files
 _LOOK_FOR_LINES = 0.05  # the same where somebody waits for their lines
@@ -46,7 +46,7 @@ def _ignore(_: object) -> None:
 
 
 @attrs.frozen(kw_only=True, eq=False, repr=False)
-class CommandRun:
+class ProcessRunner:
     """A command line, and how it is to be run.
 
     Attributes:
@@ -100,7 +100,7 @@ class CommandRun:
 
 
 class _Run:
-    def __init__(self, plan: CommandRun, files: OutputFiles) -> None:
+    def __init__(self, plan: ProcessRunner, files: OutputFiles) -> None:
         self._plan = plan
         self._files = files
         self._lines = Lines(files.stdout, plan.on_line) if plan.on_line is not None else None
@@ -119,8 +119,8 @@ class _Run:
             code = exit_code(process)
             self._hand_on_the_rest(limit)
         except BaseException as error:
-            with noting(error, "not all of the command was ended"):
-                shielded(self._give_up)
+            with suppressed_as_note(error, "not all of the command was ended"):
+                run_uninterrupted(self._give_up)
             raise
         return self._outcome(limit, duration, code)
 
@@ -172,7 +172,7 @@ class _Limit:
 class _Watch:
     """Looks after a command while it runs."""
 
-    def __init__(self, plan: CommandRun, files: OutputFiles, lines: Lines | None, began: float) -> None:
+    def __init__(self, plan: ProcessRunner, files: OutputFiles, lines: Lines | None, began: float) -> None:
         self._plan = plan
         self._files = files
         self._lines = lines

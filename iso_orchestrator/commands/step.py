@@ -10,10 +10,10 @@ import attrs
 
 from iso_orchestrator.checks import check_key, check_seconds
 from iso_orchestrator.codec import ResultCodec
-from iso_orchestrator.commands.call import CommandCall, CommandLine, CommandOptions, IfLeft
+from iso_orchestrator.commands.call import CommandAttempt, CommandLine, CommandOptions, IfLeft
 from iso_orchestrator.commands.model import CommandResult
 from iso_orchestrator.commands.output import as_reading
-from iso_orchestrator.runtime.runtime import Handle
+from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.steps.call import IfInterrupted
 from iso_orchestrator.steps.identity import Template
 from iso_orchestrator.steps.retry import Retry
@@ -76,7 +76,7 @@ class CommandStep(Step[P, CommandResult[T]]):
     def __init__(
         self,
         fn: Callable[P, CommandLine],
-        resolve: Callable[[], Handle],
+        resolve: Callable[[], WorkflowRuntime],
         options: CommandOptions,
         name: Template | None,
         idempotency_key: Template | None,
@@ -92,4 +92,4 @@ class CommandStep(Step[P, CommandResult[T]]):
         return self._codec
 
     def _body(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any]:
-        return lambda: CommandCall(self._command).run(lambda: self.fn(*args, **kwargs))
+        return lambda: CommandAttempt(self._command).run(lambda: self.fn(*args, **kwargs))

@@ -14,14 +14,14 @@ import attrs
 from iso_orchestrator.checks import check_key, check_seconds, host_name, unique_name
 from iso_orchestrator.codec import plain_json
 from iso_orchestrator.coordination.state import repeat
-from iso_orchestrator.errors import LeaseConflictError, LeaseLostError, StoreError, noting
+from iso_orchestrator.errors import LeaseConflictError, LeaseLostError, StoreError, suppressed_as_note
 from iso_orchestrator.record.facts import Fact, LeaseReleased, LeaseTouched
-from iso_orchestrator.record.model import Json, Lease, LeaseStatus, lease_status
-from iso_orchestrator.record.projection import Fold, copy_json
+from iso_orchestrator.record.model import Json, Lease, LeaseStatus, lease_status, truncate_to_ms
+from iso_orchestrator.record.projection import Projection, copy_json
 from iso_orchestrator.runtime.context import Fence, current_scope, entered, restore
-from iso_orchestrator.runtime.runtime import Handle
+from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.runtime.session import Session
-from iso_orchestrator.system.clock import Clock, cut
+from iso_orchestrator.system.clock import Clock
 
 __all__ = ["HeldLease", "hold_lease", "release_lease", "touch_lease"]
 
@@ -47,21 +47,21 @@ class HeldLease:
     lost: bool = False
 
 
-def touch_lease(handle: Handle, key: str, holder: str, ttl: float | timedelta, detail: Any) -> Lease:
+def touch_lease(runtime: WorkflowRuntime, key: str, holder: str, ttl: float | timedelta, detail: Any) -> Lease:
     """Acquire or renew a lease."""
-    touch = _Touch.of(handle.clock, key, holder, ttl, detail)
-    return _lease_of(handle.record(touch.decide))
+    touch = _Touch.of(runtime.clock, key, holder, ttl, detail)
+    return _lease_of(runtime.record(touch.decide))
 
 
-def release_lease(handle: Handle, key: str, holder: str | None) -> Lease | None:
+def release_lease(runtime: WorkflowRuntime, key: str, holder: str | None) -> Lease | None:
     """Give a lease back."""
     check_key(key, "a lease key")
     if holder is not None:
         check_key(holder, "a lease holder")
-    at = handle.clock.now()
+    at = runtime.clock.now()
 
-    def decide(fold: Fold) -> tuple[Sequence[Fact], Lease | LeaseConflictError | None]:
-        lease = fold.leases.get(key)
+    def decide(projection: Projection) -> tuple[Sequence[Fact], Lease | LeaseConflictError | None]:
+        lease = projection.leases.get(key)
         if lease is None:
             return (), None
         if holder is not None and lease.holder != holder:
@@ -70,21 +70,21 @@ def release_lease(handle: Handle, key: str, holder: str | None) -> Lease | None:
             return (), _copy(lease)
         return [LeaseReleased(at, key)], attrs.evolve(_copy(lease), released_at=at)
 
-    outcome = handle.record(decide)
+    outcome = runtime.record(decide)
     return None if outcome is None else _lease_of(outcome)
 
 
 def hold_lease(
-    handle: Handle, key: str, holder: str | None, ttl: float | timedelta, detail: Any
+    runtime: WorkflowRuntime, key: str, holder: str | None, ttl: float | timedelta, detail: Any
 ) -> AbstractContextManager[HeldLease]:
     """Hold a lease, renewed in the background; what runs inside is fenced by it."""
     name = f"{host_name()}:{os.getpid()}:{unique_name()}" if holder is None else holder
-    return _hold(handle, _Touch.of(handle.clock, key, name, ttl, detail))
+    return _hold(runtime, _Touch.of(runtime.clock, key, name, ttl, detail))
 
 
 @contextmanager
-def _hold(handle: Handle, touch: _Touch) -> Iterator[HeldLease]:
-    with handle.pinned() as session:
+def _hold(runtime: WorkflowRuntime, touch: _Touch) -> Iterator[HeldLease]:
+    with runtime.pinned() as session:
         yield from _hold_in(session, touch)
 
 
@@ -101,7 +101,7 @@ def _hold_in(session: Session, touch: _Touch) -> Iterator[HeldLease]:
             yield held
     except BaseException as error:
         restore(scope)
-        with noting(error, f"lease {key!r} was not released"):
+        with suppressed_as_note(error, f"lease {key!r} was not released"):
             _give_back(session, touch, held)
         raise
     current = _give_back(session, touch, held)
@@ -126,28 +126,28 @@ class _Touch:
         value = None if detail is None else plain_json(detail, f"the detail of lease {key!r}")
         return cls(clock, key, holder, _seconds(ttl), value)
 
-    def decide(self, fold: Fold) -> tuple[Sequence[Fact], Lease | LeaseConflictError]:
+    def decide(self, projection: Projection) -> tuple[Sequence[Fact], Lease | LeaseConflictError]:
         """Renew the holder's own active lease, acquire one that nobody has, refuse another's."""
         now = self.clock.now()
-        current = fold.leases.get(self.key)
-        if current is None or not self._is_active(fold, current, now):
-            return self._touched(fold, now, now, fold.tokens.get(self.key, 0) + 1, renewed=False)
+        current = projection.leases.get(self.key)
+        if current is None or not self._is_active(projection, current, now):
+            return self._touched(projection, now, now, projection.tokens.get(self.key, 0) + 1, renewed=False)
         if current.holder != self.holder:
             return (), LeaseConflictError(self.key, self.holder, current.holder, current.expires_at)
-        return self._touched(fold, now, current.acquired_at, current.token, renewed=True)
+        return self._touched(projection, now, current.acquired_at, current.token, renewed=True)
 
-    def decide_renewal(self, fold: Fold, token: int) -> tuple[Sequence[Fact], bool]:
+    def decide_renewal(self, projection: Projection, token: int) -> tuple[Sequence[Fact], bool]:
         """Renew the lease if it is still held with that token, run out or not; whether it is."""
-        current = fold.leases.get(self.key)
-        if current is None or fold.tokens.get(self.key) != token or current.released_at is not None:
+        current = projection.leases.get(self.key)
+        if current is None or projection.tokens.get(self.key) != token or current.released_at is not None:
             return (), False
-        facts, _ = self._touched(fold, self.clock.now(), current.acquired_at, token, renewed=True)
+        facts, _ = self._touched(projection, self.clock.now(), current.acquired_at, token, renewed=True)
         return facts, True
 
     def _touched(
-        self, fold: Fold, now: datetime, acquired_at: datetime, token: int, *, renewed: bool
+        self, projection: Projection, now: datetime, acquired_at: datetime, token: int, *, renewed: bool
     ) -> tuple[Sequence[Fact], Lease]:
-        current = fold.leases.get(self.key)
+        current = projection.leases.get(self.key)
         detail = self.detail if self.detail is not None or current is None else current.detail
         boot = self.clock.boot()
         fact = LeaseTouched(
@@ -156,7 +156,7 @@ class _Touch:
             holder=self.holder,
             ttl=self.ttl,
             acquired_at=acquired_at,
-            expires_at=cut(now + timedelta(seconds=self.ttl, microseconds=999)),
+            expires_at=truncate_to_ms(now + timedelta(seconds=self.ttl, microseconds=999)),
             token=token,
             renewed=renewed,
             detail=detail,
@@ -174,10 +174,10 @@ class _Touch:
         )
         return [fact], lease
 
-    def _is_active(self, fold: Fold, lease: Lease, now: datetime) -> bool:
+    def _is_active(self, projection: Projection, lease: Lease, now: datetime) -> bool:
         if lease.released_at is not None:
             return False
-        boot, by_boot = self.clock.boot(), fold.lease_clocks.get(self.key)
+        boot, by_boot = self.clock.boot(), projection.lease_clocks.get(self.key)
         if boot is not None and by_boot is not None and boot[0] == by_boot.boot_id:
             return boot[1] < by_boot.expires  # the wall clock may have been set meanwhile
         return lease_status(lease, now) is LeaseStatus.ACTIVE
@@ -186,7 +186,7 @@ class _Touch:
 def _renew(session: Session, touch: _Touch, held: HeldLease) -> bool:
     """Renew the lease; whether there is any use in trying again."""
     try:
-        held.lost = not session.append(lambda fold: touch.decide_renewal(fold, held.token), fences=())[0]
+        held.lost = not session.append(lambda projection: touch.decide_renewal(projection, held.token), fences=())[0]
     except StoreError as error:
         _log.warning("lease %r was not renewed: %s", held.key, error)
     return not held.lost
@@ -195,9 +195,9 @@ def _renew(session: Session, touch: _Touch, held: HeldLease) -> bool:
 def _give_back(session: Session, touch: _Touch, held: HeldLease) -> int:
     """Release the lease if it is still this one; its latest token."""
 
-    def decide(fold: Fold) -> tuple[Sequence[Fact], int]:
-        lease = fold.leases.get(held.key)
-        latest = fold.tokens.get(held.key, 0)
+    def decide(projection: Projection) -> tuple[Sequence[Fact], int]:
+        lease = projection.leases.get(held.key)
+        latest = projection.tokens.get(held.key, 0)
         if lease is None or latest != held.token or lease.released_at is not None:
             return (), latest
         return [LeaseReleased(touch.clock.now(), held.key)], latest

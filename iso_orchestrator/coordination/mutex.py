@@ -8,30 +8,30 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from iso_orchestrator.checks import check_key, check_wait
-from iso_orchestrator.coordination.mutex_queue import Hold, MutexScope, Waiter, find_entry, find_hold
-from iso_orchestrator.errors import MutexTimeoutError, noting
+from iso_orchestrator.coordination.mutex_queue import Held, MutexScope, Waiter, find_entry, find_hold
+from iso_orchestrator.errors import MutexTimeoutError, suppressed_as_note
 from iso_orchestrator.record.facts import EventAppended
 from iso_orchestrator.runtime.context import current_owner
-from iso_orchestrator.runtime.runtime import Handle
-from iso_orchestrator.steps.step import refuse_unfit
-from iso_orchestrator.system.interrupts import Latch
+from iso_orchestrator.runtime.runtime import WorkflowRuntime
+from iso_orchestrator.steps.step import check_callable
+from iso_orchestrator.system.interrupts import OneShotEvent
 
 __all__ = ["Mutex", "check_scope", "record_acquired", "release"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def record_acquired(handle: Handle, key: str) -> None:
+def record_acquired(runtime: WorkflowRuntime, key: str) -> None:
     """Append the event that a mutex was acquired."""
-    _record(handle, "mutex.acquired", key)
+    _record(runtime, "mutex.acquired", key)
 
 
-def release(handle: Handle, key: str, hold: Hold, error: BaseException | None) -> None:
+def release(runtime: WorkflowRuntime, key: str, hold: Held, error: BaseException | None) -> None:
     """Record that a mutex is released, and release it; a failure to record does not hide *error*."""
     try:
-        with noting(error, f"the release of mutex {key!r} was not recorded"):
+        with suppressed_as_note(error, f"the release of mutex {key!r} was not recorded"):
             if hold.depth == 1:
-                _record(handle, "mutex.released", key)
+                _record(runtime, "mutex.released", key)
     finally:
         hold.release()
 
@@ -39,8 +39,8 @@ def release(handle: Handle, key: str, hold: Hold, error: BaseException | None) -
 class Mutex(ContextDecorator):
     """`workflow.mutex(key)`: a context manager and a decorator."""
 
-    def __init__(self, handle: Handle, key: str, timeout: float | None, scope: MutexScope) -> None:
-        self._handle = handle
+    def __init__(self, runtime: WorkflowRuntime, key: str, timeout: float | None, scope: MutexScope) -> None:
+        self._runtime = runtime
         self._key = check_key(key, "a mutex key")
         self._timeout = check_wait(timeout, "timeout")
         self._scope: MutexScope = check_scope(scope)
@@ -51,17 +51,17 @@ class Mutex(ContextDecorator):
         Raises:
             TypeError: It is no plain function: the body of another would run when the mutex is free again.
         """
-        refuse_unfit(fn, "what a mutex guards")
+        check_callable(fn, "what a mutex guards")
         return super().__call__(fn)
 
     def __enter__(self) -> None:
-        hold = find_hold(self._handle, self._key, self._scope, current_owner())
+        hold = find_hold(self._runtime, self._key, self._scope, current_owner())
         if hold is not None:
             hold.enter_again()
             return
         hold = self._wait()
         try:
-            record_acquired(self._handle, self._key)
+            record_acquired(self._runtime, self._key)
         except BaseException:
             hold.release()
             raise
@@ -69,23 +69,23 @@ class Mutex(ContextDecorator):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        hold = find_hold(self._handle, self._key, self._scope, current_owner())
+        hold = find_hold(self._runtime, self._key, self._scope, current_owner())
         if hold is not None:
-            release(self._handle, self._key, hold, error)
+            release(self._runtime, self._key, hold, error)
 
-    def _wait(self) -> Hold:
-        answered = Latch()
-        answers: list[Hold | BaseException] = []
+    def _wait(self) -> Held:
+        answered = OneShotEvent()
+        answers: list[Held | BaseException] = []
 
-        def answer(outcome: Hold | BaseException) -> None:
+        def answer(outcome: Held | BaseException) -> None:
             answers.append(outcome)
             answered.set()
 
         waiter = Waiter(current_owner(), granted=answer, failed=answer)
-        entry = find_entry(self._handle, self._key, self._scope)
+        entry = find_entry(self._runtime, self._key, self._scope)
         try:
             while not entry.enqueue(waiter):
-                entry = find_entry(self._handle, self._key, self._scope)
+                entry = find_entry(self._runtime, self._key, self._scope)
             if not answered.wait(self._timeout) and entry.withdraw(waiter):
                 who = entry.holder()
                 raise MutexTimeoutError(self._key, self._timeout or 0.0, who.pid, who.host, who.since)
@@ -106,6 +106,6 @@ def check_scope(value: str) -> MutexScope:
     return value  # type: ignore[return-value]  # mypy does not narrow a str by `in`
 
 
-def _record(handle: Handle, kind: str, key: str) -> None:
-    at = handle.clock.now()
-    handle.append(lambda _: ([EventAppended(at, kind, detail={"key": key})], None))
+def _record(runtime: WorkflowRuntime, kind: str, key: str) -> None:
+    at = runtime.clock.now()
+    runtime.append(lambda _: ([EventAppended(at, kind, detail={"key": key})], None))

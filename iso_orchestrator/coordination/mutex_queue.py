@@ -14,13 +14,13 @@ import attrs
 
 from iso_orchestrator.checks import host_name
 from iso_orchestrator.errors import WorkflowUsageError
-from iso_orchestrator.runtime.context import Owner
-from iso_orchestrator.runtime.runtime import Handle
+from iso_orchestrator.runtime.context import LockOwner
+from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.store import OwnerInfo, StoreMutex
 from iso_orchestrator.system.clock import monotonic
 from iso_orchestrator.system.interrupts import start
 
-__all__ = ["Entry", "Hold", "MutexScope", "Waiter", "find_entry", "find_hold", "request"]
+__all__ = ["Held", "MutexScope", "MutexState", "Waiter", "find_entry", "find_hold", "request"]
 
 MutexScope: TypeAlias = Literal["workflow", "store"]
 
@@ -32,16 +32,16 @@ _TURN = 0.01
 class Waiter:
     """Someone who wants a mutex; one of the two functions is called, in whatever thread, and again after a signal."""
 
-    owner: Owner
-    granted: Callable[[Hold], None]
+    owner: LockOwner
+    granted: Callable[[Held], None]
     failed: Callable[[BaseException], None]
 
 
 @attrs.define(eq=False, repr=False)
-class Hold:
+class Held:
     """A mutex that is held, by its owner and by the threads that outlived their timeout under it."""
 
-    entry: Entry
+    entry: MutexState
     waiter: Waiter
     depth: int = 1
     left_behind: int = 0
@@ -80,7 +80,7 @@ class Hold:
 
 
 @attrs.define(eq=False, repr=False)
-class Entry:
+class MutexState:
     """A mutex as this process sees it. Changed under `_guard` alone; no store is called under it.
 
     Attributes:
@@ -91,7 +91,7 @@ class Entry:
     key: EntryKey
     store_mutex: StoreMutex
     now: Callable[[], datetime]
-    hold: Hold | None = None
+    hold: Held | None = None
     since: datetime | None = None
     waiters: deque[Waiter] = attrs.field(factory=deque)
     taker: object = None
@@ -203,7 +203,7 @@ class Entry:
 
     def _grant(self) -> bool:
         """Hand the lock that was taken to the first who waits; False when nobody does any more."""
-        hold: Hold | None = None
+        hold: Held | None = None
         try:
             with _guard:
                 if not self.locked:
@@ -211,7 +211,7 @@ class Entry:
                     self.turn_ends = monotonic() + _TURN
                 if not self.waiters:
                     return False
-                hold, since = Hold(self, self.waiters[0]), self.now()
+                hold, since = Held(self, self.waiters[0]), self.now()
                 # Without a call, so that a signal comes before all of it or behind.
                 self.hold, self.since, self.taker = hold, since, None
                 hold.waiter.owner.holds += [hold]
@@ -241,7 +241,7 @@ class Entry:
             self.taker = None
             is_known = self._forget()
         if is_known:
-            self.store_mutex.let_go()
+            self.store_mutex.dispose()
         return True
 
     def _forget(self) -> bool:
@@ -254,31 +254,31 @@ class Entry:
 
 
 EntryKey: TypeAlias = tuple[object, str | None, str]
-_entries: dict[EntryKey, Entry] = {}
+_entries: dict[EntryKey, MutexState] = {}
 _guard = threading.Lock()
 
 
-def find_entry(handle: Handle, key: str, scope: MutexScope) -> Entry:
+def find_entry(runtime: WorkflowRuntime, key: str, scope: MutexScope) -> MutexState:
     """The mutex, made when this process does not know it yet."""
-    session = handle.session()
-    entry_key = _entry_key(handle, key, scope)
+    session = runtime.session()
+    entry_key = _entry_key(runtime, key, scope)
     with _guard:
         entry = _entries.get(entry_key)
         if entry is None:
             store_mutex = session.log.mutex(key, whole_store=scope == "store")
-            entry = _entries[entry_key] = Entry(entry_key, store_mutex, handle.clock.now)
+            entry = _entries[entry_key] = MutexState(entry_key, store_mutex, runtime.clock.now)
         return entry
 
 
-def request(handle: Handle, key: str, scope: MutexScope, waiter: Waiter) -> Entry:
+def request(runtime: WorkflowRuntime, key: str, scope: MutexScope, waiter: Waiter) -> MutexState:
     """Ask for a mutex; the answer goes to *waiter*."""
-    entry = find_entry(handle, key, scope)
+    entry = find_entry(runtime, key, scope)
     while not entry.enqueue(waiter):
-        entry = find_entry(handle, key, scope)
+        entry = find_entry(runtime, key, scope)
     return entry
 
 
-def find_hold(handle: Handle, key: str, scope: MutexScope, owner: Owner) -> Hold | None:
+def find_hold(runtime: WorkflowRuntime, key: str, scope: MutexScope, owner: LockOwner) -> Held | None:
     """The hold under which *owner* may enter the mutex again; None when it must wait for it.
 
     Raises:
@@ -286,11 +286,11 @@ def find_hold(handle: Handle, key: str, scope: MutexScope, owner: Owner) -> Hold
     """
     if owner.parent is None and not owner.holds:
         return None  # what a thread of no item is asked most of the time
-    entry_key = _entry_key(handle, key, scope)
+    entry_key = _entry_key(runtime, key, scope)
     beyond_item = False
     for link in owner.chain():
         with _guard:
-            hold: Hold | None = next((hold for hold in link.holds if hold.depth and hold.entry.key == entry_key), None)
+            hold: Held | None = next((hold for hold in link.holds if hold.depth and hold.entry.key == entry_key), None)
         if hold is not None and beyond_item:
             raise WorkflowUsageError(
                 f"mutex {key!r} is held around the for_each, whose items would wait for it for ever: "
@@ -302,8 +302,8 @@ def find_hold(handle: Handle, key: str, scope: MutexScope, owner: Owner) -> Hold
     return None
 
 
-def _entry_key(handle: Handle, key: str, scope: MutexScope) -> EntryKey:
-    return handle.store.identity, None if scope == "store" else handle.workflow_id, key
+def _entry_key(runtime: WorkflowRuntime, key: str, scope: MutexScope) -> EntryKey:
+    return runtime.store.identity, None if scope == "store" else runtime.workflow_id, key
 
 
 def _forget_all_in_child() -> None:

@@ -9,27 +9,27 @@ from datetime import datetime
 from iso_orchestrator.checks import check_key
 from iso_orchestrator.errors import WorkflowBusyError
 from iso_orchestrator.record.facts import Fact, StepsReset
-from iso_orchestrator.record.projection import Fold
-from iso_orchestrator.runtime.runtime import Handle
+from iso_orchestrator.record.projection import Projection
+from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.runtime.session import Session
 
 __all__ = ["reset_steps"]
 
 
-def reset_steps(handle: Handle, name_or_pattern: str) -> list[str]:
+def reset_steps(runtime: WorkflowRuntime, name_or_pattern: str) -> list[str]:
     """Forget the steps of that exact name, else those that match the pattern; their names."""
     check_key(name_or_pattern, "a step's name or pattern")
-    with handle.pinned() as session:
-        return _reset(session, handle.clock.now(), name_or_pattern)
+    with runtime.pinned() as session:
+        return _reset(session, runtime.clock.now(), name_or_pattern)
 
 
 def _reset(session: Session, at: datetime, name_or_pattern: str) -> list[str]:
 
-    def decide(fold: Fold) -> tuple[Sequence[Fact], list[str] | WorkflowBusyError]:
-        names = _chosen(fold, name_or_pattern)
-        running = next((name for name in names if _is_running(fold, session, name)), None)
+    def decide(projection: Projection) -> tuple[Sequence[Fact], list[str] | WorkflowBusyError]:
+        names = _chosen(projection, name_or_pattern)
+        running = next((name for name in names if _is_running(projection, session, name)), None)
         if running is not None:
-            who = session.log.owner_info(fold.owner(running) or "")
+            who = session.log.owner_info(projection.owner(running) or "")
             return (), WorkflowBusyError(session.workflow_id, who.pid, who.host, who.since, f"step {running!r}")
         return ([StepsReset(at, tuple(names))] if names else ()), names
 
@@ -39,14 +39,14 @@ def _reset(session: Session, at: datetime, name_or_pattern: str) -> list[str]:
     return outcome
 
 
-def _chosen(fold: Fold, name_or_pattern: str) -> list[str]:
-    if name_or_pattern in fold.steps:
+def _chosen(projection: Projection, name_or_pattern: str) -> list[str]:
+    if name_or_pattern in projection.steps:
         return [name_or_pattern]
-    return [name for name in fold.steps if fnmatch.fnmatchcase(name, name_or_pattern)]
+    return [name for name in projection.steps if fnmatch.fnmatchcase(name, name_or_pattern)]
 
 
-def _is_running(fold: Fold, session: Session, name: str) -> bool:
-    owner = fold.owner(name)
+def _is_running(projection: Projection, session: Session, name: str) -> bool:
+    owner = projection.owner(name)
     if owner == session.log.owner:
         return name in session.flights
     return owner is not None and session.log.is_alive(owner)

@@ -10,20 +10,19 @@ from contextvars import copy_context
 from typing import Any
 
 from iso_orchestrator.checks import check_key, check_seconds
-from iso_orchestrator.codec import plain_json
-from iso_orchestrator.errors import LeaseLostError, OrchestratorError, WorkflowUsageError, noting
+from iso_orchestrator.codec import plain_json, updated_state
+from iso_orchestrator.errors import LeaseLostError, OrchestratorError, WorkflowUsageError, suppressed_as_note
 from iso_orchestrator.record.facts import EventAppended, Fact, HeartbeatRecorded, StateUpdated, StatusSet
 from iso_orchestrator.record.model import ErrorInfo, Heartbeat, Json, WorkflowEvent, WorkflowRecord, WorkflowStatus
-from iso_orchestrator.record.projection import Fold, copy_json
+from iso_orchestrator.record.projection import Projection, copy_json
 from iso_orchestrator.runtime.context import current_scope
-from iso_orchestrator.runtime.runtime import Handle
-from iso_orchestrator.system.interrupts import Latch, start
+from iso_orchestrator.runtime.runtime import WorkflowRuntime
+from iso_orchestrator.system.interrupts import OneShotEvent, start
 
 __all__ = [
     "append_event",
     "heartbeat",
     "heartbeating",
-    "new_state",
     "repeat",
     "set_status",
     "update_state",
@@ -33,74 +32,61 @@ __all__ = [
 _log = logging.getLogger("iso_orchestrator")
 
 
-def update_state(handle: Handle, update: Any) -> Json:
+def update_state(runtime: WorkflowRuntime, update: Any) -> Json:
     """Replace the state by *update*, or by what it makes of the state."""
-    at = handle.clock.now()
+    at = runtime.clock.now()
     value = None if callable(update) else plain_json(update, "the state")
 
-    def decide(fold: Fold) -> tuple[Sequence[Fact], Json]:
-        state = new_state(update, fold.state) if callable(update) else value
+    def decide(projection: Projection) -> tuple[Sequence[Fact], Json]:
+        state = updated_state(update, projection.state) if callable(update) else value
         return [StateUpdated(at, state)], copy_json(state)
 
-    return handle.record(decide)
+    return runtime.record(decide)
 
 
-def update_with_step(handle: Handle, update: Any) -> None:
+def update_with_step(runtime: WorkflowRuntime, update: Any) -> None:
     """Have *update* called at the completion of the current step."""
     attempt = current_scope().attempt
-    if attempt is None or attempt.session is not handle.session():
+    if attempt is None or attempt.session is not runtime.session():
         raise WorkflowUsageError("update_state(..., with_step=True) belongs inside a step of this workflow")
     if not callable(update):
         raise TypeError("update_state(..., with_step=True) takes a function of the state, not a state")
     attempt.updates.append(update)
 
 
-def new_state(update: Callable[[Json], Any], state: Json) -> Json:
-    """What *update* makes of a copy of *state*.
-
-    Raises:
-        TypeError: It returned None where the state was not None.
-        SerializationError: It returned what is not JSON.
-    """
-    made = update(copy_json(state))
-    if made is None and state is not None:
-        raise TypeError("the function given to update_state() returned None: it must return the new state")
-    return plain_json(made, "the state")
-
-
-def append_event(handle: Handle, kind: str, message: str | None, detail: Any) -> WorkflowEvent:
+def append_event(runtime: WorkflowRuntime, kind: str, message: str | None, detail: Any) -> WorkflowEvent:
     """Append an event."""
     check_key(kind, "an event's type")
     if message is not None and not isinstance(message, str):
         raise TypeError(f"an event's message must be a str or None, not {type(message).__name__}")
     value = _detail(detail, f"the detail of event {kind!r}")
-    event = WorkflowEvent(handle.clock.now(), kind, message, copy_json(value))
-    return handle.record(lambda _: ([EventAppended(event.at, kind, message, value)], event))
+    event = WorkflowEvent(runtime.clock.now(), kind, message, copy_json(value))
+    return runtime.record(lambda _: ([EventAppended(event.at, kind, message, value)], event))
 
 
-def heartbeat(handle: Handle, key: str, detail: Any, *, silent: bool = False) -> Heartbeat:
+def heartbeat(runtime: WorkflowRuntime, key: str, detail: Any, *, silent: bool = False) -> Heartbeat:
     """Record a sign of life."""
     check_key(key, "a heartbeat's key")
     value = _detail(detail, f"the detail of heartbeat {key!r}")
-    beat = Heartbeat(key, handle.clock.now(), copy_json(value))
-    return handle.record(lambda _: ([HeartbeatRecorded(beat.at, key, value, silent)], beat))
+    beat = Heartbeat(key, runtime.clock.now(), copy_json(value))
+    return runtime.record(lambda _: ([HeartbeatRecorded(beat.at, key, value, silent)], beat))
 
 
-def heartbeating(handle: Handle, key: str, every: float, detail: Any) -> AbstractContextManager[None]:
+def heartbeating(runtime: WorkflowRuntime, key: str, every: float, detail: Any) -> AbstractContextManager[None]:
     """Beat in the background; an event at the first and the last beat."""
     check_key(key, "a heartbeat's key")
     if check_seconds(every, "every") is None:
         raise TypeError("every must be seconds, not None")
-    return _beating(handle, key, every, detail)
+    return _beating(runtime, key, every, detail)
 
 
 @contextmanager
-def _beating(handle: Handle, key: str, every: float, detail: Any) -> Iterator[None]:
-    heartbeat(handle, key, detail)
+def _beating(runtime: WorkflowRuntime, key: str, every: float, detail: Any) -> Iterator[None]:
+    heartbeat(runtime, key, detail)
 
     def beat() -> bool:
         try:
-            heartbeat(handle, key, detail, silent=True)
+            heartbeat(runtime, key, detail, silent=True)
         except LeaseLostError:
             return False
         except OrchestratorError as error:
@@ -111,16 +97,16 @@ def _beating(handle: Handle, key: str, every: float, detail: Any) -> Iterator[No
         with repeat(beat, every, f"heartbeat {key}"):
             yield
     except BaseException as error:
-        with noting(error, f"the last heartbeat {key!r} was not recorded"):
-            heartbeat(handle, key, detail)
+        with suppressed_as_note(error, f"the last heartbeat {key!r} was not recorded"):
+            heartbeat(runtime, key, detail)
         raise
-    heartbeat(handle, key, detail)
+    heartbeat(runtime, key, detail)
 
 
 @contextmanager
 def repeat(work: Callable[[], bool], every: float, name: str) -> Iterator[None]:
     """Call *work* each *every* seconds in a background thread and a copy of this context, until it says False."""
-    stop = Latch()
+    stop = OneShotEvent()
 
     def run() -> None:
         while not stop.wait(every) and work():
@@ -137,13 +123,15 @@ def repeat(work: Callable[[], bool], every: float, name: str) -> Iterator[None]:
             thread.join()
 
 
-def set_status(handle: Handle, status: WorkflowStatus | str, error: BaseException | str | None) -> WorkflowRecord:
+def set_status(
+    runtime: WorkflowRuntime, status: WorkflowStatus | str, error: BaseException | str | None
+) -> WorkflowRecord:
     """Set the status by hand."""
-    at, value = handle.clock.now(), _status(status)
+    at, value = runtime.clock.now(), _status(status)
     info = None if error is None else _error_info(error)
-    with handle.pinned() as session:
+    with runtime.pinned() as session:
         session.append(lambda _: ([StatusSet(at, value, info)], None))
-        return session.read(Fold.record)
+        return session.read(Projection.record)
 
 
 def _status(status: str) -> WorkflowStatus:

@@ -15,9 +15,9 @@ from iso_orchestrator.coordination.mutex_queue import MutexScope
 from iso_orchestrator.fanout.progress import reporter
 from iso_orchestrator.fanout.scheduler import Keyed, Outcome, Scheduler
 from iso_orchestrator.record.markup import html_table
-from iso_orchestrator.runtime.runtime import Handle
+from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.steps.identity import Parameters, compile_template
-from iso_orchestrator.steps.step import is_step, performer, refuse_unfit
+from iso_orchestrator.steps.step import check_callable, deferred_caller, is_step
 
 __all__ = [
     "ForEach",
@@ -131,9 +131,9 @@ class ForEach(Generic[Item, P, R]):
     fn: Callable[Concatenate[Item, P], R]
 
     def __init__(
-        self, fn: Callable[Concatenate[Item, P], R], resolve: Callable[[], Handle], options: ForEachOptions
+        self, fn: Callable[Concatenate[Item, P], R], resolve: Callable[[], WorkflowRuntime], options: ForEachOptions
     ) -> None:
-        refuse_unfit(fn, "what for_each calls")
+        check_callable(fn, "what for_each calls")
         functools.update_wrapper(self, fn, updated=())  # not its attributes: they could hide a method
         self.fn = fn
         self._resolve = resolve
@@ -149,14 +149,14 @@ class ForEach(Generic[Item, P, R]):
         Raises:
             Exception: As `Workflow.for_each` says.
         """
-        handle = self._resolve()
+        runtime = self._resolve()
         key_of = self._key_function(shared, named)
-        perform = performer(self.fn)
+        perform = deferred_caller(self.fn)
 
         def work(item: Item) -> Outcome:
             return perform(item, *shared, **named)
 
-        return _run(handle, items, work, key_of, self._options, self._name, are_steps=is_step(self.fn))
+        return _run(runtime, items, work, key_of, self._options, self._name, are_steps=is_step(self.fn))
 
     def _key_function(self, shared: tuple[Any, ...], named: dict[str, Any]) -> Callable[[Any], str | None]:
         fill = self._fill
@@ -170,14 +170,14 @@ class ForEach(Generic[Item, P, R]):
 
 
 def run_for_each(
-    handle: Handle, items: Iterable[Item], fn: Callable[[Item], R], options: ForEachOptions
+    runtime: WorkflowRuntime, items: Iterable[Item], fn: Callable[[Item], R], options: ForEachOptions
 ) -> ForEachSummary[R]:
     """A `for_each` without a decorator, whose mutex key is literal, or a function of the item."""
-    refuse_unfit(fn, "what for_each calls")
+    check_callable(fn, "what for_each calls")
     literal = options.mutex_key
     key_of = (lambda _: literal) if isinstance(literal, str) else _key_function(literal)
     name = getattr(fn, "__name__", "for_each")
-    return _run(handle, items, performer(fn), key_of, options, name, are_steps=is_step(fn))
+    return _run(runtime, items, deferred_caller(fn), key_of, options, name, are_steps=is_step(fn))
 
 
 def for_each_options(
@@ -240,7 +240,7 @@ def _key_function(mutex_key: MutexKey) -> Callable[[Any], str | None]:
 
 
 def _run(
-    handle: Handle,
+    runtime: WorkflowRuntime,
     items: Iterable[Any],
     work: Callable[[Any], Outcome],
     key_of: Callable[[Any], str | None],
@@ -254,7 +254,7 @@ def _run(
     assert executor is not None
     progress = reporter(options.progress, len(items) if isinstance(items, Sized) else None, name)
     scheduler = Scheduler(
-        handle,
+        runtime,
         work,
         Keyed(key_of, options.mutex_scope, options.mutex_timeout),
         max_parallel=options.max_parallel,
@@ -264,7 +264,7 @@ def _run(
         adapts=are_steps and own is not None,
     )
     try:
-        with handle.pinned():
+        with runtime.pinned():
             scheduler.run(items)
     finally:
         progress.close()

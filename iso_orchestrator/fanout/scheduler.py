@@ -17,13 +17,13 @@ from typing import Any, Protocol, TypeAlias
 import attrs
 
 from iso_orchestrator.coordination.mutex import record_acquired, release
-from iso_orchestrator.coordination.mutex_queue import Hold, MutexScope, Waiter, find_hold, request
+from iso_orchestrator.coordination.mutex_queue import Held, MutexScope, Waiter, find_hold, request
 from iso_orchestrator.errors import MutexTimeoutError
 from iso_orchestrator.fanout.pace import LONG, Pace
 from iso_orchestrator.fanout.settling import Settling
-from iso_orchestrator.runtime.context import ItemContext, Owner, Scope, current_owner, entered
-from iso_orchestrator.runtime.runtime import Handle
-from iso_orchestrator.system.interrupts import Latch, Monitor, start
+from iso_orchestrator.runtime.context import ItemContext, LockOwner, Scope, current_owner, entered
+from iso_orchestrator.runtime.runtime import WorkflowRuntime
+from iso_orchestrator.system.interrupts import Condition, OneShotEvent, start
 
 __all__ = ["Keyed", "Outcome", "Progress", "Scheduler"]
 
@@ -61,8 +61,8 @@ class _Task:
     index: int
     item: Any
     key: str | None
-    owner: Owner
-    hold: Hold | None = None
+    owner: LockOwner
+    hold: Held | None = None
     waiter: Waiter | None = None
     withdraw: Callable[[], bool] | None = None
     timer: threading.Timer | None = None
@@ -89,7 +89,7 @@ class Scheduler:
 
     def __init__(
         self,
-        handle: Handle,
+        runtime: WorkflowRuntime,
         work: Callable[[Any], Outcome],
         keyed: Keyed,
         *,
@@ -100,17 +100,17 @@ class Scheduler:
         adapts: bool,
     ) -> None:
         self.outcomes: dict[int, tuple[bool, Any]] = {}
-        self._handle = handle
+        self._runtime = runtime
         self._work = work
         self._keyed = keyed
         self._max_parallel = max_parallel
         self._stop_on_error = stop_on_error
         self._executor = executor
         self._progress = progress
-        self._scope = handle.scope()
+        self._scope = runtime.scope()
         self._context = copy_context()
         self._parent = current_owner()
-        self._changed = Monitor()
+        self._changed = Condition()
         self._ready: list[_Task] = []
         self._behind: dict[str, deque[_Task]] = {}  # a key is here while an item of it is ready, asking or running
         self._granted: deque[_Task] = deque()
@@ -118,7 +118,7 @@ class Scheduler:
         self._settling: Settling[_Task] = Settling(self._changed.guard, self._finish)
         self._adapts = adapts
         self._pace = Pace()
-        self._stands_by: Latch | None = None  # of the worker that does: to be woken when there is no more to do
+        self._stands_by: OneShotEvent | None = None  # of the worker that does: to be woken when there is no more to do
         self._workers = 0
         self._coming = 0  # of the workers, those that have not begun
         self._running = 0  # of the workers, those that have begun: what a signal leaves unhired never does
@@ -165,9 +165,9 @@ class Scheduler:
         limit = max(_READ_AHEAD, 16 * self._max_parallel)
         for index, item in enumerate(items):
             key = self._keyed.key_of(item)
-            owner = Owner(parent=self._parent, is_item=True)
+            owner = LockOwner(parent=self._parent, is_item=True)
             if key is not None:
-                find_hold(self._handle, key, self._keyed.scope, owner)
+                find_hold(self._runtime, key, self._keyed.scope, owner)
             with self._changed.guard:
                 if self._stopped:
                     return
@@ -175,7 +175,7 @@ class Scheduler:
                 is_wanted = is_ready and (self._is_short_handed(0) or not self._adapts)
                 is_full = self._unstarted >= limit
             if is_wanted:
-                self._hire()
+                self._start_worker()
             if is_full:  # until half of them have started: to be woken for each costs more than the item
                 self._wake_at = limit // 2
                 self._changed.wait_until(lambda: self._has_room(limit))
@@ -198,10 +198,10 @@ class Scheduler:
         heapq.heappush(self._ready, task)
         return True
 
-    def _hire(self) -> None:
+    def _start_worker(self) -> None:
         """Start a worker, if there is one to spare.
 
-        Not under the lock: an executor that is shut down calls `_dismissed` under its own, which `submit` needs.
+        Not under the lock: an executor that is shut down calls `_on_worker_done` under its own, which `submit` needs.
         """
         with self._changed.guard:
             if self._workers >= self._max_parallel:
@@ -221,9 +221,9 @@ class Scheduler:
             return
         with self._changed.guard:
             self._hired.add(future)
-        future.add_done_callback(self._dismissed)
+        future.add_done_callback(self._on_worker_done)
 
-    def _dismissed(self, future: Future[None]) -> None:
+    def _on_worker_done(self, future: Future[None]) -> None:
         """A worker has ended, or never began: its executor was shut down or is broken, or it is not needed."""
         error: BaseException | None
         if future.cancelled():
@@ -267,7 +267,7 @@ class Scheduler:
 
     def _work_on(self, task: _Task) -> None:
         if task.key is not None and task.hold is None:
-            self._ask(task)
+            self._request_key(task)
             return
         ok, value, settle = self._context.copy().run(self._do, task)
         with self._changed.guard:
@@ -294,14 +294,14 @@ class Scheduler:
                     self._changed.notify()
                     return None
                 if self._one_is_enough():
-                    latch = self._stands_by = Latch()
+                    latch = self._stands_by = OneShotEvent()
                 elif has_hired or not self._is_short_handed(1):
                     return self._take_next()
             has_hired = latch is None
             if latch is not None:
                 self._stand_by(latch)
             else:  # before it takes an item, which would begin behind the next one's
-                self._hire()
+                self._start_worker()
 
     def _one_is_enough(self) -> bool:
         """Whether somebody works alone, and should: what has a key waits for the disk by itself."""
@@ -323,20 +323,20 @@ class Scheduler:
             self._changed.notify()  # who reads items has stopped, perhaps, since others wait for their keys
         return task
 
-    def _stand_by(self, latch: Latch) -> None:
+    def _stand_by(self, latch: OneShotEvent) -> None:
         """Look every so often whether who works alone still gets on; when not, see to it that others go on."""
         is_alone, is_wanted = True, False
         while is_alone:
             latch.wait(LONG)
             with self._changed.guard:
                 is_alone = self._one_is_enough() and not self._stopped
-                latch = Latch()
+                latch = OneShotEvent()
                 self._stands_by = latch if is_alone else None
                 if not is_alone and self._ready and self._pace.is_anybody_at_work and not self._settling.is_at_it:
                     self._pace.found_long()
                 is_wanted = not is_alone and not self._stopped and self._is_short_handed(0)
         if is_wanted:  # for as long as it takes to settle
-            self._hire()
+            self._start_worker()
         self._settling.rest()
 
     def _count_started(self) -> None:
@@ -344,7 +344,7 @@ class Scheduler:
         if self._unstarted == self._wake_at:
             self._changed.notify()
 
-    def _ask(self, task: _Task) -> None:
+    def _request_key(self, task: _Task) -> None:
         """Ask for the item's key; it comes back in `_granted` at once or when others let it go."""
         assert task.key is not None
         task.asker = threading.get_ident()
@@ -355,7 +355,7 @@ class Scheduler:
         )
         with self._changed.guard:
             self._asking.add(task)
-        entry = request(self._handle, task.key, self._keyed.scope, task.waiter)
+        entry = request(self._runtime, task.key, self._keyed.scope, task.waiter)
         waiter = task.waiter
         with self._changed.guard:
             task.asker = None
@@ -370,7 +370,7 @@ class Scheduler:
         if stopped:
             self._withdraw(task)
 
-    def _take(self, task: _Task, hold: Hold) -> None:
+    def _take(self, task: _Task, hold: Held) -> None:
         with self._changed.guard:
             self._asking.discard(task)
             if task.timer is not None:
@@ -381,7 +381,7 @@ class Scheduler:
         if task.hold is None:
             hold.entry.abandon(hold.waiter)
         elif task.asker != threading.get_ident():
-            self._hire()
+            self._start_worker()
 
     def _refuse(self, task: _Task, error: BaseException) -> None:
         with self._changed.guard:
@@ -422,17 +422,17 @@ class Scheduler:
             except BaseException as error:  # noqa: BLE001 - it is the item's outcome, or the caller's error
                 return False, error, None
 
-    def _do_held(self, task: _Task, hold: Hold) -> Any:
+    def _do_held(self, task: _Task, hold: Held) -> Any:
         assert task.key is not None
         try:
-            record_acquired(self._handle, task.key)
+            record_acquired(self._runtime, task.key)
             value, settle = self._work(task.item)
             if settle is not None:
                 settle()
         except BaseException as error:
-            release(self._handle, task.key, hold, error)
+            release(self._runtime, task.key, hold, error)
             raise
-        release(self._handle, task.key, hold, None)
+        release(self._runtime, task.key, hold, None)
         return value
 
     def _finish(self, task: _Task, ok: bool, value: Any) -> None:
@@ -462,7 +462,7 @@ class Scheduler:
         with self._changed.guard:
             is_ready = bool(self._ready) and not self._stopped
         if is_ready:
-            self._hire()
+            self._start_worker()
 
     def _stop(self, error: BaseException) -> None:
         """Start nothing more, and let go of what waits."""

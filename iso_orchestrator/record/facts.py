@@ -1,6 +1,6 @@
 """What can happen to a workflow: one small immutable class each.
 
-Features decide which facts to append; `fold` says what they make of a record.
+Features decide which facts to append; `projection` says what they make of a record.
 """
 
 from __future__ import annotations

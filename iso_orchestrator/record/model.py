@@ -12,7 +12,6 @@ import attrs
 
 from iso_orchestrator.record.markup import html_table
 from iso_orchestrator.record.value import Value
-from iso_orchestrator.system.clock import cut
 
 __all__ = [
     "ErrorInfo",
@@ -27,6 +26,7 @@ __all__ = [
     "WorkflowStatus",
     "WorkflowSummary",
     "lease_status",
+    "truncate_to_ms",
 ]
 
 # Dicts with text keys, lists, texts, ints, finite floats, bools and None, as deep as they go.
@@ -223,7 +223,13 @@ def lease_status(lease: Lease, now: datetime | None = None) -> LeaseStatus:
         raise ValueError("now is a naive datetime: use datetime.now(UTC)")
     if lease.released_at is not None:
         return LeaseStatus.RELEASED
-    return LeaseStatus.EXPIRED if lease.expires_at <= cut(moment) else LeaseStatus.ACTIVE
+    return LeaseStatus.EXPIRED if lease.expires_at <= truncate_to_ms(moment) else LeaseStatus.ACTIVE
+
+
+def truncate_to_ms(moment: datetime) -> datetime:
+    """*moment* without its microseconds, as records keep it."""
+    beyond = moment.microsecond % 1000
+    return moment.replace(microsecond=moment.microsecond - beyond) if beyond else moment
 
 
 def _message(error: BaseException) -> str:

@@ -24,7 +24,18 @@ from iso_orchestrator.record.model import (
 )
 from iso_orchestrator.record.value import Value
 
-__all__ = ["Event", "Fold", "LastCommand", "LeaseClock", "Limit", "LiveRun", "StepState", "Wait", "apply", "copy_json"]
+__all__ = [
+    "Event",
+    "LastCommand",
+    "LeaseClock",
+    "Limit",
+    "LiveRun",
+    "Projection",
+    "StepState",
+    "Wait",
+    "apply",
+    "copy_json",
+]
 
 
 R = TypeVar("R")
@@ -127,7 +138,7 @@ class LastCommand:
 
 
 @attrs.define(eq=False)
-class Fold:
+class Projection:
     """A record in the making. `apply` changes it in place, so that a fact costs the same however many came before.
 
     Attributes:
@@ -164,7 +175,7 @@ class Fold:
     unknown: dict[str, Json] = attrs.field(factory=dict)
 
     @classmethod
-    def new(cls, workflow_id: str, at: datetime, state: Json) -> Fold:
+    def new(cls, workflow_id: str, at: datetime, state: Json) -> Projection:
         """The record as it is before anything has happened."""
         return cls(workflow_id=workflow_id, created_at=at, updated_at=at, state=copy_json(state))
 
@@ -236,9 +247,9 @@ def apply(record: WorkflowRecord, fact: f.Fact) -> WorkflowRecord:
     del parts["version"]
     parts["steps"] = {name: StepState(**_fields(step)) for name, step in record.steps.items()}
     parts["events"] = [Event(**_fields(event)) for event in record.events]
-    fold = Fold(**parts)
-    fold.apply(fact)
-    return fold.record()
+    projection = Projection(**parts)
+    projection.apply(fact)
+    return projection.record()
 
 
 def copy_json(value: Json) -> Json:
@@ -265,165 +276,167 @@ def _own(record: R, name: str) -> R:
     return record
 
 
-def _event(fold: Fold, fact: f.Fact, kind: str, **detail: Json) -> None:
-    fold.events.append(Event(fact.at, kind, None, detail or None))
+def _event(projection: Projection, fact: f.Fact, kind: str, **detail: Json) -> None:
+    projection.events.append(Event(fact.at, kind, None, detail or None))
 
 
-def _run_started(fold: Fold, fact: f.RunStarted) -> None:
-    if not fold.runs:
-        fold.run_failed = False
-        fold.last_error = None
-    fold.runs[fact.run] = LiveRun(fact.owner, fact.pid, fact.host, fact.at)
-    fold.status = WorkflowStatus.RUNNING
-    _event(fold, fact, "workflow.running")
+def _run_started(projection: Projection, fact: f.RunStarted) -> None:
+    if not projection.runs:
+        projection.run_failed = False
+        projection.last_error = None
+    projection.runs[fact.run] = LiveRun(fact.owner, fact.pid, fact.host, fact.at)
+    projection.status = WorkflowStatus.RUNNING
+    _event(projection, fact, "workflow.running")
 
 
-def _run_ended(fold: Fold, fact: f.RunEnded) -> None:
-    fold.runs.pop(fact.run, None)
-    _leave_group(fold, fact, fact.error)
+def _run_ended(projection: Projection, fact: f.RunEnded) -> None:
+    projection.runs.pop(fact.run, None)
+    _leave_group(projection, fact, fact.error)
 
 
-def _run_died(fold: Fold, fact: f.RunDied) -> None:
-    run = fold.runs.pop(fact.run, None)
+def _run_died(projection: Projection, fact: f.RunDied) -> None:
+    run = projection.runs.pop(fact.run, None)
     who = f"process {run.pid} on {run.host}, running since {run.since.isoformat()}" if run else "its process"
-    _leave_group(fold, fact, ErrorInfo("RunDied", f"{who} is gone without having ended its run"))
+    _leave_group(projection, fact, ErrorInfo("RunDied", f"{who} is gone without having ended its run"))
 
 
-def _leave_group(fold: Fold, fact: f.Fact, error: ErrorInfo | None) -> None:
+def _leave_group(projection: Projection, fact: f.Fact, error: ErrorInfo | None) -> None:
     if error is not None:
-        fold.run_failed = True
-        fold.last_error = error
-        _event(fold, fact, "workflow.failed", error=_error_json(error))
+        projection.run_failed = True
+        projection.last_error = error
+        _event(projection, fact, "workflow.failed", error=_error_json(error))
     else:
-        _event(fold, fact, "workflow.completed")
-    if fold.runs:
-        fold.status = WorkflowStatus.RUNNING
-    elif fold.run_failed:
-        fold.status = WorkflowStatus.FAILED
+        _event(projection, fact, "workflow.completed")
+    if projection.runs:
+        projection.status = WorkflowStatus.RUNNING
+    elif projection.run_failed:
+        projection.status = WorkflowStatus.FAILED
     else:
-        fold.status = WorkflowStatus.COMPLETED
-        fold.last_error = None
+        projection.status = WorkflowStatus.COMPLETED
+        projection.last_error = None
 
 
-def _step_started(fold: Fold, fact: f.StepStarted) -> None:
+def _step_started(projection: Projection, fact: f.StepStarted) -> None:
     name, at, key = fact.step, fact.at, fact.idempotency_key
-    if fold.waits:
-        fold.waits.pop(name, None)
-    fold.steps[name] = StepState(
-        name, _RUNNING, fact.attempt, at, at, None, key, None, None, fact.owner, fact.version, fold.seq
+    if projection.waits:
+        projection.waits.pop(name, None)
+    projection.steps[name] = StepState(
+        name, _RUNNING, fact.attempt, at, at, None, key, None, None, fact.owner, fact.version, projection.seq
     )
-    fold.events.append(Event(at, "step.started", None, {"step": name, "attempt": fact.attempt, "idempotencyKey": key}))
+    projection.events.append(
+        Event(at, "step.started", None, {"step": name, "attempt": fact.attempt, "idempotencyKey": key})
+    )
 
 
-def _step_completed(fold: Fold, fact: f.StepCompleted) -> None:
-    step, at = fold.steps[fact.step], fact.at
+def _step_completed(projection: Projection, fact: f.StepCompleted) -> None:
+    step, at = projection.steps[fact.step], fact.at
     step.status = _COMPLETED
     step.updated_at = step.completed_at = at
     step.result = fact.result
     step.error = None
     step.owner = None
-    step.seq = fold.seq
-    if not fold.run_failed:  # what failed a run outlives the steps of those beside it
-        fold.last_error = None
-    fold.events.append(Event(at, "step.completed", None, {"step": step.name, "attempt": step.attempts}))
+    step.seq = projection.seq
+    if not projection.run_failed:  # what failed a run outlives the steps of those beside it
+        projection.last_error = None
+    projection.events.append(Event(at, "step.completed", None, {"step": step.name, "attempt": step.attempts}))
     if fact.state is not f.ABSENT:
-        fold.state = fact.state
-        _event(fold, fact, "state.updated")
+        projection.state = fact.state
+        _event(projection, fact, "state.updated")
 
 
-def _step_failed(fold: Fold, fact: f.StepFailed) -> None:
-    step = fold.steps[fact.step]
+def _step_failed(projection: Projection, fact: f.StepFailed) -> None:
+    step = projection.steps[fact.step]
     step.status = StepStatus.FAILED
     step.updated_at = fact.at
     step.completed_at = step.result = None
-    step.error = fold.last_error = fact.error
-    step.seq = fold.seq
+    step.error = projection.last_error = fact.error
+    step.seq = projection.seq
     kind = "step.retrying" if fact.retrying else "step.failed"
-    _event(fold, fact, kind, step=fact.step, attempt=step.attempts, error=_error_json(fact.error))
+    _event(projection, fact, kind, step=fact.step, attempt=step.attempts, error=_error_json(fact.error))
     if not fact.retrying:
         step.owner = None
 
 
-def _step_limited(fold: Fold, fact: f.StepLimited) -> None:
-    step = fold.steps[fact.step]
-    _forget_what_is_over(fold, fact.at)
-    own = fold.step_limits.get(fact.step)
+def _step_limited(projection: Projection, fact: f.StepLimited) -> None:
+    step = projection.steps[fact.step]
+    _forget_what_is_over(projection, fact.at)
+    own = projection.step_limits.get(fact.step)
     if own is None or own.until <= fact.until:
-        fold.step_limits[fact.step] = Limit(fact.until, fact.key)
+        projection.step_limits[fact.step] = Limit(fact.until, fact.key)
     if fact.key is not None:
-        fold.limits[fact.key] = max(fact.until, fold.limits.get(fact.key, fact.until))
+        projection.limits[fact.key] = max(fact.until, projection.limits.get(fact.key, fact.until))
     if step.owner is not None:
-        fold.waits[fact.step] = Wait(step.owner, fact.at, fact.until, fact.key)
+        projection.waits[fact.step] = Wait(step.owner, fact.at, fact.until, fact.key)
     step.status = StepStatus.FAILED
     step.updated_at = fact.at
     step.completed_at = step.result = None
     until = fact.until.isoformat(timespec="seconds")
     step.error = ErrorInfo("Limited", f"{fact.key or 'the step'} is limited until {until}")
-    step.seq = fold.seq
-    _event(fold, fact, "step.limited", step=fact.step, attempt=step.attempts, until=until, limitKey=fact.key)
+    step.seq = projection.seq
+    _event(projection, fact, "step.limited", step=fact.step, attempt=step.attempts, until=until, limitKey=fact.key)
     step.attempts -= 1
 
 
-def _step_waiting(fold: Fold, fact: f.StepWaiting) -> None:
-    _forget_what_is_over(fold, fact.at)
+def _step_waiting(projection: Projection, fact: f.StepWaiting) -> None:
+    _forget_what_is_over(projection, fact.at)
     if fact.until is not None:
-        fold.waits[fact.step] = Wait(fact.owner, fact.at, fact.until, fact.key)
+        projection.waits[fact.step] = Wait(fact.owner, fact.at, fact.until, fact.key)
         until = fact.until.isoformat(timespec="seconds")
-        _event(fold, fact, "step.waiting", step=fact.step, until=until, limitKey=fact.key)
-    elif (wait := fold.waits.get(fact.step)) is not None and wait.owner == fact.owner:
-        del fold.waits[fact.step]
+        _event(projection, fact, "step.waiting", step=fact.step, until=until, limitKey=fact.key)
+    elif (wait := projection.waits.get(fact.step)) is not None and wait.owner == fact.owner:
+        del projection.waits[fact.step]
 
 
-def _forget_what_is_over(fold: Fold, at: datetime) -> None:
-    fold.limits = {key: until for key, until in fold.limits.items() if until > at}
-    fold.step_limits = {step: limit for step, limit in fold.step_limits.items() if limit.until > at}
-    fold.waits = {step: wait for step, wait in fold.waits.items() if wait.until > at}
+def _forget_what_is_over(projection: Projection, at: datetime) -> None:
+    projection.limits = {key: until for key, until in projection.limits.items() if until > at}
+    projection.step_limits = {step: limit for step, limit in projection.step_limits.items() if limit.until > at}
+    projection.waits = {step: wait for step, wait in projection.waits.items() if wait.until > at}
 
 
-def _step_abandoned(fold: Fold, fact: f.StepAbandoned) -> None:
-    fold.steps[fact.step].owner = None
+def _step_abandoned(projection: Projection, fact: f.StepAbandoned) -> None:
+    projection.steps[fact.step].owner = None
 
 
-def _steps_reset(fold: Fold, fact: f.StepsReset) -> None:
+def _steps_reset(projection: Projection, fact: f.StepsReset) -> None:
     for name in fact.steps:
-        fold.steps.pop(name, None)
-        limit = fold.step_limits.pop(name, None)
-        if limit is not None and limit.key is not None and fold.limits.get(limit.key) == limit.until:
-            del fold.limits[limit.key]  # which the step met: nothing else could lift one that was told wrongly
+        projection.steps.pop(name, None)
+        limit = projection.step_limits.pop(name, None)
+        if limit is not None and limit.key is not None and projection.limits.get(limit.key) == limit.until:
+            del projection.limits[limit.key]  # which the step met: nothing else could lift one that was told wrongly
 
 
-def _state_updated(fold: Fold, fact: f.StateUpdated) -> None:
-    fold.state = fact.state
-    _event(fold, fact, "state.updated")
+def _state_updated(projection: Projection, fact: f.StateUpdated) -> None:
+    projection.state = fact.state
+    _event(projection, fact, "state.updated")
 
 
-def _status_set(fold: Fold, fact: f.StatusSet) -> None:
-    fold.status = fact.status
-    fold.last_error = fact.error
+def _status_set(projection: Projection, fact: f.StatusSet) -> None:
+    projection.status = fact.status
+    projection.last_error = fact.error
     detail = {"error": _error_json(fact.error)} if fact.error else {}
-    _event(fold, fact, f"workflow.{fact.status}", **detail)
+    _event(projection, fact, f"workflow.{fact.status}", **detail)
 
 
-def _commands_marked(fold: Fold, fact: f.CommandsMarked) -> None:
-    fold.command_seed = fact.seed
+def _commands_marked(projection: Projection, fact: f.CommandsMarked) -> None:
+    projection.command_seed = fact.seed
 
 
-def _command_begun(fold: Fold, fact: f.CommandBegun) -> None:
-    fold.commands[fact.step] = LastCommand(fact.mark, fact.log)
+def _command_begun(projection: Projection, fact: f.CommandBegun) -> None:
+    projection.commands[fact.step] = LastCommand(fact.mark, fact.log)
 
 
-def _event_appended(fold: Fold, fact: f.EventAppended) -> None:
-    fold.events.append(Event(fact.at, fact.type, fact.message, fact.detail))
+def _event_appended(projection: Projection, fact: f.EventAppended) -> None:
+    projection.events.append(Event(fact.at, fact.type, fact.message, fact.detail))
 
 
-def _heartbeat_recorded(fold: Fold, fact: f.HeartbeatRecorded) -> None:
-    fold.heartbeats[fact.key] = Heartbeat(fact.key, fact.at, fact.detail)
+def _heartbeat_recorded(projection: Projection, fact: f.HeartbeatRecorded) -> None:
+    projection.heartbeats[fact.key] = Heartbeat(fact.key, fact.at, fact.detail)
     if not fact.silent:
-        _event(fold, fact, "heartbeat.recorded", key=fact.key, hasDetail=fact.detail is not None)
+        _event(projection, fact, "heartbeat.recorded", key=fact.key, hasDetail=fact.detail is not None)
 
 
-def _lease_touched(fold: Fold, fact: f.LeaseTouched) -> None:
-    fold.leases[fact.key] = Lease(
+def _lease_touched(projection: Projection, fact: f.LeaseTouched) -> None:
+    projection.leases[fact.key] = Lease(
         key=fact.key,
         holder=fact.holder,
         acquired_at=fact.acquired_at,
@@ -432,21 +445,21 @@ def _lease_touched(fold: Fold, fact: f.LeaseTouched) -> None:
         detail=fact.detail,
         token=fact.token,
     )
-    fold.tokens[fact.key] = fact.token
+    projection.tokens[fact.key] = fact.token
     if fact.boot_id is None or fact.boot_expires is None:
-        fold.lease_clocks.pop(fact.key, None)
+        projection.lease_clocks.pop(fact.key, None)
     else:
-        fold.lease_clocks[fact.key] = LeaseClock(fact.boot_id, fact.boot_expires)
+        projection.lease_clocks[fact.key] = LeaseClock(fact.boot_id, fact.boot_expires)
     kind = "lease.renewed" if fact.renewed else "lease.acquired"
     ttl_ms = round(min(fact.ttl, 1e300) * 1000, 3)  # a line may hold any float, and an infinite one is not JSON
-    _event(fold, fact, kind, key=fact.key, holder=fact.holder, ttlMs=int(ttl_ms) if ttl_ms % 1 == 0 else ttl_ms)
+    _event(projection, fact, kind, key=fact.key, holder=fact.holder, ttlMs=int(ttl_ms) if ttl_ms % 1 == 0 else ttl_ms)
 
 
-def _lease_released(fold: Fold, fact: f.LeaseReleased) -> None:
-    lease = fold.leases[fact.key]
-    fold.leases[fact.key] = attrs.evolve(lease, released_at=fact.at)
-    fold.lease_clocks.pop(fact.key, None)
-    _event(fold, fact, "lease.released", key=fact.key, holder=lease.holder)
+def _lease_released(projection: Projection, fact: f.LeaseReleased) -> None:
+    lease = projection.leases[fact.key]
+    projection.leases[fact.key] = attrs.evolve(lease, released_at=fact.at)
+    projection.lease_clocks.pop(fact.key, None)
+    _event(projection, fact, "lease.released", key=fact.key, holder=lease.holder)
 
 
 def _error_json(error: ErrorInfo) -> Json:
@@ -456,7 +469,7 @@ def _error_json(error: ErrorInfo) -> Json:
 # Looked up once: an enum's member by its class takes as long as an attribute of an object.
 _RUNNING, _COMPLETED = StepStatus.RUNNING, StepStatus.COMPLETED
 
-_APPLY: dict[type[f.Fact], Callable[[Fold, Any], None]] = {
+_APPLY: dict[type[f.Fact], Callable[[Projection, Any], None]] = {
     f.RunStarted: _run_started,
     f.RunEnded: _run_ended,
     f.RunDied: _run_died,

@@ -21,7 +21,7 @@ __all__ = [
     "Batch",
     "Fence",
     "ItemContext",
-    "Owner",
+    "LockOwner",
     "Scope",
     "StepContext",
     "current_item",
@@ -67,7 +67,7 @@ class Fence:
 
 
 @attrs.define(eq=False, repr=False)
-class Owner:
+class LockOwner:
     """Who owns a mutex: an item, a step's attempt, else the thread.
 
     Attributes:
@@ -76,13 +76,13 @@ class Owner:
         holds: The mutexes that it has.
     """
 
-    parent: Owner | None = None
+    parent: LockOwner | None = None
     is_item: bool = False
     holds: list[Any] = attrs.field(factory=list)
 
-    def chain(self) -> Iterator[Owner]:
+    def chain(self) -> Iterator[LockOwner]:
         """This owner, and those that wait for it."""
-        owner: Owner | None = self
+        owner: LockOwner | None = self
         while owner is not None:
             yield owner
             owner = owner.parent
@@ -136,7 +136,7 @@ class Scope:
 
     workflow: Any = None
     runs: tuple[Any, ...] = ()
-    owner: Owner | None = None
+    owner: LockOwner | None = None
     step: StepContext | None = None
     item: ItemContext | None = None
     attempt: Attempt | None = None
@@ -187,14 +187,14 @@ def restore(scope: Scope) -> None:
     _scope.set(scope)
 
 
-def current_owner() -> Owner:
+def current_owner() -> LockOwner:
     """Who would own a mutex that is taken here."""
     owner = _scope.get().owner
     if owner is not None:
         return owner
     if not hasattr(_thread, "owner"):
-        _thread.owner = Owner()
-    root: Owner = _thread.owner
+        _thread.owner = LockOwner()
+    root: LockOwner = _thread.owner
     return root
 
 

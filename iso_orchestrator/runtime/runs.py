@@ -9,14 +9,15 @@ from typing import Any, Generic, Literal, TypeAlias, TypeVar
 import attrs
 
 from iso_orchestrator.checks import host_name, unique_name
-from iso_orchestrator.errors import WorkflowBusyError, noting
+from iso_orchestrator.errors import WorkflowBusyError, suppressed_as_note
 from iso_orchestrator.record.facts import Fact, RunEnded, RunStarted
 from iso_orchestrator.record.model import ErrorInfo, WorkflowRecord
-from iso_orchestrator.record.projection import Fold, LiveRun
+from iso_orchestrator.record.projection import LiveRun, Projection
 from iso_orchestrator.record.value import Value
-from iso_orchestrator.runtime.liveness import Pause, dead_runs, live_runs
-from iso_orchestrator.runtime.runtime import Handle
+from iso_orchestrator.runtime.liveness import dead_runs, live_runs
+from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.runtime.session import Session
+from iso_orchestrator.system.clock import Backoff
 
 __all__ = ["OnBusy", "Run", "RunResult", "begin_run", "end_run"]
 
@@ -56,59 +57,59 @@ class Run:
         return self.pid == os.getpid()
 
 
-def new_run(handle: Handle) -> Run:
+def new_run(runtime: WorkflowRuntime) -> Run:
     """A run that has not begun; `end_run` ends it, begun or not."""
-    return Run(unique_name(), handle.workflow, os.getpid())
+    return Run(unique_name(), runtime.workflow, os.getpid())
 
 
-def begin_run(handle: Handle, run: Run, on_busy: OnBusy) -> None:
+def begin_run(runtime: WorkflowRuntime, run: Run, on_busy: OnBusy) -> None:
     """Record that a run starts, and that others have died.
 
     Raises:
         WorkflowBusyError: Another run goes on, and *on_busy* is "fail".
     """
-    handle.runs.append(run)
-    run.session = handle.pin()
-    _start(handle, run, run.session, on_busy)
+    runtime.runs.append(run)
+    run.session = runtime.pin()
+    _start(runtime, run, run.session, on_busy)
 
 
-def end_run(handle: Handle, run: Run, error: BaseException | None) -> None:
+def end_run(runtime: WorkflowRuntime, run: Run, error: BaseException | None) -> None:
     """Record that a run ended, and let the workflow go; a failure of that does not hide *error*."""
-    if not run.is_ours or run not in handle.runs:
+    if not run.is_ours or run not in runtime.runs:
         return
     try:
         run.is_stopped = error is not None
-        handle.pool.drain(run, cancel=error is not None)
+        runtime.pool.drain(run, cancel=error is not None)
     except BaseException as interrupt:
         run.is_stopped = run.is_abandoned = True
         error = interrupt
         raise
     finally:
-        handle.runs.remove(run)
+        runtime.runs.remove(run)
         session, run.session = run.session, None
         if session is not None:
-            _let_go(handle, run, session, error)
-        if not handle.runs:
-            with noting(error, "the workflow was not closed"):
-                handle.close()
+            _let_go(runtime, run, session, error)
+        if not runtime.runs:
+            with suppressed_as_note(error, "the workflow was not closed"):
+                runtime.close()
 
 
-def _let_go(handle: Handle, run: Run, session: Session, error: BaseException | None) -> None:
+def _let_go(runtime: WorkflowRuntime, run: Run, session: Session, error: BaseException | None) -> None:
     try:
-        with noting(error, "the end of the run was not recorded"):
-            _record_end(handle, run, session, error)
+        with suppressed_as_note(error, "the end of the run was not recorded"):
+            _record_end(runtime, run, session, error)
     finally:
-        with noting(error, "the workflow was not closed"):
+        with suppressed_as_note(error, "the workflow was not closed"):
             session.unpin()
 
 
-def _start(handle: Handle, run: Run, session: Session, on_busy: OnBusy) -> None:
-    pause = Pause()
+def _start(runtime: WorkflowRuntime, run: Run, session: Session, on_busy: OnBusy) -> None:
+    pause = Backoff()
 
-    def decide(fold: Fold) -> tuple[Sequence[Fact], LiveRun | None]:
-        at = handle.clock.now()
-        facts = dead_runs(fold, session.log, session.runs, at)
-        busy = next(iter(live_runs(fold, session.log, session.runs).values()), None)
+    def decide(projection: Projection) -> tuple[Sequence[Fact], LiveRun | None]:
+        at = runtime.clock.now()
+        facts = dead_runs(projection, session.log, session.runs, at)
+        busy = next(iter(live_runs(projection, session.log, session.runs).values()), None)
         if busy is not None and on_busy != "share":
             return facts, busy
         session.runs.add(run.run)
@@ -116,14 +117,14 @@ def _start(handle: Handle, run: Run, session: Session, on_busy: OnBusy) -> None:
 
     while (busy := session.append(decide)[0]) is not None:
         if on_busy == "fail":
-            raise WorkflowBusyError(handle.workflow_id, busy.pid, busy.host, busy.since)
+            raise WorkflowBusyError(runtime.workflow_id, busy.pid, busy.host, busy.since)
         pause.rest()
 
 
-def _record_end(handle: Handle, run: Run, session: Session, error: BaseException | None) -> None:
-    fact = RunEnded(handle.clock.now(), run.run, None if error is None else ErrorInfo.of(error))
+def _record_end(runtime: WorkflowRuntime, run: Run, session: Session, error: BaseException | None) -> None:
+    fact = RunEnded(runtime.clock.now(), run.run, None if error is None else ErrorInfo.of(error))
     try:
-        _, seq = session.append(lambda fold: ([fact] if run.run in fold.runs else [], None), fences=())
+        _, seq = session.append(lambda projection: ([fact] if run.run in projection.runs else [], None), fences=())
         session.log.sync(seq)
     finally:
         session.runs.discard(run.run)  # not before: others would take the run for dead

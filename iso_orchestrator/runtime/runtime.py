@@ -10,14 +10,14 @@ import attrs
 
 from iso_orchestrator.errors import DuplicateStepError
 from iso_orchestrator.record.model import Json
-from iso_orchestrator.record.projection import Fold
-from iso_orchestrator.runtime.context import Owner, Scope, current_scope
+from iso_orchestrator.record.projection import Projection
+from iso_orchestrator.runtime.context import LockOwner, Scope, current_scope
 from iso_orchestrator.runtime.session import Decision, Session, attach, known_session, settle
 from iso_orchestrator.runtime.threads import Pool
 from iso_orchestrator.store import Store
 from iso_orchestrator.system.clock import Clock
 
-__all__ = ["Handle"]
+__all__ = ["WorkflowRuntime"]
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class Handle:
+class WorkflowRuntime:
     """What the features of a `Workflow` work on.
 
     Args:
@@ -57,7 +57,7 @@ class Handle:
         """The session, opened when it is not open."""
         session = self._session
         if session is None or session.closed:
-            session = self._session = attach(self, self.store, self.workflow_id, self._new_fold, self.clock)
+            session = self._session = attach(self, self.store, self.workflow_id, self._new_projection, self.clock)
         return session
 
     def pin(self) -> Session:
@@ -89,7 +89,7 @@ class Handle:
         with self.pinned() as session:
             return session.record(decide)
 
-    def look(self, view: Callable[[Fold], T]) -> T:
+    def look(self, view: Callable[[Projection], T]) -> T:
         """What *view* sees in the record, which is not made by looking."""
         session = known_session(self.store, self.workflow_id)
         if session is not None and session.pin():
@@ -97,8 +97,8 @@ class Handle:
                 return session.read(view)
             finally:
                 session.unpin()
-        fold = self.store.read(self.workflow_id)
-        return view(self._new_fold() if fold is None else fold)
+        projection = self.store.read(self.workflow_id)
+        return view(self._new_projection() if projection is None else projection)
 
     def scope(self) -> Scope:
         """What is current where a function of the workflow runs."""
@@ -115,7 +115,7 @@ class Handle:
             self._session.refuse_inside()
         scope = self.scope()
         run = next((run for run in reversed(scope.runs) if run in self.runs), None)
-        context = attrs.evolve(scope, owner=Owner(), batch=run or scope.batch).context()
+        context = attrs.evolve(scope, owner=LockOwner(), batch=run or scope.batch).context()
         return self.pool.submit(lambda: context.run(work), run)
 
     def claim(self, name: str, fn: Callable[..., object]) -> None:
@@ -142,5 +142,5 @@ class Handle:
             session.users.pop(id(self), None)
             settle(session)
 
-    def _new_fold(self) -> Fold:
-        return Fold.new(self.workflow_id, self.clock.now(), self._initial_state)
+    def _new_projection(self) -> Projection:
+        return Projection.new(self.workflow_id, self.clock.now(), self._initial_state)

@@ -16,20 +16,20 @@ import attrs
 from iso_orchestrator.errors import LeaseLostError, OrchestratorError, StoreError, WorkflowUsageError
 from iso_orchestrator.record.facts import Fact, StepAbandoned
 from iso_orchestrator.record.model import Json, StepStatus
-from iso_orchestrator.record.projection import Fold, StepState
+from iso_orchestrator.record.projection import Projection, StepState
 from iso_orchestrator.runtime.context import Fence, current_scope
 from iso_orchestrator.runtime.liveness import dead_runs
 from iso_orchestrator.store import Store
 from iso_orchestrator.system.clock import Clock
-from iso_orchestrator.system.interrupts import Latch
+from iso_orchestrator.system.interrupts import OneShotEvent
 
-__all__ = ["Decision", "Flight", "Session", "SessionClosed", "attach", "known_session", "settle"]
+__all__ = ["Decision", "InFlightStep", "Session", "SessionClosed", "attach", "known_session", "settle"]
 
 _log = logging.getLogger("iso_orchestrator")
 
 T = TypeVar("T")
 
-Decision: TypeAlias = Callable[[Fold], tuple[Sequence[Fact], T]]
+Decision: TypeAlias = Callable[[Projection], tuple[Sequence[Fact], T]]
 """What to append to a fold that has everything, and what to tell the caller."""
 
 
@@ -38,7 +38,7 @@ class SessionClosed(StoreError):  # noqa: N818 - steps open it again
 
 
 @attrs.define(eq=False, repr=False)
-class Flight:
+class InFlightStep:
     """A step that a thread of this process has in hand.
 
     Attributes:
@@ -56,40 +56,40 @@ class Flight:
     succeeded: bool = False
     result: Json = None
     error: BaseException | None = None
-    waits_for: list[Flight] = attrs.field(factory=list)
-    awaited: Latch | None = None
+    waits_for: list[InFlightStep] = attrs.field(factory=list)
+    awaited: OneShotEvent | None = None
 
-    def reaches(self, flights: Sequence[Flight]) -> Flight | None:
+    def reaches(self, flights: Sequence[InFlightStep]) -> InFlightStep | None:
         """Which of *flights* it waits for, itself among them and however far around."""
         if self in flights:
             return self
         return next((found for other in list(self.waits_for) if (found := other.reaches(flights))), None)
 
-    def await_end(self) -> Latch:
+    def await_end(self) -> OneShotEvent:
         """What is set at its end; made under the session's guard, and only when somebody waits."""
         if self.awaited is None:
-            self.awaited = Latch()
+            self.awaited = OneShotEvent()
         return self.awaited
 
 
 class Session:
     """This process's share in one workflow, however many `Workflow` objects stand for it."""
 
-    def __init__(self, store: Store, workflow_id: str, new: Callable[[], Fold], clock: Clock) -> None:
+    def __init__(self, store: Store, workflow_id: str, new: Callable[[], Projection], clock: Clock) -> None:
         self.key = (store.identity, workflow_id)
         self.workflow_id = workflow_id
-        self.flights: dict[str, Flight] = {}
+        self.flights: dict[str, InFlightStep] = {}
         self.runs: set[str] = set()
         self.closed = False
         self.users: dict[int, weakref.ref[Any]] = {}  # by id; a WeakSet takes a microsecond to say that it is empty
-        self.log, fold = store.open(workflow_id, new)
-        self._fold: Fold | None = fold
+        self.log, projection = store.open(workflow_id, new)
+        self._projection: Projection | None = projection
         self._guard = threading.Lock()
         self._inside: int | None = None
         self._pins = 0
         self._pin_guard = threading.Lock()  # its own: an updater that looks at the workflow is inside the other
         self._orphans: set[str] = set()
-        if fold.runs:
+        if projection.runs:
             self._record_deaths(clock)
 
     def append(self, decide: Decision[T], fences: Sequence[Fence] | None = None) -> tuple[T, int]:
@@ -110,23 +110,23 @@ class Session:
         with self._guard:
             self._inside = me
             # Whatever goes wrong from here on, a signal among it, the next one reads from the disk what is true.
-            fold, self._fold = self._fold, None
+            projection, self._projection = self._projection, None
             try:
                 if self.closed:
                     raise SessionClosed(f"workflow {self.workflow_id!r} was closed while it was in use; call again")
                 self.log.lock()
-                fold = self.log.catch_up(fold)
+                projection = self.log.catch_up(projection)
                 try:
                     if fences:
-                        self._check_fences(fold, fences)
-                    facts, value = decide(fold)
+                        self._check_fences(projection, fences)
+                    facts, value = decide(projection)
                 except Exception:
-                    self._fold = fold  # it only looked: nothing has to be read again
+                    self._projection = projection  # it only looked: nothing has to be read again
                     raise
                 if facts:
-                    self.log.append(fold, facts)
-                self._fold = fold
-                return value, fold.seq
+                    self.log.append(projection, facts)
+                self._projection = projection
+                return value, projection.seq
             finally:
                 self._inside = None
                 try:
@@ -141,23 +141,23 @@ class Session:
         self.log.sync(seq)
         return value
 
-    def read(self, look: Callable[[Fold], T]) -> T:
+    def read(self, look: Callable[[Projection], T]) -> T:
         """What *look* sees in the record as it is now, for everyone and for ever."""
-        return self.record(lambda fold: ((), look(fold)))
+        return self.record(lambda projection: ((), look(projection)))
 
     def completed(self, name: str, idempotency_key: str | None, version: str | None) -> StepState | None:
         """The step, if it is known here that it is completed and that nobody has changed that."""
         if self._inside == threading.get_ident():
             raise self._nested()
         with self._guard:
-            fold = self._fold
-            step = fold.matching(name, idempotency_key, version) if fold is not None else None
+            projection = self._projection
+            step = projection.matching(name, idempotency_key, version) if projection is not None else None
             if step is None or step.status is not StepStatus.COMPLETED or not self.log.is_current():
                 return None
             self.log.sync(step.seq)
             return step
 
-    def end_flight(self, flight: Flight, *, settled: bool) -> None:
+    def end_flight(self, flight: InFlightStep, *, settled: bool) -> None:
         """Let a step go; one that is not settled has no outcome on record, and nobody shall wait for it."""
         with self._guard:
             if flight.awaited is not None:
@@ -195,9 +195,9 @@ class Session:
                 if (self._pins or self.flights) and not at_exit:
                     return False
                 self.closed = True
-            fold, self._fold = self._fold, None
+            projection, self._projection = self._projection, None
             try:
-                self.log.leave(fold)
+                self.log.leave(projection)
             except BaseException:
                 self.log.close()  # a signal on its way out: nothing must stay locked by whoever is gone
                 raise
@@ -217,7 +217,7 @@ class Session:
 
     def _record_deaths(self, clock: Clock) -> None:
         try:
-            self.append(lambda fold: (dead_runs(fold, self.log, self.runs, clock.now()), None), fences=())
+            self.append(lambda projection: (dead_runs(projection, self.log, self.runs, clock.now()), None), fences=())
         except BaseException:
             self.log.die("it was not opened")
             self.log.leave(None)
@@ -226,12 +226,16 @@ class Session:
     def _abandon(self) -> None:
         orphans: set[str] = set()
 
-        def decide(fold: Fold) -> tuple[list[Fact], None]:
+        def decide(projection: Projection) -> tuple[list[Fact], None]:
             # In here, where no other thread adds to them.
             orphans.update(self._orphans)
             self._orphans.clear()
-            mine = [name for name in sorted(orphans) if name not in self.flights and fold.owner(name) == self.log.owner]
-            return [StepAbandoned(fold.updated_at, name) for name in mine], None
+            mine = [
+                name
+                for name in sorted(orphans)
+                if name not in self.flights and projection.owner(name) == self.log.owner
+            ]
+            return [StepAbandoned(projection.updated_at, name) for name in mine], None
 
         try:
             self.append(decide, fences=())
@@ -250,14 +254,14 @@ class Session:
             "it must only make the new state from the old one"
         )
 
-    def _check_fences(self, fold: Fold, fences: Sequence[Fence]) -> None:
+    def _check_fences(self, projection: Projection, fences: Sequence[Fence]) -> None:
         for fence in fences:
-            current = fold.tokens.get(fence.key, 0)
+            current = projection.tokens.get(fence.key, 0)
             if fence.workflow == self.key and current > fence.token:
                 raise LeaseLostError(fence.key, fence.token, current)
 
 
-def attach(user: object, store: Store, workflow_id: str, new: Callable[[], Fold], clock: Clock) -> Session:
+def attach(user: object, store: Store, workflow_id: str, new: Callable[[], Projection], clock: Clock) -> Session:
     """The session of this process, opened when it is not open; *user* keeps it so."""
     with _slot((store.identity, workflow_id)) as slot:
         if slot.session is None or slot.session.closed:

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from iso_orchestrator.errors import StepTimeoutError
 from iso_orchestrator.runtime.context import current_owner
-from iso_orchestrator.system.interrupts import Latch, start
+from iso_orchestrator.system.interrupts import OneShotEvent, start
 
 __all__ = ["call_with_timeout"]
 
@@ -29,7 +29,7 @@ def call_with_timeout(name: str, body: Callable[[], R], timeout: float) -> R:
     holds = [hold for owner in current_owner().chain() for hold in owner.holds]
     at_end: list[Callable[[], None]] = []
     guard = threading.Lock()
-    ended = Latch()
+    ended = OneShotEvent()
 
     def work() -> None:
         try:

@@ -10,8 +10,7 @@ from typing import Any, Literal, TypeAlias
 
 import attrs
 
-from iso_orchestrator.codec import ResultCodec
-from iso_orchestrator.coordination.state import new_state
+from iso_orchestrator.codec import ResultCodec, updated_state
 from iso_orchestrator.errors import (
     CommandLeftoverError,
     LeaseLostError,
@@ -25,16 +24,15 @@ from iso_orchestrator.errors import (
     WorkflowUsageError,
 )
 from iso_orchestrator.record.facts import ABSENT, Fact, StepCompleted, StepFailed, StepLimited, StepStarted, StepWaiting
-from iso_orchestrator.record.model import ErrorInfo, Json, StepStatus
-from iso_orchestrator.record.projection import Fold, Limit, StepState
-from iso_orchestrator.runtime.context import Attempt, Owner, Scope, StepContext, current_owner, current_scope
-from iso_orchestrator.runtime.liveness import Pause
-from iso_orchestrator.runtime.runtime import Handle
-from iso_orchestrator.runtime.session import Flight, Session, SessionClosed
+from iso_orchestrator.record.model import ErrorInfo, Json, StepStatus, truncate_to_ms
+from iso_orchestrator.record.projection import Limit, Projection, StepState
+from iso_orchestrator.runtime.context import Attempt, LockOwner, Scope, StepContext, current_owner, current_scope
+from iso_orchestrator.runtime.runtime import WorkflowRuntime
+from iso_orchestrator.runtime.session import InFlightStep, Session, SessionClosed
 from iso_orchestrator.runtime.timeout import call_with_timeout
 from iso_orchestrator.steps.retry import Retry, RetryContext
-from iso_orchestrator.system.clock import cut, sleep
-from iso_orchestrator.system.interrupts import Latch
+from iso_orchestrator.system.clock import Backoff, sleep
+from iso_orchestrator.system.interrupts import OneShotEvent
 
 __all__ = ["IfInterrupted", "StepCall", "StepOptions"]
 
@@ -58,22 +56,22 @@ class StepOptions:
 
 
 @attrs.frozen(eq=False, repr=False)
-class _Known:
+class _Completed:
     """The step has been completed."""
 
     result: Json
 
 
 @attrs.frozen(eq=False, repr=False)
-class _WaitHere:
+class _RunsHere:
     """Another thread has it in hand, until *end* is set."""
 
-    flight: Flight
-    end: Latch
+    flight: InFlightStep
+    end: OneShotEvent
 
 
 @attrs.frozen(eq=False, repr=False)
-class _WaitThere:
+class _RunsElsewhere:
     """Another process has it in hand."""
 
     attempts: int
@@ -97,7 +95,7 @@ class _Refused:
 class Recorded:
     """A result that this call has put into the journal, and that may not be on the disk yet."""
 
-    flight: Flight
+    flight: InFlightStep
     seq: int
     data: Json
 
@@ -105,7 +103,7 @@ class Recorded:
 _Attempt: TypeAlias = int
 """The number of the attempt at a step that the caller has in hand now."""
 
-_Beginning: TypeAlias = _Attempt | _Known | _WaitHere | _WaitThere | _WaitUntil | _Refused
+_Beginning: TypeAlias = _Attempt | _Completed | _RunsHere | _RunsElsewhere | _WaitUntil | _Refused
 
 
 class _NotRecorded(Exception):  # noqa: N818 - never leaves this module
@@ -119,7 +117,7 @@ class _NotRecorded(Exception):  # noqa: N818 - never leaves this module
 class StepCall:
     """One call of a step, whose body takes no arguments any more."""
 
-    handle: Handle
+    runtime: WorkflowRuntime
     name: str
     idempotency_key: str | None
     body: Callable[[], Any]
@@ -147,14 +145,14 @@ class StepCall:
 
     def perform(self) -> Any:
         """As `run`, but the result survives only this process until `settle`, which has to follow, returns."""
-        self.session = self.handle.session()
+        self.session = self.runtime.session()
         step = self.session.completed(self.name, self.idempotency_key, self.options.version)
         if step is not None:
             return self._load(step.result)
         self.scope = current_scope()
         if self.scope.attempt is not None:
             self._refuse_recursion(self.scope.attempt)
-        flight = Flight(self.name, self.idempotency_key, self.options.version)
+        flight = InFlightStep(self.name, self.idempotency_key, self.options.version)
         try:
             return self._wait_or_fly(flight)
         except _NotRecorded as given_up:
@@ -188,59 +186,63 @@ class StepCall:
             self.session.end_flight(flight, settled=flight.succeeded)
             self.recorded = None  # not before: an interrupt may keep `end_flight` from beginning
 
-    def _wait_or_fly(self, own: Flight) -> Any:
+    def _wait_or_fly(self, own: InFlightStep) -> Any:
         pause, awaited, fences = None, 0, self.scope.fences
         while True:
-            at = self.handle.clock.now()
+            at = self.runtime.clock.now()
             try:
-                beginning, seq = self.session.append(lambda fold: self._decide(fold, own, at, awaited), fences)  # noqa: B023
+                beginning, seq = self.session.append(
+                    lambda projection: self._decide(projection, own, at, awaited), fences
+                )
             except SessionClosed:
-                self.session = self.handle.session()
+                self.session = self.runtime.session()
                 continue
             match beginning:
                 case int(attempt):
                     if self.options.if_interrupted == "fail":
                         self.session.log.sync(seq)
                     return self._attempts(own, attempt)
-                case _Known(result):
+                case _Completed(result):
                     return self._load(result)
                 case _Refused(error):
                     raise error
-                case _WaitThere(attempts):
+                case _RunsElsewhere(attempts):
                     awaited = attempts
-                    pause = pause or Pause()
+                    pause = pause or Backoff()
                     pause.rest()
                 case _WaitUntil(limit):
                     self._wait_until(limit)
-                case _WaitHere(flight, end):
+                case _RunsHere(flight, end):
                     self._wait_for(flight, end)
                     if flight.succeeded and self._is_same(flight):
                         return self._load(flight.result)
                     if flight.error is not None and self._is_same(flight):
                         raise _for_another_caller(self.name, flight.error)
 
-    def _decide(self, fold: Fold, flight: Flight, at: Any, awaited: int) -> tuple[Sequence[Fact], _Beginning]:
-        flights, log, step = self.session.flights, self.session.log, fold.steps.get(self.name)
+    def _decide(
+        self, projection: Projection, flight: InFlightStep, at: Any, awaited: int
+    ) -> tuple[Sequence[Fact], _Beginning]:
+        flights, log, step = self.session.flights, self.session.log, projection.steps.get(self.name)
         attempt = 1
         if step is not None:
-            same = fold.matching(self.name, self.idempotency_key, self.options.version)
+            same = projection.matching(self.name, self.idempotency_key, self.options.version)
             if same is not None and same.status is StepStatus.COMPLETED:
                 log.sync(same.seq)  # in here, where nobody can leave the session
-                return (), _Known(same.result)
+                return (), _Completed(same.result)
             if step.owner == log.owner:
                 other = flights.get(self.name)
                 if other is not None and other.thread != flight.thread:
-                    return (), _WaitHere(other, other.await_end())
+                    return (), _RunsHere(other, other.await_end())
             elif step.owner is not None and log.is_alive(step.owner):
-                return (), _WaitThere(step.attempts)
+                return (), _RunsElsewhere(step.attempts)
             self.is_first = same is None
             if same is not None:
                 if (refused := self._refusal(same, awaited)) is not None:
                     log.sync(same.seq)
                     return (), _Refused(refused)
                 attempt += same.attempts
-        if (limit := self._limit(fold, at)) is not None:
-            return self._waiting(fold, limit, at), _WaitUntil(limit)
+        if (limit := self._limit(projection, at)) is not None:
+            return self._waiting(projection, limit, at), _WaitUntil(limit)
         flights[self.name] = flight
         return [self._started(attempt, at)], attempt
 
@@ -254,7 +256,7 @@ class StepCall:
     def _started(self, attempt: int, at: Any) -> StepStarted:
         return StepStarted(at, self.name, attempt, self.session.log.owner, self.idempotency_key, self.options.version)
 
-    def _attempts(self, flight: Flight, attempt: int) -> Any:
+    def _attempts(self, flight: InFlightStep, attempt: int) -> Any:
         budget, number = self.options.retry.attempts, 1
         while True:
             context = StepContext(self.name, number, budget, self.idempotency_key)
@@ -277,11 +279,11 @@ class StepCall:
 
     def _begin_again(self, attempt: int) -> None:
         while True:
-            at = self.handle.clock.now()
+            at = self.runtime.clock.now()
 
-            def decide(fold: Fold, at: datetime = at) -> tuple[Sequence[Fact], Limit | None]:
-                limit = self._limit(fold, at)
-                return [self._started(attempt, at)] if limit is None else self._waiting(fold, limit, at), limit
+            def decide(projection: Projection, at: datetime = at) -> tuple[Sequence[Fact], Limit | None]:
+                limit = self._limit(projection, at)
+                return [self._started(attempt, at)] if limit is None else self._waiting(projection, limit, at), limit
 
             limit, seq = self.session.append(decide, self.scope.fences)
             if limit is None:
@@ -290,11 +292,11 @@ class StepCall:
                 return
             self._wait_until(limit)
 
-    def _attempt(self, flight: Flight, attempt: int, context: StepContext) -> Any:
+    def _attempt(self, flight: InFlightStep, attempt: int, context: StepContext) -> Any:
         scope = self.scope
         work = Attempt(self.session, flight, scope.attempt, attempt, self.is_first)
-        owner = Owner(scope.owner or current_owner())
-        inside = Scope(self.handle.workflow, scope.runs, owner, context, scope.item, work, scope.fences, scope.batch)
+        owner = LockOwner(scope.owner or current_owner())
+        inside = Scope(self.runtime.workflow, scope.runs, owner, context, scope.item, work, scope.fences, scope.batch)
         context_of_body = inside.context()
         if self.options.timeout is None:
             value = context_of_body.run(self.body)
@@ -312,15 +314,15 @@ class StepCall:
         self._complete(flight, attempt, data, work)
         return result
 
-    def _complete(self, flight: Flight, attempt: int, data: Json, work: Attempt) -> None:
-        at = self.handle.clock.now()
+    def _complete(self, flight: InFlightStep, attempt: int, data: Json, work: Attempt) -> None:
+        at = self.runtime.clock.now()
 
-        def decide(fold: Fold) -> tuple[Sequence[Fact], bool]:
-            if not self._is_mine(fold, attempt):
+        def decide(projection: Projection) -> tuple[Sequence[Fact], bool]:
+            if not self._is_mine(projection, attempt):
                 return (), False
-            state = fold.state
+            state = projection.state
             for update in work.updates:
-                state = new_state(update, state)
+                state = updated_state(update, state)
             return [StepCompleted(at, self.name, data, state if work.updates else ABSENT)], True
 
         try:
@@ -341,12 +343,12 @@ class StepCall:
     def _lost(self, error: StoreError) -> StoreError:
         return StoreError(f"step {self.name!r} succeeded, and its result could not be recorded: {error}")
 
-    def _record_failure(self, flight: Flight, attempt: int, error: BaseException, *, retrying: bool) -> bool:
+    def _record_failure(self, flight: InFlightStep, attempt: int, error: BaseException, *, retrying: bool) -> bool:
         """Record that an attempt failed; whether that could be done. Never hides *error*."""
         try:
-            fact = StepFailed(self.handle.clock.now(), self.name, ErrorInfo.of(error), retrying)
+            fact = StepFailed(self.runtime.clock.now(), self.name, ErrorInfo.of(error), retrying)
             _, seq = self.session.append(
-                lambda fold: ([fact] if self._is_mine(fold, attempt) else [], None), self.scope.fences
+                lambda projection: ([fact] if self._is_mine(projection, attempt) else [], None), self.scope.fences
             )
             if not retrying:
                 self.session.log.sync(seq)
@@ -360,13 +362,13 @@ class StepCall:
     def _is_limited(self, attempt: int, limit: Limited) -> bool:
         """Record that an attempt met a limit; False where that is over already, which is a failure like any other."""
         # Up to the next millisecond, as records have them: a moment before its end the limit still stands.
-        at, until = self.handle.clock.now(), cut(limit.until + timedelta(microseconds=999))
+        at, until = self.runtime.clock.now(), truncate_to_ms(limit.until + timedelta(microseconds=999))
         if until <= at:
             return False
         fact = StepLimited(at, self.name, until, limit.key or self.options.limit_key)
 
-        def decide(fold: Fold) -> tuple[Sequence[Fact], bool]:
-            is_mine = self._is_mine(fold, attempt)
+        def decide(projection: Projection) -> tuple[Sequence[Fact], bool]:
+            is_mine = self._is_mine(projection, attempt)
             return [fact] if is_mine else [], is_mine
 
         recorded, seq = self.session.append(decide, self.scope.fences)
@@ -375,14 +377,14 @@ class StepCall:
         self.session.log.sync(seq)
         return True
 
-    def _limit(self, fold: Fold, at: datetime) -> Limit | None:
+    def _limit(self, projection: Projection, at: datetime) -> Limit | None:
         """What limits the step; None when nothing does."""
-        limit = fold.limit(self.name, self.options.limit_key)
+        limit = projection.limit(self.name, self.options.limit_key)
         return limit if limit is not None and limit.until > at else None
 
-    def _waiting(self, fold: Fold, limit: Limit, at: datetime) -> Sequence[Fact]:
+    def _waiting(self, projection: Projection, limit: Limit, at: datetime) -> Sequence[Fact]:
         """That it waits for *limit*, unless that is on record."""
-        owner, wait = self.session.log.owner, fold.waits.get(self.name)
+        owner, wait = self.session.log.owner, projection.waits.get(self.name)
         if wait is not None and (wait.owner, wait.until, wait.key) == (owner, limit.until, limit.key):
             return ()
         return [StepWaiting(at, self.name, owner, limit.until, limit.key)]
@@ -396,12 +398,12 @@ class StepCall:
         limited = Limited(limit.until, limit.key)
         _log.warning("step %r waits: %s", self.name, limited)
         try:
-            while (seconds := (limit.until - self.handle.clock.now()).total_seconds()) > 0:
+            while (seconds := (limit.until - self.runtime.clock.now()).total_seconds()) > 0:
                 if self.scope.batch is not None and self.scope.batch.is_stopped:
                     raise limited
                 sleep(min(seconds, _LONGEST_NAP))
         except BaseException:
-            ended = StepWaiting(self.handle.clock.now(), self.name, self.session.log.owner)
+            ended = StepWaiting(self.runtime.clock.now(), self.name, self.session.log.owner)
             with suppress(OrchestratorError, SessionClosed):  # it is for those who look alone
                 self.session.append(lambda _: ([ended], None), fences=())
             raise
@@ -412,23 +414,23 @@ class StepCall:
             return None
         retry_context = RetryContext(self.name, context.attempt, context.max_attempts)
         try:
-            if not self.handle.scope().context().run(self.options.retry.wants, error, retry_context):
+            if not self.runtime.scope().context().run(self.options.retry.wants, error, retry_context):
                 return None
             return self.options.retry.pause(error, context.attempt)
         except Exception as trouble:  # noqa: BLE001 - as above
             error.add_note(f"iso-orchestrator: the retry policy raised {type(trouble).__name__}: {trouble}")
             return None
 
-    def _is_mine(self, fold: Fold, attempt: int) -> bool:
-        step = fold.steps.get(self.name)
+    def _is_mine(self, projection: Projection, attempt: int) -> bool:
+        step = projection.steps.get(self.name)
         return step is not None and step.attempts == attempt and step.owner == self.session.log.owner
 
-    def _is_same(self, flight: Flight) -> bool:
+    def _is_same(self, flight: InFlightStep) -> bool:
         return (flight.idempotency_key, flight.version) == (self.idempotency_key, self.options.version)
 
-    def _wait_for(self, flight: Flight, end: Latch) -> None:
+    def _wait_for(self, flight: InFlightStep, end: OneShotEvent) -> None:
         attempt = current_scope().attempt
-        mine: list[Flight] = [link.flight for link in attempt.chain()] if attempt is not None else []
+        mine: list[InFlightStep] = [link.flight for link in attempt.chain()] if attempt is not None else []
         for own in mine:
             own.waits_for.append(flight)
         try:

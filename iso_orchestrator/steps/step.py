@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypedDic
 
 from iso_orchestrator.checks import check_key, check_seconds
 from iso_orchestrator.codec import ResultCodec
-from iso_orchestrator.runtime.runtime import Handle
+from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.steps.call import IfInterrupted, StepCall, StepOptions
 from iso_orchestrator.steps.identity import Arguments, Parameters, Template, base_name, compile_template, is_constant
 from iso_orchestrator.steps.retry import Retry, as_retry
@@ -21,8 +21,8 @@ __all__ = [
     "BoundStep",
     "Step",
     "StepKeywords",
-    "performer",
-    "refuse_unfit",
+    "check_callable",
+    "deferred_caller",
     "return_annotation",
     "run_step",
     "step_options",
@@ -60,12 +60,12 @@ class Step(Generic[P, R]):
     def __init__(
         self,
         fn: Callable[P, R],
-        resolve: Callable[[], Handle],
+        resolve: Callable[[], WorkflowRuntime],
         options: StepOptions,
         name: Template | None,
         idempotency_key: Template | None,
     ) -> None:
-        refuse_unfit(fn, "a step")
+        check_callable(fn, "a step")
         functools.update_wrapper(self, fn, updated=())  # not its attributes: they could hide a method
         self.fn = fn
         self._resolve = resolve
@@ -79,7 +79,7 @@ class Step(Generic[P, R]):
             else compile_template(idempotency_key, "an idempotency key", self._parameters)
         )
         self._claimed = self._base or (str(name).format() if is_constant(name) else None)
-        self._claimed_by: Handle | None = None
+        self._claimed_by: WorkflowRuntime | None = None
         self._codec: ResultCodec | None = None
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -99,7 +99,7 @@ class Step(Generic[P, R]):
     def submit(self, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
         """Call the step on the workflow's threads."""
         call = self._claimed_call(args, kwargs)
-        return call.handle.submit(call.run)
+        return call.runtime.submit(call.run)
 
     def _perform(self, *args: P.args, **kwargs: P.kwargs) -> tuple[R, Callable[[], None] | None]:
         """As a call, but a new result survives only this process until the second, which has to be called, returns."""
@@ -111,23 +111,23 @@ class Step(Generic[P, R]):
         """What that call is called in the record."""
         return self._name(self._parameters.bind(args, kwargs))
 
-    def claim(self, handle: Handle) -> None:
+    def claim(self, runtime: WorkflowRuntime) -> None:
         """Take the name for this function.
 
         Raises:
             DuplicateStepError: Another function has it.
         """
         if self._claimed is not None:
-            handle.claim(self._claimed, self.fn)
-        self._claimed_by = handle
+            runtime.claim(self._claimed, self.fn)
+        self._claimed_by = runtime
 
     def _claimed_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> StepCall:
-        handle = self._resolve()
-        if handle is not self._claimed_by:
-            self.claim(handle)
+        runtime = self._resolve()
+        if runtime is not self._claimed_by:
+            self.claim(runtime)
         arguments = self._parameters.bind(args, kwargs)
         return StepCall(
-            handle=handle,
+            runtime=runtime,
             name=self._name(arguments),
             idempotency_key=self._make_key(arguments) if self._make_key is not None else None,
             body=self._body(args, kwargs),
@@ -182,7 +182,7 @@ def is_step(fn: Callable[..., Any]) -> bool:
     return isinstance(fn, Step | BoundStep)
 
 
-def performer(fn: Callable[..., Any]) -> Callable[..., tuple[Any, Callable[[], None] | None]]:
+def deferred_caller(fn: Callable[..., Any]) -> Callable[..., tuple[Any, Callable[[], None] | None]]:
     """What calls *fn* and, where it is a step, leaves a new result to be settled by the second that it returns."""
     if isinstance(fn, Step | BoundStep):
         return fn._perform
@@ -190,7 +190,7 @@ def performer(fn: Callable[..., Any]) -> Callable[..., tuple[Any, Callable[[], N
 
 
 def run_step(
-    handle: Handle,
+    runtime: WorkflowRuntime,
     name: str,
     fn: Callable[..., R],
     args: tuple[Any, ...],
@@ -198,10 +198,10 @@ def run_step(
     options: StepOptions,
 ) -> R:
     """Run one step without a decorator."""
-    refuse_unfit(fn, "a step")
+    check_callable(fn, "a step")
     annotation = return_annotation(fn)
     call = StepCall(
-        handle=handle,
+        runtime=runtime,
         name=check_key(name, "a step's name"),
         idempotency_key=None if idempotency_key is None else check_key(idempotency_key, "an idempotency key"),
         body=functools.partial(fn, *args),
@@ -222,7 +222,7 @@ def step_options(
     """The options of a step, checked."""
     check_seconds(timeout, "timeout")
     if accept is not None:
-        refuse_unfit(accept, "accept")
+        check_callable(accept, "accept")
     if if_interrupted not in ("rerun", "fail"):
         raise ValueError(f'if_interrupted is "rerun" or "fail", not {if_interrupted!r}')
     if version is not None and (isinstance(version, bool) or not isinstance(version, str | int)):
@@ -236,7 +236,7 @@ def step_options(
     )
 
 
-def refuse_unfit(fn: object, what: str) -> None:
+def check_callable(fn: object, what: str) -> None:
     """Raise where calling *fn* would not run it.
 
     Raises:

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 import attrs
 
 from iso_orchestrator.checks import unique_name
-from iso_orchestrator.codec import fold_from_snapshot, snapshot_from_fold
+from iso_orchestrator.codec import projection_from_snapshot, snapshot_from_projection
 from iso_orchestrator.errors import StoreError, WorkflowBusyError
 from iso_orchestrator.record.facts import Fact
-from iso_orchestrator.record.projection import Fold
-from iso_orchestrator.store.protocol import Log, OwnerInfo, StoreMutex
+from iso_orchestrator.record.projection import Projection
+from iso_orchestrator.store.protocol import OwnerInfo, StoreMutex, WorkflowLog
 
 __all__ = ["MemoryStore"]
 
@@ -33,13 +33,13 @@ class MemoryStore:
         self._mutexes: dict[str, _Mutex] = {}
         self._guard = threading.Lock()
 
-    def open(self, workflow_id: str, new: Callable[[], Fold]) -> tuple[Log, Fold]:
+    def open(self, workflow_id: str, new: Callable[[], Projection]) -> tuple[WorkflowLog, Projection]:
         """Take hold of a workflow."""
         with self._guard:
             if workflow_id not in self._workflows:
-                self._workflows[workflow_id] = _Workflow(snapshot_from_fold(new()))
+                self._workflows[workflow_id] = _Workflow(snapshot_from_projection(new()))
             workflow = self._workflows[workflow_id]
-            log = _MemoryLog(workflow, self.path_of(workflow_id), self._mutexes)
+            log = _MemoryWorkflowLog(workflow, self.path_of(workflow_id), self._mutexes)
             workflow.owners.add(log.owner)
         log.lock()
         try:
@@ -47,18 +47,18 @@ class MemoryStore:
         finally:
             log.unlock()
 
-    def read(self, workflow_id: str) -> Fold | None:
+    def read(self, workflow_id: str) -> Projection | None:
         """Look at a workflow."""
         with self._guard:
             workflow = self._workflows.get(workflow_id)
-        return None if workflow is None else workflow.fold()
+        return None if workflow is None else workflow.projection()
 
-    def list(self) -> Iterator[Fold | StoreError]:
+    def list(self) -> Iterator[Projection | StoreError]:
         """Look at all workflows."""
         with self._guard:
             workflows = list(self._workflows.values())
         for workflow in workflows:
-            yield workflow.fold()
+            yield workflow.projection()
 
     def delete(self, workflow_id: str) -> bool:
         """Remove a workflow."""
@@ -90,7 +90,7 @@ class _Mutex:
         if self.lock.locked():
             self.lock.release()
 
-    def let_go(self) -> None:
+    def dispose(self) -> None:
         pass
 
     def holder(self) -> OwnerInfo:
@@ -105,14 +105,14 @@ class _Workflow:
     mutexes: dict[str, _Mutex] = attrs.field(factory=dict)
     lock: threading.Lock = attrs.field(factory=threading.Lock)
 
-    def fold(self) -> Fold:
-        fold = fold_from_snapshot(self.snapshot, "memory")
+    def projection(self) -> Projection:
+        projection = projection_from_snapshot(self.snapshot, "memory")
         for fact in tuple(self.facts):
-            fold.apply(fact)
-        return fold
+            projection.apply(fact)
+        return projection
 
 
-class _MemoryLog:
+class _MemoryWorkflowLog:
     """A hold; several in one process stand for several processes."""
 
     def __init__(self, workflow: _Workflow, path: str, store_mutexes: dict[str, _Mutex]) -> None:
@@ -138,22 +138,22 @@ class _MemoryLog:
             self._locked = False
             self._workflow.lock.release()
 
-    def catch_up(self, fold: Fold | None) -> Fold:
+    def catch_up(self, projection: Projection | None) -> Projection:
         facts = self._workflow.facts
-        if fold is None:
-            fold = self._workflow.fold()
+        if projection is None:
+            projection = self._workflow.projection()
         else:
             for fact in facts[self._read :]:
-                fold.apply(fact)
+                projection.apply(fact)
         self._read = len(facts)
-        return fold
+        return projection
 
-    def append(self, fold: Fold, facts: Sequence[Fact]) -> None:
+    def append(self, projection: Projection, facts: Sequence[Fact]) -> None:
         self._refuse_when_dead()
         before = len(self._workflow.facts)
         self._workflow.facts.extend(facts)
         try:
-            self.catch_up(fold)
+            self.catch_up(projection)
         except BaseException:
             del self._workflow.facts[before:]  # what cannot be folded must not stay
             raise
@@ -176,8 +176,8 @@ class _MemoryLog:
         mutexes = self._store_mutexes if whole_store else self._workflow.mutexes
         return mutexes.setdefault(key, _Mutex())
 
-    def leave(self, fold: Fold | None) -> None:
-        del fold
+    def leave(self, projection: Projection | None) -> None:
+        del projection
         self._workflow.owners.discard(self.owner)
 
     def die(self, reason: str) -> None:

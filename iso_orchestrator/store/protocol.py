@@ -10,10 +10,10 @@ import attrs
 
 from iso_orchestrator.errors import StoreError
 from iso_orchestrator.record.facts import Fact
-from iso_orchestrator.record.projection import Fold
+from iso_orchestrator.record.projection import Projection
 from iso_orchestrator.record.value import Value
 
-__all__ = ["Log", "OwnerInfo", "Store", "StoreMutex"]
+__all__ = ["OwnerInfo", "Store", "StoreMutex", "WorkflowLog"]
 
 
 @attrs.frozen(eq=False, repr=False)
@@ -40,7 +40,7 @@ class StoreMutex(Protocol):
         """Give it back. Harmless when it is not taken: after a signal its user does not know."""
         ...
 
-    def let_go(self) -> None:
+    def dispose(self) -> None:
         """Be done with it, when it is free and its user will not take it again."""
         ...
 
@@ -49,7 +49,7 @@ class StoreMutex(Protocol):
         ...
 
 
-class Log(Protocol):
+class WorkflowLog(Protocol):
     """One process's hold on one workflow. Not for several threads at once, but for `sync` and `is_current`."""
 
     owner: str
@@ -73,11 +73,11 @@ class Log(Protocol):
         """Let others in. Harmless when it is not locked."""
         ...
 
-    def catch_up(self, fold: Fold | None) -> Fold:
+    def catch_up(self, projection: Projection | None) -> Projection:
         """*fold* with all that other processes have appended, or a new one. Needs the lock."""
         ...
 
-    def append(self, fold: Fold, facts: Sequence[Fact]) -> None:
+    def append(self, projection: Projection, facts: Sequence[Fact]) -> None:
         """Append *facts* behind all others and apply them to *fold*, which is caught up. Needs the lock.
 
         When it raises, *fold* is of no use any more: catch up anew.
@@ -106,7 +106,7 @@ class Log(Protocol):
         """A mutex of this workflow, or of all workflows in the store."""
         ...
 
-    def leave(self, fold: Fold | None) -> None:
+    def leave(self, projection: Projection | None) -> None:
         """End the hold; the last one to leave writes the snapshot. Takes the lock for it, and frees it."""
         ...
 
@@ -131,15 +131,15 @@ class Store(Protocol):
         """Equal for two stores of one process that keep the same workflows."""
         ...
 
-    def open(self, workflow_id: str, new: Callable[[], Fold]) -> tuple[Log, Fold]:
+    def open(self, workflow_id: str, new: Callable[[], Projection]) -> tuple[WorkflowLog, Projection]:
         """Take hold of a workflow, made from *new* when there is none. Ready to be appended to, and unlocked."""
         ...
 
-    def read(self, workflow_id: str) -> Fold | None:
+    def read(self, workflow_id: str) -> Projection | None:
         """The workflow as it is; nothing is locked, made or changed."""
         ...
 
-    def list(self) -> Iterator[Fold | StoreError]:
+    def list(self) -> Iterator[Projection | StoreError]:
         """All workflows; an error in the place of each that cannot be read."""
         ...
 

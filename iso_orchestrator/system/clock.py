@@ -7,11 +7,15 @@ from typing import Protocol
 
 import attrs
 
-__all__ = ["Clock", "InjectedClock", "SystemClock", "cut", "monotonic", "sleep"]
+from iso_orchestrator.record.model import truncate_to_ms
+
+__all__ = ["Backoff", "Clock", "InjectedClock", "SystemClock", "monotonic", "sleep", "truncate_to_ms"]
 
 monotonic = time.monotonic
 sleep = time.sleep
 
+_FIRST_PAUSE = 0.0005  # seconds
+_LONGEST_PAUSE = 0.02  # at some 20 microseconds a look, a process waits at a thousandth of a core
 _BOOT_CLOCK = getattr(time, "CLOCK_BOOTTIME", None)
 
 
@@ -60,17 +64,23 @@ class InjectedClock:
             raise TypeError(f"now() must return a datetime, not {type(value).__name__}")
         if value.tzinfo is None or value.utcoffset() is None:
             raise ValueError("now() returned a naive datetime: use datetime.now(UTC)")
-        return cut(value.astimezone(UTC))
+        return truncate_to_ms(value.astimezone(UTC))
 
     def boot(self) -> None:
         """No boot clock: the injected time decides."""
         return
 
 
-def cut(moment: datetime) -> datetime:
-    """*moment* without its microseconds, as records keep it."""
-    beyond = moment.microsecond % 1000
-    return moment.replace(microsecond=moment.microsecond - beyond) if beyond else moment
+@attrs.define(eq=False, repr=False)
+class Backoff:
+    """The pause between two looks: short at first, then long enough to cost nothing."""
+
+    seconds: float = _FIRST_PAUSE
+
+    def rest(self) -> None:
+        """Let time go by."""
+        sleep(self.seconds)
+        self.seconds = min(2 * self.seconds, _LONGEST_PAUSE)
 
 
 def _boot_id() -> str | None:

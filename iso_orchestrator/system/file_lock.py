@@ -6,23 +6,15 @@ import os
 import threading
 import weakref
 from collections.abc import Callable
-from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
 import attrs
 
-from iso_orchestrator.checks import host_name
-from iso_orchestrator.codec import decode, encode
 from iso_orchestrator.errors import StoreError
-from iso_orchestrator.store.protocol import OwnerInfo
-from iso_orchestrator.system.clock import SystemClock
 from iso_orchestrator.system.filesystem import FileSystem, is_refusal, is_same_file
 
-__all__ = ["OWNER_SIZE", "FileLock", "owner_json", "read_owner"]
-
-_clock = SystemClock()
-OWNER_SIZE = 512  # bytes, padded with spaces: a longer holder's end must not stand behind a shorter one
+__all__ = ["FileLock"]
 
 
 class FileLock:
@@ -131,29 +123,6 @@ class FileLock:
     def _opened(self, fd: int) -> None:
         self.fd, self._file = fd, None
         _open_locks.add(self)
-
-
-def owner_json() -> bytes:
-    """This process, as lock files name it from now on."""
-    return f'{{"pid":{os.getpid()},"host":{_host_json()},"since":"{_clock.now().isoformat()}"}}'.encode("ascii")
-
-
-@lru_cache(maxsize=1)
-def _host_json() -> str:
-    return encode(host_name())
-
-
-def read_owner(fs: FileSystem, path: str) -> OwnerInfo:
-    """The process that a lock file names, as far as it can be read."""
-    try:
-        fd = fs.open_read(path)
-        try:
-            data = decode(fs.read_at(fd, OWNER_SIZE, 0))
-        finally:
-            fs.close(fd)
-        return OwnerInfo(int(data["pid"]), str(data["host"]), datetime.fromisoformat(data["since"]))
-    except (OSError, StoreError, ValueError, LookupError, TypeError, ArithmeticError):
-        return OwnerInfo()
 
 
 _open_locks: weakref.WeakSet[FileLock] = weakref.WeakSet()

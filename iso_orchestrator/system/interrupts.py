@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
-__all__ = ["Latch", "Monitor", "start"]
+__all__ = ["Condition", "OneShotEvent", "start"]
 
 
 T = TypeVar("T")
@@ -32,7 +32,7 @@ def start(begin: Callable[[], T]) -> T:
         raise
 
 
-class Latch:
+class OneShotEvent:
     """An event that happens once."""
 
     def __init__(self) -> None:
@@ -64,7 +64,7 @@ class Latch:
             return True
 
 
-class Monitor:
+class Condition:
     """A lock, and a way to wait for what happens under it.
 
     Attributes:
@@ -73,7 +73,7 @@ class Monitor:
 
     def __init__(self) -> None:
         self.guard = threading.RLock()
-        self._waiting: list[Latch] = []
+        self._waiting: list[OneShotEvent] = []
 
     def wait_until(self, holds: Callable[[], bool]) -> None:
         """Return when *holds* is true, which is asked under the lock. Not to be called under it."""
@@ -81,7 +81,7 @@ class Monitor:
             with self.guard:
                 if holds():
                     return
-                latch = Latch()
+                latch = OneShotEvent()
                 self._waiting.append(latch)
             latch.wait()
 

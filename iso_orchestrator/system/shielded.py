@@ -6,9 +6,9 @@ import threading
 from collections.abc import Callable
 from typing import TypeAlias
 
-from iso_orchestrator.system.interrupts import Latch, start
+from iso_orchestrator.system.interrupts import OneShotEvent, start
 
-__all__ = ["Work", "shielded"]
+__all__ = ["Work", "run_uninterrupted"]
 
 Work: TypeAlias = Callable[[Callable[[], bool]], object]
 """Is given a function that says whether an interrupt has come."""
@@ -16,24 +16,24 @@ Work: TypeAlias = Callable[[Callable[[], bool]], object]
 _STARTS = 3
 
 
-def shielded(work: Work) -> None:
+def run_uninterrupted(work: Work) -> None:
     """Do *work* to its end, in a thread that no signal handler interrupts. The interpreter does not end before it.
 
     Raises:
         BaseException: What the work raises; else the interrupt that came meanwhile, as by Ctrl-C.
     """
-    errand = _Errand(work)
+    errand = _Task(work)
     if errand.is_begun():
         errand.wait()
     else:
         work(errand.is_urgent)  # there are no threads to be had, as when the interpreter ends
 
 
-class _Errand:
+class _Task:
     def __init__(self, work: Work) -> None:
         self._work = work
         self._claim = threading.Lock()  # whoever takes it does the work, and never gives it back
-        self._ended = Latch()
+        self._ended = OneShotEvent()
         self._interrupt: BaseException | None = None
         self._error: BaseException | None = None
 

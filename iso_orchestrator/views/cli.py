@@ -22,11 +22,11 @@ from iso_orchestrator import (
     read_workflow_record,
 )
 from iso_orchestrator.checks import check_key
-from iso_orchestrator.codec import fold_from_snapshot, record_to_json
+from iso_orchestrator.codec import projection_from_snapshot, record_to_json
 from iso_orchestrator.examples import demo
 from iso_orchestrator.record.markup import escape_terminal
 from iso_orchestrator.record.model import WorkflowSummary
-from iso_orchestrator.record.projection import Fold
+from iso_orchestrator.record.projection import Projection
 from iso_orchestrator.store import FileStore
 from iso_orchestrator.store.file.files import read_file
 from iso_orchestrator.store.file.repair.plan import Choices
@@ -123,11 +123,11 @@ def _logs(options: argparse.Namespace) -> int:
     read_workflow_record(options.workflow, dir=options.dir)  # a mistyped id raises
     store = FileStore(options.dir)
 
-    def look() -> Fold:
-        fold = store.read(options.workflow)
-        if fold is None:
+    def look() -> Projection:
+        projection = store.read(options.workflow)
+        if projection is None:
             raise WorkflowNotFoundError(options.workflow, store.root)
-        return fold
+        return projection
 
     def is_alive(owner: str) -> bool:
         return store.is_alive(options.workflow, owner)
@@ -143,9 +143,13 @@ def _top(options: argparse.Namespace) -> int:
     store = FileStore(options.dir)
     while True:
         found = list(store.list())
-        folds = [fold for fold in found if isinstance(fold, Fold) and options.workflow in (None, fold.workflow_id)]
+        projections = [
+            projection
+            for projection in found
+            if isinstance(projection, Projection) and options.workflow in (None, projection.workflow_id)
+        ]
         errors = [error for error in found if isinstance(error, StoreError)] if options.workflow is None else []
-        text = top.top_text(folds, SystemClock().now(), store.is_alive)
+        text = top.top_text(projections, SystemClock().now(), store.is_alive)
         print(f"{_CLEAR if options.every is not None and sys.stdout.isatty() else ''}{text}", flush=True)
         for error in errors:
             _refuse(str(error))
@@ -154,7 +158,7 @@ def _top(options: argparse.Namespace) -> int:
         sleep(options.every)
 
 
-def _fold(options: argparse.Namespace) -> int:
+def _projection(options: argparse.Namespace) -> int:
     read_workflow_record(options.workflow, dir=options.dir)  # a mistyped id raises, and makes nothing
     open_workflow(options.workflow, dir=options.dir).close()
     store = FileStore(options.dir)
@@ -167,7 +171,7 @@ def _fold(options: argparse.Namespace) -> int:
 
 def _is_folded(store: FileStore, workflow_id: str, path: str) -> bool:
     data, whole = read_file(FileSystem(), path), store.read(workflow_id)
-    return data is not None and whole is not None and fold_from_snapshot(data, path).seq == whole.seq
+    return data is not None and whole is not None and projection_from_snapshot(data, path).seq == whole.seq
 
 
 def _reset(options: argparse.Namespace) -> int:
@@ -233,10 +237,10 @@ def _parser() -> argparse.ArgumentParser:
     show = add("show", _show, "show a workflow's record, and change nothing")
     for command in (listing, show):
         command.add_argument("--json", action="store_true", help="print JSON")
-    fold = add("fold", _fold, "write all that happened into the snapshot, for other programs to read")
+    projection = add("fold", _projection, "write all that happened into the snapshot, for other programs to read")
     reset = add("reset", _reset, "forget steps, so that they run again")
     delete = add("delete", _delete, "delete a workflow that nobody is using")
-    for command in (show, following, fold, reset, delete):
+    for command in (show, following, projection, reset, delete):
         command.add_argument("workflow", type=_workflow_id, metavar="WORKFLOW", help="its id, as `list` shows it")
     following.add_argument("step", metavar="STEP", help="the step's name, as `show` has it")
     following.add_argument("-f", "--follow", action="store_true", help="wait for more until the step has ended")

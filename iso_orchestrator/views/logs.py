@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from iso_orchestrator.errors import WorkflowUsageError
 from iso_orchestrator.record.markup import escape_terminal
 from iso_orchestrator.record.model import StepStatus
-from iso_orchestrator.record.projection import Fold
+from iso_orchestrator.record.projection import Projection
 from iso_orchestrator.system.clock import sleep
 from iso_orchestrator.system.filesystem import FileSystem
 
@@ -17,21 +17,23 @@ _PAUSE = 0.2  # seconds between two looks at a log that is followed
 _CHUNK = 1 << 16
 
 
-def log_path(fold: Fold, step: str) -> str | None:
+def log_path(projection: Projection, step: str) -> str | None:
     """Where the last attempt at a step writes, or wrote; None where it is not known, as before its first heartbeat."""
-    state = fold.steps.get(step)
+    state = projection.steps.get(step)
     if state is None:
-        raise WorkflowUsageError(f"workflow {fold.workflow_id!r} has no step {step!r}; `show` lists its steps")
+        raise WorkflowUsageError(f"workflow {projection.workflow_id!r} has no step {step!r}; `show` lists its steps")
     result = state.result
     if state.status is StepStatus.COMPLETED:
         path = result.get("log_path") if isinstance(result, dict) else None
     else:
-        beat = fold.heartbeats.get(f"command:{step}")
+        beat = projection.heartbeats.get(f"command:{step}")
         path = beat.detail.get("log") if beat is not None and isinstance(beat.detail, dict) else None
     return path if isinstance(path, str) else None
 
 
-def output(look: Callable[[], Fold], is_alive: Callable[[str], bool], step: str, *, follow: bool) -> Iterator[str]:
+def output(
+    look: Callable[[], Projection], is_alive: Callable[[str], bool], step: str, *, follow: bool
+) -> Iterator[str]:
     """The lines of a step's log, made harmless for a terminal.
 
     Args:
@@ -45,8 +47,8 @@ def output(look: Callable[[], Fold], is_alive: Callable[[str], bool], step: str,
     """
     fs, tail = FileSystem(), None
     while True:
-        fold = look()
-        owner, path = fold.owner(step), log_path(fold, step)
+        projection = look()
+        owner, path = projection.owner(step), log_path(projection, step)
         is_last = not follow or owner is None or not is_alive(owner)  # asked before the last of it is read
         if path is not None and (tail is None or tail.path != path):
             if tail is not None:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from iso_orchestrator.commands.log import last_line_of
 from iso_orchestrator.record.model import StepStatus
-from iso_orchestrator.record.projection import Fold, StepState, Wait
+from iso_orchestrator.record.projection import Projection, StepState, Wait
 from iso_orchestrator.system.filesystem import FileSystem
 from iso_orchestrator.views.logs import log_path
 from iso_orchestrator.views.report import text_table
@@ -17,7 +17,7 @@ __all__ = ["top_text"]
 _LINE = 60  # characters of a last line
 
 
-def top_text(folds: Iterable[Fold], now: datetime, is_alive: Callable[[str, str], bool]) -> str:
+def top_text(projections: Iterable[Projection], now: datetime, is_alive: Callable[[str, str], bool]) -> str:
     """A table of the steps in hand and of those that wait for a limit; below it one of the limits that have a name.
 
     Args:
@@ -27,51 +27,53 @@ def top_text(folds: Iterable[Fold], now: datetime, is_alive: Callable[[str, str]
     """
     steps: list[tuple[str, ...]] = []
     limits: list[tuple[str, ...]] = []
-    for fold in folds:
-        waits = _waits(fold, now, is_alive)
-        steps += _steps(fold, waits, now, is_alive)
-        limits += _limits(fold, waits, now)
+    for projection in projections:
+        waits = _waits(projection, now, is_alive)
+        steps += _steps(projection, waits, now, is_alive)
+        limits += _limits(projection, waits, now)
     shown = [text_table(["workflow", "step", "attempt", "for", "what"], steps) if steps else "nothing is running"]
     if limits:
         shown.append(text_table(["workflow", "limit", "until", "left", "steps"], limits))
     return "\n\n".join(shown)
 
 
-def _waits(fold: Fold, now: datetime, is_alive: Callable[[str, str], bool]) -> dict[str, Wait]:
+def _waits(projection: Projection, now: datetime, is_alive: Callable[[str, str], bool]) -> dict[str, Wait]:
     return {
-        step: wait for step, wait in fold.waits.items() if wait.until > now and is_alive(fold.workflow_id, wait.owner)
+        step: wait
+        for step, wait in projection.waits.items()
+        if wait.until > now and is_alive(projection.workflow_id, wait.owner)
     }
 
 
 def _steps(
-    fold: Fold, waits: dict[str, Wait], now: datetime, is_alive: Callable[[str, str], bool]
+    projection: Projection, waits: dict[str, Wait], now: datetime, is_alive: Callable[[str, str], bool]
 ) -> Iterator[tuple[str, ...]]:
-    for step in fold.steps.values():
+    for step in projection.steps.values():
         if step.owner is not None and step.name not in waits:
             since = _seconds(step.started_at or step.updated_at, now)
-            lives = is_alive(fold.workflow_id, step.owner)
-            what = _what(fold, step) if lives else "its process is gone; the next run takes it over"
-            yield fold.workflow_id, step.name, str(step.attempts), span(since), what
+            lives = is_alive(projection.workflow_id, step.owner)
+            what = _what(projection, step) if lives else "its process is gone; the next run takes it over"
+            yield projection.workflow_id, step.name, str(step.attempts), span(since), what
     for name, wait in waits.items():
-        attempts = fold.steps[name].attempts if name in fold.steps else 0
+        attempts = projection.steps[name].attempts if name in projection.steps else 0
         what = f"waits for {f'the limit of {wait.key}' if wait.key else 'its limit'} until {_time(wait.until)}"
-        yield fold.workflow_id, name, str(attempts), span(_seconds(wait.since, now)), what
+        yield projection.workflow_id, name, str(attempts), span(_seconds(wait.since, now)), what
 
 
-def _what(fold: Fold, step: StepState) -> str:
+def _what(projection: Projection, step: StepState) -> str:
     if step.status is StepStatus.FAILED:
         return f"waits for its next attempt: {step.error.message if step.error else ''}"
-    path = log_path(fold, step.name)
+    path = log_path(projection, step.name)
     return last_line_of(FileSystem(), path)[:_LINE] if path is not None else ""
 
 
-def _limits(fold: Fold, waits: dict[str, Wait], now: datetime) -> Iterator[tuple[str, ...]]:
-    for key, until in fold.limits.items():
+def _limits(projection: Projection, waits: dict[str, Wait], now: datetime) -> Iterator[tuple[str, ...]]:
+    for key, until in projection.limits.items():
         if until > now:
             # Those that met it too, whose process is gone perhaps: they wait for it when they are called.
-            met = [name for name, limit in fold.step_limits.items() if limit.key == key]
+            met = [name for name, limit in projection.step_limits.items() if limit.key == key]
             names = dict.fromkeys([*met, *(name for name, wait in waits.items() if wait.key == key)])
-            yield fold.workflow_id, key, _time(until), span(_seconds(now, until)), ", ".join(names)
+            yield projection.workflow_id, key, _time(until), span(_seconds(now, until)), ", ".join(names)
 
 
 def _time(moment: datetime) -> str:

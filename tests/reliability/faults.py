@@ -293,11 +293,11 @@ class Client:
 
     def note(self, text: str) -> None:
         """Append an event."""
-        self._ask("note", text, lambda: self.workflow.append_event("note", text))
+        self._request_key("note", text, lambda: self.workflow.append_event("note", text))
 
     def add(self, text: str) -> None:
         """Put a word into the state."""
-        self._ask("state", text, lambda: self.workflow.update_state(lambda state: [*state, text]))
+        self._request_key("state", text, lambda: self.workflow.update_state(lambda state: [*state, text]))
 
     def step(self, name: str) -> None:
         """Run a step, or get its result."""
@@ -306,7 +306,7 @@ class Client:
             self.diary.write("ran", name)
             return f"result of {name}"
 
-        self._ask("step", name, lambda: self.workflow.run_step(name, body))
+        self._request_key("step", name, lambda: self.workflow.run_step(name, body))
 
     def touch(self, key: str) -> None:
         """Acquire a lease or renew it."""
@@ -323,7 +323,7 @@ class Client:
         """Close the workflow, whether that goes well or not."""
         self.attempt(self.workflow.close)
 
-    def _ask(self, kind: str, text: str, work: Callable[[], Any]) -> None:
+    def _request_key(self, kind: str, text: str, work: Callable[[], Any]) -> None:
         self.diary.write("tried", kind, text)
         done = self.attempt(lambda: (work(), self._is_durable(text)))
         if done is not None:
@@ -415,7 +415,7 @@ def append(client: Client) -> None:
         client.step(f"step {number}")
 
 
-def fold(client: Client) -> None:
+def projection(client: Client) -> None:
     for number in range(4):
         client.note(f"{number} " + "x" * 900)
         client.step(f"step {number}")
@@ -520,7 +520,7 @@ class Peer:
 
 WORKLOADS: dict[str, Callable[[Client], None]] = {
     "append": append,
-    "fold": fold,
+    "fold": projection,
     "open": open_again,
     "open torn": open_torn,
     "leave": leave,

@@ -102,7 +102,7 @@ FAULTS = [
     Fault(
         "acknowledged before the append",  # each call writes what the one before it was given
         "store/file/log.py",
-        "            data = frame_facts(",
+        "            data = encode_lines(",
         '            data, self.late = getattr(self, "late", b""), frame_facts(',
         f"{_SCRIPT}[a_run]",
     ),
@@ -138,7 +138,7 @@ FAULTS = [
     Fault(
         "lease not checked after waiting",
         "coordination/mutex.py",
-        "            record_acquired(self._handle, self._key)\n",
+        "            record_acquired(self._runtime, self._key)\n",
         "            pass\n",
         f"{_SLEEPERS}::test_a_lease_is_looked_at_again_when_the_wait_for_a_mutex_ends[before it is free-mutex]",
     ),
@@ -184,7 +184,7 @@ FAULTS = [
         "another's unsynced result returned",
         "store/file/log.py",
         "self._sync.raise_to(found.mark)",
-        "self._sync.raise_to(fold.seq)",
+        "self._sync.raise_to(projection.seq)",
         f"{_SCRIPT}[result_of_another_process]",
     ),
 ]
@@ -197,7 +197,7 @@ MORE_FAULTS = [
         "a mutex in use kept among the free ones",
         "store/file/mutex.py",
         "            self._file.release()\n",
-        "            self._file.release()\n            self.let_go()\n",
+        "            self._file.release()\n            self.dispose()\n",
         "tests/reliability/test_many_mutexes.py::test_many_mutexes_exclude_as_one_does",
         ("--tier", "full", "--seed", "1"),
     ),

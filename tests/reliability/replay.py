@@ -20,8 +20,8 @@ from support import T0
 
 from iso_orchestrator.record.facts import EventAppended, Fact
 from iso_orchestrator.record.model import WorkflowRecord
-from iso_orchestrator.record.projection import Fold, apply
-from iso_orchestrator.store import FileStore, Log
+from iso_orchestrator.record.projection import Projection, apply
+from iso_orchestrator.store import FileStore, WorkflowLog
 from iso_orchestrator.system.filesystem import FileSystem
 
 __all__ = [
@@ -865,8 +865,8 @@ class Outcome:
     seq: int = 0
 
     @classmethod
-    def of(cls, fold: Fold | None) -> Outcome:
-        return cls(None) if fold is None else cls(fold.record(), fold.seq)
+    def of(cls, projection: Projection | None) -> Outcome:
+        return cls(None) if projection is None else cls(projection.record(), projection.seq)
 
     @property
     def is_nothing(self) -> bool:
@@ -947,31 +947,31 @@ class Oracle:
         self.facts: list[Fact] = []
         self.life = T0
         self._machine = machine
-        self._initial: dict[datetime, Callable[[], Fold]] = {}
-        self._current: Fold | None = None
+        self._initial: dict[datetime, Callable[[], Projection]] = {}
+        self._current: Projection | None = None
 
-    def began(self, fold: Fold) -> Fold:
+    def began(self, projection: Projection) -> Projection:
         """Somebody is about to make a record of *fold*."""
-        workflow_id, made_at, state = fold.workflow_id, fold.created_at, fold.state
-        self._initial[made_at] = lambda: Fold.new(workflow_id, made_at, state)
-        self._machine.log.append(Begun(made_at, fold.record()))
-        return fold
+        workflow_id, made_at, state = projection.workflow_id, projection.created_at, projection.state
+        self._initial[made_at] = lambda: Projection.new(workflow_id, made_at, state)
+        self._machine.log.append(Begun(made_at, projection.record()))
+        return projection
 
-    def offered(self, fold: Fold, facts: Sequence[Fact]) -> None:
+    def offered(self, projection: Projection, facts: Sequence[Fact]) -> None:
         """Somebody is about to append *facts* to *fold*."""
-        own = self._at(fold)
+        own = self._at(projection)
         records = []
         for fact in facts:
             own.apply(fact)
             records.append(own.record())
         self.facts += facts
-        self._machine.log.append(Offered(own.created_at, fold.seq, tuple(records)))
+        self._machine.log.append(Offered(own.created_at, projection.seq, tuple(records)))
 
-    def told(self, fold: Fold) -> None:
+    def told(self, projection: Projection) -> None:
         """Somebody was told of *fold*."""
-        if fold.created_at != self.life:
-            self.life, self.facts = fold.created_at, []
-        self._machine.log.append(Told(fold.created_at, fold.seq))
+        if projection.created_at != self.life:
+            self.life, self.facts = projection.created_at, []
+        self._machine.log.append(Told(projection.created_at, projection.seq))
 
     def told_up_to(self, seq: int) -> None:
         """Somebody was told of the facts up to *seq*."""
@@ -985,13 +985,13 @@ class Oracle:
         """Somebody was told that it is deleted."""
         self._machine.log.append(Deleted())
 
-    def _at(self, fold: Fold) -> Fold:
+    def _at(self, projection: Projection) -> Projection:
         """The fold of what was offered, made here and not by the store."""
         own = self._current
-        if own is not None and own.created_at == fold.created_at and own.seq == fold.seq:
+        if own is not None and own.created_at == projection.created_at and own.seq == projection.seq:
             return own
-        self.facts = self.facts[: fold.seq]  # what is behind was torn when its process was killed
-        own = self._current = self._initial[fold.created_at]()
+        self.facts = self.facts[: projection.seq]  # what is behind was torn when its process was killed
+        own = self._current = self._initial[projection.created_at]()
         for fact in self.facts:
             own.apply(fact)
         return own
@@ -1000,14 +1000,14 @@ class Oracle:
 class RecordedLog:
     """A log that says what it is about to append."""
 
-    def __init__(self, log: Log, oracle: Oracle) -> None:
+    def __init__(self, log: WorkflowLog, oracle: Oracle) -> None:
         self._log = log
         self._oracle = oracle
 
-    def append(self, fold: Fold, facts: Sequence[Fact]) -> None:
+    def append(self, projection: Projection, facts: Sequence[Fact]) -> None:
         """As the log's own."""
-        self._oracle.offered(fold, facts)
-        self._log.append(fold, facts)
+        self._oracle.offered(projection, facts)
+        self._log.append(projection, facts)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._log, name)
@@ -1021,11 +1021,11 @@ class RecordedStore:
         self._store = FileStore(ROOT, fs)
         self._oracle = oracle
 
-    def open(self, workflow_id: str, new: Callable[[], Fold]) -> tuple[Log, Fold]:
+    def open(self, workflow_id: str, new: Callable[[], Projection]) -> tuple[WorkflowLog, Projection]:
         """As the store's own; what it gives is told."""
-        log, fold = self._store.open(workflow_id, lambda: self._oracle.began(new()))
-        self._oracle.told(fold)
-        return RecordedLog(log, self._oracle), fold  # type: ignore[return-value]
+        log, projection = self._store.open(workflow_id, lambda: self._oracle.began(new()))
+        self._oracle.told(projection)
+        return RecordedLog(log, self._oracle), projection  # type: ignore[return-value]
 
     def delete(self, workflow_id: str) -> bool:
         """As the store's own."""
@@ -1178,43 +1178,43 @@ class Checker:
 def _use(machine: Machine) -> Outcome:
     """Look without the lock, open, open again, append: what was found, where all of that is well."""
     looked = Outcome.of(FileStore(ROOT, machine.process()).read(WORKFLOW))
-    process, _, fold = _open(machine, _FRESH)
-    outcome = Outcome.of(fold)
+    process, _, projection = _open(machine, _FRESH)
+    outcome = Outcome.of(projection)
     if looked != outcome and not (looked.record is None and outcome.is_nothing):
         raise Violation(f"a reader without the lock saw {looked}, and opening gave {outcome}")
-    machine.log.append(Told(fold.created_at, fold.seq))
+    machine.log.append(Told(projection.created_at, projection.seq))
     pair = _pair(machine)
     process.kill()
-    process, log, fold = _open(machine, _FRESH)
-    if Outcome.of(fold) != outcome or _pair(machine) != pair:
+    process, log, projection = _open(machine, _FRESH)
+    if Outcome.of(projection) != outcome or _pair(machine) != pair:
         raise Violation(f"opening again changed {outcome}")
-    _append(machine, log, fold, outcome)
+    _append(machine, log, projection, outcome)
     process.kill()
     return outcome
 
 
-def _open(machine: Machine, at: datetime) -> tuple[ProcessFS, Log, Fold]:
-    def new() -> Fold:
-        fold = Fold.new(WORKFLOW, at, {})
-        machine.log.append(Begun(at, fold.record()))
-        return fold
+def _open(machine: Machine, at: datetime) -> tuple[ProcessFS, WorkflowLog, Projection]:
+    def new() -> Projection:
+        projection = Projection.new(WORKFLOW, at, {})
+        machine.log.append(Begun(at, projection.record()))
+        return projection
 
     process = machine.process()
-    log, fold = FileStore(ROOT, process).open(WORKFLOW, new)
-    return process, log, fold
+    log, projection = FileStore(ROOT, process).open(WORKFLOW, new)
+    return process, log, projection
 
 
-def _append(machine: Machine, log: Log, fold: Fold, outcome: Outcome) -> None:
+def _append(machine: Machine, log: WorkflowLog, projection: Projection, outcome: Outcome) -> None:
     assert outcome.record is not None
     fact = EventAppended(T0, "after.crash")
     expected = Outcome(apply(outcome.record, fact), outcome.seq + 1)
-    machine.log.append(Offered(fold.created_at, fold.seq, (expected.record,)))
+    machine.log.append(Offered(projection.created_at, projection.seq, (expected.record,)))
     log.lock()
-    fold = log.catch_up(fold)
-    log.append(fold, [fact])
+    projection = log.catch_up(projection)
+    log.append(projection, [fact])
     log.unlock()
-    log.sync(fold.seq)
-    machine.log.append(Told(fold.created_at, fold.seq))
+    log.sync(projection.seq)
+    machine.log.append(Told(projection.created_at, projection.seq))
     seen = Outcome.of(FileStore(ROOT, machine.process()).read(WORKFLOW))
     if seen != expected:
         raise Violation(f"after one more fact there is {seen}, where {expected} should be")

@@ -382,7 +382,7 @@ def test_waits_end_whatever_the_wall_clock_does(memory: Path, figures: Figures, 
     with pytest.raises(MutexTimeoutError), workflow.mutex("m", timeout=0.02):
         pass
     mutex.release()
-    mutex.let_go()
+    mutex.dispose()
     log.leave(None)
     workflow.close()
     os.close(reader)

@@ -16,12 +16,12 @@ from reliability.tiers import Figures, Tier
 from support import looked_at, memory_folder, new_fold, note, notes_of, put, tree
 
 from iso_orchestrator import CorruptRecordError, RecordConflictError, Workflow, WorkflowRecord
-from iso_orchestrator.codec import fact_from_json, fold_from_snapshot
+from iso_orchestrator.codec import fact_from_json, projection_from_snapshot
 from iso_orchestrator.errors import FormatVersionError
-from iso_orchestrator.record.projection import Fold
+from iso_orchestrator.record.projection import Projection
 from iso_orchestrator.store import FileStore
 from iso_orchestrator.store.file.files import Paths
-from iso_orchestrator.store.file.snapshot import read_pair
+from iso_orchestrator.store.file.snapshot import read_files
 from iso_orchestrator.system.filesystem import FileSystem
 
 
@@ -116,14 +116,14 @@ def made(root: Path, *lives: Callable[[Workflow], None]) -> Sound:
 
 def sound(snapshot: bytes, journal: bytes) -> Sound:
     """What the lines of the journal make of the snapshot, one after the other."""
-    fold = fold_from_snapshot(snapshot, PATHS.snapshot)
-    lines, records = [], [fold.record()]
+    projection = projection_from_snapshot(snapshot, PATHS.snapshot)
+    lines, records = [], [projection.record()]
     for data in journal.splitlines(keepends=True)[1:]:
         fields = json.loads(data)
         lines.append(Line(data, fields.pop("seq"), fields.pop("synced")))
         del fields["crc"]
-        fold.apply(fact_from_json(fields.pop("fact"), fields, PATHS.journal))
-        records.append(fold.record())
+        projection.apply(fact_from_json(fields.pop("fact"), fields, PATHS.journal))
+        records.append(projection.record())
     return Sound(snapshot, journal, lines, records)
 
 
@@ -160,11 +160,11 @@ def expected(whole: Sound, journal: bytes) -> Torn | Damaged:
     return Torn(number, end)
 
 
-def read(snapshot: bytes | None, journal: bytes | None) -> Fold | None:
+def read(snapshot: bytes | None, journal: bytes | None) -> Projection | None:
     """What the two files make, in memory."""
     found = {PATHS.snapshot: snapshot, PATHS.journal: journal}
     fs = Files({path: data for path, data in found.items() if data is not None})
-    return read_pair(fs, PATHS, None if journal is None else fs.open_read(PATHS.journal)).fold
+    return read_files(fs, PATHS, None if journal is None else fs.open_read(PATHS.journal)).projection
 
 
 def check_reading(whole: Sound, journal: bytes) -> None:
@@ -175,9 +175,9 @@ def check_reading(whole: Sound, journal: bytes) -> None:
             read(whole.snapshot, journal)
         assert (caught.value.path, caught.value.offset) == (PATHS.journal, outcome.offset)
     else:
-        fold = read(whole.snapshot, journal)
-        assert fold is not None
-        assert fold.record() == whole.records[outcome.lines]
+        projection = read(whole.snapshot, journal)
+        assert projection is not None
+        assert projection.record() == whole.records[outcome.lines]
 
 
 def check_opening(root: Path, whole: Sound, journal: bytes) -> None:
@@ -195,15 +195,15 @@ def check_opening(root: Path, whole: Sound, journal: bytes) -> None:
         assert (caught.value.path, caught.value.offset) == (paths.journal, outcome.offset)
         assert tree(paths.folder) == before
         return
-    log, fold = store.open("w", new_fold)
+    log, projection = store.open("w", new_fold)
     record = whole.records[outcome.lines]
-    assert fold.record() == record
+    assert projection.record() == record
     tail = journal[outcome.end :]
     torn = Path(paths.torn(outcome.end))
     assert (torn.read_bytes() if torn.exists() else b"") == tail
-    fold = put(log, fold, note("after"))
-    log.sync(fold.seq)
-    log.leave(fold)
+    projection = put(log, projection, note("after"))
+    log.sync(projection.seq)
+    log.leave(projection)
     again = looked_at(store)
     assert again.record().steps == record.steps
     assert notes_of(again) == [*notes_in(record), "after"]
@@ -284,12 +284,12 @@ def refuses(snapshot: bytes, journal: bytes | None) -> None:
 def check_alone(whole: Sound, snapshot: bytes, journal: bytes | None) -> None:
     """A snapshot without facts behind it may be anybody's: it is refused by name, or taken as it is."""
     try:
-        fold = read(snapshot, journal)
+        projection = read(snapshot, journal)
     except (CorruptRecordError, FormatVersionError) as error:
         assert error.path == PATHS.snapshot
     else:
-        assert fold is not None or snapshot.strip(b"\0 \n\r\t") == b""
-        assert fold is None or len(snapshot) == len(whole.snapshot) or fold.record() == whole.records[0]
+        assert projection is not None or snapshot.strip(b"\0 \n\r\t") == b""
+        assert projection is None or len(snapshot) == len(whole.snapshot) or projection.record() == whole.records[0]
 
 
 @pytest.mark.parametrize("age", ["new", "old"])

@@ -28,8 +28,8 @@ def memory() -> Iterator[Path]:
 @pytest.fixture(autouse=True)
 def early_folds(monkeypatch: pytest.MonkeyPatch) -> None:
     """A journal is folded when it has two kilobytes."""
-    monkeypatch.setattr("iso_orchestrator.store.file.log._FOLD_AT_BYTES", 2000)
-    monkeypatch.setattr("iso_orchestrator.store.file.log._FOLD_AT_RATIO", 0.0)
+    monkeypatch.setattr("iso_orchestrator.store.file.log._CHECKPOINT_AT_BYTES", 2000)
+    monkeypatch.setattr("iso_orchestrator.store.file.log._CHECKPOINT_AT_RATIO", 0.0)
 
 
 def run(root: Path, workload: str, *faults: Fault) -> Failing:

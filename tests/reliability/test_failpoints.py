@@ -42,8 +42,10 @@ from support import Child, memory_folder, run_python, waits_for_a_lock
 from iso_orchestrator import WorkflowBusyError
 from iso_orchestrator.store import FileStore
 from iso_orchestrator.store.file import log as log_module
+from iso_orchestrator.system import file_lock
 
 STORE = Path(log_module.__file__).parent
+FILE_LOCK = Path(file_lock.__file__)
 DEADLINE = 20.0  # seconds; reached only by what hangs
 GRACE = 0.1  # seconds that a peer works beside a process that stands still, at most
 
@@ -67,10 +69,13 @@ def modules(first: str) -> dict[str, ast.Module]:
     names = [first]
     while names:
         name = names.pop()
-        found[name] = ast.parse((STORE / f"{name}.py").read_text("utf-8"))
+        path = FILE_LOCK if name == FILE_LOCK.stem else STORE / f"{name}.py"
+        found[name] = ast.parse(path.read_text("utf-8"))
         imports = [node.module or "" for node in ast.walk(found[name]) if isinstance(node, ast.ImportFrom)]
         places = [module.rpartition(".") for module in imports]
         names += [stem for package, _, stem in places if package.endswith("store.file") and stem not in found]
+        if FILE_LOCK.stem not in found and FILE_LOCK.stem in {stem for _, _, stem in places}:
+            names.append(FILE_LOCK.stem)
     return found
 
 
@@ -90,9 +95,14 @@ def calls_in(function: ast.FunctionDef) -> Iterator[str]:
                 yield node.func.attr
 
 
+def is_of_store(path: Path) -> bool:
+    """Whether a module is one of those that have failpoints."""
+    return path.parent == STORE or path == FILE_LOCK
+
+
 def name_of(frame: FrameType | None, method: str) -> str:
     """The failpoint at which *method* is called."""
-    while frame is not None and Path(frame.f_code.co_filename).parent != STORE:
+    while frame is not None and not is_of_store(Path(frame.f_code.co_filename)):
         frame = frame.f_back
     assert frame is not None, f"{method} is called from outside of the store"
     function = [part for part in frame.f_code.co_qualname.split(".") if not part.startswith("<")][-1]
@@ -268,8 +278,8 @@ class Case:
 
 def serve() -> None:
     """In a process of its own: answer a line of JSON by one, until there are no more."""
-    log_module._FOLD_AT_BYTES = 2000
-    log_module._FOLD_AT_RATIO = 0.0
+    log_module._CHECKPOINT_AT_BYTES = 2000
+    log_module._CHECKPOINT_AT_RATIO = 0.0
     log_module._log.disabled = True
     for line in sys.stdin:
         request = json.loads(line)
@@ -378,11 +388,11 @@ class Server:
         self._child = child
         self._folder = folder
         self._number = 0
-        self.hits: dict[str, dict[str, int]] = self._ask({})
+        self.hits: dict[str, dict[str, int]] = self._request_key({})
 
     def check(self, case: Case) -> None:
         """Nothing is wrong after that life."""
-        answer = self._ask({"life": case.life, "strike": attrs.astuple(case.strike)})
+        answer = self._request_key({"life": case.life, "strike": attrs.astuple(case.strike)})
         assert not answer["trouble"], f"{case}\n{answer['trouble']}"
 
     def lives_at(self, failpoint: str) -> list[str]:
@@ -393,7 +403,7 @@ class Server:
         """A strike at any of the times at which that life comes there."""
         return Case(life, Strike(failpoint, randomness.randint(1, self.hits[life][failpoint]), after, number))
 
-    def _ask(self, question: dict[str, Any]) -> Any:
+    def _request_key(self, question: dict[str, Any]) -> Any:
         self._number += 1
         self._child.say(json.dumps({**question, "root": str(self._folder / str(self._number))}))
         return json.loads(self._child.line(4 * DEADLINE))
@@ -406,7 +416,7 @@ def server() -> Iterator[Server]:
 
 
 # Of what commands write, and of their marks: `test_commands` kills their runners at any time.
-OF_COMMANDS = {"locks.open_append:open_append", "locks.close_as_it_is:close", "files.place_of:identify_path"}
+OF_COMMANDS = {"file_lock.open_append:open_append", "file_lock.close_as_it_is:close", "files.place_of:identify_path"}
 NAMES = sorted(set(failpoints()) - OF_COMMANDS)
 PARTS = 4  # of the failpoints, for as many workers
 

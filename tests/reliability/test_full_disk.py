@@ -40,8 +40,8 @@ class NotHere(Exception):  # noqa: N818 - no error: the machine cannot do what t
 
 def answer(work: Callable[[], int]) -> None:
     """Say what came of *work*."""
-    log_module._FOLD_AT_BYTES = 2000
-    log_module._FOLD_AT_RATIO = 0.0
+    log_module._CHECKPOINT_AT_BYTES = 2000
+    log_module._CHECKPOINT_AT_RATIO = 0.0
     log_module._log.disabled = True
     try:
         print(json.dumps({"tried": work()}))

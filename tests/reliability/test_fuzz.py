@@ -24,12 +24,12 @@ from support import T0, note, put
 
 from iso_orchestrator import StoreError, Workflow, WorkflowRecord
 from iso_orchestrator.checks import mutex_file_name, record_names
-from iso_orchestrator.codec import fold_from_snapshot
+from iso_orchestrator.codec import projection_from_snapshot
 from iso_orchestrator.record import facts as f
-from iso_orchestrator.record.projection import Fold
+from iso_orchestrator.record.projection import Projection
 from iso_orchestrator.store import FileStore
 from iso_orchestrator.store.file.files import Paths
-from iso_orchestrator.store.file.snapshot import read_pair
+from iso_orchestrator.store.file.snapshot import read_files
 from iso_orchestrator.system.filesystem import FileSystem
 
 PARTS = 4
@@ -71,10 +71,10 @@ def _samples(folder: Path) -> list[Files]:
 
 def _append(root: str, facts: list[f.Fact]) -> Files:
     """Append *facts* and leave; snapshot and journal as they were before that."""
-    log, fold = FileStore(root).open(ID, lambda: Fold.new(ID, T0, {"n": 0}))
+    log, projection = FileStore(root).open(ID, lambda: Projection.new(ID, T0, {"n": 0}))
     for fact in facts:
-        put(log, fold, fact)
-        log.sync(fold.seq)
+        put(log, projection, fact)
+        log.sync(projection.seq)
     files = _files(root)
     log.leave(None)
     return {path: files[path] for path in (SNAPSHOT, JOURNAL)}
@@ -288,11 +288,11 @@ def _case(rng: random.Random, root: str, samples: list[Files], prefixes: list[Re
 
 def _prefixes(files: Files) -> Records:
     """The records that the first facts behind a snapshot make, by sequence."""
-    fold = fold_from_snapshot(files[SNAPSHOT], SNAPSHOT)
-    records = {fold.seq: fold.record()}
-    for fact in FACTS[fold.seq :]:  # those of other samples too, whose journals have the same first line
-        fold.apply(fact)
-        records[fold.seq] = fold.record()
+    projection = projection_from_snapshot(files[SNAPSHOT], SNAPSHOT)
+    records = {projection.seq: projection.record()}
+    for fact in FACTS[projection.seq :]:  # those of other samples too, whose journals have the same first line
+        projection.apply(fact)
+        records[projection.seq] = projection.record()
     return records
 
 
@@ -325,55 +325,57 @@ class Case:
     def try_reading(self) -> None:
         """A reader gets a record that it can show, or an error, and changes nothing."""
         try:
-            fold = self._read()
-            self._show(fold)
+            projection = self._read()
+            self._show(projection)
         except StoreError:
             self.refused = True
         else:
-            told = self.prefixes is None or fold is None or fold.record() == self.prefixes.get(fold.seq)
+            told = (
+                self.prefixes is None or projection is None or projection.record() == self.prefixes.get(projection.seq)
+            )
             assert told, "what is read is not what the first facts had made"
         assert _files(self.root) == self.files, "a reader changed something"
 
-    def _read(self) -> Fold | None:
+    def _read(self) -> Projection | None:
         fs = FileSystem()
         try:
             fd = fs.open_existing(self._paths.journal)
         except FileNotFoundError:
-            return read_pair(fs, self._paths, None).fold
+            return read_files(fs, self._paths, None).projection
         try:
-            return read_pair(fs, self._paths, fd).fold
+            return read_files(fs, self._paths, fd).projection
         finally:
             fs.close(fd)
 
-    def _show(self, fold: Fold | None) -> None:
-        if fold is not None:
-            str(fold.record())
-            str(fold.summary())
+    def _show(self, projection: Projection | None) -> None:
+        if projection is not None:
+            str(projection.record())
+            str(projection.summary())
 
     def try_using(self) -> None:
         """Whoever opens gets all that a reader got, and can go on with it; else nothing of the record is changed."""
         store = FileStore(self.root)
         try:
-            log, fold = store.open(ID, self._new)
+            log, projection = store.open(ID, self._new)
         except StoreError as error:
             self._assert_kept(error)
             return
         try:
-            assert fold.workflow_id == ID
-            fold = put(log, fold, note("more"))
-            log.sync(fold.seq)
+            assert projection.workflow_id == ID
+            projection = put(log, projection, note("more"))
+            log.sync(projection.seq)
             holder = log.mutex("key", whole_store=False).holder()
             assert holder.pid is None or isinstance(holder.pid, int)
         finally:
             log.leave(None)
         again = store.read(ID)
         assert again is not None
-        assert again.record() == fold.record(), "what was written is not what is read"
+        assert again.record() == projection.record(), "what was written is not what is read"
         assert again.events[-1].message == "more"
         self._assert_tail_kept()
 
-    def _new(self) -> Fold:
-        return Fold.new(ID, note("").at, {"new": True})
+    def _new(self) -> Projection:
+        return Projection.new(ID, note("").at, {"new": True})
 
     def _assert_kept(self, error: StoreError) -> None:
         left = _files(self.root)
@@ -394,7 +396,7 @@ class Case:
         """The list of all workflows, and what a user calls first."""
         store = FileStore(self.root)
         for found in store.list():
-            if isinstance(found, Fold):
+            if isinstance(found, Projection):
                 self._show(found)
         try:
             record = Workflow(ID, dir=self.root).record

@@ -104,6 +104,6 @@ def test_going_on_from_old_files_loses_nothing(root: Path, workflow_id: str, exp
         assert tree(root / "workflows") == before
         return
     for _ in range(2):
-        log, fold = store.open(workflow_id, lambda: new_fold(workflow_id))
-        log.leave(fold)
+        log, projection = store.open(workflow_id, lambda: new_fold(workflow_id))
+        log.leave(projection)
         assert read(str(root), workflow_id) == expected

@@ -14,8 +14,8 @@ from support import DEADLINE, WatchedFS, new_fold, wait_until, waits_for_a_lock
 from support_processes import assert_waits, child, in_thread
 
 from iso_orchestrator import StepFailedError, StepInterruptedError, Workflow
-from iso_orchestrator.record.projection import Fold
-from iso_orchestrator.store import FileStore, Log
+from iso_orchestrator.record.projection import Projection
+from iso_orchestrator.store import FileStore, WorkflowLog
 
 
 @pytest.fixture
@@ -91,22 +91,22 @@ def test_a_start_that_a_killed_process_has_not_synced_is_synced_before_it_is_tol
 
 def test_who_waited_while_a_record_was_deleted_has_the_lock_of_the_next(tmp_path: Path) -> None:
     """A lock whose file has lost its name excludes nobody: whoever gets it takes that of the file that is there."""
-    waiters: list[Future[tuple[Log, Fold]]] = []
+    waiters: list[Future[tuple[WorkflowLog, Projection]]] = []
 
     def before(name: str, args: tuple[object, ...]) -> None:
         if name == "unlink" and str(args[0]).endswith("record.flock"):
             waiters.append(in_thread(FileStore(tmp_path).open, "w", new_fold))
             wait_until(lambda: waits_for_a_lock(os.getpid()))
 
-    log, fold = FileStore(tmp_path).open("w", new_fold)
-    log.leave(fold)
+    log, projection = FileStore(tmp_path).open("w", new_fold)
+    log.leave(projection)
     assert FileStore(tmp_path, WatchedFS(before)).delete("w")
-    log, fold = waiters[0].result(DEADLINE)
+    log, projection = waiters[0].result(DEADLINE)
     log.lock()
     other = in_thread(FileStore(tmp_path).open, "w", new_fold)
     assert_waits(other)
     log.unlock()
-    for one, its_fold in ((log, fold), other.result(DEADLINE)):
+    for one, its_fold in ((log, projection), other.result(DEADLINE)):
         one.leave(its_fold)
 
 

@@ -145,9 +145,9 @@ def _command_result(text: str) -> dict[str, Any]:
 def build(root: Path, texts: Sequence[str]) -> str:
     """A workflow whose record has each of *texts* everywhere; its id, which has the first."""
     workflow_id = f"w{texts[0]}"
-    log, fold = FileStore(root).open(workflow_id, lambda: new_fold(workflow_id, {texts[0]: texts[-1]}))
-    fold = put(log, fold, *[fact for number, text in enumerate(texts) for fact in _facts(text, number)])
-    log.leave(fold)
+    log, projection = FileStore(root).open(workflow_id, lambda: new_fold(workflow_id, {texts[0]: texts[-1]}))
+    projection = put(log, projection, *[fact for number, text in enumerate(texts) for fact in _facts(text, number)])
+    log.leave(projection)
     return workflow_id
 
 
@@ -331,8 +331,8 @@ def test_what_is_said_of_damage_is_text(damage: str, folder: Path, tier: Tier, f
     for number, text in enumerate("".join(texts[start::groups]) for start in range(groups)):
         root = folder / f"{number} {text[:60]}".replace("\0", "").replace("/", "")
         workflow_id = f"w{text}"
-        log, fold = FileStore(root).open(workflow_id, lambda text=text: new_fold(f"w{text}"))
-        put(log, fold, *_facts(text, 0))
+        log, projection = FileStore(root).open(workflow_id, lambda text=text: new_fold(f"w{text}"))
+        put(log, projection, *_facts(text, 0))
         log.close()
         DAMAGES[damage](root / "workflows")
         for command in (*COMMANDS[:9], ("repair", "ID", "--merge-snapshot"), ("repair", "ID", "--without-snapshot")):
@@ -348,14 +348,16 @@ def test_what_a_command_prints_is_text(folder: Path, tier: Tier, figures: Figure
     texts = drawn(tier.random("logs"), tier.count(quick=42, full=500, soak=20_000))
     path = folder / "log"
     for text in texts:
-        fold = new_fold(text)
-        fold.apply(f.StepStarted(T0, f"runs {text}", 1, "o"))
-        fold.apply(f.HeartbeatRecorded(T0, f"command:runs {text}", {"log": str(path)}))
+        projection = new_fold(text)
+        projection.apply(f.StepStarted(T0, f"runs {text}", 1, "o"))
+        projection.apply(f.HeartbeatRecorded(T0, f"command:runs {text}", {"log": str(path)}))
         path.write_bytes(f"{text}\n{text}.".encode())
-        lines = list(logs.output(lambda fold=fold: fold, lambda _: False, f"runs {text}", follow=False))
+        lines = list(
+            logs.output(lambda projection=projection: projection, lambda _: False, f"runs {text}", follow=False)
+        )
         assert lines_without_controls("\n".join(lines)) == 2 * text.count("\n") + 1
         assert lines[-1] == escape_terminal(text.split("\n")[-1] + ".")
-        table = top.top_text([fold], T0, lambda *_: True)
+        table = top.top_text([projection], T0, lambda *_: True)
         assert lines_without_controls(table) == 1
     figures.add(ROW, "texts in logs", len(texts))
 

@@ -49,7 +49,7 @@ class _StoreMutex:
             self._holders.clear()
         self._schedule.pause(may_interrupt=True)
 
-    def let_go(self) -> None:
+    def dispose(self) -> None:
         self._schedule.pause(may_interrupt=True)
         self._parked.append(self)
 
@@ -74,7 +74,7 @@ class _Threads:
         in_memory = {key: memory._Mutex(memory.threading.Lock()) for key in KEYS}
         log = SimpleNamespace(mutex=lambda key, *, whole_store: in_memory[key] if is_in_memory else self._mutex(key))
         # All of a handle that mutexes ask for.
-        self._handle: Any = SimpleNamespace(
+        self._runtime: Any = SimpleNamespace(
             store=SimpleNamespace(identity="store"),
             workflow_id="w",
             clock=SimpleNamespace(now=lambda: NOON),
@@ -95,7 +95,7 @@ class _Threads:
         for _ in range(draw.choice((1, 2, 3))):
             key = draw.choice(("a", "a", "a", "b"))
             try:
-                with Mutex(self._handle, key, draw.choice((None, None, 0.0, 1.0)), "workflow"):
+                with Mutex(self._runtime, key, draw.choice((None, None, 0.0, 1.0)), "workflow"):
                     self._be_in(key, name)
             except MutexTimeoutError:
                 pass
@@ -122,7 +122,7 @@ class _Threads:
             self._schedule.blame(f"{held} are held in the end")
         for key in KEYS:
             try:
-                with Mutex(self._handle, key, 0.0, "workflow"):
+                with Mutex(self._runtime, key, 0.0, "workflow"):
                     pass
             except MutexTimeoutError:
                 self._schedule.blame(f"{key} cannot be had in the end")
@@ -142,7 +142,7 @@ def test_a_mutex_is_handed_on_to_one_at_a_time_and_to_all(tier: Tier, figures: F
             patch.setattr(mutex_queue, "_TURN", schedule.random.choice((0.0, math.inf)))
             threads = _Threads(schedule)
             if schedule.random.random() < 0.5:
-                schedule.interrupt_one(60, inside=("Hold.release", "Entry.enqueue", "Latch.wait"))
+                schedule.interrupt_one(60, inside=("Held.release", "MutexState.enqueue", "OneShotEvent.wait"))
             schedule.run()
             if not schedule.violations:
                 threads.check_free()

@@ -60,7 +60,7 @@ def _use(fs: FileSystem, root: str) -> Iterator[Callable[[], Any]]:
         mutex = held[0].mutex("key", whole_store=whole_store)
         if mutex.try_acquire():
             mutex.release()
-            mutex.let_go()
+            mutex.dispose()
         mutex.holder()
 
     yield lambda: files.read("w")
@@ -97,15 +97,15 @@ def use(fs: FileSystem, root: str) -> Counter[str]:
 
 def make(root: Path, state: str) -> None:
     """A root as a killed process leaves it, and then some."""
-    log, fold = FileStore(root).open("w", new_fold)
+    log, projection = FileStore(root).open("w", new_fold)
     lease = f.LeaseTouched(note("").at, "slot", "holder", 1.0, note("").at, note("").at, 1, renewed=False)
     for fact in (lease, note(1), note(2)):
-        fold = put(log, fold, fact)
-        log.sync(fold.seq)
+        projection = put(log, projection, fact)
+        log.sync(projection.seq)
     mutex = log.mutex("key", whole_store=False)
     mutex.acquire()
     mutex.release()
-    mutex.let_go()
+    mutex.dispose()
     log.close()
     (runs,) = (root / "locks").glob("w-*/runs")
     (run,) = runs.iterdir()
@@ -393,10 +393,10 @@ def test_rights_are_the_owner_s_alone_under_any_umask(part: int, folder: Path, f
         try:
             make(root, "damaged")
             repair(str(root), "w")
-            log, fold = FileStore(root).open("w", new_fold)
+            log, projection = FileStore(root).open("w", new_fold)
             log.mutex("key", whole_store=True).try_acquire()
             wrong += [f"umask {mask:03o}: {entry}" for entry in _wrong_rights(folder / f"{mask:03o}")]
-            log.leave(put(log, fold, note("more")))
+            log.leave(put(log, projection, note("more")))
             wrong += [f"umask {mask:03o}: {entry}" for entry in _wrong_rights(folder / f"{mask:03o}")]
         finally:
             os.umask(before)

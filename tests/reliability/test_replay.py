@@ -29,7 +29,7 @@ from reliability.workloads import OPERATIONS, SCRIPTS, World, early_folds, kille
 from support import note, notes_of, put, tree
 
 from iso_orchestrator.errors import CorruptRecordError
-from iso_orchestrator.record.projection import Fold
+from iso_orchestrator.record.projection import Projection
 from iso_orchestrator.store import FileStore
 from iso_orchestrator.system.filesystem import FileSystem
 
@@ -208,7 +208,7 @@ def assert_taken(locks: LockFiles, state: State, whole: int, *, is_damage: bool)
         machine.power_off()
 
 
-def no_new_one() -> Fold:
+def no_new_one() -> Projection:
     raise AssertionError("there is a record")
 
 
@@ -218,12 +218,12 @@ def test_the_machine_is_as_the_real_file_system(locks: LockFiles, tmp_path: Path
     real, made = tmp_path / "folder" / "root", FileStore(ROOT, machine.process())
     for store in (FileStore(real), made):
         for round_ in range(2):
-            log, fold = store.open(WORKFLOW, lambda: Fold.new(WORKFLOW, note("").at, {}))
-            fold = put(log, fold, note(round_), note("more"))
-            assert notes_of(fold)[-1] == "more"
-            log.leave(fold)
-        other, fold = store.open("other", lambda: Fold.new("other", note("").at, {}))
-        other.leave(put(other, fold, note("other")))
+            log, projection = store.open(WORKFLOW, lambda: Projection.new(WORKFLOW, note("").at, {}))
+            projection = put(log, projection, note(round_), note("more"))
+            assert notes_of(projection)[-1] == "more"
+            log.leave(projection)
+        other, projection = store.open("other", lambda: Projection.new("other", note("").at, {}))
+        other.leave(put(other, projection, note("other")))
         assert store.delete("other")
     kept = {path: data for path, (_, data) in tree(real).items()}
     assert {path.removeprefix(f"{ROOT}/"): data or b"" for path, data in machine.state().items() if path > ROOT} == kept

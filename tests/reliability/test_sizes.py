@@ -16,8 +16,8 @@ from support import at, new_fold, note, put
 
 from iso_orchestrator import Workflow
 from iso_orchestrator.record import facts as f
-from iso_orchestrator.record.projection import Fold
-from iso_orchestrator.store import FileStore, Log
+from iso_orchestrator.record.projection import Projection
+from iso_orchestrator.store import FileStore, WorkflowLog
 from iso_orchestrator.store.file import log as log_module
 from iso_orchestrator.store.file.repair.check import check_all
 from iso_orchestrator.system.filesystem import FileSystem
@@ -98,29 +98,29 @@ def memory(work: Callable[[], object]) -> int:
 @pytest.fixture
 def early_folds(monkeypatch: pytest.MonkeyPatch) -> None:
     """A journal is folded where it is small already, so that folds are part of the figures."""
-    monkeypatch.setattr(log_module, "_FOLD_AT_BYTES", 1 << 16)
+    monkeypatch.setattr(log_module, "_CHECKPOINT_AT_BYTES", 1 << 16)
 
 
 # A million facts in a workflow
 
 
-def append_all(log: Log, fold: Fold, facts: Iterator[f.Fact], each: int) -> Fold:
+def append_all(log: WorkflowLog, projection: Projection, facts: Iterator[f.Fact], each: int) -> Projection:
     for first in facts:
         batch = [first, *(fact for _, fact in zip(range(each - 1), facts, strict=False))]
-        fold = put(log, fold, *batch)
-    return fold
+        projection = put(log, projection, *batch)
+    return projection
 
 
 def test_a_fact_costs_the_same_however_many_came_before(root: Path, tier: Tier, figures: Figures) -> None:
     """Calls and bytes of the first tenth of a long workflow's facts are those of the last."""
     count = tier.count(quick=2000, full=100_000, soak=1_000_000)
     fs = CountingFS()
-    log, fold = FileStore(root, fs).open("w", new_fold)
+    log, projection = FileStore(root, fs).open("w", new_fold)
 
     def tenth(number: int) -> None:
-        nonlocal fold
+        nonlocal projection
         for seq in range(number * count // TENTHS, (number + 1) * count // TENTHS):
-            fold = put(log, fold, note(f"{seq:09}", seq))
+            projection = put(log, projection, note(f"{seq:09}", seq))
 
     costs = [cost(fs, lambda number=number: tenth(number)) for number in range(TENTHS)]
     lines = count // TENTHS
@@ -130,7 +130,7 @@ def test_a_fact_costs_the_same_however_many_came_before(root: Path, tier: Tier, 
     assert max(calls_each) - min(calls_each) < 0.2, calls_each
     assert max(bytes_each) - min(bytes_each) < 10, bytes_each
     assert fs.most <= 8
-    log.leave(fold)
+    log.leave(projection)
     assert fs.opened == 0
     reread = FileStore(root).read("w")
     assert reread is not None
@@ -142,34 +142,36 @@ def test_folds_bear_a_constant_share(root: Path, tier: Tier, figures: Figures, e
     """All that is written, folds included, is at most some times what is told, however long the workflow goes on."""
     count = tier.count(quick=4000, full=40_000, soak=400_000)
     fs = CountingFS()
-    log, fold = FileStore(root, fs).open("w", new_fold)
+    log, projection = FileStore(root, fs).open("w", new_fold)
     shares = []
     for seq in range(count):  # one in ten stays in the record, and the others replace what came before
         kept = note(f"{seq:09}" + "x" * 50, seq)
-        fold = put(log, fold, kept if seq % 10 == 0 else f.HeartbeatRecorded(at(seq), "beat", "x" * 50, silent=True))
+        projection = put(
+            log, projection, kept if seq % 10 == 0 else f.HeartbeatRecorded(at(seq), "beat", "x" * 50, silent=True)
+        )
         if (seq + 1) % (count // TENTHS) == 0:
             shares.append(fs.written / fs.lines)
     assert fs.calls["replace"] > 4, "there was no fold"
     assert max(shares) < 2.5, shares
-    log.leave(fold)
+    log.leave(projection)
     figures.add(ROW, "facts in workflows that fold", count)
 
 
 def test_facts_that_leave_no_trace_take_no_memory(root: Path, tier: Tier, figures: Figures, early_folds: None) -> None:
     """Heartbeats without an event can go on for ever: the second thousand takes no more memory than the first."""
     count = tier.count(quick=1000, full=20_000, soak=200_000)
-    log, fold = FileStore(root).open("w", new_fold)
+    log, projection = FileStore(root).open("w", new_fold)
 
     def beats(start: int) -> None:
-        nonlocal fold
+        nonlocal projection
         for seq in range(start, start + count):
-            fold = put(log, fold, f.HeartbeatRecorded(at(seq), "beat", {"n": seq}, silent=True))
+            projection = put(log, projection, f.HeartbeatRecorded(at(seq), "beat", {"n": seq}, silent=True))
 
     beats(0)
     first, second = memory(lambda: beats(count)), memory(lambda: beats(2 * count))
     assert second < first + SLACK
     assert first < 20 * (1 << 16)  # a journal's worth, and not the facts'
-    log.leave(fold)
+    log.leave(projection)
     assert Path(FileStore(root).path_of("w")).stat().st_size < 2000
     figures.add(ROW, "heartbeats in a row", 3 * count)
 
@@ -178,8 +180,8 @@ def test_reading_takes_memory_by_the_size_of_the_files(root: Path, tier: Tier, f
     """Opening, looking and checking take a few times the files' size, whether these are small or large."""
     for count in (tier.count(quick=500, full=20_000, soak=100_000), tier.count(quick=2000, full=80_000, soak=400_000)):
         store = FileStore(root / str(count))
-        log, fold = store.open("w", new_fold)
-        append_all(log, fold, (note(f"{seq:09}" + "x" * 100, seq) for seq in range(count)), 100)
+        log, projection = store.open("w", new_fold)
+        append_all(log, projection, (note(f"{seq:09}" + "x" * 100, seq) for seq in range(count)), 100)
         log.close()
         size = sum(path.stat().st_size for path in Path(store.root, "workflows").iterdir())
         peaks = {
@@ -204,8 +206,8 @@ def _peak_of_an_opening(store: FileStore) -> int:
 
 
 def _open_and_leave(store: FileStore, workflow_id: str) -> None:
-    log, fold = store.open(workflow_id, new_fold)
-    log.leave(fold)
+    log, projection = store.open(workflow_id, new_fold)
+    log.leave(projection)
 
 
 # Ten thousand steps
@@ -264,8 +266,8 @@ def test_keys_and_leases_leave_no_descriptor_open(root: Path, tier: Tier, figure
 def make_workflows(root: Path, numbers: range) -> None:
     store = FileStore(root)
     for number in numbers:
-        log, fold = store.open(f"workflow {number}", lambda number=number: new_fold(f"workflow {number}"))
-        log.leave(put(log, fold, note(number)))
+        log, projection = store.open(f"workflow {number}", lambda number=number: new_fold(f"workflow {number}"))
+        log.leave(put(log, projection, note(number)))
 
 
 def test_a_workflow_costs_the_same_however_many_are_beside_it(
@@ -277,8 +279,8 @@ def test_a_workflow_costs_the_same_however_many_are_beside_it(
     store = FileStore(root, fs)
 
     def use_one(name: str) -> None:
-        log, fold = store.open(name, lambda: new_fold(name))
-        log.leave(put(log, fold, note("one")))
+        log, projection = store.open(name, lambda: new_fold(name))
+        log.leave(put(log, projection, note("one")))
 
     use_one("first")  # makes the root
     alone = cost(fs, lambda: use_one("alone"))[0]
@@ -286,7 +288,7 @@ def test_a_workflow_costs_the_same_however_many_are_beside_it(
     assert cost(fs, lambda: use_one("among"))[0] == alone
 
     def one_by_one() -> None:
-        assert sum(isinstance(fold, Fold) for fold in store.list()) == count + 3
+        assert sum(isinstance(projection, Projection) for projection in store.list()) == count + 3
 
     listing, _ = cost(fs, one_by_one)
     assert sum(listing.values()) <= 9 * (count + 3) + 10
@@ -305,9 +307,9 @@ def test_a_listing_holds_one_workflow_at_a_time(root: Path, tier: Tier, figures:
         folder = root / str(size)
         store = FileStore(folder)
         for number in range(size):
-            fold = new_fold(str(number), state="x" * 20_000)
-            log, fold = store.open(str(number), lambda fold=fold: fold)
-            log.leave(fold)
+            projection = new_fold(str(number), state="x" * 20_000)
+            log, projection = store.open(str(number), lambda projection=projection: projection)
+            log.leave(projection)
         peaks.append((_peak_of_a_listing(store), _peak_of_a_check(store.root)))
     for one, four in zip(*peaks, strict=True):
         assert four - one < 3 * count * 3000, peaks  # a few names and verdicts each, where a record has 20,000
@@ -330,8 +332,8 @@ def test_workflows_that_are_open_have_three_files_each(root: Path, tier: Tier, f
     store = FileStore(root, fs)
     held = [store.open(str(number), lambda number=number: new_fold(str(number))) for number in range(count)]
     assert fs.opened == 3 * count
-    for log, fold in held:
-        log.leave(fold)
+    for log, projection in held:
+        log.leave(projection)
     assert fs.opened == 0
     figures.add(ROW, "workflows open at one time", count)
 

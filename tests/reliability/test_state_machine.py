@@ -156,9 +156,9 @@ class _MemoryView:
         self._logs: list[_MemoryLogView] = []
 
     def open(self, workflow_id: str, new: Any) -> Any:
-        log, fold = self._store.open(workflow_id, new)
+        log, projection = self._store.open(workflow_id, new)
         self._logs.append(_MemoryLogView(log))
-        return self._logs[-1], fold
+        return self._logs[-1], projection
 
     def die(self) -> None:
         for log in self._logs:
@@ -209,8 +209,8 @@ class _MutexView:
             self._held = False
             self._mutex.release()
 
-    def let_go(self) -> None:
-        self._mutex.let_go()
+    def dispose(self) -> None:
+        self._mutex.dispose()
 
     def holder(self) -> Any:
         return self._mutex.holder()

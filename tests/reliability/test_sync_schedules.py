@@ -10,7 +10,7 @@ from reliability.tiers import Figures, Tier
 
 from iso_orchestrator import StoreError
 from iso_orchestrator.store.file import group_commit as group_sync
-from iso_orchestrator.store.file.group_commit import GroupSync
+from iso_orchestrator.store.file.group_commit import GroupCommit
 from iso_orchestrator.system import interrupts as waiting
 
 ROW = 26
@@ -27,7 +27,7 @@ class _Journal:
     def __init__(self, schedule: Schedule) -> None:
         draw = schedule.random
         self._schedule = schedule
-        self._group = GroupSync(self._sync)
+        self._group = GroupCommit(self._sync)
         self._record_lock = waiting.threading.Lock()
         self._durable = 0
         self._syncs = 0

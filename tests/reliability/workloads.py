@@ -26,7 +26,7 @@ from support import at, note
 
 from iso_orchestrator import StepInterruptedError, StoreError, Workflow
 from iso_orchestrator.record import facts as f
-from iso_orchestrator.record.projection import Fold
+from iso_orchestrator.record.projection import Projection
 from iso_orchestrator.runtime.session import Session, known_session
 from iso_orchestrator.store.file import log as file_log
 
@@ -50,15 +50,15 @@ _LARGE = "0123456789abcdef" * 300  # 4,800 bytes: ten sectors
 @contextmanager
 def early_folds() -> Iterator[None]:
     """Journals are folded at 16 kB: at no sum of three operations, but at once by `fold_early`."""
-    before = file_log._FOLD_AT_BYTES, file_log._FOLD_AT_RATIO
-    file_log._FOLD_AT_BYTES, file_log._FOLD_AT_RATIO = 16_000, 0.0
+    before = file_log._CHECKPOINT_AT_BYTES, file_log._CHECKPOINT_AT_RATIO
+    file_log._CHECKPOINT_AT_BYTES, file_log._CHECKPOINT_AT_RATIO = 16_000, 0.0
     try:
         yield
     finally:
-        file_log._FOLD_AT_BYTES, file_log._FOLD_AT_RATIO = before
+        file_log._CHECKPOINT_AT_BYTES, file_log._CHECKPOINT_AT_RATIO = before
 
 
-class Hold:
+class Held:
     """A process's hold on the workflow, used as a session uses it; over when the process has begun to leave."""
 
     def __init__(self, world: World) -> None:
@@ -66,29 +66,29 @@ class Hold:
         self.store = RecordedStore(self.fs, world.oracle)
         self.is_over = False
         self._world = world
-        self._fold: Fold | None = None
-        self._log, self._fold = self.store.open(WORKFLOW, world.new)
+        self._projection: Projection | None = None
+        self._log, self._projection = self.store.open(WORKFLOW, world.new)
 
     @property
-    def fold(self) -> Fold:
+    def projection(self) -> Projection:
         """What this process knows."""
-        assert self._fold is not None
-        return self._fold
+        assert self._projection is not None
+        return self._projection
 
     def put(self, *facts: f.Fact, wait: bool = True) -> None:
         """Append *facts* to what all have written, and tell somebody when they are synced."""
-        fold, self._fold = self._fold, None
+        projection, self._projection = self._projection, None
         try:
             self._log.lock()
-            fold = self._log.catch_up(fold)
+            projection = self._log.catch_up(projection)
             if facts:
-                self._log.append(fold, facts)
+                self._log.append(projection, facts)
         finally:
             self._log.unlock()
-        self._fold = fold
+        self._projection = projection
         if wait:
-            self._log.sync(fold.seq)
-            self._world.oracle.told(fold)
+            self._log.sync(projection.seq)
+            self._world.oracle.told(projection)
 
     def look(self) -> None:
         """Tell somebody what all have written."""
@@ -97,7 +97,7 @@ class Hold:
     def leave(self) -> None:
         """End it well."""
         self.is_over = True
-        self._log.leave(self._fold)
+        self._log.leave(self._projection)
 
 
 class World:
@@ -106,26 +106,26 @@ class World:
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
         self.oracle = Oracle(self.machine)
-        self.holds: list[Hold] = []
+        self.holds: list[Held] = []
         self._lives = 0
         self._notes = 0
 
     @property
-    def first(self) -> Hold:
+    def first(self) -> Held:
         """The process that works."""
         return self.holds[0]
 
     @property
-    def second(self) -> Hold:
+    def second(self) -> Held:
         """The other process."""
         if len(self.holds) == 1:
-            self.holds.append(Hold(self))
+            self.holds.append(Held(self))
         return self.holds[1]
 
-    def new(self) -> Fold:
+    def new(self) -> Projection:
         """A record that was never there before."""
         self._lives += 1
-        return Fold.new(WORKFLOW, at(1000 * self._lives), {"life": self._lives})
+        return Projection.new(WORKFLOW, at(1000 * self._lives), {"life": self._lives})
 
     def note(self, more: str = "") -> f.Fact:
         """A fact that no other is like."""
@@ -138,7 +138,7 @@ class World:
 
     def begin(self) -> None:
         """A process comes, in the place of the first if that has gone."""
-        self.holds[:1] = [Hold(self)]
+        self.holds[:1] = [Held(self)]
 
     def go_on(self, *, others_first: bool) -> None:
         """What comes behind a mishap: the next process, and those that knew nothing of it, in either order."""
@@ -153,7 +153,7 @@ class World:
         self.begin()
         self.first.look()
 
-    def _other_goes_on(self, hold: Hold) -> None:
+    def _other_goes_on(self, hold: Held) -> None:
         with suppress(StoreError):  # the kernel tells it too, if that was a failed sync
             hold.put(self.note())
 
@@ -191,7 +191,7 @@ def step(world: World) -> None:
 
 
 def lease(world: World) -> None:
-    token = world.first.fold.tokens.get("slot", 0) + 1
+    token = world.first.projection.tokens.get("slot", 0) + 1
     touched = f.LeaseTouched(at(1), "slot", "alpha", 30.0, at(1), at(31), token, renewed=False)
     world.first.put(touched)
     world.first.put(f.LeaseReleased(at(2), "slot"))
@@ -210,7 +210,7 @@ def restart(world: World) -> None:
     """The process is killed; what it has written is there, synced or not."""
     world.first.fs.kill()
     world.begin()
-    assert world.first.fold.seq == len(world.oracle.facts), "a killed process took with it what it had written"
+    assert world.first.projection.seq == len(world.oracle.facts), "a killed process took with it what it had written"
 
 
 def torn(world: World) -> None:
@@ -220,8 +220,8 @@ def torn(world: World) -> None:
     with suppress(Killed, StoreError):  # the latter for what a process that is gone could not unlock
         world.first.put(*(world.note() for _ in range(3)))
     world.begin()
-    assert before < world.first.fold.seq < before + 3, "whole lines before a torn one are kept"
-    del world.oracle.facts[world.first.fold.seq :]
+    assert before < world.first.projection.seq < before + 3, "whole lines before a torn one are kept"
+    del world.oracle.facts[world.first.projection.seq :]
 
 
 def delete(world: World) -> None:
@@ -351,7 +351,7 @@ def first_failure(log: Sequence[Operation]) -> int:
     return next(index for index, operation in enumerate(log) if isinstance(operation, Synced) and not operation.well)
 
 
-def _assert_refuses(hold: Hold, world: World) -> None:
+def _assert_refuses(hold: Held, world: World) -> None:
     """A store of which a sync has failed writes nothing more, and says nothing of what is there."""
     before = len(world.machine.log)
     for attempt in (lambda: hold.put(world.note()), hold.look):
@@ -368,7 +368,7 @@ class _Gone:
 
     owner = ""
 
-    def leave(self, fold: Fold | None) -> None: ...
+    def leave(self, projection: Projection | None) -> None: ...
 
     def close(self) -> None: ...
 
@@ -583,7 +583,7 @@ def _append_unsynced(play: Play, workflow: Workflow, name: str) -> int:
     session = play.session(workflow)
     moment = at(0)
 
-    def decide(fold: Fold) -> tuple[Sequence[f.Fact], None]:
+    def decide(projection: Projection) -> tuple[Sequence[f.Fact], None]:
         return [f.StepStarted(moment, name, 1, session.log.owner), f.StepCompleted(moment, name, name)], None
 
     return session.append(decide)[1]

@@ -14,6 +14,7 @@ from iso_orchestrator.system.filesystem import FileSystem, is_refusal
 __all__ = [
     "Paths",
     "SyncError",
+    "atomic_write",
     "exists",
     "join",
     "make_folders",
@@ -27,7 +28,6 @@ __all__ = [
     "sync_file",
     "sync_folder",
     "write_all",
-    "write_aside",
 ]
 
 _CHUNK = 1 << 24
@@ -127,7 +127,7 @@ def write_all(fs: FileSystem, fd: int, data: bytes, offset: int) -> None:
         taken += more
 
 
-def write_aside(fs: FileSystem, path: str, data: bytes) -> int:
+def atomic_write(fs: FileSystem, path: str, data: bytes) -> int:
     """Make *path* a file of *data*, durably, in the place of what had the name; the new file stays open.
 
     A crash at any point leaves the old file or the new one, whole.

@@ -8,12 +8,12 @@ from contextlib import contextmanager
 
 from iso_orchestrator.errors import StoreError
 from iso_orchestrator.system.filesystem import is_refusal
-from iso_orchestrator.system.interrupts import Latch
+from iso_orchestrator.system.interrupts import OneShotEvent
 
-__all__ = ["GroupSync"]
+__all__ = ["GroupCommit"]
 
 
-class GroupSync:
+class GroupCommit:
     """Up to which sequence a journal is known to be on the disk.
 
     Args:
@@ -35,8 +35,8 @@ class GroupSync:
         self.failure: str | None = None
         self._sync_file = sync_file
         self._guard = threading.RLock()
-        self._leader: Latch | None = None  # the latch of who leads, whether he waits on it or not
-        self._waiting: list[tuple[int, Latch]] = []  # up to which sequence, and what wakes who waits
+        self._leader: OneShotEvent | None = None  # the latch of who leads, whether he waits on it or not
+        self._waiting: list[tuple[int, OneShotEvent]] = []  # up to which sequence, and what wakes who waits
 
     def wait_for(self, seq: int) -> None:
         """Return when *seq* is on the disk.
@@ -45,7 +45,7 @@ class GroupSync:
             StoreError: A sync has failed.
         """
         while self.synced < seq or self.failure is not None:
-            latch = Latch()
+            latch = OneShotEvent()
             try:
                 with self._guard:
                     if self.failure is not None:
@@ -90,7 +90,7 @@ class GroupSync:
                     self.synced = seq
                     self._wake()
                     return
-                latch = Latch()
+                latch = OneShotEvent()
                 self._waiting.append((0, latch))  # 0: he is never chosen to lead
             self._follow(latch)
 
@@ -110,10 +110,10 @@ class GroupSync:
         else:
             self.raise_to(target)
 
-    def _follow(self, latch: Latch) -> None:
+    def _follow(self, latch: OneShotEvent) -> None:
         latch.wait()
 
-    def _hand_over(self, latch: Latch) -> None:
+    def _hand_over(self, latch: OneShotEvent) -> None:
         """Be done, as a leader or as one who may have been woken to lead, and have what he wants or be interrupted."""
         with self._guard:
             # After a signal nobody waits on it: it must not be chosen to lead.

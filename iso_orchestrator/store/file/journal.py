@@ -12,7 +12,7 @@ from iso_orchestrator.errors import CorruptRecordError, FormatVersionError
 from iso_orchestrator.record.facts import Fact
 from iso_orchestrator.record.model import Json
 
-__all__ = ["JOURNAL_FORMAT", "Header", "Line", "Scan", "frame_facts", "frame_header", "parse_header", "scan"]
+__all__ = ["JOURNAL_FORMAT", "Header", "Line", "Scan", "encode_header", "encode_lines", "parse_header", "scan"]
 
 JOURNAL_FORMAT = 1
 _CRC_SIZE = len(',"crc":"00000000"}')
@@ -60,13 +60,13 @@ class Scan:
     mark: int
 
 
-def frame_header(workflow_id: str, base: int, snapshot: str) -> bytes:
+def encode_header(workflow_id: str, base: int, snapshot: str) -> bytes:
     """The first line of a new journal."""
     fields = {"journal": JOURNAL_FORMAT, "workflow": workflow_id, "base": base, "snapshot": snapshot}
     return _close(encode(fields)[:-1].encode("ascii"), 0)
 
 
-def frame_facts(facts: Sequence[Fact], first_seq: int, synced: int, header_crc: int) -> bytes:
+def encode_lines(facts: Sequence[Fact], first_seq: int, synced: int, header_crc: int) -> bytes:
     """The lines of *facts*, the first of them with sequence *first_seq*."""
     lines = []
     for seq, fact in enumerate(facts, first_seq):

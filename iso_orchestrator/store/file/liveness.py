@@ -5,17 +5,24 @@ from __future__ import annotations
 import os
 import re
 import threading
+from datetime import datetime
+from functools import lru_cache
 
 import attrs
 
-from iso_orchestrator.checks import unique_name
+from iso_orchestrator.checks import host_name, unique_name
+from iso_orchestrator.codec import decode, encode
+from iso_orchestrator.errors import StoreError
 from iso_orchestrator.store.file.files import remove, write_all
 from iso_orchestrator.store.protocol import OwnerInfo
-from iso_orchestrator.system.file_lock import FileLock, owner_json, read_owner
+from iso_orchestrator.system.clock import SystemClock
+from iso_orchestrator.system.file_lock import FileLock
 from iso_orchestrator.system.filesystem import FileSystem
 
-__all__ = ["RunFiles"]
+__all__ = ["OWNER_SIZE", "LivenessFiles", "owner_json", "read_owner"]
 
+OWNER_SIZE = 512  # bytes, padded with spaces: a longer holder's end must not stand behind a shorter one
+_clock = SystemClock()
 _SUFFIX = ".flock"
 _OWNER = re.compile("[0-9a-f]{16}")  # what `unique_name` makes; a record may name anything
 
@@ -28,7 +35,7 @@ class Survey:
     dead: list[str]
 
 
-class RunFiles:
+class LivenessFiles:
     """The run files of one workflow. `enter`, `leave` and `sweep` need the record's lock."""
 
     def __init__(self, fs: FileSystem, folder: str) -> None:
@@ -108,3 +115,26 @@ class RunFiles:
 
     def _is_own(self, owner: str) -> bool:
         return self._held is not None and self._held.path == self._path(owner)
+
+
+def owner_json() -> bytes:
+    """This process, as lock files name it from now on."""
+    return f'{{"pid":{os.getpid()},"host":{_host_json()},"since":"{_clock.now().isoformat()}"}}'.encode("ascii")
+
+
+def read_owner(fs: FileSystem, path: str) -> OwnerInfo:
+    """The process that a lock file names, as far as it can be read."""
+    try:
+        fd = fs.open_read(path)
+        try:
+            data = decode(fs.read_at(fd, OWNER_SIZE, 0))
+        finally:
+            fs.close(fd)
+        return OwnerInfo(int(data["pid"]), str(data["host"]), datetime.fromisoformat(data["since"]))
+    except (OSError, StoreError, ValueError, LookupError, TypeError, ArithmeticError):
+        return OwnerInfo()
+
+
+@lru_cache(maxsize=1)
+def _host_json() -> str:
+    return encode(host_name())

@@ -13,13 +13,14 @@ from typing import Concatenate, ParamSpec, TypeVar
 import attrs
 
 from iso_orchestrator.checks import is_mutex_file_name
-from iso_orchestrator.codec import snapshot_from_fold
+from iso_orchestrator.codec import snapshot_from_projection
 from iso_orchestrator.errors import RecordConflictError, StoreError
 from iso_orchestrator.record.facts import Fact
-from iso_orchestrator.record.projection import Fold
+from iso_orchestrator.record.projection import Projection
 from iso_orchestrator.store.file.files import (
     Paths,
     SyncError,
+    atomic_write,
     exists,
     join,
     place_of,
@@ -30,26 +31,25 @@ from iso_orchestrator.store.file.files import (
     sync_file,
     sync_folder,
     write_all,
-    write_aside,
 )
-from iso_orchestrator.store.file.group_commit import GroupSync
-from iso_orchestrator.store.file.journal import Header, frame_facts, frame_header, parse_header, scan
-from iso_orchestrator.store.file.liveness import RunFiles
+from iso_orchestrator.store.file.group_commit import GroupCommit
+from iso_orchestrator.store.file.journal import Header, encode_header, encode_lines, parse_header, scan
+from iso_orchestrator.store.file.liveness import LivenessFiles
 from iso_orchestrator.store.file.mutex import FileMutex, MutexFiles
-from iso_orchestrator.store.file.snapshot import digest, fold_lines, read_pair
+from iso_orchestrator.store.file.snapshot import digest, read_files, replay
 from iso_orchestrator.store.protocol import OwnerInfo, StoreMutex
 from iso_orchestrator.system.clock import monotonic
 from iso_orchestrator.system.file_lock import FileLock
 from iso_orchestrator.system.filesystem import FileSystem, is_same_file, is_unchanged
 
-__all__ = ["FileLog"]
+__all__ = ["FileWorkflowLog"]
 
 _log = logging.getLogger("iso_orchestrator")
 
 # In the midst of the work a journal is folded when it is longer than this and so many times the snapshot that would be
 # made of it. One that is mostly results is as long as they are: to write them once more would only cost.
-_FOLD_AT_BYTES = 1 << 26
-_FOLD_AT_RATIO = 4.0
+_CHECKPOINT_AT_BYTES = 1 << 26
+_CHECKPOINT_AT_RATIO = 4.0
 _LOOK_EVERY = 0.05  # seconds
 
 P = ParamSpec("P")
@@ -64,9 +64,9 @@ class _Journal:
     end: int
 
 
-def _typed(method: Callable[Concatenate[FileLog, P], R]) -> Callable[Concatenate[FileLog, P], R]:
+def _typed(method: Callable[Concatenate[FileWorkflowLog, P], R]) -> Callable[Concatenate[FileWorkflowLog, P], R]:
     @wraps(method)
-    def wrapper(self: FileLog, *args: P.args, **kwargs: P.kwargs) -> R:
+    def wrapper(self: FileWorkflowLog, *args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return method(self, *args, **kwargs)
         except OSError as error:
@@ -75,7 +75,7 @@ def _typed(method: Callable[Concatenate[FileLog, P], R]) -> Callable[Concatenate
     return wrapper  # type: ignore[return-value]  # mypy names the wrapper's self
 
 
-class FileLog:
+class FileWorkflowLog:
     """A hold on one workflow: its lock, this process's run file, and a place in the journal.
 
     Args:
@@ -92,41 +92,41 @@ class FileLog:
         self._paths = paths
         self.record_lock = record_lock
         self.unlock = record_lock.release
-        self._runs = RunFiles(fs, paths.runs)
+        self._runs = LivenessFiles(fs, paths.runs)
         self._mutexes = MutexFiles(fs, paths)
         self._journal: _Journal | None = None
         self._snapshot: os.stat_result | None = None
         self._generation = 0  # the lock file's length when the pair was last looked at
         self._look_at = 0.0  # when to look at it again, by the monotonic clock
-        self._fold_at = _FOLD_AT_BYTES
-        self._sync = GroupSync(self._sync_journal)
+        self._checkpoint_at = _CHECKPOINT_AT_BYTES
+        self._sync = GroupCommit(self._sync_journal)
 
-    def enter(self, new: Callable[[], Fold], is_ours: Callable[[Fold], bool]) -> Fold | None:
+    def enter(self, new: Callable[[], Projection], is_ours: Callable[[Projection], bool]) -> Projection | None:
         """Read the workflow, or make it from *new*; None when its name belongs to another id."""
         try:
-            fold = self._load()
+            projection = self._load()
         except SyncError:
             # Who comes next must not take for durable what he can read: as if this process had lived and died here.
             with suppress(OSError):
                 self._runs.enter()
             self._runs.give_up()
             raise
-        if fold is None:
-            fold = new()
+        if projection is None:
+            projection = new()
             for folder in (self._paths.folder, self._paths.root):  # somebody may have made them and been killed
                 sync_folder(self._fs, os.path.dirname(folder))
-            self._rotate(fold)
-        elif not is_ours(fold):
+            self._rotate(projection)
+        elif not is_ours(projection):
             self.close()
             return None
         self.owner = self._runs.enter()
-        return fold
+        return projection
 
     @_typed
-    def restore(self, fold: Fold) -> None:
+    def restore(self, projection: Projection) -> None:
         """Put a fresh pair of *fold* in the place of whatever is there; the caller has the record's lock."""
         try:
-            self._rotate(fold)
+            self._rotate(projection)
         finally:
             self.forget()
 
@@ -141,31 +141,33 @@ class FileLog:
             self._sync.check()
         self.record_lock.acquire()
 
-    def catch_up(self, fold: Fold | None) -> Fold:
+    def catch_up(self, projection: Projection | None) -> Projection:
         """Take in what others have appended."""
         journal = self._journal
         try:
-            if fold is None or journal is None:
+            if projection is None or journal is None:
                 return self._reload()
             # What any process of ours does is seen by the two lengths, in a sixth of the time of a look at the paths.
             # What other programs do is looked for before the first fact, and every now and then.
             if self._has_others_facts(journal) or journal.end == journal.header.size or monotonic() >= self._look_at:
-                return self._look(fold, journal)
-            return fold
+                return self._look(projection, journal)
+            return projection
         except OSError as error:
             raise self._as_typed(error) from error
 
-    def append(self, fold: Fold, facts: Sequence[Fact]) -> None:
+    def append(self, projection: Projection, facts: Sequence[Fact]) -> None:
         """Append and apply facts."""
         sync, journal = self._sync, self._journal
         try:
             if sync.failure is not None:
                 sync.check()
             if self._snapshot is None or journal is None:
-                journal = self._rotate(fold)  # a fold was broken off between its renames: the old journal is done with
-            data = frame_facts(facts, fold.seq + 1, sync.synced, journal.header.crc)
+                journal = self._rotate(
+                    projection
+                )  # a fold was broken off between its renames: the old journal is done with
+            data = encode_lines(facts, projection.seq + 1, sync.synced, journal.header.crc)
             for fact in facts:
-                fold.apply(fact)  # first: what cannot be folded must not get into the journal
+                projection.apply(fact)  # first: what cannot be folded must not get into the journal
             try:
                 taken = self._fs.write_at(journal.fd, data, journal.end)
                 if taken < len(data):
@@ -175,9 +177,9 @@ class FileLog:
                 self._fs.truncate(journal.fd, journal.end)
                 raise
             journal.end += len(data)
-            sync.written = fold.seq
-            if journal.end > self._fold_at:
-                self._fold_early(fold, journal)
+            sync.written = projection.seq
+            if journal.end > self._checkpoint_at:
+                self._checkpoint_early(projection, journal)
         except OSError as error:
             raise self._as_typed(error) from error
 
@@ -218,13 +220,13 @@ class FileLog:
         return self._mutexes.mutex(key, whole_store=whole_store)
 
     @_typed
-    def leave(self, fold: Fold | None) -> None:
+    def leave(self, projection: Projection | None) -> None:
         """End the hold; the last process to leave folds the journal and sweeps what nobody needs."""
         try:
             if self._sync.failure is None:
                 self.record_lock.acquire()
                 if self._runs.survey().living is None:
-                    self._fold_last(self.catch_up(fold))
+                    self._checkpoint_last(self.catch_up(projection))
                     self._runs.sweep()
                 self._runs.leave()
         finally:
@@ -248,65 +250,65 @@ class FileLog:
             for close in (self.forget, self.record_lock.close, self._mutexes.close, self._runs.give_up):
                 stack.callback(close)
 
-    def _load(self) -> Fold | None:
+    def _load(self) -> Projection | None:
         """The record on disk, with this log's place in its journal; written anew where that is not safe."""
         others = self._runs.survey()
         # Whoever died may have been told of a failed sync that nobody else is told of: what can be read of his
         # is not thereby on the disk, however well a sync of ours goes. His run file says so until it is written anew.
         is_safe = others.living is not None and not others.dead
-        fold = self._load_pair(is_safe=is_safe)
+        projection = self._load_pair(is_safe=is_safe)
         self._runs.sweep()
-        return fold
+        return projection
 
-    def _load_pair(self, *, is_safe: bool) -> Fold | None:
+    def _load_pair(self, *, is_safe: bool) -> Projection | None:
         fd = self._open_journal()
         try:
             snapshot = self._fs.identify_path(self._paths.snapshot)  # before it is read: it may be replaced meanwhile
-            pair = read_pair(self._fs, self._paths, fd)
+            pair = read_files(self._fs, self._paths, fd)
             if pair.tail or pair.blank:
-                self._keep_aside(pair.end, pair.tail)
+                self._quarantine(pair.end, pair.tail)
             if fd is not None and pair.header is not None and (is_safe or not pair.lines):
-                assert pair.fold is not None
+                assert pair.projection is not None
                 journal = _Journal(fd, self._fs.identify(fd), pair.header, pair.end)
                 self._make_durable(journal, torn=bool(pair.tail))
                 fd = None
-                self._swap(journal, pair.fold.seq, snapshot)
-                return pair.fold
+                self._swap(journal, pair.projection.seq, snapshot)
+                return pair.projection
         finally:
             if fd is not None:
                 self._fs.close(fd)
-        if pair.fold is not None:
-            self._rotate(pair.fold)
-        return pair.fold
+        if pair.projection is not None:
+            self._rotate(pair.projection)
+        return pair.projection
 
     def _has_others_facts(self, journal: _Journal) -> bool:
         """Whether another process has appended, or put another pair in this one's place."""
         return self._fs.size(journal.fd) != journal.end or self.record_lock.length() != self._generation
 
-    def _look(self, fold: Fold, journal: _Journal) -> Fold:
+    def _look(self, projection: Projection, journal: _Journal) -> Projection:
         """Take in what has changed, by the names of the pair."""
         snapshot_now = self._fs.identify_path(self._paths.snapshot)
         journal_now = self._fs.identify_path(self._paths.journal)
         if not is_same_file(journal_now, journal.file):
-            return self._follow(fold, journal)
+            return self._follow(projection, journal)
         if not is_unchanged(snapshot_now, self._snapshot):
             # Another program's write, or a process that died between the two renames of a fold.
             return self._reload()
         if journal_now.st_size != journal.end:
-            self._read_on(fold, journal, cut=True)
+            self._read_on(projection, journal, cut=True)
         self._looked()
-        return fold
+        return projection
 
     def _looked(self) -> None:
         self._generation = self.record_lock.length()
         self._look_at = monotonic() + _LOOK_EVERY
 
-    def _reload(self) -> Fold:
+    def _reload(self) -> Projection:
         self._refuse_removed()
-        fold = self._load()
-        if fold is None:
+        projection = self._load()
+        if projection is None:
             raise self._gone()
-        return fold
+        return projection
 
     def _refuse_removed(self) -> None:
         """The lock keeps others out of the record only as long as it has its name."""
@@ -327,84 +329,86 @@ class FileLog:
         with self._sync.swapping(seq):
             old, self._journal = self._journal, journal
             self._snapshot = snapshot
-            self._fold_at = max(_FOLD_AT_BYTES, int(_FOLD_AT_RATIO * (snapshot.st_size if snapshot else 0)))
+            self._checkpoint_at = max(
+                _CHECKPOINT_AT_BYTES, int(_CHECKPOINT_AT_RATIO * (snapshot.st_size if snapshot else 0))
+            )
             self._sync.written = seq
         if old is not None and old.fd != journal.fd:
             self._fs.close(old.fd)
         self._looked()
 
-    def _follow(self, fold: Fold, journal: _Journal) -> Fold:
+    def _follow(self, projection: Projection, journal: _Journal) -> Projection:
         """Go over to the journal that another process has put in the old one's place."""
         self._refuse_removed()
-        self._read_on(fold, journal, cut=False)
+        self._read_on(projection, journal, cut=False)
         fd = self._open_journal()
         if fd is None:
             return self._reload()
         try:
             header = parse_header(read_all(self._fs, fd), self._paths.journal)
             snapshot = self._fs.identify_path(self._paths.snapshot)
-            if header.base != fold.seq or not self._is_snapshot_of(header):
+            if header.base != projection.seq or not self._is_snapshot_of(header):
                 return self._reload()
             sync_folder(self._fs, self._paths.folder)  # who renamed it may have been killed before it could
             new = _Journal(fd, self._fs.identify(fd), header, header.size)
             fd = None
-            self._swap(new, fold.seq, snapshot)
+            self._swap(new, projection.seq, snapshot)
         finally:
             if fd is not None:
                 self._fs.close(fd)
-        return self.catch_up(fold)
+        return self.catch_up(projection)
 
-    def _read_on(self, fold: Fold, journal: _Journal, *, cut: bool) -> None:
+    def _read_on(self, projection: Projection, journal: _Journal, *, cut: bool) -> None:
         data = read_all(self._fs, journal.fd, journal.end)
-        found = scan(data, journal.header, journal.end, fold.seq + 1, self._sync.synced, self._paths.journal)
+        found = scan(data, journal.header, journal.end, projection.seq + 1, self._sync.synced, self._paths.journal)
         if cut and found.end < journal.end + len(data):
-            self._keep_aside(found.end, data[found.end - journal.end :])
+            self._quarantine(found.end, data[found.end - journal.end :])
             self._fs.truncate(journal.fd, found.end)
-        fold_lines(fold, found.lines, self._paths.journal)
+        replay(projection, found.lines, self._paths.journal)
         journal.end = found.end
-        self._sync.written = fold.seq
+        self._sync.written = projection.seq
         self._sync.raise_to(found.mark)
 
-    def _fold_last(self, fold: Fold) -> None:
-        if fold.seq > self._base():
+    def _checkpoint_last(self, projection: Projection) -> None:
+        if projection.seq > self._base():
             self._refuse_foreign_snapshot()
-            self._rotate(fold)
+            self._rotate(projection)
         self._sweep_mutexes()
 
-    def _fold_early(self, fold: Fold, journal: _Journal) -> None:
+    def _checkpoint_early(self, projection: Projection, journal: _Journal) -> None:
         """Fold in the midst of the work, if that is worth it and can be done: what was appended is safe either way."""
         try:
             self._refuse_foreign_snapshot()
-            snapshot = snapshot_from_fold(fold)
-            if len(snapshot) * _FOLD_AT_RATIO <= journal.end:
-                self._rotate(fold, snapshot)
+            snapshot = snapshot_from_projection(projection)
+            if len(snapshot) * _CHECKPOINT_AT_RATIO <= journal.end:
+                self._rotate(projection, snapshot)
                 return
         except SyncError:
             raise
         except (OSError, RecordConflictError) as error:
             _log.warning("%s: the journal is not folded yet: %s", self.path, error)
-        self._fold_at = 2 * journal.end  # not twice what it was: others may have made the journal far longer
+        self._checkpoint_at = 2 * journal.end  # not twice what it was: others may have made the journal far longer
 
-    def _rotate(self, fold: Fold, snapshot: bytes | None = None) -> _Journal:
+    def _rotate(self, projection: Projection, snapshot: bytes | None = None) -> _Journal:
         """A fresh pair from *fold*: the snapshot first, then a journal that goes on from it."""
         if snapshot is None:
-            snapshot = snapshot_from_fold(fold)
+            snapshot = snapshot_from_projection(projection)
         self.record_lock.grow()  # before anything is renamed: whoever is killed in between has told the others
-        fd = write_aside(self._fs, self._paths.snapshot, snapshot)
+        fd = atomic_write(self._fs, self._paths.snapshot, snapshot)
         self._snapshot = None  # until the journal that goes with it is there
         try:
             written = self._fs.identify(fd)
         finally:
             self._fs.close(fd)
-        data = frame_header(fold.workflow_id, fold.seq, digest(snapshot))
-        fd = write_aside(self._fs, self._paths.journal, data)
+        data = encode_header(projection.workflow_id, projection.seq, digest(snapshot))
+        fd = atomic_write(self._fs, self._paths.journal, data)
         header = parse_header(data, self._paths.journal)
         try:
             journal = _Journal(fd, self._fs.identify(fd), header, header.size)
         except BaseException:
             self._fs.close(fd)
             raise
-        self._swap(journal, fold.seq, written)
+        self._swap(journal, projection.seq, written)
         return journal
 
     def _refuse_foreign_snapshot(self) -> None:
@@ -417,10 +421,10 @@ class FileLog:
         data = read_file(self._fs, self._paths.snapshot)
         return data is not None and digest(data) == header.snapshot
 
-    def _keep_aside(self, offset: int, tail: bytes) -> None:
+    def _quarantine(self, offset: int, tail: bytes) -> None:
         paths = (self._paths.torn(offset, number) for number in count(1))
         path = next(path for path in paths if not exists(self._fs, path))
-        self._fs.close(write_aside(self._fs, path, tail))
+        self._fs.close(atomic_write(self._fs, path, tail))
         _log.warning("%s: %d bytes behind byte %d were torn by a crash; kept in %s", self.path, len(tail), offset, path)
 
     def _sweep_mutexes(self) -> None:

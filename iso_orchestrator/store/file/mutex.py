@@ -10,8 +10,9 @@ from typing import TypeAlias
 
 from iso_orchestrator.checks import mutex_file_name
 from iso_orchestrator.store.file.files import Paths, join, store_error
+from iso_orchestrator.store.file.liveness import OWNER_SIZE, owner_json, read_owner
 from iso_orchestrator.store.protocol import OwnerInfo
-from iso_orchestrator.system.file_lock import OWNER_SIZE, FileLock, owner_json, read_owner
+from iso_orchestrator.system.file_lock import FileLock
 from iso_orchestrator.system.filesystem import FileSystem
 
 __all__ = ["FileMutex", "MutexFiles"]
@@ -51,7 +52,7 @@ class FileMutex:
             self.close()
             raise
 
-    def let_go(self) -> None:
+    def dispose(self) -> None:
         """Be done with it. Not before: while it is in use nobody else may have it, and close it."""
         if self._keep is None:
             self.close()

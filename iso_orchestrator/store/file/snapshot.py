@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import attrs
 
-from iso_orchestrator.codec import fold_from_snapshot, is_as_written
+from iso_orchestrator.codec import is_as_written, projection_from_snapshot
 from iso_orchestrator.errors import CorruptRecordError, RecordConflictError
-from iso_orchestrator.record.projection import Fold
+from iso_orchestrator.record.projection import Projection
 from iso_orchestrator.store.file.collector import collector_paused
 from iso_orchestrator.store.file.files import Paths, read_all, read_file
 from iso_orchestrator.store.file.journal import Header, Line, Scan, parse_header, scan
 from iso_orchestrator.system.filesystem import FileSystem
 
-__all__ = ["Pair", "digest", "fold_lines", "read_once", "read_pair"]
+__all__ = ["SnapshotAndJournal", "digest", "read_files", "read_once", "replay"]
 
 
 @attrs.frozen(eq=False, repr=False)
-class Pair:
+class SnapshotAndJournal:
     """A workflow's two files, read.
 
     Attributes:
@@ -28,7 +28,7 @@ class Pair:
         blank: The snapshot is an empty file that goes with no journal.
     """
 
-    fold: Fold | None
+    projection: Projection | None
     header: Header | None = None
     lines: int = 0
     end: int = 0
@@ -36,7 +36,7 @@ class Pair:
     blank: bool = False
 
 
-def read_pair(fs: FileSystem, paths: Paths, journal_fd: int | None) -> Pair:
+def read_files(fs: FileSystem, paths: Paths, journal_fd: int | None) -> SnapshotAndJournal:
     """Read the files of a workflow, its journal from the open *journal_fd*.
 
     Raises:
@@ -48,28 +48,28 @@ def read_pair(fs: FileSystem, paths: Paths, journal_fd: int | None) -> Pair:
         return _read_pair(fs, paths, journal_fd)
 
 
-def _read_pair(fs: FileSystem, paths: Paths, journal_fd: int | None) -> Pair:
+def _read_pair(fs: FileSystem, paths: Paths, journal_fd: int | None) -> SnapshotAndJournal:
     journal = b"" if journal_fd is None else read_all(fs, journal_fd)
     # The journal first: the snapshot can then be newer, which is well, but never older.
     snapshot = read_file(fs, paths.snapshot)
     if journal_fd is None:
         if snapshot is None or not snapshot.strip(b"\0 \t\r\n"):
-            return Pair(None, tail=snapshot or b"", blank=snapshot is not None)
-        return Pair(_fold(snapshot, paths))
+            return SnapshotAndJournal(None, tail=snapshot or b"", blank=snapshot is not None)
+        return SnapshotAndJournal(_projection(snapshot, paths))
     header = parse_header(journal, paths.journal)
     found = scan(journal[header.size :], header, header.size, header.base + 1, header.base, paths.journal)
     if snapshot is not None and digest(snapshot) == header.snapshot:
-        fold = _fold(snapshot, paths)
-        if fold.seq != header.base:
+        projection = _projection(snapshot, paths)
+        if projection.seq != header.base:
             raise CorruptRecordError(
-                paths.journal, 0, f"it goes on from fact {header.base}, its snapshot ends with {fold.seq}"
+                paths.journal, 0, f"it goes on from fact {header.base}, its snapshot ends with {projection.seq}"
             )
-        fold_lines(fold, found.lines, paths.journal)
-        return Pair(fold, header, len(found.lines), found.end, journal[found.end :])
-    return Pair(_newer_snapshot(snapshot, header, found, paths))
+        replay(projection, found.lines, paths.journal)
+        return SnapshotAndJournal(projection, header, len(found.lines), found.end, journal[found.end :])
+    return SnapshotAndJournal(_newer_snapshot(snapshot, header, found, paths))
 
 
-def read_once(fs: FileSystem, paths: Paths) -> Pair:
+def read_once(fs: FileSystem, paths: Paths) -> SnapshotAndJournal:
     """What a reader makes of the pair now.
 
     Raises:
@@ -79,9 +79,9 @@ def read_once(fs: FileSystem, paths: Paths) -> Pair:
     try:
         fd = fs.open_read(paths.journal)
     except FileNotFoundError:
-        return read_pair(fs, paths, None)
+        return read_files(fs, paths, None)
     try:
-        return read_pair(fs, paths, fd)
+        return read_files(fs, paths, fd)
     finally:
         fs.close(fd)
 
@@ -93,28 +93,28 @@ def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def fold_lines(fold: Fold, lines: list[Line], path: str) -> None:
+def replay(projection: Projection, lines: list[Line], path: str) -> None:
     """Take *lines* in, which go on from *fold*."""
     for line in lines:
         try:
-            fold.apply(line.fact)
+            projection.apply(line.fact)
         except LookupError as error:
             raise CorruptRecordError(path, 0, f"fact {line.seq} speaks of {error}, which is not there") from error
 
 
-def _newer_snapshot(snapshot: bytes | None, header: Header, found: Scan, paths: Paths) -> Fold:
+def _newer_snapshot(snapshot: bytes | None, header: Header, found: Scan, paths: Paths) -> Projection:
     """The fold of a snapshot that is not the journal's own, where that is well."""
     if snapshot is None:
         raise RecordConflictError(paths.snapshot, paths.journal)
-    fold = _fold(snapshot, paths)
-    if found.lines and (fold.seq < header.base + len(found.lines) or not is_as_written(snapshot)):
+    projection = _projection(snapshot, paths)
+    if found.lines and (projection.seq < header.base + len(found.lines) or not is_as_written(snapshot)):
         raise RecordConflictError(paths.snapshot, paths.journal)
-    return fold
+    return projection
 
 
-def _fold(snapshot: bytes, paths: Paths) -> Fold:
+def _projection(snapshot: bytes, paths: Paths) -> Projection:
     try:
-        return fold_from_snapshot(snapshot, paths.snapshot)
+        return projection_from_snapshot(snapshot, paths.snapshot)
     except (ValueError, RecursionError) as error:
         offset = getattr(error, "pos", 0)
         raise CorruptRecordError(paths.snapshot, offset, f"it is no workflow record: {error}") from error

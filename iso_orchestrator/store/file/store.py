@@ -16,7 +16,7 @@ from iso_orchestrator.errors import (
     StoreError,
     WorkflowBusyError,
 )
-from iso_orchestrator.record.projection import Fold
+from iso_orchestrator.record.projection import Projection
 from iso_orchestrator.store.file.files import (
     Paths,
     exists,
@@ -28,11 +28,11 @@ from iso_orchestrator.store.file.files import (
     store_error,
     write_all,
 )
-from iso_orchestrator.store.file.liveness import RunFiles
-from iso_orchestrator.store.file.log import FileLog
+from iso_orchestrator.store.file.liveness import LivenessFiles
+from iso_orchestrator.store.file.log import FileWorkflowLog
 from iso_orchestrator.store.file.network import network_type
 from iso_orchestrator.store.file.snapshot import read_once
-from iso_orchestrator.store.protocol import Log
+from iso_orchestrator.store.protocol import WorkflowLog
 from iso_orchestrator.system.clock import sleep
 from iso_orchestrator.system.file_lock import FileLock
 from iso_orchestrator.system.filesystem import FileSystem
@@ -62,27 +62,27 @@ class FileStore:
         self.identity = ("file", os.path.realpath(self.root))
         self._fs = fs or FileSystem()
 
-    def open(self, workflow_id: str, new: Callable[[], Fold]) -> tuple[Log, Fold]:
+    def open(self, workflow_id: str, new: Callable[[], Projection]) -> tuple[WorkflowLog, Projection]:
         """Take hold of a workflow."""
         return self._typed(lambda: self._open(workflow_id, new))
 
-    def read(self, workflow_id: str) -> Fold | None:
+    def read(self, workflow_id: str) -> Projection | None:
         """Look at a workflow."""
         return self._typed(lambda: self._read(workflow_id))
 
-    def list(self) -> Iterator[Fold | StoreError]:
+    def list(self) -> Iterator[Projection | StoreError]:
         """Look at all workflows."""
         folder = Paths(self.root, "").folder
         names = self._typed(lambda: self._fs.list_folder(folder))
         found = {name.rpartition(".")[0] for name in names if name.endswith((".json", ".journal"))}
         for name in sorted(found):
             try:
-                fold = self._typed(lambda name=name: self._look(Paths(self.root, name)))  # type: ignore[misc]
+                projection = self._typed(lambda name=name: self._look(Paths(self.root, name)))  # type: ignore[misc]
             except StoreError as error:
                 yield error
             else:
-                if fold is not None:
-                    yield fold
+                if projection is not None:
+                    yield projection
 
     def place(self) -> str:
         """As `Log.place`."""
@@ -91,7 +91,7 @@ class FileStore:
     def is_alive(self, workflow_id: str, owner: str) -> bool:
         """Whether the process that has the hold *owner* on a workflow still has it."""
         name = os.path.basename(self.path_of(workflow_id)).removesuffix(".json")
-        return self._typed(lambda: RunFiles(self._fs, Paths(self.root, name).runs).is_alive(owner))
+        return self._typed(lambda: LivenessFiles(self._fs, Paths(self.root, name).runs).is_alive(owner))
 
     def delete(self, workflow_id: str) -> bool:
         """Remove a workflow."""
@@ -103,21 +103,21 @@ class FileStore:
         is_full = self._typed(lambda: exists(self._fs, full.snapshot, full.journal))
         return (full if is_full else short).snapshot
 
-    def _open(self, workflow_id: str, new: Callable[[], Fold]) -> tuple[Log, Fold]:
+    def _open(self, workflow_id: str, new: Callable[[], Projection]) -> tuple[WorkflowLog, Projection]:
         self._make_root()
         full, short = Paths.candidates(self.root, workflow_id)
         first = [full] if exists(self._fs, full.snapshot, full.journal) else [short, full]
         for paths in first:
-            log = FileLog(self._fs, paths, FileLock(self._fs, paths.record_lock))
+            log = FileWorkflowLog(self._fs, paths, FileLock(self._fs, paths.record_lock))
             try:
                 lock_record(self._fs, log.record_lock, paths)
-                fold = log.enter(new, lambda fold: fold.workflow_id == workflow_id)
+                projection = log.enter(new, lambda projection: projection.workflow_id == workflow_id)
                 log.unlock()
             except BaseException:
                 log.close()
                 raise
-            if fold is not None:
-                return log, fold
+            if projection is not None:
+                return log, projection
         raise StoreError(f"both names of workflow {workflow_id!r} are taken by other ids; use another root")
 
     def _make_root(self) -> None:
@@ -156,18 +156,18 @@ class FileStore:
         finally:
             self._fs.close(fd)
 
-    def _read(self, workflow_id: str) -> Fold | None:
+    def _read(self, workflow_id: str) -> Projection | None:
         for paths in Paths.candidates(self.root, workflow_id):
-            fold = self._look(paths)
-            if fold is not None and fold.workflow_id == workflow_id:
-                return fold
+            projection = self._look(paths)
+            if projection is not None and projection.workflow_id == workflow_id:
+                return projection
         return None
 
-    def _look(self, paths: Paths) -> Fold | None:
+    def _look(self, paths: Paths) -> Projection | None:
         """Read without a lock: a fold that goes on meanwhile can make the two files seem not to fit."""
         for tries_left in reversed(range(_READ_TRIES)):
             try:
-                return read_once(self._fs, paths).fold
+                return read_once(self._fs, paths).projection
             except (RecordConflictError, CorruptRecordError):
                 if not tries_left:
                     raise
@@ -184,10 +184,10 @@ class FileStore:
         if not exists(self._fs, paths.snapshot, paths.journal):
             return False
         try:
-            fold = self._look(paths)
+            projection = self._look(paths)
         except StoreError:
             return True  # a damaged record is what people most want to delete
-        return fold is None or fold.workflow_id == workflow_id
+        return projection is None or projection.workflow_id == workflow_id
 
     def _remove(self, paths: Paths, workflow_id: str) -> bool:
         lock = FileLock(self._fs, paths.record_lock)
@@ -196,12 +196,12 @@ class FileStore:
             if not self._is_of(paths, workflow_id):  # somebody else was first
                 self._remove_locks(paths)
                 return False
-            runs = RunFiles(self._fs, paths.runs)
+            runs = LivenessFiles(self._fs, paths.runs)
             if (owner := runs.sweep()) is not None:
                 info = runs.info(owner)
                 raise WorkflowBusyError(workflow_id, info.pid, info.host, info.since)
             # The journal first: without its snapshot it would be a conflict, and the snapshot alone is a record.
-            self._fold_before_removal(paths, lock)
+            self._checkpoint_before_removal(paths, lock)
             remove(self._fs, paths.journal)
             self._fs.sync_folder(paths.folder)
             remove(self._fs, paths.snapshot)
@@ -215,16 +215,16 @@ class FileStore:
         finally:
             lock.close()
 
-    def _fold_before_removal(self, paths: Paths, lock: FileLock) -> None:
+    def _checkpoint_before_removal(self, paths: Paths, lock: FileLock) -> None:
         """Have everything in the snapshot: what a crash leaves of a removal must be the whole record or none."""
         try:
             pair = read_once(self._fs, paths)
         except StoreError:
             return  # it is damaged as it is
-        if pair.fold is None or not pair.lines:
+        if pair.projection is None or not pair.lines:
             return
         try:
-            FileLog(self._fs, paths, lock).restore(pair.fold)
+            FileWorkflowLog(self._fs, paths, lock).restore(pair.projection)
         except StoreError as error:
             if getattr(error.__cause__, "errno", None) not in (errno.ENOSPC, errno.EDQUOT):
                 raise  # a full disk is why people delete

@@ -8,8 +8,7 @@ from itertools import chain
 import attrs
 
 from iso_orchestrator.errors import CommandLeftoverError
-from iso_orchestrator.runtime.liveness import Pause
-from iso_orchestrator.system.clock import monotonic
+from iso_orchestrator.system.clock import Backoff, monotonic
 from iso_orchestrator.system.processes.table import Process
 from iso_orchestrator.system.processes.tree import is_alive, living_tree, marked, process_table
 
@@ -64,14 +63,14 @@ class _Ending:
             if self._is_time_to_kill():
                 self._kill(living)
             else:
-                self._ask(living)
+                self._request_key(living)
             self.asked |= living
         return len(self.asked)
 
     def _is_time_to_kill(self) -> bool:
         return self.killing_since is not None or monotonic() >= self.kill_at or self.is_urgent()
 
-    def _ask(self, living: set[Process]) -> None:
+    def _request_key(self, living: set[Process]) -> None:
         for process in _parents_first(living - self.asked):
             process_table().terminate(process)
         _rest(living, self.kill_at, self.is_urgent)
@@ -95,6 +94,6 @@ def _parents_first(processes: Collection[Process]) -> list[Process]:
 def _rest(processes: Collection[Process], until: float, is_urgent: Callable[[], bool]) -> None:
     """Wait until all of them have ended, or it is time to look for others."""
     until = min(until, monotonic() + _LOOK_AGAIN)
-    pause = Pause()
+    pause = Backoff()
     while monotonic() < until and not is_urgent() and any(is_alive(process) for process in processes):
         pause.rest()

@@ -9,7 +9,7 @@ import threading
 from typing import Protocol, TypeAlias
 
 from iso_orchestrator.errors import WorkflowUsageError
-from iso_orchestrator.system.interrupts import Latch, start
+from iso_orchestrator.system.interrupts import OneShotEvent, start
 
 __all__ = ["ChildProcess", "Exit", "ExitByDescriptor", "ExitByThread", "exit_code", "exit_of"]
 
@@ -58,7 +58,7 @@ class ExitByThread:
 
     def __init__(self, process: ChildProcess) -> None:
         self._process = process
-        self._ended = Latch()
+        self._ended = OneShotEvent()
         start(threading.Thread(target=self._await, name="iso-orchestrator command", daemon=True).start)
 
     def wait(self, timeout: float) -> bool:

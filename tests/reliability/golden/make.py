@@ -22,8 +22,8 @@ from iso_orchestrator.checks import record_names
 from iso_orchestrator.codec import record_to_json
 from iso_orchestrator.record import facts as f
 from iso_orchestrator.record.model import ErrorInfo, WorkflowStatus
-from iso_orchestrator.record.projection import Fold
-from iso_orchestrator.store import Log
+from iso_orchestrator.record.projection import Projection
+from iso_orchestrator.store import WorkflowLog
 
 ID = "Golden, № 1/a"
 NAME = record_names(ID).short
@@ -99,18 +99,18 @@ BEGUN_FACTS: list[f.Fact] = [
 
 def _pair(root: str, facts: list[f.Fact], *, close: bool = False) -> dict[str, bytes]:
     """Snapshot and journal after *facts*, of a process that is there or has left."""
-    log, fold = FileStore(root).open(ID, lambda: Fold.new(ID, at(0), {"n": 0}))
+    log, projection = FileStore(root).open(ID, lambda: Projection.new(ID, at(0), {"n": 0}))
     for fact in facts:
-        _put(log, fold, fact)
-        log.sync(fold.seq)
+        _put(log, projection, fact)
+        log.sync(projection.seq)
     files = _files(root)
-    log.leave(fold)
+    log.leave(projection)
     return _files(root) if close else files
 
 
-def _put(log: Log, fold: Fold, fact: f.Fact) -> None:
+def _put(log: WorkflowLog, projection: Projection, fact: f.Fact) -> None:
     log.lock()
-    log.append(log.catch_up(fold), [fact])
+    log.append(log.catch_up(projection), [fact])
     log.unlock()
 
 
@@ -218,20 +218,20 @@ CASES: dict[str, Callable[[str], dict[str, bytes]]] = {
 def read(root: str, workflow_id: str) -> dict[str, Any]:
     """What is read, as it is written down: the record with the npm package's keys, and the leases' tokens."""
     try:
-        fold = FileStore(root).read(workflow_id)
+        projection = FileStore(root).read(workflow_id)
     except StoreError as error:
         offset = {"offset": error.offset} if isinstance(error, CorruptRecordError) else {}
         return {"error": type(error).__name__, **offset}
-    assert fold is not None
-    record = fold.record()
+    assert projection is not None
+    record = projection.record()
     found = {"record": record_to_json(record), "tokens": {key: lease.token for key, lease in record.leases.items()}}
-    limits = {key: until.isoformat() for key, until in fold.limits.items()}
-    limits |= {step: limit.until.isoformat() for step, limit in fold.step_limits.items()}
-    found |= {"limits": limits, "commandSeed": fold.command_seed} if limits else {}
+    limits = {key: until.isoformat() for key, until in projection.limits.items()}
+    limits |= {step: limit.until.isoformat() for step, limit in projection.step_limits.items()}
+    found |= {"limits": limits, "commandSeed": projection.command_seed} if limits else {}
     # Not what the facts of a limit make of it, which older files were written down without.
-    waits = {step: wait.until.isoformat() for step, wait in fold.waits.items() if step not in fold.steps}
+    waits = {step: wait.until.isoformat() for step, wait in projection.waits.items() if step not in projection.steps}
     found |= {"waits": waits} if waits else {}
-    logs = {step: command.log for step, command in fold.commands.items()}
+    logs = {step: command.log for step, command in projection.commands.items()}
     return {**found, "logs": logs} if logs else found
 
 

@@ -11,7 +11,7 @@ from iso_orchestrator.errors import CorruptRecordError, RecordConflictError, Sto
 from iso_orchestrator.store.file.files import Paths, exists, read_all, read_file, store_error
 from iso_orchestrator.store.file.journal import parse_header, scan
 from iso_orchestrator.store.file.repair.verdict import FileCheck, Verdict, by_error, judge, unless_linked
-from iso_orchestrator.store.file.snapshot import Pair, digest, read_once, read_pair
+from iso_orchestrator.store.file.snapshot import SnapshotAndJournal, digest, read_files, read_once
 from iso_orchestrator.system.clock import sleep
 from iso_orchestrator.system.filesystem import FileSystem
 
@@ -26,10 +26,14 @@ T = TypeVar("T")
 def check_pair(fs: FileSystem, paths: Paths) -> tuple[str | None, int | None, list[FileCheck]]:
     """A workflow's id and the number of its facts, where they can be read, and how its files are."""
     found = _look(fs, paths)
-    if not isinstance(found, Pair):
+    if not isinstance(found, SnapshotAndJournal):
         return next(iter(_ids_in(fs, paths)), None), None, _unreadable(fs, paths, found)
     files = _readable(fs, paths, found)
-    return (found.fold.workflow_id, found.fold.seq, files) if found.fold is not None else (None, None, files)
+    return (
+        (found.projection.workflow_id, found.projection.seq, files)
+        if found.projection is not None
+        else (None, None, files)
+    )
 
 
 def paths_of(fs: FileSystem, root: str, workflow_id: str) -> Paths | None:
@@ -42,12 +46,12 @@ def paths_of(fs: FileSystem, root: str, workflow_id: str) -> Paths | None:
     return None
 
 
-def _look(fs: FileSystem, paths: Paths) -> Pair | StoreError:
+def _look(fs: FileSystem, paths: Paths) -> SnapshotAndJournal | StoreError:
     """As a reader does: a writer at work can make the files seem torn, or not to fit."""
     tries_left = _TRIES
     while True:
         tries_left -= 1
-        found: Pair | StoreError
+        found: SnapshotAndJournal | StoreError
         try:
             found = read_once(fs, paths)
             if not found.tail:
@@ -63,15 +67,15 @@ def _look(fs: FileSystem, paths: Paths) -> Pair | StoreError:
         sleep(_PAUSE)
 
 
-def _readable(fs: FileSystem, paths: Paths, pair: Pair) -> list[FileCheck]:
+def _readable(fs: FileSystem, paths: Paths, pair: SnapshotAndJournal) -> list[FileCheck]:
     files = []
     if pair.blank:
         says = "it is empty, and no journal goes with it: nothing is there; the next opening begins anew"
         files.append(FileCheck(paths.snapshot, Verdict.TORN, says, 0))
-    elif pair.fold is not None:
-        files.append(FileCheck(paths.snapshot, Verdict.SOUND, f"{sum(pair.fold.summary().steps.values())} steps"))
+    elif pair.projection is not None:
+        files.append(FileCheck(paths.snapshot, Verdict.SOUND, f"{sum(pair.projection.summary().steps.values())} steps"))
     if pair.header is None:
-        if pair.fold is not None and _is_there(fs, paths.journal):
+        if pair.projection is not None and _is_there(fs, paths.journal):
             says = "the snapshot has all of it, or was written by another program since: the journal is done with"
             files.append(FileCheck(paths.journal, Verdict.SOUND, says))
     elif pair.tail:
@@ -105,8 +109,8 @@ def _unreadable(fs: FileSystem, paths: Paths, error: StoreError) -> list[FileChe
 def _snapshot_alone(fs: FileSystem, paths: Paths) -> str:
     if not _is_there(fs, paths.snapshot):
         return "there is none"
-    fold = read_pair(fs, paths, None).fold
-    if fold is None:
+    projection = read_files(fs, paths, None).projection
+    if projection is None:
         raise CorruptRecordError(paths.snapshot, 0, "it is empty, and a journal goes with it")
     return "a record by itself"
 
@@ -131,8 +135,8 @@ def _ids_in(fs: FileSystem, paths: Paths) -> list[str]:
     """The ids that the files say, as far as they can be read; the snapshot's first."""
 
     def by_snapshot() -> str | None:
-        fold = read_pair(fs, paths, None).fold
-        return fold.workflow_id if fold is not None else None
+        projection = read_files(fs, paths, None).projection
+        return projection.workflow_id if projection is not None else None
 
     def by_journal() -> str | None:
         data = read_file(fs, paths.journal)

@@ -8,10 +8,10 @@ from typing import Any, Literal, TypeAlias
 
 import attrs
 
-from iso_orchestrator.codec import decode, fact_to_json, fold_from_snapshot, snapshot_from_fold
+from iso_orchestrator.codec import decode, fact_to_json, projection_from_snapshot, snapshot_from_projection
 from iso_orchestrator.record import facts as f
 from iso_orchestrator.record.model import Json
-from iso_orchestrator.record.projection import Fold
+from iso_orchestrator.record.projection import Projection
 from iso_orchestrator.store.file.journal import Line
 from iso_orchestrator.store.file.repair.salvage import edited, take_in
 
@@ -51,7 +51,7 @@ class Merged:
         left: Lines that speak of what is not in the snapshot.
     """
 
-    fold: Fold | None
+    projection: Projection | None
     differences: list[Difference]
     left: list[Line]
 
@@ -72,10 +72,10 @@ def merge(snapshot: bytes, lines: Sequence[Line], seq: int, path: str, prefer: S
         prefer: Whose steps and state are taken where both changed them.
     """
     theirs: dict[str, Any] = decode(snapshot)
-    fold = fold_from_snapshot(snapshot, path)
-    left = take_in(fold, lines, path)
-    _end_runs(fold, lines[-1].fact.at)
-    ours: dict[str, Any] = decode(snapshot_from_fold(fold))
+    projection = projection_from_snapshot(snapshot, path)
+    left = take_in(projection, lines, path)
+    _end_runs(projection, lines[-1].fact.at)
+    ours: dict[str, Any] = decode(snapshot_from_projection(projection))
     began = lines[0].fact.at
     found = [
         *_steps(ours, theirs, lines, began, prefer),
@@ -94,13 +94,13 @@ def merge(snapshot: bytes, lines: Sequence[Line], seq: int, path: str, prefer: S
         document["updatedAt"] = max(document["updatedAt"], theirs["updatedAt"], key=_time)
         document[_OURS]["seq"] = max(document[_OURS]["seq"], seq)  # else the old journal would be a conflict again
 
-    return Merged(edited(fold, path, edit), found, left)
+    return Merged(edited(projection, path, edit), found, left)
 
 
-def _end_runs(fold: Fold, at: datetime) -> None:
+def _end_runs(projection: Projection, at: datetime) -> None:
     """Nobody uses the workflow: what has not ended has died, and before the other program took over."""
-    for run in list(fold.runs):
-        fold.apply(f.RunDied(at, run))
+    for run in list(projection.runs):
+        projection.apply(f.RunDied(at, run))
 
 
 def _steps(

@@ -9,7 +9,7 @@ import attrs
 
 from iso_orchestrator.errors import CorruptRecordError, RecordConflictError, StoreError
 from iso_orchestrator.record import facts as f
-from iso_orchestrator.record.projection import Fold
+from iso_orchestrator.record.projection import Projection
 from iso_orchestrator.store.file.files import Paths
 from iso_orchestrator.store.file.journal import Line
 from iso_orchestrator.store.file.repair.merge import Difference, Side, merge
@@ -73,7 +73,7 @@ class UndecidedError(StoreError):
 class Plan:
     """A record to be written, and what there is to say of it."""
 
-    fold: Fold
+    projection: Projection
     report: Repaired
 
 
@@ -107,23 +107,23 @@ def plan_of(snapshot: bytes | None, journal: bytes | None, paths: Paths, workflo
     if sound is not None and found.workflow_id != sound.header.workflow_id:
         raise RecordConflictError(paths.snapshot, paths.journal)  # two workflows: no merge makes one of them
     try:
-        fold, count = sound_prefix(snapshot, sound, paths)
+        projection, count = sound_prefix(snapshot, sound, paths)
     except RecordConflictError:
         assert sound is not None
         if not choices.merge_snapshot:
             raise
         return _merged(snapshot, sound, paths, workflow_id, choices.prefer)
     if sound is None:
-        return Plan(fold, Repaired("repaired", fold.seq))
-    return Plan(*_lose("repaired", fold, sound, sound.lines[count:], paths))
+        return Plan(projection, Repaired("repaired", projection.seq))
+    return Plan(*_lose("repaired", projection, sound, sound.lines[count:], paths))
 
 
 def _merged(snapshot: bytes, sound: Sound, paths: Paths, workflow_id: str, prefer: Side | None) -> Plan:
     merged = merge(snapshot, sound.lines, sound.seq, paths.snapshot, prefer)
-    if merged.fold is None:
+    if merged.projection is None:
         raise UndecidedError(workflow_id, merged.differences)
-    fold, report = _lose("merged", merged.fold, sound, [], paths)
-    return Plan(fold, attrs.evolve(report, differences=merged.differences, left=_left(merged.left)))
+    projection, report = _lose("merged", merged.projection, sound, [], paths)
+    return Plan(projection, attrs.evolve(report, differences=merged.differences, left=_left(merged.left)))
 
 
 def _without_snapshot(sound: Sound | None, paths: Paths, workflow_id: str, *, allowed: bool) -> Plan:
@@ -132,28 +132,32 @@ def _without_snapshot(sound: Sound | None, paths: Paths, workflow_id: str, *, al
     if not allowed:
         kept = f"facts {sound.header.base + 1} to {sound.seq} in the journal are sound: --without-snapshot takes them"
         raise CorruptRecordError(paths.snapshot, 0, "the snapshot is damaged or missing", kept)
-    fold = Fold.new(workflow_id, sound.lines[0].fact.at, {})
+    projection = Projection.new(workflow_id, sound.lines[0].fact.at, {})
 
     def go_on(document: dict[str, Any]) -> None:
         document["isoOrchestrator"]["seq"] = sound.header.base
 
-    fold = edited(fold, paths.snapshot, go_on)
-    left = take_in(fold, sound.lines, paths.journal)
-    fold, report = _lose("rebuilt", fold, sound, [], paths)
+    projection = edited(projection, paths.snapshot, go_on)
+    left = take_in(projection, sound.lines, paths.journal)
+    projection, report = _lose("rebuilt", projection, sound, [], paths)
     before = [(1, sound.header.base)] if sound.header.base else []
-    return Plan(fold, attrs.evolve(report, left=_left(left), lost=before + report.lost))
+    return Plan(projection, attrs.evolve(report, left=_left(left), lost=before + report.lost))
 
 
-def _lose(deed: Deed, fold: Fold, sound: Sound, unfolded: Sequence[Line], paths: Paths) -> tuple[Fold, Repaired]:
+def _lose(
+    deed: Deed, projection: Projection, sound: Sound, unfolded: Sequence[Line], paths: Paths
+) -> tuple[Projection, Repaired]:
     """The record without the facts behind the first bad one, and what is known of them."""
     first = sound.seq - len(unfolded) + 1
     readable = [*unfolded, *sound.behind]
     if sound.lost < first:
-        return fold, Repaired(deed, fold.seq, unread=sound.unread)
+        return projection, Repaired(deed, projection.seq, unread=sound.unread)
     unreadable = sound.lost - first + 1 - len(readable)
-    fold = edited(fold, paths.snapshot, lambda document: keep_tokens(document, readable, max(0, unreadable)))
+    projection = edited(
+        projection, paths.snapshot, lambda document: keep_tokens(document, readable, max(0, unreadable))
+    )
     steps = [line.fact.step for line in readable if isinstance(line.fact, f.StepCompleted)]
-    return fold, Repaired(deed, fold.seq, lost=[(first, sound.lost)], unread=sound.unread, lost_steps=steps)
+    return projection, Repaired(deed, projection.seq, lost=[(first, sound.lost)], unread=sound.unread, lost_steps=steps)
 
 
 def _left(lines: Sequence[Line]) -> list[tuple[int, str]]:

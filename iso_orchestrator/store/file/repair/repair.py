@@ -16,9 +16,9 @@ from iso_orchestrator.errors import (
     WorkflowBusyError,
     WorkflowNotFoundError,
 )
-from iso_orchestrator.store.file.files import Paths, join, make_folders, read_file, store_error, write_aside
-from iso_orchestrator.store.file.liveness import RunFiles
-from iso_orchestrator.store.file.log import FileLog
+from iso_orchestrator.store.file.files import Paths, atomic_write, join, make_folders, read_file, store_error
+from iso_orchestrator.store.file.liveness import LivenessFiles
+from iso_orchestrator.store.file.log import FileWorkflowLog
 from iso_orchestrator.store.file.repair.check_pair import paths_of
 from iso_orchestrator.store.file.repair.plan import Choices, Repaired, plan_of
 from iso_orchestrator.store.file.snapshot import read_once
@@ -63,8 +63,8 @@ def repair(root: str, workflow_id: str, choices: Choices = _NOTHING_ASKED, *, fs
             snapshot, journal = read_file(fs, paths.snapshot), read_file(fs, paths.journal)
             plan = plan_of(snapshot, journal, paths, workflow_id, choices)
             kept = [_keep(fs, paths, path) for path in (paths.snapshot, paths.journal)]
-            FileLog(fs, paths, lock).restore(plan.fold)
-            RunFiles(fs, paths.runs).sweep()
+            FileWorkflowLog(fs, paths, lock).restore(plan.projection)
+            LivenessFiles(fs, paths.runs).sweep()
             return attrs.evolve(plan.report, kept=[path for path in kept if path is not None])
     except OSError as error:
         if isinstance(error, OrchestratorError):
@@ -84,7 +84,7 @@ def _locked(fs: FileSystem, paths: Paths) -> Iterator[FileLock]:
 
 
 def _refuse_in_use(fs: FileSystem, paths: Paths, workflow_id: str) -> None:
-    runs = RunFiles(fs, paths.runs)
+    runs = LivenessFiles(fs, paths.runs)
     if (owner := runs.survey().living) is not None:
         info = runs.info(owner)
         raise WorkflowBusyError(workflow_id, info.pid, info.host, info.since)
@@ -96,7 +96,7 @@ def _if_sound(fs: FileSystem, paths: Paths) -> Repaired | None:
         pair = read_once(fs, paths)
     except (CorruptRecordError, RecordConflictError):
         return None
-    return Repaired("nothing", pair.fold.seq if pair.fold is not None else 0)
+    return Repaired("nothing", pair.projection.seq if pair.projection is not None else 0)
 
 
 def _keep(fs: FileSystem, paths: Paths, path: str) -> str | None:
@@ -111,5 +111,5 @@ def _keep(fs: FileSystem, paths: Paths, path: str) -> str | None:
                 return join(paths.folder, name)
             numbers.append(int(match[1]))
     copy = f"{path}.kept-{max(numbers) + 1}"
-    fs.close(write_aside(fs, copy, data))
+    fs.close(atomic_write(fs, copy, data))
     return copy

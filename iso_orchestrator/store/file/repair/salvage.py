@@ -7,13 +7,13 @@ from typing import Any
 
 import attrs
 
-from iso_orchestrator.codec import decode, encode, fold_from_snapshot, is_as_written, snapshot_from_fold
+from iso_orchestrator.codec import decode, encode, is_as_written, projection_from_snapshot, snapshot_from_projection
 from iso_orchestrator.errors import CorruptRecordError, RecordConflictError
 from iso_orchestrator.record import facts as f
-from iso_orchestrator.record.projection import Fold
+from iso_orchestrator.record.projection import Projection
 from iso_orchestrator.store.file.files import Paths
-from iso_orchestrator.store.file.journal import Header, Line, frame_header, parse_header, scan
-from iso_orchestrator.store.file.snapshot import digest, fold_lines
+from iso_orchestrator.store.file.journal import Header, Line, encode_header, parse_header, scan
+from iso_orchestrator.store.file.snapshot import digest, replay
 
 __all__ = ["Sound", "edited", "goes_on_from", "keep_tokens", "read_journal", "read_snapshot", "sound_prefix", "take_in"]
 
@@ -44,7 +44,7 @@ class Sound:
         return self.header.base + len(self.lines)
 
 
-def read_snapshot(data: bytes | None, path: str) -> Fold | None:
+def read_snapshot(data: bytes | None, path: str) -> Projection | None:
     """The fold of a snapshot; None where it is missing or damaged.
 
     Raises:
@@ -53,7 +53,7 @@ def read_snapshot(data: bytes | None, path: str) -> Fold | None:
     if data is None:
         return None
     try:
-        return fold_from_snapshot(data, path)
+        return projection_from_snapshot(data, path)
     except (ValueError, RecursionError):
         return None
 
@@ -83,46 +83,46 @@ def goes_on_from(sound: Sound, snapshot: bytes) -> bool:
     return sound.header.snapshot == digest(snapshot)
 
 
-def sound_prefix(snapshot: bytes, sound: Sound | None, paths: Paths) -> tuple[Fold, int]:
+def sound_prefix(snapshot: bytes, sound: Sound | None, paths: Paths) -> tuple[Projection, int]:
     """The longest record that snapshot and journal prove, and how many of the journal's lines are in it.
 
     Raises:
         RecordConflictError: The snapshot is not the journal's.
     """
-    fold = fold_from_snapshot(snapshot, paths.snapshot)
+    projection = projection_from_snapshot(snapshot, paths.snapshot)
     if sound is None or not sound.lines:
-        return fold, 0
+        return projection, 0
     if not goes_on_from(sound, snapshot):
-        if fold.seq < sound.seq or not is_as_written(snapshot):
+        if projection.seq < sound.seq or not is_as_written(snapshot):
             raise RecordConflictError(paths.snapshot, paths.journal)
-        return fold, len(sound.lines)
+        return projection, len(sound.lines)
     for count, line in enumerate(sound.lines):
         try:
-            fold_lines(fold, [line], paths.journal)
+            replay(projection, [line], paths.journal)
         except CorruptRecordError:
             # A fact that cannot be folded may have changed half of what it speaks of.
-            fold = fold_from_snapshot(snapshot, paths.snapshot)
-            fold_lines(fold, sound.lines[:count], paths.journal)
-            return fold, count
-    return fold, len(sound.lines)
+            projection = projection_from_snapshot(snapshot, paths.snapshot)
+            replay(projection, sound.lines[:count], paths.journal)
+            return projection, count
+    return projection, len(sound.lines)
 
 
-def take_in(fold: Fold, lines: Sequence[Line], path: str) -> list[Line]:
+def take_in(projection: Projection, lines: Sequence[Line], path: str) -> list[Line]:
     """Fold *lines* into a record that they do not go on from; those that speak of what is not there."""
     left = []
     for line in lines:
         try:
-            fold_lines(fold, [line], path)
+            replay(projection, [line], path)
         except CorruptRecordError:
             left.append(line)
     return left
 
 
-def edited(fold: Fold, path: str, edit: Callable[[dict[str, Any]], None]) -> Fold:
+def edited(projection: Projection, path: str, edit: Callable[[dict[str, Any]], None]) -> Projection:
     """*fold* with its snapshot's JSON changed by *edit*."""
-    document = decode(snapshot_from_fold(fold))
+    document = decode(snapshot_from_projection(projection))
     edit(document)
-    return fold_from_snapshot(encode(document).encode("ascii"), path)
+    return projection_from_snapshot(encode(document).encode("ascii"), path)
 
 
 def keep_tokens(document: dict[str, Any], behind: Sequence[Line], unreadable: int) -> None:
@@ -139,11 +139,11 @@ def _header(data: bytes, snapshot: bytes | None, path: str) -> Header | None:
     try:
         return parse_header(data, path)
     except CorruptRecordError:
-        if snapshot is None or (fold := read_snapshot(snapshot, path)) is None:
+        if snapshot is None or (projection := read_snapshot(snapshot, path)) is None:
             return None
     # What it says all follows from the snapshot that it goes on from. Its checksum begins those of the lines, so that
     # none of them fits when this is not that snapshot.
-    return parse_header(frame_header(fold.workflow_id, fold.seq, digest(snapshot)), path)
+    return parse_header(encode_header(projection.workflow_id, projection.seq, digest(snapshot)), path)
 
 
 def _behind(data: bytes, header: Header, path: str) -> list[Line]:
