@@ -57,7 +57,7 @@ def snapshot_from_projection(projection: Projection) -> bytes:
 
 
 def is_as_written(snapshot: bytes) -> bool:
-    """Whether a snapshot's bytes are those that `snapshot_from_projection` made: no other program's, and none flipped."""
+    """Whether a snapshot is byte for byte as `snapshot_from_projection` wrote it."""
     body = snapshot[: -len(_END % 0)]
     return snapshot == body + _END % crc32(body)
 

@@ -192,7 +192,8 @@ class StepCall:
             at = self.runtime.clock.now()
             try:
                 beginning, seq = self.session.append(
-                    lambda projection: self._decide(projection, own, at, awaited), fences
+                    lambda projection: self._decide(projection, own, at, awaited),
+                    fences,  # noqa: B023
                 )
             except SessionClosed:
                 self.session = self.runtime.session()

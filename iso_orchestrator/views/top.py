@@ -21,7 +21,7 @@ def top_text(projections: Iterable[Projection], now: datetime, is_alive: Callabl
     """A table of the steps in hand and of those that wait for a limit; below it one of the limits that have a name.
 
     Args:
-        folds: The workflows.
+        projections: The workflows.
         now: Aware.
         is_alive: Whether the process that has a step of a workflow in hand lives.
     """

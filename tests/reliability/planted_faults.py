@@ -133,7 +133,7 @@ FAULTS = [
         "runtime/session.py",
         "current > fence.token",
         "False",
-        "tests/test_lease.py::test_nothing_is_recorded_under_a_lease_that_was_lost[append_event]",
+        "tests/coordination/test_lease.py::test_nothing_is_recorded_under_a_lease_that_was_lost[append_event]",
     ),
     Fault(
         "lease not checked after waiting",
@@ -178,7 +178,7 @@ FAULTS = [
         "steps/call.py",
         "pause = self._pause_before_retry(error, context)\n",
         "pause = self._pause_before_retry(error, context) if isinstance(error, Exception) else 0.0\n",
-        "tests/test_retry.py::test_what_is_no_exception_is_recorded_and_goes_on",
+        "tests/steps/test_retry.py::test_what_is_no_exception_is_recorded_and_goes_on",
     ),
     Fault(
         "another's unsynced result returned",

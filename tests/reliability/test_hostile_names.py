@@ -256,10 +256,10 @@ def test_what_is_no_id_is_refused_at_once(tmp_path: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize("folds", [False, True], ids=["exact", "folding"])
-def test_hostile_ids_stay_inside_and_apart(home: Path, figures: Figures, projections: bool) -> None:
+def test_hostile_ids_stay_inside_and_apart(home: Path, figures: Figures, folds: bool) -> None:
     """Each id on the list has a record of its own inside of the root, also where names that look alike are one."""
     root = home / "root"
-    store = FileStore(root, FoldingFS(str(root)) if projections else None)
+    store = FileStore(root, FoldingFS(str(root)) if folds else None)
     ids = [*IDS, *EQUAL_STEMS]
     before = outside(home)
     for workflow_id in ids:
@@ -274,7 +274,7 @@ def test_hostile_ids_stay_inside_and_apart(home: Path, figures: Figures, project
     for workflow_id in ids[1::2]:
         assert_own(workflow_id, store)
     assert len(list_workflows(store=store)) == len(ids) // 2
-    figures.add(19, f"hostile ids on a {'folding' if projections else 'real'} file system", len(ids))
+    figures.add(19, f"hostile ids on a {'folding' if folds else 'real'} file system", len(ids))
 
 
 @pytest.mark.parametrize("scope", ["workflow", "store"])

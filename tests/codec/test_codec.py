@@ -54,7 +54,7 @@ from iso_orchestrator.record.projection import (
     Wait,
 )
 
-NPM = Path(__file__).parent / "data/npm-0.2.0"
+NPM = Path(__file__).parents[1] / "data/npm-0.2.0"
 STAMP = "2026-05-14T12:00:00.007Z"
 
 texts = st.text(st.one_of(st.characters(), st.sampled_from('\x00\x1b\u2028\ud800\udfff\U0001f600"\\')), max_size=8)

@@ -128,7 +128,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernel]:
         for name in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_DATA_DIR", "JUPYTER_CONFIG_DIR"):
             patch.setenv(name, str(home / name))
         patch.setenv("PYDEVD_DISABLE_FILE_VALIDATION", "1")
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
+        patch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
         manager, client = jupyter_client.manager.start_new_kernel(startup_timeout=DEADLINE, cwd=str(home))
     kernel = Kernel(manager, client)
     try:

@@ -288,7 +288,7 @@ def test_any_bytes_give_facts_or_a_typed_error(rubbish: bytes, place: int, cut: 
     assert [line.fact for line in found.lines] == FACTS[: len(found.lines)]
 
 
-FORMAT = (Path(__file__).parents[1] / "iso_orchestrator/store/file/FORMAT.md").read_text("utf-8")
+FORMAT = (Path(__file__).parents[2] / "iso_orchestrator/store/file/FORMAT.md").read_text("utf-8")
 
 
 def test_worked_example_is_what_the_code_writes() -> None:

@@ -27,7 +27,7 @@ from iso_orchestrator import (
     read_workflow_record,
 )
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 DEFAULT_PACKAGE = TESTS.parent / ".ci" / "node" / "node_modules" / "@razroo" / "iso-orchestrator"
 PACKAGE = Path(os.environ.get("ISO_ORCHESTRATOR_NPM") or DEFAULT_PACKAGE).resolve()
 BATCH = "Nightly batch 7/a"

@@ -15,7 +15,7 @@ from iso_orchestrator.record import facts as f
 from iso_orchestrator.record.model import ErrorInfo, StepStatus, WorkflowRecord, WorkflowStatus
 from iso_orchestrator.record.projection import LeaseClock, Projection, Wait, apply
 
-NPM = Path(__file__).parent / "data/npm-0.2.0"
+NPM = Path(__file__).parents[1] / "data/npm-0.2.0"
 NPM_START = datetime(2026, 4, 25, 8, 0, 0, 7000, tzinfo=UTC)
 
 BOOM = ErrorInfo("ValueError", "boom")

@@ -24,7 +24,7 @@ from iso_orchestrator.examples import stand_in_agent
 from iso_orchestrator.examples.demo import JOBS, WORKFLOW_ID
 from iso_orchestrator.views.cli import main
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parents[2]
 PACE = "0.02"
 STEPS = [f"apply:{job['company']}:{job['role']}" for job in JOBS]
 FAIL_FIRST = 6  # jobs whose first attempt fails, by the stand-in's rule

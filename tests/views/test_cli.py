@@ -17,7 +17,7 @@ from support import DEADLINE, run_python, tree, wait_until, waits_for_a_lock
 from iso_orchestrator import Workflow, __version__, open_workflow, read_workflow_record
 from iso_orchestrator.views.cli import main
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parents[2]
 HOSTILE = "\x1b]0;owned\x07\x1b[31m<script>alert(1)</script>\r\n\u202e\x9b31mZoë"
 SPELLED_OUT = r"\x1b]0;owned\x07\x1b[31m<script>alert(1)</script>\r\n\u202e\x9b31mZoë"
 

@@ -17,7 +17,7 @@ from support import DEADLINE, wait_until
 from iso_orchestrator import WorkflowNotFoundError, WorkflowRecord, list_workflows, read_workflow_record
 from iso_orchestrator.examples.review_batch import SAMPLE, main
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parents[2]
 ITEMS = [
     {"repository": "shop", "subject": "prices are floats"},
     {"repository": "shop", "subject": 'a cart, and "no" coupon'},

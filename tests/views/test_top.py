@@ -20,7 +20,7 @@ from support_processes import child, in_thread
 from iso_orchestrator import Limited, Retry, Workflow, read_workflow_record
 from iso_orchestrator.agents import Claude
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parents[2]
 NOTHING = "nothing is running\n"
 
 

@@ -53,7 +53,7 @@ from iso_orchestrator.store.file.group_commit import GroupCommit
 from iso_orchestrator.store.file.log import FileWorkflowLog
 from iso_orchestrator.system.filesystem import FileSystem
 
-NPM = Path(__file__).parent / "data/npm-0.2.0"
+NPM = Path(__file__).parents[1] / "data/npm-0.2.0"
 TWINS = ("batch!/!///!!///!/!!/", "batch!!/!!//!!/!!!//!")  # two ids of one short name
 NO_SPACE = OSError(errno.ENOSPC, "No space left on device")
 BROKEN = OSError(errno.EIO, "Input/output error")

@@ -19,7 +19,7 @@ from support import DEADLINE, lines_of
 from iso_orchestrator.agents import Agent, AgentCommand, AgentResult, AgentStream, Claude, Codex, OpenCode, Outcome
 from iso_orchestrator.agents.stand_in import BEHAVIOURS
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parents[2]
 AGENTS: list[Agent] = [
     kind(program=[sys.executable, "-m", "iso_orchestrator.agents.stand_in", kind.name])
     for kind in (Codex, Claude, OpenCode)

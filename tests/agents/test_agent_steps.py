@@ -19,7 +19,7 @@ from iso_orchestrator.record.model import Json
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the programs of these tests are for Linux")
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parents[2]
 KINDS: list[type[Agent]] = [Codex, Claude, OpenCode]
 each_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 
