@@ -1,39 +1,123 @@
-"""Waiting that a signal cannot break.
+"""Ctrl-C may come between any two bytecodes: what that needs, for the whole package.
 
-`threading.Condition` and `Event` take and free their locks in Python code. An error that a signal handler raises
-in the midst of it, as Ctrl-C does, leaves them locked for ever, or frees what is not locked. What follows waits in
-single calls of the interpreter, which a signal ends cleanly.
+Python raises `KeyboardInterrupt` in the main thread wherever that thread is. In the middle of a change of two places that
+belong together (a step is noted as running, and then its start is written), this would leave one of the two.
+So the package defers Ctrl-C, as Haskell masks asynchronous exceptions (Marlow et al. 2001, "Asynchronous
+Exceptions in Haskell"):
+
+- `with masked():` around code that must run to its end. A Ctrl-C inside is noted, and raised when the block ends.
+- `with unmasked():` inside such a block, around everything that can take long: the user's own code, and waits. There
+  Ctrl-C is raised as always, at once.
+
+Both do nothing in other threads, where Python raises no Ctrl-C, and nothing where the program has a SIGINT handler of its
+own or ignores the signal. What such a handler raises, or a handler of another signal, comes out wherever it comes. The
+record on disk stays true even then, since a transaction that is broken off is read again from the disk. A lock or a
+waiter of this process may be left behind.
 """
 
 from __future__ import annotations
 
+import _signal  # signal.signal() and getsignal() convert to enums and back, which takes ten times as long as the call
+import os
+import signal
 import threading
 from collections.abc import Callable
+from types import FrameType, TracebackType
 from typing import TypeVar
 
-__all__ = ["Condition", "OneShotEvent", "start"]
-
+__all__ = ["Condition", "OneShotEvent", "is_interrupted", "masked", "start", "unmasked", "wait_until_free"]
 
 T = TypeVar("T")
 
+_DEFAULT = signal.default_int_handler
+_is_noted = False  # whether Ctrl-C has come inside of a masked block
 
-def start(begin: Callable[[], T]) -> T:
-    """Call what starts a thread; an interrupt in the midst of it comes out as itself, and the thread may have begun.
+
+def _note(_: int, __: FrameType | None) -> None:
+    global _is_noted
+    _is_noted = True
+
+
+class masked:  # noqa: N801 - used like a function; a generator would cost three times as much
+    """Defer Ctrl-C to the end of the block.
 
     Raises:
-        RuntimeError: There are no threads to be had.
+        KeyboardInterrupt: Ctrl-C came inside. At the end of the outermost block.
+    """
+
+    __slots__ = ("_is_outermost",)
+
+    def __enter__(self) -> None:
+        global _is_noted
+        self._is_outermost = _is_main() and _signal.getsignal(signal.SIGINT) is _DEFAULT
+        if self._is_outermost:
+            _is_noted = False
+            _signal.signal(signal.SIGINT, _note)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._is_outermost:
+            _restore()
+
+
+class unmasked:  # noqa: N801 - as above
+    """Let Ctrl-C through in a block inside of a masked one.
+
+    Raises:
+        KeyboardInterrupt: At once, if Ctrl-C has come already, and as soon as it comes.
+    """
+
+    __slots__ = ("_was_masked",)
+
+    def __enter__(self) -> None:
+        self._was_masked = _is_masked()
+        if self._was_masked:
+            try:
+                _restore()
+            except BaseException:
+                _signal.signal(signal.SIGINT, _note)  # the block is not entered, so that __exit__ is not called
+                raise
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._was_masked and _signal.getsignal(signal.SIGINT) is _DEFAULT:
+            _signal.signal(signal.SIGINT, _note)
+
+
+def is_interrupted() -> bool:
+    """Whether Ctrl-C has come in this masked block, for work that it should shorten."""
+    return _is_noted and _is_masked()
+
+
+def wait_until_free(lock: threading.Lock) -> None:
+    """Let Ctrl-C end the wait for a lock that is about to be taken in a masked block."""
+    if lock.locked() and _is_masked():
+        with unmasked(), lock:
+            pass
+
+
+def start(begin: Callable[[], T]) -> T:
+    """Call what starts a thread; an interrupt meanwhile comes out as itself, and the thread may have begun all the same.
+
+    Raises:
+        RuntimeError: No more threads can be started.
     """
     try:
         return begin()
     except RuntimeError as error:
         if isinstance(error.__context__, KeyboardInterrupt):
-            # It waits in a condition, which then frees a lock that it does not have.
+            # Thread.start() waits in a condition, which then releases a lock that it does not have.
             raise error.__context__ from None
         raise
 
 
 class OneShotEvent:
-    """An event that happens once."""
+    """An event that happens once, and a wait that Ctrl-C ends.
+
+    `threading.Event` takes and frees its lock in Python code: what a signal handler raises in between leaves it locked.
+    """
 
     def __init__(self) -> None:
         self._is_set = False
@@ -41,34 +125,35 @@ class OneShotEvent:
         self._gate.acquire()
 
     def is_set(self) -> bool:
-        """Whether it has happened."""
+        """Whether the event has happened."""
         return self._is_set
 
     def set(self) -> None:
-        """Let it happen. For one thread at a time."""
+        """Make the event happen. One thread at a time may call this."""
         if not self._is_set:
             self._is_set = True
             self._gate.release()
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait for it; whether it has happened.
+        """Wait for the event; whether it has happened.
 
         Args:
-            timeout: Seconds. With one, only one thread may wait: who has waited so shuts the gate behind himself.
+            timeout: Seconds; None waits for ever. Only one thread may wait with a timeout, since it shuts the gate.
         """
         if self._is_set:
             return True
-        if timeout is not None:
-            return self._gate.acquire(timeout=min(timeout, threading.TIMEOUT_MAX))
-        with self._gate:
-            return True
+        with unmasked():
+            if timeout is not None:
+                return self._gate.acquire(timeout=min(timeout, threading.TIMEOUT_MAX)) or self._is_set
+            with self._gate:
+                return True
 
 
 class Condition:
-    """A lock, and a way to wait for what happens under it.
+    """A lock, and a way to wait for what changes under it.
 
     Attributes:
-        guard: The lock. It is taken in a `with`, since that takes and frees it in single steps.
+        guard: The lock. Take it in a `with`, which takes and frees it in single steps of the interpreter.
     """
 
     def __init__(self) -> None:
@@ -76,18 +161,46 @@ class Condition:
         self._waiting: list[OneShotEvent] = []
 
     def wait_until(self, holds: Callable[[], bool]) -> None:
-        """Return when *holds* is true, which is asked under the lock. Not to be called under it."""
+        """Return when *holds* is true. It is called under the lock, which the caller must not hold."""
         while True:
             with self.guard:
                 if holds():
                     return
-                latch = OneShotEvent()
-                self._waiting.append(latch)
-            latch.wait()
+                event = OneShotEvent()
+                self._waiting.append(event)
+            event.wait()
 
     def notify(self) -> None:
-        """Let all ask again who wait. Under the lock."""
-        if self._waiting:
-            for latch in self._waiting:
-                latch.set()
-            self._waiting.clear()
+        """Make all waiting threads look again. The caller holds the lock."""
+        for event in self._waiting:
+            event.set()
+        self._waiting.clear()
+
+
+def _is_main() -> bool:
+    return threading.get_ident() == threading.main_thread().ident
+
+
+def _is_masked() -> bool:
+    return _is_main() and _signal.getsignal(signal.SIGINT) is _note
+
+
+def _restore() -> None:
+    global _is_noted
+    if _signal.getsignal(signal.SIGINT) is _note:  # else the user's code has installed a handler, which stays
+        _signal.signal(signal.SIGINT, _DEFAULT)
+    if _is_noted:
+        _is_noted = False
+        raise KeyboardInterrupt
+
+
+def _restore_in_child() -> None:
+    # The block may be one of the main thread, and the child forked by another thread, which is its main thread now.
+    global _is_noted
+    _is_noted = False
+    if _signal.getsignal(signal.SIGINT) is _note:
+        _signal.signal(signal.SIGINT, _DEFAULT)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_restore_in_child)
