@@ -71,7 +71,7 @@ def open_workflow(workflow_id: str, **options: Any) -> Workflow:
         <WorkflowStatus.IDLE: 'idle'>
     """
     workflow = Workflow(workflow_id, **options)
-    workflow._runtime.session()
+    workflow._runtime.transact(lambda _: ((), None))
     return workflow
 
 
@@ -148,7 +148,8 @@ def current_workflow() -> Workflow:
         ...     current_workflow() is workflow
         True
     """
-    workflow = current_scope().workflow
+    runtime = current_scope().runtime
+    workflow = None if runtime is None else runtime.workflow
     if not isinstance(workflow, Workflow):
         raise NoActiveWorkflowError("current_workflow()")
     return workflow

@@ -20,8 +20,8 @@ from iso_orchestrator.coordination.mutex import (
 from iso_orchestrator.coordination.reset import reset_steps
 from iso_orchestrator.errors import WorkflowUsageError
 from iso_orchestrator.record_keeper import RecordKeeper
-from iso_orchestrator.runtime.context import current_scope, entered, restore
-from iso_orchestrator.runtime.runs import OnBusy, RunResult, begin_run, end_run, new_run
+from iso_orchestrator.runtime.context import current_scope, entered
+from iso_orchestrator.runtime.runs import OnBusy, RunResult, begin_run, end_run
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.steps.call import IfInterrupted
 from iso_orchestrator.steps.identity import Template
@@ -30,6 +30,7 @@ from iso_orchestrator.steps.step import Step, StepKeywords, check_callable, run_
 from iso_orchestrator.store import Store
 from iso_orchestrator.store.urls import find_store
 from iso_orchestrator.system.clock import Clock, InjectedClock, SystemClock
+from iso_orchestrator.system.interrupts import masked
 
 __all__ = ["Workflow"]
 
@@ -106,6 +107,7 @@ class Workflow(RecordKeeper):
         self._runtime = WorkflowRuntime(
             self,
             self.workflow_id,
+            self.dir,
             find_store(store, self.dir),
             _clock(now),
             plain_json(initial_state, "the initial state"),
@@ -126,40 +128,34 @@ class Workflow(RecordKeeper):
 
     def __enter__(self) -> Workflow:
         """Begin a run."""
-        around = current_scope().runs
-        if any(run.workflow is self for run in around):
+        around = current_scope()
+        if any(run.runtime is self._runtime for run in around.runs):
             raise WorkflowUsageError(
                 f"workflow {self.workflow_id!r}: a run inside of itself; use the workflow as it is"
             )
-        if self._on_busy == "wait" and any(run.workflow._runtime.key == self._runtime.key for run in around):
+        if self._on_busy == "wait" and any(run.runtime.key == self._runtime.key for run in around.runs):
             raise WorkflowUsageError(
                 f"workflow {self.workflow_id!r}: a run that waits for the one around it never ends"
             )
-        thread = threading.get_ident()
-        with contextlib.ExitStack() as stack:  # a signal in the midst of this ends the run that it began
-            run = new_run(self._runtime)
-            stack.push(lambda _, error, __: end_run(self._runtime, run, error))
-            begin_run(self._runtime, run, self._on_busy)
-            scope = current_scope()
-            stack.callback(restore, scope)
-            stack.enter_context(entered(attrs.evolve(scope, workflow=self, runs=(*scope.runs, run))))
-            self._entered[thread] = stack.pop_all()
+        try:
+            with masked():
+                stack = contextlib.ExitStack()
+                run = begin_run(self._runtime, self._on_busy)
+                stack.push(lambda _, error, __: end_run(run, error))
+                stack.enter_context(entered(attrs.evolve(around, runtime=self._runtime, runs=(*around.runs, run))))
+                self._entered[threading.get_ident()] = stack
+        except BaseException as error:  # Ctrl-C at the end of the block: nothing else would end the run
+            if (entry := self._entered.pop(threading.get_ident(), None)) is not None:
+                entry.__exit__(type(error), error, error.__traceback__)
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """End the run; the error goes on."""
-        stack = None
-        try:
-            stack = self._entered[threading.get_ident()]
-        finally:
-            if stack is None:  # a signal came in between, and the run has to be ended all the same
-                stack = self._entered[threading.get_ident()]
-            try:
-                stack.__exit__(kind, error, trace)
-            finally:
-                self._entered.pop(threading.get_ident(), None)
+        with masked():
+            self._entered.pop(threading.get_ident()).__exit__(kind, error, trace)
 
     def run(self, fn: Callable[[Workflow], R]) -> RunResult[R]:
         """Call *fn* with the workflow, as a run.

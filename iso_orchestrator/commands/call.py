@@ -139,7 +139,7 @@ class CommandAttempt:
             seed = unique_name() + unique_name()
             return [CommandsMarked(at, seed)], seed
 
-        seed = self._session().append(decide)[0]
+        seed = self._session().transact(decide, durable=False)
         return _mark(seed, self._session().log.place(), name)
 
     def _end_leftovers(self, name: str, mark: str) -> None:
@@ -153,14 +153,14 @@ class CommandAttempt:
 
     def _logs_of_the_last(self, name: str, mark: str) -> Sequence[str]:
         """Where its output may be: where it was, or in the folder of today, if the root has been moved with it."""
-        last = self._session().append(lambda projection: ((), projection.commands.get(name)))[0]
+        last = self._session().transact(lambda projection: ((), projection.commands.get(name)), durable=False)
         if last is None or last.mark != mark:  # the original's, of which this root is a copy
             return ()
         return last.log, os.path.join(self._log_folder(), os.path.basename(last.log))
 
     def _begin(self, name: str, mark: str, path: str) -> None:
         fact = CommandBegun(self._runtime().clock.now(), name, mark, path)
-        self._session().append(lambda _: ([fact], None))
+        self._session().transact(lambda _: ([fact], None), durable=False)
 
     def _beat(self, key: str, path: str, beat: CommandBeat, reader: Reader) -> None:
         """Look whether anybody still waits for the command, and say every now and then how it goes."""
@@ -181,7 +181,7 @@ class CommandAttempt:
     def _record_beat(self, key: str, detail: dict[str, Json], *, silent: bool) -> None:
         fact = HeartbeatRecorded(self._runtime().clock.now(), key, detail, silent)
         try:
-            self._session().append(lambda _: ([fact], None))
+            self._session().transact(lambda _: ([fact], None), durable=False)
         except LeaseLostError:
             raise
         except OrchestratorError as error:  # a full disk, perhaps: no reason to end what has cost much already
@@ -199,16 +199,15 @@ class CommandAttempt:
         folder = self.options.log_dir or self._session().log.logs
         if folder is None:
             runtime = self._runtime()
-            folder = os.path.join(runtime.workflow.dir, "logs", record_names(runtime.workflow_id).short)
+            folder = os.path.join(runtime.dir, "logs", record_names(runtime.workflow_id).short)
         return folder
 
     def _runtime(self) -> WorkflowRuntime:
-        runtime: WorkflowRuntime = self.scope.workflow._runtime
-        return runtime
+        assert self.scope.runtime is not None
+        return self.scope.runtime
 
     def _session(self) -> Session:
-        session: Session = _attempt(self.scope).session
-        return session
+        return _attempt(self.scope).session
 
 
 def end_orphans(projection: Projection, place: str, is_alive: Callable[[str], bool]) -> None:
@@ -234,7 +233,7 @@ def last_beat(key: str) -> dict[str, Json]:
         beat = projection.heartbeats.get(key)
         return (), None if beat is None else copy_json(beat.detail)
 
-    detail = session.append(look)[0]
+    detail = session.transact(look, durable=False)
     return detail if isinstance(detail, dict) else {}
 
 

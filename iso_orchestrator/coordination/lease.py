@@ -18,7 +18,7 @@ from iso_orchestrator.errors import LeaseConflictError, LeaseLostError, StoreErr
 from iso_orchestrator.record.facts import Fact, LeaseReleased, LeaseTouched
 from iso_orchestrator.record.model import Json, Lease, LeaseStatus, lease_status, truncate_to_ms
 from iso_orchestrator.record.projection import Projection, copy_json
-from iso_orchestrator.runtime.context import Fence, current_scope, entered, restore
+from iso_orchestrator.runtime.context import Fence, current_scope, entered
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.runtime.session import Session
 from iso_orchestrator.system.clock import Clock
@@ -50,7 +50,7 @@ class HeldLease:
 def touch_lease(runtime: WorkflowRuntime, key: str, holder: str, ttl: float | timedelta, detail: Any) -> Lease:
     """Acquire or renew a lease."""
     touch = _Touch.of(runtime.clock, key, holder, ttl, detail)
-    return _lease_of(runtime.record(touch.decide))
+    return _lease_of(runtime.transact(touch.decide))
 
 
 def release_lease(runtime: WorkflowRuntime, key: str, holder: str | None) -> Lease | None:
@@ -70,7 +70,7 @@ def release_lease(runtime: WorkflowRuntime, key: str, holder: str | None) -> Lea
             return (), _copy(lease)
         return [LeaseReleased(at, key)], attrs.evolve(_copy(lease), released_at=at)
 
-    outcome = runtime.record(decide)
+    outcome = runtime.transact(decide)
     return None if outcome is None else _lease_of(outcome)
 
 
@@ -84,27 +84,25 @@ def hold_lease(
 
 @contextmanager
 def _hold(runtime: WorkflowRuntime, touch: _Touch) -> Iterator[HeldLease]:
-    with runtime.pinned() as session:
-        yield from _hold_in(session, touch)
-
-
-def _hold_in(session: Session, touch: _Touch) -> Iterator[HeldLease]:
     key = touch.key
-    held = HeldLease(key, touch.holder, _lease_of(session.record(touch.decide)).token)
-    scope = current_scope()
-    fenced = attrs.evolve(scope, fences=(*scope.fences, Fence(session.key, key, held.token)))
-    try:
-        with (
-            entered(fenced),
-            repeat(lambda: _renew(session, touch, held), touch.ttl / _RENEWALS, f"lease {key}"),
-        ):
-            yield held
-    except BaseException as error:
-        restore(scope)
-        with suppressed_as_note(error, f"lease {key!r} was not released"):
-            _give_back(session, touch, held)
-        raise
-    current = _give_back(session, touch, held)
+    with runtime.using() as session:
+        held = HeldLease(key, touch.holder, token=0)
+        error: BaseException | None = None
+        try:
+            held.token = _lease_of(session.transact(touch.decide)).token
+            scope = current_scope()
+            fenced = attrs.evolve(scope, fences=(*scope.fences, Fence(session.key, key, held.token)))
+            with (
+                entered(fenced),
+                repeat(lambda: _renew(session, touch, held), touch.ttl / _RENEWALS, f"lease {key}"),
+            ):
+                yield held
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            with suppressed_as_note(error, f"lease {key!r} was not released"):
+                current = _give_back(session, touch, held)
     if current != held.token:
         raise LeaseLostError(key, held.token, current)
 
@@ -186,7 +184,9 @@ class _Touch:
 def _renew(session: Session, touch: _Touch, held: HeldLease) -> bool:
     """Renew the lease; whether there is any use in trying again."""
     try:
-        held.lost = not session.append(lambda projection: touch.decide_renewal(projection, held.token), fences=())[0]
+        held.lost = not session.transact(
+            lambda projection: touch.decide_renewal(projection, held.token), durable=False, fences=()
+        )
     except StoreError as error:
         _log.warning("lease %r was not renewed: %s", held.key, error)
     return not held.lost
@@ -202,7 +202,7 @@ def _give_back(session: Session, touch: _Touch, held: HeldLease) -> int:
             return (), latest
         return [LeaseReleased(touch.clock.now(), held.key)], latest
 
-    current = session.append(decide, fences=())[0]
+    current = session.transact(decide, durable=False, fences=())
     held.lost = held.lost or current != held.token
     return current
 

@@ -108,4 +108,4 @@ def check_scope(value: str) -> MutexScope:
 
 def _record(runtime: WorkflowRuntime, kind: str, key: str) -> None:
     at = runtime.clock.now()
-    runtime.append(lambda _: ([EventAppended(at, kind, detail={"key": key})], None))
+    runtime.transact(lambda _: ([EventAppended(at, kind, detail={"key": key})], None), durable=False)

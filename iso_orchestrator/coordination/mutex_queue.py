@@ -290,7 +290,8 @@ def find_hold(runtime: WorkflowRuntime, key: str, scope: MutexScope, owner: Lock
     beyond_item = False
     for link in owner.chain():
         with _guard:
-            hold: Held | None = next((hold for hold in link.holds if hold.depth and hold.entry.key == entry_key), None)
+            held = [hold for hold in link.holds if isinstance(hold, Held)]
+            hold = next((hold for hold in held if hold.depth and hold.entry.key == entry_key), None)
         if hold is not None and beyond_item:
             raise WorkflowUsageError(
                 f"mutex {key!r} is held around the for_each, whose items would wait for it for ever: "

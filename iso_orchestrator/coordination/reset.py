@@ -19,7 +19,7 @@ __all__ = ["reset_steps"]
 def reset_steps(runtime: WorkflowRuntime, name_or_pattern: str) -> list[str]:
     """Forget the steps of that exact name, else those that match the pattern; their names."""
     check_key(name_or_pattern, "a step's name or pattern")
-    with runtime.pinned() as session:
+    with runtime.using() as session:
         return _reset(session, runtime.clock.now(), name_or_pattern)
 
 
@@ -33,7 +33,7 @@ def _reset(session: Session, at: datetime, name_or_pattern: str) -> list[str]:
             return (), WorkflowBusyError(session.workflow_id, who.pid, who.host, who.since, f"step {running!r}")
         return ([StepsReset(at, tuple(names))] if names else ()), names
 
-    outcome = session.record(decide)
+    outcome = session.transact(decide)
     if isinstance(outcome, WorkflowBusyError):
         raise outcome
     return outcome
@@ -48,5 +48,5 @@ def _chosen(projection: Projection, name_or_pattern: str) -> list[str]:
 def _is_running(projection: Projection, session: Session, name: str) -> bool:
     owner = projection.owner(name)
     if owner == session.log.owner:
-        return name in session.flights
+        return session.is_in_flight(name)
     return owner is not None and session.log.is_alive(owner)

@@ -17,7 +17,7 @@ from iso_orchestrator.record.model import ErrorInfo, Heartbeat, Json, WorkflowEv
 from iso_orchestrator.record.projection import Projection, copy_json
 from iso_orchestrator.runtime.context import current_scope
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
-from iso_orchestrator.system.interrupts import OneShotEvent, start
+from iso_orchestrator.system.interrupts import OneShotEvent, masked, start, unmasked
 
 __all__ = [
     "append_event",
@@ -38,10 +38,13 @@ def update_state(runtime: WorkflowRuntime, update: Any) -> Json:
     value = None if callable(update) else plain_json(update, "the state")
 
     def decide(projection: Projection) -> tuple[Sequence[Fact], Json]:
-        state = updated_state(update, projection.state) if callable(update) else value
+        state = value
+        if callable(update):
+            with unmasked():
+                state = updated_state(update, projection.state)
         return [StateUpdated(at, state)], copy_json(state)
 
-    return runtime.record(decide)
+    return runtime.transact(decide)
 
 
 def update_with_step(runtime: WorkflowRuntime, update: Any) -> None:
@@ -61,7 +64,7 @@ def append_event(runtime: WorkflowRuntime, kind: str, message: str | None, detai
         raise TypeError(f"an event's message must be a str or None, not {type(message).__name__}")
     value = _detail(detail, f"the detail of event {kind!r}")
     event = WorkflowEvent(runtime.clock.now(), kind, message, copy_json(value))
-    return runtime.record(lambda _: ([EventAppended(event.at, kind, message, value)], event))
+    return runtime.transact(lambda _: ([EventAppended(event.at, kind, message, value)], event))
 
 
 def heartbeat(runtime: WorkflowRuntime, key: str, detail: Any, *, silent: bool = False) -> Heartbeat:
@@ -69,7 +72,7 @@ def heartbeat(runtime: WorkflowRuntime, key: str, detail: Any, *, silent: bool =
     check_key(key, "a heartbeat's key")
     value = _detail(detail, f"the detail of heartbeat {key!r}")
     beat = Heartbeat(key, runtime.clock.now(), copy_json(value))
-    return runtime.record(lambda _: ([HeartbeatRecorded(beat.at, key, value, silent)], beat))
+    return runtime.transact(lambda _: ([HeartbeatRecorded(beat.at, key, value, silent)], beat))
 
 
 def heartbeating(runtime: WorkflowRuntime, key: str, every: float, detail: Any) -> AbstractContextManager[None]:
@@ -93,19 +96,21 @@ def _beating(runtime: WorkflowRuntime, key: str, every: float, detail: Any) -> I
             _log.warning("heartbeat %r was not recorded: %s", key, error)
         return True
 
+    error: BaseException | None = None
     try:
         with repeat(beat, every, f"heartbeat {key}"):
             yield
-    except BaseException as error:
+    except BaseException as raised:
+        error = raised
+        raise
+    finally:
         with suppressed_as_note(error, f"the last heartbeat {key!r} was not recorded"):
             heartbeat(runtime, key, detail)
-        raise
-    heartbeat(runtime, key, detail)
 
 
 @contextmanager
 def repeat(work: Callable[[], bool], every: float, name: str) -> Iterator[None]:
-    """Call *work* each *every* seconds in a background thread and a copy of this context, until it says False."""
+    """Call *work* each *every* seconds in a background thread and a copy of this context, until it returns False."""
     stop = OneShotEvent()
 
     def run() -> None:
@@ -118,9 +123,10 @@ def repeat(work: Callable[[], bool], every: float, name: str) -> Iterator[None]:
         start(thread.start)
         yield
     finally:
-        stop.set()
-        if thread.ident is not None:  # it has begun
-            thread.join()
+        with masked():
+            stop.set()
+            if thread.ident is not None:  # it has begun
+                thread.join()
 
 
 def set_status(
@@ -129,9 +135,9 @@ def set_status(
     """Set the status by hand."""
     at, value = runtime.clock.now(), _status(status)
     info = None if error is None else _error_info(error)
-    with runtime.pinned() as session:
-        session.append(lambda _: ([StatusSet(at, value, info)], None))
-        return session.read(Projection.record)
+    with runtime.using() as session:
+        session.transact(lambda _: ([StatusSet(at, value, info)], None), durable=False)
+        return session.transact(lambda projection: ((), projection.record()))
 
 
 def _status(status: str) -> WorkflowStatus:

@@ -264,7 +264,7 @@ def _run(
         adapts=are_steps and own is not None,
     )
     try:
-        with runtime.pinned():
+        with runtime.using():
             scheduler.run(items)
     finally:
         progress.close()

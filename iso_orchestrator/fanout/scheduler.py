@@ -405,7 +405,7 @@ class Scheduler:
     def _do(self, task: _Task) -> tuple[bool, Any, Callable[[], None] | None]:
         around = self._scope
         scope = Scope(
-            around.workflow,
+            around.runtime,
             around.runs,
             task.owner,
             around.step,

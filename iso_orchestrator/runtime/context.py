@@ -6,20 +6,28 @@ All of it is one immutable `Scope` in one context variable, so that worker threa
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import Context, ContextVar, copy_context
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import attrs
 
 from iso_orchestrator.errors import NoActiveWorkflowError
 from iso_orchestrator.record.model import Json
-from iso_orchestrator.record.value import Value
+from iso_orchestrator.system.interrupts import OneShotEvent
+
+if TYPE_CHECKING:
+    from iso_orchestrator.runtime.runs import Run
+    from iso_orchestrator.runtime.runtime import WorkflowRuntime
+    from iso_orchestrator.runtime.session import Session
 
 __all__ = [
     "Attempt",
     "Batch",
     "Fence",
+    "HeldMutex",
+    "InFlightStep",
     "ItemContext",
     "LockOwner",
     "Scope",
@@ -29,12 +37,11 @@ __all__ = [
     "current_scope",
     "current_step",
     "entered",
-    "restore",
 ]
 
 
-@attrs.frozen(eq=False, repr=False)
-class StepContext(Value):
+@attrs.frozen
+class StepContext:
     """The step whose body is running.
 
     Attributes:
@@ -50,35 +57,43 @@ class StepContext(Value):
     idempotency_key: str | None
 
 
-@attrs.frozen(eq=False, repr=False)
-class ItemContext(Value):
+@attrs.frozen
+class ItemContext:
     """The item of a `for_each` that is being worked on; `index` counts from 0."""
 
     index: int
 
 
-@attrs.frozen(eq=False, repr=False)
+@attrs.frozen
 class Fence:
-    """A lease that code runs under: nothing is recorded in its workflow from there once it has a newer token."""
+    """A lease around code: nothing is recorded in its workflow from there once the lease has a newer token."""
 
     workflow: Hashable
     key: str
     token: int
 
 
-@attrs.define(eq=False, repr=False)
+class HeldMutex(Protocol):
+    """A mutex that is held, as far as others than mutexes know it."""
+
+    def leave_behind(self) -> Callable[[], None]:
+        """Keep the mutex for a thread that cannot be ended; returns what that thread calls at its end."""
+        ...
+
+
+@attrs.define(eq=False)
 class LockOwner:
-    """Who owns a mutex: an item, a step's attempt, else the thread.
+    """What owns a mutex: an item, a step's attempt, else the thread.
 
     Attributes:
-        parent: Who waits for it, and whose mutexes it may therefore enter again.
+        parent: The owner that waits for this one, whose mutexes this one may therefore enter again.
         is_item: Others like it run at the same time, so that it must not enter what its parent holds.
         holds: The mutexes that it has.
     """
 
     parent: LockOwner | None = None
     is_item: bool = False
-    holds: list[Any] = attrs.field(factory=list)
+    holds: list[HeldMutex] = attrs.field(factory=list)
 
     def chain(self) -> Iterator[LockOwner]:
         """This owner, and those that wait for it."""
@@ -88,21 +103,50 @@ class LockOwner:
             owner = owner.parent
 
 
-@attrs.define(eq=False, repr=False)
+@attrs.define(eq=False)
+class InFlightStep:
+    """A step that a thread of this process runs, and that its other threads can wait for.
+
+    Attributes:
+        name: The step's.
+        attempt: The number of the attempt that the thread makes, or waited for; 0 before.
+        error: What its caller gets, if it failed.
+        thread: The thread's identifier.
+        is_settled: Whether nothing is on record that another process would wait for.
+        waits_for: The steps in flight that its body waits for, in any of its threads.
+        ended: Set at its end.
+    """
+
+    name: str
+    attempt: int = 0
+    error: BaseException | None = None
+    thread: int = attrs.field(factory=threading.get_ident)
+    is_settled: bool = True
+    waits_for: list[InFlightStep] = attrs.field(factory=list)
+    ended: OneShotEvent = attrs.field(factory=OneShotEvent)
+
+    def reaches(self, steps: Sequence[InFlightStep]) -> InFlightStep | None:
+        """The one of *steps* that this one is, or waits for, directly or through others."""
+        if self in steps:
+            return self
+        return next((found for other in list(self.waits_for) if (found := other.reaches(steps))), None)
+
+
+@attrs.define(eq=False)
 class Attempt:
     """An attempt at a step.
 
     Attributes:
         session: Of the workflow that it is recorded in.
         flight: The step in flight that it belongs to.
-        number: In the record: it counts over crashes too.
-        is_first: Whether none at the same step, in key and version too, is on record before it.
-        updates: What `update_state(..., with_step=True)` was given.
         parent: The attempt whose body called this step.
+        number: In the record: it counts over crashes too.
+        is_first: Whether no attempt at the same step, in key and version too, is on record before it.
+        updates: The functions given to `update_state(..., with_step=True)`.
     """
 
-    session: Any
-    flight: Any
+    session: Session
+    flight: InFlightStep
     parent: Attempt | None = None
     number: int = 1
     is_first: bool = False
@@ -126,16 +170,16 @@ class Batch(Protocol):
 
     @property
     def is_abandoned(self) -> bool:
-        """Whether nobody waits any more for what runs in it: a second Ctrl-C has come."""
+        """Whether its caller no longer waits for what runs in it, since a second Ctrl-C came."""
         ...
 
 
-@attrs.define(eq=False, repr=False)
+@attrs.define(eq=False)
 class Scope:
     """What is current. Never changed; a frozen class would cost three times as much to make."""
 
-    workflow: Any = None
-    runs: tuple[Any, ...] = ()
+    runtime: WorkflowRuntime | None = None
+    runs: tuple[Run, ...] = ()
     owner: LockOwner | None = None
     step: StepContext | None = None
     item: ItemContext | None = None
@@ -144,10 +188,7 @@ class Scope:
     batch: Batch | None = None
 
     def context(self) -> Context:
-        """A copy of the current context in which this is current.
-
-        What runs in it leaves the caller's as it was, wherever a signal ends it.
-        """
+        """A copy of the current context in which this is current."""
         context = copy_context()
         context.run(_scope.set, self)
         return context
@@ -162,33 +203,19 @@ def current_scope() -> Scope:
     return _scope.get()
 
 
-class entered:  # noqa: N801 - it is used as a function, and is a class because a generator costs three times as much
+@contextmanager
+def entered(scope: Scope) -> Iterator[None]:
     """Make *scope* current inside a `with`."""
-
-    __slots__ = ("_before", "_scope")
-
-    def __init__(self, scope: Scope) -> None:
-        self._scope = scope
-        self._before = _scope.get()
-
-    def __enter__(self) -> None:
-        try:
-            _scope.set(self._scope)
-        except BaseException:  # a signal, when it was set already
-            _scope.set(self._before)
-            raise
-
-    def __exit__(self, *_: object) -> None:
-        _scope.set(self._before)
-
-
-def restore(scope: Scope) -> None:
-    """Make *scope* current again, where a signal may have kept `entered` from doing so."""
-    _scope.set(scope)
+    before = _scope.get()
+    try:
+        _scope.set(scope)
+        yield
+    finally:
+        _scope.set(before)
 
 
 def current_owner() -> LockOwner:
-    """Who would own a mutex that is taken here."""
+    """What would own a mutex that is taken here."""
     owner = _scope.get().owner
     if owner is not None:
         return owner
@@ -202,7 +229,7 @@ def current_step() -> StepContext:
     """The step whose body is running.
 
     Raises:
-        NoActiveWorkflowError: None is.
+        NoActiveWorkflowError: No step's body is running here.
 
     Example:
         >>> from iso_orchestrator import MemoryStore, Workflow
@@ -219,7 +246,7 @@ def current_item() -> ItemContext:
     """The item of the innermost `for_each`.
 
     Raises:
-        NoActiveWorkflowError: There is none.
+        NoActiveWorkflowError: No `for_each` is around here.
 
     Example:
         >>> from iso_orchestrator import MemoryStore, Workflow

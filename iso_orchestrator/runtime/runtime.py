@@ -1,26 +1,26 @@
-"""How one `Workflow` object reaches the session of its process, and its threads."""
+"""What the features of one `Workflow` object work on: its store, clock and threads, and its process's session."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TypeVar
 
 import attrs
 
 from iso_orchestrator.errors import DuplicateStepError
 from iso_orchestrator.record.model import Json
 from iso_orchestrator.record.projection import Projection
-from iso_orchestrator.runtime.context import LockOwner, Scope, current_scope
-from iso_orchestrator.runtime.session import Decision, Session, attach, known_session, settle
+from iso_orchestrator.runtime.context import Fence, LockOwner, Scope, current_scope
+from iso_orchestrator.runtime.session import Decision, Session, acquire_session, find_session
 from iso_orchestrator.runtime.threads import Pool
 from iso_orchestrator.store import Store
 from iso_orchestrator.system.clock import Clock
 
 __all__ = ["WorkflowRuntime"]
-
-if TYPE_CHECKING:
-    from concurrent.futures import Future
 
 T = TypeVar("T")
 
@@ -30,6 +30,11 @@ class WorkflowRuntime:
 
     Args:
         workflow: The object, which is current where its functions run.
+        workflow_id: Its id.
+        dir: The folder of files that the store does not keep.
+        store: Where its record is.
+        clock: What its facts are dated by.
+        initial_state: The state of a new record.
         max_workers: Threads for `submit`.
     """
 
@@ -37,76 +42,74 @@ class WorkflowRuntime:
         self,
         workflow: object,
         workflow_id: str,
+        dir: str,  # noqa: A002 - as `Workflow` calls it
         store: Store,
         clock: Clock,
         initial_state: Json,
         max_workers: int,
     ) -> None:
-        self.workflow: Any = workflow
+        self.workflow = workflow
         self.workflow_id = workflow_id
+        self.dir = dir
         self.store = store
         self.key = (store.identity, workflow_id)
         self.clock = clock
-        self._initial_state = initial_state
         self.pool = Pool(max_workers)
         self.runs: list[object] = []
-        self._session: Session | None = None
+        self._initial_state = initial_state
         self._claims: dict[str, tuple[str, str]] = {}
+        self._guard = threading.Lock()
+        self._session: Session | None = None
+        self._finalizer: weakref.finalize[..., WorkflowRuntime] | None = None
 
     def session(self) -> Session:
-        """The session, opened when it is not open."""
+        """The session. This object has a reference to it until `close`."""
         session = self._session
-        if session is None or session.closed:
-            session = self._session = attach(self, self.store, self.workflow_id, self._new_projection, self.clock)
-        return session
+        if session is not None and not session.is_closed:
+            return session
+        with self._guard:
+            if self._session is None or self._session.is_closed:
+                self._session = self._acquire()
+                self._finalizer = weakref.finalize(self, self._session.drop)
+            return self._session
 
-    def pin(self) -> Session:
-        """The session, kept open until its `unpin`, though others close what they have of it."""
-        session = self.session()
-        while not session.pin():
-            session = self.session()
-        return session
+    def acquire(self) -> Session:
+        """The session with one more reference, which keeps it open until `Session.release`."""
+        self.session()
+        return self._acquire()
 
     @contextmanager
-    def pinned(self) -> Iterator[Session]:
-        """The session, kept open inside a `with`."""
-        session = self.pin()
+    def using(self) -> Iterator[Session]:
+        """The session, which stays open inside a `with`, whatever is closed meanwhile."""
+        session = self.acquire()
         try:
             yield session
         finally:
-            session.unpin()
+            session.release()
 
-    def append(self, decide: Decision[T]) -> T:
-        """`Session.append`, whoever closes the session meanwhile."""
-        session = self.pin()
-        try:
-            return session.append(decide)[0]
-        finally:
-            session.unpin()
-
-    def record(self, decide: Decision[T]) -> T:
-        """`Session.record`, whoever closes the session meanwhile."""
-        with self.pinned() as session:
-            return session.record(decide)
+    def transact(self, decide: Decision[T], *, durable: bool = True, fences: Sequence[Fence] | None = None) -> T:
+        """`Session.transact`."""
+        with self.using() as session:
+            return session.transact(decide, durable=durable, fences=fences)
 
     def look(self, view: Callable[[Projection], T]) -> T:
-        """What *view* sees in the record, which is not made by looking."""
-        session = known_session(self.store, self.workflow_id)
-        if session is not None and session.pin():
+        """What *view* returns for the record, which looking does not create."""
+        session = find_session(self.store, self.workflow_id)
+        if session is not None:
             try:
-                return session.read(view)
+                return session.transact(lambda projection: ((), view(projection)))
             finally:
-                session.unpin()
+                session.release()
         projection = self.store.read(self.workflow_id)
         return view(self._new_projection() if projection is None else projection)
 
     def scope(self) -> Scope:
         """What is current where a function of the workflow runs."""
         scope = current_scope()
-        return scope if scope.workflow is self.workflow else attrs.evolve(scope, workflow=self.workflow)
+        return scope if scope.runtime is self else attrs.evolve(scope, runtime=self)
 
     def submit(self, work: Callable[[], T]) -> Future[T]:
-        """Run *work* in a thread of the pool, in a copy of this context, owning no mutex that is held here.
+        """Run *work* in a thread of the pool, in a copy of this context, as the owner of no mutex that is held here.
 
         Raises:
             WorkflowUsageError: Inside a function given to update_state(), which might wait for it.
@@ -122,25 +125,30 @@ class WorkflowRuntime:
         """Note that *name* is the name of *fn*'s steps.
 
         Raises:
-            DuplicateStepError: A function of another module or qualified name has it.
+            DuplicateStepError: It is the name of a function of another module or qualified name.
         """
-        who = (str(getattr(fn, "__module__", "")), str(getattr(fn, "__qualname__", repr(fn))))
-        if self._claims.setdefault(name, who) != who:
+        owner = (str(getattr(fn, "__module__", "")), str(getattr(fn, "__qualname__", repr(fn))))
+        if self._claims.setdefault(name, owner) != owner:
             first = ".".join(self._claims[name])
             raise DuplicateStepError(
                 name,
-                f"it is the name of {first} already, and {'.'.join(who)} would get its results: give name=",
+                f"it is the name of {first} already, and {'.'.join(owner)} would get its results: give name=",
             )
 
     def close(self) -> None:
-        """Let the session go; the last one to do so in the last process writes the snapshot."""
+        """Wait for the pool and release the session. The last process to close a workflow writes its snapshot."""
         if self._session is not None:
             self._session.refuse_inside()
         self.pool.close()
-        session, self._session = self._session, None
-        if session is not None:
-            session.users.pop(id(self), None)
-            settle(session)
+        with self._guard:
+            session, self._session = self._session, None
+            finalizer, self._finalizer = self._finalizer, None
+        if session is not None and finalizer is not None:
+            finalizer.detach()
+            session.release()
+
+    def _acquire(self) -> Session:
+        return acquire_session(self.store, self.workflow_id, self._new_projection, self.clock)
 
     def _new_projection(self) -> Projection:
         return Projection.new(self.workflow_id, self.clock.now(), self._initial_state)

@@ -1,4 +1,7 @@
-"""Decide and append: lock, catch up with other processes, decide, append, unlock, wait for the sync."""
+"""A process's share in one workflow, and the one transaction on it.
+
+Lock, catch up with other processes, decide, append, unlock, wait until it is durable.
+"""
 
 from __future__ import annotations
 
@@ -6,334 +9,306 @@ import atexit
 import logging
 import os
 import threading
-import weakref
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, TypeAlias, TypeVar
-
-import attrs
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import TypeAlias, TypeVar
 
 from iso_orchestrator.errors import LeaseLostError, OrchestratorError, StoreError, WorkflowUsageError
-from iso_orchestrator.record.facts import Fact, StepAbandoned
-from iso_orchestrator.record.model import Json, StepStatus
-from iso_orchestrator.record.projection import Projection, StepState
-from iso_orchestrator.runtime.context import Fence, current_scope
-from iso_orchestrator.runtime.liveness import dead_runs
-from iso_orchestrator.store import Store
+from iso_orchestrator.record.facts import Fact, RunDied, StepAbandoned
+from iso_orchestrator.record.model import StepStatus
+from iso_orchestrator.record.projection import LiveRun, Projection, StepState
+from iso_orchestrator.runtime.context import Fence, InFlightStep, current_scope
+from iso_orchestrator.store import Store, WorkflowLog
 from iso_orchestrator.system.clock import Clock
-from iso_orchestrator.system.interrupts import OneShotEvent
+from iso_orchestrator.system.interrupts import masked, wait_until_free
 
-__all__ = ["Decision", "InFlightStep", "Session", "SessionClosed", "attach", "known_session", "settle"]
+__all__ = ["Decision", "Session", "acquire_session", "find_session"]
 
 _log = logging.getLogger("iso_orchestrator")
 
 T = TypeVar("T")
 
 Decision: TypeAlias = Callable[[Projection], tuple[Sequence[Fact], T]]
-"""What to append to a fold that has everything, and what to tell the caller."""
+"""From the projection, which has every fact of every process, to the facts to append and the caller's value.
 
-
-class SessionClosed(StoreError):  # noqa: N818 - steps open it again
-    """Nobody used the session any more, and it was left."""
-
-
-@attrs.define(eq=False, repr=False)
-class InFlightStep:
-    """A step that a thread of this process has in hand.
-
-    Attributes:
-        thread: The one that has it.
-        result: JSON, where it succeeded.
-        error: What its caller got, where it failed.
-        waits_for: The flights that its body waits for, in however many threads.
-        awaited: What is set at its end, where somebody waits for it.
-    """
-
-    name: str
-    idempotency_key: str | None
-    version: str | None
-    thread: int = attrs.field(factory=threading.get_ident)
-    succeeded: bool = False
-    result: Json = None
-    error: BaseException | None = None
-    waits_for: list[InFlightStep] = attrs.field(factory=list)
-    awaited: OneShotEvent | None = None
-
-    def reaches(self, flights: Sequence[InFlightStep]) -> InFlightStep | None:
-        """Which of *flights* it waits for, itself among them and however far around."""
-        if self in flights:
-            return self
-        return next((found for other in list(self.waits_for) if (found := other.reaches(flights))), None)
-
-    def await_end(self) -> OneShotEvent:
-        """What is set at its end; made under the session's guard, and only when somebody waits."""
-        if self.awaited is None:
-            self.awaited = OneShotEvent()
-        return self.awaited
+It changes nothing by itself, and may be called again.
+"""
 
 
 class Session:
-    """This process's share in one workflow, however many `Workflow` objects stand for it."""
+    """This process's share in one workflow, however many `Workflow` objects stand for it.
+
+    The first transaction opens the log. The session counts its references: each `Workflow` object that is in use has
+    one, and so has each call, run, batch and lease that is under way. The release of the last one closes the log.
+
+    Attributes:
+        key: Equal for all sessions of one workflow in one store.
+        live_runs: Ids of the runs that this process has begun and not ended.
+    """
 
     def __init__(self, store: Store, workflow_id: str, new: Callable[[], Projection], clock: Clock) -> None:
         self.key = (store.identity, workflow_id)
         self.workflow_id = workflow_id
-        self.flights: dict[str, InFlightStep] = {}
-        self.runs: set[str] = set()
-        self.closed = False
-        self.users: dict[int, weakref.ref[Any]] = {}  # by id; a WeakSet takes a microsecond to say that it is empty
-        self.log, projection = store.open(workflow_id, new)
-        self._projection: Projection | None = projection
+        self.live_runs: set[str] = set()
+        self.references = 0
+        self.is_closed = False
+        self._store = store
+        self._new = new
+        self._clock = clock
+        self._log: WorkflowLog | None = None
+        self._projection: Projection | None = None
         self._guard = threading.Lock()
         self._inside: int | None = None
-        self._pins = 0
-        self._pin_guard = threading.Lock()  # its own: an updater that looks at the workflow is inside the other
+        self._in_flight: dict[str, InFlightStep] = {}
+        self._in_flight_guard = threading.Lock()
         self._orphans: set[str] = set()
-        if projection.runs:
-            self._record_deaths(clock)
 
-    def append(self, decide: Decision[T], fences: Sequence[Fence] | None = None) -> tuple[T, int]:
-        """Append what *decide* says to what everybody has appended; its value, and the sequence to sync.
+    @property
+    def log(self) -> WorkflowLog:
+        """The workflow's log, opened if it is not."""
+        if self._log is None:
+            self.transact(lambda _: ((), None), durable=False, fences=())
+        assert self._log is not None
+        return self._log
 
-        The facts survive this process, and not yet the machine.
+    def transact(self, decide: Decision[T], *, durable: bool = True, fences: Sequence[Fence] | None = None) -> T:
+        """Append the facts that *decide* returns after those of all processes; its value.
+
+        Args:
+            decide: Called under the workflow's lock.
+            durable: Return when all that *decide* saw and appended would survive a power cut. Otherwise it survives the
+                death of this process only.
+            fences: Leases that must not have a newer token; default: those around the caller.
 
         Raises:
-            LeaseLostError: The caller runs under a lease that has a newer token.
-            SessionClosed: It was left before the caller had anything in hand.
-            StoreError: Nothing was appended.
+            LeaseLostError: A lease has a newer token.
+            StoreError: Nothing was appended, or it could not be made durable.
         """
         if fences is None:
             fences = current_scope().fences
-        me = threading.get_ident()
-        if self._inside == me:
-            raise self._nested()
-        with self._guard:
-            self._inside = me
-            # Whatever goes wrong from here on, a signal among it, the next one reads from the disk what is true.
-            projection, self._projection = self._projection, None
-            try:
-                if self.closed:
-                    raise SessionClosed(f"workflow {self.workflow_id!r} was closed while it was in use; call again")
-                self.log.lock()
-                projection = self.log.catch_up(projection)
-                try:
-                    if fences:
-                        self._check_fences(projection, fences)
-                    facts, value = decide(projection)
-                except Exception:
-                    self._projection = projection  # it only looked: nothing has to be read again
-                    raise
-                if facts:
-                    self.log.append(projection, facts)
-                self._projection = projection
-                return value, projection.seq
-            finally:
-                self._inside = None
-                try:
-                    self.log.unlock()
-                except BaseException:  # a signal as it begins: others would wait until this process does something
-                    self.log.unlock()
-                    raise
-
-    def record(self, decide: Decision[T]) -> T:
-        """As `append`, and return when it would survive a power cut."""
-        value, seq = self.append(decide)
-        self.log.sync(seq)
+        self.refuse_inside()
+        with masked():
+            wait_until_free(self._guard)
+            with self._guard:
+                log = self._log or self._open()
+                value, seq = self._append(log, decide, fences)
+            if durable:
+                log.sync(seq)
         return value
 
-    def read(self, look: Callable[[Projection], T]) -> T:
-        """What *look* sees in the record as it is now, for everyone and for ever."""
-        return self.record(lambda projection: ((), look(projection)))
+    def sync(self, seq: int) -> None:
+        """Return when all facts up to *seq* would survive a power cut."""
+        self.log.sync(seq)
 
     def completed(self, name: str, idempotency_key: str | None, version: str | None) -> StepState | None:
-        """The step, if it is known here that it is completed and that nobody has changed that."""
-        if self._inside == threading.get_ident():
-            raise self._nested()
+        """The step, if this process knows without a look at the disk that it is completed, durably."""
+        self.refuse_inside()
         with self._guard:
-            projection = self._projection
+            log, projection = self._log, self._projection
             step = projection.matching(name, idempotency_key, version) if projection is not None else None
-            if step is None or step.status is not StepStatus.COMPLETED or not self.log.is_current():
+            if log is None or step is None or step.status is not StepStatus.COMPLETED or not log.is_current():
                 return None
-            self.log.sync(step.seq)
+            log.sync(step.seq)
             return step
 
-    def end_flight(self, flight: InFlightStep, *, settled: bool) -> None:
-        """Let a step go; one that is not settled has no outcome on record, and nobody shall wait for it."""
-        with self._guard:
-            if flight.awaited is not None:
-                flight.awaited.set()
-            if self.flights.get(flight.name) is flight:
-                if not settled:
-                    self._orphans.add(flight.name)
-                del self.flights[flight.name]
-        if self._orphans:
-            self._abandon()
-        if not self.users:
-            settle(self)
+    def begin_flight(self, step: InFlightStep) -> InFlightStep | None:
+        """Note that this thread runs *step*; the step of that name that another thread runs, if there is one."""
+        with self._in_flight_guard:
+            other = self._in_flight.get(step.name)
+            if other is None:
+                self._in_flight[step.name] = step
+            return other
 
-    def pin(self) -> bool:
-        """Keep the session open until `unpin`, whoever closes his `Workflow`; False when it is closed already."""
-        if self._inside == threading.get_ident():
-            raise self._nested()
-        with self._pin_guard:
-            if self.closed:
-                return False
-            self._pins += 1
-            return True
+    def end_flight(self, step: InFlightStep) -> None:
+        """Let others run the step. If its outcome is not on record, record that nobody need wait for it."""
+        try:
+            if not step.is_settled:
+                self._orphans.add(step.name)
+            if self._orphans:
+                self._abandon(ending=step.name)
+        finally:
+            with self._in_flight_guard:
+                del self._in_flight[step.name]
+            step.ended.set()
 
-    def unpin(self) -> None:
-        """Need the session no longer; the last one leaves it, if nobody uses it."""
-        with self._pin_guard:
-            self._pins -= 1
-        if not self.users:
-            settle(self)
+    def is_in_flight(self, name: str) -> bool:
+        """Whether a thread of this process runs the step."""
+        return name in self._in_flight
 
-    def leave(self, *, at_exit: bool = False) -> bool:
-        """End this process's share; False while something goes on in it."""
-        with self._guard:
-            with self._pin_guard:
-                if (self._pins or self.flights) and not at_exit:
-                    return False
-                self.closed = True
-            projection, self._projection = self._projection, None
-            try:
-                self.log.leave(projection)
-            except BaseException:
-                self.log.close()  # a signal on its way out: nothing must stay locked by whoever is gone
-                raise
-        return True
+    def deaths(self, projection: Projection, at: datetime) -> list[Fact]:
+        """The facts that runs have died."""
+        return [RunDied(at, run) for run, live in projection.runs.items() if not self.is_live(run, live)]
+
+    def is_live(self, run: str, live: LiveRun) -> bool:
+        """Whether the process of a run, as it is recorded, goes on with it."""
+        return run in self.live_runs if live.owner == self.log.owner else self.log.is_alive(live.owner)
 
     def refuse_inside(self) -> None:
-        """Raise inside a function given to update_state()."""
+        """Raise in a function given to update_state(), which runs inside of a transaction.
+
+        Raises:
+            WorkflowUsageError: This thread is in one.
+        """
         if self._inside == threading.get_ident():
-            raise self._nested()
+            raise WorkflowUsageError(
+                f"workflow {self.workflow_id!r} was used inside a function given to update_state(): "
+                "it must only make the new state from the old one"
+            )
 
-    def forget(self) -> None:
-        """In a forked child: all of this is the parent's."""
-        self.closed = True
-        # A thread may have had these in the parent that the child does not have.
-        self._guard, self._pin_guard, self._inside = threading.Lock(), threading.Lock(), None
-        self.log.forget()
-
-    def _record_deaths(self, clock: Clock) -> None:
-        try:
-            self.append(lambda projection: (dead_runs(projection, self.log, self.runs, clock.now()), None), fences=())
-        except BaseException:
-            self.log.die("it was not opened")
-            self.log.leave(None)
-            raise
-
-    def _abandon(self) -> None:
-        orphans: set[str] = set()
-
-        def decide(projection: Projection) -> tuple[list[Fact], None]:
-            # In here, where no other thread adds to them.
-            orphans.update(self._orphans)
-            self._orphans.clear()
-            mine = [
-                name
-                for name in sorted(orphans)
-                if name not in self.flights and projection.owner(name) == self.log.owner
-            ]
-            return [StepAbandoned(projection.updated_at, name) for name in mine], None
-
-        try:
-            self.append(decide, fences=())
-        except OrchestratorError as error:
-            if not self.flights and not self.closed:
-                # Others would wait for a thread that is gone: better to be dead to them.
-                self.log.die(f"it could not record that an attempt had ended ({error})")
-            self._orphans |= orphans
-        except BaseException:
-            self._orphans |= orphans
-            raise
-
-    def _nested(self) -> WorkflowUsageError:
-        return WorkflowUsageError(
-            f"workflow {self.workflow_id!r} was used inside a function given to update_state(): "
-            "it must only make the new state from the old one"
-        )
-
-    def _check_fences(self, projection: Projection, fences: Sequence[Fence]) -> None:
-        for fence in fences:
-            current = projection.tokens.get(fence.key, 0)
-            if fence.workflow == self.key and current > fence.token:
-                raise LeaseLostError(fence.key, fence.token, current)
-
-
-def attach(user: object, store: Store, workflow_id: str, new: Callable[[], Projection], clock: Clock) -> Session:
-    """The session of this process, opened when it is not open; *user* keeps it so."""
-    with _slot((store.identity, workflow_id)) as slot:
-        if slot.session is None or slot.session.closed:
-            slot.session = Session(store, workflow_id, new, clock)
-        _note_user(slot.session, user)
-        return slot.session
-
-
-def _note_user(session: Session, user: object) -> None:
-    users, key = session.users, id(user)
-    users[key] = weakref.ref(user, lambda gone: users.pop(key) if users.get(key) is gone else None)
-
-
-def known_session(store: Store, workflow_id: str) -> Session | None:
-    """The session of this process, if it is open."""
-    slot = _slots.get((store.identity, workflow_id))
-    session = slot.session if slot is not None else None
-    return None if session is None or session.closed else session
-
-
-def settle(session: Session) -> None:
-    """Leave a session that nobody uses and in which nothing goes on."""
-    with _slot(session.key) as slot:
-        if slot.session is session and not session.closed and not session.users and session.leave():
-            slot.session = None
-        if slot.session is None:
-            with _registry_lock:
-                _slots.pop(session.key, None)
-
-
-@attrs.define(eq=False, repr=False)
-class _Slot:
-    """The place of a workflow's session; a lock each, so that one that is slow to open keeps no other waiting."""
-
-    lock: threading.RLock = attrs.field(factory=threading.RLock)
-    session: Session | None = None
-
-
-_slots: dict[tuple[object, str], _Slot] = {}
-_registry_lock = threading.Lock()
-
-
-@contextmanager
-def _slot(key: tuple[object, str]) -> Iterator[_Slot]:
-    while True:
-        with _registry_lock:
-            slot = _slots.setdefault(key, _Slot())
-        with slot.lock:
-            if _slots.get(key) is slot:  # else its last session was left while this thread waited
-                yield slot
+    def release(self) -> None:
+        """Release a reference; the last one closes the log."""
+        with _registry_guard:
+            self.references -= 1
+            if self.references > 0 or self.is_closed:
                 return
+        with masked():
+            wait_until_free(self._guard)
+            self._close()
+
+    def drop(self) -> None:
+        """Release a reference from a finalizer, which may run in the middle of anything: the log stays open."""
+        with _registry_guard:
+            self.references -= 1
+
+    def detach_at_exit(self) -> None:
+        """Close the log at the interpreter's exit, whatever still runs in daemon threads."""
+        with self._guard:
+            self.is_closed = True
+            self._detach()
+
+    def detach_after_fork(self) -> None:
+        """In a forked child: all of this is the parent's."""
+        self.is_closed = True
+        # A thread that the child does not have may have had these.
+        self._guard, self._in_flight_guard, self._inside = threading.Lock(), threading.Lock(), None
+        if self._log is not None:
+            self._log.forget()
+
+    def _open(self) -> WorkflowLog:
+        if self.is_closed:
+            raise StoreError(f"workflow {self.workflow_id!r} was closed while it was in use; call again")
+        log, projection = self._store.open(self.workflow_id, self._new)
+        self._log, self._projection = log, projection
+        if projection.runs:
+            try:
+                at = self._clock.now()
+                self._append(log, lambda projection: (self.deaths(projection, at), None), ())
+            except BaseException:  # it does not count as open: others must not take this process for a user of it
+                self._log = self._projection = None
+                log.die("it was not opened")
+                log.leave(None)
+                raise
+        return log
+
+    def _append(self, log: WorkflowLog, decide: Decision[T], fences: Sequence[Fence]) -> tuple[T, int]:
+        self._inside = threading.get_ident()
+        # Whatever is raised from here on, the next transaction reads from the disk what is true.
+        projection, self._projection = self._projection, None
+        try:
+            log.lock()
+            projection = log.catch_up(projection)
+            try:
+                for fence in fences:
+                    self._check_fence(projection, fence)
+                facts, value = decide(projection)
+            except Exception:
+                self._projection = projection  # nothing was changed: nothing has to be read again
+                raise
+            if facts:
+                log.append(projection, facts)
+            self._projection = projection
+            return value, projection.seq
+        finally:
+            self._inside = None
+            log.unlock()
+
+    def _check_fence(self, projection: Projection, fence: Fence) -> None:
+        current = projection.tokens.get(fence.key, 0)
+        if fence.workflow == self.key and current > fence.token:
+            raise LeaseLostError(fence.key, fence.token, current)
+
+    def _abandon(self, ending: str) -> None:
+        """Record that attempts ended without an outcome, so that other processes do not wait for them."""
+        log = self._log
+        if log is None:
+            return
+
+        def decide(projection: Projection) -> tuple[list[Fact], set[str]]:
+            ended = {name for name in self._orphans if name == ending or name not in self._in_flight}
+            mine = [name for name in sorted(ended) if projection.owner(name) == log.owner]
+            return [StepAbandoned(projection.updated_at, name) for name in mine], ended
+
+        try:
+            self._orphans -= self.transact(decide, durable=False, fences=())
+        except OrchestratorError as error:
+            if len(self._in_flight) == 1:
+                # Other processes would wait for a thread that is gone. They do not wait for a dead process.
+                log.die(f"it could not record that an attempt had ended ({error})")
+
+    def _close(self) -> None:
+        with self._guard:
+            with _registry_guard:
+                if self.references > 0:  # another thread acquired it meanwhile
+                    return
+                _sessions.pop(self.key, None)
+                self.is_closed = True
+            self._detach()
+
+    def _detach(self) -> None:
+        log, self._log = self._log, None
+        projection, self._projection = self._projection, None
+        if log is None:
+            return
+        try:
+            log.leave(projection)
+        except BaseException:
+            log.close()  # whatever is raised, nothing stays locked
+            raise
 
 
-def _leave_all() -> None:
-    sessions = [slot.session for slot in _slots.values() if slot.session is not None]
-    _slots.clear()
+def acquire_session(store: Store, workflow_id: str, new: Callable[[], Projection], clock: Clock) -> Session:
+    """The session of this process with one more reference, which the caller releases."""
+    key = (store.identity, workflow_id)
+    with _registry_guard:
+        session = _sessions.get(key)
+        if session is None:
+            session = _sessions[key] = Session(store, workflow_id, new, clock)
+        session.references += 1
+        return session
+
+
+def find_session(store: Store, workflow_id: str) -> Session | None:
+    """The session of this process with one more reference, if its log is open."""
+    with _registry_guard:
+        session = _sessions.get((store.identity, workflow_id))
+        if session is None or session._log is None:
+            return None
+        session.references += 1
+        return session
+
+
+_sessions: dict[tuple[object, str], Session] = {}
+_registry_guard = threading.RLock()  # a finalizer may release a reference in the middle of this module's own code
+
+
+def _detach_all_at_exit() -> None:
+    sessions = list(_sessions.values())
+    _sessions.clear()
     for session in sessions:
         try:
-            session.leave(at_exit=True)
-        except Exception as error:  # noqa: BLE001 - at exit there is nobody left to raise it to
+            session.detach_at_exit()
+        except Exception as error:  # noqa: BLE001 - at exit there is no caller left to raise it to
             _log.warning("workflow %r was not closed: %s", session.workflow_id, error)
 
 
-def _forget_all_in_child() -> None:
-    global _registry_lock
-    _registry_lock = threading.Lock()
-    for slot in _slots.values():
-        if slot.session is not None:
-            slot.session.forget()
-    _slots.clear()
+def _detach_all_after_fork() -> None:
+    global _registry_guard
+    _registry_guard = threading.RLock()
+    for session in _sessions.values():
+        session.detach_after_fork()
+    _sessions.clear()
 
 
-atexit.register(_leave_all)
+atexit.register(_detach_all_at_exit)
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_all_in_child)
+    os.register_at_fork(after_in_child=_detach_all_after_fork)

@@ -1,22 +1,25 @@
-"""The threads that `.submit` runs steps on."""
+"""Threads for the user's code: the pool of `.submit`, and a call that its caller leaves after a time-out."""
 
 from __future__ import annotations
 
 import os
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextvars import copy_context
+from typing import Any, TypeVar
 
-__all__ = ["Pool"]
+from iso_orchestrator.errors import StepTimeoutError
+from iso_orchestrator.runtime.context import current_owner
+from iso_orchestrator.system.interrupts import OneShotEvent, masked, start
 
-if TYPE_CHECKING:
-    from concurrent.futures import Future, ThreadPoolExecutor
+__all__ = ["Pool", "call_with_timeout"]
 
 T = TypeVar("T")
 
 
 class Pool:
-    """Threads, made when they are needed, and what was given to them by which run.
+    """Threads, started when they are needed, and the futures of each run.
 
     Args:
         max_workers: Threads at most.
@@ -28,37 +31,31 @@ class Pool:
         self._pid = os.getpid()
         self._guard = threading.Lock()
         self._unfinished: dict[Future[Any], object] = {}
-        self._thread = threading.local()  # has a mark in those of the pool
+        self._thread = threading.local()  # has an attribute in threads of the pool
 
     def submit(self, work: Callable[[], T], run: object) -> Future[T]:
-        """Do *work* in one of the threads, on behalf of *run*."""
-        from concurrent.futures import ThreadPoolExecutor  # what submits nothing, loads none of it
-
-        from iso_orchestrator.runtime.pool_future import WorkFuture, fulfil
-
+        """Call *work* in one of the threads, as a part of *run*."""
         self._leave_parents_threads()
-        with self._guard:
+        future: _WorkFuture[T] = _WorkFuture()
+        with masked(), self._guard:
             if self._executor is None:
                 self._executor = ThreadPoolExecutor(self._max_workers, "iso-orchestrator", self._mark)
-            future: WorkFuture[T] = WorkFuture()
-            self._executor.submit(fulfil, future, work)
+            self._executor.submit(_fulfil, future, work)
             self._unfinished[future] = run
         future.add_done_callback(self._finished)
         return future
 
     def drain(self, run: object, *, cancel: bool) -> None:
-        """Wait for all work of *run*; *cancel* what has not begun."""
+        """Wait for all futures of *run*; *cancel* those that have not begun."""
         self._leave_parents_threads()
         while mine := self._unfinished_of(run):
-            from concurrent.futures import wait  # loaded by now, where there is anything to wait for
-
             if cancel:
                 for future in mine:
                     future.cancel()
             wait(mine)
 
     def close(self) -> None:
-        """Wait for all work, and end the threads; called by one of them, wait for none."""
+        """Wait for all futures, and end the threads; in a thread of the pool, wait for none."""
         self._leave_parents_threads()
         with self._guard:
             executor, self._executor = self._executor, None
@@ -77,6 +74,73 @@ class Pool:
             self._unfinished.pop(future, None)
 
     def _leave_parents_threads(self) -> None:
-        """In a forked child: the threads and what they had to do are the parent's."""
+        """In a forked child: the threads and their futures are the parent's."""
         if self._pid != os.getpid():
             self.__init__(self._max_workers)  # type: ignore[misc]  # a new pool in the place of the old
+
+
+class _WorkFuture(Future[T]):
+    """A future whose error may be falsy, which the standard library's takes for none."""
+
+    def result(self, timeout: float | None = None) -> T:
+        error = self.exception(timeout)
+        if error is not None:
+            try:
+                raise error
+            finally:
+                error = None  # its traceback has this frame: without this the two would form a cycle
+        return super().result(timeout)
+
+
+def _fulfil(future: _WorkFuture[T], work: Callable[[], T]) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        value = work()
+    except BaseException as error:  # noqa: BLE001 - it is raised where the result is asked for
+        future.set_exception(error)
+    else:
+        future.set_result(value)
+
+
+def call_with_timeout(name: str, body: Callable[[], T], timeout: float) -> T:
+    """Call *body* in a thread of its own, and leave that thread to itself after *timeout* seconds.
+
+    The mutexes that are held around it stay held until the thread ends.
+
+    Raises:
+        StepTimeoutError: The time is over.
+    """
+    outcome: list[T] = []
+    failure: list[BaseException] = []
+    holds = [hold for owner in current_owner().chain() for hold in owner.holds]
+    at_end: list[Callable[[], None]] = []
+    guard = threading.Lock()
+    ended = OneShotEvent()
+
+    def work() -> None:
+        try:
+            outcome.append(body())
+        except BaseException as error:  # noqa: BLE001 - it is raised again in the caller's thread
+            failure.append(error)
+        with guard:
+            ended.set()
+        for release in at_end:
+            release()
+
+    thread = threading.Thread(
+        target=copy_context().run, args=(work,), name=f"iso-orchestrator step {name}"[:60], daemon=True
+    )
+    try:
+        start(thread.start)
+        ended.wait(timeout)
+    finally:
+        with masked(), guard:
+            is_left = not ended.is_set()
+            if is_left:
+                at_end.extend(hold.leave_behind() for hold in holds)
+    if is_left:
+        raise StepTimeoutError(name, timeout)
+    if failure:
+        raise failure[0]
+    return outcome[0]

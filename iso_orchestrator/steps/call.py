@@ -1,8 +1,9 @@
-"""One call of a step: begin, run the body, record the outcome; or wait for whoever has it in hand."""
+"""One call of a step: begin, run the body, record the outcome; or wait for the thread or process that runs it."""
 
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
@@ -23,16 +24,32 @@ from iso_orchestrator.errors import (
     StoreError,
     WorkflowUsageError,
 )
-from iso_orchestrator.record.facts import ABSENT, Fact, StepCompleted, StepFailed, StepLimited, StepStarted, StepWaiting
+from iso_orchestrator.record.facts import (
+    ABSENT,
+    Fact,
+    StepCompleted,
+    StepFailed,
+    StepLimited,
+    StepStarted,
+    StepWaiting,
+)
 from iso_orchestrator.record.model import ErrorInfo, Json, StepStatus, truncate_to_ms
 from iso_orchestrator.record.projection import Limit, Projection, StepState
-from iso_orchestrator.runtime.context import Attempt, LockOwner, Scope, StepContext, current_owner, current_scope
+from iso_orchestrator.runtime.context import (
+    Attempt,
+    InFlightStep,
+    LockOwner,
+    Scope,
+    StepContext,
+    current_owner,
+    current_scope,
+)
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
-from iso_orchestrator.runtime.session import InFlightStep, Session, SessionClosed
-from iso_orchestrator.runtime.timeout import call_with_timeout
+from iso_orchestrator.runtime.session import Session
+from iso_orchestrator.runtime.threads import call_with_timeout
 from iso_orchestrator.steps.retry import Retry, RetryContext
 from iso_orchestrator.system.clock import Backoff, sleep
-from iso_orchestrator.system.interrupts import OneShotEvent
+from iso_orchestrator.system.interrupts import masked, unmasked
 
 __all__ = ["IfInterrupted", "StepCall", "StepOptions"]
 
@@ -40,12 +57,12 @@ _log = logging.getLogger("iso_orchestrator")
 
 IfInterrupted: TypeAlias = Literal["rerun", "fail"]
 
-_LONGEST_NAP = 0.5  # seconds; the wait for a limit can end with Ctrl-C
+_LONGEST_NAP = 0.5  # seconds between two looks whether the for_each around a wait for a limit was stopped
 
 
-@attrs.frozen(eq=False, repr=False)
+@attrs.frozen
 class StepOptions:
-    """What holds for all calls of a step."""
+    """The options of a step, checked."""
 
     retry: Retry
     timeout: float | None
@@ -55,65 +72,55 @@ class StepOptions:
     limit_key: str | None = None
 
 
-@attrs.frozen(eq=False, repr=False)
+@attrs.frozen
+class _Started:
+    """The attempt of that number is on record, and this call's; whether it is the first at this step."""
+
+    attempt: int
+    is_first: bool
+
+
+@attrs.frozen
 class _Completed:
-    """The step has been completed."""
+    """The step has been completed, by the fact with that sequence."""
 
     result: Json
+    seq: int
 
 
-@attrs.frozen(eq=False, repr=False)
-class _RunsHere:
-    """Another thread has it in hand, until *end* is set."""
-
-    flight: InFlightStep
-    end: OneShotEvent
-
-
-@attrs.frozen(eq=False, repr=False)
+@attrs.frozen
 class _RunsElsewhere:
-    """Another process has it in hand."""
+    """Another process runs the step, in its attempt of that number."""
 
-    attempts: int
+    attempt: int
 
 
-@attrs.frozen(eq=False, repr=False)
-class _WaitUntil:
-    """What it needs is limited."""
+@attrs.frozen
+class _Waits:
+    """The step is limited."""
 
     limit: Limit
 
 
-@attrs.frozen(eq=False, repr=False)
+@attrs.frozen
 class _Refused:
-    """It cannot be had, and why."""
+    """The step does not run, for that reason, given by the fact with that sequence."""
 
     error: OrchestratorError
-
-
-@attrs.frozen(eq=False, repr=False)
-class Recorded:
-    """A result that this call has put into the journal, and that may not be on the disk yet."""
-
-    flight: InFlightStep
     seq: int
-    data: Json
 
 
-_Attempt: TypeAlias = int
-"""The number of the attempt at a step that the caller has in hand now."""
-
-_Beginning: TypeAlias = _Attempt | _Completed | _RunsHere | _RunsElsewhere | _WaitUntil | _Refused
+_Beginning: TypeAlias = _Started | _Completed | _RunsElsewhere | _Waits | _Refused
 
 
 class _NotRecorded(Exception):  # noqa: N818 - never leaves this module
-    """The body succeeded, and its outcome was given up or cannot be recorded: no retry would help."""
+    """The body succeeded, and its outcome is not on record: it cannot be recorded, or another attempt's counts."""
 
     def __init__(self, error: BaseException | None) -> None:
         self.error = error
 
 
-@attrs.define(eq=False, repr=False)
+@attrs.define(eq=False)
 class StepCall:
     """One call of a step, whose body takes no arguments any more."""
 
@@ -126,7 +133,6 @@ class StepCall:
     session: Session = attrs.field(init=False)
     scope: Scope = attrs.field(init=False)
     is_first: bool = attrs.field(init=False, default=True)
-    recorded: Recorded | None = attrs.field(init=False, default=None)
 
     def run(self) -> Any:
         """The step's result, recorded or new.
@@ -134,118 +140,99 @@ class StepCall:
         Raises:
             Exception: What the body raised in its last attempt, or what `StepOptions` say.
         """
-        try:
-            try:
-                return self.perform()
-            finally:
-                self.settle()
-        except BaseException:
-            self.settle()  # all of it, or what an interrupt has left: a step that is not let go keeps the workflow open
-            raise
-
-    def perform(self) -> Any:
-        """As `run`, but the result survives only this process until `settle`, which has to follow, returns."""
-        self.session = self.runtime.session()
-        step = self.session.completed(self.name, self.idempotency_key, self.options.version)
+        step = self.runtime.session().completed(self.name, self.idempotency_key, self.options.version)
         if step is not None:
             return self._load(step.result)
         self.scope = current_scope()
-        if self.scope.attempt is not None:
-            self._refuse_recursion(self.scope.attempt)
-        flight = InFlightStep(self.name, self.idempotency_key, self.options.version)
-        try:
-            return self._wait_or_fly(flight)
-        except _NotRecorded as given_up:
-            if given_up.error is not None:
-                raise given_up.error from given_up.error.__cause__
-        finally:
-            if self.recorded is None:
-                # An error that could not be recorded is the caller's alone: others may try for themselves.
+        with masked(), self.runtime.using() as self.session:
+            self._refuse_recursion()
+            awaited, error = 0, None
+            while True:
+                flight = InFlightStep(self.name, attempt=awaited, error=error)
+                other = self.session.begin_flight(flight)
+                if other is not None:
+                    self._wait_for(other)
+                    awaited, error = max(awaited, other.attempt), other.error or error
+                    continue
                 try:
-                    self.session.end_flight(flight, settled=flight.error is not None)
-                except BaseException:  # a signal: others would wait for ever
-                    self.session.end_flight(flight, settled=flight.error is not None)
-                    raise
-        return self.perform()  # somebody else has taken the step over: theirs is the outcome
+                    return self._fly(flight)
+                except _NotRecorded as given_up:
+                    if given_up.error is not None:
+                        raise given_up.error from given_up.error.__cause__
+                finally:
+                    self.session.end_flight(flight)
 
-    def settle(self) -> None:
-        """Wait until the result would survive a power cut, and let the step go. In any thread.
+    def _wait_for(self, other: InFlightStep) -> None:
+        """Wait until another thread's run of the step has ended.
 
         Raises:
-            StoreError: It would not.
+            WorkflowUsageError: It never would.
         """
-        if self.recorded is None:
-            return
-        flight, seq, data = self.recorded.flight, self.recorded.seq, self.recorded.data
+        if other.thread == threading.get_ident():
+            raise self._recursion()
+        mine = [link.flight for link in self._attempts_around()]
+        for own in mine:
+            own.waits_for.append(other)
         try:
-            self.session.log.sync(seq)
-            flight.succeeded, flight.result = True, data
-        except StoreError as error:
-            raise self._lost(error) from error
+            link = other.reaches(mine)
+            if link is not None:
+                raise WorkflowUsageError(
+                    f"step {self.name!r} and step {link.name!r} wait for each other: neither would ever end"
+                )
+            other.ended.wait()
         finally:
-            self.session.end_flight(flight, settled=flight.succeeded)
-            self.recorded = None  # not before: an interrupt may keep `end_flight` from beginning
+            for own in mine:
+                own.waits_for.remove(other)
 
-    def _wait_or_fly(self, own: InFlightStep) -> Any:
-        pause, awaited, fences = None, 0, self.scope.fences
+    def _fly(self, flight: InFlightStep) -> Any:
+        beginning = self._begin(flight)
+        if isinstance(beginning, _Completed):
+            return self._load(beginning.result)
+        self.is_first = beginning.is_first
+        return self._attempts(flight, beginning.attempt)
+
+    def _begin(self, flight: InFlightStep) -> _Started | _Completed:
+        pause = Backoff()
         while True:
             at = self.runtime.clock.now()
-            try:
-                beginning, seq = self.session.append(
-                    lambda projection: self._decide(projection, own, at, awaited),
-                    fences,  # noqa: B023
-                )
-            except SessionClosed:
-                self.session = self.runtime.session()
-                continue
+            flight.is_settled = False
+            beginning: _Beginning = self.session.transact(
+                lambda projection: self._decide(projection, at, flight.attempt),  # noqa: B023 - called before the next turn
+                durable=self.options.if_interrupted == "fail",
+                fences=self.scope.fences,
+            )
+            flight.is_settled = not isinstance(beginning, _Started)
             match beginning:
-                case int(attempt):
-                    if self.options.if_interrupted == "fail":
-                        self.session.log.sync(seq)
-                    return self._attempts(own, attempt)
-                case _Completed(result):
-                    return self._load(result)
-                case _Refused(error):
+                case _Started():
+                    return beginning
+                case _Completed(_, seq):
+                    self.session.sync(seq)
+                    return beginning
+                case _Refused(error, seq):
+                    self.session.sync(seq)
+                    if isinstance(error, StepFailedError) and isinstance(flight.error, Exception):
+                        raise flight.error  # another thread of this process had it
                     raise error
-                case _RunsElsewhere(attempts):
-                    awaited = attempts
-                    pause = pause or Backoff()
+                case _RunsElsewhere(attempt):
+                    flight.attempt = attempt
                     pause.rest()
-                case _WaitUntil(limit):
+                case _Waits(limit):
                     self._wait_until(limit)
-                case _RunsHere(flight, end):
-                    self._wait_for(flight, end)
-                    if flight.succeeded and self._is_same(flight):
-                        return self._load(flight.result)
-                    if flight.error is not None and self._is_same(flight):
-                        raise _for_another_caller(self.name, flight.error)
 
-    def _decide(
-        self, projection: Projection, flight: InFlightStep, at: Any, awaited: int
-    ) -> tuple[Sequence[Fact], _Beginning]:
-        flights, log, step = self.session.flights, self.session.log, projection.steps.get(self.name)
-        attempt = 1
-        if step is not None:
-            same = projection.matching(self.name, self.idempotency_key, self.options.version)
-            if same is not None and same.status is StepStatus.COMPLETED:
-                log.sync(same.seq)  # in here, where nobody can leave the session
-                return (), _Completed(same.result)
-            if step.owner == log.owner:
-                other = flights.get(self.name)
-                if other is not None and other.thread != flight.thread:
-                    return (), _RunsHere(other, other.await_end())
-            elif step.owner is not None and log.is_alive(step.owner):
-                return (), _RunsElsewhere(step.attempts)
-            self.is_first = same is None
-            if same is not None:
-                if (refused := self._refusal(same, awaited)) is not None:
-                    log.sync(same.seq)
-                    return (), _Refused(refused)
-                attempt += same.attempts
-        if (limit := self._limit(projection, at)) is not None:
-            return self._waiting(projection, limit, at), _WaitUntil(limit)
-        flights[self.name] = flight
-        return [self._started(attempt, at)], attempt
+    def _decide(self, projection: Projection, at: datetime, awaited: int) -> tuple[Sequence[Fact], _Beginning]:
+        log, step = self.session.log, projection.steps.get(self.name)
+        same = projection.matching(self.name, self.idempotency_key, self.options.version)
+        if same is not None and same.status is StepStatus.COMPLETED:
+            return (), _Completed(same.result, same.seq)
+        if step is not None and step.owner not in (None, log.owner) and log.is_alive(step.owner):
+            return (), _RunsElsewhere(step.attempts)
+        if same is not None and (error := self._refusal(same, awaited)) is not None:
+            return (), _Refused(error, same.seq)
+        limit = self._limit(projection, at)
+        if limit is not None:
+            return self._waiting(projection, limit, at), _Waits(limit)
+        attempt = 1 if same is None else same.attempts + 1
+        return [self._started(attempt, at)], _Started(attempt, is_first=same is None)
 
     def _refusal(self, step: StepState, awaited: int) -> OrchestratorError | None:
         if step.error is not None and step.owner is None and 0 < awaited <= step.attempts:
@@ -254,7 +241,7 @@ class StepCall:
             return StepInterruptedError(self.name, step.attempts)
         return None
 
-    def _started(self, attempt: int, at: Any) -> StepStarted:
+    def _started(self, attempt: int, at: datetime) -> StepStarted:
         return StepStarted(at, self.name, attempt, self.session.log.owner, self.idempotency_key, self.options.version)
 
     def _attempts(self, flight: InFlightStep, attempt: int) -> Any:
@@ -265,8 +252,8 @@ class StepCall:
                 return self._attempt(flight, attempt, context)
             except _NotRecorded:
                 raise
-            except BaseException as error:
-                if not isinstance(error, CommandLeftoverError):  # it has not begun what it is for
+            except BaseException as error:  # it is recorded, then raised or retried
+                if not isinstance(error, CommandLeftoverError):  # which came before the command began
                     self.is_first = False
                 if isinstance(error, Limited) and self._is_limited(attempt, error):
                     self._begin_again(attempt)  # the same one: a limit is no failure
@@ -284,34 +271,37 @@ class StepCall:
 
             def decide(projection: Projection, at: datetime = at) -> tuple[Sequence[Fact], Limit | None]:
                 limit = self._limit(projection, at)
-                return [self._started(attempt, at)] if limit is None else self._waiting(projection, limit, at), limit
+                facts = [self._started(attempt, at)] if limit is None else self._waiting(projection, limit, at)
+                return facts, limit
 
-            limit, seq = self.session.append(decide, self.scope.fences)
+            limit = self.session.transact(
+                decide, durable=self.options.if_interrupted == "fail", fences=self.scope.fences
+            )
             if limit is None:
-                if self.options.if_interrupted == "fail":
-                    self.session.log.sync(seq)
                 return
             self._wait_until(limit)
 
     def _attempt(self, flight: InFlightStep, attempt: int, context: StepContext) -> Any:
-        scope = self.scope
+        scope, flight.attempt = self.scope, attempt
         work = Attempt(self.session, flight, scope.attempt, attempt, self.is_first)
         owner = LockOwner(scope.owner or current_owner())
-        inside = Scope(self.runtime.workflow, scope.runs, owner, context, scope.item, work, scope.fences, scope.batch)
+        inside = Scope(self.runtime, scope.runs, owner, context, scope.item, work, scope.fences, scope.batch)
         context_of_body = inside.context()
-        if self.options.timeout is None:
-            value = context_of_body.run(self.body)
-        else:
-            value = context_of_body.run(call_with_timeout, self.name, self.body, self.options.timeout)
+        with unmasked():
+            if self.options.timeout is None:
+                value = context_of_body.run(self.body)
+            else:
+                value = context_of_body.run(call_with_timeout, self.name, self.body, self.options.timeout)
         try:
-            subject = self._subject()
-            data = self.codec.dump(value, subject)
-            result = self.codec.load(data, subject)
+            data = self.codec.dump(value, self._subject())
+            result = self._load(data)
         except SerializationError as error:
             self._record_failure(flight, attempt, error, retrying=False)
             raise _NotRecorded(error) from error
-        if self.options.accept is not None and not context_of_body.run(self.options.accept, self._load(data)):
-            raise StepRejectedError(self.name, result)
+        if self.options.accept is not None:
+            with unmasked():
+                if not context_of_body.run(self.options.accept, self._load(data)):
+                    raise StepRejectedError(self.name, result)
         self._complete(flight, attempt, data, work)
         return result
 
@@ -323,45 +313,44 @@ class StepCall:
                 return (), False
             state = projection.state
             for update in work.updates:
-                state = updated_state(update, state)
+                with unmasked():
+                    state = updated_state(update, state)
             return [StepCompleted(at, self.name, data, state if work.updates else ABSENT)], True
 
         try:
-            recorded, seq = self.session.append(decide, self.scope.fences)
+            is_recorded = self.session.transact(decide, fences=self.scope.fences)
         except LeaseLostError as error:
             raise _NotRecorded(error) from error
         except StoreError as error:
-            lost = self._lost(error)
+            lost = StoreError(f"step {self.name!r} succeeded, and its result could not be recorded: {error}")
             lost.__cause__ = error
             raise _NotRecorded(lost) from error
-        except Exception as error:
+        except Exception as error:  # an update of the state, or what it returned
             self._record_failure(flight, attempt, error, retrying=False)
             raise _NotRecorded(error) from error
-        if not recorded:
+        if not is_recorded:
             raise _NotRecorded(None)
-        self.recorded = Recorded(flight, seq, data)
-
-    def _lost(self, error: StoreError) -> StoreError:
-        return StoreError(f"step {self.name!r} succeeded, and its result could not be recorded: {error}")
+        flight.is_settled = True
 
     def _record_failure(self, flight: InFlightStep, attempt: int, error: BaseException, *, retrying: bool) -> bool:
         """Record that an attempt failed; whether that could be done. Never hides *error*."""
         try:
             fact = StepFailed(self.runtime.clock.now(), self.name, ErrorInfo.of(error), retrying)
-            _, seq = self.session.append(
-                lambda projection: ([fact] if self._is_mine(projection, attempt) else [], None), self.scope.fences
+            self.session.transact(
+                lambda projection: ([fact] if self._is_mine(projection, attempt) else [], None),
+                durable=not retrying,
+                fences=self.scope.fences,
             )
-            if not retrying:
-                self.session.log.sync(seq)
-                flight.error = error
         except Exception as trouble:  # noqa: BLE001 - the step's own error is what counts
             if not isinstance(error, LeaseLostError):
                 error.add_note(f"iso-orchestrator: the failure of step {self.name!r} was not recorded: {trouble}")
             return False
+        if not retrying:
+            flight.is_settled, flight.error = True, error
         return True
 
     def _is_limited(self, attempt: int, limit: Limited) -> bool:
-        """Record that an attempt met a limit; False where that is over already, which is a failure like any other."""
+        """Record that an attempt met a limit; False if that is over already, which is a failure like any other."""
         # Up to the next millisecond, as records have them: a moment before its end the limit still stands.
         at, until = self.runtime.clock.now(), truncate_to_ms(limit.until + timedelta(microseconds=999))
         if until <= at:
@@ -372,19 +361,17 @@ class StepCall:
             is_mine = self._is_mine(projection, attempt)
             return [fact] if is_mine else [], is_mine
 
-        recorded, seq = self.session.append(decide, self.scope.fences)
-        if not recorded:
+        if not self.session.transact(decide, fences=self.scope.fences):
             raise _NotRecorded(None)
-        self.session.log.sync(seq)
         return True
 
     def _limit(self, projection: Projection, at: datetime) -> Limit | None:
-        """What limits the step; None when nothing does."""
+        """The limit that holds the step back; None when none does."""
         limit = projection.limit(self.name, self.options.limit_key)
         return limit if limit is not None and limit.until > at else None
 
     def _waiting(self, projection: Projection, limit: Limit, at: datetime) -> Sequence[Fact]:
-        """That it waits for *limit*, unless that is on record."""
+        """The fact that it waits for *limit*, unless that is on record."""
         owner, wait = self.session.log.owner, projection.waits.get(self.name)
         if wait is not None and (wait.owner, wait.until, wait.key) == (owner, limit.until, limit.key):
             return ()
@@ -398,16 +385,18 @@ class StepCall:
         """
         limited = Limited(limit.until, limit.key)
         _log.warning("step %r waits: %s", self.name, limited)
+        is_over = False
         try:
             while (seconds := (limit.until - self.runtime.clock.now()).total_seconds()) > 0:
                 if self.scope.batch is not None and self.scope.batch.is_stopped:
                     raise limited
                 sleep(min(seconds, _LONGEST_NAP))
-        except BaseException:
-            ended = StepWaiting(self.runtime.clock.now(), self.name, self.session.log.owner)
-            with suppress(OrchestratorError, SessionClosed):  # it is for those who look alone
-                self.session.append(lambda _: ([ended], None), fences=())
-            raise
+            is_over = True
+        finally:
+            if not is_over:
+                ended = StepWaiting(self.runtime.clock.now(), self.name, self.session.log.owner)
+                with suppress(OrchestratorError):  # it only informs those who look
+                    self.session.transact(lambda _: ([ended], None), durable=False, fences=())
 
     def _pause_before_retry(self, error: BaseException, context: StepContext) -> float | None:
         """Seconds until the next attempt; None when there is to be none."""
@@ -415,9 +404,10 @@ class StepCall:
             return None
         retry_context = RetryContext(self.name, context.attempt, context.max_attempts)
         try:
-            if not self.runtime.scope().context().run(self.options.retry.wants, error, retry_context):
-                return None
-            return self.options.retry.pause(error, context.attempt)
+            with unmasked():
+                if not self.runtime.scope().context().run(self.options.retry.wants, error, retry_context):
+                    return None
+                return self.options.retry.pause(error, context.attempt)
         except Exception as trouble:  # noqa: BLE001 - as above
             error.add_note(f"iso-orchestrator: the retry policy raised {type(trouble).__name__}: {trouble}")
             return None
@@ -426,38 +416,21 @@ class StepCall:
         step = projection.steps.get(self.name)
         return step is not None and step.attempts == attempt and step.owner == self.session.log.owner
 
-    def _is_same(self, flight: InFlightStep) -> bool:
-        return (flight.idempotency_key, flight.version) == (self.idempotency_key, self.options.version)
-
-    def _wait_for(self, flight: InFlightStep, end: OneShotEvent) -> None:
-        attempt = current_scope().attempt
-        mine: list[InFlightStep] = [link.flight for link in attempt.chain()] if attempt is not None else []
-        for own in mine:
-            own.waits_for.append(flight)
-        try:
-            if (link := flight.reaches(mine)) is not None:
-                raise WorkflowUsageError(
-                    f"step {self.name!r} and step {link.name!r} wait for each other: neither would ever end"
-                )
-            end.wait()
-        finally:
-            for own in mine:
-                own.waits_for.remove(flight)
-
-    def _refuse_recursion(self, attempt: Attempt) -> None:
-        for link in attempt.chain():
+    def _refuse_recursion(self) -> None:
+        for link in self._attempts_around():
             if link.session.key == self.session.key and link.flight.name == self.name:
-                raise WorkflowUsageError(
-                    f"step {self.name!r} called itself: it would wait for its own end; call the plain function (.fn)"
-                )
+                raise self._recursion()
+
+    def _recursion(self) -> WorkflowUsageError:
+        return WorkflowUsageError(
+            f"step {self.name!r} called itself: it would wait for its own end; call the plain function (.fn)"
+        )
+
+    def _attempts_around(self) -> Sequence[Attempt]:
+        return list(self.scope.attempt.chain()) if self.scope.attempt is not None else []
 
     def _load(self, data: Json) -> Any:
         return self.codec.load(data, self._subject())
 
     def _subject(self) -> str:
         return f"the result of step {self.name!r}"
-
-
-def _for_another_caller(name: str, error: BaseException) -> BaseException:
-    """An interrupt was meant for the thread that got it; others are told of the failure."""
-    return error if isinstance(error, Exception) else StepFailedError(name, ErrorInfo.of(error))

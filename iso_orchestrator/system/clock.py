@@ -8,11 +8,11 @@ from typing import Protocol
 import attrs
 
 from iso_orchestrator.record.model import truncate_to_ms
+from iso_orchestrator.system.interrupts import unmasked
 
 __all__ = ["Backoff", "Clock", "InjectedClock", "SystemClock", "monotonic", "sleep", "truncate_to_ms"]
 
 monotonic = time.monotonic
-sleep = time.sleep
 
 _FIRST_PAUSE = 0.0005  # seconds
 _LONGEST_PAUSE = 0.02  # at some 20 microseconds a look, a process waits at a thousandth of a core
@@ -71,7 +71,13 @@ class InjectedClock:
         return
 
 
-@attrs.define(eq=False, repr=False)
+def sleep(seconds: float) -> None:
+    """Let *seconds* go by. Ctrl-C ends it, in a masked block too."""
+    with unmasked():
+        time.sleep(seconds)
+
+
+@attrs.define(eq=False)
 class Backoff:
     """The pause between two looks: short at first, then long enough to cost nothing."""
 

@@ -1,23 +1,23 @@
 """Ctrl-C may come between any two bytecodes: what that needs, for the whole package.
 
-Python raises `KeyboardInterrupt` in the main thread wherever that thread is. In the middle of a change of two places that
-belong together (a step is noted as running, and then its start is written), this would leave one of the two.
-So the package defers Ctrl-C, as Haskell masks asynchronous exceptions (Marlow et al. 2001, "Asynchronous
-Exceptions in Haskell"):
+Python raises `KeyboardInterrupt` in the main thread, wherever that thread is. Between two changes that belong together
+(a step is noted as running, and its start is written) this would leave one of the two. So the package defers Ctrl-C, as
+Haskell masks asynchronous exceptions (Marlow et al. 2001, "Asynchronous Exceptions in Haskell"):
 
-- `with masked():` around code that must run to its end. A Ctrl-C inside is noted, and raised when the block ends.
-- `with unmasked():` inside such a block, around everything that can take long: the user's own code, and waits. There
-  Ctrl-C is raised as always, at once.
+- `with masked():` is for code that must run to its end. A Ctrl-C inside is noted, and raised when the block ends.
+- `with unmasked():` is inside of such a block, for all that can take long: the user's code, and waits. There Ctrl-C is
+  raised at once.
 
-Both do nothing in other threads, where Python raises no Ctrl-C, and nothing where the program has a SIGINT handler of its
-own or ignores the signal. What such a handler raises, or a handler of another signal, comes out wherever it comes. The
-record on disk stays true even then, since a transaction that is broken off is read again from the disk. A lock or a
-waiter of this process may be left behind.
+Both do nothing in other threads, where Python raises no Ctrl-C. They also do nothing where the program ignores SIGINT,
+or has a handler of its own: what that one raises, or a handler of another signal, comes out wherever it comes. The
+record on disk stays true even then, since what a broken transaction has written is read again from the disk. But a
+lock or a waiter of this process may be left behind.
 """
 
 from __future__ import annotations
 
-import _signal  # signal.signal() and getsignal() convert to enums and back, which takes ten times as long as the call
+# signal.signal() and getsignal() convert to enums and back, which takes many times as long as the call itself.
+import _signal  # type: ignore[import-not-found]
 import os
 import signal
 import threading
@@ -99,7 +99,7 @@ def wait_until_free(lock: threading.Lock) -> None:
 
 
 def start(begin: Callable[[], T]) -> T:
-    """Call what starts a thread; an interrupt meanwhile comes out as itself, and the thread may have begun all the same.
+    """Call *begin*, which starts a thread. After an interrupt, which comes out as itself, the thread may have begun.
 
     Raises:
         RuntimeError: No more threads can be started.

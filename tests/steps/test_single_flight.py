@@ -472,6 +472,6 @@ def test_a_call_begun_after_a_reset_runs_the_body(tmp_path: Path) -> None:
     assert in_sync.wait(DEADLINE)
     assert other.reset("s") == ["s"]
     second = in_thread(here.run_step, "s", lambda: "second")
-    wait_until(lambda: other.record.steps.get("s"), what="the second call's start")
+    assert_waits(second)
     go_on.set()
     assert (first.result(DEADLINE), second.result(DEADLINE)) == ("first", "second")

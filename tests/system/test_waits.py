@@ -83,7 +83,7 @@ def usable(monitor):
     threading.Thread(target=lambda: (time.sleep(0.001), done.append(1), notify(monitor)), daemon=True).start()
     monitor.wait_until(lambda: done)
 
-monitor, place = waiting.Monitor(), 0
+monitor, place = waiting.Condition(), 0
 while True:
     place += 1
     answers = iter([False, True])
