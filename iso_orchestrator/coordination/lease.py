@@ -109,7 +109,7 @@ def _hold_in(session: Session, touch: _Touch) -> Iterator[HeldLease]:
         raise LeaseLostError(key, held.token, current)
 
 
-@attrs.define(eq=False, repr=False)
+@attrs.define
 class _Touch:
     """What one holder asks for, checked."""
 

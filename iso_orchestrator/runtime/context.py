@@ -14,7 +14,6 @@ import attrs
 
 from iso_orchestrator.errors import NoActiveWorkflowError
 from iso_orchestrator.record.model import Json
-from iso_orchestrator.record.value import Value
 
 __all__ = [
     "Attempt",
@@ -33,8 +32,8 @@ __all__ = [
 ]
 
 
-@attrs.frozen(eq=False, repr=False)
-class StepContext(Value):
+@attrs.frozen
+class StepContext:
     """The step whose body is running.
 
     Attributes:
@@ -50,14 +49,14 @@ class StepContext(Value):
     idempotency_key: str | None
 
 
-@attrs.frozen(eq=False, repr=False)
-class ItemContext(Value):
+@attrs.frozen
+class ItemContext:
     """The item of a `for_each` that is being worked on; `index` counts from 0."""
 
     index: int
 
 
-@attrs.frozen(eq=False, repr=False)
+@attrs.frozen
 class Fence:
     """A lease that code runs under: nothing is recorded in its workflow from there once it has a newer token."""
 
@@ -66,7 +65,7 @@ class Fence:
     token: int
 
 
-@attrs.define(eq=False, repr=False)
+@attrs.define(eq=False)
 class LockOwner:
     """Who owns a mutex: an item, a step's attempt, else the thread.
 
@@ -88,7 +87,7 @@ class LockOwner:
             owner = owner.parent
 
 
-@attrs.define(eq=False, repr=False)
+@attrs.define(eq=False)
 class Attempt:
     """An attempt at a step.
 
@@ -130,7 +129,7 @@ class Batch(Protocol):
         ...
 
 
-@attrs.define(eq=False, repr=False)
+@attrs.define
 class Scope:
     """What is current. Never changed; a frozen class would cost three times as much to make."""
 

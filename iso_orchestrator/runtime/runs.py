@@ -13,7 +13,6 @@ from iso_orchestrator.errors import WorkflowBusyError, suppressed_as_note
 from iso_orchestrator.record.facts import Fact, RunEnded, RunStarted
 from iso_orchestrator.record.model import ErrorInfo, WorkflowRecord
 from iso_orchestrator.record.projection import LiveRun, Projection
-from iso_orchestrator.record.value import Value
 from iso_orchestrator.runtime.liveness import dead_runs, live_runs
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.runtime.session import Session
@@ -26,15 +25,15 @@ R = TypeVar("R")
 OnBusy: TypeAlias = Literal["share", "wait", "fail"]
 
 
-@attrs.frozen(eq=False, repr=False)
-class RunResult(Value, Generic[R]):
+@attrs.frozen
+class RunResult(Generic[R]):
     """What a run returned, and the record after it."""
 
     value: R
     record: WorkflowRecord
 
 
-@attrs.define(eq=False, repr=False)
+@attrs.define(eq=False)
 class Run:
     """A run of this process, or of the parent of this process.
 

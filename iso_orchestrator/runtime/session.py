@@ -37,7 +37,7 @@ class SessionClosed(StoreError):  # noqa: N818 - steps open it again
     """Nobody used the session any more, and it was left."""
 
 
-@attrs.define(eq=False, repr=False)
+@attrs.define(eq=False)
 class InFlightStep:
     """A step that a thread of this process has in hand.
 
@@ -292,7 +292,7 @@ def settle(session: Session) -> None:
                 _slots.pop(session.key, None)
 
 
-@attrs.define(eq=False, repr=False)
+@attrs.define(eq=False)
 class _Slot:
     """The place of a workflow's session; a lock each, so that one that is slow to open keeps no other waiting."""
 

@@ -43,7 +43,7 @@ IfInterrupted: TypeAlias = Literal["rerun", "fail"]
 _LONGEST_NAP = 0.5  # seconds; the wait for a limit can end with Ctrl-C
 
 
-@attrs.frozen(eq=False, repr=False)
+@attrs.frozen
 class StepOptions:
     """What holds for all calls of a step."""
 
@@ -55,14 +55,14 @@ class StepOptions:
     limit_key: str | None = None
 
 
-@attrs.frozen(eq=False, repr=False)
+@attrs.frozen
 class _Completed:
     """The step has been completed."""
 
     result: Json
 
 
-@attrs.frozen(eq=False, repr=False)
+@attrs.frozen
 class _RunsHere:
     """Another thread has it in hand, until *end* is set."""
 
@@ -70,28 +70,28 @@ class _RunsHere:
     end: OneShotEvent
 
 
-@attrs.frozen(eq=False, repr=False)
+@attrs.frozen
 class _RunsElsewhere:
     """Another process has it in hand."""
 
     attempts: int
 
 
-@attrs.frozen(eq=False, repr=False)
+@attrs.frozen
 class _WaitUntil:
     """What it needs is limited."""
 
     limit: Limit
 
 
-@attrs.frozen(eq=False, repr=False)
+@attrs.frozen
 class _Refused:
     """It cannot be had, and why."""
 
     error: OrchestratorError
 
 
-@attrs.frozen(eq=False, repr=False)
+@attrs.frozen
 class Recorded:
     """A result that this call has put into the journal, and that may not be on the disk yet."""
 
@@ -113,7 +113,7 @@ class _NotRecorded(Exception):  # noqa: N818 - never leaves this module
         self.error = error
 
 
-@attrs.define(eq=False, repr=False)
+@attrs.define(eq=False)
 class StepCall:
     """One call of a step, whose body takes no arguments any more."""
 

@@ -46,7 +46,7 @@ class SystemClock:
         return boot_id, time.clock_gettime(_BOOT_CLOCK)
 
 
-@attrs.frozen(eq=False, repr=False)
+@attrs.frozen
 class InjectedClock:
     """A clock that a test moves: it replaces the boot clock too."""
 
@@ -71,7 +71,7 @@ class InjectedClock:
         return
 
 
-@attrs.define(eq=False, repr=False)
+@attrs.define
 class Backoff:
     """The pause between two looks: short at first, then long enough to cost nothing."""
 
