@@ -26,7 +26,7 @@ _UNSAFE = re.compile(r"[^a-z0-9._-]+")
 _MUTEX = re.compile(r"-[0-9a-f]{40}\.lock$")
 
 
-@attrs.frozen(eq=False, repr=False)
+@attrs.frozen
 class RecordNames:
     """The two names that a workflow's files can have, without a suffix."""
 

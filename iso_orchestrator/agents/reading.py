@@ -43,7 +43,7 @@ def last_session() -> str | None:
     return session if isinstance(session, str) else None
 
 
-@attrs.frozen(eq=False, repr=False)
+@attrs.frozen
 class AgentReading:
     """How an agent's runs are read: `parse=` of a command.
 

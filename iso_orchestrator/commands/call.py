@@ -50,7 +50,7 @@ class Buildable(Protocol):
 CommandLine: TypeAlias = Sequence[str | os.PathLike[str]] | Command | Buildable
 
 
-@attrs.frozen(eq=False, repr=False)
+@attrs.frozen
 class CommandOptions:
     """The options of a command, checked."""
 
@@ -62,7 +62,7 @@ class CommandOptions:
     if_left: IfLeft
 
 
-@attrs.define(eq=False, repr=False)
+@attrs.define(eq=False)
 class CommandAttempt:
     """One attempt at a command."""
 

@@ -20,7 +20,7 @@ __all__ = ["Output", "Parse", "Reader", "Reading", "as_reading"]
 Parse: TypeAlias = Literal["text", "json", "jsonl"] | Callable[[str], Any]
 
 
-@attrs.frozen(eq=False, repr=False)
+@attrs.frozen
 class Output:
     """A command that has ended, whatever its exit code.
 
@@ -96,7 +96,7 @@ def as_reading(parse: Any, ok_codes: Collection[int]) -> Reading:
     return _Plain(frozenset(ok_codes), make)
 
 
-@attrs.frozen(eq=False, repr=False)
+@attrs.frozen
 class _Plain:
     """Success is an exit code, and the output is parsed when there is one."""
 

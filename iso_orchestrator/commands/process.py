@@ -45,7 +45,7 @@ def _ignore(_: object) -> None:
     pass
 
 
-@attrs.frozen(kw_only=True, eq=False, repr=False)
+@attrs.frozen(kw_only=True)
 class ProcessRunner:
     """A command line, and how it is to be run.
 

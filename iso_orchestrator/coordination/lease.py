@@ -107,7 +107,7 @@ def _hold(runtime: WorkflowRuntime, touch: _Touch) -> Iterator[HeldLease]:
         raise LeaseLostError(key, held.token, current)
 
 
-@attrs.define(eq=False, repr=False)
+@attrs.define
 class _Touch:
     """What one holder asks for, checked."""
 

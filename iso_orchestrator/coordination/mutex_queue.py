@@ -28,7 +28,7 @@ MutexScope: TypeAlias = Literal["workflow", "store"]
 _TURN = 0.01
 
 
-@attrs.define(eq=False, repr=False)
+@attrs.define(eq=False)
 class Waiter:
     """Someone who wants a mutex; one of the two functions is called, in whatever thread, and again after a signal."""
 
@@ -37,7 +37,7 @@ class Waiter:
     failed: Callable[[BaseException], None]
 
 
-@attrs.define(eq=False, repr=False)
+@attrs.define(eq=False)
 class Held:
     """A mutex that is held, by its owner and by the threads that outlived their timeout under it."""
 
@@ -79,7 +79,7 @@ class Held:
         return end
 
 
-@attrs.define(eq=False, repr=False)
+@attrs.define(eq=False)
 class MutexState:
     """A mutex as this process sees it. Changed under `_guard` alone; no store is called under it.
 

@@ -105,7 +105,7 @@ class ForEachSummary(Generic[R]):
         return html_table(caption, ["item", "status", "value or reason"], rows)
 
 
-@attrs.frozen(eq=False, repr=False)
+@attrs.frozen
 class ForEachOptions:
     """The options of a `for_each`, checked."""
 

@@ -42,7 +42,7 @@ class Progress(Protocol):
         ...
 
 
-@attrs.frozen(eq=False, repr=False)
+@attrs.frozen
 class Keyed:
     """How items are kept apart.
 
@@ -56,7 +56,7 @@ class Keyed:
     timeout: float | None
 
 
-@attrs.define(eq=False, repr=False)
+@attrs.define(eq=False)
 class _Task:
     index: int
     item: Any

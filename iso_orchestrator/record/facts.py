@@ -12,7 +12,6 @@ from typing import Final, Literal
 import attrs
 
 from iso_orchestrator.record.model import ErrorInfo, Json, WorkflowStatus
-from iso_orchestrator.record.value import Value
 
 __all__ = [
     "ABSENT",
@@ -46,14 +45,14 @@ ABSENT: Final = _Absent.ABSENT
 """No value, where None is one."""
 
 
-@attrs.frozen(eq=False, repr=False)
-class Fact(Value):
+@attrs.frozen
+class Fact:
     """Something that happened, and when."""
 
     at: datetime
 
 
-@attrs.frozen(eq=False, repr=False)
+@attrs.frozen
 class RunStarted(Fact):
     """A `with workflow:` was entered, by a process that holds the run file *owner*."""
 
@@ -63,7 +62,7 @@ class RunStarted(Fact):
     host: str
 
 
-@attrs.frozen(eq=False, repr=False)
+@attrs.frozen
 class RunEnded(Fact):
     """A run ended by itself."""
 
@@ -71,14 +70,14 @@ class RunEnded(Fact):
     error: ErrorInfo | None = None
 
 
-@attrs.frozen(eq=False, repr=False)
+@attrs.frozen
 class RunDied(Fact):
     """A run was found whose process is gone."""
 
     run: str
 
 
-@attrs.frozen(eq=False, repr=False)
+@attrs.frozen
 class StepStarted(Fact):
     """An attempt began."""
 
@@ -89,7 +88,7 @@ class StepStarted(Fact):
     version: str | None = None
 
 
-@attrs.frozen(eq=False, repr=False)
+@attrs.frozen
 class StepCompleted(Fact):
     """An attempt succeeded; *state* is the workflow's new one, where the step brought it."""
 
@@ -98,7 +97,7 @@ class StepCompleted(Fact):
     state: Json | Literal[_Absent.ABSENT] = ABSENT
 
 
-@attrs.frozen(eq=False, repr=False)
+@attrs.frozen
 class StepFailed(Fact):
     """An attempt failed; *retrying*: its runner will try again, and keeps the step in hand."""
 
@@ -107,7 +106,7 @@ class StepFailed(Fact):
     retrying: bool = False
 
 
-@attrs.frozen(eq=False, repr=False)
+@attrs.frozen
 class StepLimited(Fact):
     """An attempt met a usage limit, and does not count: neither the step nor another of *key* begins before *until*."""
 
@@ -116,7 +115,7 @@ class StepLimited(Fact):
     key: str | None = None
 
 
-@attrs.frozen(eq=False, repr=False)
+@attrs.frozen
 class StepWaiting(Fact):
     """Who called a step waits for the end of a limit before an attempt begins; without *until*: waits no longer."""
 
@@ -126,28 +125,28 @@ class StepWaiting(Fact):
     key: str | None = None
 
 
-@attrs.frozen(eq=False, repr=False)
+@attrs.frozen
 class StepAbandoned(Fact):
     """An attempt ended without an outcome: nobody need wait for it."""
 
     step: str
 
 
-@attrs.frozen(eq=False, repr=False)
+@attrs.frozen
 class StepsReset(Fact):
     """Steps were forgotten, so that they run again."""
 
     steps: tuple[str, ...]
 
 
-@attrs.frozen(eq=False, repr=False)
+@attrs.frozen
 class StateUpdated(Fact):
     """The state was replaced."""
 
     state: Json
 
 
-@attrs.frozen(eq=False, repr=False)
+@attrs.frozen
 class StatusSet(Fact):
     """The status was set by hand."""
 
@@ -155,14 +154,14 @@ class StatusSet(Fact):
     error: ErrorInfo | None = None
 
 
-@attrs.frozen(eq=False, repr=False)
+@attrs.frozen
 class CommandsMarked(Fact):
     """What the marks of this workflow's commands are made of, by which their processes are found."""
 
     seed: str
 
 
-@attrs.frozen(eq=False, repr=False)
+@attrs.frozen
 class CommandBegun(Fact):
     """A step's command is about to begin, with *mark*, its output going to *log*; of those before nobody is left."""
 
@@ -171,7 +170,7 @@ class CommandBegun(Fact):
     log: str
 
 
-@attrs.frozen(eq=False, repr=False)
+@attrs.frozen
 class EventAppended(Fact):
     """An event that changes nothing else."""
 
@@ -180,7 +179,7 @@ class EventAppended(Fact):
     detail: Json = None
 
 
-@attrs.frozen(eq=False, repr=False)
+@attrs.frozen
 class HeartbeatRecorded(Fact):
     """A sign of life; *silent*: without an event, one of many in a background series."""
 
@@ -189,7 +188,7 @@ class HeartbeatRecorded(Fact):
     silent: bool = False
 
 
-@attrs.frozen(eq=False, repr=False)
+@attrs.frozen
 class LeaseTouched(Fact):
     """A lease was acquired, or renewed by its holder.
 
@@ -210,7 +209,7 @@ class LeaseTouched(Fact):
     boot_expires: float | None = None
 
 
-@attrs.frozen(eq=False, repr=False)
+@attrs.frozen
 class LeaseReleased(Fact):
     """A lease was given back."""
 

@@ -11,7 +11,6 @@ from typing import Any, TypeAlias
 import attrs
 
 from iso_orchestrator.record.markup import html_table
-from iso_orchestrator.record.value import Value
 
 __all__ = [
     "ErrorInfo",
@@ -60,7 +59,7 @@ class LeaseStatus(StrEnum):
     RELEASED = "released"
 
 
-class _Shown(Value):
+class _Shown:
     """A record that a notebook shows as a table of its fields."""
 
     __slots__ = ()
@@ -74,7 +73,7 @@ class _Shown(Value):
         return html_table(type(self).__name__, ["field", "value"], rows)
 
 
-@attrs.frozen(eq=False, repr=False)
+@attrs.frozen
 class ErrorInfo(_Shown):
     """An error as it is recorded.
 
@@ -105,7 +104,7 @@ class ErrorInfo(_Shown):
         )
 
 
-@attrs.frozen(eq=False, repr=False)
+@attrs.frozen
 class StepRecord(_Shown):
     """One step. `attempts` counts from 1, over crashes too; `result` is JSON."""
 
@@ -120,7 +119,7 @@ class StepRecord(_Shown):
     error: ErrorInfo | None = None
 
 
-@attrs.frozen(eq=False, repr=False)
+@attrs.frozen
 class WorkflowEvent(_Shown):
     """Something that happened. The record's events are in the order in which it did, whatever clocks said."""
 
@@ -130,7 +129,7 @@ class WorkflowEvent(_Shown):
     detail: Json = None
 
 
-@attrs.frozen(eq=False, repr=False)
+@attrs.frozen
 class Heartbeat(_Shown):
     """The last sign of life under a key."""
 
@@ -139,7 +138,7 @@ class Heartbeat(_Shown):
     detail: Json = None
 
 
-@attrs.frozen(eq=False, repr=False)
+@attrs.frozen
 class Lease(_Shown):
     """Who may act under a key, and until when.
 
@@ -158,8 +157,8 @@ class Lease(_Shown):
     token: int = 0
 
 
-@attrs.frozen(eq=False, repr=False)
-class WorkflowRecord(Value):
+@attrs.frozen
+class WorkflowRecord:
     """A workflow as it stood at one moment; what happens later does not change it."""
 
     workflow_id: str
@@ -185,8 +184,8 @@ class WorkflowRecord(Value):
         return html_table(caption, ["step", "status", "attempts", "updated", "result or error"], rows)
 
 
-@attrs.frozen(eq=False, repr=False)
-class WorkflowSummary(Value):
+@attrs.frozen
+class WorkflowSummary:
     """A workflow in a line; `steps` counts by status."""
 
     workflow_id: str

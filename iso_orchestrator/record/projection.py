@@ -22,7 +22,6 @@ from iso_orchestrator.record.model import (
     WorkflowStatus,
     WorkflowSummary,
 )
-from iso_orchestrator.record.value import Value
 
 __all__ = [
     "Event",
@@ -41,8 +40,8 @@ __all__ = [
 R = TypeVar("R")
 
 
-@attrs.frozen(eq=False, repr=False)
-class LiveRun(Value):
+@attrs.frozen
+class LiveRun:
     """A run that has started and neither ended nor been found dead."""
 
     owner: str
@@ -103,8 +102,8 @@ class Event:
         return WorkflowEvent(self.at, self.type, self.message, copy_json(self.detail))
 
 
-@attrs.frozen(eq=False, repr=False)
-class LeaseClock(Value):
+@attrs.frozen
+class LeaseClock:
     """When a lease runs out by the boot clock, in seconds since that boot."""
 
     boot_id: str
@@ -137,7 +136,7 @@ class LastCommand:
     log: str
 
 
-@attrs.define(eq=False)
+@attrs.define
 class Projection:
     """A record in the making. `apply` changes it in place, so that a fact costs the same however many came before.
 

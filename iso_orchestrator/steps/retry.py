@@ -8,13 +8,12 @@ from typing import Any, TypeAlias
 import attrs
 
 from iso_orchestrator.checks import check_wait
-from iso_orchestrator.record.value import Value
 
 __all__ = ["Retry", "RetryContext", "as_retry"]
 
 
-@attrs.frozen(eq=False, repr=False)
-class RetryContext(Value):
+@attrs.frozen
+class RetryContext:
     """What `should_retry` knows of the attempt that failed; `attempt` counts from 1 in each call."""
 
     step: str
@@ -48,8 +47,8 @@ def _check_should_retry(_: object, __: object, value: Any) -> None:
         raise TypeError(f"Retry(should_retry=...) takes a function of the error and a RetryContext, not {value!r}")
 
 
-@attrs.frozen(eq=False, repr=False)
-class Retry(Value):
+@attrs.frozen
+class Retry:
     """When a step that failed is tried again.
 
     Args:

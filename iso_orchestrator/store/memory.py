@@ -76,7 +76,7 @@ class MemoryStore:
         return f"memory:{workflow_id}"
 
 
-@attrs.define(eq=False, repr=False)
+@attrs.define(eq=False)
 class _Mutex:
     lock: threading.Lock = attrs.field(factory=threading.Lock)
 
@@ -97,7 +97,7 @@ class _Mutex:
         return OwnerInfo()
 
 
-@attrs.define(eq=False, repr=False)
+@attrs.define(eq=False)
 class _Workflow:
     snapshot: bytes
     facts: list[Fact] = attrs.field(factory=list)

@@ -11,13 +11,12 @@ import attrs
 from iso_orchestrator.errors import StoreError
 from iso_orchestrator.record.facts import Fact
 from iso_orchestrator.record.projection import Projection
-from iso_orchestrator.record.value import Value
 
 __all__ = ["OwnerInfo", "Store", "StoreMutex", "WorkflowLog"]
 
 
-@attrs.frozen(eq=False, repr=False)
-class OwnerInfo(Value):
+@attrs.frozen
+class OwnerInfo:
     """Who has a lock; all None where that is not known."""
 
     pid: int | None = None

@@ -46,7 +46,7 @@ class SystemClock:
         return boot_id, time.clock_gettime(_BOOT_CLOCK)
 
 
-@attrs.frozen(eq=False, repr=False)
+@attrs.frozen(eq=False)
 class InjectedClock:
     """A clock that a test moves: it replaces the boot clock too."""
 

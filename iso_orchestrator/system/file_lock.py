@@ -163,7 +163,7 @@ def _import_portalocker() -> Any:
     return portalocker
 
 
-@attrs.frozen(eq=False, repr=False)
+@attrs.frozen
 class _Portalocker:
     lock: Callable[[int, Any], object]
     unlock: Callable[[int, Any], object]

@@ -18,7 +18,7 @@ JOURNAL_FORMAT = 1
 _CRC_SIZE = len(',"crc":"00000000"}')
 
 
-@attrs.frozen(eq=False, repr=False)
+@attrs.frozen
 class Header:
     """A journal's first line.
 
@@ -36,7 +36,7 @@ class Header:
     size: int
 
 
-@attrs.frozen(eq=False, repr=False)
+@attrs.frozen
 class Line:
     """A sound line."""
 
@@ -45,7 +45,7 @@ class Line:
     fact: Fact
 
 
-@attrs.frozen(eq=False, repr=False)
+@attrs.frozen
 class Scan:
     """What is in a stretch of a journal.
 

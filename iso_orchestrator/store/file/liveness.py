@@ -27,7 +27,7 @@ _SUFFIX = ".flock"
 _OWNER = re.compile("[0-9a-f]{16}")  # what `unique_name` makes; a record may name anything
 
 
-@attrs.frozen(eq=False, repr=False)
+@attrs.frozen
 class Survey:
     """The run files of others: one that lives, if any does, and those whose processes are gone."""
 

@@ -56,7 +56,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-@attrs.define(eq=False, repr=False)
+@attrs.define
 class _Journal:
     fd: int
     file: os.stat_result

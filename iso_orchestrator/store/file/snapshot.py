@@ -15,7 +15,7 @@ from iso_orchestrator.system.filesystem import FileSystem
 __all__ = ["SnapshotAndJournal", "digest", "read_files", "read_once", "replay"]
 
 
-@attrs.frozen(eq=False, repr=False)
+@attrs.frozen
 class SnapshotAndJournal:
     """A workflow's two files, read.
 

@@ -48,7 +48,7 @@ def end_tree(
     return _Ending(mark, set(known), is_urgent, monotonic() + grace).run()
 
 
-@attrs.define(eq=False, repr=False)
+@attrs.define
 class _Ending:
     mark: str
     met: set[Process]

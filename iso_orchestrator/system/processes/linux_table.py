@@ -59,7 +59,7 @@ class LinuxProcessTable:
         _send(process, signal.SIGKILL)
 
 
-@attrs.frozen(eq=False, repr=False)
+@attrs.frozen
 class _Stat:
     state: str
     parent: int
