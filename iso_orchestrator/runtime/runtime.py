@@ -74,8 +74,12 @@ class WorkflowRuntime:
             return self._session
 
     def acquire(self) -> Session:
-        """The session with one more reference, which keeps it open until `Session.release`."""
-        self.session()
+        """The session with one more reference, which keeps it open until `Session.release`.
+
+        Raises:
+            WorkflowUsageError: Inside a function given to update_state().
+        """
+        self.session().refuse_inside()
         return self._acquire()
 
     @contextmanager

@@ -181,8 +181,9 @@ class Session:
         self.is_closed = True
         # A thread that the child does not have may have had these.
         self._guard, self._in_flight_guard, self._inside = threading.Lock(), threading.Lock(), None
-        if self._log is not None:
-            self._log.forget()
+        log, self._log, self._projection = self._log, None, None
+        if log is not None:
+            log.forget()
 
     def _open(self) -> WorkflowLog:
         if self.is_closed:
