@@ -110,7 +110,8 @@ FAULTS = [
         "one lock object shared by threads",
         "runtime/session.py",
         "        self._guard = threading.Lock()\n",
-        "        from contextlib import nullcontext\n\n        self._guard = nullcontext()\n",
+        "        import contextlib\n\n"
+        "        self._guard = type('NoLock', (contextlib.nullcontext,), {'locked': lambda _: False})()\n",
         "tests/reliability/test_threads.py::test_no_update_is_lost_between_threads[file]",
     ),
     Fault(

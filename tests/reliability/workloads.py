@@ -27,7 +27,6 @@ from support import at, note
 from iso_orchestrator import StepInterruptedError, StoreError, Workflow
 from iso_orchestrator.record import facts as f
 from iso_orchestrator.record.projection import Projection
-from iso_orchestrator.runtime.session import Session, known_session
 from iso_orchestrator.store.file import log as file_log
 
 __all__ = [
@@ -405,16 +404,9 @@ class Play:
         seq = max(seq for seq, fact in enumerate(facts, 1) if isinstance(fact, f.StepCompleted) and fact.step == name)
         self.oracle.told_up_to(seq)
 
-    def session(self, workflow: Workflow) -> Session:
-        """That of the workflow's process, which has begun."""
-        store = next(store for its, store, _ in self._workflows if its is workflow)
-        session = known_session(store, WORKFLOW)  # type: ignore[arg-type]
-        assert session is not None
-        return session
-
     def kill(self, workflow: Workflow) -> None:
         """Kill the workflow's process, which has begun."""
-        self.session(workflow).log = _Gone()  # type: ignore[assignment]
+        workflow._runtime.session()._log = _Gone()  # type: ignore[assignment]
         next(process for its, _, process in self._workflows if its is workflow).kill()
 
     def close(self) -> None:
@@ -537,7 +529,7 @@ def late_for_a_sync(play: Play) -> None:
         workflow.update_state({"n": 2})
     finally:
         play.machine.synced = None
-    play.session(workflow).log.sync(seqs[0])
+    workflow._runtime.session().log.sync(seqs[0])
     play.oracle.told_up_to(seqs[0])
 
 
@@ -580,13 +572,14 @@ def two_take_turns(play: Play) -> None:
 
 def _append_unsynced(play: Play, workflow: Workflow, name: str) -> int:
     """A step's start and end, as its thread has them on record before its sync."""
-    session = play.session(workflow)
+    session = workflow._runtime.session()
     moment = at(0)
 
-    def decide(projection: Projection) -> tuple[Sequence[f.Fact], None]:
-        return [f.StepStarted(moment, name, 1, session.log.owner), f.StepCompleted(moment, name, name)], None
+    def decide(projection: Projection) -> tuple[Sequence[f.Fact], int]:
+        facts = [f.StepStarted(moment, name, 1, session.log.owner), f.StepCompleted(moment, name, name)]
+        return facts, projection.seq + len(facts)
 
-    return session.append(decide)[1]
+    return session.transact(decide, durable=False)
 
 
 def _unreachable() -> Any:
