@@ -1,4 +1,4 @@
-"""What was measured, as Markdown: `python benchmarks/tables.py` writes its page, the plot and the table of the README."""
+"""What was measured, as Markdown: `python benchmarks/tables.py` writes its page, the plot and the README's table."""
 
 from __future__ import annotations
 
