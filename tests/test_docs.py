@@ -7,7 +7,7 @@ The rules for a page:
 - A ``text`` block right after a ``python`` block is what that prints.
 - A ``console`` block has commands after ``$``, each with its output. The line ``Killed`` says that the process is
   killed as soon as it has printed the lines above.
-- ``...`` in an output stands for any text.
+- ``...`` in an output stands for any text. Times need not be the same, and paths are shown from the folder.
 - ``claude``, ``codex`` and ``opencode`` are the package's stand-in agent.
 """
 
@@ -154,8 +154,13 @@ def output_until_killed(command: str, lines: int) -> str:
 
 
 def same(wanted: str, got: str, where: str) -> None:
-    wanted, got = ("\n".join(line.rstrip() for line in text.strip().splitlines()) + "\n" for text in (wanted, got))
+    wanted, got = comparable(wanted), comparable(got.replace(f"{Path.cwd()}/", ""))
     assert doctest.OutputChecker().check_output(wanted, got, doctest.ELLIPSIS), f"{where} shows\n{wanted}\nbut\n{got}"
+
+
+def comparable(text: str) -> str:
+    lines = [line.rstrip() for line in text.strip().splitlines()]
+    return re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\dZ", "<a time>", "\n".join(lines)) + "\n"
 
 
 @pytest.mark.parametrize("page", PAGES)
