@@ -1,4 +1,4 @@
-"""What was measured, as Markdown: `python benchmarks/tables.py` writes page, plot and README from the kept results."""
+"""What was measured, as Markdown: `python benchmarks/tables.py` writes its page, the plot and the README's table."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ HERE = Path(__file__).parent
 
 def write(results: Results) -> None:
     """Draw the plot, and put the tables where they belong."""
-    put(HERE / "README.md", "tables", page(results) + figures(results))
-    put(HERE.parent / "README.md", "figures", figures(results))
+    put(HERE / "README.md", "tables", f"{page(results)}\n### The figures to reach\n\n{figures(results)}")
+    put(HERE.parent / "README.md", "figures", short_table(results))
     try:
         install("plot")
         subprocess.run([str(python_of("plot")), str(HERE / "plot.py")], check=True)
@@ -81,6 +81,25 @@ def page(results: Results) -> str:
         "Import, over a bare interpreter": import_table(results),
     }
     return "\n".join(f"### {title}\n\n{text}" for title, text in sections.items() if text) + "\n"
+
+
+def short_table(results: Results) -> str:
+    """Five rows for a reader who decides in a minute."""
+    opened = f"{opened_steps(results):,} recorded steps, opened and all returned"
+    rows: list[tuple[str, str, str, Value]] = [
+        ("one durable step after another, of 1,000", "chain", "1,000", per_step),
+        ("one step of a fan-out over 8 workers", "fan-out", "8 workers, empty", per_step),
+        ("one step, four processes on one workflow", "four processes", "4 x 250 steps", per_step),
+        ("one recorded result returned, of 1,000", "chain", "1,000", again(per_step)),
+        (opened, "opening", "after a clean end", lambda report: report["opening"] + report["seconds"]),
+    ]
+    peers = [OURS, "DBOS on SQLite", "npm package"]
+    lines = [("", *peers)]
+    lines += [
+        (what, *(compared(results, workload, label, peer, of, seconds) or "not measured" for peer in peers))
+        for what, workload, label, of in rows
+    ]
+    return table(lines)
 
 
 def machine_table(results: Results) -> str:
@@ -153,17 +172,23 @@ def grid(
 
 def grid_cell(results: Results, workload: str, label: str, peer: str, of: Value, shown: Callable[[float], str]) -> str:
     found = runs_of(results, workload, label, peer)
-    value = value_of(results, workload, label, peer, of)
-    if value is None:
+    text = compared(results, workload, label, peer, of, shown)
+    if not text:
         return next((f"({run['report']['cannot']})" for run in found if "cannot" in run["report"]), "")
-    text = shown(value)
-    if peer != OURS and (times_ours := ratio(results, workload, label, peer, of)) is not None:
-        text += f" ({times(times_ours)})"
     done = median(run["report"].get("done") for run in found if "done" in run["report"])
     asked = found[0]["asked"]
     if done is not None and asked is not None and done < asked:
         text += f", {done:,.0f} done"
     return text
+
+
+def compared(results: Results, workload: str, label: str, peer: str, of: Value, shown: Callable[[float], str]) -> str:
+    """A value, and how many times ours it is; nothing where it was not measured."""
+    value = value_of(results, workload, label, peer, of)
+    if value is None:
+        return ""
+    times_ours = None if peer == OURS else ratio(results, workload, label, peer, of)
+    return shown(value) if times_ours is None else f"{shown(value)} ({times(times_ours)})"
 
 
 def columns(results: Results, case: tuple[str, str], parts: dict[str, Value], shown: Callable[[float], str]) -> str:

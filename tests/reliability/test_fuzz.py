@@ -147,7 +147,7 @@ def _mutate_value(rng: random.Random, value: Any) -> Any:
 
 
 def _close(body: bytes, start: int) -> bytes:
-    """A journal's line, by FORMAT.md: the checksum is right, whatever the line says."""
+    """A journal's line, by docs/format.md: the checksum is right, whatever the line says."""
     return b'%b,"crc":"%08x"}\n' % (body, crc32(body, start))
 
 

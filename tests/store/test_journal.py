@@ -288,11 +288,11 @@ def test_any_bytes_give_facts_or_a_typed_error(rubbish: bytes, place: int, cut: 
     assert [line.fact for line in found.lines] == FACTS[: len(found.lines)]
 
 
-FORMAT = (Path(__file__).parents[2] / "iso_orchestrator/store/file/FORMAT.md").read_text("utf-8")
+FORMAT = (Path(__file__).parents[2] / "iso_orchestrator/docs/format.md").read_text("utf-8")
 
 
 def test_worked_example_is_what_the_code_writes() -> None:
-    """The example of FORMAT.md is a journal that this release writes, to the byte."""
+    """The example of docs/format.md is a journal that this release writes, to the byte."""
     example = FORMAT.partition("Worked example")[2].split("```")[1].removeprefix("text\n").encode()
     header = parse_header(example, PATH)
     found = scan(example[header.size :], header, header.size, header.base + 1, header.base, PATH)
@@ -306,7 +306,7 @@ def test_worked_example_is_what_the_code_writes() -> None:
 
 @pytest.mark.parametrize("kind", FACT_KINDS, ids=lambda kind: kind.__name__)
 def test_format_page_lists_every_fact_with_its_fields(kind: type[f.Fact]) -> None:
-    """The table of FORMAT.md has each fact, with the keys that it has on disk."""
+    """The table of docs/format.md has each fact, with the keys that it has on disk."""
     words = re.findall("[A-Z][a-z]+", kind.__name__)
     tag = f"{'.'.join(words)}".lower()
     row = only(re.findall(rf"^\| `{re.escape(tag)}` \|.*\| (.*) \|$", FORMAT, re.MULTILINE))

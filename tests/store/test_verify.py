@@ -1,4 +1,4 @@
-"""`iso-orchestrator verify`: what it says of each kind of file that FORMAT.md knows, and what it leaves alone."""
+"""`iso-orchestrator verify`: what it says of each kind of file that docs/format.md knows, and what it leaves alone."""
 
 from __future__ import annotations
 
