@@ -22,4 +22,4 @@ def dead_runs(projection: Projection, log: WorkflowLog, here: set[str], at: date
 
 
 def _goes_on(run: str, live: LiveRun, log: WorkflowLog, here: set[str]) -> bool:
-    return run in here if live.owner == log.owner else log.is_alive(live.owner)
+    return run in here if live.owner == log.process_id else log.is_alive(live.owner)

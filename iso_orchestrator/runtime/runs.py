@@ -113,7 +113,7 @@ def _start(runtime: WorkflowRuntime, run: Run, session: Session, on_busy: OnBusy
         if busy is not None and on_busy != "share":
             return facts, busy
         session.runs.add(run.run)
-        return [*facts, RunStarted(at, run.run, session.log.owner, run.pid, host_name())], None
+        return [*facts, RunStarted(at, run.run, session.log.process_id, run.pid, host_name())], None
 
     while (busy := session.append(decide)[0]) is not None:
         if on_busy == "fail":

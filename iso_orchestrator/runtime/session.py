@@ -197,7 +197,7 @@ class Session:
                 self.closed = True
             projection, self._projection = self._projection, None
             try:
-                self.log.leave(projection)
+                self.log.detach(projection)
             except BaseException:
                 self.log.close()  # a signal on its way out: nothing must stay locked by whoever is gone
                 raise
@@ -213,14 +213,14 @@ class Session:
         self.closed = True
         # A thread may have had these in the parent that the child does not have.
         self._guard, self._pin_guard, self._inside = threading.Lock(), threading.Lock(), None
-        self.log.forget()
+        self.log.detach_after_fork()
 
     def _record_deaths(self, clock: Clock) -> None:
         try:
             self.append(lambda projection: (dead_runs(projection, self.log, self.runs, clock.now()), None), fences=())
         except BaseException:
-            self.log.die("it was not opened")
-            self.log.leave(None)
+            self.log.fail("it was not opened")
+            self.log.detach(None)
             raise
 
     def _abandon(self) -> None:
@@ -233,7 +233,7 @@ class Session:
             mine = [
                 name
                 for name in sorted(orphans)
-                if name not in self.flights and projection.owner(name) == self.log.owner
+                if name not in self.flights and projection.owner(name) == self.log.process_id
             ]
             return [StepAbandoned(projection.updated_at, name) for name in mine], None
 
@@ -242,7 +242,7 @@ class Session:
         except OrchestratorError as error:
             if not self.flights and not self.closed:
                 # Others would wait for a thread that is gone: better to be dead to them.
-                self.log.die(f"it could not record that an attempt had ended ({error})")
+                self.log.fail(f"it could not record that an attempt had ended ({error})")
             self._orphans |= orphans
         except BaseException:
             self._orphans |= orphans

@@ -230,7 +230,7 @@ class StepCall:
             if same is not None and same.status is StepStatus.COMPLETED:
                 log.sync(same.seq)  # in here, where nobody can leave the session
                 return (), _Completed(same.result)
-            if step.owner == log.owner:
+            if step.owner == log.process_id:
                 other = flights.get(self.name)
                 if other is not None and other.thread != flight.thread:
                     return (), _RunsHere(other, other.await_end())
@@ -255,7 +255,9 @@ class StepCall:
         return None
 
     def _started(self, attempt: int, at: Any) -> StepStarted:
-        return StepStarted(at, self.name, attempt, self.session.log.owner, self.idempotency_key, self.options.version)
+        return StepStarted(
+            at, self.name, attempt, self.session.log.process_id, self.idempotency_key, self.options.version
+        )
 
     def _attempts(self, flight: InFlightStep, attempt: int) -> Any:
         budget, number = self.options.retry.attempts, 1
@@ -385,7 +387,7 @@ class StepCall:
 
     def _waiting(self, projection: Projection, limit: Limit, at: datetime) -> Sequence[Fact]:
         """That it waits for *limit*, unless that is on record."""
-        owner, wait = self.session.log.owner, projection.waits.get(self.name)
+        owner, wait = self.session.log.process_id, projection.waits.get(self.name)
         if wait is not None and (wait.owner, wait.until, wait.key) == (owner, limit.until, limit.key):
             return ()
         return [StepWaiting(at, self.name, owner, limit.until, limit.key)]
@@ -404,7 +406,7 @@ class StepCall:
                     raise limited
                 sleep(min(seconds, _LONGEST_NAP))
         except BaseException:
-            ended = StepWaiting(self.runtime.clock.now(), self.name, self.session.log.owner)
+            ended = StepWaiting(self.runtime.clock.now(), self.name, self.session.log.process_id)
             with suppress(OrchestratorError, SessionClosed):  # it is for those who look alone
                 self.session.append(lambda _: ([ended], None), fences=())
             raise
@@ -424,7 +426,7 @@ class StepCall:
 
     def _is_mine(self, projection: Projection, attempt: int) -> bool:
         step = projection.steps.get(self.name)
-        return step is not None and step.attempts == attempt and step.owner == self.session.log.owner
+        return step is not None and step.attempts == attempt and step.owner == self.session.log.process_id
 
     def _is_same(self, flight: InFlightStep) -> bool:
         return (flight.idempotency_key, flight.version) == (self.idempotency_key, self.options.version)

@@ -97,7 +97,7 @@ class Held:
     def leave(self) -> None:
         """End it well."""
         self.is_over = True
-        self._log.leave(self._projection)
+        self._log.detach(self._projection)
 
 
 class World:
@@ -366,13 +366,13 @@ def _assert_refuses(hold: Held, world: World) -> None:
 class _Gone:
     """What a session of a killed process has of its log: nothing can be done with it, and nothing is left to do."""
 
-    owner = ""
+    process_id = ""
 
-    def leave(self, projection: Projection | None) -> None: ...
+    def detach(self, projection: Projection | None) -> None: ...
 
     def close(self) -> None: ...
 
-    def die(self, reason: str) -> None: ...
+    def fail(self, reason: str) -> None: ...
 
     def __getattr__(self, name: str) -> Any:
         raise StoreError("the process is gone")
@@ -584,7 +584,7 @@ def _append_unsynced(play: Play, workflow: Workflow, name: str) -> int:
     moment = at(0)
 
     def decide(projection: Projection) -> tuple[Sequence[f.Fact], None]:
-        return [f.StepStarted(moment, name, 1, session.log.owner), f.StepCompleted(moment, name, name)], None
+        return [f.StepStarted(moment, name, 1, session.log.process_id), f.StepCompleted(moment, name, name)], None
 
     return session.append(decide)[1]
 
