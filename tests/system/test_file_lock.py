@@ -299,8 +299,8 @@ def test_killed_process_is_dead_and_swept(tmp_path: Path) -> None:
     """The run file of a killed process says who it was until it is swept."""
     code = (
         "import sys\nfrom iso_orchestrator.system.filesystem import FileSystem\n"
-        "from iso_orchestrator.store.file.liveness import RunFiles\n"
-        "runs = RunFiles(FileSystem(), sys.argv[1]); print(runs.enter()); input()\n"
+        "from iso_orchestrator.store.file.liveness import LivenessFiles\n"
+        "runs = LivenessFiles(FileSystem(), sys.argv[1]); print(runs.enter()); input()\n"
     )
     runs = LivenessFiles(FS, str(tmp_path))
     with run_python(code, tmp_path) as child:
@@ -331,8 +331,8 @@ def test_forked_child_does_not_keep_its_parent_alive(tmp_path: Path) -> None:
     """The run file of a killed process is free though a forked child of it lives on."""
     code = (
         "import os, sys\nfrom iso_orchestrator.system.filesystem import FileSystem\n"
-        "from iso_orchestrator.store.file.liveness import RunFiles\n"
-        "runs = RunFiles(FileSystem(), sys.argv[1]); owner = runs.enter()\n"
+        "from iso_orchestrator.store.file.liveness import LivenessFiles\n"
+        "runs = LivenessFiles(FileSystem(), sys.argv[1]); owner = runs.enter()\n"
         "if os.fork() == 0:\n    runs.give_up(); print(owner, os.getpid()); input(); os._exit(0)\n"
         "os.wait()\n"
     )
