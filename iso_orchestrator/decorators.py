@@ -134,7 +134,7 @@ def _end_orphans(store: FileStore, workflow_id: str) -> None:
         if projection is not None and projection.commands:
             from iso_orchestrator.commands.call import end_orphans
 
-            end_orphans(projection, store.place(), lambda owner: store.is_alive(workflow_id, owner))
+            end_orphans(projection, store.location_id(), lambda owner: store.is_alive(workflow_id, owner))
 
 
 def current_workflow() -> Workflow:

@@ -140,7 +140,7 @@ class CommandAttempt:
             return [CommandsMarked(at, seed)], seed
 
         seed = self._session().transact(decide, durable=False)
-        return _mark(seed, self._session().log.place(), name)
+        return _mark(seed, self._session().log.location_id(), name)
 
     def _end_leftovers(self, name: str, mark: str) -> None:
         """Have nobody left of the last command that began, however it ended: no two ever work on one step."""

@@ -16,7 +16,7 @@ from iso_orchestrator.checks import host_name
 from iso_orchestrator.errors import WorkflowUsageError
 from iso_orchestrator.runtime.context import LockOwner
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
-from iso_orchestrator.store import OwnerInfo, StoreMutex
+from iso_orchestrator.store import ProcessInfo, StoreMutex
 from iso_orchestrator.system.clock import monotonic
 from iso_orchestrator.system.interrupts import start
 
@@ -124,10 +124,10 @@ class MutexState:
                 self.hold.depth = 0
         self.advance()
 
-    def holder(self) -> OwnerInfo:
+    def holder(self) -> ProcessInfo:
         """Who has it, in this process or another."""
         if self.hold is not None:
-            return OwnerInfo(os.getpid(), host_name(), self.since)
+            return ProcessInfo(os.getpid(), host_name(), self.since)
         return self.store_mutex.holder()
 
     def advance(self) -> None:

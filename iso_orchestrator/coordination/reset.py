@@ -29,7 +29,7 @@ def _reset(session: Session, at: datetime, name_or_pattern: str) -> list[str]:
         names = _chosen(projection, name_or_pattern)
         running = next((name for name in names if _is_running(projection, session, name)), None)
         if running is not None:
-            who = session.log.owner_info(projection.owner(running) or "")
+            who = session.log.process_info(projection.owner(running) or "")
             return (), WorkflowBusyError(session.workflow_id, who.pid, who.host, who.since, f"step {running!r}")
         return ([StepsReset(at, tuple(names))] if names else ()), names
 
@@ -47,6 +47,6 @@ def _chosen(projection: Projection, name_or_pattern: str) -> list[str]:
 
 def _is_running(projection: Projection, session: Session, name: str) -> bool:
     owner = projection.owner(name)
-    if owner == session.log.owner:
+    if owner == session.log.process_id:
         return session.is_in_flight(name)
     return owner is not None and session.log.is_alive(owner)

@@ -108,7 +108,7 @@ def _record_start(run: Run, on_busy: OnBusy) -> None:
         busy = next((live for name, live in projection.runs.items() if session.is_live(name, live)), None)
         if busy is not None and on_busy != "share":
             return facts, busy
-        return [*facts, RunStarted(at, run.id, session.log.owner, run.pid, host_name())], None
+        return [*facts, RunStarted(at, run.id, session.log.process_id, run.pid, host_name())], None
 
     while (busy := session.transact(decide, durable=False)) is not None:
         if on_busy == "fail":

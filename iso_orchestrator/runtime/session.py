@@ -141,7 +141,7 @@ class Session:
 
     def is_live(self, run: str, live: LiveRun) -> bool:
         """Whether the process of a run, as it is recorded, goes on with it."""
-        return run in self.live_runs if live.owner == self.log.owner else self.log.is_alive(live.owner)
+        return run in self.live_runs if live.owner == self.log.process_id else self.log.is_alive(live.owner)
 
     def refuse_inside(self) -> None:
         """Raise in a function given to update_state(), which runs inside of a transaction.
@@ -183,7 +183,7 @@ class Session:
         self._guard, self._in_flight_guard, self._inside = threading.Lock(), threading.Lock(), None
         log, self._log, self._projection = self._log, None, None
         if log is not None:
-            log.forget()
+            log.detach_after_fork()
 
     def _open(self) -> WorkflowLog:
         if self.is_closed:
@@ -196,8 +196,8 @@ class Session:
                 self._append(log, lambda projection: (self.deaths(projection, at), None), ())
             except BaseException:  # it does not count as open: others must not take this process for a user of it
                 self._log = self._projection = None
-                log.die("it was not opened")
-                log.leave(None)
+                log.fail("it was not opened")
+                log.detach(None)
                 raise
         return log
 
@@ -236,7 +236,7 @@ class Session:
 
         def decide(projection: Projection) -> tuple[list[Fact], set[str]]:
             ended = {name for name in self._orphans if name == ending or name not in self._in_flight}
-            mine = [name for name in sorted(ended) if projection.owner(name) == log.owner]
+            mine = [name for name in sorted(ended) if projection.owner(name) == log.process_id]
             return [StepAbandoned(projection.updated_at, name) for name in mine], ended
 
         try:
@@ -244,7 +244,7 @@ class Session:
         except OrchestratorError as error:
             if len(self._in_flight) == 1:
                 # Other processes would wait for a thread that is gone. They do not wait for a dead process.
-                log.die(f"it could not record that an attempt had ended ({error})")
+                log.fail(f"it could not record that an attempt had ended ({error})")
 
     def _close(self) -> None:
         with self._guard:
@@ -261,7 +261,7 @@ class Session:
         if log is None:
             return
         try:
-            log.leave(projection)
+            log.detach(projection)
         except BaseException:
             log.close()  # whatever is raised, nothing stays locked
             raise

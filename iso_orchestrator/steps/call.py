@@ -224,7 +224,7 @@ class StepCall:
         same = projection.matching(self.name, self.idempotency_key, self.options.version)
         if same is not None and same.status is StepStatus.COMPLETED:
             return (), _Completed(same.result, same.seq)
-        if step is not None and step.owner not in (None, log.owner) and log.is_alive(step.owner):
+        if step is not None and step.owner not in (None, log.process_id) and log.is_alive(step.owner):
             return (), _RunsElsewhere(step.attempts)
         if same is not None and (error := self._refusal(same, awaited)) is not None:
             return (), _Refused(error, same.seq)
@@ -242,7 +242,9 @@ class StepCall:
         return None
 
     def _started(self, attempt: int, at: datetime) -> StepStarted:
-        return StepStarted(at, self.name, attempt, self.session.log.owner, self.idempotency_key, self.options.version)
+        return StepStarted(
+            at, self.name, attempt, self.session.log.process_id, self.idempotency_key, self.options.version
+        )
 
     def _attempts(self, flight: InFlightStep, attempt: int) -> Any:
         budget, number = self.options.retry.attempts, 1
@@ -372,7 +374,7 @@ class StepCall:
 
     def _waiting(self, projection: Projection, limit: Limit, at: datetime) -> Sequence[Fact]:
         """The fact that it waits for *limit*, unless that is on record."""
-        owner, wait = self.session.log.owner, projection.waits.get(self.name)
+        owner, wait = self.session.log.process_id, projection.waits.get(self.name)
         if wait is not None and (wait.owner, wait.until, wait.key) == (owner, limit.until, limit.key):
             return ()
         return [StepWaiting(at, self.name, owner, limit.until, limit.key)]
@@ -394,7 +396,7 @@ class StepCall:
             is_over = True
         finally:
             if not is_over:
-                ended = StepWaiting(self.runtime.clock.now(), self.name, self.session.log.owner)
+                ended = StepWaiting(self.runtime.clock.now(), self.name, self.session.log.process_id)
                 with suppress(OrchestratorError):  # it only informs those who look
                     self.session.transact(lambda _: ([ended], None), durable=False, fences=())
 
@@ -414,7 +416,7 @@ class StepCall:
 
     def _is_mine(self, projection: Projection, attempt: int) -> bool:
         step = projection.steps.get(self.name)
-        return step is not None and step.attempts == attempt and step.owner == self.session.log.owner
+        return step is not None and step.attempts == attempt and step.owner == self.session.log.process_id
 
     def _refuse_recursion(self) -> None:
         for link in self._attempts_around():

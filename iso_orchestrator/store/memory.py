@@ -12,7 +12,7 @@ from iso_orchestrator.codec import projection_from_snapshot, snapshot_from_proje
 from iso_orchestrator.errors import StoreError, WorkflowBusyError
 from iso_orchestrator.record.facts import Fact
 from iso_orchestrator.record.projection import Projection
-from iso_orchestrator.store.protocol import OwnerInfo, StoreMutex, WorkflowLog
+from iso_orchestrator.store.protocol import ProcessInfo, StoreMutex, WorkflowLog
 
 __all__ = ["MemoryStore"]
 
@@ -40,7 +40,7 @@ class MemoryStore:
                 self._workflows[workflow_id] = _Workflow(snapshot_from_projection(new()))
             workflow = self._workflows[workflow_id]
             log = _MemoryWorkflowLog(workflow, self.path_of(workflow_id), self._mutexes)
-            workflow.owners.add(log.owner)
+            workflow.process_ids.add(log.process_id)
         log.lock()
         try:
             return log, log.catch_up(None)
@@ -66,7 +66,7 @@ class MemoryStore:
             workflow = self._workflows.get(workflow_id)
             if workflow is None:
                 return False
-            if workflow.owners:
+            if workflow.process_ids:
                 raise WorkflowBusyError(workflow_id, None, None, None)
             del self._workflows[workflow_id]
             return True
@@ -93,15 +93,15 @@ class _Mutex:
     def dispose(self) -> None:
         pass
 
-    def holder(self) -> OwnerInfo:
-        return OwnerInfo()
+    def holder(self) -> ProcessInfo:
+        return ProcessInfo()
 
 
 @attrs.define(eq=False)
 class _Workflow:
     snapshot: bytes
     facts: list[Fact] = attrs.field(factory=list)
-    owners: set[str] = attrs.field(factory=set)
+    process_ids: set[str] = attrs.field(factory=set)
     mutexes: dict[str, _Mutex] = attrs.field(factory=dict)
     lock: threading.Lock = attrs.field(factory=threading.Lock)
 
@@ -116,7 +116,7 @@ class _MemoryWorkflowLog:
     """A hold; several in one process stand for several processes."""
 
     def __init__(self, workflow: _Workflow, path: str, store_mutexes: dict[str, _Mutex]) -> None:
-        self.owner = unique_name()
+        self.process_id = unique_name()
         self.path = path
         self.logs: str | None = None
         self._workflow = workflow
@@ -125,7 +125,7 @@ class _MemoryWorkflowLog:
         self._locked = False
         self._dead: str | None = None
 
-    def place(self) -> str:
+    def location_id(self) -> str:
         return self.path
 
     def lock(self) -> None:
@@ -165,30 +165,30 @@ class _MemoryWorkflowLog:
     def is_current(self) -> bool:
         return self._dead is None and self._read == len(self._workflow.facts)
 
-    def is_alive(self, owner: str) -> bool:
-        return owner in self._workflow.owners
+    def is_alive(self, process_id: str) -> bool:
+        return process_id in self._workflow.process_ids
 
-    def owner_info(self, owner: str) -> OwnerInfo:
-        del owner  # all are this process
-        return OwnerInfo()
+    def process_info(self, process_id: str) -> ProcessInfo:
+        del process_id  # all are this process
+        return ProcessInfo()
 
     def mutex(self, key: str, *, whole_store: bool) -> StoreMutex:
         mutexes = self._store_mutexes if whole_store else self._workflow.mutexes
         return mutexes.setdefault(key, _Mutex())
 
-    def leave(self, projection: Projection | None) -> None:
+    def detach(self, projection: Projection | None) -> None:
         del projection
-        self._workflow.owners.discard(self.owner)
+        self._workflow.process_ids.discard(self.process_id)
 
-    def die(self, reason: str) -> None:
+    def fail(self, reason: str) -> None:
         self._dead = self._dead or reason
-        self._workflow.owners.discard(self.owner)
+        self._workflow.process_ids.discard(self.process_id)
 
     def close(self) -> None:
-        self._workflow.owners.discard(self.owner)
+        self._workflow.process_ids.discard(self.process_id)
         self.unlock()
 
-    def forget(self) -> None:
+    def detach_after_fork(self) -> None:
         self._dead = "it belongs to the parent process"
 
     def _refuse_when_dead(self) -> None:

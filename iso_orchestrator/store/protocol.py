@@ -12,11 +12,11 @@ from iso_orchestrator.errors import StoreError
 from iso_orchestrator.record.facts import Fact
 from iso_orchestrator.record.projection import Projection
 
-__all__ = ["OwnerInfo", "Store", "StoreMutex", "WorkflowLog"]
+__all__ = ["ProcessInfo", "Store", "StoreMutex", "WorkflowLog"]
 
 
 @attrs.frozen
-class OwnerInfo:
+class ProcessInfo:
     """Who has a lock; all None where that is not known."""
 
     pid: int | None = None
@@ -43,7 +43,7 @@ class StoreMutex(Protocol):
         """Be done with it, when it is free and its user will not take it again."""
         ...
 
-    def holder(self) -> OwnerInfo:
+    def holder(self) -> ProcessInfo:
         """Who has it, as far as that is known."""
         ...
 
@@ -51,8 +51,8 @@ class StoreMutex(Protocol):
 class WorkflowLog(Protocol):
     """One process's hold on one workflow. Not for several threads at once, but for `sync` and `is_current`."""
 
-    owner: str
-    """A name for this hold, unique for ever; it is alive for as long as the process has it open."""
+    process_id: str
+    """This process's name in the workflow, never used again; alive while the process has the workflow open."""
 
     path: str
     """Where the snapshot is, or would be."""
@@ -60,8 +60,8 @@ class WorkflowLog(Protocol):
     logs: str | None
     """The folder for what the workflow's commands write; None where the store has none."""
 
-    def place(self) -> str:
-        """Where the record is kept: another place than that of any copy of it, and the same when it is moved."""
+    def location_id(self) -> str:
+        """Identify the place of the record: a moved store keeps it, a copy of the store has another."""
         ...
 
     def lock(self) -> None:
@@ -93,31 +93,31 @@ class WorkflowLog(Protocol):
         """Whether nobody has appended anything since the last `catch_up` or `append`. Needs no lock."""
         ...
 
-    def is_alive(self, owner: str) -> bool:
-        """Whether the process that has the hold *owner* still has it."""
+    def is_alive(self, process_id: str) -> bool:
+        """Whether that process still has the workflow open."""
         ...
 
-    def owner_info(self, owner: str) -> OwnerInfo:
-        """Who has the hold *owner*."""
+    def process_info(self, process_id: str) -> ProcessInfo:
+        """Which process that is; all None where that is not known."""
         ...
 
     def mutex(self, key: str, *, whole_store: bool) -> StoreMutex:
         """A mutex of this workflow, or of all workflows in the store."""
         ...
 
-    def leave(self, projection: Projection | None) -> None:
-        """End the hold; the last one to leave writes the snapshot. Takes the lock for it, and frees it."""
+    def detach(self, projection: Projection | None) -> None:
+        """Close the workflow here; the last process to detach writes the snapshot. Takes the lock, and frees it."""
         ...
 
-    def die(self, reason: str) -> None:
-        """Count as dead for all others from now on, and append nothing more. Cannot fail."""
+    def fail(self, reason: str) -> None:
+        """Refuse to append from now on, and count as dead for all other processes. Never raises."""
         ...
 
     def close(self) -> None:
-        """Let go of everything, where `leave` was kept from it. Harmless when there is nothing left."""
+        """Close everything that `detach` could not close. Harmless when all is closed."""
         ...
 
-    def forget(self) -> None:
+    def detach_after_fork(self) -> None:
         """In a forked child: drop what belongs to the parent without touching it."""
         ...
 

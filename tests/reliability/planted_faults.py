@@ -103,7 +103,7 @@ FAULTS = [
         "acknowledged before the append",  # each call writes what the one before it was given
         "store/file/log.py",
         "            data = encode_lines(",
-        '            data, self.late = getattr(self, "late", b""), frame_facts(',
+        '            data, self.late = getattr(self, "late", b""), encode_lines(',
         f"{_SCRIPT}[a_run]",
     ),
     Fault(

@@ -383,7 +383,7 @@ def test_waits_end_whatever_the_wall_clock_does(memory: Path, figures: Figures, 
         pass
     mutex.release()
     mutex.dispose()
-    log.leave(None)
+    log.detach(None)
     workflow.close()
     os.close(reader)
     os.close(writer)

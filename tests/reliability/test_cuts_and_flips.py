@@ -203,7 +203,7 @@ def check_opening(root: Path, whole: Sound, journal: bytes) -> None:
     assert (torn.read_bytes() if torn.exists() else b"") == tail
     projection = put(log, projection, note("after"))
     log.sync(projection.seq)
-    log.leave(projection)
+    log.detach(projection)
     again = looked_at(store)
     assert again.record().steps == record.steps
     assert notes_of(again) == [*notes_in(record), "after"]

@@ -226,7 +226,7 @@ LIVES: dict[str, Callable[[Client], None]] = {
     "foreign": foreign,
     "folders as locks": folders_as_locks,
 }
-REFUSED = {"no room": ("log.append:write_at", "files.write_aside:replace")}
+REFUSED = {"no room": ("log.append:write_at", "files.atomic_write:replace")}
 
 
 def prepare(root: Path, life: str) -> None:

@@ -76,7 +76,7 @@ def _append(root: str, facts: list[f.Fact]) -> Files:
         put(log, projection, fact)
         log.sync(projection.seq)
     files = _files(root)
-    log.leave(None)
+    log.detach(None)
     return {path: files[path] for path in (SNAPSHOT, JOURNAL)}
 
 
@@ -367,7 +367,7 @@ class Case:
             holder = log.mutex("key", whole_store=False).holder()
             assert holder.pid is None or isinstance(holder.pid, int)
         finally:
-            log.leave(None)
+            log.detach(None)
         again = store.read(ID)
         assert again is not None
         assert again.record() == projection.record(), "what was written is not what is read"

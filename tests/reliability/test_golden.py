@@ -105,5 +105,5 @@ def test_going_on_from_old_files_loses_nothing(root: Path, workflow_id: str, exp
         return
     for _ in range(2):
         log, projection = store.open(workflow_id, lambda: new_fold(workflow_id))
-        log.leave(projection)
+        log.detach(projection)
         assert read(str(root), workflow_id) == expected

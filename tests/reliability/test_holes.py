@@ -99,7 +99,7 @@ def test_who_waited_while_a_record_was_deleted_has_the_lock_of_the_next(tmp_path
             wait_until(lambda: waits_for_a_lock(os.getpid()))
 
     log, projection = FileStore(tmp_path).open("w", new_fold)
-    log.leave(projection)
+    log.detach(projection)
     assert FileStore(tmp_path, WatchedFS(before)).delete("w")
     log, projection = waiters[0].result(DEADLINE)
     log.lock()
@@ -107,7 +107,7 @@ def test_who_waited_while_a_record_was_deleted_has_the_lock_of_the_next(tmp_path
     assert_waits(other)
     log.unlock()
     for one, its_fold in ((log, projection), other.result(DEADLINE)):
-        one.leave(its_fold)
+        one.detach(its_fold)
 
 
 def test_a_step_that_another_process_has_taken_over_is_not_completed_again(workflow: Workflow, tmp_path: Path) -> None:

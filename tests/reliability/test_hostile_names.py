@@ -421,7 +421,7 @@ def test_an_owner_on_record_reaches_no_path_outside(home: Path, owner: str) -> N
     root = str(home / "root")
     log, projection = FileStore(root).open("w", lambda: new_fold("w"))
     put(log, projection, f.StepStarted(at(0), "fetch", 1, owner), f.RunStarted(at(0), "run", owner, 1, "host"))
-    log.leave(None)
+    log.detach(None)
     fs = WatchedFS()
     workflow = Workflow("w", store=FileStore(root, fs))
     with workflow:

@@ -147,7 +147,7 @@ def build(root: Path, texts: Sequence[str]) -> str:
     workflow_id = f"w{texts[0]}"
     log, projection = FileStore(root).open(workflow_id, lambda: new_fold(workflow_id, {texts[0]: texts[-1]}))
     projection = put(log, projection, *[fact for number, text in enumerate(texts) for fact in _facts(text, number)])
-    log.leave(projection)
+    log.detach(projection)
     return workflow_id
 
 

@@ -18,7 +18,7 @@ from support_fanout import NOON
 from iso_orchestrator import MutexTimeoutError
 from iso_orchestrator.coordination import mutex, mutex_queue
 from iso_orchestrator.coordination.mutex import Mutex
-from iso_orchestrator.store import OwnerInfo, memory
+from iso_orchestrator.store import ProcessInfo, memory
 from iso_orchestrator.system import interrupts as waiting
 
 ROW = 27
@@ -53,8 +53,8 @@ class _StoreMutex:
         self._schedule.pause(may_interrupt=True)
         self._parked.append(self)
 
-    def holder(self) -> OwnerInfo:
-        return OwnerInfo()
+    def holder(self) -> ProcessInfo:
+        return ProcessInfo()
 
 
 class _Threads:

@@ -75,8 +75,8 @@ def _use(fs: FileSystem, root: str) -> Iterator[Callable[[], Any]]:
         yield lambda: locked(whole_store=False)
         yield lambda: locked(whole_store=True)
         yield lambda: log.is_alive(OWNER)
-        yield lambda: log.owner_info(OWNER)
-        yield lambda: log.leave(held[1])
+        yield lambda: log.process_info(OWNER)
+        yield lambda: log.detach(held[1])
         log.close()
     yield lambda: files.path_of("w")
     yield lambda: files.delete("w")
@@ -396,7 +396,7 @@ def test_rights_are_the_owner_s_alone_under_any_umask(part: int, folder: Path, f
             log, projection = FileStore(root).open("w", new_fold)
             log.mutex("key", whole_store=True).try_acquire()
             wrong += [f"umask {mask:03o}: {entry}" for entry in _wrong_rights(folder / f"{mask:03o}")]
-            log.leave(put(log, projection, note("more")))
+            log.detach(put(log, projection, note("more")))
             wrong += [f"umask {mask:03o}: {entry}" for entry in _wrong_rights(folder / f"{mask:03o}")]
         finally:
             os.umask(before)

@@ -221,9 +221,9 @@ def test_the_machine_is_as_the_real_file_system(locks: LockFiles, tmp_path: Path
             log, projection = store.open(WORKFLOW, lambda: Projection.new(WORKFLOW, note("").at, {}))
             projection = put(log, projection, note(round_), note("more"))
             assert notes_of(projection)[-1] == "more"
-            log.leave(projection)
+            log.detach(projection)
         other, projection = store.open("other", lambda: Projection.new("other", note("").at, {}))
-        other.leave(put(other, projection, note("other")))
+        other.detach(put(other, projection, note("other")))
         assert store.delete("other")
     kept = {path: data for path, (_, data) in tree(real).items()}
     assert {path.removeprefix(f"{ROOT}/"): data or b"" for path, data in machine.state().items() if path > ROOT} == kept

@@ -130,7 +130,7 @@ def test_a_fact_costs_the_same_however_many_came_before(root: Path, tier: Tier, 
     assert max(calls_each) - min(calls_each) < 0.2, calls_each
     assert max(bytes_each) - min(bytes_each) < 10, bytes_each
     assert fs.most <= 8
-    log.leave(projection)
+    log.detach(projection)
     assert fs.opened == 0
     reread = FileStore(root).read("w")
     assert reread is not None
@@ -153,7 +153,7 @@ def test_folds_bear_a_constant_share(root: Path, tier: Tier, figures: Figures, e
             shares.append(fs.written / fs.lines)
     assert fs.calls["replace"] > 4, "there was no fold"
     assert max(shares) < 2.5, shares
-    log.leave(projection)
+    log.detach(projection)
     figures.add(ROW, "facts in workflows that fold", count)
 
 
@@ -171,7 +171,7 @@ def test_facts_that_leave_no_trace_take_no_memory(root: Path, tier: Tier, figure
     first, second = memory(lambda: beats(count)), memory(lambda: beats(2 * count))
     assert second < first + SLACK
     assert first < 20 * (1 << 16)  # a journal's worth, and not the facts'
-    log.leave(projection)
+    log.detach(projection)
     assert Path(FileStore(root).path_of("w")).stat().st_size < 2000
     figures.add(ROW, "heartbeats in a row", 3 * count)
 
@@ -207,7 +207,7 @@ def _peak_of_an_opening(store: FileStore) -> int:
 
 def _open_and_leave(store: FileStore, workflow_id: str) -> None:
     log, projection = store.open(workflow_id, new_fold)
-    log.leave(projection)
+    log.detach(projection)
 
 
 # Ten thousand steps
@@ -267,7 +267,7 @@ def make_workflows(root: Path, numbers: range) -> None:
     store = FileStore(root)
     for number in numbers:
         log, projection = store.open(f"workflow {number}", lambda number=number: new_fold(f"workflow {number}"))
-        log.leave(put(log, projection, note(number)))
+        log.detach(put(log, projection, note(number)))
 
 
 def test_a_workflow_costs_the_same_however_many_are_beside_it(
@@ -280,7 +280,7 @@ def test_a_workflow_costs_the_same_however_many_are_beside_it(
 
     def use_one(name: str) -> None:
         log, projection = store.open(name, lambda: new_fold(name))
-        log.leave(put(log, projection, note("one")))
+        log.detach(put(log, projection, note("one")))
 
     use_one("first")  # makes the root
     alone = cost(fs, lambda: use_one("alone"))[0]
@@ -309,7 +309,7 @@ def test_a_listing_holds_one_workflow_at_a_time(root: Path, tier: Tier, figures:
         for number in range(size):
             projection = new_fold(str(number), state="x" * 20_000)
             log, projection = store.open(str(number), lambda projection=projection: projection)
-            log.leave(projection)
+            log.detach(projection)
         peaks.append((_peak_of_a_listing(store), _peak_of_a_check(store.root)))
     for one, four in zip(*peaks, strict=True):
         assert four - one < 3 * count * 3000, peaks  # a few names and verdicts each, where a record has 20,000
@@ -333,7 +333,7 @@ def test_workflows_that_are_open_have_three_files_each(root: Path, tier: Tier, f
     held = [store.open(str(number), lambda number=number: new_fold(str(number))) for number in range(count)]
     assert fs.opened == 3 * count
     for log, projection in held:
-        log.leave(projection)
+        log.detach(projection)
     assert fs.opened == 0
     figures.add(ROW, "workflows open at one time", count)
 

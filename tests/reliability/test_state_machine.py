@@ -180,7 +180,7 @@ class _MemoryLogView:
         return self._mutexes[-1]
 
     def kill(self) -> None:
-        self._log.die("the process was killed")
+        self._log.fail("the process was killed")
         for mutex in self._mutexes:
             mutex.kill()
 

@@ -96,7 +96,7 @@ class Held:
     def leave(self) -> None:
         """End it well."""
         self.is_over = True
-        self._log.leave(self._projection)
+        self._log.detach(self._projection)
 
 
 class World:
@@ -576,7 +576,7 @@ def _append_unsynced(play: Play, workflow: Workflow, name: str) -> int:
     moment = at(0)
 
     def decide(projection: Projection) -> tuple[Sequence[f.Fact], int]:
-        facts = [f.StepStarted(moment, name, 1, session.log.owner), f.StepCompleted(moment, name, name)]
+        facts = [f.StepStarted(moment, name, 1, session.log.process_id), f.StepCompleted(moment, name, name)]
         return facts, projection.seq + len(facts)
 
     return session.transact(decide, durable=False)

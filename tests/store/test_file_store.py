@@ -130,7 +130,7 @@ def looks(root: Path, *messages: str) -> None:
     for _ in range(2):
         log, projection = opened(root)
         assert notes_of(projection) == list(messages)
-        log.leave(projection)
+        log.detach(projection)
     assert notes_of(looked_at(FileStore(root))) == list(messages)
 
 
@@ -152,7 +152,7 @@ def test_files_are_for_their_owner_alone(root: Path) -> None:
     assert {stat.S_IMODE(mode) for mode, _ in found.values() if stat.S_ISREG(mode)} == {0o600}
     assert found["root/deep/er/.gitignore"][1] == b"*\n"
     mutex.release()
-    log.leave(projection)
+    log.detach(projection)
 
 
 OPENER = """
@@ -166,7 +166,7 @@ input()
 log, fold = store.open("w", lambda: new_fold("w", {"by": sys.argv[2]}))
 fold = put(log, fold, note(sys.argv[2]))
 log.sync(fold.seq)
-log.leave(fold)
+log.detach(fold)
 print(fold.state["by"])
 """
 
@@ -197,7 +197,7 @@ def test_root_that_two_make_at_once_is_made_by_both(root: Path) -> None:
 
     def before(name: str, args: tuple[Any, ...]) -> None:
         if name in ("open_new", "open_write", "make_folder") and not root.joinpath("locks").exists():
-            helper.open("other", lambda: new_fold("other"))[0].leave(None)
+            helper.open("other", lambda: new_fold("other"))[0].detach(None)
 
     _, projection = opened(root, WatchedFS(before))
     assert projection.workflow_id == "w"
@@ -264,7 +264,7 @@ def test_relative_root_is_where_it_was_named(root: Path, tmp_path: Path, monkeyp
     store = FileStore("root")
     monkeypatch.chdir("/")
     log, projection = store.open("w", new_fold)
-    log.leave(projection)
+    log.detach(projection)
     assert (root / "workflows").is_dir()
     assert store.identity == FileStore(root).identity
 
@@ -366,7 +366,7 @@ def test_short_writes_lose_nothing(root: Path) -> None:
     """A file system that takes seven bytes a call gets all of them, one call after another."""
     log, projection = opened(root, Stingy(7))
     projection = put(log, projection, note("one"), note("two"))
-    log.leave(put(log, projection, note("three")))
+    log.detach(put(log, projection, note("three")))
     looks(root, "one", "two", "three")
 
 
@@ -457,7 +457,7 @@ def test_interrupt_within_an_append_neither_loses_nor_doubles_a_fact(root: Path)
     fs.before = None
     projection = put(log, caught_up(log, None), note("two"))
     assert notes_of(projection) == ["one", "two"]
-    log.leave(projection)
+    log.detach(projection)
     looks(root, "one", "two")
 
 
@@ -471,7 +471,7 @@ def test_fact_that_cannot_be_folded_is_not_written(root: Path, paths: Paths) -> 
             put(log, projection, fact)
         assert Path(paths.journal).read_bytes() == before
         projection = caught_up(log, None)
-    log.leave(put(log, projection, note("two")))
+    log.detach(put(log, projection, note("two")))
     looks(root, "one", "two")
 
 
@@ -510,12 +510,12 @@ def test_after_a_failed_sync_the_store_is_dead_in_this_process(root: Path, paths
         with pytest.raises(StoreError, match=r"dead in this process.*start the process again"):
             use()
     assert not log.is_current()
-    assert not other.is_alive(log.owner)
+    assert not other.is_alive(log.process_id)
     assert Path(paths.journal).read_bytes() == journal
     assert fs.count("sync", "write_at", "replace") == 0
     its = put(other, its, note("other"))
     other.sync(its.seq)
-    log.leave(None)
+    log.detach(None)
     assert fs.count("sync", "write_at", "replace") == 0
 
 
@@ -598,7 +598,7 @@ def test_failed_sync_of_opening_is_an_error_and_no_hold(root: Path, paths: Paths
         opened(root, WatchedFS(failing(BROKEN, "sync")))
     owners = [name.removesuffix(".flock") for name in os.listdir(paths.runs)]
     assert len(owners) == 2, "who heard of the failed sync counts as dead to those who come next"
-    assert [owner for owner in owners if log.is_alive(owner)] == [log.owner]
+    assert [owner for owner in owners if log.is_alive(owner)] == [log.process_id]
     die(log)
     with pytest.raises(StoreError, match="Input/output error"):
         opened(root, WatchedFS(failing(BROKEN, "sync")))
@@ -671,10 +671,10 @@ def test_first_to_open_an_unclean_journal_writes_a_fresh_pair(root: Path, paths:
 def test_clean_journal_is_not_written_anew(root: Path, paths: Paths) -> None:
     """Opening what was closed well writes nothing but a run file."""
     log, projection = opened(root)
-    log.leave(put(log, projection, note("one")))
+    log.detach(put(log, projection, note("one")))
     before = pair_of(paths), os.stat(paths.journal).st_ino, os.stat(paths.snapshot).st_ino
     log, projection = opened(root)
-    log.leave(projection)
+    log.detach(projection)
     assert (pair_of(paths), os.stat(paths.journal).st_ino, os.stat(paths.snapshot).st_ino) == before
 
 
@@ -684,7 +684,7 @@ def test_fold_is_durable_before_it_is_visible(root: Path, paths: Paths) -> None:
     log, projection = opened(root, fs)
     projection = put(log, projection, note("one"))
     fs.calls.clear()
-    log.leave(projection)
+    log.detach(projection)
     shown = {"open_new", "write_at", "sync", "replace", "sync_folder"}
     made = [(name, str(args[0]) if isinstance(args[0], str) else "") for name, args in fs.calls if name in shown]
     assert made == [
@@ -720,9 +720,9 @@ def test_last_to_leave_folds_and_not_the_first(root: Path, paths: Paths) -> None
     a = put(log_a, a, note("a"))
     b = put(log_b, b, note("b"))
     before = pair_of(paths)
-    log_a.leave(a)
+    log_a.detach(a)
     assert pair_of(paths) == before
-    log_b.leave(b)
+    log_b.detach(b)
     assert len(lines_of(paths.journal)) == 1
     document = json.loads(Path(paths.snapshot).read_bytes())
     assert [event["message"] for event in document["events"]] == ["a", "b"]
@@ -733,8 +733,8 @@ def test_last_to_leave_folds_what_the_others_wrote(root: Path, paths: Paths) -> 
     """A hold that never caught up folds everything when it is the last."""
     log_a, a = opened(root)
     log_b, b = opened(root)
-    log_a.leave(put(log_a, a, note("a")))
-    log_b.leave(b)
+    log_a.detach(put(log_a, a, note("a")))
+    log_b.detach(b)
     assert len(lines_of(paths.journal)) == 1
     looks(root, "a")
 
@@ -746,7 +746,7 @@ def test_last_to_leave_sweeps_mutexes_that_nobody_holds(root: Path, paths: Paths
     held.acquire()
     free.acquire()
     free.release()
-    log.leave(projection)
+    log.detach(projection)
     assert only(os.listdir(paths.mutexes)).startswith("held-")
     held.release()
 
@@ -756,7 +756,7 @@ def test_killed_process_is_no_reason_to_wait(root: Path) -> None:
     code = (
         "import sys\nfrom support import *\nfrom iso_orchestrator.store import FileStore\n"
         "log, fold = FileStore(sys.argv[1]).open('w', new_fold)\n"
-        "put(log, fold, note('one')); log.lock(); print(log.owner); input()\n"
+        "put(log, fold, note('one')); log.lock(); print(log.process_id); input()\n"
     )
     with run_python(code, root) as child:
         owner = child.line()
@@ -772,7 +772,7 @@ def test_process_that_stands_still_within_the_lock_loses_nothing(root: Path) -> 
         "import sys\nfrom support import *\nfrom iso_orchestrator.store import FileStore\n"
         "log, fold = FileStore(sys.argv[1]).open('w', new_fold)\n"
         "log.lock(); fold = log.catch_up(fold); print('inside'); input()\n"
-        "log.append(fold, [note('stopped')]); log.unlock(); log.leave(fold)\n"
+        "log.append(fold, [note('stopped')]); log.unlock(); log.detach(fold)\n"
     )
     log, projection = opened(root)
     with run_python(code, root) as child:
@@ -790,7 +790,7 @@ def test_process_that_stands_still_within_the_lock_loses_nothing(root: Path) -> 
     assert found == ["stopped", "waited"]
 
 
-@pytest.mark.parametrize("deed", ["log.forget()", "pass"])
+@pytest.mark.parametrize("deed", ["log.detach_after_fork()", "pass"])
 def test_forked_child_takes_nothing_from_its_parent(root: Path, deed: str) -> None:
     """A process that forks stays alive for others, keeps its lock and its place, whatever becomes of the child."""
     code = (
@@ -798,8 +798,8 @@ def test_forked_child_takes_nothing_from_its_parent(root: Path, deed: str) -> No
         "log, fold = FileStore(sys.argv[1]).open('w', new_fold)\n"
         "log.lock(); fold = log.catch_up(fold)\n"
         f"if os.fork() == 0:\n    {deed}\n    os._exit(0)\n"
-        "os.wait(); print(log.owner); input()\n"
-        "log.append(fold, [note('parent')]); log.unlock(); log.sync(fold.seq); log.leave(fold)\n"
+        "os.wait(); print(log.process_id); input()\n"
+        "log.append(fold, [note('parent')]); log.unlock(); log.sync(fold.seq); log.detach(fold)\n"
     )
     log, projection = opened(root)
     with run_python(code, root) as child:
@@ -838,8 +838,8 @@ def test_two_folds_are_followed_at_once(root: Path, early_folds: None) -> None:
     a = put(log_a, a, note("five"))
     assert notes_of(a) == ["one", "two", "three", "four", "five"]
     log_a.sync(a.seq)
-    log_b.leave(b)
-    log_a.leave(a)
+    log_b.detach(b)
+    log_a.detach(a)
     looks(root, "one", "two", "three", "four", "five")
 
 
@@ -939,7 +939,7 @@ def test_journal_that_is_all_record_is_folded_at_the_end_only(
     for number in range(3000):
         projection = put(log, projection, f.StateUpdated(T0, {"number": number, "pad": "x" * 1000}))
     assert fs.count("replace") == 2
-    log.leave(projection)
+    log.detach(projection)
     assert fs.count("replace") == 4
     assert notes_of(looked_at(FileStore(root))) == [str(number) for number in range(300)]
 
@@ -979,7 +979,7 @@ def test_fold_that_finds_the_disk_full_is_put_off(
     fs.before = None
     projection = put(log, projection, note("two"))
     log.sync(projection.seq)
-    log.leave(projection)
+    log.detach(projection)
     looks(root, "one", "x" * 1000, "two")
 
 
@@ -1008,7 +1008,7 @@ def test_failed_fold_leaves_no_rubbish_on_a_full_disk(root: Path, paths: Paths) 
     projection = put(log, projection, note("x" * 1000))
     fs.left = 500
     with pytest.raises(StoreError, match="No space left"):
-        log.leave(projection)
+        log.detach(projection)
     assert [name for name in os.listdir(paths.folder) if name.endswith(".new")] == []
     looks(root, "x" * 1000)
 
@@ -1072,7 +1072,7 @@ def test_a_second_torn_tail_of_one_place_is_kept_beside_the_first(root: Path, pa
         projection = caught_up(log, projection)
         assert os.stat(paths.journal).st_size == end
     assert [Path(paths.torn(end, number)).read_bytes() for number in (1, 2, 3)] == [b"torn 1", b"torn 2", b"torn 3"]
-    log.leave(projection)
+    log.detach(projection)
     assert FileStore(root).delete("w")
     assert os.listdir(paths.folder) == []
 
@@ -1104,7 +1104,7 @@ def test_torn_tail_of_a_journal_without_lines(root: Path, paths: Paths) -> None:
         file.write(b"\0" * 9)
     log, projection = opened(root)
     assert (projection.seq, os.stat(paths.journal).st_size) == (0, end)
-    log.leave(put(log, projection, note("one")))
+    log.detach(put(log, projection, note("one")))
     looks(root, "one")
 
 
@@ -1156,7 +1156,7 @@ def test_blank_snapshot_without_a_journal_is_begun_anew(
     assert FileStore(root).read("w") is None
     with caplog.at_level(logging.WARNING, "iso_orchestrator"):
         log, projection = opened(root)
-    log.leave(put(log, projection, note("one")))
+    log.detach(put(log, projection, note("one")))
     assert Path(paths.torn(0)).read_bytes() == data
     assert paths.torn(0) in caplog.text
     looks(root, "one")
@@ -1165,7 +1165,7 @@ def test_blank_snapshot_without_a_journal_is_begun_anew(
 def test_newer_formats_are_refused_and_left_alone(root: Path, paths: Paths) -> None:
     """Files of a newer release raise FormatVersionError for whoever opens or reads, and stay as they are."""
     log, projection = opened(root)
-    log.leave(put(log, projection, note("one")))
+    log.detach(put(log, projection, note("one")))
     document = json.loads(Path(paths.snapshot).read_bytes())
     os.unlink(paths.journal)
     for part in ({"version": 2}, {"isoOrchestrator": {**document["isoOrchestrator"], "format": 2}}):
@@ -1187,7 +1187,7 @@ def test_what_a_killed_process_wrote_aside_is_no_hindrance(root: Path, paths: Pa
     projection = put(log, projection, note("one"))
     for path in (paths.snapshot, paths.journal):
         Path(f"{path}.new").write_bytes(b"half of something")
-    log.leave(projection)
+    log.detach(projection)
     assert sorted(os.listdir(paths.folder)) == sorted(
         os.path.basename(path) for path in (paths.snapshot, paths.journal)
     )
@@ -1244,7 +1244,7 @@ def test_fold_that_was_killed_between_its_renames_is_done_by_a_live_peer(root: P
     projection = put(log, projection, note("after"))
     assert notes_of(projection) == ["first", "second", "last words", "after"]
     log.sync(projection.seq)
-    log.leave(projection)
+    log.detach(projection)
     looks(root, "first", "second", "last words", "after")
 
 
@@ -1269,7 +1269,7 @@ def test_fold_of_one_who_opens_is_seen_by_a_live_peer_at_once(
     projection = put(log, projection, note("third"))
     assert notes_of(projection) == ["first", "second", "third"]
     log.sync(projection.seq)
-    log.leave(projection)
+    log.detach(projection)
     looks(root, "first", "second", "third")
 
 
@@ -1298,7 +1298,7 @@ def lifetime(root: Path, fs: FileSystem, acknowledged: list[str]) -> None:
             projection = put(log, projection, note(text))
             log.sync(projection.seq)
             acknowledged.append(text)
-        log.leave(projection)
+        log.detach(projection)
     except Crash:
         die(log)
         raise
@@ -1329,7 +1329,7 @@ def test_crash_before_any_call_loses_nothing(root: Path, early_folds: None, peer
             die(peer_log)
         log, projection = opened(place)
         assert [text for text in notes_of(projection) if text != "earlier"] == found, number
-        log.leave(put(log, projection, note("after")))
+        log.detach(put(log, projection, note("after")))
         assert notes_of(looked_at(FileStore(place)))[-1 - len(found) :] == [*found, "after"], number
         number += 1
     assert number > 40
@@ -1360,7 +1360,7 @@ def stubborn_lifetime(root: Path, fs: FileSystem, acknowledged: list[str]) -> No
         except StoreError:
             projection = None
     try:
-        log.leave(projection)
+        log.detach(projection)
     except StoreError:
         die(log)
 
@@ -1384,10 +1384,10 @@ def test_any_call_that_fails_is_a_typed_error(root: Path, early_folds: None, pee
         if peer_log is not None:
             assert notes_of(put(peer_log, peer_fold, note("peer")))[-1 - len(found) :] == [*found, "peer"], number
             found.append("peer")
-            peer_log.leave(None)
+            peer_log.detach(None)
         log, projection = opened(place)
         assert [text for text in notes_of(projection) if text != "earlier"] == found, number
-        log.leave(put(log, projection, note("after")))
+        log.detach(put(log, projection, note("after")))
         assert notes_of(looked_at(FileStore(place)))[-1 - len(found) :] == [*found, "after"], number
         number += 1
     assert number > 40
@@ -1419,7 +1419,7 @@ def test_foreign_snapshot_under_a_journal_with_facts_is_a_conflict(root: Path, p
         lambda: store.open("w", new_fold),
         lambda: put(log, projection, note("two")),
         lambda: caught_up(log, None),
-        lambda: log.leave(projection),
+        lambda: log.detach(projection),
         lambda: store.open("w", new_fold),  # with nobody alive
     ]
     for use in uses:
@@ -1433,12 +1433,12 @@ def test_foreign_snapshot_under_a_journal_with_facts_is_a_conflict(root: Path, p
 def test_foreign_snapshot_under_a_journal_without_facts_wins(root: Path, paths: Paths) -> None:
     """A workflow that was closed well, and then changed by another program, is taken as that left it."""
     log, projection = opened(root)
-    log.leave(put(log, projection, note("one")))
+    log.detach(put(log, projection, note("one")))
     written_by_node(paths, state={"by": "node"})
     assert looked_at(FileStore(root)).state == {"by": "node"}
     log, projection = opened(root)
     assert projection.state == {"by": "node"}
-    log.leave(put(log, projection, note("two")))
+    log.detach(put(log, projection, note("two")))
     assert looked_at(FileStore(root)).state == {"by": "node"}
     looks(root, "one", "two")
 
@@ -1449,7 +1449,7 @@ def test_foreign_snapshot_is_seen_by_a_process_that_has_written_nothing_yet(root
     written_by_node(paths, state={"by": "node"})
     projection = put(log, projection, note("one"))
     assert projection.state == {"by": "node"}
-    log.leave(projection)
+    log.detach(projection)
     assert looked_at(FileStore(root)).state == {"by": "node"}
 
 
@@ -1459,7 +1459,7 @@ def test_foreign_snapshot_is_not_lost_by_who_leaves(root: Path, paths: Paths) ->
     projection = put(log, projection, note("one"))
     data = written_by_node(paths, state={"by": "node"})
     with pytest.raises(RecordConflictError):
-        log.leave(projection)
+        log.detach(projection)
     assert Path(paths.snapshot).read_bytes() == data
     assert len(lines_of(paths.journal)) == 2
 
@@ -1491,7 +1491,7 @@ def test_foreign_snapshot_is_not_lost_by_who_follows_a_fold(root: Path, paths: P
     written_by_node(paths, state={"by": "node"})
     a = put(log_a, a, note("after"))
     assert a.state == {"by": "node"}  # the new journal had no facts
-    log_a.leave(a)
+    log_a.detach(a)
     assert looked_at(FileStore(root)).state == {"by": "node"}
     looks(root, "folded", "after")
 
@@ -1504,7 +1504,7 @@ def test_snapshot_that_is_only_touched_is_no_conflict(root: Path, paths: Paths) 
     projection = put(log, projection, note("two"))
     shutil.copy(paths.snapshot, f"{paths.snapshot}.copy")
     os.replace(f"{paths.snapshot}.copy", paths.snapshot)
-    log.leave(put(log, projection, note("three")))
+    log.detach(put(log, projection, note("three")))
     looks(root, "one", "two", "three")
 
 
@@ -1531,8 +1531,10 @@ def test_npm_record_is_gone_on_with_and_given_back(root: Path) -> None:
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps({**original, "dashboard": [1]}, indent=2))
     log, projection = store.open(original["workflowId"], new_fold)
-    projection = put(log, projection, f.StepStarted(at(1), "ours", 1, log.owner), f.StepCompleted(at(2), "ours", None))
-    log.leave(projection)
+    projection = put(
+        log, projection, f.StepStarted(at(1), "ours", 1, log.process_id), f.StepCompleted(at(2), "ours", None)
+    )
+    log.detach(projection)
     written = json.loads(path.read_bytes())
     assert written["dashboard"] == [1]
     assert written["steps"].pop("ours") == {
@@ -1560,13 +1562,13 @@ def test_ids_of_one_short_name_have_two_records(root: Path, ids: tuple[str, str]
     for workflow_id in ids:
         log, projection = opened(root, workflow_id=workflow_id)
         assert projection.workflow_id == workflow_id
-        log.leave(put(log, projection, note(f"of {workflow_id}")))
+        log.detach(put(log, projection, note(f"of {workflow_id}")))
     for workflow_id in ids:
         assert notes_of(looked_at(store, workflow_id)) == [f"of {workflow_id}"]
         log, projection = opened(root, workflow_id=workflow_id)
         assert notes_of(projection) == [f"of {workflow_id}"]
         assert log.path == store.path_of(workflow_id)
-        log.leave(projection)
+        log.detach(projection)
     assert store.path_of(first) != store.path_of(second)
     assert {projection.workflow_id for projection in store.list() if isinstance(projection, Projection)} == set(ids)
     assert store.delete(first)
@@ -1574,7 +1576,7 @@ def test_ids_of_one_short_name_have_two_records(root: Path, ids: tuple[str, str]
     assert notes_of(looked_at(store, second)) == [f"of {second}"]
     log, projection = opened(root, workflow_id=first)
     assert notes_of(projection) == []
-    log.leave(projection)
+    log.detach(projection)
     assert notes_of(looked_at(store, second)) == [f"of {second}"]
 
 
@@ -1582,7 +1584,7 @@ def test_id_that_is_not_there_is_not_read_or_deleted_under_its_twins_name(root: 
     """A workflow whose short name another id has is not there, and asking for it harms nobody."""
     store = FileStore(root)
     log, projection = opened(root, workflow_id=TWINS[0])
-    log.leave(put(log, projection, note("mine")))
+    log.detach(put(log, projection, note("mine")))
     assert store.read(TWINS[1]) is None
     assert store.delete(TWINS[1]) is False
     assert notes_of(looked_at(store, TWINS[0])) == ["mine"]
@@ -1611,7 +1613,7 @@ def test_twins_are_used_at_one_time(root: Path) -> None:
 def test_what_is_planted_at_a_files_name_is_refused(root: Path, paths: Paths, name: str, kind: str) -> None:
     """A symlink, a FIFO or a folder at a file's name is a StoreError without a hang; no target is touched."""
     log, projection = opened(root)
-    log.leave(put(log, projection, note("one")))
+    log.detach(put(log, projection, note("one")))
     path, target = Path(getattr(paths, name)), root.parent / "target"
     target.write_bytes(path.read_bytes())
     path.unlink()
@@ -1634,7 +1636,7 @@ def test_what_is_planted_at_a_files_name_is_refused(root: Path, paths: Paths, na
 def test_second_name_of_a_file_is_refused(root: Path, paths: Paths, name: str) -> None:
     """A hard link at the name of a file that is written in place is a StoreError: the other name may be anybody's."""
     log, projection = opened(root)
-    log.leave(put(log, projection, note("one")))
+    log.detach(put(log, projection, note("one")))
     path, target = Path(getattr(paths, name)), root.parent / "target"
     os.link(path, target)
     before = target.read_bytes()
@@ -1649,7 +1651,7 @@ def test_second_name_of_a_file_is_refused(root: Path, paths: Paths, name: str) -
 def test_what_is_planted_among_the_run_files_is_refused(root: Path, paths: Paths) -> None:
     """A FIFO or symlink in the place of a run file is a StoreError and no hang."""
     log, projection = opened(root)
-    log.leave(projection)
+    log.detach(projection)
     os.mkfifo(Path(paths.runs) / f"{'0' * 16}.flock")
     with pytest.raises(StoreError, match="not a regular file"):
         opened(root)
@@ -1659,7 +1661,7 @@ def test_one_damaged_record_does_not_hide_the_others(root: Path, paths: Paths) -
     """A list has an error in the place of a record that cannot be read, and all others."""
     for workflow_id in ("a", "w", "z"):
         log, projection = opened(root, workflow_id=workflow_id)
-        log.leave(projection)
+        log.detach(projection)
     Path(paths.snapshot).write_bytes(b"{")
     Path(paths.journal).unlink()
     (Path(paths.folder) / "notes.txt").write_text("not ours")
@@ -1698,7 +1700,7 @@ def test_new_root_in_the_place_of_an_empty_one_is_noticed_too(root: Path) -> Non
 def test_delete_leaves_no_file_of_the_workflow(root: Path, paths: Paths) -> None:
     """All files of a deleted workflow are gone, torn tails and locks among them, and nothing of others'."""
     log, projection = opened(root, workflow_id="other")
-    log.leave(projection)
+    log.detach(projection)
     before = tree(root)
     log, projection = opened(root)
     put(log, projection, note("one"))
@@ -1706,7 +1708,7 @@ def test_delete_leaves_no_file_of_the_workflow(root: Path, paths: Paths) -> None
     die(log)
     tear(paths, "half a line")
     log, projection = opened(root)
-    log.leave(projection)
+    log.detach(projection)
     assert FileStore(root).delete("w")
     assert tree(root) == before
 
@@ -1728,7 +1730,7 @@ def test_crash_within_a_delete_leaves_a_record_or_none(root: Path) -> None:
     while not finished:
         place = root / str(number)
         log, projection = opened(place)
-        log.leave(put(log, projection, note("one")))
+        log.detach(put(log, projection, note("one")))
         with suppress(Crash):
             finished = FileStore(place, crashing_at(number)).delete("w")
         projection = FileStore(place).read("w")
@@ -1757,7 +1759,7 @@ def test_delete_between_the_steps_of_an_opening(root: Path, paths: Paths) -> Non
     for number in range(40):
         place = root / str(number)
         log, projection = opened(place)
-        log.leave(put(log, projection, note("old")))
+        log.detach(put(log, projection, note("old")))
         fs = WatchedFS()
         deleted: list[bool] = []
 
@@ -1775,7 +1777,7 @@ def test_delete_between_the_steps_of_an_opening(root: Path, paths: Paths) -> Non
         fs.before = before
         log, projection = opened(place, fs)
         assert notes_of(projection) == ([] if deleted else ["old"]), number
-        log.leave(put(log, projection, note("new")))
+        log.detach(put(log, projection, note("new")))
         assert notes_of(looked_at(FileStore(place)))[-1] == "new", number
 
 
@@ -1797,7 +1799,7 @@ def locked(place: Path) -> bool:
 def test_two_that_delete_at_once(root: Path, paths: Paths) -> None:
     """Of two that delete one workflow both end well, and nothing is left."""
     log, projection = opened(root)
-    log.leave(projection)
+    log.detach(projection)
     log, _ = opened(root)
     log.lock()
     outcomes: list[Any] = []

@@ -102,7 +102,7 @@ def assert_goes_on(root: Path, expected: Sequence[object]) -> None:
     """The workflow opens with these notes, takes one more, and is sound after that."""
     assert notes(root) == [str(text) for text in expected]
     log, projection = FileStore(root).open("w", new_fold)
-    log.leave(put(log, projection, note("more")))
+    log.detach(put(log, projection, note("more")))
     assert notes(root) == [*map(str, expected), "more"]
     found = check_one(FileSystem(), str(root), "w")
     assert found is not None
@@ -222,7 +222,7 @@ def test_a_missing_snapshot_is_given_up_only_when_asked(root: Path, paths: Paths
 def test_what_only_the_snapshot_had_is_said_to_be_lost(root: Path, paths: Paths) -> None:
     """Facts that were folded before the journal began are lost with the snapshot, and are counted."""
     log, projection = FileStore(root).open("w", new_fold)
-    log.leave(projection)
+    log.detach(projection)
     leave_behind(root, note("later"))
     Path(paths.snapshot).write_bytes(b"")
     done = repair(str(root), "w", Choices(without_snapshot=True))
@@ -604,7 +604,7 @@ def test_what_the_other_program_did_not_touch_is_the_journals(theirs: Paths) -> 
     """A step and a state that are older than the journal in the snapshot give way without a choice, and are named."""
     root = Path(theirs.root)
     log, projection = FileStore(root).open("w", lambda: new_fold(state={"n": 0}))
-    log.leave(put(log, projection, *ran("old", "first"), f.StateUpdated(T0, {"n": 1})))
+    log.detach(put(log, projection, *ran("old", "first"), f.StateUpdated(T0, {"n": 1})))
     leave_behind(root, f.StepsReset(at(5), ("old",)), *ran("old", "second", 5), f.StateUpdated(at(5), {"n": 2}))
     record = json.loads(Path(theirs.snapshot).read_bytes())
     _written_by_another(theirs, steps={**record["steps"], "b": _step("b", 10, 2)})
@@ -668,7 +668,7 @@ def test_facts_that_speak_of_what_is_gone_are_named(theirs: Paths) -> None:
     """A record that the other program began anew lacks what some facts go on from: those are left out, and said."""
     root = Path(theirs.root)
     log, projection = FileStore(root).open("w", lambda: new_fold(state={"n": 0}))
-    log.leave(put(log, projection, f.StepStarted(T0, "half", 1, "o")))
+    log.detach(put(log, projection, f.StepStarted(T0, "half", 1, "o")))
     leave_behind(root, f.StepCompleted(T0, "half", 1), *ran("a", 1))
     began = {"version": 1, "workflowId": "w", "status": "idle", "createdAt": _iso(10), "updatedAt": _iso(10)}
     Path(theirs.snapshot).write_text(json.dumps({**began, "state": None, "steps": {}, "events": []}))
@@ -738,7 +738,7 @@ def test_a_refusal_ends_with_1(root: Path, paths: Paths, capsys: pytest.CaptureF
 
 def test_a_merge_with_what_node_wrote(tmp_path: Path) -> None:
     """After a kill, and a Node run that did not see the journal, one record has what both did, and both go on."""
-    npm = pytest.importorskip("test_npm_interop")
+    import end_to_end.test_npm_interop as npm
     if (missing := npm._what_is_missing()) is not None:
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(missing)
     with run_python(npm.KILLED_PYTHON, tmp_path, npm.BATCH, *npm.JOBS[:2]) as child:

@@ -34,7 +34,7 @@ class Holds:
 
     def leave(self, log: WorkflowLog, projection: Projection | None) -> None:
         self._logs.remove(log)
-        log.leave(projection)
+        log.detach(projection)
 
     def end(self) -> None:
         while self._logs:
@@ -154,11 +154,11 @@ def test_hold_lives_until_it_leaves(holds: Holds) -> None:
     """A hold is alive for all, itself included, until it leaves; one that never was is not."""
     log_a, a = holds.open()
     log_b, _ = holds.open()
-    assert log_a.owner != log_b.owner
-    assert log_a.is_alive(log_a.owner)
-    assert log_b.is_alive(log_a.owner)
+    assert log_a.process_id != log_b.process_id
+    assert log_a.is_alive(log_a.process_id)
+    assert log_b.is_alive(log_a.process_id)
     holds.leave(log_a, a)
-    assert not log_b.is_alive(log_a.owner)
+    assert not log_b.is_alive(log_a.process_id)
     assert not log_b.is_alive("0" * 16)
 
 
@@ -168,7 +168,7 @@ def test_dead_hold_appends_nothing_and_is_dead_to_others(store: Store, holds: Ho
     log_b, b = holds.open()
     log_a.lock()
     a = log_a.catch_up(a)
-    log_a.die("the disk is broken")
+    log_a.fail("the disk is broken")
     with pytest.raises(StoreError, match="the disk is broken"):
         log_a.append(a, [note("lost")])
     log_a.unlock()
@@ -177,7 +177,7 @@ def test_dead_hold_appends_nothing_and_is_dead_to_others(store: Store, holds: Ho
     with pytest.raises(StoreError, match="the disk is broken"):
         log_a.sync(0)
     assert not log_a.is_current()
-    assert not log_b.is_alive(log_a.owner)
+    assert not log_b.is_alive(log_a.process_id)
     assert notes_of(put(log_b, b, note("b"))) == ["b"]
     holds.leave(log_a, None)
     assert notes_of(looked_at(store)) == ["b"]
@@ -337,7 +337,7 @@ def test_many_threads_lose_nothing(store: Store, holds: Holds) -> None:
             for number in range(20):
                 projection = put(log, projection, note(f"{name}{number}"))
             log.sync(projection.seq)
-            log.leave(projection)
+            log.detach(projection)
         except BaseException as error:
             errors.append(error)
 
@@ -359,8 +359,8 @@ def test_every_fact_goes_through_the_store(store: Store, holds: Holds) -> None:
     projection = put(
         log,
         projection,
-        f.RunStarted(T0, "r", log.owner, 7, "host"),
-        f.StepStarted(at(1), "a", 1, log.owner, "key", "v"),
+        f.RunStarted(T0, "r", log.process_id, 7, "host"),
+        f.StepStarted(at(1), "a", 1, log.process_id, "key", "v"),
         f.StepCompleted(at(2), "a", {"é": [1.5, None, "\ud800"]}, {"n": 1}),
         f.HeartbeatRecorded(at(3), "k", [1]),
         f.LeaseTouched(at(4), "l", "h", 30.0, at(4), at(34), 3, False, None, "boot", 12.5),

@@ -192,7 +192,7 @@ def test_what_a_crash_tears_is_no_damage(
     assert code == 0
     assert f"{path}: torn at byte {offset}: " in out
     log, projection = FileStore(root).open("w", new_fold)
-    log.leave(projection)
+    log.detach(projection)
     assert check(root).verdict is Verdict.SOUND
 
 
@@ -272,7 +272,7 @@ def test_what_may_not_be_read_is_refused(root: Path, paths: Paths) -> None:
 def test_a_sound_root_is_told_in_a_line_a_workflow(root: Path, verify: Any) -> None:
     """Each sound workflow is a line with the number of its facts, and the total is the last."""
     log, projection = FileStore(root).open("other", lambda: new_fold("other"))
-    log.leave(projection)
+    log.detach(projection)
     code, out, err = verify()
     assert (code, err) == (0, "")
     assert out.splitlines() == ["sound     other, 0 facts", "sound     w, 5 facts", f"2 sound in {root}"]
@@ -306,7 +306,7 @@ def test_the_done_with_journal_of_a_broken_off_fold_is_sound(root: Path, paths: 
     """A snapshot that is ahead of its journal is a fold that a kill has broken off, and nothing is wrong."""
     journal = Path(paths.journal).read_bytes()
     log, projection = FileStore(root).open("w", new_fold)
-    log.leave(projection)
+    log.detach(projection)
     Path(paths.journal).write_bytes(journal)
     found = check(root)
     assert (found.verdict, found.facts) == (Verdict.SOUND, 5)
@@ -387,7 +387,7 @@ log, fold = FileStore(sys.argv[1]).open("w", new_fold)
 print("at work")
 for number in range(int(sys.argv[2])):
     fold = put(log, fold, note("x" * (number % 500)))
-log.leave(fold)
+log.detach(fold)
 """
 
 

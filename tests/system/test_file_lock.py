@@ -14,7 +14,7 @@ from support import DEADLINE, WatchedFS, failing, only, run_python, wait_until, 
 from iso_orchestrator.errors import StoreError
 from iso_orchestrator.store.file.liveness import LivenessFiles
 from iso_orchestrator.store.file.mutex import FileMutex
-from iso_orchestrator.store.protocol import OwnerInfo
+from iso_orchestrator.store.protocol import ProcessInfo
 from iso_orchestrator.system.file_lock import FileLock
 from iso_orchestrator.system.filesystem import FileSystem
 
@@ -172,7 +172,7 @@ def test_unreadable_holder_is_unknown(path: str, data: bytes) -> None:
     """A lock file that says nothing sensible names nobody, and raises nothing."""
     Path(path).parent.mkdir()
     Path(path).write_bytes(data)
-    assert FileMutex(FS, path).holder() == OwnerInfo()
+    assert FileMutex(FS, path).holder() == ProcessInfo()
 
 
 def test_lock_on_a_file_that_lost_its_name_is_none(path: str) -> None:
@@ -251,7 +251,7 @@ def test_what_is_planted_at_a_mutexs_name_is_refused(path: str, plant: Callable[
     assert not (Path(path).parent / "target").exists()
     if (victim := Path(path).parent / "victim").exists():
         assert victim.read_bytes() == b"precious"
-    assert FileMutex(FS, path).holder() == OwnerInfo()
+    assert FileMutex(FS, path).holder() == ProcessInfo()
 
 
 @pytest.mark.parametrize("call", ["open_write", "write_at", "make_folder", "identify"])
@@ -299,8 +299,8 @@ def test_killed_process_is_dead_and_swept(tmp_path: Path) -> None:
     """The run file of a killed process says who it was until it is swept."""
     code = (
         "import sys\nfrom iso_orchestrator.system.filesystem import FileSystem\n"
-        "from iso_orchestrator.store.file.liveness import RunFiles\n"
-        "runs = RunFiles(FileSystem(), sys.argv[1]); print(runs.enter()); input()\n"
+        "from iso_orchestrator.store.file.liveness import LivenessFiles\n"
+        "runs = LivenessFiles(FileSystem(), sys.argv[1]); print(runs.enter()); input()\n"
     )
     runs = LivenessFiles(FS, str(tmp_path))
     with run_python(code, tmp_path) as child:
@@ -311,7 +311,7 @@ def test_killed_process_is_dead_and_swept(tmp_path: Path) -> None:
         assert not runs.is_alive(owner)
     assert runs.info(owner).pid == child.pid
     assert runs.sweep() is None
-    assert runs.info(owner) == OwnerInfo()
+    assert runs.info(owner) == ProcessInfo()
     assert os.listdir(tmp_path) == []
 
 
@@ -331,8 +331,8 @@ def test_forked_child_does_not_keep_its_parent_alive(tmp_path: Path) -> None:
     """The run file of a killed process is free though a forked child of it lives on."""
     code = (
         "import os, sys\nfrom iso_orchestrator.system.filesystem import FileSystem\n"
-        "from iso_orchestrator.store.file.liveness import RunFiles\n"
-        "runs = RunFiles(FileSystem(), sys.argv[1]); owner = runs.enter()\n"
+        "from iso_orchestrator.store.file.liveness import LivenessFiles\n"
+        "runs = LivenessFiles(FileSystem(), sys.argv[1]); owner = runs.enter()\n"
         "if os.fork() == 0:\n    runs.give_up(); print(owner, os.getpid()); input(); os._exit(0)\n"
         "os.wait()\n"
     )

@@ -14,7 +14,7 @@ from iso_orchestrator.checks import host_name, unique_name
 from iso_orchestrator.codec import decode, encode
 from iso_orchestrator.errors import StoreError
 from iso_orchestrator.store.file.files import remove, write_all
-from iso_orchestrator.store.protocol import OwnerInfo
+from iso_orchestrator.store.protocol import ProcessInfo
 from iso_orchestrator.system.clock import SystemClock
 from iso_orchestrator.system.file_lock import FileLock
 from iso_orchestrator.system.filesystem import FileSystem
@@ -104,10 +104,10 @@ class LivenessFiles:
         finally:
             probe.close()
 
-    def info(self, owner: str) -> OwnerInfo:
+    def info(self, owner: str) -> ProcessInfo:
         """Which process made that run file."""
         if not _OWNER.fullmatch(owner):
-            return OwnerInfo()
+            return ProcessInfo()
         return read_owner(self._fs, self._path(owner))
 
     def _path(self, owner: str) -> str:
@@ -122,7 +122,7 @@ def owner_json() -> bytes:
     return f'{{"pid":{os.getpid()},"host":{_host_json()},"since":"{_clock.now().isoformat()}"}}'.encode("ascii")
 
 
-def read_owner(fs: FileSystem, path: str) -> OwnerInfo:
+def read_owner(fs: FileSystem, path: str) -> ProcessInfo:
     """The process that a lock file names, as far as it can be read."""
     try:
         fd = fs.open_read(path)
@@ -130,9 +130,9 @@ def read_owner(fs: FileSystem, path: str) -> OwnerInfo:
             data = decode(fs.read_at(fd, OWNER_SIZE, 0))
         finally:
             fs.close(fd)
-        return OwnerInfo(int(data["pid"]), str(data["host"]), datetime.fromisoformat(data["since"]))
+        return ProcessInfo(int(data["pid"]), str(data["host"]), datetime.fromisoformat(data["since"]))
     except (OSError, StoreError, ValueError, LookupError, TypeError, ArithmeticError):
-        return OwnerInfo()
+        return ProcessInfo()
 
 
 @lru_cache(maxsize=1)

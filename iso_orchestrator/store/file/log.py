@@ -37,7 +37,7 @@ from iso_orchestrator.store.file.journal import Header, encode_header, encode_li
 from iso_orchestrator.store.file.liveness import LivenessFiles
 from iso_orchestrator.store.file.mutex import FileMutex, MutexFiles
 from iso_orchestrator.store.file.snapshot import digest, read_files, replay
-from iso_orchestrator.store.protocol import OwnerInfo, StoreMutex
+from iso_orchestrator.store.protocol import ProcessInfo, StoreMutex
 from iso_orchestrator.system.clock import monotonic
 from iso_orchestrator.system.file_lock import FileLock
 from iso_orchestrator.system.filesystem import FileSystem, is_same_file, is_unchanged
@@ -87,7 +87,7 @@ class FileWorkflowLog:
     def __init__(self, fs: FileSystem, paths: Paths, record_lock: FileLock) -> None:
         self.path = paths.snapshot
         self.logs: str | None = paths.logs
-        self.owner = ""
+        self.process_id = ""
         self._fs = fs
         self._paths = paths
         self.record_lock = record_lock
@@ -119,7 +119,7 @@ class FileWorkflowLog:
         elif not is_ours(projection):
             self.close()
             return None
-        self.owner = self._runs.enter()
+        self.process_id = self._runs.enter()
         return projection
 
     @_typed
@@ -128,10 +128,10 @@ class FileWorkflowLog:
         try:
             self._rotate(projection)
         finally:
-            self.forget()
+            self.detach_after_fork()
 
     @_typed
-    def place(self) -> str:
+    def location_id(self) -> str:
         """The folder's number on its device."""
         return place_of(self._fs, self._paths)
 
@@ -185,7 +185,7 @@ class FileWorkflowLog:
 
     def _as_typed(self, error: OSError) -> StoreError:
         if isinstance(error, SyncError):
-            self.die(str(error))
+            self.fail(str(error))
         return store_error(self.path, error)
 
     def sync(self, seq: int) -> None:
@@ -193,7 +193,7 @@ class FileWorkflowLog:
         try:
             self._sync.wait_for(seq)
         except StoreError as error:
-            self.die(str(error))
+            self.fail(str(error))
             raise
 
     def is_current(self) -> bool:
@@ -207,20 +207,20 @@ class FileWorkflowLog:
             return False  # the locked way says what is wrong
 
     @_typed
-    def is_alive(self, owner: str) -> bool:
-        """Whether *owner*'s run file is held."""
-        return self._runs.is_alive(owner)
+    def is_alive(self, process_id: str) -> bool:
+        """Whether that process holds its liveness file."""
+        return self._runs.is_alive(process_id)
 
-    def owner_info(self, owner: str) -> OwnerInfo:
-        """What *owner*'s run file says."""
-        return self._runs.info(owner)
+    def process_info(self, process_id: str) -> ProcessInfo:
+        """What that process wrote into its liveness file."""
+        return self._runs.info(process_id)
 
     def mutex(self, key: str, *, whole_store: bool) -> StoreMutex:
         """The mutex of that key."""
         return self._mutexes.mutex(key, whole_store=whole_store)
 
     @_typed
-    def leave(self, projection: Projection | None) -> None:
+    def detach(self, projection: Projection | None) -> None:
         """End the hold; the last process to leave folds the journal and sweeps what nobody needs."""
         try:
             if self._sync.failure is None:
@@ -232,13 +232,13 @@ class FileWorkflowLog:
         finally:
             self.close()
 
-    def die(self, reason: str) -> None:
+    def fail(self, reason: str) -> None:
         """Append nothing more, and let the run file go: to all others this process is dead."""
         self._sync.fail(reason)
         with suppress(StoreError):
             self._runs.give_up()
 
-    def forget(self) -> None:
+    def detach_after_fork(self) -> None:
         """In a forked child: the locks are closed already, the journal is left to the parent."""
         journal, self._journal = self._journal, None
         if journal is not None:
@@ -247,7 +247,7 @@ class FileWorkflowLog:
     def close(self) -> None:
         """Close all files, which frees their locks. What a signal kept it from, a second call does."""
         with ExitStack() as stack:  # the last one first: who gets the record's lock must not find this process alive
-            for close in (self.forget, self.record_lock.close, self._mutexes.close, self._runs.give_up):
+            for close in (self.detach_after_fork, self.record_lock.close, self._mutexes.close, self._runs.give_up):
                 stack.callback(close)
 
     def _load(self) -> Projection | None:

@@ -11,7 +11,7 @@ from typing import TypeAlias
 from iso_orchestrator.checks import mutex_file_name
 from iso_orchestrator.store.file.files import Paths, join, store_error
 from iso_orchestrator.store.file.liveness import OWNER_SIZE, owner_json, read_owner
-from iso_orchestrator.store.protocol import OwnerInfo
+from iso_orchestrator.store.protocol import ProcessInfo
 from iso_orchestrator.system.file_lock import FileLock
 from iso_orchestrator.system.filesystem import FileSystem
 
@@ -63,7 +63,7 @@ class FileMutex:
         """Close the file, which frees the lock."""
         self._file.close()
 
-    def holder(self) -> OwnerInfo:
+    def holder(self) -> ProcessInfo:
         """Who has it, as its file says."""
         return read_owner(self._fs, self._file.path)
 

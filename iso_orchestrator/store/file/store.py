@@ -84,14 +84,14 @@ class FileStore:
                 if projection is not None:
                     yield projection
 
-    def place(self) -> str:
-        """As `Log.place`."""
+    def location_id(self) -> str:
+        """As `WorkflowLog.location_id`."""
         return self._typed(lambda: place_of(self._fs, Paths(self.root, "")))
 
-    def is_alive(self, workflow_id: str, owner: str) -> bool:
-        """Whether the process that has the hold *owner* on a workflow still has it."""
+    def is_alive(self, workflow_id: str, process_id: str) -> bool:
+        """Whether that process still has the workflow open."""
         name = os.path.basename(self.path_of(workflow_id)).removesuffix(".json")
-        return self._typed(lambda: LivenessFiles(self._fs, Paths(self.root, name).runs).is_alive(owner))
+        return self._typed(lambda: LivenessFiles(self._fs, Paths(self.root, name).runs).is_alive(process_id))
 
     def delete(self, workflow_id: str) -> bool:
         """Remove a workflow."""

@@ -104,7 +104,7 @@ def _pair(root: str, facts: list[f.Fact], *, close: bool = False) -> dict[str, b
         _put(log, projection, fact)
         log.sync(projection.seq)
     files = _files(root)
-    log.leave(projection)
+    log.detach(projection)
     return _files(root) if close else files
 
 
