@@ -1,6 +1,6 @@
 """Facts, records and users' values to JSON and back, without loss or not at all."""
 
-from iso_orchestrator.codec.facts import fact_from_json, fact_to_json, fact_to_text
+from iso_orchestrator.codec.facts import fact_from_json, fact_to_json
 from iso_orchestrator.codec.json import decode, encode, to_json
 from iso_orchestrator.codec.records import (
     is_as_written,
@@ -16,7 +16,6 @@ __all__ = [
     "encode",
     "fact_from_json",
     "fact_to_json",
-    "fact_to_text",
     "is_as_written",
     "plain_json",
     "projection_from_snapshot",

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-from iso_orchestrator.codec.json import encode
 from iso_orchestrator.codec.mapping import read, writers
-from iso_orchestrator.codec.text import completed_text, started_text
 from iso_orchestrator.errors import FormatVersionError
 from iso_orchestrator.record import facts as f
 from iso_orchestrator.record.model import Json
 
-__all__ = ["fact_from_json", "fact_to_json", "fact_to_text"]
+__all__ = ["fact_from_json", "fact_to_json"]
 
 _TAGS: dict[str, type[f.Fact]] = {
     "run.started": f.RunStarted,
@@ -35,21 +30,12 @@ _TAGS: dict[str, type[f.Fact]] = {
     "lease.released": f.LeaseReleased,
 }
 _TAG_OF = {kind: tag for tag, kind in _TAGS.items()}
-_TEXTS: dict[type[f.Fact], Callable[[Any], str]] = {f.StepStarted: started_text, f.StepCompleted: completed_text}
 
 
 def fact_to_json(fact: f.Fact) -> tuple[str, dict[str, Json]]:
     """The tag of a fact and its fields."""
     kind = type(fact)
     return _TAG_OF[kind], writers[kind](fact)
-
-
-def fact_to_text(fact: f.Fact) -> str:
-    """The members of a fact as JSON text, its tag in front, without the braces around them."""
-    kind = type(fact)
-    text = _TEXTS.get(kind)
-    members = encode(writers[kind](fact))[1:-1] if text is None else text(fact)
-    return f'"fact":"{_TAG_OF[kind]}",{members}'
 
 
 def fact_from_json(tag: Json, fields: dict[str, Json], path: str) -> f.Fact:

@@ -9,7 +9,6 @@ import attrs
 
 from iso_orchestrator.codec.json import decode, encode
 from iso_orchestrator.codec.mapping import format_time, read, writer
-from iso_orchestrator.codec.text import event_text, step_text
 from iso_orchestrator.errors import FormatVersionError
 from iso_orchestrator.record.model import (
     ErrorInfo,
@@ -43,8 +42,8 @@ _END = b',"crc":"%08x"}}\n'
 
 def snapshot_from_projection(projection: Projection) -> bytes:
     """The bytes of a snapshot: one step and one event a line."""
-    step_lines = ",\n".join([f"{encode(name)}:{step_text(step)}" for name, step in projection.steps.items()])
-    event_lines = ",\n".join([event_text(event) for event in projection.events])
+    step_lines = ",\n".join([f"{encode(name)}:{encode(_step_json(step))}" for name, step in projection.steps.items()])
+    event_lines = ",\n".join([encode(writer(Event)(event)) for event in projection.events])
     tail = {**_optional(projection), **projection.unknown, _OURS: _ours(projection)}
     parts = (
         f"{encode(_head(projection))[:-1]},",
@@ -141,10 +140,10 @@ def _head(record: Projection | WorkflowRecord) -> dict[str, Json]:
     }
 
 
-def _step_json(step: StepRecord) -> dict[str, Json]:
-    fields = writer(StepRecord)(step)
+def _step_json(step: StepState | StepRecord) -> dict[str, Json]:
+    fields = writer(type(step))(step)
     if step.status is StepStatus.COMPLETED:
-        fields["result"] = step.result  # the npm package cannot read a completed step without one
+        fields.setdefault("result", None)  # the npm package cannot read a completed step without one
     return fields
 
 

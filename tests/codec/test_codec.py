@@ -26,14 +26,11 @@ from iso_orchestrator.codec import (
     encode,
     fact_from_json,
     fact_to_json,
-    fact_to_text,
     plain_json,
     projection_from_snapshot,
     snapshot_from_projection,
     to_json,
 )
-from iso_orchestrator.codec.mapping import writer
-from iso_orchestrator.codec.text import event_text, step_text
 from iso_orchestrator.errors import FormatVersionError, SerializationError
 from iso_orchestrator.record import facts as f
 from iso_orchestrator.record.model import (
@@ -333,31 +330,6 @@ def test_facts_come_back_as_they_were(kind: type[f.Fact]) -> None:
         assert repr(fact_from_json(tag, decode(encode(fields)), "p")) == repr(fact)
 
     check()
-
-
-@pytest.mark.parametrize("kind", FACT_KINDS, ids=[kind.__name__ for kind in FACT_KINDS])
-def test_facts_as_text_are_their_json(kind: type[f.Fact]) -> None:
-    """What is written of a fact at once is what its JSON encodes to, to the letter."""
-
-    @given(facts_of(kind))
-    def check(fact: f.Fact) -> None:
-        tag, fields = fact_to_json(fact)
-        assert fact_to_text(fact) == f'"fact":"{tag}",{encode(fields)[1:-1]}'
-
-    check()
-
-
-@given(projections())
-def test_steps_and_events_as_text_are_their_json(projection: Projection) -> None:
-    """What is written of a record at once is what its JSON encodes to."""
-    for step in projection.steps.values():
-        fields = writer(StepState)(step)
-        if step.status is StepStatus.COMPLETED:
-            fields.setdefault("result", None)
-        assert decode(step_text(step)) == fields
-    assert [event_text(event) for event in projection.events] == [
-        encode(writer(Event)(event)) for event in projection.events
-    ]
 
 
 STARTED = {"at": STAMP, "step": "a", "attempt": 1, "owner": "o"}

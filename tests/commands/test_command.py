@@ -231,7 +231,7 @@ def test_another_exit_code_is_an_error_with_the_result(workflow: Workflow) -> No
     def fail() -> list[str]:
         return ["sh", "-c", "echo out; echo no such branch >&2; exit 3"]
 
-    with pytest.raises(CommandError, match=r"exit code 3.*no such branch.*\.2\.log and.*\.2\.log\.stderr") as caught:
+    with pytest.raises(CommandError, match=r"exit code 3.*no such branch.*\.2\.log, .*\.2\.log\.stderr") as caught:
         fail()
     assert isinstance(caught.value.result, CommandResult)
     assert (caught.value.result.exit_code, caught.value.result.stdout) == (3, "out\n")

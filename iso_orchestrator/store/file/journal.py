@@ -7,7 +7,7 @@ from zlib import crc32
 
 import attrs
 
-from iso_orchestrator.codec import decode, encode, fact_from_json, fact_to_text
+from iso_orchestrator.codec import decode, encode, fact_from_json, fact_to_json
 from iso_orchestrator.errors import CorruptRecordError, FormatVersionError
 from iso_orchestrator.record.facts import Fact
 from iso_orchestrator.record.model import Json
@@ -70,7 +70,8 @@ def encode_lines(facts: Sequence[Fact], first_seq: int, synced: int, header_crc:
     """The lines of *facts*, the first of them with sequence *first_seq*."""
     lines = []
     for seq, fact in enumerate(facts, first_seq):
-        body = f'{{"seq":{seq},"synced":{synced},{fact_to_text(fact)}'.encode("ascii")
+        tag, fields = fact_to_json(fact)
+        body = encode({"seq": seq, "synced": synced, "fact": tag, **fields})[:-1].encode("ascii")
         lines.append(b'%b,"crc":"%08x"}\n' % (body, crc32(body, header_crc)))
     return lines[0] if len(lines) == 1 else b"".join(lines)
 
