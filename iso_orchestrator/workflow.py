@@ -17,7 +17,7 @@ from iso_orchestrator.codec import plain_json
 from iso_orchestrator.coordination.mutex import (
     Mutex,  # at once: a look for it at each call would be a thirtieth of a mutex
 )
-from iso_orchestrator.coordination.reset import reset_steps
+from iso_orchestrator.coordination.state import reset_steps
 from iso_orchestrator.errors import WorkflowUsageError
 from iso_orchestrator.record_keeper import RecordKeeper
 from iso_orchestrator.runtime.context import current_scope, entered

@@ -1,4 +1,4 @@
-"""Renewable leases with fencing tokens: who may act, and until when."""
+"""Renewable leases with fencing tokens: one holder at a time may act under a key, until its time is over."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ from iso_orchestrator.runtime.context import Fence, current_scope, entered
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.runtime.session import Session
 from iso_orchestrator.system.clock import Clock
+from iso_orchestrator.system.interrupts import masked
 
 __all__ = ["HeldLease", "hold_lease", "release_lease", "touch_lease"]
 
 _log = logging.getLogger("iso_orchestrator")
 
-_RENEWALS = 3  # in each ttl: two may fail before the lease runs out
+_RENEWALS = 3  # in each ttl, so that two may fail before the lease expires
 
 
 @attrs.define(eq=False)
@@ -36,9 +37,9 @@ class HeldLease:
 
     Attributes:
         key: The lease's.
-        holder: Who holds it.
+        holder: The holder's name.
         token: Its fencing token: grows with every acquisition.
-        lost: Whether it was seen to have a newer token, or to have been released by somebody else.
+        lost: Whether a newer token, or a release by another caller, was seen.
     """
 
     key: str
@@ -54,7 +55,7 @@ def touch_lease(runtime: WorkflowRuntime, key: str, holder: str, ttl: float | ti
 
 
 def release_lease(runtime: WorkflowRuntime, key: str, holder: str | None) -> Lease | None:
-    """Give a lease back."""
+    """Release a lease; None if there is none."""
     check_key(key, "a lease key")
     if holder is not None:
         check_key(holder, "a lease holder")
@@ -77,7 +78,7 @@ def release_lease(runtime: WorkflowRuntime, key: str, holder: str | None) -> Lea
 def hold_lease(
     runtime: WorkflowRuntime, key: str, holder: str | None, ttl: float | timedelta, detail: Any
 ) -> AbstractContextManager[HeldLease]:
-    """Hold a lease, renewed in the background; what runs inside is fenced by it."""
+    """Hold a lease and renew it in the background; it fences what runs inside."""
     name = f"{host_name()}:{os.getpid()}:{unique_name()}" if holder is None else holder
     return _hold(runtime, _Touch.of(runtime.clock, key, name, ttl, detail))
 
@@ -89,7 +90,8 @@ def _hold(runtime: WorkflowRuntime, touch: _Touch) -> Iterator[HeldLease]:
         held = HeldLease(key, touch.holder, token=0)
         error: BaseException | None = None
         try:
-            held.token = _lease_of(session.transact(touch.decide)).token
+            with masked():  # Ctrl-C comes out when the token is known, by which the lease is released
+                held.token = _lease_of(session.transact(touch.decide)).token
             scope = current_scope()
             fenced = attrs.evolve(scope, fences=(*scope.fences, Fence(session.key, key, held.token)))
             with (
@@ -109,7 +111,7 @@ def _hold(runtime: WorkflowRuntime, touch: _Touch) -> Iterator[HeldLease]:
 
 @attrs.define
 class _Touch:
-    """What one holder asks for, checked."""
+    """The arguments of one holder, checked."""
 
     clock: Clock
     key: str
@@ -125,7 +127,7 @@ class _Touch:
         return cls(clock, key, holder, _seconds(ttl), value)
 
     def decide(self, projection: Projection) -> tuple[Sequence[Fact], Lease | LeaseConflictError]:
-        """Renew the holder's own active lease, acquire one that nobody has, refuse another's."""
+        """Renew the holder's own active lease, acquire one without an active holder, or refuse."""
         now = self.clock.now()
         current = projection.leases.get(self.key)
         if current is None or not self._is_active(projection, current, now):
@@ -182,7 +184,7 @@ class _Touch:
 
 
 def _renew(session: Session, touch: _Touch, held: HeldLease) -> bool:
-    """Renew the lease; whether there is any use in trying again."""
+    """Renew the lease; False if it is lost."""
     try:
         held.lost = not session.transact(
             lambda projection: touch.decide_renewal(projection, held.token), durable=False, fences=()
@@ -193,7 +195,7 @@ def _renew(session: Session, touch: _Touch, held: HeldLease) -> bool:
 
 
 def _give_back(session: Session, touch: _Touch, held: HeldLease) -> int:
-    """Release the lease if it is still this one; its latest token."""
+    """Release the lease if it has still this token; its latest token."""
 
     def decide(projection: Projection) -> tuple[Sequence[Fact], int]:
         lease = projection.leases.get(held.key)

@@ -1,7 +1,8 @@
-"""The durable state, events, heartbeats and the status: what a workflow records besides steps."""
+"""What a workflow records besides steps: its state, events, heartbeats and status; and forgetting steps."""
 
 from __future__ import annotations
 
+import fnmatch
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -11,12 +12,19 @@ from typing import Any
 
 from iso_orchestrator.checks import check_key, check_seconds
 from iso_orchestrator.codec import plain_json, updated_state
-from iso_orchestrator.errors import LeaseLostError, OrchestratorError, WorkflowUsageError, suppressed_as_note
-from iso_orchestrator.record.facts import EventAppended, Fact, HeartbeatRecorded, StateUpdated, StatusSet
+from iso_orchestrator.errors import (
+    LeaseLostError,
+    OrchestratorError,
+    WorkflowBusyError,
+    WorkflowUsageError,
+    suppressed_as_note,
+)
+from iso_orchestrator.record.facts import EventAppended, Fact, HeartbeatRecorded, StateUpdated, StatusSet, StepsReset
 from iso_orchestrator.record.model import ErrorInfo, Heartbeat, Json, WorkflowEvent, WorkflowRecord, WorkflowStatus
 from iso_orchestrator.record.projection import Projection, copy_json
 from iso_orchestrator.runtime.context import current_scope
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
+from iso_orchestrator.runtime.session import Session
 from iso_orchestrator.system.interrupts import OneShotEvent, masked, start, unmasked
 
 __all__ = [
@@ -24,6 +32,7 @@ __all__ = [
     "heartbeat",
     "heartbeating",
     "repeat",
+    "reset_steps",
     "set_status",
     "update_state",
     "update_with_step",
@@ -33,7 +42,7 @@ _log = logging.getLogger("iso_orchestrator")
 
 
 def update_state(runtime: WorkflowRuntime, update: Any) -> Json:
-    """Replace the state by *update*, or by what it makes of the state."""
+    """Replace the state by *update*, or by what *update* returns for the state; the new state."""
     at = runtime.clock.now()
     value = None if callable(update) else plain_json(update, "the state")
 
@@ -48,7 +57,7 @@ def update_state(runtime: WorkflowRuntime, update: Any) -> Json:
 
 
 def update_with_step(runtime: WorkflowRuntime, update: Any) -> None:
-    """Have *update* called at the completion of the current step."""
+    """Let the completion of the current step call *update*."""
     attempt = current_scope().attempt
     if attempt is None or attempt.session is not runtime.session():
         raise WorkflowUsageError("update_state(..., with_step=True) belongs inside a step of this workflow")
@@ -68,7 +77,7 @@ def append_event(runtime: WorkflowRuntime, kind: str, message: str | None, detai
 
 
 def heartbeat(runtime: WorkflowRuntime, key: str, detail: Any, *, silent: bool = False) -> Heartbeat:
-    """Record a sign of life."""
+    """Record that *key* is alive; *silent* records no event."""
     check_key(key, "a heartbeat's key")
     value = _detail(detail, f"the detail of heartbeat {key!r}")
     beat = Heartbeat(key, runtime.clock.now(), copy_json(value))
@@ -76,7 +85,7 @@ def heartbeat(runtime: WorkflowRuntime, key: str, detail: Any, *, silent: bool =
 
 
 def heartbeating(runtime: WorkflowRuntime, key: str, every: float, detail: Any) -> AbstractContextManager[None]:
-    """Beat in the background; an event at the first and the last beat."""
+    """Beat each *every* seconds in the background; the first and the last beat record an event."""
     check_key(key, "a heartbeat's key")
     if check_seconds(every, "every") is None:
         raise TypeError("every must be seconds, not None")
@@ -138,6 +147,45 @@ def set_status(
     with runtime.using() as session:
         session.transact(lambda _: ([StatusSet(at, value, info)], None), durable=False)
         return session.transact(lambda projection: ((), projection.record()))
+
+
+def reset_steps(runtime: WorkflowRuntime, name_or_pattern: str) -> list[str]:
+    """Forget the steps of that exact name, else those that match the pattern; their names.
+
+    Raises:
+        WorkflowBusyError: One of them is running.
+    """
+    check_key(name_or_pattern, "a step's name or pattern")
+    at = runtime.clock.now()
+
+    with runtime.using() as session:
+
+        def decide(projection: Projection) -> tuple[Sequence[Fact], list[str] | WorkflowBusyError]:
+            names = _matching(projection, name_or_pattern)
+            for name in names:
+                owner = projection.owner(name)
+                if owner is not None and _is_running(session, name, owner):
+                    process = session.log.process_info(owner)
+                    error = WorkflowBusyError(
+                        session.workflow_id, process.pid, process.host, process.since, f"step {name!r}"
+                    )
+                    return (), error
+            return ([StepsReset(at, tuple(names))] if names else ()), names
+
+        outcome = session.transact(decide)
+    if isinstance(outcome, WorkflowBusyError):
+        raise outcome
+    return outcome
+
+
+def _matching(projection: Projection, name_or_pattern: str) -> list[str]:
+    if name_or_pattern in projection.steps:
+        return [name_or_pattern]
+    return [name for name in projection.steps if fnmatch.fnmatchcase(name, name_or_pattern)]
+
+
+def _is_running(session: Session, name: str, owner: str) -> bool:
+    return session.is_in_flight(name) if owner == session.log.process_id else session.log.is_alive(owner)
 
 
 def _status(status: str) -> WorkflowStatus:
