@@ -114,7 +114,7 @@ class InFlightStep:
         thread: The thread's identifier.
         is_settled: Whether nothing is on record that another process would wait for.
         waits_for: The steps in flight that its body waits for, in any of its threads.
-        ended: Set at its end.
+        ended: Set at its end; None while no thread waits for it.
     """
 
     name: str
@@ -123,7 +123,7 @@ class InFlightStep:
     thread: int = attrs.field(factory=threading.get_ident)
     is_settled: bool = True
     waits_for: list[InFlightStep] = attrs.field(factory=list)
-    ended: OneShotEvent = attrs.field(factory=OneShotEvent)
+    ended: OneShotEvent | None = None
 
     def reaches(self, steps: Sequence[InFlightStep]) -> InFlightStep | None:
         """The one of *steps* that this one is, or waits for, directly or through others."""

@@ -69,7 +69,7 @@ class WorkflowRuntime:
             return session
         with self._guard:
             if self._session is None or self._session.is_closed:
-                self._session = self._acquire()
+                self._session = acquire_session(self.store, self.workflow_id, self._new_projection, self.clock)
                 self._finalizer = weakref.finalize(self, self._session.drop)
             return self._session
 
@@ -79,8 +79,9 @@ class WorkflowRuntime:
         Raises:
             WorkflowUsageError: Inside a function given to update_state().
         """
-        self.session().refuse_inside()
-        return self._acquire()
+        session = self.session()
+        session.refuse_inside()
+        return session if session.retain() else self.acquire()
 
     @contextmanager
     def using(self) -> Iterator[Session]:
@@ -93,8 +94,11 @@ class WorkflowRuntime:
 
     def transact(self, decide: Decision[T], *, durable: bool = True, fences: Sequence[Fence] | None = None) -> T:
         """`Session.transact`."""
-        with self.using() as session:
+        session = self.acquire()
+        try:
             return session.transact(decide, durable=durable, fences=fences)
+        finally:
+            session.release()
 
     def look(self, view: Callable[[Projection], T]) -> T:
         """What *view* returns for the record, which looking does not create."""
@@ -150,9 +154,6 @@ class WorkflowRuntime:
         if session is not None and finalizer is not None:
             finalizer.detach()
             session.release()
-
-    def _acquire(self) -> Session:
-        return acquire_session(self.store, self.workflow_id, self._new_projection, self.clock)
 
     def _new_projection(self) -> Projection:
         return Projection.new(self.workflow_id, self.clock.now(), self._initial_state)

@@ -20,7 +20,7 @@ from iso_orchestrator.record.projection import LiveRun, Projection, StepState
 from iso_orchestrator.runtime.context import Fence, InFlightStep, current_scope
 from iso_orchestrator.store import Store, WorkflowLog
 from iso_orchestrator.system.clock import Clock
-from iso_orchestrator.system.interrupts import masked, wait_until_free
+from iso_orchestrator.system.interrupts import OneShotEvent, masked, wait_until_free
 
 __all__ = ["Decision", "Session", "acquire_session", "find_session"]
 
@@ -87,7 +87,7 @@ class Session:
         if fences is None:
             fences = current_scope().fences
         self.refuse_inside()
-        with masked():
+        with masked:
             wait_until_free(self._guard)
             with self._guard:
                 log = self._log or self._open()
@@ -111,13 +111,14 @@ class Session:
             log.sync(step.seq)
             return step
 
-    def begin_flight(self, step: InFlightStep) -> InFlightStep | None:
-        """Note that this thread runs *step*; the step of that name that another thread runs, if there is one."""
+    def begin_flight(self, step: InFlightStep) -> tuple[InFlightStep, OneShotEvent] | None:
+        """Note that this thread runs *step*, or return the step of that name in flight, and the event of its end."""
         with self._in_flight_guard:
-            other = self._in_flight.get(step.name)
-            if other is None:
-                self._in_flight[step.name] = step
-            return other
+            other = self._in_flight.setdefault(step.name, step)
+            if other is step:
+                return None
+            other.ended = other.ended or OneShotEvent()
+            return other, other.ended
 
     def end_flight(self, step: InFlightStep) -> None:
         """Let others run the step. If its outcome is not on record, record that nobody need wait for it."""
@@ -129,7 +130,8 @@ class Session:
         finally:
             with self._in_flight_guard:
                 del self._in_flight[step.name]
-            step.ended.set()
+            if step.ended is not None:
+                step.ended.set()
 
     def is_in_flight(self, name: str) -> bool:
         """Whether a thread of this process runs the step."""
@@ -155,13 +157,21 @@ class Session:
                 "it must only make the new state from the old one"
             )
 
+    def retain(self) -> bool:
+        """Add a reference; False if the session is closed."""
+        with _registry_guard:
+            if self.is_closed:
+                return False
+            self.references += 1
+            return True
+
     def release(self) -> None:
         """Release a reference; the last one closes the log."""
         with _registry_guard:
             self.references -= 1
             if self.references > 0 or self.is_closed:
                 return
-        with masked():
+        with masked:
             wait_until_free(self._guard)
             self._close()
 

@@ -49,7 +49,7 @@ from iso_orchestrator.runtime.session import Session
 from iso_orchestrator.runtime.threads import call_with_timeout
 from iso_orchestrator.steps.retry import Retry, RetryContext
 from iso_orchestrator.system.clock import Backoff, sleep
-from iso_orchestrator.system.interrupts import masked, unmasked
+from iso_orchestrator.system.interrupts import OneShotEvent, masked, unmasked
 
 __all__ = ["IfInterrupted", "StepCall", "StepOptions"]
 
@@ -144,25 +144,33 @@ class StepCall:
         if step is not None:
             return self._load(step.result)
         self.scope = current_scope()
-        with masked(), self.runtime.using() as self.session:
-            self._refuse_recursion()
-            awaited, error = 0, None
-            while True:
-                flight = InFlightStep(self.name, attempt=awaited, error=error)
-                other = self.session.begin_flight(flight)
-                if other is not None:
-                    self._wait_for(other)
-                    awaited, error = max(awaited, other.attempt), other.error or error
-                    continue
-                try:
-                    return self._fly(flight)
-                except _NotRecorded as given_up:
-                    if given_up.error is not None:
-                        raise given_up.error from given_up.error.__cause__
-                finally:
-                    self.session.end_flight(flight)
+        with masked:
+            self.session = self.runtime.acquire()
+            try:
+                return self._run()
+            finally:
+                self.session.release()
 
-    def _wait_for(self, other: InFlightStep) -> None:
+    def _run(self) -> Any:
+        self._refuse_recursion()
+        awaited, error = 0, None
+        while True:
+            flight = InFlightStep(self.name, attempt=awaited, error=error)
+            in_flight = self.session.begin_flight(flight)
+            if in_flight is not None:
+                other, ended = in_flight
+                self._wait_for(other, ended)
+                awaited, error = max(awaited, other.attempt), other.error or error
+                continue
+            try:
+                return self._fly(flight)
+            except _NotRecorded as given_up:
+                if given_up.error is not None:
+                    raise given_up.error from given_up.error.__cause__
+            finally:
+                self.session.end_flight(flight)
+
+    def _wait_for(self, other: InFlightStep, ended: OneShotEvent) -> None:
         """Wait until another thread's run of the step has ended.
 
         Raises:
@@ -179,7 +187,7 @@ class StepCall:
                 raise WorkflowUsageError(
                     f"step {self.name!r} and step {link.name!r} wait for each other: neither would ever end"
                 )
-            other.ended.wait()
+            ended.wait()
         finally:
             for own in mine:
                 own.waits_for.remove(other)
@@ -289,7 +297,7 @@ class StepCall:
         owner = LockOwner(scope.owner or current_owner())
         inside = Scope(self.runtime, scope.runs, owner, context, scope.item, work, scope.fences, scope.batch)
         context_of_body = inside.context()
-        with unmasked():
+        with unmasked:
             if self.options.timeout is None:
                 value = context_of_body.run(self.body)
             else:
@@ -301,7 +309,7 @@ class StepCall:
             self._record_failure(flight, attempt, error, retrying=False)
             raise _NotRecorded(error) from error
         if self.options.accept is not None:
-            with unmasked():
+            with unmasked:
                 if not context_of_body.run(self.options.accept, self._load(data)):
                     raise StepRejectedError(self.name, result)
         self._complete(flight, attempt, data, work)
@@ -315,7 +323,7 @@ class StepCall:
                 return (), False
             state = projection.state
             for update in work.updates:
-                with unmasked():
+                with unmasked:
                     state = updated_state(update, state)
             return [StepCompleted(at, self.name, data, state if work.updates else ABSENT)], True
 
@@ -406,7 +414,7 @@ class StepCall:
             return None
         retry_context = RetryContext(self.name, context.attempt, context.max_attempts)
         try:
-            with unmasked():
+            with unmasked:
                 if not self.runtime.scope().context().run(self.options.retry.wants, error, retry_context):
                     return None
                 return self.options.retry.pause(error, context.attempt)

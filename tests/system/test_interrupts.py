@@ -45,21 +45,21 @@ def press_when_waiting(*names: str) -> None:
 def test_ctrl_c_in_a_masked_block_is_raised_at_its_end() -> None:
     """All statements of the block run, then KeyboardInterrupt is raised once."""
     done = []
-    with pytest.raises(KeyboardInterrupt), masked():
+    with pytest.raises(KeyboardInterrupt), masked:
         press()
         done.append(is_interrupted())
         press()
-        with masked():
+        with masked:
             done.append("inner")
         done.append("end")
     assert done == [True, "inner", "end"]
-    with masked():
+    with masked:
         assert not is_interrupted()
 
 
 def test_an_error_of_a_masked_block_is_the_context_of_ctrl_c() -> None:
     """KeyboardInterrupt wins, and the traceback shows both."""
-    with pytest.raises(KeyboardInterrupt) as raised, masked():
+    with pytest.raises(KeyboardInterrupt) as raised, masked:
         press()
         raise ValueError("no")
     assert isinstance(raised.value.__context__, ValueError)
@@ -68,14 +68,14 @@ def test_an_error_of_a_masked_block_is_the_context_of_ctrl_c() -> None:
 def test_ctrl_c_in_an_unmasked_block_is_raised_at_once() -> None:
     """Code after it in the unmasked block does not run; the masked block around it may end what it began."""
     done = []
-    with masked():
-        with pytest.raises(KeyboardInterrupt), unmasked():
+    with masked:
+        with pytest.raises(KeyboardInterrupt), unmasked:
             assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
             press()
             done.append("not reached")
         press()
         done.append("cleaned up")
-        with pytest.raises(KeyboardInterrupt), unmasked():
+        with pytest.raises(KeyboardInterrupt), unmasked:
             done.append("not reached")
     assert done == ["cleaned up"]
 
@@ -89,7 +89,7 @@ def test_a_handler_of_the_programs_own_is_left_alone() -> None:
     signal.signal(signal.SIGINT, handler)
     try:
         done = []
-        with pytest.raises(SystemExit), masked():
+        with pytest.raises(SystemExit), masked:
             press()
             done.append("not reached")
         assert done == []
@@ -104,8 +104,8 @@ def test_a_handler_that_the_users_code_installs_stays() -> None:
     def handler(*_: object) -> None:
         pass
 
-    with masked():
-        with unmasked():
+    with masked:
+        with unmasked:
             signal.signal(signal.SIGINT, handler)
         assert signal.getsignal(signal.SIGINT) is handler
     assert signal.signal(signal.SIGINT, signal.default_int_handler) is handler
@@ -116,7 +116,7 @@ def test_other_threads_mask_nothing() -> None:
     inside, go_on = threading.Event(), threading.Event()
 
     def work() -> None:
-        with masked(), unmasked():
+        with masked, unmasked:
             inside.set()
             assert go_on.wait(DEADLINE)
 
@@ -132,7 +132,7 @@ def test_other_threads_mask_nothing() -> None:
 def test_ctrl_c_ends_a_wait_for_an_event(timeout: float | None) -> None:
     """In a masked block too, and the event can be waited for again."""
     event = OneShotEvent()
-    with masked():
+    with masked:
         press_when_waiting()
         with pytest.raises(KeyboardInterrupt):
             event.wait(timeout)
@@ -145,7 +145,7 @@ def test_ctrl_c_ends_a_wait_for_a_lock() -> None:
     lock = threading.Lock()
     with lock:
         press_when_waiting("wait_until_free")
-        with pytest.raises(KeyboardInterrupt), masked():
+        with pytest.raises(KeyboardInterrupt), masked:
             wait_until_free(lock)
         assert lock.locked()
     assert not lock.locked()
@@ -161,5 +161,5 @@ def test_a_child_forked_beside_a_masked_block_has_the_default_handler() -> None:
             os._exit(0 if signal.getsignal(signal.SIGINT) is signal.default_int_handler else 1)
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
-    with masked():
+    with masked:
         assert in_thread(fork).result(DEADLINE) == 0
