@@ -138,7 +138,7 @@ class Workflow(RecordKeeper):
                 f"workflow {self.workflow_id!r}: a run that waits for the one around it never ends"
             )
         try:
-            with masked:
+            with masked():
                 stack = contextlib.ExitStack()
                 run = begin_run(self._runtime, self._on_busy)
                 stack.push(lambda _, error, __: end_run(run, error))
@@ -154,7 +154,7 @@ class Workflow(RecordKeeper):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """End the run; the error goes on."""
-        with masked:
+        with masked():
             self._entered.pop(threading.get_ident()).__exit__(kind, error, trace)
 
     def run(self, fn: Callable[[Workflow], R]) -> RunResult[R]:

@@ -90,7 +90,7 @@ def _hold(runtime: WorkflowRuntime, touch: _Touch) -> Iterator[HeldLease]:
         held = HeldLease(key, touch.holder, token=0)
         error: BaseException | None = None
         try:
-            with masked:  # Ctrl-C comes out when the token is known, by which the lease is released
+            with masked():  # Ctrl-C comes out when the token is known, by which the lease is released
                 held.token = _lease_of(session.transact(touch.decide)).token
             scope = current_scope()
             fenced = attrs.evolve(scope, fences=(*scope.fences, Fence(session.key, key, held.token)))

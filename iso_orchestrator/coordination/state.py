@@ -49,7 +49,7 @@ def update_state(runtime: WorkflowRuntime, update: Any) -> Json:
     def decide(projection: Projection) -> tuple[Sequence[Fact], Json]:
         state = value
         if callable(update):
-            with unmasked:
+            with unmasked():
                 state = updated_state(update, projection.state)
         return [StateUpdated(at, state)], copy_json(state)
 
@@ -132,7 +132,7 @@ def repeat(work: Callable[[], bool], every: float, name: str) -> Iterator[None]:
         start(thread.start)
         yield
     finally:
-        with masked:
+        with masked():
             stop.set()
             if thread.ident is not None:  # it has begun
                 thread.join()

@@ -81,7 +81,7 @@ def end_run(run: Run, error: BaseException | None) -> None:
         return
     try:
         run.is_stopped = error is not None
-        with unmasked:
+        with unmasked():
             runtime.pool.drain(run, cancel=error is not None)
     except BaseException as interrupt:  # Ctrl-C while submitted steps end: it is the run's error
         run.is_stopped = run.is_abandoned = True

@@ -87,7 +87,7 @@ class Session:
         if fences is None:
             fences = current_scope().fences
         self.refuse_inside()
-        with masked:
+        with masked():
             wait_until_free(self._guard)
             with self._guard:
                 log = self._log or self._open()
@@ -171,7 +171,7 @@ class Session:
             self.references -= 1
             if self.references > 0 or self.is_closed:
                 return
-        with masked:
+        with masked():
             wait_until_free(self._guard)
             self._close()
 

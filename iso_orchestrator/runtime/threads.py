@@ -37,7 +37,7 @@ class Pool:
         """Call *work* in one of the threads, as a part of *run*."""
         self._leave_parents_threads()
         future: _WorkFuture[T] = _WorkFuture()
-        with masked, self._guard:
+        with masked(), self._guard:
             if self._executor is None:
                 self._executor = ThreadPoolExecutor(self._max_workers, "iso-orchestrator", self._mark)
             self._executor.submit(_fulfil, future, work)
@@ -135,7 +135,7 @@ def call_with_timeout(name: str, body: Callable[[], T], timeout: float) -> T:
         start(thread.start)
         ended.wait(timeout)
     finally:
-        with masked, guard:
+        with masked(), guard:
             is_left = not ended.is_set()
             if is_left:
                 at_end.extend(hold.leave_behind() for hold in holds)

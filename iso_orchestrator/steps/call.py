@@ -144,7 +144,7 @@ class StepCall:
         if step is not None:
             return self._load(step.result)
         self.scope = current_scope()
-        with masked:
+        with masked():
             self.session = self.runtime.acquire()
             try:
                 return self._run()
@@ -297,7 +297,7 @@ class StepCall:
         owner = LockOwner(scope.owner or current_owner())
         inside = Scope(self.runtime, scope.runs, owner, context, scope.item, work, scope.fences, scope.batch)
         context_of_body = inside.context()
-        with unmasked:
+        with unmasked():
             if self.options.timeout is None:
                 value = context_of_body.run(self.body)
             else:
@@ -309,7 +309,7 @@ class StepCall:
             self._record_failure(flight, attempt, error, retrying=False)
             raise _NotRecorded(error) from error
         if self.options.accept is not None:
-            with unmasked:
+            with unmasked():
                 if not context_of_body.run(self.options.accept, self._load(data)):
                     raise StepRejectedError(self.name, result)
         self._complete(flight, attempt, data, work)
@@ -323,7 +323,7 @@ class StepCall:
                 return (), False
             state = projection.state
             for update in work.updates:
-                with unmasked:
+                with unmasked():
                     state = updated_state(update, state)
             return [StepCompleted(at, self.name, data, state if work.updates else ABSENT)], True
 
@@ -414,7 +414,7 @@ class StepCall:
             return None
         retry_context = RetryContext(self.name, context.attempt, context.max_attempts)
         try:
-            with unmasked:
+            with unmasked():
                 if not self.runtime.scope().context().run(self.options.retry.wants, error, retry_context):
                     return None
                 return self.options.retry.pause(error, context.attempt)

@@ -73,7 +73,7 @@ class InjectedClock:
 
 def sleep(seconds: float) -> None:
     """Let *seconds* go by. Ctrl-C ends it, in a masked block too."""
-    with unmasked:
+    with unmasked():
         time.sleep(seconds)
 
 

@@ -4,8 +4,8 @@ Python raises `KeyboardInterrupt` in the main thread, wherever that thread is. B
 (a step is noted as running, and its start is written) this would leave one of the two. So the package defers Ctrl-C, as
 Haskell masks asynchronous exceptions (Marlow et al. 2001, "Asynchronous Exceptions in Haskell"):
 
-- `with masked:` is for code that must run to its end. A Ctrl-C inside is noted, and raised when the block ends.
-- `with unmasked:` is inside of such a block, for all that can take long: the user's code, and waits. There Ctrl-C is
+- `with masked():` is for code that must run to its end. A Ctrl-C inside is noted, and raised when the block ends.
+- `with unmasked():` is inside of such a block, for all that can take long: the user's code, and waits. There Ctrl-C is
   raised at once.
 
 Both do nothing in other threads, where Python raises no Ctrl-C. They also do nothing where the program ignores SIGINT,
@@ -31,8 +31,6 @@ T = TypeVar("T")
 
 _DEFAULT = signal.default_int_handler
 _main = threading.main_thread().ident
-_depth = 0  # masked blocks around the main thread, as far as no unmasked block is around them
-_outer_depths: list[int] = []  # the depths around each unmasked block
 _is_noted = False  # whether Ctrl-C has come in a masked block, and was not raised yet
 
 
@@ -41,52 +39,48 @@ def _note(_: int, __: FrameType | None) -> None:
     _is_noted = True
 
 
-class _Masked:
+class masked:  # noqa: N801 - used like a function; a generator would cost three times as much
+    """Defer Ctrl-C to the end of the block.
+
+    What the process's handler of SIGINT is says whether a block is around: there is no other state to go wrong.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C came inside. At the end of the outermost block.
+    """
+
+    __slots__ = ("_is_outermost",)
+
     def __enter__(self) -> None:
-        global _depth
-        if threading.get_ident() != _main:
-            return
-        if _depth == 0 and _signal.getsignal(signal.SIGINT) is _DEFAULT:
+        self._is_outermost = threading.get_ident() == _main and _signal.getsignal(signal.SIGINT) is _DEFAULT
+        if self._is_outermost:
             _install()
-        _depth += 1
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
-        global _depth
-        if threading.get_ident() != _main:
-            return
-        _depth -= 1
-        if _depth == 0:
+        if self._is_outermost:
             _restore()
 
 
-class _Unmasked:
+class unmasked:  # noqa: N801 - as above
+    """Let Ctrl-C through in a block inside of a masked one.
+
+    Raises:
+        KeyboardInterrupt: At once, if Ctrl-C has come already, and as soon as it comes.
+    """
+
+    __slots__ = ("_was_masked",)
+
     def __enter__(self) -> None:
-        global _depth
-        if threading.get_ident() != _main:
-            return
-        if _depth:
+        self._was_masked = threading.get_ident() == _main and _signal.getsignal(signal.SIGINT) is _note
+        if self._was_masked:
             try:
                 _restore()
             except BaseException:
                 _install()  # the block is not entered, so that its end does not do this
                 raise
-        _outer_depths.append(_depth)
-        _depth = 0
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
-        global _depth
-        if threading.get_ident() != _main:
-            return
-        if _outer_depths[-1] and _signal.getsignal(signal.SIGINT) is _DEFAULT:
+        if self._was_masked and _signal.getsignal(signal.SIGINT) is _DEFAULT:
             _install()
-        _depth = _outer_depths.pop()
-
-
-masked = _Masked()
-"""Defer Ctrl-C to the end of a `with masked:` block; the outermost one raises `KeyboardInterrupt` then."""
-
-unmasked = _Unmasked()
-"""Let Ctrl-C through in a `with unmasked:` block in a masked one: at its start if it has come, else when it comes."""
 
 
 def is_interrupted() -> bool:
@@ -97,7 +91,7 @@ def is_interrupted() -> bool:
 def wait_until_free(lock: threading.Lock) -> None:
     """Let Ctrl-C end the wait for a lock that is about to be taken in a masked block."""
     if lock.locked():
-        with unmasked, lock:
+        with unmasked(), lock:
             pass
 
 
@@ -145,7 +139,7 @@ class OneShotEvent:
         """
         if self._is_set:
             return True
-        with unmasked:
+        with unmasked():
             if timeout is not None:
                 return self._gate.acquire(timeout=min(timeout, threading.TIMEOUT_MAX)) or self._is_set
             with self._gate:
@@ -200,11 +194,10 @@ def _restore() -> None:
 
 
 def _forget_after_fork() -> None:
-    # The blocks may be those of the parent's main thread, and the child forked by another thread: its main thread now.
-    global _main, _depth, _is_noted
+    # The block may be one of the parent's main thread, and the child forked by another thread: its main thread now.
+    global _main, _is_noted
     if _main != threading.get_ident():
-        _main, _depth, _is_noted = threading.get_ident(), 0, False
-        _outer_depths.clear()
+        _main, _is_noted = threading.get_ident(), False
         if _signal.getsignal(signal.SIGINT) is _note:
             _signal.signal(signal.SIGINT, _DEFAULT)
 

@@ -49,17 +49,17 @@ def test_ctrl_c_in_a_masked_block_is_raised_at_its_end() -> None:
         press()
         done.append(is_interrupted())
         press()
-        with masked:
+        with masked():
             done.append("inner")
         done.append("end")
     assert done == [True, "inner", "end"]
-    with masked:
+    with masked():
         assert not is_interrupted()
 
 
 def test_an_error_of_a_masked_block_is_the_context_of_ctrl_c() -> None:
     """KeyboardInterrupt wins, and the traceback shows both."""
-    with pytest.raises(KeyboardInterrupt) as raised, masked:
+    with pytest.raises(KeyboardInterrupt) as raised, masked():
         press()
         raise ValueError("no")
     assert isinstance(raised.value.__context__, ValueError)
@@ -68,7 +68,7 @@ def test_an_error_of_a_masked_block_is_the_context_of_ctrl_c() -> None:
 def test_ctrl_c_in_an_unmasked_block_is_raised_at_once() -> None:
     """Code after it in the unmasked block does not run; the masked block around it may end what it began."""
     done = []
-    with masked:
+    with masked():
         with pytest.raises(KeyboardInterrupt), unmasked:
             assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
             press()
@@ -104,8 +104,8 @@ def test_a_handler_that_the_users_code_installs_stays() -> None:
     def handler(*_: object) -> None:
         pass
 
-    with masked:
-        with unmasked:
+    with masked():
+        with unmasked():
             signal.signal(signal.SIGINT, handler)
         assert signal.getsignal(signal.SIGINT) is handler
     assert signal.signal(signal.SIGINT, signal.default_int_handler) is handler
@@ -116,7 +116,7 @@ def test_other_threads_mask_nothing() -> None:
     inside, go_on = threading.Event(), threading.Event()
 
     def work() -> None:
-        with masked, unmasked:
+        with masked(), unmasked():
             inside.set()
             assert go_on.wait(DEADLINE)
 
@@ -132,7 +132,7 @@ def test_other_threads_mask_nothing() -> None:
 def test_ctrl_c_ends_a_wait_for_an_event(timeout: float | None) -> None:
     """In a masked block too, and the event can be waited for again."""
     event = OneShotEvent()
-    with masked:
+    with masked():
         press_when_waiting()
         with pytest.raises(KeyboardInterrupt):
             event.wait(timeout)
@@ -161,5 +161,5 @@ def test_a_child_forked_beside_a_masked_block_has_the_default_handler() -> None:
             os._exit(0 if signal.getsignal(signal.SIGINT) is signal.default_int_handler else 1)
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
-    with masked:
+    with masked():
         assert in_thread(fork).result(DEADLINE) == 0
