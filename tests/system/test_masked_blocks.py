@@ -45,7 +45,7 @@ def press_when_waiting(*names: str) -> None:
 def test_ctrl_c_in_a_masked_block_is_raised_at_its_end() -> None:
     """All statements of the block run, then KeyboardInterrupt is raised once."""
     done = []
-    with pytest.raises(KeyboardInterrupt), masked:
+    with pytest.raises(KeyboardInterrupt), masked():
         press()
         done.append(is_interrupted())
         press()
@@ -69,13 +69,13 @@ def test_ctrl_c_in_an_unmasked_block_is_raised_at_once() -> None:
     """Code after it in the unmasked block does not run; the masked block around it may end what it began."""
     done = []
     with masked():
-        with pytest.raises(KeyboardInterrupt), unmasked:
+        with pytest.raises(KeyboardInterrupt), unmasked():
             assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
             press()
             done.append("not reached")
         press()
         done.append("cleaned up")
-        with pytest.raises(KeyboardInterrupt), unmasked:
+        with pytest.raises(KeyboardInterrupt), unmasked():
             done.append("not reached")
     assert done == ["cleaned up"]
 
@@ -89,7 +89,7 @@ def test_a_handler_of_the_programs_own_is_left_alone() -> None:
     signal.signal(signal.SIGINT, handler)
     try:
         done = []
-        with pytest.raises(SystemExit), masked:
+        with pytest.raises(SystemExit), masked():
             press()
             done.append("not reached")
         assert done == []
@@ -145,7 +145,7 @@ def test_ctrl_c_ends_a_wait_for_a_lock() -> None:
     lock = threading.Lock()
     with lock:
         press_when_waiting("wait_until_free")
-        with pytest.raises(KeyboardInterrupt), masked:
+        with pytest.raises(KeyboardInterrupt), masked():
             wait_until_free(lock)
         assert lock.locked()
     assert not lock.locked()
