@@ -13,11 +13,8 @@ from iso_orchestrator.errors import NoActiveWorkflowError, StoreError, WorkflowN
 from iso_orchestrator.record.model import WorkflowRecord, WorkflowSummary
 from iso_orchestrator.runtime.context import current_scope
 from iso_orchestrator.runtime.runs import RunResult
-from iso_orchestrator.runtime.runtime import WorkflowRuntime
-from iso_orchestrator.steps.call import IfInterrupted
-from iso_orchestrator.steps.identity import Template
-from iso_orchestrator.steps.retry import Retry
-from iso_orchestrator.steps.step import Step, StepKeywords, step_options
+from iso_orchestrator.steps.options import CallKeywords, StepKeywords, StepOptions, documented
+from iso_orchestrator.steps.step import Step, current_runtime, decorate
 from iso_orchestrator.store import FileStore, Store
 from iso_orchestrator.store.urls import find_store
 from iso_orchestrator.workflow import Workflow
@@ -158,19 +155,12 @@ def current_workflow() -> Workflow:
 def step(fn: Callable[P, R], /) -> Step[P, R]: ...
 @overload
 def step(**options: Unpack[StepKeywords]) -> Callable[[Callable[P, R]], Step[P, R]]: ...
-def step(
-    fn: Callable[..., Any] | None = None,
-    /,
-    *,
-    name: Template | None = None,
-    idempotency_key: Template | None = None,
-    retry: int | Retry = 1,
-    timeout: float | None = None,
-    accept: Callable[[Any], bool] | None = None,
-    if_interrupted: IfInterrupted = "rerun",
-    version: str | int | None = None,
-) -> Any:
-    """A step of whatever workflow is current when it is called. Options as in `Workflow.step`.
+@documented(StepKeywords, CallKeywords)
+def step(fn: Callable[..., Any] | None = None, /, **options: Any) -> Any:
+    """Make a function a step of the workflow that is current at each call. Otherwise as `Workflow.step`.
+
+    Raises:
+        NoActiveWorkflowError: At a call where no workflow is current.
 
     Example:
         >>> @step
@@ -180,12 +170,8 @@ def step(
         ...     answer()
         42
     """
-    options = step_options(retry, timeout, accept, if_interrupted, version)
-
-    def decorate(plain: Callable[..., Any]) -> Step[..., Any]:
-        return Step(plain, _current_runtime, options, name, idempotency_key)
-
-    return decorate if fn is None else decorate(fn)
+    checked = StepOptions(**options)
+    return decorate(lambda plain: Step(plain, checked), fn)
 
 
 @overload
@@ -208,13 +194,8 @@ def command(fn: Callable[..., CommandLine] | None = None, /, **options: Any) -> 
     """A command step of whatever workflow is current when it is called. Options as in `Workflow.command`."""
     from iso_orchestrator.commands.step import CommandStep, command_options  # what runs none, loads none
 
-    name, key = options.pop("name", None), options.pop("idempotency_key", None)
     checked = command_options(**options)
-
-    def decorate(plain: Callable[..., CommandLine]) -> CommandStep[..., Any]:
-        return CommandStep(plain, _current_runtime, checked, name, key)
-
-    return decorate if fn is None else decorate(fn)
+    return decorate(lambda plain: CommandStep(plain, checked), fn)
 
 
 def for_each(
@@ -231,11 +212,7 @@ def for_each(
     from iso_orchestrator.fanout.for_each import ForEach, for_each_options  # what runs none, loads none
 
     options = for_each_options(max_parallel, mutex_key, mutex_scope, mutex_timeout, stop_on_error, executor, progress)
-    return lambda fn: ForEach(fn, _current_runtime, options)
-
-
-def _current_runtime() -> WorkflowRuntime:
-    return current_workflow()._runtime
+    return lambda fn: ForEach(fn, current_runtime, options)
 
 
 def _not_found(workflow_id: str, root: str | os.PathLike[str], store: Store | str | None) -> WorkflowNotFoundError:

@@ -23,10 +23,8 @@ from iso_orchestrator.record_keeper import RecordKeeper
 from iso_orchestrator.runtime.context import current_scope, entered, restore
 from iso_orchestrator.runtime.runs import OnBusy, RunResult, begin_run, end_run, new_run
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
-from iso_orchestrator.steps.call import IfInterrupted
-from iso_orchestrator.steps.identity import Template
-from iso_orchestrator.steps.retry import Retry
-from iso_orchestrator.steps.step import Step, StepKeywords, check_callable, run_step, step_options
+from iso_orchestrator.steps.options import CallKeywords, StepKeywords, StepOptions, check_callable, documented
+from iso_orchestrator.steps.step import Step, decorate, run_step
 from iso_orchestrator.store import Store
 from iso_orchestrator.store.urls import find_store
 from iso_orchestrator.system.clock import Clock, InjectedClock, SystemClock
@@ -177,39 +175,20 @@ class Workflow(RecordKeeper):
     def step(self, fn: Callable[P, R], /) -> Step[P, R]: ...
     @overload
     def step(self, /, **options: Unpack[StepKeywords]) -> Callable[[Callable[P, R]], Step[P, R]]: ...
-    def step(
-        self,
-        fn: Callable[..., Any] | None = None,
-        /,
-        *,
-        name: Template | None = None,
-        idempotency_key: Template | None = None,
-        retry: int | Retry = 1,
-        timeout: float | None = None,
-        accept: Callable[[Any], bool] | None = None,
-        if_interrupted: IfInterrupted = "rerun",
-        version: str | int | None = None,
-    ) -> Any:
-        """Make a function a step: a call that completed is not run again, its recorded result is returned.
+    @documented(StepKeywords, CallKeywords)
+    def step(self, fn: Callable[..., Any] | None = None, /, **options: Any) -> Any:
+        """Make a function a step: a call that completed does not run again, its recorded result is returned.
 
         A step's body runs at least once: a crash between its end and the record repeats it. At most one result is
-        recorded, and while a live thread or process runs a step, others that call it wait for its outcome.
-        The body runs in a copy of the caller's context: context variables that it sets are gone behind it.
+        recorded. While a live thread or process runs a step, other callers wait for its outcome. The body runs in a
+        copy of the caller's context: context variables that it sets are not visible to the caller.
 
         Args:
             fn: The function, where the decorator is used without parentheses.
-            name: A format string over the arguments, or a function of them. Default: the function's qualified name
-                and its arguments.
-            idempotency_key: Likewise; with another key the step runs again and replaces the record.
-            retry: Attempts of one call in all, or a `Retry`.
-            timeout: Seconds for one attempt. Its thread cannot be killed: it is left, and a retry may overlap it.
-            accept: False for a result that is to count as a failure.
-            if_interrupted: What is to be done where a dead run left it half done: "rerun", or "fail" with
-                `StepInterruptedError`.
-            version: Part of the identity: another version runs again.
+            **options: See below.
 
         Raises:
-            TypeError: *fn* is a coroutine or generator function, or an option is of the wrong type.
+            TypeError: *fn* is a coroutine or generator function, or an option is unknown or of the wrong type.
             ValueError: An option is out of its range.
             DuplicateStepError: Another function of this workflow has the name.
 
@@ -221,35 +200,32 @@ class Workflow(RecordKeeper):
             >>> fetch(1), fetch.step_name(1)
             (2, 'fetch:1')
         """
-        options = step_options(retry, timeout, accept, if_interrupted, version)
+        checked = StepOptions(**options)
+        return decorate(lambda plain: Step(plain, checked, self._runtime), fn)
 
-        def decorate(plain: Callable[..., Any]) -> Step[..., Any]:
-            made = Step(plain, lambda: self._runtime, options, name, idempotency_key)
-            made.claim(self._runtime)
-            return made
-
-        return decorate if fn is None else decorate(fn)
-
+    @documented(CallKeywords)
     def run_step(
         self,
         name: str,
         fn: Callable[..., R],
         *args: Any,
         idempotency_key: str | None = None,
-        retry: int | Retry = 1,
-        timeout: float | None = None,
-        accept: Callable[[R], bool] | None = None,
-        if_interrupted: IfInterrupted = "rerun",
-        version: str | int | None = None,
+        **options: Unpack[CallKeywords],
     ) -> R:
-        """Run ``fn(*args)`` as the step *name*, without a decorator; the name is literal. Options as in `step`.
+        """Run ``fn(*args)`` as a step, without a decorator.
+
+        Args:
+            name: The step's name, as it is: no format string.
+            fn: The function.
+            *args: Its arguments.
+            idempotency_key: The key, as it is; with another key the step runs again.
+            **options: See below.
 
         Example:
             >>> Workflow("batch", store="memory://run_step").run_step("add", lambda a, b: a + b, 1, 2)
             3
         """
-        options = step_options(retry, timeout, accept, if_interrupted, version)
-        return run_step(self._runtime, name, fn, args, idempotency_key, options)
+        return run_step(self._runtime, name, fn, args, idempotency_key, StepOptions(**options))
 
     @overload
     def command(self, fn: Callable[P, CommandLine], /) -> CommandStep[P, Any]: ...
@@ -304,15 +280,8 @@ class Workflow(RecordKeeper):
         """
         from iso_orchestrator.commands.step import CommandStep, command_options  # what runs none, loads none
 
-        name, key = options.pop("name", None), options.pop("idempotency_key", None)
         checked = command_options(**options)
-
-        def decorate(plain: Callable[..., CommandLine]) -> CommandStep[..., Any]:
-            made: CommandStep[..., Any] = CommandStep(plain, lambda: self._runtime, checked, name, key)
-            made.claim(self._runtime)
-            return made
-
-        return decorate if fn is None else decorate(fn)
+        return decorate(lambda plain: CommandStep(plain, checked, self._runtime), fn)
 
     def for_each(
         self,

@@ -38,6 +38,7 @@ from iso_orchestrator import (
     open_workflow,
     read_workflow_record,
     run_workflow,
+    step,
 )
 
 NOBODY = 65534  # the user id that owns nothing, by convention
@@ -534,12 +535,17 @@ WRONG_TYPES: dict[str, Callable[[Workflow], object]] = {
     "Lease": lambda workflow: lease_status("slot"),
     "now is": lambda _: lease_status(Lease("slot", "me", *[datetime(2026, 5, 14, tzinfo=UTC)] * 3), "2026-05-14"),
     "what a mutex guards": lambda workflow: workflow.mutex("slot")("apply"),
+    "retries": lambda workflow: workflow.step(retries=3),
+    "'tries'": lambda workflow: workflow.run_step("new", never, tries=3),
+    "limit": lambda workflow: workflow.command(limit="api"),
+    "parallel": lambda workflow: workflow.for_each(parallel=2),
+    "'after'": lambda _: step(after="other"),
 }
 
 
 @pytest.mark.parametrize("option", WRONG_TYPES)
 def test_an_option_of_a_wrong_type_is_refused_at_once(workflow: Workflow, root: Path, option: str) -> None:
-    """A value whose type an option cannot have raises where it is given."""
+    """A value whose type an option cannot have, and an option that does not exist, raise where they are given."""
     with unharmed(root), pytest.raises(TypeError, match=option):
         WRONG_TYPES[option](workflow)
 

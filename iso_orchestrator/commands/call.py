@@ -23,7 +23,7 @@ from iso_orchestrator.record.projection import Projection, copy_json
 from iso_orchestrator.runtime.context import Attempt, Scope, current_scope
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.runtime.session import Session
-from iso_orchestrator.steps.call import StepOptions
+from iso_orchestrator.steps.options import StepOptions
 from iso_orchestrator.store.file.files import make_folders, missing_folders, read_all
 from iso_orchestrator.system.clock import monotonic
 from iso_orchestrator.system.filesystem import FileSystem

@@ -6,18 +6,14 @@ import os
 from collections.abc import Callable, Collection
 from typing import Any, ParamSpec, TypeVar, cast
 
-import attrs
-
 from iso_orchestrator.checks import check_key, check_seconds
 from iso_orchestrator.codec import ResultCodec
 from iso_orchestrator.commands.call import CommandAttempt, CommandLine, CommandOptions, IfLeft
 from iso_orchestrator.commands.model import CommandResult
 from iso_orchestrator.commands.output import as_reading
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
-from iso_orchestrator.steps.call import IfInterrupted
-from iso_orchestrator.steps.identity import Template
-from iso_orchestrator.steps.retry import Retry
-from iso_orchestrator.steps.step import UNRESOLVED, Step, StepKeywords, step_options
+from iso_orchestrator.steps.options import StepKeywords, StepOptions
+from iso_orchestrator.steps.step import UNRESOLVED, Step
 
 __all__ = ["CommandKeywords", "CommandStep", "command_options"]
 
@@ -37,17 +33,14 @@ class CommandKeywords(StepKeywords, total=False):
 
 def command_options(
     *,
-    retry: int | Retry = 1,
     timeout: float | None = None,
-    accept: Callable[[Any], bool] | None = None,
-    if_interrupted: IfInterrupted = "rerun",
-    version: str | int | None = None,
     idle_timeout: float | None = None,
     parse: Any = None,
     ok_codes: Collection[int] = (0,),
     log_dir: str | os.PathLike[str] | None = None,
     limit_key: str | None = None,
     if_left: IfLeft = "end",
+    **step: Any,
 ) -> CommandOptions:
     """The options of a command, checked."""
     check_seconds(timeout, "timeout")
@@ -59,9 +52,8 @@ def command_options(
         raise ValueError(f'if_left is "end" or "wait", not {if_left!r}')
     reading = as_reading(parse, codes)
     key = reading.limit_key if limit_key is None else check_key(limit_key, "limit_key")
-    step = attrs.evolve(step_options(retry, None, accept, if_interrupted, version), limit_key=key)
     folder = None if log_dir is None else os.path.abspath(os.fspath(log_dir))
-    return CommandOptions(step, timeout, idle_timeout, reading, folder, if_left)
+    return CommandOptions(StepOptions(**step, limit_key=key), timeout, idle_timeout, reading, folder, if_left)
 
 
 class CommandStep(Step[P, CommandResult[T]]):
@@ -76,12 +68,10 @@ class CommandStep(Step[P, CommandResult[T]]):
     def __init__(
         self,
         fn: Callable[P, CommandLine],
-        resolve: Callable[[], WorkflowRuntime],
         options: CommandOptions,
-        name: Template | None,
-        idempotency_key: Template | None,
+        runtime: WorkflowRuntime | None = None,
     ) -> None:
-        super().__init__(cast("Any", fn), resolve, options.step, name, idempotency_key)
+        super().__init__(cast("Any", fn), options.step, runtime)
         self._command = options
 
     def _result_codec(self) -> ResultCodec:

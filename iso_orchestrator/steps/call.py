@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import attrs
 
@@ -30,29 +30,16 @@ from iso_orchestrator.runtime.context import Attempt, LockOwner, Scope, StepCont
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.runtime.session import InFlightStep, Session, SessionClosed
 from iso_orchestrator.runtime.timeout import call_with_timeout
-from iso_orchestrator.steps.retry import Retry, RetryContext
+from iso_orchestrator.steps.options import StepOptions
+from iso_orchestrator.steps.retry import RetryContext
 from iso_orchestrator.system.clock import Backoff, sleep
 from iso_orchestrator.system.interrupts import OneShotEvent
 
-__all__ = ["IfInterrupted", "StepCall", "StepOptions"]
+__all__ = ["StepCall"]
 
 _log = logging.getLogger("iso_orchestrator")
 
-IfInterrupted: TypeAlias = Literal["rerun", "fail"]
-
 _LONGEST_NAP = 0.5  # seconds; the wait for a limit can end with Ctrl-C
-
-
-@attrs.frozen(eq=False, repr=False)
-class StepOptions:
-    """What holds for all calls of a step."""
-
-    retry: Retry
-    timeout: float | None
-    accept: Callable[[Any], bool] | None
-    if_interrupted: IfInterrupted
-    version: str | None
-    limit_key: str | None = None
 
 
 @attrs.frozen(eq=False, repr=False)

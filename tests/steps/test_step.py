@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import inspect
 import os
+import re
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,6 +15,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 from support import DEADLINE, T0, WatchedFS, only, wait_until
 from support_processes import assert_waits, in_thread
@@ -34,6 +36,7 @@ from iso_orchestrator import (
     current_workflow,
     read_workflow_record,
 )
+from iso_orchestrator.steps.options import StepKeywords, StepOptions
 from iso_orchestrator.store import FileStore
 
 
@@ -76,6 +79,15 @@ def test_both_spellings_of_the_decorator_are_the_same(workflow: Workflow) -> Non
     assert workflow.step(fetch)(1) == 1
     assert workflow.step()(fetch)(2) == 2
     assert list(workflow.record.steps) == ["fetch(page=1)", "fetch(page=2)"]
+
+
+@pytest.mark.parametrize("decorator", [Workflow.step, iso_orchestrator.step])
+def test_help_shows_each_option_of_a_step(decorator: Callable[..., object]) -> None:
+    """Each option that a type checker knows has a checked field and a line of documentation."""
+    fields = {field.alias for field in attrs.fields(StepOptions)}
+    for option in StepKeywords.__optional_keys__:
+        assert option in fields
+        assert re.search(rf"^    {option}: ", decorator.__doc__ or "", re.MULTILINE)
 
 
 def test_a_completed_step_is_not_run_again(workflow: Workflow) -> None:
