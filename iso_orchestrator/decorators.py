@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar, Unpack, overload
 
 from iso_orchestrator.checks import check_key
+from iso_orchestrator.commands.model import CommandKeywords
 from iso_orchestrator.errors import NoActiveWorkflowError, StoreError, WorkflowNotFoundError
 from iso_orchestrator.record.model import WorkflowRecord, WorkflowSummary
 from iso_orchestrator.runtime.context import current_scope
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 
     from iso_orchestrator.agents import Agent, AgentResult
     from iso_orchestrator.commands.call import CommandLine
-    from iso_orchestrator.commands.step import CommandKeywords, CommandStep
+    from iso_orchestrator.commands.step import CommandStep
     from iso_orchestrator.coordination.mutex_queue import MutexScope
     from iso_orchestrator.fanout.for_each import ForEach, MutexKey
 
@@ -190,11 +191,16 @@ def command(
     parse: Literal["text", "json", "jsonl"] | None = None,
     **options: Unpack[CommandKeywords],
 ) -> Callable[[Callable[P, CommandLine]], CommandStep[P, Any]]: ...
+@documented(CommandKeywords, StepKeywords, CallKeywords)
 def command(fn: Callable[..., CommandLine] | None = None, /, **options: Any) -> Any:
-    """A command step of whatever workflow is current when it is called. Options as in `Workflow.command`."""
-    from iso_orchestrator.commands.step import CommandStep, command_options  # what runs none, loads none
+    """Make a function a command step of the workflow that is current at each call. Otherwise as `Workflow.command`.
 
-    checked = command_options(**options)
+    Raises:
+        NoActiveWorkflowError: At a call where no workflow is current.
+    """
+    from iso_orchestrator.commands.step import CommandOptions, CommandStep  # programs without commands load none
+
+    checked = CommandOptions(**options)
     return decorate(lambda plain: CommandStep(plain, checked), fn)
 
 

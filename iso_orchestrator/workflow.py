@@ -14,6 +14,7 @@ import attrs
 
 from iso_orchestrator.checks import check_key
 from iso_orchestrator.codec import plain_json
+from iso_orchestrator.commands.model import CommandKeywords
 from iso_orchestrator.coordination.mutex import (
     Mutex,  # at once: a look for it at each call would be a thirtieth of a mutex
 )
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
     from iso_orchestrator.agents import Agent, AgentResult
     from iso_orchestrator.commands.call import CommandLine
-    from iso_orchestrator.commands.step import CommandKeywords, CommandStep
+    from iso_orchestrator.commands.step import CommandStep
     from iso_orchestrator.coordination.mutex_queue import MutexScope
     from iso_orchestrator.fanout.for_each import ForEach, ForEachSummary, MutexKey
 
@@ -245,28 +246,24 @@ class Workflow(RecordKeeper):
         parse: Literal["text", "json", "jsonl"] | None = None,
         **options: Unpack[CommandKeywords],
     ) -> Callable[[Callable[P, CommandLine]], CommandStep[P, Any]]: ...
+    @documented(CommandKeywords, StepKeywords, CallKeywords)
     def command(self, fn: Callable[..., CommandLine] | None = None, /, **options: Any) -> Any:
         """Make a function that returns a command line a step that runs it.
 
-        The command has an empty standard input unless it is given one, a session of its own and its signals at their
-        defaults. What it writes goes to a log as it comes. When it has ended, or is given up (a limit, Ctrl-C, an
-        error), all that it has started is ended too: SIGTERM, time to finish, SIGKILL; and what a run that was killed
-        has left of it is ended before it is started again.
+        The command's standard input is empty, unless the function gives it one. Its output goes to a log as it comes.
+        The command runs in a session of its own, with default signal handlers. When it ends, times out, fails or is
+        interrupted, all processes that it started are ended too: SIGTERM, some seconds to finish, SIGKILL. Before a
+        command starts, processes that a killed run left of it are ended.
 
         Args:
             fn: The function, where the decorator is used without parentheses. It returns a list of a program and its
                 arguments, a `Command`, or what an agent of `iso_orchestrator.agents` makes.
-            parse: What the result's `parsed` is made of its standard output by: "text", "json", "jsonl", a function,
-                or an agent, which judges the run as well.
-            options: As in `step`, and:
-                idle_timeout: seconds without output;
-                ok_codes: the exit codes that are a success, where no agent judges;
-                log_dir: the folder of its logs, by default ``logs/`` in the workflow's; several workflows may share it;
-                limit_key: what is limited when it says so, for all steps that name it, by default the agent's name;
-                if_left: what is done about what a killed run has left of it, "end" it or "wait" until it has ended.
+            **options: See below, and:
+                parse: How to make the result's `parsed` from standard output: "text", "json", "jsonl", a function,
+                or an agent, which also judges the run.
 
         Raises:
-            TypeError: An option is of the wrong type.
+            TypeError: An option is unknown or of the wrong type.
             ValueError: An option is out of its range.
 
         Example:
@@ -278,9 +275,9 @@ class Workflow(RecordKeeper):
             >>> add(1, 2).parsed
             3
         """
-        from iso_orchestrator.commands.step import CommandStep, command_options  # what runs none, loads none
+        from iso_orchestrator.commands.step import CommandOptions, CommandStep  # programs without commands load none
 
-        checked = command_options(**options)
+        checked = CommandOptions(**options)
         return decorate(lambda plain: CommandStep(plain, checked, self._runtime), fn)
 
     def for_each(

@@ -106,7 +106,7 @@ class StepOptions:
     accept: Callable[[Any], bool] | None = attrs.field(default=None, validator=_check_accept)
     if_interrupted: IfInterrupted = attrs.field(default="rerun", validator=_check_if_interrupted)
     version: str | None = attrs.field(default=None, converter=_version)
-    limit_key: str | None = None
+    limit_key: str | None = attrs.field(default=None, init=False)  # an option of commands alone
 
 
 def check_callable(fn: object, what: str) -> None:
