@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar,
 from iso_orchestrator.checks import check_key
 from iso_orchestrator.commands.model import CommandKeywords
 from iso_orchestrator.errors import NoActiveWorkflowError, StoreError, WorkflowNotFoundError
+from iso_orchestrator.fanout.for_each import ForEach, ForEachKeywords, ForEachOptions
 from iso_orchestrator.record.model import WorkflowRecord, WorkflowSummary
 from iso_orchestrator.runtime.context import current_scope
 from iso_orchestrator.runtime.runs import RunResult
 from iso_orchestrator.steps.options import CallKeywords, StepKeywords, StepOptions, documented
-from iso_orchestrator.steps.step import Step, current_runtime, decorate
+from iso_orchestrator.steps.step import Step, decorate
 from iso_orchestrator.store import FileStore, Store
 from iso_orchestrator.store.urls import find_store
 from iso_orchestrator.workflow import Workflow
@@ -37,13 +38,9 @@ _log = logging.getLogger("iso_orchestrator")
 _ROOT = ".iso-orchestrator"
 
 if TYPE_CHECKING:
-    from concurrent.futures import Executor
-
     from iso_orchestrator.agents import Agent, AgentResult
     from iso_orchestrator.commands.call import CommandLine
     from iso_orchestrator.commands.step import CommandStep
-    from iso_orchestrator.coordination.mutex_queue import MutexScope
-    from iso_orchestrator.fanout.for_each import ForEach, MutexKey
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -204,21 +201,22 @@ def command(fn: Callable[..., CommandLine] | None = None, /, **options: Any) -> 
     return decorate(lambda plain: CommandStep(plain, checked), fn)
 
 
+@documented(ForEachKeywords)
 def for_each(
-    *,
-    max_parallel: int = 1,
-    mutex_key: MutexKey = None,
-    mutex_scope: MutexScope = "workflow",
-    mutex_timeout: float | None = None,
-    stop_on_error: bool = True,
-    executor: Executor | None = None,
-    progress: bool | str | None = None,
+    **options: Unpack[ForEachKeywords],
 ) -> Callable[[Callable[Concatenate[Item, P], R]], ForEach[Item, P, R]]:
-    """A `for_each` of whatever workflow is current when it is called. Options as in `Workflow.for_each`."""
-    from iso_orchestrator.fanout.for_each import ForEach, for_each_options  # what runs none, loads none
+    """Make a function of one item a function of many, in the workflow that is current at each call.
 
-    options = for_each_options(max_parallel, mutex_key, mutex_scope, mutex_timeout, stop_on_error, executor, progress)
-    return lambda fn: ForEach(fn, current_runtime, options)
+    Otherwise as `Workflow.for_each`.
+
+    Args:
+        **options: See below.
+
+    Raises:
+        NoActiveWorkflowError: At a call where no workflow is current.
+    """
+    checked = ForEachOptions(**options)
+    return lambda fn: ForEach(fn, checked)
 
 
 def _not_found(workflow_id: str, root: str | os.PathLike[str], store: Store | str | None) -> WorkflowNotFoundError:

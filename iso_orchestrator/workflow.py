@@ -20,6 +20,7 @@ from iso_orchestrator.coordination.mutex import (
 )
 from iso_orchestrator.coordination.reset import reset_steps
 from iso_orchestrator.errors import WorkflowUsageError
+from iso_orchestrator.fanout.for_each import ForEach, ForEachKeywords, ForEachOptions, ForEachSummary, run_for_each
 from iso_orchestrator.record_keeper import RecordKeeper
 from iso_orchestrator.runtime.context import current_scope, entered, restore
 from iso_orchestrator.runtime.runs import OnBusy, RunResult, begin_run, end_run, new_run
@@ -33,13 +34,10 @@ from iso_orchestrator.system.clock import Clock, InjectedClock, SystemClock
 __all__ = ["Workflow"]
 
 if TYPE_CHECKING:
-    from concurrent.futures import Executor
-
     from iso_orchestrator.agents import Agent, AgentResult
     from iso_orchestrator.commands.call import CommandLine
     from iso_orchestrator.commands.step import CommandStep
     from iso_orchestrator.coordination.mutex_queue import MutexScope
-    from iso_orchestrator.fanout.for_each import ForEach, ForEachSummary, MutexKey
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -280,31 +278,24 @@ class Workflow(RecordKeeper):
         checked = CommandOptions(**options)
         return decorate(lambda plain: CommandStep(plain, checked, self._runtime), fn)
 
+    @documented(ForEachKeywords)
     def for_each(
-        self,
-        *,
-        max_parallel: int = 1,
-        mutex_key: MutexKey = None,
-        mutex_scope: MutexScope = "workflow",
-        mutex_timeout: float | None = None,
-        stop_on_error: bool = True,
-        executor: Executor | None = None,
-        progress: bool | str | None = None,
+        self, **options: Unpack[ForEachKeywords]
     ) -> Callable[[Callable[Concatenate[Item, P], R]], ForEach[Item, P, R]]:
-        """Make a function of one item one of many.
+        """Make a function of one item a function of many.
 
-        Items start in order, but for those that wait for their key, and an item that waits holds no worker.
+        Items start in order, except those that wait for their mutex key. An item that waits holds no worker.
 
         Args:
-            max_parallel: Items at a time, at most: a single worker does steps that take less than 0.3 ms.
-            mutex_key: A format string over the function's arguments, or a function of the item. Items of one key
-                never overlap, in any process, and run in order among themselves; None: no key.
-            mutex_scope: "workflow", or "store" for one key over all workflows of the root.
-            mutex_timeout: Seconds to wait for a key that is held elsewhere; None: for ever.
-            stop_on_error: After the first error start nothing more, let what runs finish, and raise it with a note
-                that names the item's index. Otherwise all run, and none is raised.
-            executor: Threads to use; default: a `ThreadPoolExecutor` of its own.
-            progress: None: shown on a terminal and in a notebook; a str is its label. Needs the extra ``progress``.
+            **options: See below.
+
+        Returns:
+            A decorator. The function that it makes takes an iterable of items and the shared arguments, and returns a
+            `ForEachSummary`.
+
+        Raises:
+            TypeError: An option is unknown or of the wrong type.
+            ValueError: An option is out of its range.
 
         Example:
             >>> workflow = Workflow("batch", store="memory://for_each")
@@ -314,38 +305,25 @@ class Workflow(RecordKeeper):
             >>> apply([{"company": "A"}, {"company": "B"}], "Dear").values()
             ['Dear A', 'Dear B']
         """
-        from iso_orchestrator.fanout.for_each import ForEach, for_each_options
+        checked = ForEachOptions(**options)
+        return lambda fn: ForEach(fn, checked, self._runtime)
 
-        options = for_each_options(
-            max_parallel, mutex_key, mutex_scope, mutex_timeout, stop_on_error, executor, progress
-        )
-        return lambda fn: ForEach(fn, lambda: self._runtime, options)
-
+    @documented(ForEachKeywords)
     def run_for_each(
-        self,
-        items: Iterable[Item],
-        fn: Callable[[Item], R],
-        *,
-        max_parallel: int = 1,
-        mutex_key: MutexKey = None,
-        mutex_scope: MutexScope = "workflow",
-        mutex_timeout: float | None = None,
-        stop_on_error: bool = True,
-        executor: Executor | None = None,
-        progress: bool | str | None = None,
+        self, items: Iterable[Item], fn: Callable[[Item], R], **options: Unpack[ForEachKeywords]
     ) -> ForEachSummary[R]:
-        """Call *fn* for each of *items*, without a decorator. Options as in `for_each`; a str as mutex key is literal.
+        """Call *fn* for each of *items*, without a decorator.
+
+        Args:
+            items: Any iterable, read as its items start.
+            fn: A function of one item.
+            **options: See below.
 
         Example:
             >>> Workflow("batch", store="memory://run_for_each").run_for_each([1, 2], lambda n: n * n).values()
             [1, 4]
         """
-        from iso_orchestrator.fanout.for_each import for_each_options, run_for_each
-
-        options = for_each_options(
-            max_parallel, mutex_key, mutex_scope, mutex_timeout, stop_on_error, executor, progress
-        )
-        return run_for_each(self._runtime, items, fn, options)
+        return run_for_each(self._runtime, items, fn, ForEachOptions(**options))
 
     def mutex(self, key: str, *, timeout: float | None = None, scope: MutexScope = "workflow") -> Mutex:
         """A mutex over threads and processes, as a context manager and a decorator.

@@ -36,6 +36,9 @@ from iso_orchestrator import (
     current_workflow,
     read_workflow_record,
 )
+from iso_orchestrator.commands.call import CommandOptions
+from iso_orchestrator.commands.model import CommandKeywords
+from iso_orchestrator.fanout.for_each import ForEachKeywords, ForEachOptions
 from iso_orchestrator.steps.options import StepKeywords, StepOptions
 from iso_orchestrator.store import FileStore
 
@@ -81,13 +84,22 @@ def test_both_spellings_of_the_decorator_are_the_same(workflow: Workflow) -> Non
     assert list(workflow.record.steps) == ["fetch(page=1)", "fetch(page=2)"]
 
 
-@pytest.mark.parametrize("decorator", [Workflow.step, iso_orchestrator.step])
-def test_help_shows_each_option_of_a_step(decorator: Callable[..., object]) -> None:
-    """Each option that a type checker knows has a checked field and a line of documentation."""
-    fields = {field.alias for field in attrs.fields(StepOptions)}
-    for option in StepKeywords.__optional_keys__:
+OPTIONS: dict[str, tuple[Any, type]] = {
+    "step": (StepKeywords, StepOptions),
+    "command": (CommandKeywords, CommandOptions),
+    "for_each": (ForEachKeywords, ForEachOptions),
+}
+
+
+@pytest.mark.parametrize("owner", [Workflow, iso_orchestrator])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_help_shows_each_option(owner: object, name: str) -> None:
+    """Each option that a type checker knows has a checked field and a line of documentation, in both spellings."""
+    keywords, options = OPTIONS[name]
+    fields = {field.alias for field in attrs.fields(options)}
+    for option in keywords.__optional_keys__:
         assert option in fields
-        assert re.search(rf"^    {option}: ", decorator.__doc__ or "", re.MULTILINE)
+        assert re.search(rf"^    {option}: ", getattr(owner, name).__doc__, re.MULTILINE)
 
 
 def test_a_completed_step_is_not_run_again(workflow: Workflow) -> None:
