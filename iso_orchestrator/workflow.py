@@ -1,4 +1,4 @@
-"""`Workflow`: what users hold in their hands."""
+"""`Workflow`: a durable workflow, as users hold it."""
 
 from __future__ import annotations
 
@@ -6,59 +6,54 @@ import contextlib
 import os
 import threading
 from collections.abc import Callable, Iterable
-from datetime import datetime
+from contextlib import AbstractContextManager
+from datetime import datetime, timedelta
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar, Unpack, overload
+from typing import Any, TypeVar, Unpack
 
 import attrs
 
 from iso_orchestrator.checks import check_key
 from iso_orchestrator.codec import plain_json
-from iso_orchestrator.commands.model import CommandKeywords
-from iso_orchestrator.coordination.mutex import (
-    Mutex,  # at once: a look for it at each call would be a thirtieth of a mutex
-)
+from iso_orchestrator.coordination import state as states
+from iso_orchestrator.coordination.lease import HeldLease, hold_lease, release_lease, touch_lease
+from iso_orchestrator.coordination.mutex import Mutex
+from iso_orchestrator.coordination.mutex_queue import MutexScope
 from iso_orchestrator.coordination.reset import reset_steps
+from iso_orchestrator.decorators import Decorators
 from iso_orchestrator.errors import WorkflowUsageError
-from iso_orchestrator.fanout.for_each import ForEach, ForEachKeywords, ForEachOptions, ForEachSummary, run_for_each
-from iso_orchestrator.record_keeper import RecordKeeper
+from iso_orchestrator.fanout.for_each import ForEachKeywords, ForEachOptions, ForEachSummary, run_for_each
+from iso_orchestrator.record.model import Heartbeat, Json, Lease, WorkflowEvent, WorkflowRecord, WorkflowStatus
+from iso_orchestrator.record.projection import Projection, copy_json
 from iso_orchestrator.runtime.context import current_scope, entered, restore
 from iso_orchestrator.runtime.runs import OnBusy, RunResult, begin_run, end_run, new_run
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
-from iso_orchestrator.steps.options import CallKeywords, StepKeywords, StepOptions, check_callable, documented
-from iso_orchestrator.steps.step import Step, decorate, run_step
+from iso_orchestrator.steps.options import CallKeywords, StepOptions, check_callable, documented
+from iso_orchestrator.steps.step import run_step
 from iso_orchestrator.store import Store
 from iso_orchestrator.store.urls import find_store
 from iso_orchestrator.system.clock import Clock, InjectedClock, SystemClock
 
 __all__ = ["Workflow"]
 
-if TYPE_CHECKING:
-    from iso_orchestrator.agents import Agent, AgentResult
-    from iso_orchestrator.commands.call import CommandLine
-    from iso_orchestrator.commands.step import CommandStep
-    from iso_orchestrator.coordination.mutex_queue import MutexScope
-
-P = ParamSpec("P")
 R = TypeVar("R")
-T = TypeVar("T")
 Item = TypeVar("Item")
 
 
-class Workflow(RecordKeeper):
-    """A durable workflow: run the script, kill it anywhere, run it again, and it goes on where it was.
+class Workflow(Decorators):
+    """A durable workflow: run the script, kill it anywhere, run it again, and it continues.
 
-    Constructing one touches no disk; the first use opens the record, and makes it when it is missing. Any number of
+    Constructing one touches no disk. The first use opens the record, and creates it when it is missing. Any number of
     objects, threads and processes may share an id.
 
     Args:
         workflow_id: Any text that is not blank and that UTF-8 can hold.
         initial_state: JSON, or anything that cattrs unstructures; written only when the record is new.
         dir: The folder of all workflows; made absolute now.
-        now: Replaces every clock, for tests; aware datetimes.
+        now: A function that returns an aware datetime and replaces every clock, for tests.
         store: A store, a URL (``file:///folder``, ``memory://name``), or None for the files in *dir*.
-        on_busy: Another live run of this id: "share" it, "wait" for it, or "fail".
-        max_workers: Threads for `.submit`.
+        on_busy: What to do when another run of this id is live: "share" the workflow, "wait" for its end, or "fail".
+        max_workers: Threads for `.submit`, at most.
 
     Raises:
         TypeError: An argument is of the wrong type.
@@ -118,11 +113,26 @@ class Workflow(RecordKeeper):
 
     @property
     def record_path(self) -> str:
-        """Where the snapshot is, or would be."""
+        """The path of the snapshot, which need not exist yet."""
         return self._runtime.store.path_of(self.workflow_id)
 
+    @property
+    def record(self) -> WorkflowRecord:
+        """The record as it is now, with everything that other processes wrote. Looking creates none."""
+        return self._runtime.look(Projection.record)
+
+    @property
+    def state(self) -> Json:
+        """A copy of the state."""
+        return self._runtime.look(lambda projection: copy_json(projection.state))
+
     def __enter__(self) -> Workflow:
-        """Begin a run."""
+        """Start a run.
+
+        Raises:
+            WorkflowBusyError: Another run is live, and `on_busy` is "fail".
+            WorkflowUsageError: A run of this object is around this one.
+        """
         around = current_scope().runs
         if any(run.workflow is self for run in around):
             raise WorkflowUsageError(
@@ -146,7 +156,7 @@ class Workflow(RecordKeeper):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End the run; the error goes on."""
+        """End the run, and record *error* as the workflow's last one. The error is raised again."""
         stack = None
         try:
             stack = self._entered[threading.get_ident()]
@@ -161,6 +171,9 @@ class Workflow(RecordKeeper):
     def run(self, fn: Callable[[Workflow], R]) -> RunResult[R]:
         """Call *fn* with the workflow, as a run.
 
+        Returns:
+            What *fn* returned, and the record at the end of the run.
+
         Example:
             >>> Workflow("batch", store="memory://run").run(lambda workflow: workflow.state).value
             {}
@@ -169,38 +182,6 @@ class Workflow(RecordKeeper):
         with self:
             value = fn(self)
         return RunResult(value, self.record)
-
-    @overload
-    def step(self, fn: Callable[P, R], /) -> Step[P, R]: ...
-    @overload
-    def step(self, /, **options: Unpack[StepKeywords]) -> Callable[[Callable[P, R]], Step[P, R]]: ...
-    @documented(StepKeywords, CallKeywords)
-    def step(self, fn: Callable[..., Any] | None = None, /, **options: Any) -> Any:
-        """Make a function a step: a call that completed does not run again, its recorded result is returned.
-
-        A step's body runs at least once: a crash between its end and the record repeats it. At most one result is
-        recorded. While a live thread or process runs a step, other callers wait for its outcome. The body runs in a
-        copy of the caller's context: context variables that it sets are not visible to the caller.
-
-        Args:
-            fn: The function, where the decorator is used without parentheses.
-            **options: See below.
-
-        Raises:
-            TypeError: *fn* is a coroutine or generator function, or an option is unknown or of the wrong type.
-            ValueError: An option is out of its range.
-            DuplicateStepError: Another function of this workflow has the name.
-
-        Example:
-            >>> workflow = Workflow("batch", store="memory://step")
-            >>> @workflow.step(name="fetch:{page}", retry=3)
-            ... def fetch(page: int) -> int:
-            ...     return page * 2
-            >>> fetch(1), fetch.step_name(1)
-            (2, 'fetch:1')
-        """
-        checked = StepOptions(**options)
-        return decorate(lambda plain: Step(plain, checked, self._runtime), fn)
 
     @documented(CallKeywords)
     def run_step(
@@ -226,88 +207,6 @@ class Workflow(RecordKeeper):
         """
         return run_step(self._runtime, name, fn, args, idempotency_key, StepOptions(**options))
 
-    @overload
-    def command(self, fn: Callable[P, CommandLine], /) -> CommandStep[P, Any]: ...
-    @overload
-    def command(
-        self, /, *, parse: Callable[[str], T], **options: Unpack[CommandKeywords]
-    ) -> Callable[[Callable[P, CommandLine]], CommandStep[P, T]]: ...
-    @overload
-    def command(
-        self, /, *, parse: Agent, **options: Unpack[CommandKeywords]
-    ) -> Callable[[Callable[P, CommandLine]], CommandStep[P, AgentResult]]: ...
-    @overload
-    def command(
-        self,
-        /,
-        *,
-        parse: Literal["text", "json", "jsonl"] | None = None,
-        **options: Unpack[CommandKeywords],
-    ) -> Callable[[Callable[P, CommandLine]], CommandStep[P, Any]]: ...
-    @documented(CommandKeywords, StepKeywords, CallKeywords)
-    def command(self, fn: Callable[..., CommandLine] | None = None, /, **options: Any) -> Any:
-        """Make a function that returns a command line a step that runs it.
-
-        The command's standard input is empty, unless the function gives it one. Its output goes to a log as it comes.
-        The command runs in a session of its own, with default signal handlers. When it ends, times out, fails or is
-        interrupted, all processes that it started are ended too: SIGTERM, some seconds to finish, SIGKILL. Before a
-        command starts, processes that a killed run left of it are ended.
-
-        Args:
-            fn: The function, where the decorator is used without parentheses. It returns a list of a program and its
-                arguments, a `Command`, or what an agent of `iso_orchestrator.agents` makes.
-            **options: See below, and:
-                parse: How to make the result's `parsed` from standard output: "text", "json", "jsonl", a function,
-                or an agent, which also judges the run.
-
-        Raises:
-            TypeError: An option is unknown or of the wrong type.
-            ValueError: An option is out of its range.
-
-        Example:
-            >>> import sys, tempfile
-            >>> workflow = Workflow("batch", dir=tempfile.mkdtemp())
-            >>> @workflow.command(timeout=60, parse="json")
-            ... def add(one: int, other: int) -> list[str]:
-            ...     return [sys.executable, "-c", f"print({one} + {other})"]
-            >>> add(1, 2).parsed
-            3
-        """
-        from iso_orchestrator.commands.step import CommandOptions, CommandStep  # programs without commands load none
-
-        checked = CommandOptions(**options)
-        return decorate(lambda plain: CommandStep(plain, checked, self._runtime), fn)
-
-    @documented(ForEachKeywords)
-    def for_each(
-        self, **options: Unpack[ForEachKeywords]
-    ) -> Callable[[Callable[Concatenate[Item, P], R]], ForEach[Item, P, R]]:
-        """Make a function of one item a function of many.
-
-        Items start in order, except those that wait for their mutex key. An item that waits holds no worker.
-
-        Args:
-            **options: See below.
-
-        Returns:
-            A decorator. The function that it makes takes an iterable of items and the shared arguments, and returns a
-            `ForEachSummary`.
-
-        Raises:
-            TypeError: An option is unknown or of the wrong type.
-            ValueError: An option is out of its range.
-
-        Example:
-            >>> workflow = Workflow("batch", store="memory://for_each")
-            >>> @workflow.for_each(max_parallel=2, mutex_key="{job[company]}")
-            ... def apply(job: dict, greeting: str) -> str:
-            ...     return f"{greeting} {job['company']}"
-            >>> apply([{"company": "A"}, {"company": "B"}], "Dear").values()
-            ['Dear A', 'Dear B']
-        """
-        checked = ForEachOptions(**options)
-        return lambda fn: ForEach(fn, checked, self._runtime)
-
     @documented(ForEachKeywords)
     def run_for_each(
         self, items: Iterable[Item], fn: Callable[[Item], R], **options: Unpack[ForEachKeywords]
@@ -326,15 +225,15 @@ class Workflow(RecordKeeper):
         return run_for_each(self._runtime, items, fn, ForEachOptions(**options))
 
     def mutex(self, key: str, *, timeout: float | None = None, scope: MutexScope = "workflow") -> Mutex:
-        """A mutex over threads and processes, as a context manager and a decorator.
+        """Make a mutex over threads and processes, as a context manager and a decorator.
 
-        The operating system frees it when its holder dies; it is never taken away by age. Its owner (the item, the
-        step's attempt, else the thread) may enter it again.
+        The operating system frees it when its holder dies. It is never taken away because of its age. Its owner (the
+        item, the step's attempt, else the thread) may enter it again.
 
         Args:
             key: Any text that is not blank.
-            timeout: Seconds to wait; None: for ever.
-            scope: "workflow", or "store" for one key over all workflows of the root.
+            timeout: Seconds to wait; None: no limit.
+            scope: "workflow", or "store": one key for all workflows of the root.
 
         Raises:
             MutexTimeoutError: On entry: it was not free in time.
@@ -345,11 +244,145 @@ class Workflow(RecordKeeper):
         """
         return Mutex(self._runtime, key, timeout, scope)
 
-    def reset(self, name_or_pattern: str) -> list[str]:
-        """Forget the steps of that exact name, else those that match the `fnmatch` pattern, so that they run again.
+    def update_state(self, update: Any, *, with_step: bool = False) -> Any:
+        """Replace the state by a value, or by what a function makes of a copy of it, atomically over all processes.
+
+        Args:
+            update: JSON, anything that cattrs unstructures, or a function of the state.
+            with_step: Inside a step: call the function once, when the step completes, on the state at that time, and
+                record both together. An attempt that fails drops the update.
 
         Returns:
-            Their names. The events stay.
+            The new state; None with *with_step*.
+
+        Raises:
+            TypeError: The function returned None where the state was not None: a forgotten ``return``.
+            SerializationError: The new state is not JSON.
+            WorkflowUsageError: The function used the workflow, or *with_step* was given outside of a step.
+
+        Example:
+            >>> workflow = Workflow("batch", initial_state={"n": 0}, store="memory://state")
+            >>> workflow.update_state(lambda state: {**state, "n": state["n"] + 1})
+            {'n': 1}
+        """
+        if with_step:
+            states.update_with_step(self._runtime, update)
+            return None
+        return states.update_state(self._runtime, update)
+
+    def append_event(self, type: str, message: str | None = None, detail: Any = None) -> WorkflowEvent:  # noqa: A002
+        """Append an event of your own to the record.
+
+        Args:
+            type: Any text that is not blank.
+            message: A text for people.
+            detail: JSON, or anything that cattrs unstructures.
+
+        Example:
+            >>> Workflow("batch", store="memory://event").append_event("mail.sent", detail={"to": 3}).detail
+            {'to': 3}
+        """
+        return states.append_event(self._runtime, type, message, detail)
+
+    def heartbeat(self, key: str, detail: Any = None) -> Heartbeat:
+        """Record that the worker, job or service named *key* is alive.
+
+        Example:
+            >>> Workflow("batch", store="memory://beat").heartbeat("worker:1", {"phase": "send"}).key
+            'worker:1'
+        """
+        return states.heartbeat(self._runtime, key, detail)
+
+    def heartbeating(self, key: str, *, every: float = 30.0, detail: Any = None) -> AbstractContextManager[None]:
+        """Record a heartbeat each *every* seconds in the background; only the first and the last are events.
+
+        Example:
+            >>> with Workflow("batch", store="memory://beating").heartbeating("worker:1", every=5):
+            ...     pass
+        """
+        return states.heartbeating(self._runtime, key, every, detail)
+
+    def touch_lease(self, key: str, *, holder: str, ttl: float | timedelta, detail: Any = None) -> Lease:
+        """Acquire a free lease, or renew one that *holder* has. It fences nothing by itself.
+
+        Args:
+            key: The lease's name.
+            holder: The name of the thread, process or machine that is to hold it.
+            ttl: Seconds until it expires, or a timedelta.
+            detail: JSON to keep with the lease; None keeps the present detail.
+
+        Raises:
+            LeaseConflictError: Another holder has it.
+
+        Example:
+            >>> workflow = Workflow("batch", store="memory://touch")
+            >>> workflow.touch_lease("slot", holder="alpha", ttl=30).token
+            1
+        """
+        return touch_lease(self._runtime, key, holder, ttl, detail)
+
+    def release_lease(self, key: str, holder: str | None = None) -> Lease | None:
+        """Release a lease.
+
+        Args:
+            key: The lease's name.
+            holder: Release it only if it has this holder.
+
+        Returns:
+            The lease; None when there is none.
+
+        Raises:
+            LeaseConflictError: It has another holder than *holder*.
+
+        Example:
+            >>> Workflow("batch", store="memory://release").release_lease("slot") is None
+            True
+        """
+        return release_lease(self._runtime, key, holder)
+
+    def lease(
+        self, key: str, *, holder: str | None = None, ttl: float | timedelta = 30.0, detail: Any = None
+    ) -> AbstractContextManager[HeldLease]:
+        """Hold a lease inside a ``with``: acquire it, renew it in the background, release it.
+
+        Code inside, worker threads included, is fenced: once the lease has a newer token, nothing more is recorded
+        from there except the end of a run, and `LeaseLostError` is raised. Threads of your own are fenced when they
+        run in a copy of the context (`contextvars.copy_context().run`).
+
+        Args:
+            key: The lease's name.
+            holder: The holder's name. Default: a unique one.
+            ttl: Seconds until it expires unless it is renewed, or a timedelta. It is renewed three times in each.
+            detail: JSON to keep with the lease.
+
+        Raises:
+            LeaseConflictError: On entry: another holder has it.
+            LeaseLostError: Inside, and at the end: it has a newer token.
+
+        Example:
+            >>> with Workflow("batch", store="memory://lease").lease("slot", ttl=60) as held:
+            ...     held.token, held.lost
+            (1, False)
+        """
+        return hold_lease(self._runtime, key, holder, ttl, detail)
+
+    def set_status(self, status: WorkflowStatus | str, error: BaseException | str | None = None) -> WorkflowRecord:
+        """Set the status and the last error by hand. Without *error* the record has no last error any more.
+
+        Example:
+            >>> Workflow("batch", store="memory://status").set_status("failed", "stopped by hand").status
+            <WorkflowStatus.FAILED: 'failed'>
+        """
+        return states.set_status(self._runtime, status, error)
+
+    def reset(self, name_or_pattern: str) -> list[str]:
+        """Forget steps, so that they run again. Their events stay.
+
+        Args:
+            name_or_pattern: The exact name of a step; if no step has it, an `fnmatch` pattern over the names.
+
+        Returns:
+            The names of the steps.
 
         Raises:
             WorkflowBusyError: One of them is running.
@@ -364,7 +397,7 @@ class Workflow(RecordKeeper):
         return reset_steps(self._runtime, name_or_pattern)
 
     def close(self) -> None:
-        """Let go of the record, and write the snapshot if nobody else uses it. It opens again on next use.
+        """Detach from the record, and write the snapshot if nothing else uses it. The next use opens it again.
 
         Raises:
             WorkflowUsageError: Inside a run.
@@ -373,6 +406,9 @@ class Workflow(RecordKeeper):
             raise WorkflowUsageError(f"workflow {self.workflow_id!r}: close() inside a run; leave the with block first")
         self._runtime.close()
 
+    def _bound_runtime(self) -> WorkflowRuntime:
+        return self._runtime
+
 
 def _clock(now: Callable[[], datetime] | None) -> Clock:
     if now is None:
@@ -380,5 +416,5 @@ def _clock(now: Callable[[], datetime] | None) -> Clock:
     if not callable(now):
         raise TypeError(f"now must be a function that returns an aware datetime, not {now!r}")
     clock = InjectedClock(now)
-    clock.now()  # a naive clock is to be told at once
+    clock.now()  # a naive clock raises now, not at the first use
     return clock

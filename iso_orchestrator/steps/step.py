@@ -7,7 +7,8 @@ import inspect
 import types
 import typing
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, overload
+from concurrent.futures import Future
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 from iso_orchestrator.checks import check_key
 from iso_orchestrator.codec import ResultCodec
@@ -24,15 +25,11 @@ __all__ = [
     "Step",
     "check_callable",
     "current_runtime",
-    "decorate",
     "deferred_caller",
     "is_step",
     "return_annotation",
     "run_step",
 ]
-
-if TYPE_CHECKING:
-    from concurrent.futures import Future
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")
@@ -169,11 +166,6 @@ class BoundStep(Generic[P, R]):
 
     def _perform(self, *args: P.args, **kwargs: P.kwargs) -> tuple[R, Callable[[], None] | None]:
         return self._step._perform(self._instance, *args, **kwargs)
-
-
-def decorate(make: Callable[[Callable[..., Any]], R], fn: Callable[..., Any] | None) -> Any:
-    """Return the decorator *make*, or where it is used without parentheses, what it makes of *fn*."""
-    return make if fn is None else make(fn)
 
 
 def current_runtime() -> WorkflowRuntime:
