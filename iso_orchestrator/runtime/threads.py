@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any, TypeVar
+
+from iso_orchestrator.runtime.pool_future import WorkFuture, fulfil
 
 __all__ = ["Pool"]
-
-if TYPE_CHECKING:
-    from concurrent.futures import Future, ThreadPoolExecutor
 
 T = TypeVar("T")
 
@@ -32,10 +32,6 @@ class Pool:
 
     def submit(self, work: Callable[[], T], run: object) -> Future[T]:
         """Do *work* in one of the threads, on behalf of *run*."""
-        from concurrent.futures import ThreadPoolExecutor  # what submits nothing, loads none of it
-
-        from iso_orchestrator.runtime.pool_future import WorkFuture, fulfil
-
         self._leave_parents_threads()
         with self._guard:
             if self._executor is None:
@@ -50,8 +46,6 @@ class Pool:
         """Wait for all work of *run*; *cancel* what has not begun."""
         self._leave_parents_threads()
         while mine := self._unfinished_of(run):
-            from concurrent.futures import wait  # loaded by now, where there is anything to wait for
-
             if cancel:
                 for future in mine:
                     future.cancel()
