@@ -164,7 +164,7 @@ def as_command(value: object) -> Command:
 
 
 def printable(text: str) -> str:
-    r"""*text* with what UTF-8 cannot hold spelled out, as in a file's name that is no UTF-8.
+    r"""Return *text* with its lone surrogates spelled out: UTF-8 has none, and no file could hold them.
 
     Example:
         >>> printable(b"caf\xe9".decode("utf-8", "surrogateescape")).replace(chr(92), "/")
