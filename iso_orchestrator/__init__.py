@@ -1,20 +1,10 @@
 """Durable workflow primitives for plain synchronous Python: run it, kill it anywhere, run it again."""
 
 import logging as _logging
-import typing as _typing
-from importlib import import_module as _import_module
 
-from iso_orchestrator.decorators import (
-    command,
-    current_workflow,
-    delete_workflow,
-    for_each,
-    list_workflows,
-    open_workflow,
-    read_workflow_record,
-    run_workflow,
-    step,
-)
+from iso_orchestrator.commands.model import Command, CommandResult
+from iso_orchestrator.coordination.lease import HeldLease
+from iso_orchestrator.decorators import command, for_each, step
 from iso_orchestrator.errors import (
     AgentError,
     CommandError,
@@ -43,6 +33,15 @@ from iso_orchestrator.errors import (
     WorkflowNotFoundError,
     WorkflowUsageError,
 )
+from iso_orchestrator.fanout.for_each import ForEach, ForEachSummary, Fulfilled, Rejected
+from iso_orchestrator.functions import (
+    current_workflow,
+    delete_workflow,
+    list_workflows,
+    open_workflow,
+    read_workflow_record,
+    run_workflow,
+)
 from iso_orchestrator.record.model import (
     ErrorInfo,
     Heartbeat,
@@ -61,35 +60,8 @@ from iso_orchestrator.runtime.runs import RunResult
 from iso_orchestrator.steps.retry import Retry, RetryContext
 from iso_orchestrator.steps.step import Step
 from iso_orchestrator.store import FileStore, Store
+from iso_orchestrator.store.memory import MemoryStore
 from iso_orchestrator.workflow import Workflow
-
-# Where the names are that are imported when they are first asked for: many programs use none of them.
-_LATER = {
-    "Command": "commands.model",
-    "CommandResult": "commands.model",
-    "ForEach": "fanout.for_each",
-    "ForEachSummary": "fanout.for_each",
-    "Fulfilled": "fanout.for_each",
-    "HeldLease": "coordination.lease",
-    "MemoryStore": "store.memory",
-    "Rejected": "fanout.for_each",
-}
-
-if _typing.TYPE_CHECKING:
-    from iso_orchestrator.commands.model import Command, CommandResult
-    from iso_orchestrator.coordination.lease import HeldLease
-    from iso_orchestrator.fanout.for_each import ForEach, ForEachSummary, Fulfilled, Rejected
-    from iso_orchestrator.store.memory import MemoryStore
-else:  # type checkers would take a module that has it for one that has every name
-
-    def __getattr__(name: str) -> object:
-        if name not in _LATER:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return getattr(_import_module(f"{__name__}.{_LATER[name]}"), name)
-
-    def __dir__() -> list[str]:
-        return sorted({*globals(), *_LATER})
-
 
 __version__ = "0.1.0"
 

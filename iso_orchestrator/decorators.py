@@ -1,51 +1,22 @@
-"""The module's functions: what needs no `Workflow` in hand, or finds the current one."""
+"""The decorators: methods of a `Workflow`, and free functions for the workflow that is current."""
 
 from __future__ import annotations
 
-import logging
-import os
 from collections.abc import Callable
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar, Unpack, overload
 
-from iso_orchestrator.checks import check_key
-from iso_orchestrator.errors import NoActiveWorkflowError, StoreError, WorkflowNotFoundError
-from iso_orchestrator.record.model import WorkflowRecord, WorkflowSummary
-from iso_orchestrator.runtime.context import current_scope
-from iso_orchestrator.runtime.runs import RunResult
+from iso_orchestrator.commands.model import CommandKeywords
+from iso_orchestrator.fanout.for_each import ForEach, ForEachKeywords, ForEachOptions
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
-from iso_orchestrator.steps.call import IfInterrupted
-from iso_orchestrator.steps.identity import Template
-from iso_orchestrator.steps.retry import Retry
-from iso_orchestrator.steps.step import Step, StepKeywords, step_options
-from iso_orchestrator.store import FileStore, Store
-from iso_orchestrator.store.urls import find_store
-from iso_orchestrator.workflow import Workflow
+from iso_orchestrator.steps.options import CallKeywords, StepKeywords, StepOptions, documented
+from iso_orchestrator.steps.step import Step
 
-__all__ = [
-    "command",
-    "current_workflow",
-    "delete_workflow",
-    "for_each",
-    "list_workflows",
-    "open_workflow",
-    "read_workflow_record",
-    "run_workflow",
-    "step",
-]
-
-_log = logging.getLogger("iso_orchestrator")
-
-_ROOT = ".iso-orchestrator"
+__all__ = ["Decorators", "command", "for_each", "step"]
 
 if TYPE_CHECKING:
-    from concurrent.futures import Executor
-
     from iso_orchestrator.agents import Agent, AgentResult
     from iso_orchestrator.commands.call import CommandLine
-    from iso_orchestrator.commands.step import CommandKeywords, CommandStep
-    from iso_orchestrator.coordination.mutex_queue import MutexScope
-    from iso_orchestrator.fanout.for_each import ForEach, MutexKey
+    from iso_orchestrator.commands.step import CommandStep
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -53,127 +24,14 @@ T = TypeVar("T")
 Item = TypeVar("Item")
 
 
-def run_workflow(workflow_id: str, fn: Callable[[Workflow], R], **options: Any) -> RunResult[R]:
-    """Call *fn* with a workflow, as a run. Options as for `Workflow`.
+class Decorators:
+    """`step`, `command` and `for_each`, as methods of `Workflow` and as free functions.
+
+    What a free decorator makes belongs to no workflow. Each call acts on the workflow that is current then, so that a
+    module of steps can serve many workflows; it raises `NoActiveWorkflowError` where none is current.
 
     Example:
-        >>> run_workflow("batch", lambda workflow: 42, store="memory://run_workflow").value
-        42
-    """
-    return Workflow(workflow_id, **options).run(fn)
-
-
-def open_workflow(workflow_id: str, **options: Any) -> Workflow:
-    """A workflow whose record is opened now, and made when it is missing. Options as for `Workflow`.
-
-    Example:
-        >>> open_workflow("batch", store="memory://open").record.status
-        <WorkflowStatus.IDLE: 'idle'>
-    """
-    workflow = Workflow(workflow_id, **options)
-    workflow._runtime.transact(lambda _: ((), None))
-    return workflow
-
-
-def read_workflow_record(
-    workflow_id: str,
-    *,
-    dir: str | os.PathLike[str] = _ROOT,  # noqa: A002 - as in Workflow
-    store: Store | str | None = None,
-) -> WorkflowRecord:
-    """The record of a workflow; nothing is made, locked or written.
-
-    Raises:
-        WorkflowNotFoundError: There is none.
-    """
-    check_key(workflow_id, "a workflow id")
-    projection = find_store(store, dir).read(workflow_id)
-    if projection is None:
-        raise _not_found(workflow_id, dir, store)
-    return projection.record()
-
-
-def list_workflows(
-    dir: str | os.PathLike[str] = _ROOT,  # noqa: A002 - as in Workflow
-    store: Store | str | None = None,
-) -> list[WorkflowSummary]:
-    """All workflows of a root, by file name; one that cannot be read is left out with a warning."""
-    summaries = []
-    for found in find_store(store, dir).list():
-        if isinstance(found, StoreError):
-            _log.warning("left out: %s", found)
-        else:
-            summaries.append(found.summary())
-    return summaries
-
-
-def delete_workflow(
-    workflow_id: str,
-    *,
-    dir: str | os.PathLike[str] = _ROOT,  # noqa: A002 - as in Workflow
-    store: Store | str | None = None,
-) -> None:
-    """Remove a workflow, record, logs, locks and all; what a killed run has left of its commands is ended.
-
-    Raises:
-        CommandLeftoverError: Something is left of them that cannot be ended.
-        WorkflowNotFoundError: There is none.
-        WorkflowBusyError: Somebody uses it.
-    """
-    check_key(workflow_id, "a workflow id")
-    found = find_store(store, dir)
-    if isinstance(found, FileStore):  # no other outlives the process that began a command
-        _end_orphans(found, workflow_id)
-    if not found.delete(workflow_id):
-        raise _not_found(workflow_id, dir, store)
-
-
-def _end_orphans(store: FileStore, workflow_id: str) -> None:
-    with suppress(StoreError):  # a damaged record is what people most want to delete
-        projection = store.read(workflow_id)
-        if projection is not None and projection.commands:
-            from iso_orchestrator.commands.call import end_orphans
-
-            end_orphans(projection, store.location_id(), lambda owner: store.is_alive(workflow_id, owner))
-
-
-def current_workflow() -> Workflow:
-    """The workflow of the innermost `with workflow:`, or of the function that a workflow runs.
-
-    Raises:
-        NoActiveWorkflowError: There is none.
-
-    Example:
-        >>> with Workflow("batch", store="memory://current") as workflow:
-        ...     current_workflow() is workflow
-        True
-    """
-    runtime = current_scope().runtime
-    workflow = None if runtime is None else runtime.workflow
-    if not isinstance(workflow, Workflow):
-        raise NoActiveWorkflowError("current_workflow()")
-    return workflow
-
-
-@overload
-def step(fn: Callable[P, R], /) -> Step[P, R]: ...
-@overload
-def step(**options: Unpack[StepKeywords]) -> Callable[[Callable[P, R]], Step[P, R]]: ...
-def step(
-    fn: Callable[..., Any] | None = None,
-    /,
-    *,
-    name: Template | None = None,
-    idempotency_key: Template | None = None,
-    retry: int | Retry = 1,
-    timeout: float | None = None,
-    accept: Callable[[Any], bool] | None = None,
-    if_interrupted: IfInterrupted = "rerun",
-    version: str | int | None = None,
-) -> Any:
-    """A step of whatever workflow is current when it is called. Options as in `Workflow.step`.
-
-    Example:
+        >>> from iso_orchestrator import Workflow, step
         >>> @step
         ... def answer() -> int:
         ...     return 42
@@ -181,63 +39,135 @@ def step(
         ...     answer()
         42
     """
-    options = step_options(retry, timeout, accept, if_interrupted, version)
 
-    def decorate(plain: Callable[..., Any]) -> Step[..., Any]:
-        return Step(plain, _current_runtime, options, name, idempotency_key)
+    def _bound_runtime(self) -> WorkflowRuntime | None:
+        """Return the runtime of the workflow that the decorators belong to; None for the free ones."""
+        return None
 
-    return decorate if fn is None else decorate(fn)
+    @overload
+    def step(self, fn: Callable[P, R], /) -> Step[P, R]: ...
+    @overload
+    def step(self, /, **options: Unpack[StepKeywords]) -> Callable[[Callable[P, R]], Step[P, R]]: ...
+    @documented(StepKeywords, CallKeywords)
+    def step(self, fn: Callable[..., Any] | None = None, /, **options: Any) -> Any:
+        """Make a function a step: a call that completed does not run again, its recorded result is returned.
+
+        A step's body runs at least once: a crash between its end and the record repeats it. At most one result is
+        recorded. While a live thread or process runs a step, other callers wait for its outcome. The body runs in a
+        copy of the caller's context: context variables that it sets are not visible to the caller.
+
+        Args:
+            fn: The function, where the decorator is used without parentheses.
+            **options: See below.
+
+        Raises:
+            TypeError: *fn* is a coroutine or generator function, or an option is unknown or of the wrong type.
+            ValueError: An option is out of its range.
+            DuplicateStepError: Another function of this workflow has the name.
+
+        Example:
+            >>> from iso_orchestrator import Workflow
+            >>> workflow = Workflow("batch", store="memory://step")
+            >>> @workflow.step(name="fetch:{page}", retry=3)
+            ... def fetch(page: int) -> int:
+            ...     return page * 2
+            >>> fetch(1), fetch.step_name(1)
+            (2, 'fetch:1')
+        """
+        checked = StepOptions(**options)
+        return _decorate(lambda plain: Step(plain, checked, self._bound_runtime()), fn)
+
+    @overload
+    def command(self, fn: Callable[P, CommandLine], /) -> CommandStep[P, Any]: ...
+    @overload
+    def command(
+        self, /, *, parse: Callable[[str], T], **options: Unpack[CommandKeywords]
+    ) -> Callable[[Callable[P, CommandLine]], CommandStep[P, T]]: ...
+    @overload
+    def command(
+        self, /, *, parse: Agent, **options: Unpack[CommandKeywords]
+    ) -> Callable[[Callable[P, CommandLine]], CommandStep[P, AgentResult]]: ...
+    @overload
+    def command(
+        self,
+        /,
+        *,
+        parse: Literal["text", "json", "jsonl"] | None = None,
+        **options: Unpack[CommandKeywords],
+    ) -> Callable[[Callable[P, CommandLine]], CommandStep[P, Any]]: ...
+    @documented(CommandKeywords, StepKeywords, CallKeywords)
+    def command(self, fn: Callable[..., CommandLine] | None = None, /, **options: Any) -> Any:
+        """Make a function that returns a command line a step that runs it.
+
+        The command's standard input is empty, unless the function gives it one. Its output goes to a log as it comes.
+        The command runs in a session of its own, with default signal handlers. When it ends, times out, fails or is
+        interrupted, all processes that it started are ended too: SIGTERM, some seconds to finish, SIGKILL. Before a
+        command starts, processes that a killed run left of it are ended.
+
+        Args:
+            fn: The function, where the decorator is used without parentheses. It returns a list of a program and its
+                arguments, a `Command`, or what an agent of `iso_orchestrator.agents` makes.
+            **options: See below, and:
+                parse: How to make the result's `parsed` from standard output: "text", "json", "jsonl", a function,
+                or an agent, which also judges the run.
+
+        Raises:
+            TypeError: An option is unknown or of the wrong type.
+            ValueError: An option is out of its range.
+
+        Example:
+            >>> import sys, tempfile
+            >>> from iso_orchestrator import Workflow
+            >>> workflow = Workflow("batch", dir=tempfile.mkdtemp())
+            >>> @workflow.command(timeout=60, parse="json")
+            ... def add(one: int, other: int) -> list[str]:
+            ...     return [sys.executable, "-c", f"print({one} + {other})"]
+            >>> add(1, 2).parsed
+            3
+        """
+        from iso_orchestrator.commands.step import CommandOptions, CommandStep  # programs without commands load none
+
+        checked = CommandOptions(**options)
+        return _decorate(lambda plain: CommandStep(plain, checked, self._bound_runtime()), fn)
+
+    @documented(ForEachKeywords)
+    def for_each(
+        self, **options: Unpack[ForEachKeywords]
+    ) -> Callable[[Callable[Concatenate[Item, P], R]], ForEach[Item, P, R]]:
+        """Make a function of one item a function of many.
+
+        Items start in order, except those that wait for their mutex key. An item that waits holds no worker.
+
+        Args:
+            **options: See below.
+
+        Returns:
+            A decorator. The function that it makes takes an iterable of items and the shared arguments, and returns a
+            `ForEachSummary`.
+
+        Raises:
+            TypeError: An option is unknown or of the wrong type.
+            ValueError: An option is out of its range.
+
+        Example:
+            >>> from iso_orchestrator import Workflow
+            >>> workflow = Workflow("batch", store="memory://for_each")
+            >>> @workflow.for_each(max_parallel=2, mutex_key="{job[company]}")
+            ... def apply(job: dict, greeting: str) -> str:
+            ...     return f"{greeting} {job['company']}"
+            >>> apply([{"company": "A"}, {"company": "B"}], "Dear").values()
+            ['Dear A', 'Dear B']
+        """
+        checked = ForEachOptions(**options)
+        return lambda fn: ForEach(fn, checked, self._bound_runtime())
 
 
-@overload
-def command(fn: Callable[P, CommandLine], /) -> CommandStep[P, Any]: ...
-@overload
-def command(
-    *, parse: Callable[[str], T], **options: Unpack[CommandKeywords]
-) -> Callable[[Callable[P, CommandLine]], CommandStep[P, T]]: ...
-@overload
-def command(
-    *, parse: Agent, **options: Unpack[CommandKeywords]
-) -> Callable[[Callable[P, CommandLine]], CommandStep[P, AgentResult]]: ...
-@overload
-def command(
-    *,
-    parse: Literal["text", "json", "jsonl"] | None = None,
-    **options: Unpack[CommandKeywords],
-) -> Callable[[Callable[P, CommandLine]], CommandStep[P, Any]]: ...
-def command(fn: Callable[..., CommandLine] | None = None, /, **options: Any) -> Any:
-    """A command step of whatever workflow is current when it is called. Options as in `Workflow.command`."""
-    from iso_orchestrator.commands.step import CommandStep, command_options  # what runs none, loads none
-
-    name, key = options.pop("name", None), options.pop("idempotency_key", None)
-    checked = command_options(**options)
-
-    def decorate(plain: Callable[..., CommandLine]) -> CommandStep[..., Any]:
-        return CommandStep(plain, _current_runtime, checked, name, key)
-
-    return decorate if fn is None else decorate(fn)
+def _decorate(make: Callable[[Callable[..., Any]], R], fn: Callable[..., Any] | None) -> Any:
+    """Return the decorator *make*, or where it is used without parentheses, what it makes of *fn*."""
+    return make if fn is None else make(fn)
 
 
-def for_each(
-    *,
-    max_parallel: int = 1,
-    mutex_key: MutexKey = None,
-    mutex_scope: MutexScope = "workflow",
-    mutex_timeout: float | None = None,
-    stop_on_error: bool = True,
-    executor: Executor | None = None,
-    progress: bool | str | None = None,
-) -> Callable[[Callable[Concatenate[Item, P], R]], ForEach[Item, P, R]]:
-    """A `for_each` of whatever workflow is current when it is called. Options as in `Workflow.for_each`."""
-    from iso_orchestrator.fanout.for_each import ForEach, for_each_options  # what runs none, loads none
-
-    options = for_each_options(max_parallel, mutex_key, mutex_scope, mutex_timeout, stop_on_error, executor, progress)
-    return lambda fn: ForEach(fn, _current_runtime, options)
-
-
-def _current_runtime() -> WorkflowRuntime:
-    return current_workflow()._runtime
-
-
-def _not_found(workflow_id: str, root: str | os.PathLike[str], store: Store | str | None) -> WorkflowNotFoundError:
-    return WorkflowNotFoundError(workflow_id, os.path.abspath(os.fspath(root)) if store is None else str(store))
+_free = Decorators()
+step = _free.step
+command = _free.command
+for_each = _free.for_each

@@ -1,4 +1,4 @@
-"""`Workflow`: what users hold in their hands."""
+"""`Workflow`: a durable workflow, as users hold it."""
 
 from __future__ import annotations
 
@@ -6,27 +6,30 @@ import contextlib
 import os
 import threading
 from collections.abc import Callable, Iterable
-from datetime import datetime
+from contextlib import AbstractContextManager
+from datetime import datetime, timedelta
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar, Unpack, overload
+from typing import Any, TypeVar, Unpack
 
 import attrs
 
 from iso_orchestrator.checks import check_key
 from iso_orchestrator.codec import plain_json
-from iso_orchestrator.coordination.mutex import (
-    Mutex,  # at once: a look for it at each call would be a thirtieth of a mutex
-)
+from iso_orchestrator.coordination import state as states
+from iso_orchestrator.coordination.lease import HeldLease, hold_lease, release_lease, touch_lease
+from iso_orchestrator.coordination.mutex import Mutex
+from iso_orchestrator.coordination.mutex_queue import MutexScope
 from iso_orchestrator.coordination.state import reset_steps
+from iso_orchestrator.decorators import Decorators
 from iso_orchestrator.errors import WorkflowUsageError
-from iso_orchestrator.record_keeper import RecordKeeper
+from iso_orchestrator.fanout.for_each import ForEachKeywords, ForEachOptions, ForEachSummary, run_for_each
+from iso_orchestrator.record.model import Heartbeat, Json, Lease, WorkflowEvent, WorkflowRecord, WorkflowStatus
+from iso_orchestrator.record.projection import Projection, copy_json
 from iso_orchestrator.runtime.context import current_scope, entered
 from iso_orchestrator.runtime.runs import OnBusy, RunResult, begin_run, end_run
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
-from iso_orchestrator.steps.call import IfInterrupted
-from iso_orchestrator.steps.identity import Template
-from iso_orchestrator.steps.retry import Retry
-from iso_orchestrator.steps.step import Step, StepKeywords, check_callable, run_step, step_options
+from iso_orchestrator.steps.options import CallKeywords, StepOptions, check_callable, documented
+from iso_orchestrator.steps.step import run_step
 from iso_orchestrator.store import Store
 from iso_orchestrator.store.urls import find_store
 from iso_orchestrator.system.clock import Clock, InjectedClock, SystemClock
@@ -34,35 +37,24 @@ from iso_orchestrator.system.interrupts import masked
 
 __all__ = ["Workflow"]
 
-if TYPE_CHECKING:
-    from concurrent.futures import Executor
-
-    from iso_orchestrator.agents import Agent, AgentResult
-    from iso_orchestrator.commands.call import CommandLine
-    from iso_orchestrator.commands.step import CommandKeywords, CommandStep
-    from iso_orchestrator.coordination.mutex_queue import MutexScope
-    from iso_orchestrator.fanout.for_each import ForEach, ForEachSummary, MutexKey
-
-P = ParamSpec("P")
 R = TypeVar("R")
-T = TypeVar("T")
 Item = TypeVar("Item")
 
 
-class Workflow(RecordKeeper):
-    """A durable workflow: run the script, kill it anywhere, run it again, and it goes on where it was.
+class Workflow(Decorators):
+    """A durable workflow: run the script, kill it anywhere, run it again, and it continues.
 
-    Constructing one touches no disk; the first use opens the record, and makes it when it is missing. Any number of
+    Constructing one touches no disk. The first use opens the record, and creates it when it is missing. Any number of
     objects, threads and processes may share an id.
 
     Args:
         workflow_id: Any text that is not blank and that UTF-8 can hold.
         initial_state: JSON, or anything that cattrs unstructures; written only when the record is new.
         dir: The folder of all workflows; made absolute now.
-        now: Replaces every clock, for tests; aware datetimes.
+        now: A function that returns an aware datetime and replaces every clock, for tests.
         store: A store, a URL (``file:///folder``, ``memory://name``), or None for the files in *dir*.
-        on_busy: Another live run of this id: "share" it, "wait" for it, or "fail".
-        max_workers: Threads for `.submit`.
+        on_busy: What to do when another run of this id is live: "share" the workflow, "wait" for its end, or "fail".
+        max_workers: Threads for `.submit`, at most.
 
     Raises:
         TypeError: An argument is of the wrong type.
@@ -123,8 +115,18 @@ class Workflow(RecordKeeper):
 
     @property
     def record_path(self) -> str:
-        """Where the snapshot is, or would be."""
+        """The path of the snapshot, which need not exist yet."""
         return self._runtime.store.path_of(self.workflow_id)
+
+    @property
+    def record(self) -> WorkflowRecord:
+        """The record as it is now, with everything that other processes wrote. Looking creates none."""
+        return self._runtime.look(Projection.record)
+
+    @property
+    def state(self) -> Json:
+        """A copy of the state."""
+        return self._runtime.look(lambda projection: copy_json(projection.state))
 
     def __enter__(self) -> Workflow:
         """Begin a run."""
@@ -160,6 +162,9 @@ class Workflow(RecordKeeper):
     def run(self, fn: Callable[[Workflow], R]) -> RunResult[R]:
         """Call *fn* with the workflow, as a run.
 
+        Returns:
+            What *fn* returned, and the record at the end of the run.
+
         Example:
             >>> Workflow("batch", store="memory://run").run(lambda workflow: workflow.state).value
             {}
@@ -169,224 +174,57 @@ class Workflow(RecordKeeper):
             value = fn(self)
         return RunResult(value, self.record)
 
-    @overload
-    def step(self, fn: Callable[P, R], /) -> Step[P, R]: ...
-    @overload
-    def step(self, /, **options: Unpack[StepKeywords]) -> Callable[[Callable[P, R]], Step[P, R]]: ...
-    def step(
-        self,
-        fn: Callable[..., Any] | None = None,
-        /,
-        *,
-        name: Template | None = None,
-        idempotency_key: Template | None = None,
-        retry: int | Retry = 1,
-        timeout: float | None = None,
-        accept: Callable[[Any], bool] | None = None,
-        if_interrupted: IfInterrupted = "rerun",
-        version: str | int | None = None,
-    ) -> Any:
-        """Make a function a step: a call that completed is not run again, its recorded result is returned.
-
-        A step's body runs at least once: a crash between its end and the record repeats it. At most one result is
-        recorded, and while a live thread or process runs a step, others that call it wait for its outcome.
-        The body runs in a copy of the caller's context: context variables that it sets are gone behind it.
-
-        Args:
-            fn: The function, where the decorator is used without parentheses.
-            name: A format string over the arguments, or a function of them. Default: the function's qualified name
-                and its arguments.
-            idempotency_key: Likewise; with another key the step runs again and replaces the record.
-            retry: Attempts of one call in all, or a `Retry`.
-            timeout: Seconds for one attempt. Its thread cannot be killed: it is left, and a retry may overlap it.
-            accept: False for a result that is to count as a failure.
-            if_interrupted: What is to be done where a dead run left it half done: "rerun", or "fail" with
-                `StepInterruptedError`.
-            version: Part of the identity: another version runs again.
-
-        Raises:
-            TypeError: *fn* is a coroutine or generator function, or an option is of the wrong type.
-            ValueError: An option is out of its range.
-            DuplicateStepError: Another function of this workflow has the name.
-
-        Example:
-            >>> workflow = Workflow("batch", store="memory://step")
-            >>> @workflow.step(name="fetch:{page}", retry=3)
-            ... def fetch(page: int) -> int:
-            ...     return page * 2
-            >>> fetch(1), fetch.step_name(1)
-            (2, 'fetch:1')
-        """
-        options = step_options(retry, timeout, accept, if_interrupted, version)
-
-        def decorate(plain: Callable[..., Any]) -> Step[..., Any]:
-            made = Step(plain, lambda: self._runtime, options, name, idempotency_key)
-            made.claim(self._runtime)
-            return made
-
-        return decorate if fn is None else decorate(fn)
-
+    @documented(CallKeywords)
     def run_step(
         self,
         name: str,
         fn: Callable[..., R],
         *args: Any,
         idempotency_key: str | None = None,
-        retry: int | Retry = 1,
-        timeout: float | None = None,
-        accept: Callable[[R], bool] | None = None,
-        if_interrupted: IfInterrupted = "rerun",
-        version: str | int | None = None,
+        **options: Unpack[CallKeywords],
     ) -> R:
-        """Run ``fn(*args)`` as the step *name*, without a decorator; the name is literal. Options as in `step`.
+        """Run ``fn(*args)`` as a step, without a decorator.
+
+        Args:
+            name: The step's name, as it is: no format string.
+            fn: The function.
+            *args: Its arguments.
+            idempotency_key: The key, as it is; with another key the step runs again.
+            **options: See below.
 
         Example:
             >>> Workflow("batch", store="memory://run_step").run_step("add", lambda a, b: a + b, 1, 2)
             3
         """
-        options = step_options(retry, timeout, accept, if_interrupted, version)
-        return run_step(self._runtime, name, fn, args, idempotency_key, options)
+        return run_step(self._runtime, name, fn, args, idempotency_key, StepOptions(**options))
 
-    @overload
-    def command(self, fn: Callable[P, CommandLine], /) -> CommandStep[P, Any]: ...
-    @overload
-    def command(
-        self, /, *, parse: Callable[[str], T], **options: Unpack[CommandKeywords]
-    ) -> Callable[[Callable[P, CommandLine]], CommandStep[P, T]]: ...
-    @overload
-    def command(
-        self, /, *, parse: Agent, **options: Unpack[CommandKeywords]
-    ) -> Callable[[Callable[P, CommandLine]], CommandStep[P, AgentResult]]: ...
-    @overload
-    def command(
-        self,
-        /,
-        *,
-        parse: Literal["text", "json", "jsonl"] | None = None,
-        **options: Unpack[CommandKeywords],
-    ) -> Callable[[Callable[P, CommandLine]], CommandStep[P, Any]]: ...
-    def command(self, fn: Callable[..., CommandLine] | None = None, /, **options: Any) -> Any:
-        """Make a function that returns a command line a step that runs it.
-
-        The command has an empty standard input unless it is given one, a session of its own and its signals at their
-        defaults. What it writes goes to a log as it comes. When it has ended, or is given up (a limit, Ctrl-C, an
-        error), all that it has started is ended too: SIGTERM, time to finish, SIGKILL; and what a run that was killed
-        has left of it is ended before it is started again.
-
-        Args:
-            fn: The function, where the decorator is used without parentheses. It returns a list of a program and its
-                arguments, a `Command`, or what an agent of `iso_orchestrator.agents` makes.
-            parse: What the result's `parsed` is made of its standard output by: "text", "json", "jsonl", a function,
-                or an agent, which judges the run as well.
-            options: As in `step`, and:
-                idle_timeout: seconds without output;
-                ok_codes: the exit codes that are a success, where no agent judges;
-                log_dir: the folder of its logs, by default ``logs/`` in the workflow's; several workflows may share it;
-                limit_key: what is limited when it says so, for all steps that name it, by default the agent's name;
-                if_left: what is done about what a killed run has left of it, "end" it or "wait" until it has ended.
-
-        Raises:
-            TypeError: An option is of the wrong type.
-            ValueError: An option is out of its range.
-
-        Example:
-            >>> import sys, tempfile
-            >>> workflow = Workflow("batch", dir=tempfile.mkdtemp())
-            >>> @workflow.command(timeout=60, parse="json")
-            ... def add(one: int, other: int) -> list[str]:
-            ...     return [sys.executable, "-c", f"print({one} + {other})"]
-            >>> add(1, 2).parsed
-            3
-        """
-        from iso_orchestrator.commands.step import CommandStep, command_options  # what runs none, loads none
-
-        name, key = options.pop("name", None), options.pop("idempotency_key", None)
-        checked = command_options(**options)
-
-        def decorate(plain: Callable[..., CommandLine]) -> CommandStep[..., Any]:
-            made: CommandStep[..., Any] = CommandStep(plain, lambda: self._runtime, checked, name, key)
-            made.claim(self._runtime)
-            return made
-
-        return decorate if fn is None else decorate(fn)
-
-    def for_each(
-        self,
-        *,
-        max_parallel: int = 1,
-        mutex_key: MutexKey = None,
-        mutex_scope: MutexScope = "workflow",
-        mutex_timeout: float | None = None,
-        stop_on_error: bool = True,
-        executor: Executor | None = None,
-        progress: bool | str | None = None,
-    ) -> Callable[[Callable[Concatenate[Item, P], R]], ForEach[Item, P, R]]:
-        """Make a function of one item one of many.
-
-        Items start in order, but for those that wait for their key, and an item that waits holds no worker.
-
-        Args:
-            max_parallel: Items at a time, at most: a single worker does steps that take less than 0.3 ms.
-            mutex_key: A format string over the function's arguments, or a function of the item. Items of one key
-                never overlap, in any process, and run in order among themselves; None: no key.
-            mutex_scope: "workflow", or "store" for one key over all workflows of the root.
-            mutex_timeout: Seconds to wait for a key that is held elsewhere; None: for ever.
-            stop_on_error: After the first error start nothing more, let what runs finish, and raise it with a note
-                that names the item's index. Otherwise all run, and none is raised.
-            executor: Threads to use; default: a `ThreadPoolExecutor` of its own.
-            progress: None: shown on a terminal and in a notebook; a str is its label. Needs the extra ``progress``.
-
-        Example:
-            >>> workflow = Workflow("batch", store="memory://for_each")
-            >>> @workflow.for_each(max_parallel=2, mutex_key="{job[company]}")
-            ... def apply(job: dict, greeting: str) -> str:
-            ...     return f"{greeting} {job['company']}"
-            >>> apply([{"company": "A"}, {"company": "B"}], "Dear").values()
-            ['Dear A', 'Dear B']
-        """
-        from iso_orchestrator.fanout.for_each import ForEach, for_each_options
-
-        options = for_each_options(
-            max_parallel, mutex_key, mutex_scope, mutex_timeout, stop_on_error, executor, progress
-        )
-        return lambda fn: ForEach(fn, lambda: self._runtime, options)
-
+    @documented(ForEachKeywords)
     def run_for_each(
-        self,
-        items: Iterable[Item],
-        fn: Callable[[Item], R],
-        *,
-        max_parallel: int = 1,
-        mutex_key: MutexKey = None,
-        mutex_scope: MutexScope = "workflow",
-        mutex_timeout: float | None = None,
-        stop_on_error: bool = True,
-        executor: Executor | None = None,
-        progress: bool | str | None = None,
+        self, items: Iterable[Item], fn: Callable[[Item], R], **options: Unpack[ForEachKeywords]
     ) -> ForEachSummary[R]:
-        """Call *fn* for each of *items*, without a decorator. Options as in `for_each`; a str as mutex key is literal.
+        """Call *fn* for each of *items*, without a decorator.
+
+        Args:
+            items: Any iterable, read as its items start.
+            fn: A function of one item.
+            **options: See below.
 
         Example:
             >>> Workflow("batch", store="memory://run_for_each").run_for_each([1, 2], lambda n: n * n).values()
             [1, 4]
         """
-        from iso_orchestrator.fanout.for_each import for_each_options, run_for_each
-
-        options = for_each_options(
-            max_parallel, mutex_key, mutex_scope, mutex_timeout, stop_on_error, executor, progress
-        )
-        return run_for_each(self._runtime, items, fn, options)
+        return run_for_each(self._runtime, items, fn, ForEachOptions(**options))
 
     def mutex(self, key: str, *, timeout: float | None = None, scope: MutexScope = "workflow") -> Mutex:
-        """A mutex over threads and processes, as a context manager and a decorator.
+        """Make a mutex over threads and processes, as a context manager and a decorator.
 
-        The operating system frees it when its holder dies; it is never taken away by age. Its owner (the item, the
-        step's attempt, else the thread) may enter it again.
+        The operating system frees it when its holder dies. It is never taken away because of its age. Its owner (the
+        item, the step's attempt, else the thread) may enter it again.
 
         Args:
             key: Any text that is not blank.
-            timeout: Seconds to wait; None: for ever.
-            scope: "workflow", or "store" for one key over all workflows of the root.
+            timeout: Seconds to wait; None: no limit.
+            scope: "workflow", or "store": one key for all workflows of the root.
 
         Raises:
             MutexTimeoutError: On entry: it was not free in time.
@@ -397,11 +235,145 @@ class Workflow(RecordKeeper):
         """
         return Mutex(self._runtime, key, timeout, scope)
 
-    def reset(self, name_or_pattern: str) -> list[str]:
-        """Forget the steps of that exact name, else those that match the `fnmatch` pattern, so that they run again.
+    def update_state(self, update: Any, *, with_step: bool = False) -> Any:
+        """Replace the state by a value, or by what a function makes of a copy of it, atomically over all processes.
+
+        Args:
+            update: JSON, anything that cattrs unstructures, or a function of the state.
+            with_step: Inside a step: call the function once, when the step completes, on the state at that time, and
+                record both together. An attempt that fails drops the update.
 
         Returns:
-            Their names. The events stay.
+            The new state; None with *with_step*.
+
+        Raises:
+            TypeError: The function returned None where the state was not None: a forgotten ``return``.
+            SerializationError: The new state is not JSON.
+            WorkflowUsageError: The function used the workflow, or *with_step* was given outside of a step.
+
+        Example:
+            >>> workflow = Workflow("batch", initial_state={"n": 0}, store="memory://state")
+            >>> workflow.update_state(lambda state: {**state, "n": state["n"] + 1})
+            {'n': 1}
+        """
+        if with_step:
+            states.update_with_step(self._runtime, update)
+            return None
+        return states.update_state(self._runtime, update)
+
+    def append_event(self, type: str, message: str | None = None, detail: Any = None) -> WorkflowEvent:  # noqa: A002
+        """Append an event of your own to the record.
+
+        Args:
+            type: Any text that is not blank.
+            message: A text for people.
+            detail: JSON, or anything that cattrs unstructures.
+
+        Example:
+            >>> Workflow("batch", store="memory://event").append_event("mail.sent", detail={"to": 3}).detail
+            {'to': 3}
+        """
+        return states.append_event(self._runtime, type, message, detail)
+
+    def heartbeat(self, key: str, detail: Any = None) -> Heartbeat:
+        """Record that the worker, job or service named *key* is alive.
+
+        Example:
+            >>> Workflow("batch", store="memory://beat").heartbeat("worker:1", {"phase": "send"}).key
+            'worker:1'
+        """
+        return states.heartbeat(self._runtime, key, detail)
+
+    def heartbeating(self, key: str, *, every: float = 30.0, detail: Any = None) -> AbstractContextManager[None]:
+        """Record a heartbeat each *every* seconds in the background; only the first and the last are events.
+
+        Example:
+            >>> with Workflow("batch", store="memory://beating").heartbeating("worker:1", every=5):
+            ...     pass
+        """
+        return states.heartbeating(self._runtime, key, every, detail)
+
+    def touch_lease(self, key: str, *, holder: str, ttl: float | timedelta, detail: Any = None) -> Lease:
+        """Acquire a free lease, or renew one that *holder* has. It fences nothing by itself.
+
+        Args:
+            key: The lease's name.
+            holder: The name of the thread, process or machine that is to hold it.
+            ttl: Seconds until it expires, or a timedelta.
+            detail: JSON to keep with the lease; None keeps the present detail.
+
+        Raises:
+            LeaseConflictError: Another holder has it.
+
+        Example:
+            >>> workflow = Workflow("batch", store="memory://touch")
+            >>> workflow.touch_lease("slot", holder="alpha", ttl=30).token
+            1
+        """
+        return touch_lease(self._runtime, key, holder, ttl, detail)
+
+    def release_lease(self, key: str, holder: str | None = None) -> Lease | None:
+        """Release a lease.
+
+        Args:
+            key: The lease's name.
+            holder: Release it only if it has this holder.
+
+        Returns:
+            The lease; None when there is none.
+
+        Raises:
+            LeaseConflictError: It has another holder than *holder*.
+
+        Example:
+            >>> Workflow("batch", store="memory://release").release_lease("slot") is None
+            True
+        """
+        return release_lease(self._runtime, key, holder)
+
+    def lease(
+        self, key: str, *, holder: str | None = None, ttl: float | timedelta = 30.0, detail: Any = None
+    ) -> AbstractContextManager[HeldLease]:
+        """Hold a lease inside a ``with``: acquire it, renew it in the background, release it.
+
+        Code inside, worker threads included, is fenced: once the lease has a newer token, nothing more is recorded
+        from there except the end of a run, and `LeaseLostError` is raised. Threads of your own are fenced when they
+        run in a copy of the context (`contextvars.copy_context().run`).
+
+        Args:
+            key: The lease's name.
+            holder: The holder's name. Default: a unique one.
+            ttl: Seconds until it expires unless it is renewed, or a timedelta. It is renewed three times in each.
+            detail: JSON to keep with the lease.
+
+        Raises:
+            LeaseConflictError: On entry: another holder has it.
+            LeaseLostError: Inside, and at the end: it has a newer token.
+
+        Example:
+            >>> with Workflow("batch", store="memory://lease").lease("slot", ttl=60) as held:
+            ...     held.token, held.lost
+            (1, False)
+        """
+        return hold_lease(self._runtime, key, holder, ttl, detail)
+
+    def set_status(self, status: WorkflowStatus | str, error: BaseException | str | None = None) -> WorkflowRecord:
+        """Set the status and the last error by hand. Without *error* the record has no last error any more.
+
+        Example:
+            >>> Workflow("batch", store="memory://status").set_status("failed", "stopped by hand").status
+            <WorkflowStatus.FAILED: 'failed'>
+        """
+        return states.set_status(self._runtime, status, error)
+
+    def reset(self, name_or_pattern: str) -> list[str]:
+        """Forget steps, so that they run again. Their events stay.
+
+        Args:
+            name_or_pattern: The exact name of a step; if no step has it, an `fnmatch` pattern over the names.
+
+        Returns:
+            The names of the steps.
 
         Raises:
             WorkflowBusyError: One of them is running.
@@ -416,7 +388,7 @@ class Workflow(RecordKeeper):
         return reset_steps(self._runtime, name_or_pattern)
 
     def close(self) -> None:
-        """Let go of the record, and write the snapshot if nobody else uses it. It opens again on next use.
+        """Detach from the record, and write the snapshot if nothing else uses it. The next use opens it again.
 
         Raises:
             WorkflowUsageError: Inside a run.
@@ -425,6 +397,9 @@ class Workflow(RecordKeeper):
             raise WorkflowUsageError(f"workflow {self.workflow_id!r}: close() inside a run; leave the with block first")
         self._runtime.close()
 
+    def _bound_runtime(self) -> WorkflowRuntime:
+        return self._runtime
+
 
 def _clock(now: Callable[[], datetime] | None) -> Clock:
     if now is None:
@@ -432,5 +407,5 @@ def _clock(now: Callable[[], datetime] | None) -> Clock:
     if not callable(now):
         raise TypeError(f"now must be a function that returns an aware datetime, not {now!r}")
     clock = InjectedClock(now)
-    clock.now()  # a naive clock is to be told at once
+    clock.now()  # a naive clock raises now, not at the first use
     return clock

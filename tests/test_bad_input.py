@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -25,10 +24,7 @@ import iso_orchestrator
 from iso_orchestrator import (
     FormatVersionError,
     Lease,
-    OrchestratorError,
-    Retry,
     SerializationError,
-    StepNameError,
     StepStatus,
     StoreError,
     Workflow,
@@ -38,6 +34,7 @@ from iso_orchestrator import (
     open_workflow,
     read_workflow_record,
     run_workflow,
+    step,
 )
 
 NOBODY = 65534  # the user id that owns nothing, by convention
@@ -479,11 +476,6 @@ def test_what_is_nested_less_than_the_limit_is_kept(workflow: Workflow) -> None:
 NO_TIME = timedelta(0)
 NAN, INFINITE = float("nan"), float("inf")
 WRONG_OPTIONS: dict[str, tuple[Callable[[Workflow], object], str]] = {
-    "step(retry=0)": (lambda workflow: workflow.step(retry=0)(never), "retry"),
-    "step(retry=-1)": (lambda workflow: workflow.step(retry=-1)(never), "retry"),
-    "run_step(retry=0)": (lambda workflow: workflow.run_step("new", never, retry=0), "retry"),
-    "Retry(attempts=0)": (lambda workflow: Retry(attempts=0), "attempts"),
-    "Retry(wait=-1)": (lambda workflow: Retry(wait=-1), "wait"),
     "step(timeout=-1)": (lambda workflow: workflow.step(timeout=-1)(never), "timeout"),
     "step(timeout=nan)": (lambda workflow: workflow.step(timeout=NAN)(never), "timeout"),
     "run_step(timeout=-1)": (lambda workflow: workflow.run_step("new", never, timeout=-1), "timeout"),
@@ -524,7 +516,6 @@ def test_an_option_out_of_its_range_is_refused_at_once(workflow: Workflow, root:
 
 
 WRONG_TYPES: dict[str, Callable[[Workflow], object]] = {
-    "retry": lambda workflow: workflow.step(retry="3")(never),
     "timeout": lambda workflow: workflow.step(timeout="1")(never),
     "max_parallel": lambda workflow: workflow.for_each(max_parallel=2.5)(never),
     "ttl": lambda workflow: workflow.touch_lease("slot", holder="me", ttl="30"),
@@ -534,12 +525,17 @@ WRONG_TYPES: dict[str, Callable[[Workflow], object]] = {
     "Lease": lambda workflow: lease_status("slot"),
     "now is": lambda _: lease_status(Lease("slot", "me", *[datetime(2026, 5, 14, tzinfo=UTC)] * 3), "2026-05-14"),
     "what a mutex guards": lambda workflow: workflow.mutex("slot")("apply"),
+    "retries": lambda workflow: workflow.step(retries=3),
+    "'tries'": lambda workflow: workflow.run_step("new", never, tries=3),
+    "limit": lambda workflow: workflow.command(limit="api"),
+    "parallel": lambda workflow: workflow.for_each(parallel=2),
+    "'after'": lambda _: step(after="other"),
 }
 
 
 @pytest.mark.parametrize("option", WRONG_TYPES)
 def test_an_option_of_a_wrong_type_is_refused_at_once(workflow: Workflow, root: Path, option: str) -> None:
-    """A value whose type an option cannot have raises where it is given."""
+    """A value whose type an option cannot have, and an option that does not exist, raise where they are given."""
     with unharmed(root), pytest.raises(TypeError, match=option):
         WRONG_TYPES[option](workflow)
 
@@ -636,127 +632,6 @@ def test_a_function_that_is_not_plain_is_refused_at_once(
     """Coroutine and generator functions raise, saying which of them it is, and nothing is recorded."""
     with unharmed(root), pytest.raises(TypeError, match=r"is async|is a generator"):
         FUNCTION_TAKERS[taker](workflow, fn)
-
-
-# Steps and their names
-
-
-class _Opaque:
-    """Something that has no faithful short form."""
-
-
-@pytest.mark.parametrize(
-    "argument",
-    [_Opaque(), threading.Lock(), sys.stderr, lambda: 1, [_Opaque()], {"deep": {"er": _Opaque()}}],
-    ids=["an object", "a lock", "a stream", "a lambda", "in a list", "deep in a dict"],
-)
-def test_arguments_that_cannot_be_rendered_are_refused(workflow: Workflow, root: Path, argument: object) -> None:
-    """A call whose arguments have no faithful form raises before its body, and says that it needs a name."""
-    step = workflow.step(_takes)
-    with unharmed(root), pytest.raises(StepNameError, match=r"'thing'.*name="):
-        step(argument)
-    assert workflow.step(name="given", idempotency_key="1")(_takes_any)(argument) == "taken"
-
-
-def _takes(thing: object) -> None:
-    never()
-
-
-def _takes_any(thing: object) -> str:
-    return "taken"
-
-
-def test_a_function_without_a_name_needs_one(workflow: Workflow) -> None:
-    """A lambda cannot be decorated without a name."""
-    with pytest.raises(StepNameError, match="name="):
-        workflow.step(lambda: 1)
-
-
-def test_a_name_that_its_arguments_cannot_fill_is_refused(workflow: Workflow, root: Path) -> None:
-    """A format string that asks for what is not there raises: for a parameter at decoration, for a part at the call."""
-    with pytest.raises(StepNameError, match="thing"):
-        workflow.step(name="apply:{job[company]}")(_takes)
-    step = workflow.step(name="apply:{thing[company]}")(_takes)
-    with unharmed(root), pytest.raises(StepNameError, match="thing"):
-        step({"role": "engineer"})
-
-
-def test_two_functions_of_one_constant_name_are_refused(workflow: Workflow) -> None:
-    """Two decorated functions that claim one step name raise when the second is decorated; both are named."""
-    workflow.step(name="send")(_takes)
-    with pytest.raises(ValueError, match="send") as refused:
-        workflow.step(name="send")(_takes_any)
-    assert "_takes" in str(refused.value)
-    assert "_takes_any" in str(refused.value)
-
-
-def test_a_function_that_is_defined_again_takes_its_own_place(workflow: Workflow) -> None:
-    """The same qualified name again, as in a cell that is run again, is the same step."""
-    results = []
-    for version in ("first", "second"):
-
-        @workflow.step(name="send")
-        def send(version: str = version) -> str:
-            return version
-
-        results.append(send())
-    assert results == ["first", "first"]
-
-
-# Updaters
-
-
-class _UserError(Exception):
-    """An error of the user's own."""
-
-
-def _raises(state: Any) -> Any:
-    state["count"] = 99  # of the copy that it was given
-    raise _UserError("not today")
-
-
-def test_an_updater_that_raises_leaves_the_state(workflow: Workflow, root: Path) -> None:
-    """An updater's error goes on to the caller, whatever it has done to its copy of the state."""
-    with unharmed(root), pytest.raises(_UserError, match="not today"):
-        workflow.update_state(_raises)
-    assert workflow.state == {"count": 1}
-
-
-def test_an_updater_that_forgets_to_return_is_refused(workflow: Workflow, root: Path) -> None:
-    """An updater that returns None where there was a state raises, and speaks of the missing return."""
-    with unharmed(root), pytest.raises(TypeError, match="return"):
-        workflow.update_state(lambda state: state.update(count=2))
-    assert workflow.state == {"count": 1}
-
-
-@pytest.mark.parametrize(
-    "use",
-    [
-        lambda workflow: workflow.append_event("inside"),
-        lambda workflow: workflow.update_state({}),
-        lambda workflow: workflow.run_step("inside", never),
-        lambda workflow: workflow.heartbeat("inside"),
-        lambda workflow: workflow.touch_lease("inside", holder="me", ttl=1),
-        lambda workflow: workflow.set_status("idle"),
-        lambda workflow: workflow.reset("before"),
-    ],
-    ids=["append_event", "update_state", "run_step", "heartbeat", "touch_lease", "set_status", "reset"],
-)
-def test_an_updater_that_uses_the_workflow_is_refused(
-    workflow: Workflow, root: Path, use: Callable[[Workflow], object]
-) -> None:
-    """Using the workflow inside an updater raises at once, where it would have to wait for itself."""
-    with unharmed(root), pytest.raises(OrchestratorError, match="update_state"):
-        workflow.update_state(lambda state: use(workflow))
-    assert workflow.update_state(lambda state: state) == {"count": 1}
-
-
-def test_an_updater_that_uses_another_object_of_the_workflow_is_refused(workflow: Workflow, root: Path) -> None:
-    """Using the workflow inside an updater through a second object raises, too."""
-    other = Workflow("kept", dir=root)
-    with unharmed(root), pytest.raises(OrchestratorError, match="update_state"):
-        workflow.update_state(lambda state: other.update_state({}))
-    other.close()
 
 
 # Records and stores of other kinds

@@ -6,7 +6,7 @@ from concurrent.futures import Future
 from typing import Any, assert_type
 
 import iso_orchestrator
-from iso_orchestrator import CommandResult, ForEachSummary, Retry, Workflow, command, step
+from iso_orchestrator import CommandResult, ForEachSummary, Retry, Workflow, command, for_each, step
 from iso_orchestrator.agents import AgentCommand, AgentResult, Claude
 
 workflow = Workflow("types")
@@ -90,5 +90,14 @@ configured(size=1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 fan_out(["1"], "p")  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
 fan_out([1], 2)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 workflow.step(retries=3)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+workflow.step(retry="3")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+step(timeout="3")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+step(retries=3)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+command(retries=3)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+workflow.run_step("add", lambda: 1, retries=3)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+workflow.run_step("add", lambda: 1, version=1.5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+workflow.for_each(max_parallel="2")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+workflow.run_for_each([1], str, parallel=2)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+for_each(stop_on_errors=True)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 Workflow("x", on_busy="queue")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 iso_orchestrator.Workflows("x")  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]

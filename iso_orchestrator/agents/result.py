@@ -8,25 +8,17 @@ from enum import StrEnum
 
 import attrs
 
-__all__ = ["AgentResult", "Outcome", "Usage", "as_writable"]
+from iso_orchestrator.commands.model import printable
 
-
-def as_writable(text: str) -> str:
-    r"""*text* with its lone surrogates made visible: they have no UTF-8, and could be written nowhere.
-
-    Example:
-        >>> as_writable("a\ud800")
-        'a\\ud800'
-    """
-    return text.encode("utf-8", "backslashreplace").decode()
+__all__ = ["AgentResult", "Outcome", "Usage"]
 
 
 def _optional(text: str | None) -> str | None:
-    return None if text is None else as_writable(text)
+    return None if text is None else printable(text)
 
 
 def _all(texts: Iterable[str]) -> tuple[str, ...]:
-    return tuple(map(as_writable, texts))
+    return tuple(map(printable, texts))
 
 
 class Outcome(StrEnum):
@@ -101,7 +93,7 @@ class AgentResult:
 
     agent: str
     outcome: Outcome
-    text: str = attrs.field(default="", converter=as_writable)
+    text: str = attrs.field(default="", converter=printable)
     session_id: str | None = None
     usage: Usage | None = None
     session_usage: Usage | None = None

@@ -8,7 +8,8 @@ from datetime import datetime
 
 import attrs
 
-from iso_orchestrator.agents.result import Usage, as_writable
+from iso_orchestrator.agents.result import Usage
+from iso_orchestrator.commands.model import printable
 
 __all__ = ["Turn", "as_cost", "as_count", "as_session_id"]
 
@@ -78,7 +79,7 @@ class Turn:
         """Have the last line of *text* be the last line."""
         lines = str(text).strip().splitlines()
         if lines:
-            self.last_line = as_writable(lines[-1].strip()[:_LONGEST_SHOWN])
+            self.last_line = printable(lines[-1].strip()[:_LONGEST_SHOWN])
 
     def say(self, text: str) -> None:
         """*text* is the answer, until another is."""

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from hashlib import sha256
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import attrs
 
-from iso_orchestrator.checks import mutex_file_name, record_names, unique_name
+from iso_orchestrator.checks import check_key, mutex_file_name, record_names, unique_name
 from iso_orchestrator.commands.leftovers import await_leftovers, end_leftovers
 from iso_orchestrator.commands.log import is_output_open
-from iso_orchestrator.commands.model import Command, CommandResult, as_command
-from iso_orchestrator.commands.output import Output, Reader, Reading
+from iso_orchestrator.commands.model import Command, CommandResult, IfLeft, as_command
+from iso_orchestrator.commands.output import Output, Reader, Reading, as_reading
 from iso_orchestrator.commands.process import CommandBeat, ProcessRunner
 from iso_orchestrator.errors import CommandTimeoutError, LeaseLostError, OrchestratorError, WorkflowUsageError
 from iso_orchestrator.record.facts import CommandBegun, CommandsMarked, Fact, HeartbeatRecorded
@@ -23,20 +23,18 @@ from iso_orchestrator.record.projection import Projection, copy_json
 from iso_orchestrator.runtime.context import Attempt, Scope, current_scope
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.runtime.session import Session
-from iso_orchestrator.steps.call import StepOptions
+from iso_orchestrator.steps.options import StepOptions, validate_seconds
 from iso_orchestrator.store.file.files import make_folders, missing_folders, read_all
 from iso_orchestrator.system.clock import monotonic
 from iso_orchestrator.system.filesystem import FileSystem
 
-__all__ = ["CommandAttempt", "CommandLine", "CommandOptions", "IfLeft", "last_beat"]
+__all__ = ["CommandAttempt", "CommandLine", "CommandOptions", "last_beat"]
 
 _log = logging.getLogger("iso_orchestrator")
 
 _LOOK_EVERY = 0.5  # seconds between two looks whether the caller has given the command up
 _BEAT_EVERY = 20.0  # seconds between two heartbeats on record
 _ANY_CODE = range(-64, 256)
-
-IfLeft: TypeAlias = Literal["end", "wait"]
 
 
 class Buildable(Protocol):
@@ -50,16 +48,42 @@ class Buildable(Protocol):
 CommandLine: TypeAlias = Sequence[str | os.PathLike[str]] | Command | Buildable
 
 
-@attrs.frozen
-class CommandOptions:
-    """The options of a command, checked."""
+def _exit_codes(codes: Collection[int]) -> tuple[int, ...]:
+    checked = () if isinstance(codes, int | str) else tuple(codes)
+    if not checked or not all(type(code) is int for code in checked):
+        raise TypeError(f"ok_codes must be a collection of ints, not {codes!r:.80}")
+    return checked
 
-    step: StepOptions
-    timeout: float | None
-    idle_timeout: float | None
-    reading: Reading
-    log_dir: str | None
-    if_left: IfLeft
+
+def _absolute(folder: str | os.PathLike[str] | None) -> str | None:
+    return None if folder is None else os.path.abspath(os.fspath(folder))
+
+
+def _check_limit_key(_: object, __: object, value: str | None) -> None:
+    if value is not None:
+        check_key(value, "limit_key")
+
+
+def _check_if_left(_: object, __: object, value: IfLeft) -> None:
+    if value not in ("end", "wait"):
+        raise ValueError(f'if_left is "end" or "wait", not {value!r}')
+
+
+def _reading(options: CommandOptions) -> Reading:
+    return as_reading(options.parse, options.ok_codes)
+
+
+@attrs.frozen(kw_only=True)
+class CommandOptions(StepOptions):
+    """The options of a command, checked; `CommandKeywords` says what each one does."""
+
+    idle_timeout: float | None = attrs.field(default=None, validator=validate_seconds)
+    parse: Any = None
+    ok_codes: tuple[int, ...] = attrs.field(default=(0,), converter=_exit_codes)
+    log_dir: str | None = attrs.field(default=None, converter=_absolute)
+    limit_key: str | None = attrs.field(default=None, validator=_check_limit_key)
+    if_left: IfLeft = attrs.field(default="end", validator=_check_if_left)
+    reading: Reading = attrs.field(init=False, default=attrs.Factory(_reading, takes_self=True))
 
 
 @attrs.define(eq=False)

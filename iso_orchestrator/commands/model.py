@@ -1,16 +1,39 @@
-"""A command line, and what came of it."""
+"""A command line, the options of its step, and what came of it."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from typing import Generic, TypeVar
+from collections.abc import Collection, Mapping, Sequence
+from typing import Generic, Literal, TypeAlias, TypeVar
 
 import attrs
 
-__all__ = ["Command", "CommandResult", "as_command", "printable"]
+from iso_orchestrator.steps.options import StepKeywords
+
+__all__ = ["Command", "CommandKeywords", "CommandResult", "IfLeft", "as_command", "printable"]
 
 T = TypeVar("T")
+
+IfLeft: TypeAlias = Literal["end", "wait"]
+
+
+class CommandKeywords(StepKeywords, total=False):
+    """Options of a command besides `parse` and those of a step.
+
+    idle_timeout: Seconds without output. Default: no limit.
+    ok_codes: The exit codes that count as success, where no agent judges the run. Default: 0 alone.
+    log_dir: The folder of the logs, which several workflows may share. Default: ``logs/`` in the workflow's folder.
+    limit_key: The name of what is limited when a run says so; the limit holds for all steps with that name.
+        Default: the agent's name.
+    if_left: What to do with processes that a killed run left: "end" them (the default), or "wait" until they end.
+    """
+
+    idle_timeout: float | None
+    ok_codes: Collection[int]
+    log_dir: str | os.PathLike[str] | None
+    limit_key: str | None
+    if_left: IfLeft
+
 
 _UNSPLIT = "a command line must be a list of a program and its arguments, not one str: use a list, or shlex.split()"
 
@@ -141,7 +164,7 @@ def as_command(value: object) -> Command:
 
 
 def printable(text: str) -> str:
-    r"""*text* with what UTF-8 cannot hold spelled out, as in a file's name that is no UTF-8.
+    r"""Return *text* with its lone surrogates spelled out: UTF-8 has none, and no file could hold them.
 
     Example:
         >>> printable(b"caf\xe9".decode("utf-8", "surrogateescape")).replace(chr(92), "/")

@@ -2,66 +2,21 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar, cast
 
 import attrs
 
-from iso_orchestrator.checks import check_key, check_seconds
 from iso_orchestrator.codec import ResultCodec
-from iso_orchestrator.commands.call import CommandAttempt, CommandLine, CommandOptions, IfLeft
+from iso_orchestrator.commands.call import CommandAttempt, CommandLine, CommandOptions
 from iso_orchestrator.commands.model import CommandResult
-from iso_orchestrator.commands.output import as_reading
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
-from iso_orchestrator.steps.call import IfInterrupted
-from iso_orchestrator.steps.identity import Template
-from iso_orchestrator.steps.retry import Retry
-from iso_orchestrator.steps.step import UNRESOLVED, Step, StepKeywords, step_options
+from iso_orchestrator.steps.step import UNRESOLVED, Step
 
-__all__ = ["CommandKeywords", "CommandStep", "command_options"]
+__all__ = ["CommandOptions", "CommandStep"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-
-class CommandKeywords(StepKeywords, total=False):
-    """The options of `command` besides `parse`, for type checkers."""
-
-    idle_timeout: float | None
-    ok_codes: Collection[int]
-    log_dir: str | os.PathLike[str] | None
-    limit_key: str | None
-    if_left: IfLeft
-
-
-def command_options(
-    *,
-    retry: int | Retry = 1,
-    timeout: float | None = None,
-    accept: Callable[[Any], bool] | None = None,
-    if_interrupted: IfInterrupted = "rerun",
-    version: str | int | None = None,
-    idle_timeout: float | None = None,
-    parse: Any = None,
-    ok_codes: Collection[int] = (0,),
-    log_dir: str | os.PathLike[str] | None = None,
-    limit_key: str | None = None,
-    if_left: IfLeft = "end",
-) -> CommandOptions:
-    """The options of a command, checked."""
-    check_seconds(timeout, "timeout")
-    check_seconds(idle_timeout, "idle_timeout")
-    codes = () if isinstance(ok_codes, int | str) else tuple(ok_codes)
-    if not codes or not all(type(code) is int for code in codes):
-        raise TypeError(f"ok_codes must be a collection of ints, not {ok_codes!r:.80}")
-    if if_left not in ("end", "wait"):
-        raise ValueError(f'if_left is "end" or "wait", not {if_left!r}')
-    reading = as_reading(parse, codes)
-    key = reading.limit_key if limit_key is None else check_key(limit_key, "limit_key")
-    step = attrs.evolve(step_options(retry, None, accept, if_interrupted, version), limit_key=key)
-    folder = None if log_dir is None else os.path.abspath(os.fspath(log_dir))
-    return CommandOptions(step, timeout, idle_timeout, reading, folder, if_left)
 
 
 class CommandStep(Step[P, CommandResult[T]]):
@@ -74,14 +29,12 @@ class CommandStep(Step[P, CommandResult[T]]):
     fn: Callable[P, CommandLine]  # type: ignore[assignment]  # a step's own returns the result
 
     def __init__(
-        self,
-        fn: Callable[P, CommandLine],
-        resolve: Callable[[], WorkflowRuntime],
-        options: CommandOptions,
-        name: Template | None,
-        idempotency_key: Template | None,
+        self, fn: Callable[P, CommandLine], options: CommandOptions, runtime: WorkflowRuntime | None = None
     ) -> None:
-        super().__init__(cast("Any", fn), resolve, options.step, name, idempotency_key)
+        limit_key = options.reading.limit_key if options.limit_key is None else options.limit_key
+        # The command ends itself at its time limit; a step's own would leave it running.
+        step = attrs.evolve(options, timeout=None, limit_key=limit_key)
+        super().__init__(cast("Any", fn), step, runtime)
         self._command = options
 
     def _result_codec(self) -> ResultCodec:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Sized
 from concurrent.futures import Executor, ThreadPoolExecutor
-from typing import Any, Concatenate, Generic, Literal, ParamSpec, TypeAlias, TypeVar
+from typing import Any, Concatenate, Generic, Literal, ParamSpec, TypeAlias, TypedDict, TypeVar
 
 import attrs
 
@@ -17,15 +17,15 @@ from iso_orchestrator.fanout.scheduler import Keyed, Outcome, Scheduler
 from iso_orchestrator.record.markup import html_table
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.steps.identity import Parameters, compile_template
-from iso_orchestrator.steps.step import check_callable, deferred_caller, is_step
+from iso_orchestrator.steps.step import check_callable, current_runtime, deferred_caller, is_step
 
 __all__ = [
     "ForEach",
+    "ForEachKeywords",
     "ForEachOptions",
     "ForEachSummary",
     "Fulfilled",
     "Rejected",
-    "for_each_options",
     "run_for_each",
 ]
 
@@ -105,9 +105,24 @@ class ForEachSummary(Generic[R]):
         return html_table(caption, ["item", "status", "value or reason"], rows)
 
 
-@attrs.frozen
-class ForEachOptions:
-    """The options of a `for_each`, checked."""
+MutexKey: TypeAlias = str | Callable[[Any], str | None] | None
+
+
+class ForEachKeywords(TypedDict, total=False):
+    """Options of a `for_each`.
+
+    max_parallel: Items at a time, at most. Default: 1.
+    mutex_key: A format string over the function's arguments, or a function of the item; in `run_for_each` a str is
+        the key itself. Items with one key never overlap, in any process, and run in order among themselves.
+        Default, and where the function returns None: no key.
+    mutex_scope: "workflow" (the default), or "store": one key for all workflows of the root.
+    mutex_timeout: Seconds to wait for a key that another process holds. Default: no limit.
+    stop_on_error: True (the default): after the first error start nothing more, let running items finish, and raise
+        the error with a note that names the item's index. False: run all items, and raise none of their errors.
+    executor: An executor of threads. Default: a `ThreadPoolExecutor` for this call.
+    progress: Whether to show a progress bar, or a str as its label. Needs the extra ``progress``. Default: on a
+        terminal and in a notebook.
+    """
 
     max_parallel: int
     mutex_key: MutexKey
@@ -118,7 +133,62 @@ class ForEachOptions:
     progress: bool | str | None
 
 
-MutexKey: TypeAlias = str | Callable[[Any], str | None] | None
+def _check_max_parallel(_: object, __: object, value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"max_parallel must be an int, not {value!r}")
+    if value < 1:
+        raise ValueError(f"max_parallel must be at least 1, not {value}")
+
+
+def _check_mutex_key(_: object, __: object, value: MutexKey) -> None:
+    if isinstance(value, str):
+        check_key(value, "a mutex key")
+    elif value is not None and not callable(value):
+        raise TypeError(f"mutex_key must be a str, a function of the item or None, not {value!r}")
+
+
+def _check_mutex_scope(_: object, __: object, value: MutexScope) -> None:
+    check_scope(value)
+
+
+def _check_mutex_timeout(_: object, __: object, value: float | None) -> None:
+    check_wait(value, "mutex_timeout")
+
+
+def _check_stop_on_error(_: object, __: object, value: bool) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"stop_on_error must be a bool, not {value!r}")
+
+
+def _check_executor(_: object, __: object, value: Executor | None) -> None:
+    if value is None:
+        return
+    if not isinstance(value, Executor):
+        raise TypeError(f"executor must be a concurrent.futures executor of threads, not {value!r}")
+    # By name: importing the one costs 15 ms, and Python 3.11 does not have the other, a subclass of that of threads.
+    if any(kind.__name__ in ("ProcessPoolExecutor", "InterpreterPoolExecutor") for kind in type(value).__mro__):
+        raise TypeError(
+            f"executor must be one of threads, not {type(value).__name__}: what it runs could not use the workflow; "
+            "start several scripts on one workflow id to use several processes"
+        )
+
+
+def _check_progress(_: object, __: object, value: bool | str | None) -> None:
+    if value is not None and not isinstance(value, bool | str):
+        raise TypeError(f"progress must be a bool, a str or None, not {value!r}")
+
+
+@attrs.frozen(kw_only=True)
+class ForEachOptions:
+    """The options of a `for_each`, checked; `ForEachKeywords` says what each one does."""
+
+    max_parallel: int = attrs.field(default=1, validator=_check_max_parallel)
+    mutex_key: MutexKey = attrs.field(default=None, validator=_check_mutex_key)
+    mutex_scope: MutexScope = attrs.field(default="workflow", validator=_check_mutex_scope)
+    mutex_timeout: float | None = attrs.field(default=None, validator=_check_mutex_timeout)
+    stop_on_error: bool = attrs.field(default=True, validator=_check_stop_on_error)
+    executor: Executor | None = attrs.field(default=None, validator=_check_executor)
+    progress: bool | str | None = attrs.field(default=None, validator=_check_progress)
 
 
 class ForEach(Generic[Item, P, R]):
@@ -131,12 +201,15 @@ class ForEach(Generic[Item, P, R]):
     fn: Callable[Concatenate[Item, P], R]
 
     def __init__(
-        self, fn: Callable[Concatenate[Item, P], R], resolve: Callable[[], WorkflowRuntime], options: ForEachOptions
+        self,
+        fn: Callable[Concatenate[Item, P], R],
+        options: ForEachOptions,
+        runtime: WorkflowRuntime | None = None,
     ) -> None:
         check_callable(fn, "what for_each calls")
         functools.update_wrapper(self, fn, updated=())  # not its attributes: they could hide a method
         self.fn = fn
-        self._resolve = resolve
+        self._runtime = runtime
         self._options = options
         self._name = getattr(fn, "__name__", "for_each")
         self._parameters = Parameters(fn, self._name)
@@ -149,7 +222,7 @@ class ForEach(Generic[Item, P, R]):
         Raises:
             Exception: As `Workflow.for_each` says.
         """
-        runtime = self._resolve()
+        runtime = self._runtime or current_runtime()
         key_of = self._key_function(shared, named)
         perform = deferred_caller(self.fn)
 
@@ -178,53 +251,6 @@ def run_for_each(
     key_of = (lambda _: literal) if isinstance(literal, str) else _key_function(literal)
     name = getattr(fn, "__name__", "for_each")
     return _run(runtime, items, deferred_caller(fn), key_of, options, name, are_steps=is_step(fn))
-
-
-def for_each_options(
-    max_parallel: int,
-    mutex_key: MutexKey,
-    mutex_scope: str,
-    mutex_timeout: float | None,
-    stop_on_error: bool,
-    executor: Executor | None,
-    progress: bool | str | None,
-) -> ForEachOptions:
-    """The options, checked."""
-    if isinstance(max_parallel, bool) or not isinstance(max_parallel, int):
-        raise TypeError(f"max_parallel must be an int, not {max_parallel!r}")
-    if max_parallel < 1:
-        raise ValueError(f"max_parallel must be at least 1, not {max_parallel}")
-    if isinstance(mutex_key, str):
-        check_key(mutex_key, "a mutex key")
-    elif mutex_key is not None and not callable(mutex_key):
-        raise TypeError(f"mutex_key must be a str, a function of the item or None, not {mutex_key!r}")
-    if not isinstance(stop_on_error, bool):
-        raise TypeError(f"stop_on_error must be a bool, not {stop_on_error!r}")
-    if progress is not None and not isinstance(progress, bool | str):
-        raise TypeError(f"progress must be a bool, a str or None, not {progress!r}")
-    return ForEachOptions(
-        max_parallel=max_parallel,
-        mutex_key=mutex_key,
-        mutex_scope=check_scope(mutex_scope),
-        mutex_timeout=check_wait(mutex_timeout, "mutex_timeout"),
-        stop_on_error=stop_on_error,
-        executor=_check_executor(executor),
-        progress=progress,
-    )
-
-
-def _check_executor(executor: Executor | None) -> Executor | None:
-    if executor is None:
-        return None
-    if not isinstance(executor, Executor):
-        raise TypeError(f"executor must be a concurrent.futures executor of threads, not {executor!r}")
-    # By name: importing the one costs 15 ms, and Python 3.11 does not have the other, a subclass of that of threads.
-    if any(kind.__name__ in ("ProcessPoolExecutor", "InterpreterPoolExecutor") for kind in type(executor).__mro__):
-        raise TypeError(
-            f"executor must be one of threads, not {type(executor).__name__}: what it runs could not use the workflow; "
-            "start several scripts on one workflow id to use several processes"
-        )
-    return executor
 
 
 def _key_function(mutex_key: MutexKey) -> Callable[[Any], str | None]:

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import attrs
 
@@ -47,29 +47,16 @@ from iso_orchestrator.runtime.context import (
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.runtime.session import Session
 from iso_orchestrator.runtime.threads import call_with_timeout
-from iso_orchestrator.steps.retry import Retry, RetryContext
+from iso_orchestrator.steps.options import StepOptions
+from iso_orchestrator.steps.retry import RetryContext
 from iso_orchestrator.system.clock import Backoff, sleep
 from iso_orchestrator.system.interrupts import OneShotEvent, masked, unmasked
 
-__all__ = ["IfInterrupted", "StepCall", "StepOptions"]
+__all__ = ["StepCall"]
 
 _log = logging.getLogger("iso_orchestrator")
 
-IfInterrupted: TypeAlias = Literal["rerun", "fail"]
-
 _LONGEST_NAP = 0.5  # seconds between two looks whether the for_each around a wait for a limit was stopped
-
-
-@attrs.frozen
-class StepOptions:
-    """The options of a step, checked."""
-
-    retry: Retry
-    timeout: float | None
-    accept: Callable[[Any], bool] | None
-    if_interrupted: IfInterrupted
-    version: str | None
-    limit_key: str | None = None
 
 
 @attrs.frozen
@@ -204,11 +191,15 @@ class StepCall:
         while True:
             at = self.runtime.clock.now()
             flight.is_settled = False
-            beginning: _Beginning = self.session.transact(
-                lambda projection: self._decide(projection, at, flight.attempt),  # noqa: B023 - called before the next turn
-                durable=self.options.if_interrupted == "fail",
-                fences=self.scope.fences,
-            )
+            try:
+                beginning: _Beginning = self.session.transact(
+                    lambda projection: self._decide(projection, at, flight.attempt),  # noqa: B023 - called at once
+                    durable=self.options.if_interrupted == "fail",
+                    fences=self.scope.fences,
+                )
+            except StoreError:
+                flight.is_settled = True  # nothing was appended, or the store is dead in this process
+                raise
             flight.is_settled = not isinstance(beginning, _Started)
             match beginning:
                 case _Started():

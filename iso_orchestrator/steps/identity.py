@@ -1,4 +1,4 @@
-"""What a call of a step is called: its identity, in every process, on every day."""
+"""The identity of a step's call: one name for equal arguments, in every process, on every day."""
 
 from __future__ import annotations
 
@@ -19,19 +19,20 @@ from iso_orchestrator.errors import StepNameError
 
 __all__ = ["Arguments", "Parameters", "Template", "base_name", "compile_template", "is_constant"]
 
-_LONGEST = 120  # characters of rendered arguments that are shown; behind them comes their hash
+_LONGEST = 120  # characters of rendered arguments; longer ones are cut, and end with a hash
 
 Arguments: TypeAlias = Mapping[str, Any]
-"""A call's arguments by parameter, defaults filled in."""
+"""A call's arguments by parameter, with defaults filled in."""
 
 Template: TypeAlias = str | Callable[..., str | None]
+"""A format string over a call's arguments, or a function of them."""
 
 
 def base_name(fn: Callable[..., object]) -> str:
-    """What a function is called where no name is given.
+    """Return the name of a function's steps where no name is given: its qualified name, after `<locals>`.
 
     Raises:
-        StepNameError: It has no name of its own.
+        StepNameError: The function has no name of its own, as a lambda.
     """
     qualified = getattr(fn, "__qualname__", None)
     if not isinstance(qualified, str) or "<lambda>" in qualified:
@@ -40,7 +41,15 @@ def base_name(fn: Callable[..., object]) -> str:
 
 
 class Parameters:
-    """A function's parameters, and what the arguments of a call are called by them."""
+    """A function's parameters. They bind the arguments of a call and render them as a name.
+
+    Args:
+        fn: The function.
+        base: The first part of the names.
+
+    Raises:
+        ValueError: The function has no signature, as some builtins.
+    """
 
     def __init__(self, fn: Callable[..., object], base: str) -> None:
         self._base = base
@@ -60,22 +69,22 @@ class Parameters:
         )
 
     def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Arguments:
-        """The arguments of a call.
+        """Bind the arguments of a call to the parameters.
 
         Raises:
-            TypeError: The function could not be called so.
+            TypeError: The function does not take them.
         """
         if self._is_plain and not kwargs and len(args) == len(self._names):
-            return dict(zip(self._names, args, strict=True))  # what most calls are, in a third of the time
+            return dict(zip(self._names, args, strict=True))  # most calls, in a third of the time
         bound = self._signature.bind(*args, **kwargs)
         bound.apply_defaults()
         return bound.arguments
 
     def check_fields(self, template: str, what: str) -> None:
-        """Raise where a format string can never be filled in.
+        """Check that a format string names only parameters.
 
         Raises:
-            StepNameError: It names what is no parameter, or is no format string.
+            StepNameError: It names something else, or is no format string.
         """
         try:
             fields = [field for _, field, _, _ in Formatter().parse(template) if field is not None]
@@ -88,18 +97,18 @@ class Parameters:
                 raise StepNameError(template, f"{what} names {first!r}, which is none of the parameters ({known})")
 
     def call(self, fn: Callable[..., Any], arguments: Arguments) -> Any:
-        """Call another function with the arguments of a call."""
+        """Call another function with these arguments."""
         bound = inspect.BoundArguments(self._signature, dict(arguments))
         return fn(*bound.args, **bound.kwargs)
 
     def render(self, arguments: Arguments) -> str:
-        """The function's name with the arguments that differ from their defaults; alone where there are none.
+        """Render a call as a name: the base, and the arguments that differ from their defaults.
 
-        Objects go by the qualified names of their classes without the module, which is another one when a script is
-        imported: give `name=` where two classes of one name could meet.
+        Objects are shown with the qualified names of their classes, but without the module: its name changes when a
+        script is imported. Give `name=` where arguments can be of two classes with the same name.
 
         Raises:
-            StepNameError: An argument cannot be rendered so that no other looks the same.
+            StepNameError: An argument has no rendering that no other value has.
 
         Example:
             >>> def fetch(url, *, page=1): ...
@@ -119,7 +128,7 @@ class Parameters:
             return self._base
         rendered = ", ".join(parts)
         if len(rendered) > _LONGEST:
-            import hashlib  # as in `names`
+            import hashlib  # takes 4 ms, and few names are that long
 
             digest = hashlib.sha256(rendered.encode()).hexdigest()[:16]
             rendered = f"{rendered[:_LONGEST]}…#{digest}"
@@ -127,21 +136,22 @@ class Parameters:
 
 
 def is_constant(template: Template | None) -> bool:
-    """Whether a name is the same for every call."""
+    """Tell whether a template is the same for every call."""
     return isinstance(template, str) and "{" not in template.replace("{{", "")
 
 
 def compile_template(template: Template, what: str, parameters: Parameters) -> Callable[[Arguments], str | None]:
-    """A function of a call's arguments that makes a name or a key of them.
+    """Make a function that makes a name or a key from a call's arguments.
 
     Args:
         template: A format string over the arguments, or a function of them.
-        what: What it makes, for errors.
-        parameters: The called function's.
+        what: What it makes, for error messages.
+        parameters: The parameters of the called function.
 
     Raises:
-        TypeError: It is neither.
-        ValueError: A constant that can be no name.
+        TypeError: The template is neither.
+        ValueError: The template is a constant that cannot be a name.
+        StepNameError: The template names what is no parameter.
     """
     if not isinstance(template, str):
         if not callable(template):
@@ -193,7 +203,7 @@ def _render_argument(base: str, name: str, value: object) -> str:
 
 
 class _Unrenderable(Exception):  # noqa: N818 - never leaves this module
-    pass
+    """A value has no rendering; the message says which kind of value."""
 
 
 def _render(value: Any) -> str:
@@ -215,7 +225,7 @@ def _render_fields(value: Any) -> str:
     if attrs.has(kind):
         return _call(kind, [(field.name, getattr(value, field.name)) for field in attrs.fields(kind) if field.eq])
     if hasattr(kind, "__dataclass_fields__"):
-        import dataclasses  # whoever has one has imported it
+        import dataclasses  # imported by now, where the value's class was made
 
         fields = [(field.name, getattr(value, field.name)) for field in dataclasses.fields(kind) if field.compare]
         return _call(kind, fields)
@@ -257,7 +267,7 @@ def _set(value: Set[Any]) -> str:
 
 
 def _dict(value: dict[Any, Any]) -> str:
-    # Equal dicts are one argument, in whatever order they were filled.
+    # Equal dicts are one argument, whatever the order of their keys.
     return f"{{{', '.join(sorted([f'{_render(key)}: {_render(item)}' for key, item in value.items()]))}}}"
 
 
@@ -289,7 +299,7 @@ _EXACT: dict[type[Any], Callable[[Any], str]] = {
     dict: _dict,
 }
 
-# What most arguments are, and what cannot fail.
+# The kinds of most arguments; rendering them cannot fail.
 _EXACT_SCALARS = {kind: _EXACT[kind] for kind in (type(None), bool, int, float, str)}
 
 # In this order: an enum may be an int or a str too, and a datetime is a date.
@@ -309,7 +319,7 @@ _BY_BASE: list[tuple[type[Any], Callable[[Any], str]]] = [
     (dt.timedelta, _span),
 ]
 
-# Of modules that take milliseconds to import: whoever has such a value has imported them.
+# Classes of modules that take milliseconds to import. Where such a value exists, its module is loaded.
 _BY_NAME: list[tuple[str, str, Callable[[Any], str]]] = [
     ("decimal", "Decimal", _as_text),
     ("uuid", "UUID", _as_text),

@@ -1,4 +1,4 @@
-"""How often a step is tried, and when again."""
+"""Retries: which failures of a step are tried again, how often and when."""
 
 from __future__ import annotations
 
@@ -14,7 +14,13 @@ __all__ = ["Retry", "RetryContext", "as_retry"]
 
 @attrs.frozen
 class RetryContext:
-    """What `should_retry` knows of the attempt that failed; `attempt` counts from 1 in each call."""
+    """The attempt that failed, for `should_retry`.
+
+    Attributes:
+        step: The step's name.
+        attempt: The number of the attempt, from 1 in each call.
+        max_attempts: The attempts of one call, at most.
+    """
 
     step: str
     attempt: int
@@ -28,7 +34,7 @@ def _check_attempts(_: object, __: object, value: Any) -> None:
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"retry attempts must be an int, not {value!r}")
     if value < 1:
-        raise ValueError(f"retry attempts counts all attempts, the first among them: at least 1, not {value}")
+        raise ValueError(f"retry attempts must be at least 1, since it counts the first attempt too; not {value}")
 
 
 def _check_on(_: object, __: object, value: Any) -> None:
@@ -49,17 +55,18 @@ def _check_should_retry(_: object, __: object, value: Any) -> None:
 
 @attrs.frozen
 class Retry:
-    """When a step that failed is tried again.
+    """A rule for when a failed step is tried again.
 
     Args:
-        attempts: All attempts of one call, the first among them.
-        on: An exception class or a tuple of them; other errors are not retried.
-        should_retry: Asked besides *on*, with the error and a `RetryContext`.
+        attempts: Attempts of one call in all, including the first.
+        on: An exception class or a tuple of them. Other errors are not retried.
+        should_retry: A function of the error and a `RetryContext`. Where it returns False, an error that *on* names
+            is not retried either.
         wait: Seconds between attempts, or any tenacity wait strategy (needs the extra `retry`).
 
     Raises:
         TypeError: An argument is of the wrong type.
-        ValueError: attempts is less than 1, or wait less than 0.
+        ValueError: *attempts* is less than 1, or *wait* less than 0.
 
     Example:
         >>> Retry(attempts=3, on=(TimeoutError, ConnectionError), wait=1.5).attempts
@@ -74,20 +81,20 @@ class Retry:
     wait: float | WaitStrategy = attrs.field(default=0.0, validator=_check_wait)
 
     def wants(self, error: BaseException, context: RetryContext) -> bool:
-        """Whether there is to be another attempt after *error*."""
+        """Tell whether another attempt follows *error*."""
         if context.attempt >= self.attempts or not isinstance(error, Exception) or not isinstance(error, self.on):
             return False
         return self.should_retry is None or bool(self.should_retry(error, context))
 
     def pause(self, error: Exception, attempt: int) -> float:
-        """Seconds until the attempt after number *attempt*."""
+        """Return the seconds between attempt number *attempt*, which failed with *error*, and the next."""
         if not callable(self.wait):
             return self.wait
         return max(0.0, float(self.wait(_tenacity_state(error, attempt))))
 
 
 def as_retry(retry: int | Retry) -> Retry:
-    """A `Retry` of an option that may be a number of attempts."""
+    """Turn the option `retry`, which may be a number of attempts, into a `Retry`."""
     return retry if isinstance(retry, Retry) else Retry(attempts=retry)
 
 

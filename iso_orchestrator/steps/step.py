@@ -7,84 +7,74 @@ import inspect
 import types
 import typing
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypedDict, TypeVar, overload
+from concurrent.futures import Future
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
-from iso_orchestrator.checks import check_key, check_seconds
+from iso_orchestrator.checks import check_key
 from iso_orchestrator.codec import ResultCodec
+from iso_orchestrator.errors import NoActiveWorkflowError
+from iso_orchestrator.runtime.context import current_scope
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
-from iso_orchestrator.steps.call import IfInterrupted, StepCall, StepOptions
+from iso_orchestrator.steps.call import StepCall
 from iso_orchestrator.steps.identity import Arguments, Parameters, Template, base_name, compile_template, is_constant
-from iso_orchestrator.steps.retry import Retry, as_retry
+from iso_orchestrator.steps.options import StepOptions, check_callable, unwrap_function
 
 __all__ = [
     "UNRESOLVED",
     "BoundStep",
     "Step",
-    "StepKeywords",
     "check_callable",
+    "current_runtime",
     "deferred_caller",
+    "is_step",
     "return_annotation",
     "run_step",
-    "step_options",
 ]
-
-if TYPE_CHECKING:
-    from concurrent.futures import Future
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")
 R = TypeVar("R")
 
 
-class StepKeywords(TypedDict, total=False):
-    """The options of `step`, for type checkers."""
-
-    name: Template | None
-    idempotency_key: Template | None
-    retry: int | Retry
-    timeout: float | None
-    accept: Callable[[Any], bool] | None
-    if_interrupted: IfInterrupted
-    version: str | int | None
-
-
 class Step(Generic[P, R]):
-    """A function whose calls are steps. Made by `workflow.step` and by the free `step`.
+    """A function whose calls are steps. `workflow.step` and the free `step` make it.
+
+    Args:
+        fn: The plain function.
+        options: What holds for all its calls.
+        runtime: That of the workflow whose `step` made it; None for the free `step`, whose calls belong to the
+            workflow that is current then.
 
     Attributes:
         fn: The plain function.
+
+    Raises:
+        TypeError: *fn* is no plain function.
+        StepNameError: *fn* has no name of its own, or a template names what is no parameter.
+        DuplicateStepError: Another function of the workflow has the name.
     """
 
     fn: Callable[P, R]
 
-    def __init__(
-        self,
-        fn: Callable[P, R],
-        resolve: Callable[[], WorkflowRuntime],
-        options: StepOptions,
-        name: Template | None,
-        idempotency_key: Template | None,
-    ) -> None:
+    def __init__(self, fn: Callable[P, R], options: StepOptions, runtime: WorkflowRuntime | None = None) -> None:
         check_callable(fn, "a step")
         functools.update_wrapper(self, fn, updated=())  # not its attributes: they could hide a method
         self.fn = fn
-        self._resolve = resolve
         self._options = options
-        self._base = base_name(fn) if name is None else ""
+        self._base = base_name(fn) if options.name is None else ""
         self._parameters = _parameters(fn, self._base)
-        self._make_name = None if name is None else compile_template(name, "a step's name", self._parameters)
-        self._make_key = (
-            None
-            if idempotency_key is None
-            else compile_template(idempotency_key, "an idempotency key", self._parameters)
-        )
-        self._claimed = self._base or (str(name).format() if is_constant(name) else None)
+        self._make_name = self._compile(options.name, "a step's name")
+        self._make_key = self._compile(options.idempotency_key, "an idempotency key")
+        self._constant_name = self._base or (str(options.name).format() if is_constant(options.name) else None)
+        self._runtime = runtime
         self._claimed_by: WorkflowRuntime | None = None
         self._codec: ResultCodec | None = None
+        if runtime is not None:
+            self._claim(runtime)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        """The step's recorded result, or a new one."""
-        result: R = self._claimed_call(args, kwargs).run()
+        """Run the step, or return its recorded result."""
+        result: R = self._new_call(args, kwargs).run()
         return result
 
     @overload
@@ -92,33 +82,32 @@ class Step(Generic[P, R]):
     @overload
     def __get__(self: Step[Concatenate[Any, Q], R], instance: object, owner: type) -> BoundStep[Q, R]: ...
     def __get__(self, instance: object, owner: type) -> Any:
-        """As a method, whose instance is the first argument."""
+        """Bind the step as a method, whose first argument is the instance."""
         step: Any = self
         return self if instance is None else BoundStep(step, instance)
 
     def submit(self, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
-        """Call the step on the workflow's threads."""
-        call = self._claimed_call(args, kwargs)
+        """Call the step on the workflow's threads.
+
+        Returns:
+            A future of its result.
+        """
+        call = self._new_call(args, kwargs)
         return call.runtime.submit(call.run)
 
     def step_name(self, *args: P.args, **kwargs: P.kwargs) -> str:
-        """What that call is called in the record."""
+        """Compute the name that the record has for a call with these arguments."""
         return self._name(self._parameters.bind(args, kwargs))
 
-    def claim(self, runtime: WorkflowRuntime) -> None:
-        """Take the name for this function.
-
-        Raises:
-            DuplicateStepError: Another function has it.
-        """
-        if self._claimed is not None:
-            runtime.claim(self._claimed, self.fn)
+    def _claim(self, runtime: WorkflowRuntime) -> None:
+        if self._constant_name is not None:
+            runtime.claim(self._constant_name, self.fn)
         self._claimed_by = runtime
 
-    def _claimed_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> StepCall:
-        runtime = self._resolve()
+    def _new_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> StepCall:
+        runtime = self._runtime or current_runtime()
         if runtime is not self._claimed_by:
-            self.claim(runtime)
+            self._claim(runtime)
         arguments = self._parameters.bind(args, kwargs)
         return StepCall(
             runtime=runtime,
@@ -132,6 +121,9 @@ class Step(Generic[P, R]):
     def _body(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any]:
         return functools.partial(self.fn, *args, **kwargs)
 
+    def _compile(self, template: Template | None, what: str) -> Callable[[Arguments], str | None] | None:
+        return None if template is None else compile_template(template, what, self._parameters)
+
     def _name(self, arguments: Arguments) -> str:
         if self._make_name is None:
             return self._parameters.render(arguments)
@@ -139,14 +131,14 @@ class Step(Generic[P, R]):
 
     def _result_codec(self) -> ResultCodec:
         annotation = return_annotation(self.fn)
-        if annotation is UNRESOLVED:
-            return ResultCodec(inspect.Signature.empty)  # it does not resolve: perhaps at the next call
+        if annotation is UNRESOLVED:  # the next call may resolve it
+            return ResultCodec(inspect.Signature.empty)
         self._codec = ResultCodec(annotation)
         return self._codec
 
 
 class BoundStep(Generic[P, R]):
-    """A step that is a method, of one instance."""
+    """A step that is a method, bound to an instance."""
 
     def __init__(self, step: Step[Concatenate[Any, P], R], instance: object) -> None:
         functools.update_wrapper(self, step, updated=())
@@ -167,13 +159,28 @@ class BoundStep(Generic[P, R]):
         return self._step.step_name(self._instance, *args, **kwargs)
 
 
+def current_runtime() -> WorkflowRuntime:
+    """Return the runtime of the current workflow.
+
+    Raises:
+        NoActiveWorkflowError: There is none.
+    """
+    runtime = current_scope().runtime
+    if runtime is None:
+        raise NoActiveWorkflowError("a free decorator's function")
+    return runtime
+
+
 def is_step(fn: Callable[..., Any]) -> bool:
-    """Whether *fn* is one, or a method that is."""
+    """Tell whether *fn* is a step, as a function or as a method."""
     return isinstance(fn, Step | BoundStep)
 
 
 def deferred_caller(fn: Callable[..., Any]) -> Callable[..., tuple[Any, Callable[[], None] | None]]:
-    """What calls *fn* and, where it is a step, leaves a new result to be settled by the second that it returns."""
+    """Make a function that calls *fn* and returns its result, plus a callback that blocks until the result is durable.
+
+    The callback is None where *fn* is no step, or where the result was durable before.
+    """
     return lambda *args, **kwargs: (fn(*args, **kwargs), None)
 
 
@@ -185,7 +192,7 @@ def run_step(
     idempotency_key: str | None,
     options: StepOptions,
 ) -> R:
-    """Run one step without a decorator."""
+    """Run ``fn(*args)`` as the step *name*, without a decorator."""
     check_callable(fn, "a step")
     annotation = return_annotation(fn)
     call = StepCall(
@@ -200,48 +207,6 @@ def run_step(
     return result
 
 
-def step_options(
-    retry: int | Retry,
-    timeout: float | None,
-    accept: Callable[[Any], bool] | None,
-    if_interrupted: IfInterrupted,
-    version: str | int | None,
-) -> StepOptions:
-    """The options of a step, checked."""
-    check_seconds(timeout, "timeout")
-    if accept is not None:
-        check_callable(accept, "accept")
-    if if_interrupted not in ("rerun", "fail"):
-        raise ValueError(f'if_interrupted is "rerun" or "fail", not {if_interrupted!r}')
-    if version is not None and (isinstance(version, bool) or not isinstance(version, str | int)):
-        raise TypeError(f"version must be a str or an int, not {version!r}")
-    return StepOptions(
-        as_retry(retry),
-        timeout,
-        accept,
-        if_interrupted,
-        None if version is None else check_key(str(version), "version"),
-    )
-
-
-def check_callable(fn: object, what: str) -> None:
-    """Raise where calling *fn* would not run it.
-
-    Raises:
-        TypeError: It is no function, or a coroutine or generator function.
-    """
-    if not callable(fn):
-        raise TypeError(f"{what} must be a function, not {fn!r:.80}")
-    plain = _plain(fn)
-    if inspect.iscoroutinefunction(plain) or inspect.isasyncgenfunction(plain):
-        raise TypeError(f"{what} must be a plain function: {_name_of(fn)} is async; wrap it in asyncio.run()")
-    if inspect.isgeneratorfunction(plain):
-        raise TypeError(
-            f"{what} must be a plain function: {_name_of(fn)} is a generator function, "
-            "whose body would run outside of the record; return a list"
-        )
-
-
 def _parameters(fn: Callable[..., object], base: str) -> Parameters:
     try:
         return Parameters(fn, base)
@@ -249,23 +214,9 @@ def _parameters(fn: Callable[..., object], base: str) -> Parameters:
         raise TypeError(f"{error}: wrap it in a function of your own, or use run_step()") from error
 
 
-def _name_of(fn: object) -> str:
-    return str(getattr(fn, "__qualname__", fn))
-
-
-def _plain(fn: Any) -> Any:
-    """The function that has the code and the annotations of *fn*."""
-    fn = inspect.unwrap(fn)
-    while isinstance(fn, functools.partial):
-        fn = inspect.unwrap(fn.func)
-    if inspect.isroutine(fn) or isinstance(fn, type):
-        return fn
-    return getattr(fn, "__call__", fn)  # noqa: B004 - the method itself is looked at
-
-
 def return_annotation(fn: Callable[..., object]) -> Any:
-    """The resolved return annotation; `UNRESOLVED` where it does not resolve, or not yet."""
-    plain = _plain(fn)
+    """Resolve the return annotation of *fn*; `UNRESOLVED` where that fails, which the next call may change."""
+    plain = unwrap_function(fn)
     annotation = getattr(plain, "__annotations__", {}).get("return", inspect.Signature.empty)
     if annotation is inspect.Signature.empty:
         return annotation

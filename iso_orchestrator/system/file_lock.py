@@ -13,6 +13,7 @@ import attrs
 
 from iso_orchestrator.errors import StoreError
 from iso_orchestrator.system.filesystem import FileSystem, is_refusal, is_same_file
+from iso_orchestrator.system.interrupts import unmasked
 
 __all__ = ["FileLock"]
 
@@ -51,12 +52,18 @@ class FileLock:
             self._opened(self._fs.open_append(self.path))
 
     def acquire(self) -> None:
-        """Wait for the lock, in the kernel's queue."""
+        """Wait for the lock, in the kernel's queue. Ctrl-C ends the wait."""
+        if self.try_acquire():
+            return
         backend = self._backend
         try:
-            backend.lock(self.fd, backend.exclusive)
+            with unmasked():
+                backend.lock(self.fd, backend.exclusive)
         except backend.failed as error:
             raise self._error("lock", error) from error
+        except BaseException:  # Ctrl-C: the lock may have been taken just before
+            self.release()
+            raise
 
     def try_acquire(self, *, shared: bool = False) -> bool:
         """Take the lock if it is free."""

@@ -46,34 +46,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        argv: What stands behind the program's name; default: what it was started with.
+        argv: The arguments after the program's name. Default: those of this process.
 
     Returns:
-        The exit code: 0; 1 when it cannot be done, and standard error says why; 130 after Ctrl-C.
+        The exit code: 0; 1 if the command failed, and standard error says why; 130 after Ctrl-C.
 
     Raises:
-        SystemExit: Wrong usage (2), or help (0).
+        SystemExit: The usage was wrong (2), or help was asked for (0).
     """
     options = _parser().parse_args(argv)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # an id need not fit the terminal's encoding
+            stream.reconfigure(errors="backslashreplace")  # the encoding may lack characters of an id
     try:
         code: int = options.run(options)
         sys.stdout.flush()
     except OrchestratorError as error:
-        return _refuse(str(error))
+        return _fail(str(error))
     except KeyboardInterrupt:
-        _refuse("interrupted")
+        _fail("interrupted")
         return 130
-    except BrokenPipeError:  # `| head` has seen enough
+    except BrokenPipeError:  # the reader, `| head` for example, has ended
         with suppress(BrokenPipeError):
-            sys.stdout.close()  # else the interpreter complains when it flushes at exit
+            sys.stdout.close()  # else the interpreter prints an error when it flushes at exit
         return 0
     return code
 
 
-def _refuse(reason: str) -> int:
+def _fail(reason: str) -> int:
     print(f"iso-orchestrator: {escape_terminal(reason)}", file=sys.stderr)
     return 1
 
@@ -85,7 +85,7 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _demo_command(options: argparse.Namespace) -> str:
-    """What to type to go on; without --fresh, which would start over."""
+    """Return the command that continues the demo, without --fresh, which would start over."""
     words = ["python", "-m", "iso_orchestrator"] if Path(sys.argv[0]).name == "__main__.py" else ["iso-orchestrator"]
     words.append("demo")
     if options.dir != _ROOT:
@@ -98,7 +98,7 @@ def _list(options: argparse.Namespace) -> int:
     code = 0
     for found in FileStore(options.dir).list():
         if isinstance(found, StoreError):
-            code = _refuse(str(found))
+            code = _fail(str(found))
         else:
             summaries.append(found.summary())
     if options.json:
@@ -120,7 +120,7 @@ def _show(options: argparse.Namespace) -> int:
 
 
 def _logs(options: argparse.Namespace) -> int:
-    read_workflow_record(options.workflow, dir=options.dir)  # a mistyped id raises
+    read_workflow_record(options.workflow, dir=options.dir)  # raises for a mistyped id
     store = FileStore(options.dir)
 
     def look() -> Projection:
@@ -139,7 +139,7 @@ def _logs(options: argparse.Namespace) -> int:
 
 def _top(options: argparse.Namespace) -> int:
     if options.workflow is not None:
-        read_workflow_record(options.workflow, dir=options.dir)  # a mistyped id raises
+        read_workflow_record(options.workflow, dir=options.dir)  # raises for a mistyped id
     store = FileStore(options.dir)
     while True:
         found = list(store.list())
@@ -152,37 +152,33 @@ def _top(options: argparse.Namespace) -> int:
         text = top.top_text(projections, SystemClock().now(), store.is_alive)
         print(f"{_CLEAR if options.every is not None and sys.stdout.isatty() else ''}{text}", flush=True)
         for error in errors:
-            _refuse(str(error))
+            _fail(str(error))
         if options.every is None:
             return 1 if errors else 0
         sleep(options.every)
 
 
-def _projection(options: argparse.Namespace) -> int:
-    read_workflow_record(options.workflow, dir=options.dir)  # a mistyped id raises, and makes nothing
+def _fold(options: argparse.Namespace) -> int:
+    read_workflow_record(options.workflow, dir=options.dir)  # raises for a mistyped id, and creates nothing
     open_workflow(options.workflow, dir=options.dir).close()
     store = FileStore(options.dir)
     path = store.path_of(options.workflow)
-    if not _is_folded(store, options.workflow, path):
-        return _refuse("other processes are using the workflow; the last of them to end folds it")
-    print(f"all of it is in {escape_terminal(path)}")
+    snapshot, latest = read_file(FileSystem(), path), store.read(options.workflow)
+    if snapshot is None or latest is None or projection_from_snapshot(snapshot, path).seq != latest.seq:
+        return _fail("other processes are using the workflow; the last of them to end writes the snapshot")
+    print(f"the snapshot is complete: {escape_terminal(path)}")
     return 0
 
 
-def _is_folded(store: FileStore, workflow_id: str, path: str) -> bool:
-    data, whole = read_file(FileSystem(), path), store.read(workflow_id)
-    return data is not None and whole is not None and projection_from_snapshot(data, path).seq == whole.seq
-
-
 def _reset(options: argparse.Namespace) -> int:
-    read_workflow_record(options.workflow, dir=options.dir)  # a mistyped id raises, and makes nothing
+    read_workflow_record(options.workflow, dir=options.dir)  # raises for a mistyped id, and creates nothing
     workflow = Workflow(options.workflow, dir=options.dir)
     try:
         names = workflow.reset(options.step)
     finally:
         workflow.close()
     if not names:
-        return _refuse(f"no step has the name {options.step!r} or matches it; `show` lists the steps")
+        return _fail(f"no step has the name {options.step!r} or matches it; `show` lists the steps")
     for name in names:
         print(f"reset {escape_terminal(name)}")
     return 0
@@ -198,7 +194,7 @@ def _verify(options: argparse.Namespace) -> int:
     try:
         text, code = doctor.verify(options.dir, options.workflow, as_json=options.json)
     except OrchestratorError as error:
-        _refuse(str(error))
+        _fail(str(error))
         return 3
     print(text)
     return code
@@ -216,7 +212,7 @@ def _repair(options: argparse.Namespace) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="iso-orchestrator",
-        description="Look at durable workflows and look after them.",
+        description="Show, check, repair and delete durable workflows.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
@@ -230,42 +226,42 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
         return command
 
-    _add_demo_options(add("demo", _demo, "run a batch of jobs that goes on after Ctrl-C or a kill"))
-    following = add("logs", _logs, "print what a step's command has written")
-    watching = add("top", _top, "show what runs now, what waits for which limit, and the limits in force")
-    listing = add("list", _list, "list the workflows, and change nothing")
+    _add_demo_options(add("demo", _demo, "run a batch of jobs that continues after Ctrl-C or a kill"))
+    logs_ = add("logs", _logs, "print the output of a step's command")
+    top_ = add("top", _top, "show the steps that run or wait now, and the limits in force")
+    list_ = add("list", _list, "list the workflows, and change nothing")
     show = add("show", _show, "show a workflow's record, and change nothing")
-    for command in (listing, show):
-        command.add_argument("--json", action="store_true", help="print JSON")
-    projection = add("fold", _projection, "write all that happened into the snapshot, for other programs to read")
+    fold = add("fold", _fold, "write everything that happened into the snapshot, for other programs to read")
     reset = add("reset", _reset, "forget steps, so that they run again")
-    delete = add("delete", _delete, "delete a workflow that nobody is using")
-    for command in (show, following, projection, reset, delete):
-        command.add_argument("workflow", type=_workflow_id, metavar="WORKFLOW", help="its id, as `list` shows it")
-    following.add_argument("step", metavar="STEP", help="the step's name, as `show` has it")
-    following.add_argument("-f", "--follow", action="store_true", help="wait for more until the step has ended")
-    watching.add_argument(
-        "workflow", nargs="?", type=_workflow_id, metavar="WORKFLOW", help="its id (default: all of the folder)"
-    )
-    watching.add_argument("--every", type=_seconds, metavar="SECONDS", help="show it again and again")
+    delete = add("delete", _delete, "delete a workflow that no process is using")
     _add_doctor_options(
         add("verify", _verify, "check every file, and change nothing"),
-        add("repair", _repair, "bring back what is sound of a damaged workflow"),
+        add("repair", _repair, "recover the undamaged part of a workflow"),
     )
+    for command in (list_, show):
+        command.add_argument("--json", action="store_true", help="print JSON")
+    for command in (show, logs_, fold, reset, delete):
+        command.add_argument("workflow", type=_workflow_id, metavar="WORKFLOW", help="its id, as `list` shows it")
+    logs_.add_argument("step", metavar="STEP", help="the step's name, as `show` has it")
+    logs_.add_argument("-f", "--follow", action="store_true", help="wait for more until the step has ended")
+    top_.add_argument(
+        "workflow", nargs="?", type=_workflow_id, metavar="WORKFLOW", help="its id (default: all of the folder)"
+    )
+    top_.add_argument("--every", type=_seconds, metavar="SECONDS", help="repeat at this interval, until Ctrl-C")
     reset.add_argument("step", metavar="NAME_OR_PATTERN", help="a step's name, or a pattern such as 'apply:*'")
     return parser
 
 
 def _add_demo_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--fresh", action="store_true", help="start over: delete what an earlier demo did")
+    command.add_argument("--fresh", action="store_true", help="start over: delete an earlier demo")
     command.add_argument(
         "--pace",
         type=_seconds,
         default=0.4,
         metavar="SECONDS",
-        help="how long the agent takes for a job, on average (default: %(default)s)",
+        help="the average time of a job (default: %(default)s)",
     )
-    command.add_argument("--ledger", metavar="FILE", help="append a line to FILE for each job that the agent has done")
+    command.add_argument("--ledger", metavar="FILE", help="append a line to FILE for each finished job")
 
 
 def _add_doctor_options(verify: argparse.ArgumentParser, repairing: argparse.ArgumentParser) -> None:
@@ -278,11 +274,11 @@ def _add_doctor_options(verify: argparse.ArgumentParser, repairing: argparse.Arg
     repairing.set_defaults(refuse=repairing.error)
     choice = repairing.add_mutually_exclusive_group()
     choice.add_argument(
-        "--merge-snapshot", action="store_true", help="merge what another program wrote into the snapshot"
+        "--merge-snapshot", action="store_true", help="merge a snapshot that another program wrote with the journal"
     )
-    choice.add_argument("--without-snapshot", action="store_true", help="take what the journal alone has")
+    choice.add_argument("--without-snapshot", action="store_true", help="rebuild the record from the journal alone")
     repairing.add_argument(
-        "--prefer", choices=("journal", "snapshot"), help="whose steps and state a merge takes where both changed them"
+        "--prefer", choices=("journal", "snapshot"), help="which side wins where both changed a step or the state"
     )
     for command, text in ((verify, doctor.VERIFY_HELP), (repairing, doctor.REPAIR_HELP)):
         command.add_argument("--json", action="store_true", help="print JSON")

@@ -1,4 +1,4 @@
-"""What `verify` and `repair` say, for people and as JSON."""
+"""The reports of `verify` and `repair`, as text and as JSON."""
 
 from __future__ import annotations
 
@@ -21,50 +21,58 @@ __all__ = ["EXIT_CODES", "REPAIR_HELP", "VERIFY_HELP", "repaired_text", "verify"
 EXIT_CODES = {Verdict.SOUND: 0, Verdict.TORN: 0, Verdict.REFUSED: 3, Verdict.CONFLICT: 1, Verdict.DAMAGED: 1}
 
 VERIFY_HELP = """
-Says of every file what is the matter with it, and where, in bytes. Nothing is locked, made or changed, and processes
-that are at work are in nobody's way.
+Checks every file and reports each problem with its place in bytes. Nothing is locked, created or changed, and running
+processes are not disturbed.
 
-  sound     it is as it was written
-  torn      its end was cut or mangled by a crash, or is being written now: no damage, nothing that anybody was told to
-            be recorded is lost, and the next opening deals with it
-  refused   it cannot be looked at: no right to, not a regular file, or written by a newer release
-  conflict  snapshot and journal are sound and do not belong together: another program wrote the snapshot
-  damaged   what was recorded cannot be read; `repair` brings back what is before the damage
+  sound     as it was written
+  torn      a crash cut or damaged its end, or it is being written now; nothing that a process was told is recorded
+            is lost, and the next opening repairs the file
+  refused   it could not be checked: no permission, not a regular file, or written by a newer release
+  conflict  snapshot and journal are sound but do not belong together: another program wrote the snapshot
+  damaged   recorded data cannot be read; `repair` recovers what was written before the damage
 
-exit codes: 0 sound or torn; 1 damaged or in conflict; 2 wrong usage; 3 something could not be checked, and nothing that
-could be is damaged
+exit codes: 0 sound or torn; 1 damaged or in conflict; 2 wrong usage; 3 something could not be checked, and nothing
+else is damaged
 """
 
 REPAIR_HELP = """
-Makes a damaged workflow one that opens. A sound one, or one that is only torn, is left as it is. The files are kept as
-they were, beside the new ones, as NAME.kept-1 and so on, until `delete` removes the workflow. Refused while a process
-uses the workflow.
+Repairs a damaged workflow, so that it opens again. A sound or torn workflow is not changed. The old files are kept
+beside the new ones, as NAME.kept-1 and so on, until `delete` removes the workflow. Refused while a process uses the
+workflow.
 
-A damaged journal: the record is what the snapshot and all facts before the damage make. Facts behind it are not in the
-record, however well they can be read, since what they rest on is gone; steps that they completed are named, and run
-again. No lease's token is handed out twice.
+Damaged journal: the new record has the snapshot and all facts before the damage. Facts after the damage are left out
+even if they can be read, because the facts that they depend on are lost. Steps that those facts completed are
+listed, and run again. No lease gets a token that was in use before.
 
-A snapshot that another program (the npm package) wrote under a journal: with --merge-snapshot, and not without it, the
-journal's facts are taken in on top of that snapshot. Steps, state, heartbeats and leases that only one side has are
-kept, and so are all events, the journal's behind the snapshot's. What both have, and not alike, is named, with whose
-was taken: of a step the completed one; else the journal's where the other program has not changed it since the journal
-began, by the clocks of both; of heartbeats, leases and the status the later one. A step or state that both changed is
-for you to decide: nothing is done before you say --prefer journal or --prefer snapshot. The other side's is lost to
-the record, and is in the files that are kept.
+Snapshot that another program (the npm package) wrote while there was a journal: refused, unless --merge-snapshot is
+given. Then the journal's facts are added to that snapshot. Steps, state, heartbeats, leases and events that only one
+side has are kept; the journal's events come after the snapshot's. Where both sides have a different version, the
+report names it and the side that was taken: for a step, the completed one; else the journal's, if the other
+program has not changed the step since the journal began (by the clocks of both); for heartbeats, leases and the
+status, the later one. For a step or a state that both sides changed, the repair stops and does nothing, until you
+decide with --prefer journal or --prefer snapshot. The other version is then only in the kept files.
 
-A damaged or missing snapshot: refused, unless --without-snapshot says to take what the journal alone has. What only the
-snapshot had is lost: the initial state, and all that happened before the journal began; tokens of leases that the
-journal does not speak of begin anew.
+Damaged or missing snapshot: refused, unless --without-snapshot is given. Then the record is rebuilt from the journal
+alone. What only the snapshot had is lost: the initial state, and everything before the journal began. Lease tokens
+that the journal does not have start again at 1.
 
-exit codes: 0 it opens now, or did before; 1 refused, and nothing was changed; 2 wrong usage
+exit codes: 0 the workflow opens; 1 refused, and nothing was changed; 2 wrong usage
 """
 
 
 def verify(root: str, workflow_id: str | None, *, as_json: bool) -> tuple[str, int]:
-    """Check the files of a workflow, or of all; what there is to say, and the exit code.
+    """Check the files of a workflow, or of all workflows.
+
+    Args:
+        root: The folder of all workflows.
+        workflow_id: The workflow; None: all of them.
+        as_json: Whether to report in JSON.
+
+    Returns:
+        The report, and the exit code.
 
     Raises:
-        StoreError: The root cannot be looked at.
+        StoreError: The root cannot be read.
         WorkflowNotFoundError: There is no such workflow.
     """
     root = os.path.abspath(root)
@@ -78,15 +86,21 @@ def verify(root: str, workflow_id: str | None, *, as_json: bool) -> tuple[str, i
 
 
 def repaired_text(workflow_id: str, done: Repaired, *, as_json: bool) -> str:
-    """What a repair did."""
+    """Report a repair.
+
+    Args:
+        workflow_id: The workflow.
+        done: What `repair` returned.
+        as_json: Whether to report in JSON.
+    """
     if as_json:
         return json_text(_repaired_json(workflow_id, done))
     lines = [_deed(done)]
     lines += [f"not in the record: facts {first} to {last}, as far as is known" for first, last in done.lost]
     if done.unread:
         lines.append(f"not in the record: the last {done.unread} bytes of the journal")
-    lines += [f"completed among them, will run again: step {_quoted(step)}" for step in done.lost_steps]
-    lines += [f"left out, since what it speaks of is not there: fact {seq}, {_quoted(name)}" for seq, name in done.left]
+    lines += [f"completed in a lost fact, will run again: step {_quoted(step)}" for step in done.lost_steps]
+    lines += [f"left out, since it refers to something lost: fact {seq}, {_quoted(name)}" for seq, name in done.left]
     lines += [_difference_text(difference) for difference in done.differences]
     lines += [f"kept as it was: {escape_terminal(path)}" for path in done.kept]
     return "\n".join(lines)
@@ -105,7 +119,7 @@ def _checks_text(root: str, checks: list[WorkflowCheck], *, every_file: bool) ->
     lines = []
     for check in checks:
         if check.workflow_id is None and check.verdict is Verdict.SOUND and not every_file:
-            continue  # locks without a record, and what is none of ours
+            continue  # locks without a record, and files of other programs
         named = escape_terminal(check.workflow_id or check.name or root)
         facts = f", {check.facts} facts" if check.facts is not None else ""
         lines.append(f"{check.verdict:<8}  {named}{facts}")
@@ -137,14 +151,14 @@ def _deed(done: Repaired) -> str:
     return {
         "nothing": "nothing is damaged, nothing was changed",
         "repaired": f"repaired: the record has all facts up to {done.facts}",
-        "merged": "merged: the record has the snapshot's and the journal's",
-        "rebuilt": f"rebuilt from the journal alone: what only the snapshot had is lost; the last fact is {done.facts}",
+        "merged": "merged: the record has the snapshot's and the journal's facts",
+        "rebuilt": f"rebuilt from the journal alone, up to fact {done.facts}: what only the snapshot had is lost",
     }[done.deed]
 
 
 def _difference_text(difference: Difference) -> str:
     what = f"{difference.what} {_quoted(difference.name)}" if difference.name else difference.what
-    return f"both have the {what}: the {difference.taken}'s was taken"
+    return f"both sides have the {what}: the {difference.taken}'s was taken"
 
 
 def _quoted(text: str) -> str:

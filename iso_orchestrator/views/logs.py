@@ -1,4 +1,4 @@
-"""The output of a step's command: what there is of it, and what comes."""
+"""The log of a step's command: print what is in it, and follow it while the command runs."""
 
 from __future__ import annotations
 
@@ -6,59 +6,66 @@ from collections.abc import Callable, Iterator
 
 from iso_orchestrator.errors import WorkflowUsageError
 from iso_orchestrator.record.markup import escape_terminal
-from iso_orchestrator.record.model import StepStatus
+from iso_orchestrator.record.model import StepStatus, WorkflowRecord
 from iso_orchestrator.record.projection import Projection
 from iso_orchestrator.system.clock import sleep
 from iso_orchestrator.system.filesystem import FileSystem
 
 __all__ = ["log_path", "output"]
 
-_PAUSE = 0.2  # seconds between two looks at a log that is followed
+_PAUSE = 0.2  # seconds between two reads of a log that is followed
 _CHUNK = 1 << 16
 
 
-def log_path(projection: Projection, step: str) -> str | None:
-    """Where the last attempt at a step writes, or wrote; None where it is not known, as before its first heartbeat."""
-    state = projection.steps.get(step)
-    if state is None:
-        raise WorkflowUsageError(f"workflow {projection.workflow_id!r} has no step {step!r}; `show` lists its steps")
-    result = state.result
+def log_path(record: WorkflowRecord | Projection, step: str) -> str | None:
+    """Find the log of the last attempt at a step; None where it is no command, or its first heartbeat is missing."""
+    state = record.steps[step]
     if state.status is StepStatus.COMPLETED:
-        path = result.get("log_path") if isinstance(result, dict) else None
-    else:
-        beat = projection.heartbeats.get(f"command:{step}")
-        path = beat.detail.get("log") if beat is not None and isinstance(beat.detail, dict) else None
-    return path if isinstance(path, str) else None
+        match state.result:
+            case {"exit_code": int(), "duration": int() | float(), "log_path": str(path), "parsed": _}:
+                return path
+        return None
+    beat = record.heartbeats.get(f"command:{step}")
+    match None if beat is None else beat.detail:
+        case {"log": str(path)}:
+            return path
+    return None
 
 
 def output(
     look: Callable[[], Projection], is_alive: Callable[[str], bool], step: str, *, follow: bool
 ) -> Iterator[str]:
-    """The lines of a step's log, made harmless for a terminal.
+    """Yield the lines of a step's log, escaped for a terminal.
 
     Args:
         look: Reads the workflow.
-        is_alive: Whether the process that has a step of it in hand lives.
+        is_alive: Tells whether the process with that id lives; it runs the step.
         step: The step's name.
-        follow: Wait for more until the step has ended, or its process has; when it is tried again, go on with that log.
+        follow: Wait for more lines until the step or its process has ended. If the step is tried again, continue with
+            the log of the next attempt.
 
     Raises:
         WorkflowUsageError: There is no such step, or it has no log.
     """
-    fs, tail = FileSystem(), None
+    tail: _Tail | None = None
     while True:
         projection = look()
+        if step not in projection.steps:
+            raise WorkflowUsageError(
+                f"workflow {projection.workflow_id!r} has no step {step!r}; `show` lists its steps"
+            )
         owner, path = projection.owner(step), log_path(projection, step)
-        is_last = not follow or owner is None or not is_alive(owner)  # asked before the last of it is read
+        # Before the last lines are read: a process that ends afterwards has written all of them.
+        is_last = not follow or owner is None or not is_alive(owner)
         if path is not None and (tail is None or tail.path != path):
             if tail is not None:
-                yield from tail.lines(whole=True)
-            tail = _Tail(fs, path)
+                yield from tail.lines(to_end=True)
+            tail = _Tail(path)
         if tail is not None:
-            yield from tail.lines(whole=is_last)
+            yield from tail.lines(to_end=is_last)
         elif is_last:
             raise WorkflowUsageError(
-                f"step {step!r} has no log: it is no command, or none of its heartbeats has come yet"
+                f"step {step!r} has no log: it is no command, or its first heartbeat is not recorded yet"
             )
         if is_last:
             return
@@ -66,28 +73,27 @@ def output(
 
 
 class _Tail:
-    """What is appended to a file, line by line."""
+    """A log file, read line by line as it grows."""
 
-    def __init__(self, fs: FileSystem, path: str) -> None:
+    def __init__(self, path: str) -> None:
         self.path = path
-        self._fs = fs
+        self._fs = FileSystem()
         try:
-            self._fd = fs.open_read(path)
+            self._fd = self._fs.open_read(path)
         except OSError as error:
             raise WorkflowUsageError(f"the log {path!r} cannot be read: {error.strerror}") from error
         self._offset = 0
-        self._begun = b""
+        self._unfinished = b""
 
-    def lines(self, *, whole: bool) -> Iterator[str]:
-        """Those that are complete by now; with *whole* the last one too, which is not."""
+    def lines(self, *, to_end: bool) -> Iterator[str]:
+        """Yield the lines that are complete; with *to_end* also an incomplete last one, and close the file."""
         while data := self._fs.read_at(self._fd, _CHUNK, self._offset):
             self._offset += len(data)
-            *lines, self._begun = (self._begun + data).split(b"\n")
+            *lines, self._unfinished = (self._unfinished + data).split(b"\n")
             yield from map(_text, lines)
-        if whole and self._begun:
-            yield _text(self._begun)
-            self._begun = b""
-        if whole:
+        if to_end:
+            if self._unfinished:
+                yield _text(self._unfinished)
             self._fs.close(self._fd)
 
 

@@ -1,10 +1,10 @@
-"""Records as text for terminals, and as JSON. Every recorded text in it is only text."""
+"""Records as text for terminals, and as JSON. No recorded text can drive a terminal."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 
 import attrs
 
@@ -19,19 +19,20 @@ from iso_orchestrator.record.model import (
     WorkflowSummary,
     lease_status,
 )
+from iso_orchestrator.views.logs import log_path
 
-__all__ = ["json_text", "record_text", "summaries_text", "summary_json", "text_table"]
+__all__ = ["json_text", "record_text", "summaries_text", "summary_json", "text_table", "time_text"]
 
-_CELL = 100  # characters; results and errors can be of any length, and `--json` has them whole
-_EVENTS = 20  # the last ones
+_CELL = 100  # characters, at most: results and errors can be long, and `--json` shows all of them
+_EVENTS = 20  # the last ones are shown
 
 
 def record_text(record: WorkflowRecord, path: str) -> str:
-    """A record for a terminal: what it is, its steps, its last events, heartbeats and leases.
+    """Show a record on a terminal: its status, steps, logs, last events, heartbeats and leases.
 
     Args:
         record: The record.
-        path: Where its snapshot is.
+        path: The path of its snapshot.
     """
     parts = [
         _head(record, path),
@@ -41,7 +42,7 @@ def record_text(record: WorkflowRecord, path: str) -> str:
             ["name", "status", "attempts", "updated", "result or error"],
             (_step_row(step) for step in record.steps.values()),
         ),
-        _logs(record),
+        _log_section(record),
         _section(
             "events",
             len(record.events),
@@ -52,7 +53,7 @@ def record_text(record: WorkflowRecord, path: str) -> str:
             "heartbeats",
             len(record.heartbeats),
             ["key", "at", "detail"],
-            ((beat.key, _time(beat.at), _json_cell(beat.detail)) for beat in record.heartbeats.values()),
+            ((beat.key, time_text(beat.at), _json_cell(beat.detail)) for beat in record.heartbeats.values()),
         ),
         _section(
             "leases",
@@ -64,7 +65,7 @@ def record_text(record: WorkflowRecord, path: str) -> str:
                     lease_status(lease),
                     lease.holder,
                     str(lease.token),
-                    _time(lease.expires_at),
+                    time_text(lease.expires_at),
                     _json_cell(lease.detail),
                 )
                 for lease in record.leases.values()
@@ -75,13 +76,13 @@ def record_text(record: WorkflowRecord, path: str) -> str:
 
 
 def summaries_text(summaries: Iterable[WorkflowSummary]) -> str:
-    """Workflows for a terminal, one a line."""
+    """Show workflows on a terminal, one a line."""
     rows = [
         (
             summary.workflow_id,
             summary.status,
             _count(summary.steps),
-            _time(summary.updated_at),
+            time_text(summary.updated_at),
             _error_cell(summary.last_error),
         )
         for summary in summaries
@@ -90,7 +91,7 @@ def summaries_text(summaries: Iterable[WorkflowSummary]) -> str:
 
 
 def summary_json(summary: WorkflowSummary) -> dict[str, Json]:
-    """A summary as JSON, its keys in camelCase as a record's; every step status has its count."""
+    """Turn a summary into JSON, with keys in camelCase as in a record, and a count for every step status."""
     fields: dict[str, Json] = {
         "workflowId": summary.workflow_id,
         "status": summary.status.value,
@@ -105,12 +106,12 @@ def summary_json(summary: WorkflowSummary) -> dict[str, Json]:
 
 
 def json_text(value: Json) -> str:
-    """JSON for people and programs: indented, in ASCII, so that nothing in it drives a terminal."""
+    """Write JSON for people and programs: indented, and in ASCII, so that it cannot drive a terminal."""
     return json.dumps(value, indent=2, allow_nan=False)
 
 
 def text_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    r"""Columns of text, left-aligned; cells are escaped and cut.
+    r"""Align rows of text in columns, to the left; cells are escaped and cut.
 
     Example:
         >>> print(text_table(["job", "status"], [("a", "completed"), ("b\x1b[31m", "failed")]))
@@ -125,10 +126,20 @@ def text_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     )
 
 
+def time_text(moment: datetime) -> str:
+    """Show a time in UTC.
+
+    Example:
+        >>> time_text(datetime(2026, 5, 14, 8, tzinfo=UTC))
+        '2026-05-14 08:00:00Z'
+    """
+    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S}Z"
+
+
 def _head(record: WorkflowRecord, path: str) -> str:
     lines = [
         f"{_cell(record.workflow_id)}: {record.status}",
-        f"created {_time(record.created_at)}, updated {_time(record.updated_at)}",
+        f"created {time_text(record.created_at)}, updated {time_text(record.updated_at)}",
         f"state: {_cell(_json_cell(record.state))}",
         f"record: {escape_terminal(path)}",
     ]
@@ -145,34 +156,25 @@ def _section(what: str, count: int, head: Sequence[str], rows: Iterable[Sequence
     return f"{title}\n{text_table(head, shown)}"
 
 
-def _logs(record: WorkflowRecord) -> str:
-    """Where the commands' output is; whole, since a path that is cut leads nowhere."""
-    paths = [(step.name, path) for step in record.steps.values() if (path := _log_path(record, step)) is not None]
-    lines = [f"{_cell(name)}: {escape_terminal(path)}" for name, path in paths]
+def _log_section(record: WorkflowRecord) -> str:
+    """List the logs of commands, with whole paths: a path that is cut cannot be opened."""
+    lines = [
+        f"{_cell(name)}: {escape_terminal(path)}"
+        for name in record.steps
+        if (path := log_path(record, name)) is not None
+    ]
     return "\n".join([f"logs ({len(lines)})", *lines]) if lines else ""
-
-
-def _log_path(record: WorkflowRecord, step: StepRecord) -> str | None:
-    match step.result:
-        case {"exit_code": int(), "duration": int() | float(), "log_path": str(path), "parsed": _}:
-            return path
-    # One that runs, or has failed, has no result yet.
-    beat = record.heartbeats.get(f"command:{step.name}")
-    match beat.detail if beat is not None and step.status is not StepStatus.COMPLETED else None:
-        case {"log": str(path)}:
-            return path
-    return None
 
 
 def _step_row(step: StepRecord) -> Sequence[str]:
     outcome = _error_cell(step.error)
     if step.status is StepStatus.COMPLETED:
         outcome = _command_cell(step.result) or _json_cell(step.result)
-    return step.name, step.status, str(step.attempts), _time(step.updated_at), outcome
+    return step.name, step.status, str(step.attempts), time_text(step.updated_at), outcome
 
 
 def _command_cell(result: Json) -> str:
-    """What a command came to; "" where the result is another's."""
+    """Show the result of a command; "" for the result of a plain step."""
     match result:
         case {"exit_code": int(code), "duration": int() | float() as seconds, "log_path": str(), "parsed": parsed}:
             return ", ".join([f"exit {code} in {seconds:.1f} s", *_agent_parts(parsed)])
@@ -187,7 +189,7 @@ def _agent_parts(parsed: Json) -> Iterable[str]:
 
 
 def _event_row(event: WorkflowEvent) -> Sequence[str]:
-    return _time(event.at), event.type, event.message or "", _json_cell(event.detail)
+    return time_text(event.at), event.type, event.message or "", _json_cell(event.detail)
 
 
 def _count(steps: Mapping[StepStatus, int]) -> str:
@@ -203,12 +205,8 @@ def _json_cell(value: Json) -> str:
 
 
 def _cell(text: str) -> str:
-    escaped = escape_terminal(text[: _CELL + 1])  # escaping only makes longer
+    escaped = escape_terminal(text[: _CELL + 1])  # escaping makes a text longer, never shorter
     return escaped if len(escaped) <= _CELL else f"{escaped[: _CELL - 3]}..."
-
-
-def _time(moment: datetime) -> str:
-    return f"{moment:%Y-%m-%d %H:%M:%S}Z"
 
 
 def _iso(moment: datetime) -> str:

@@ -1,16 +1,16 @@
-"""What runs now, since when, with its last line; what waits for which limit; and the limits in force."""
+"""A table of the steps that run or wait now, and one of the limits in force."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from datetime import UTC, datetime
+from datetime import datetime
 
 from iso_orchestrator.commands.log import last_line_of
 from iso_orchestrator.record.model import StepStatus
 from iso_orchestrator.record.projection import Projection, StepState, Wait
 from iso_orchestrator.system.filesystem import FileSystem
 from iso_orchestrator.views.logs import log_path
-from iso_orchestrator.views.report import text_table
+from iso_orchestrator.views.report import text_table, time_text
 
 __all__ = ["top_text"]
 
@@ -18,12 +18,12 @@ _LINE = 60  # characters of a last line
 
 
 def top_text(projections: Iterable[Projection], now: datetime, is_alive: Callable[[str, str], bool]) -> str:
-    """A table of the steps in hand and of those that wait for a limit; below it one of the limits that have a name.
+    """Show the steps that run or wait, each with its last line of output, and the limits that have a name.
 
     Args:
         projections: The workflows.
-        now: Aware.
-        is_alive: Whether the process that has a step of a workflow in hand lives.
+        now: The time, aware.
+        is_alive: Tells whether a process of a workflow lives, by the workflow's id and the process's.
     """
     steps: list[tuple[str, ...]] = []
     limits: list[tuple[str, ...]] = []
@@ -50,46 +50,38 @@ def _steps(
 ) -> Iterator[tuple[str, ...]]:
     for step in projection.steps.values():
         if step.owner is not None and step.name not in waits:
-            since = _seconds(step.started_at or step.updated_at, now)
             lives = is_alive(projection.workflow_id, step.owner)
-            what = _what(projection, step) if lives else "its process is gone; the next run takes it over"
-            yield projection.workflow_id, step.name, str(step.attempts), span(since), what
+            what = _activity(projection, step) if lives else "its process is gone; the next run takes it over"
+            since = _span(step.started_at or step.updated_at, now)
+            yield projection.workflow_id, step.name, str(step.attempts), since, what
     for name, wait in waits.items():
         attempts = projection.steps[name].attempts if name in projection.steps else 0
-        what = f"waits for {f'the limit of {wait.key}' if wait.key else 'its limit'} until {_time(wait.until)}"
-        yield projection.workflow_id, name, str(attempts), span(_seconds(wait.since, now)), what
+        what = f"waits for {f'the limit of {wait.key}' if wait.key else 'its limit'} until {time_text(wait.until)}"
+        yield projection.workflow_id, name, str(attempts), _span(wait.since, now), what
 
 
-def _what(projection: Projection, step: StepState) -> str:
+def _activity(projection: Projection, step: StepState) -> str:
     if step.status is StepStatus.FAILED:
         return f"waits for its next attempt: {step.error.message if step.error else ''}"
     path = log_path(projection, step.name)
-    return last_line_of(FileSystem(), path)[:_LINE] if path is not None else ""
+    return "" if path is None else last_line_of(FileSystem(), path)[:_LINE]
 
 
 def _limits(projection: Projection, waits: dict[str, Wait], now: datetime) -> Iterator[tuple[str, ...]]:
     for key, until in projection.limits.items():
         if until > now:
-            # Those that met it too, whose process is gone perhaps: they wait for it when they are called.
+            # A step that met the limit is shown even if its process is gone: its next call waits for the limit too.
             met = [name for name, limit in projection.step_limits.items() if limit.key == key]
             names = dict.fromkeys([*met, *(name for name, wait in waits.items() if wait.key == key)])
-            yield projection.workflow_id, key, _time(until), span(_seconds(now, until)), ", ".join(names)
+            yield projection.workflow_id, key, time_text(until), _span(now, until), ", ".join(names)
 
 
-def _time(moment: datetime) -> str:
-    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S}Z"
-
-
-def _seconds(begin: datetime, end: datetime) -> float:
-    return (end - begin).total_seconds()
-
-
-def span(seconds: float) -> str:
-    """Some seconds, for people.
+def _span(begin: datetime, end: datetime) -> str:
+    """Show the time between two moments as hours, minutes and seconds.
 
     Example:
-        >>> span(3725.5), span(59.9)
-        ('1:02:05', '0:00:59')
+        >>> _span(datetime(2026, 5, 14, 8), datetime(2026, 5, 14, 9, 2, 5, 500_000))
+        '1:02:05'
     """
-    whole = max(0, int(seconds))
-    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+    seconds = max(0, int((end - begin).total_seconds()))
+    return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import enum
 import sys
+import threading
 import types
 from collections import OrderedDict, namedtuple
 from collections.abc import Callable
@@ -203,7 +204,19 @@ class Opaque:
 
 
 @pytest.mark.parametrize(
-    "value", [Opaque(), [Opaque()], {"a": {Opaque(): 1}}, sys.stdout, len, Opaque, iter([]), types.SimpleNamespace(a=1)]
+    "value",
+    [
+        Opaque(),
+        [Opaque()],
+        {"a": {Opaque(): 1}},
+        sys.stdout,
+        len,
+        lambda: 1,
+        threading.Lock(),
+        Opaque,
+        iter([]),
+        types.SimpleNamespace(a=1),
+    ],
 )
 def test_an_argument_without_a_faithful_form_needs_a_name(workflow: Workflow, value: object) -> None:
     """Such a call raises before the body, names the argument, and says to give `name=`."""

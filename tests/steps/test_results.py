@@ -382,6 +382,8 @@ def test_what_would_be_lost_is_refused(workflow: Workflow, annotation: Any, valu
     assert isinstance(raised.value, TypeError)
     record = workflow.record.steps["lossy"]
     assert (record.status, record.attempts, len(calls)) == (StepStatus.FAILED, 1, 1)
+    assert record.error is not None
+    assert record.error.name == "SerializationError"
 
 
 def test_a_cycle_is_refused(workflow: Workflow) -> None:

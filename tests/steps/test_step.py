@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import inspect
 import os
+import re
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,6 +15,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 from support import DEADLINE, T0, WatchedFS, only, wait_until
 from support_processes import assert_waits, in_thread
@@ -21,9 +23,7 @@ from support_processes import assert_waits, in_thread
 import iso_orchestrator
 from iso_orchestrator import (
     NoActiveWorkflowError,
-    OrchestratorError,
     Retry,
-    SerializationError,
     StepRejectedError,
     StepStatus,
     StepTimeoutError,
@@ -34,6 +34,10 @@ from iso_orchestrator import (
     current_workflow,
     read_workflow_record,
 )
+from iso_orchestrator.commands.call import CommandOptions
+from iso_orchestrator.commands.model import CommandKeywords
+from iso_orchestrator.fanout.for_each import ForEachKeywords, ForEachOptions
+from iso_orchestrator.steps.options import StepKeywords, StepOptions
 from iso_orchestrator.store import FileStore
 
 
@@ -76,6 +80,24 @@ def test_both_spellings_of_the_decorator_are_the_same(workflow: Workflow) -> Non
     assert workflow.step(fetch)(1) == 1
     assert workflow.step()(fetch)(2) == 2
     assert list(workflow.record.steps) == ["fetch(page=1)", "fetch(page=2)"]
+
+
+OPTIONS: dict[str, tuple[Any, type]] = {
+    "step": (StepKeywords, StepOptions),
+    "command": (CommandKeywords, CommandOptions),
+    "for_each": (ForEachKeywords, ForEachOptions),
+}
+
+
+@pytest.mark.parametrize("owner", [Workflow, iso_orchestrator])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_help_shows_each_option(owner: object, name: str) -> None:
+    """Each option that a type checker knows has a checked field and a line of documentation, in both spellings."""
+    keywords, options = OPTIONS[name]
+    fields = {field.alias for field in attrs.fields(options)}
+    for option in keywords.__optional_keys__:
+        assert option in fields
+        assert re.search(rf"^    {option}: ", getattr(owner, name).__doc__, re.MULTILINE)
 
 
 def test_a_completed_step_is_not_run_again(workflow: Workflow) -> None:
@@ -645,21 +667,6 @@ def test_a_result_that_cannot_be_stored_is_an_error_and_the_body_is_not_run_agai
     workflow.close()
 
 
-def test_a_result_that_is_not_json_is_an_error_and_the_body_is_not_run_again(workflow: Workflow) -> None:
-    """A result that cannot be recorded fails the step at once, whatever its retries."""
-    calls = []
-
-    def pay() -> object:
-        calls.append(1)
-        return {"items": [1, object()]}
-
-    with pytest.raises(SerializationError, match=r"'pay'.*\$\.items\[1\]"):
-        workflow.run_step("pay", pay, retry=3)
-    step = workflow.record.steps["pay"]
-    assert (calls, step.status, step.attempts) == ([1], StepStatus.FAILED, 1)
-    assert step.error.name == "SerializationError"
-
-
 def test_a_full_disk_does_not_hide_an_interrupt(tmp_path: Path) -> None:
     """When the failure cannot be recorded, the caller still gets what the body raised, an interrupt among it."""
     is_full = False
@@ -759,65 +766,6 @@ def add_one(state: dict[str, int]) -> dict[str, int]:
     return {**state, "paid": state["paid"] + 1}
 
 
-def test_a_failed_attempt_drops_its_state_update(workflow: Workflow) -> None:
-    """A step that is run again does not count twice: only the attempt that completes updates the state."""
-    workflow.update_state({"paid": 0})
-
-    def pay() -> None:
-        workflow.update_state(add_one, with_step=True)
-        if current_step().attempt < 3:
-            raise ConnectionError
-
-    workflow.run_step("pay", pay, retry=3)
-    assert workflow.state == {"paid": 1}
-    with pytest.raises(ConnectionError):
-        workflow.run_step("pay again", pay)
-    assert workflow.state == {"paid": 1}
-
-
-def test_a_state_update_sees_the_state_of_the_completion(workflow: Workflow) -> None:
-    """What others did to the state while the step ran is kept."""
-    workflow.update_state({"paid": 0})
-    calls = []
-
-    def update(state: dict[str, int]) -> dict[str, int]:
-        calls.append(state)
-        return add_one(state)
-
-    def pay() -> None:
-        workflow.update_state(update, with_step=True)
-        workflow.update_state(lambda state: {**state, "paid": 10, "other": 1})
-
-    workflow.run_step("pay", pay)
-    assert workflow.state == {"paid": 11, "other": 1}
-    assert calls == [{"paid": 10, "other": 1}]
-
-
-def test_state_updates_of_one_step_come_in_order(workflow: Workflow) -> None:
-    """Several updates in one step are each given what the one before it made."""
-    workflow.update_state([])
-
-    def work() -> None:
-        for number in range(3):
-            workflow.update_state(lambda state, number=number: [*state, number], with_step=True)
-
-    workflow.run_step("work", work)
-    assert workflow.state == [0, 1, 2]
-
-
-def test_a_state_update_belongs_to_the_innermost_step(workflow: Workflow) -> None:
-    """The update of an inner step is kept though the outer one fails."""
-    workflow.update_state({"paid": 0})
-
-    def outer() -> None:
-        workflow.run_step("inner", lambda: workflow.update_state(add_one, with_step=True))
-        raise ConnectionError
-
-    with pytest.raises(ConnectionError):
-        workflow.run_step("outer", outer)
-    assert workflow.state == {"paid": 1}
-
-
 def forgets(state: dict[str, int]) -> None:
     state["paid"] += 1
 
@@ -841,30 +789,6 @@ def test_a_state_update_that_fails_fails_its_step(
     with pytest.raises(kind):
         workflow.run_step("pay", pay, retry=3)
     assert (workflow.record.steps["pay"].status, workflow.state, calls) == (StepStatus.FAILED, {"paid": 0}, [1])
-
-
-def test_a_state_update_with_a_step_needs_one(workflow: Workflow, tmp_path: Path) -> None:
-    """Outside of a step of this workflow `with_step=True` raises, and so does a state in the place of a function."""
-    other = Workflow("other", dir=tmp_path)
-    with pytest.raises(OrchestratorError, match="inside a step"):
-        workflow.update_state(add_one, with_step=True)
-    with pytest.raises(OrchestratorError, match="inside a step"):
-        other.run_step("pay", lambda: workflow.update_state(add_one, with_step=True))
-    with pytest.raises(TypeError, match="function"):
-        workflow.run_step("pay", lambda: workflow.update_state({"paid": 1}, with_step=True))
-    other.close()
-
-
-def test_a_worker_thread_of_a_step_updates_the_state_with_it(workflow: Workflow) -> None:
-    """Updates from the items of a for_each inside a step are the step's."""
-    workflow.update_state({"paid": 0})
-
-    def pay_all() -> None:
-        workflow.run_for_each(range(4), lambda _: workflow.update_state(add_one, with_step=True), max_parallel=2)
-        assert workflow.state == {"paid": 0}
-
-    workflow.run_step("pay all", pay_all)
-    assert workflow.state == {"paid": 4}
 
 
 # Sharing
@@ -899,13 +823,3 @@ def test_what_a_waiting_caller_does_to_a_result_is_its_own(workflow: Workflow) -
         first, second = (future.result(DEADLINE) for future in futures)
     first["jobs"].append(2)
     assert second == {"jobs": [1]}
-
-
-def test_a_record_is_a_snapshot(workflow: Workflow) -> None:
-    """A record that was read does not change with what happens later, and cannot be changed."""
-    record = workflow.record
-    workflow.run_step("later", lambda: 1)
-    workflow.update_state(7)
-    assert (record.steps, record.state, record.events) == ({}, {}, ())
-    with pytest.raises(AttributeError):
-        record.state = 8  # type: ignore[misc]
