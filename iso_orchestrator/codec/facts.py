@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from iso_orchestrator.codec.mapping import read, writers
+from iso_orchestrator.codec.records import read, writers
 from iso_orchestrator.errors import FormatVersionError
 from iso_orchestrator.record import facts as f
 from iso_orchestrator.record.model import Json
