@@ -32,7 +32,6 @@ __all__ = [
     "Projection",
     "StepState",
     "Wait",
-    "apply",
     "copy_json",
 ]
 
@@ -232,25 +231,6 @@ class Projection:
         return None if step is None else step.owner
 
 
-def apply(record: WorkflowRecord, fact: f.Fact) -> WorkflowRecord:
-    """The record that *fact* makes of *record*, which stays as it was.
-
-    Example:
-        >>> from datetime import UTC
-        >>> moment = datetime(2026, 5, 14, tzinfo=UTC)
-        >>> record = Fold.new("batch", moment, {"applied": 0}).record()
-        >>> apply(record, f.StateUpdated(moment, {"applied": 1})).state
-        {'applied': 1}
-    """
-    parts = {**_fields(record), "heartbeats": dict(record.heartbeats), "leases": dict(record.leases)}
-    del parts["version"]
-    parts["steps"] = {name: StepState(**_fields(step)) for name, step in record.steps.items()}
-    parts["events"] = [Event(**_fields(event)) for event in record.events]
-    projection = Projection(**parts)
-    projection.apply(fact)
-    return projection.record()
-
-
 def copy_json(value: Json) -> Json:
     """A copy of *value* that shares no dict and no list with it."""
     kind = type(value)
@@ -262,10 +242,6 @@ def copy_json(value: Json) -> Json:
 
 
 _CONTAINERS = frozenset({dict, list})
-
-
-def _fields(record: Any) -> dict[str, Any]:
-    return {field.name: getattr(record, field.name) for field in attrs.fields(type(record))}
 
 
 def _own(record: R, name: str) -> R:
