@@ -71,7 +71,7 @@ def _limits(projection: Projection, waits: dict[str, Wait], now: datetime) -> It
     for key, until in projection.limits.items():
         if until > now:
             # Those that met it too, whose process is gone perhaps: they wait for it when they are called.
-            met = [name for name, limit in projection.step_limits.items() if limit.key == key]
+            met = [name for name, met_key in projection.step_limit_keys.items() if met_key == key]
             names = dict.fromkeys([*met, *(name for name, wait in waits.items() if wait.key == key)])
             yield projection.workflow_id, key, _time(until), span(_seconds(now, until)), ", ".join(names)
 
