@@ -43,7 +43,7 @@ DOORS = {
     "time": {"agents.dialects", "agents.stand_in", "examples.stand_in_agent", "system.clock"},
     "fcntl": {"system.filesystem"},
     "portalocker": {"system.file_lock"},
-    "cattrs": {"codec.converter", "codec.mapping", "codec.strict", "codec.values"},
+    "cattrs": {"codec.converter", "codec.records", "codec.values"},
     "subprocess": {"agents.stand_in", "commands.start", "examples.demo", "system.processes.exit"},
     "psutil": {"system.processes.psutil_table"},
     "tqdm": {"fanout.progress"},

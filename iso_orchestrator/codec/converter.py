@@ -17,8 +17,7 @@ from cattrs.cols import is_namedtuple, iterable_unstructure_factory, list_struct
 from cattrs.gen import make_dict_unstructure_fn, make_hetero_tuple_unstructure_fn
 from cattrs.preconf.json import make_converter
 
-from iso_orchestrator.codec.json import decode
-from iso_orchestrator.codec.strict import register_strict_scalars
+from iso_orchestrator.codec.json import SCALAR_HOOKS, decode
 from iso_orchestrator.record.model import Json
 
 __all__ = ["converter", "first_reason"]
@@ -209,7 +208,8 @@ _MADE_OF_ITEMS: dict[Any, Callable[[list[Any]], Any]] = {
 }
 
 converter = make_converter(unstruct_collection_overrides={Set: list, frozenset: list})
-register_strict_scalars(converter)
+for _scalar, _hook in SCALAR_HOOKS.items():
+    converter.register_structure_hook(_scalar, _hook)
 converter.register_unstructure_hook_factory(_is_record, _write_record)
 converter.register_unstructure_hook_factory(_is_items, _write_items)
 converter.register_structure_hook_factory(_is_items, _read_items)

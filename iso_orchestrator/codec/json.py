@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 from iso_orchestrator.errors import SerializationError
 from iso_orchestrator.record.model import Json
 
-__all__ = ["MAX_DEPTH", "decode", "encode", "to_json"]
+__all__ = ["MAX_DEPTH", "SCALAR_HOOKS", "decode", "encode", "to_json"]
 
 Convert: TypeAlias = Callable[[object], object]
 
@@ -175,3 +175,30 @@ _NO_BRACKETS = bytes(set(range(256)) - set(b'{[]}"'))
 
 def _refuse_constant(name: str) -> Json:
     raise ValueError(f"{name} is not JSON")
+
+
+def _strict(kind: type[Any], accepted: tuple[type[Any], ...]) -> Callable[[Any, Any], Any]:
+    def structure(value: Any, asked: Any) -> Any:
+        if type(value) not in accepted:
+            raise TypeError(f"{kind.__name__} expected, not {type(value).__name__}: {value!r:.80}")
+        # cattrs uses the hook of a class for its subclasses too, enums among them.
+        if type(value) is asked or asked is None:
+            return value
+        if (made := asked(value)) != value:
+            raise ValueError(f"{value!r:.80} is not a valid {asked.__name__}")
+        return made
+
+    return structure
+
+
+# By exact type, since bool is a subclass of int.
+_ACCEPTED: dict[type[Any], tuple[type[Any], ...]] = {
+    int: (int,),
+    float: (float, int),
+    str: (str,),
+    bool: (bool,),
+    type(None): (type(None),),
+}
+
+SCALAR_HOOKS = {kind: _strict(kind, accepted) for kind, accepted in _ACCEPTED.items()}
+"""Structure hooks for cattrs, which itself makes True of "false", 3 of 3.9 and 'None' of None."""

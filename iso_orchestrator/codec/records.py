@@ -1,55 +1,56 @@
-"""Records to JSON and back, in the npm package's format. The keys are the format: they never change."""
+"""The package's own classes to JSON and back: facts, and snapshots in the npm package's format.
+
+One rule for all of them: keys are the fields in camelCase, a field with its default is left out, times are texts, and
+nothing is coerced. A field annotated `Json` is kept as it is, and one with `init=False` is not written.
+"""
 
 from __future__ import annotations
 
-from datetime import datetime
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import cache
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin
 from zlib import crc32
 
 import attrs
 
-from iso_orchestrator.codec.json import decode, encode
-from iso_orchestrator.codec.mapping import format_time, read, writer
+from iso_orchestrator.codec.json import SCALAR_HOOKS, decode, encode
 from iso_orchestrator.errors import FormatVersionError
-from iso_orchestrator.record.model import (
-    ErrorInfo,
-    Heartbeat,
-    Json,
-    Lease,
-    StepRecord,
-    StepStatus,
-    WorkflowEvent,
-    WorkflowRecord,
-    WorkflowStatus,
-)
-from iso_orchestrator.record.projection import (
-    Event,
-    LastCommand,
-    LeaseClock,
-    Limit,
-    LiveRun,
-    Projection,
-    StepState,
-    Wait,
-)
+from iso_orchestrator.record.facts import Fact
+from iso_orchestrator.record.model import Json, StepRecord, WorkflowRecord, truncate_to_ms
+from iso_orchestrator.record.projection import Projection, StepState
 
-__all__ = ["RECORD_VERSION", "is_as_written", "projection_from_snapshot", "record_to_json", "snapshot_from_projection"]
+if TYPE_CHECKING:
+    from cattrs import Converter
 
-RECORD_VERSION = 1
-_OURS = "isoOrchestrator"
-_OUR_FORMAT = 1
-_END = b',"crc":"%08x"}}\n'
+__all__ = ["is_as_written", "projection_from_snapshot", "read", "record_to_json", "snapshot_from_projection", "write"]
+
+T = TypeVar("T")
 
 
 def snapshot_from_projection(projection: Projection) -> bytes:
-    """The bytes of a snapshot: one step and one event a line."""
-    step_lines = ",\n".join([f"{encode(name)}:{encode(_step_json(step))}" for name, step in projection.steps.items()])
-    event_lines = ",\n".join([encode(writer(Event)(event)) for event in projection.events])
-    tail = {**_optional(projection), **projection.unknown, _OURS: _ours(projection)}
+    """The bytes of a snapshot: one step and one event a line.
+
+    What the npm package does not know goes into `isoOrchestrator`: the fields of the projection that a `WorkflowRecord`
+    lacks, and the fields of its steps that a `StepRecord` lacks.
+    """
+    document = record_to_json(projection)
+    ours = dict(_FORMAT_1)
+    ours["steps"] = {
+        name: extra
+        for name, step in document["steps"].items()
+        if (extra := {key: step.pop(key) for key in _STEP_EXTRAS if key in step})
+    }
+    unknown = document.pop("unknown", {})
+    ours |= {key: document.pop(key) for key in _EXTRAS if key in document}
+    step_lines = ",\n".join([f"{encode(name)}:{encode(step)}" for name, step in document.pop("steps").items()])
+    event_lines = ",\n".join([encode(event) for event in document.pop("events")])
+    head = {key: document.pop(key) for key in _HEAD}
     parts = (
-        f"{encode(_head(projection))[:-1]},",
+        f"{encode(head)[:-1]},",
         f'"steps":{{\n{step_lines}\n}},',
         f'"events":[\n{event_lines}\n],',
-        encode(tail)[1:-2],
+        encode({**document, **unknown, _OURS: ours})[1:-2],
     )
     body = "\n".join(parts).encode("ascii")
     return body + _END % crc32(body)
@@ -61,18 +62,19 @@ def is_as_written(snapshot: bytes) -> bool:
     return snapshot == body + _END % crc32(body)
 
 
-def record_to_json(record: WorkflowRecord) -> dict[str, Json]:
-    """The record as the npm package writes it, with its keys and no others."""
-    return {
-        **_head(record),
-        "steps": {name: _step_json(step) for name, step in record.steps.items()},
-        "events": [writer(WorkflowEvent)(event) for event in record.events],
-        **_optional(record),
-    }
+def record_to_json(record: WorkflowRecord | Projection) -> dict[str, Json]:
+    """A record as the npm package writes it; a projection, with its further fields among the others."""
+    document = {**dict.fromkeys(_HEAD), "steps": {}, "events": [], **write(record), "version": _VERSION}
+    for step in document["steps"].values():
+        if step["status"] == "completed":
+            step.setdefault("result", None)  # the npm package cannot read a completed step without one
+    for lease in document.get("leases", {}).values():
+        lease.pop("token", None)  # in `tokens`, which outlive a lease that the npm package removes
+    return document
 
 
 def projection_from_snapshot(data: bytes, path: str) -> Projection:
-    """The record in a snapshot, the npm package's ones among them.
+    """The record in a snapshot, of this package or of the npm package.
 
     Raises:
         FormatVersionError: A newer release wrote it.
@@ -83,103 +85,145 @@ def projection_from_snapshot(data: bytes, path: str) -> Projection:
         raise ValueError("it is not a JSON object")  # noqa: TRY004 - damaged data, not a wrong argument
     ours = document.pop(_OURS, {})
     _check_version(document, ours, path)
-    heartbeats = document.pop("heartbeats", None) or {}
-    leases = read(dict[str, Lease], document.pop("leases", None) or {})
-    last_error = document.pop("lastError", None)
-    document.pop("version")
+    fields = {key: document.pop(key, None) for key in _RECORD}
+    fields["heartbeats"] = fields["heartbeats"] or {}
+    fields["steps"] = read(_OBJECTS, fields["steps"])
+    extras = read(dict[str, dict[str, str]], ours.get("steps", {}))
+    for name, step in fields["steps"].items():
+        extra = extras.get(name, {})
+        step.update({key: extra.get(key) for key in _STEP_EXTRAS})
+    fields["leases"] = read(_OBJECTS, fields["leases"] or {})
     tokens = read(dict[str, int], ours.get("tokens", {}))
-    steps = read(dict[str, StepState], document.pop("steps", None))
-    limit_keys = read(dict[str, str], ours.get("stepLimitKeys", {}))
-    step_limits = read(dict[str, datetime], ours.get("stepLimits", {}))
-    for name, beside in read(dict[str, dict[str, str]], ours.get("steps", {})).items():
-        if (step := steps.get(name)) is not None:  # else the npm package has removed it
-            step.owner, step.version = beside.get("owner"), beside.get("version")
-    return Projection(
-        workflow_id=read(str, document.pop("workflowId", None)),
-        status=read(WorkflowStatus, document.pop("status", None)),
-        created_at=read(datetime, document.pop("createdAt", None)),
-        updated_at=read(datetime, document.pop("updatedAt", None)),
-        state=document.pop("state", None),
-        steps=steps,
-        events=read(list[Event], document.pop("events", None)),
-        heartbeats=read(dict[str, Heartbeat], heartbeats),
-        leases={key: attrs.evolve(lease, token=tokens.get(key, 0)) for key, lease in leases.items()},
-        last_error=None if last_error is None else read(ErrorInfo, last_error),
-        unknown=document,
-        seq=read(int, ours.get("seq", 0)),
-        runs=read(dict[str, LiveRun], ours.get("runs", {})),
-        run_failed=read(bool, ours.get("runFailed", False)),
-        tokens=tokens,
-        lease_clocks=read(dict[str, LeaseClock], ours.get("leaseClocks", {})),
-        limits=read(dict[str, datetime], ours.get("limits", {})),
-        step_limits={name: Limit(until, limit_keys.get(name)) for name, until in step_limits.items()},
-        waits=read(dict[str, Wait], ours.get("waits", {})),
-        commands=read(dict[str, LastCommand], ours.get("commands", {})),
-        command_seed=None if (seed := ours.get("commandSeed")) is None else read(str, seed),
-    )
+    for key, lease in fields["leases"].items():
+        lease["token"] = tokens.get(key, 0)
+    fields |= {key: ours[key] for key in _EXTRAS if key in ours}
+    document.pop("version")
+    return read(Projection, {**fields, "unknown": document})
 
 
 def _check_version(document: dict[str, Json], ours: Json, path: str) -> None:
     version = document.get("version")
     if type(version) is not int or version < 1 or not isinstance(ours, dict):
         raise ValueError("it is not a workflow record")
-    if version > RECORD_VERSION:
+    if version > _VERSION:
         raise FormatVersionError(path, f"record version {version}")
-    if (found := ours.get("format", _OUR_FORMAT)) != _OUR_FORMAT:
+    if (found := ours.get("format", _FORMAT_1["format"])) != _FORMAT_1["format"]:
         raise FormatVersionError(path, f"{_OURS} format {found}")
 
 
-def _head(record: Projection | WorkflowRecord) -> dict[str, Json]:
-    return {
-        "version": RECORD_VERSION,
-        "workflowId": record.workflow_id,
-        "status": record.status.value,
-        "createdAt": format_time(record.created_at),
-        "updatedAt": format_time(record.updated_at),
-        "state": record.state,
-    }
+def write(value: Any) -> dict[str, Json]:
+    """The JSON of an object of the package's own classes."""
+    written: dict[str, Json] = _converter().unstructure(value)
+    return written
 
 
-def _step_json(step: StepState | StepRecord) -> dict[str, Json]:
-    fields = writer(type(step))(step)
-    if step.status is StepStatus.COMPLETED:
-        fields.setdefault("result", None)  # the npm package cannot read a completed step without one
-    return fields
+def read(kind: type[T], value: Json) -> T:
+    """The object of *kind* that *value* stands for.
+
+    Raises:
+        ValueError: It stands for none.
+    """
+    try:
+        return _converter().structure(value, kind)
+    except (LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
-def _optional(record: Projection | WorkflowRecord) -> dict[str, Json]:
-    parts: dict[str, Json] = {}
-    if record.heartbeats:
-        parts["heartbeats"] = {key: writer(Heartbeat)(beat) for key, beat in record.heartbeats.items()}
-    if record.leases:
-        parts["leases"] = {key: writer(Lease)(lease) for key, lease in record.leases.items()}
-    if record.last_error is not None:
-        parts["lastError"] = writer(ErrorInfo)(record.last_error)
-    return parts
+@cache
+def _converter() -> Converter:
+    from cattrs import Converter  # with the first fact: it takes as long to import as the rest of the package
+
+    made = Converter(detailed_validation=False, unstruct_collection_overrides={tuple: list})
+    for scalar, hook in SCALAR_HOOKS.items():
+        made.register_structure_hook(scalar, hook)
+    made.register_unstructure_hook_func(lambda kind: kind is Any, lambda value: value)
+    made.register_unstructure_hook(datetime, _format_time)
+    made.register_structure_hook(datetime, _parse_time)
+    made.register_structure_hook_factory(_is_list, _list_reader)
+    made.register_unstructure_hook_factory(attrs.has, _class_writer)
+    made.register_structure_hook_factory(attrs.has, _class_reader)
+    return made
 
 
-def _ours(projection: Projection) -> dict[str, Json]:
-    steps = {
-        name: {key: value for key, value in (("owner", step.owner), ("version", step.version)) if value is not None}
-        for name, step in projection.steps.items()
-        if step.owner is not None or step.version is not None
-    }
-    ours: dict[str, Json] = {
-        "format": _OUR_FORMAT,
-        "seq": projection.seq,
-        "runs": {run: writer(LiveRun)(live) for run, live in projection.runs.items()},
-        "runFailed": projection.run_failed,
-        "steps": steps,
-        "tokens": projection.tokens,
-        "leaseClocks": {key: writer(LeaseClock)(clock) for key, clock in projection.lease_clocks.items()},
-    }
-    limits = projection.step_limits.items()
-    where_there_is_one: dict[str, Json] = {
-        "limits": {key: format_time(until) for key, until in projection.limits.items()},
-        "stepLimits": {step: format_time(limit.until) for step, limit in limits},
-        "stepLimitKeys": {step: limit.key for step, limit in limits if limit.key is not None},
-        "waits": {step: writer(Wait)(wait) for step, wait in projection.waits.items()},
-        "commandSeed": projection.command_seed,
-        "commands": {step: writer(LastCommand)(command) for step, command in projection.commands.items()},
-    }
-    return ours | {name: value for name, value in where_there_is_one.items() if value}
+def _class_writer(kind: type[Any]) -> Callable[[Any], dict[str, Json]]:
+    from cattrs.gen import make_dict_unstructure_fn
+
+    return make_dict_unstructure_fn(kind, _converter(), _cattrs_omit_if_default=True, **_names(kind))
+
+
+def _class_reader(kind: type[Any]) -> Callable[[Any, Any], Any]:
+    from cattrs.gen import make_dict_structure_fn
+
+    return make_dict_structure_fn(
+        kind,
+        _converter(),
+        _cattrs_forbid_extra_keys=issubclass(kind, Fact),
+        _cattrs_detailed_validation=False,
+        **_names(kind),
+    )
+
+
+def _names(kind: type[Any]) -> dict[str, Any]:
+    from cattrs.gen import override
+
+    attrs.resolve_types(kind)
+    return {field.name: override(rename=_camel(field.name)) for field in attrs.fields(kind) if field.init}
+
+
+def _is_list(kind: Any) -> bool:
+    return get_origin(kind) in (list, tuple)
+
+
+def _list_reader(kind: Any) -> Callable[[Any, Any], Any]:
+    collection, item = get_origin(kind), get_args(kind)[0]
+    read_item = _converter().get_structure_hook(item)
+
+    def structure(value: Any, _: Any) -> Any:
+        if type(value) is not list:  # cattrs would make three steps of the text "abc"
+            raise TypeError(f"a list expected, not {type(value).__name__}: {value!r:.80}")
+        return collection([read_item(element, item) for element in value])
+
+    return structure
+
+
+def _format_time(moment: datetime) -> str:
+    global _second
+    of_second = (moment.second, moment.minute, moment.hour, moment.day, moment.month, moment.year)
+    known = _second
+    if known[0] != of_second:
+        known = _second = (of_second, moment.isoformat()[:19])
+    return f"{known[1]}.{moment.microsecond // 1000:03d}Z"
+
+
+# The last second and its text: times come one after the other, and `isoformat` takes as long as all of the rest.
+_second: tuple[tuple[int, ...], str] = ((), "")
+
+
+def _parse_time(text: Json, _: type[datetime]) -> datetime:
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        raise ValueError(f"the time {text!r} has no zone")
+    if moment.tzinfo is UTC and moment.microsecond % 1000 == 0:
+        return moment  # as this package writes them
+    return truncate_to_ms(moment.astimezone(UTC))
+
+
+def _camel(name: str) -> str:
+    head, *rest = name.split("_")
+    return head + "".join(part.title() for part in rest)
+
+
+def _keys(kind: type[Any]) -> list[str]:
+    return [_camel(field.name) for field in attrs.fields(kind) if field.init]
+
+
+_VERSION = 1
+_OURS = "isoOrchestrator"
+_OBJECTS = dict[str, dict[str, Json]]
+_HEAD = ("version", "workflowId", "status", "createdAt", "updatedAt", "state")
+_RECORD = [key for key in _keys(WorkflowRecord) if key != "version"]
+_EXTRAS = [key for key in _keys(Projection) if key not in (*_RECORD, "unknown")]
+_STEP_EXTRAS = [key for key in _keys(StepState) if key not in _keys(StepRecord)]
+# What `isoOrchestrator` has even where it is empty. Keys that came later are left out then.
+_FORMAT_1 = {"format": 1, "seq": 0, "runs": {}, "runFailed": False, "steps": {}, "tokens": {}, "leaseClocks": {}}
+_END = b',"crc":"%08x"}}\n'

@@ -1,20 +1,35 @@
-"""What can happen to a workflow: one small immutable class each.
+"""What can happen to a workflow: one immutable class for each fact, with its effect on the record.
 
-Features decide which facts to append; `projection` says what they make of a record.
+Features decide which facts to append; nothing else changes a record. A new fact needs a class here and a row in the
+page of the format. What it changes in a `Projection` goes into snapshots by itself.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
 from enum import Enum
-from typing import Final, Literal
+from typing import TYPE_CHECKING, ClassVar, Final, TypeVar
 
 import attrs
 
-from iso_orchestrator.record.model import ErrorInfo, Json, WorkflowStatus
+from iso_orchestrator.record.model import (
+    ErrorInfo,
+    Heartbeat,
+    Json,
+    Lease,
+    StepStatus,
+    WorkflowEvent,
+    WorkflowStatus,
+)
+from iso_orchestrator.record.projection import LastCommand, LeaseClock, LiveRun, StepState, Wait
+
+if TYPE_CHECKING:
+    from iso_orchestrator.record.projection import Projection
 
 __all__ = [
     "ABSENT",
+    "FACTS",
     "CommandBegun",
     "CommandsMarked",
     "EventAppended",
@@ -42,44 +57,87 @@ class _Absent(Enum):
 
 
 ABSENT: Final = _Absent.ABSENT
-"""No value, where None is one."""
+"""No value, where None is a value."""
 
 
 @attrs.frozen
 class Fact:
-    """Something that happened, and when."""
+    """Something that happened at the time *at*."""
 
+    tag: ClassVar[str]
     at: datetime
 
+    def apply_to(self, projection: Projection) -> None:
+        """Change *projection*, whose sequence counts this fact already."""
+        raise NotImplementedError
 
+
+FACTS: dict[str, type[Fact]] = {}
+"""Every kind of fact by its tag."""
+
+F = TypeVar("F", bound=Fact)
+
+
+def _tagged(tag: str) -> Callable[[type[F]], type[F]]:
+    """Name a kind of fact in journals. Tags are the format: they never change."""
+
+    def register(kind: type[F]) -> type[F]:
+        kind.tag = tag
+        FACTS[tag] = kind
+        return kind
+
+    return register
+
+
+@_tagged("run.started")
 @attrs.frozen
 class RunStarted(Fact):
-    """A `with workflow:` was entered, by a process that holds the run file *owner*."""
+    """A process entered `with workflow:`. It holds the liveness file *owner*."""
 
     run: str
     owner: str
     pid: int
     host: str
 
+    def apply_to(self, projection: Projection) -> None:
+        if not projection.runs:
+            projection.run_failed = False
+            projection.last_error = None
+        projection.runs[self.run] = LiveRun(self.owner, self.pid, self.host, self.at)
+        projection.status = WorkflowStatus.RUNNING
+        _add_event(projection, self.at, "workflow.running")
 
+
+@_tagged("run.ended")
 @attrs.frozen
 class RunEnded(Fact):
-    """A run ended by itself."""
+    """A run ended normally, or with *error*."""
 
     run: str
     error: ErrorInfo | None = None
 
+    def apply_to(self, projection: Projection) -> None:
+        projection.runs.pop(self.run, None)
+        _end_run(projection, self.at, self.error)
 
+
+@_tagged("run.died")
 @attrs.frozen
 class RunDied(Fact):
-    """A run was found whose process is gone."""
+    """Another process found that the process of a run is gone."""
 
     run: str
 
+    def apply_to(self, projection: Projection) -> None:
+        run = projection.runs.pop(self.run, None)
+        who = f"process {run.pid} on {run.host}, running since {run.since.isoformat()}" if run else "its process"
+        _end_run(projection, self.at, ErrorInfo("RunDied", f"{who} is gone without having ended its run"))
 
+
+@_tagged("step.started")
 @attrs.frozen
 class StepStarted(Fact):
-    """An attempt began."""
+    """An attempt at a step began, in the process *owner*."""
 
     step: str
     attempt: int
@@ -87,114 +145,240 @@ class StepStarted(Fact):
     idempotency_key: str | None = None
     version: str | None = None
 
+    def apply_to(self, projection: Projection) -> None:
+        projection.waits.pop(self.step, None)
+        step = projection.steps[self.step] = StepState(
+            self.step,
+            StepStatus.RUNNING,
+            self.attempt,
+            updated_at=self.at,
+            started_at=self.at,
+            idempotency_key=self.idempotency_key,
+            owner=self.owner,
+            version=self.version,
+        )
+        step.seq = projection.seq
+        detail = {"step": self.step, "attempt": self.attempt, "idempotencyKey": self.idempotency_key}
+        _add_event(projection, self.at, "step.started", detail)
 
+
+@_tagged("step.completed")
 @attrs.frozen
 class StepCompleted(Fact):
-    """An attempt succeeded; *state* is the workflow's new one, where the step brought it."""
+    """An attempt succeeded. *state* is the workflow's new state, if the step updated it."""
 
     step: str
     result: Json
-    state: Json | Literal[_Absent.ABSENT] = ABSENT
+    state: Json = ABSENT
+
+    def apply_to(self, projection: Projection) -> None:
+        step = projection.steps[self.step]
+        step.status = StepStatus.COMPLETED
+        step.updated_at = step.completed_at = self.at
+        step.result = self.result
+        step.error = None
+        step.owner = None
+        step.seq = projection.seq
+        if not projection.run_failed:  # the error that failed a run outlives later steps of overlapping runs
+            projection.last_error = None
+        _add_event(projection, self.at, "step.completed", {"step": step.name, "attempt": step.attempts})
+        if self.state is not ABSENT:
+            projection.state = self.state
+            _add_event(projection, self.at, "state.updated")
 
 
+@_tagged("step.failed")
 @attrs.frozen
 class StepFailed(Fact):
-    """An attempt failed; *retrying*: its runner will try again, and keeps the step in hand."""
+    """An attempt failed. With *retrying* its process keeps the step and will try again."""
 
     step: str
     error: ErrorInfo
     retrying: bool = False
 
+    def apply_to(self, projection: Projection) -> None:
+        step = projection.steps[self.step]
+        _fail(step, self, projection.seq, self.error)
+        projection.last_error = self.error
+        detail = {"step": self.step, "attempt": step.attempts, "error": _error_json(self.error)}
+        _add_event(projection, self.at, "step.retrying" if self.retrying else "step.failed", detail)
+        if not self.retrying:
+            step.owner = None
 
+
+@_tagged("step.limited")
 @attrs.frozen
 class StepLimited(Fact):
-    """An attempt met a usage limit, and does not count: neither the step nor another of *key* begins before *until*."""
+    """An attempt met a usage limit, and does not count.
+
+    Before *until* neither the step nor any other step with the limit key *key* begins.
+    """
 
     step: str
     until: datetime
     key: str | None = None
 
+    def apply_to(self, projection: Projection) -> None:
+        step = projection.steps[self.step]
+        _drop_expired_limits(projection, self.at)
+        if projection.step_limits.get(self.step, self.until) <= self.until:
+            projection.step_limits[self.step] = self.until
+            keys = {**projection.step_limit_keys, self.step: self.key}
+            projection.step_limit_keys = {
+                step: key for step in projection.step_limits if (key := keys.get(step)) is not None
+            }
+        if self.key is not None:
+            projection.limits[self.key] = max(self.until, projection.limits.get(self.key, self.until))
+        if step.owner is not None:
+            projection.waits[self.step] = Wait(step.owner, self.at, self.until, self.key)
+        until = self.until.isoformat(timespec="seconds")
+        _fail(step, self, projection.seq, ErrorInfo("Limited", f"{self.key or 'the step'} is limited until {until}"))
+        detail = {"step": self.step, "attempt": step.attempts, "until": until, "limitKey": self.key}
+        _add_event(projection, self.at, "step.limited", detail)
+        step.attempts -= 1
 
+
+@_tagged("step.waiting")
 @attrs.frozen
 class StepWaiting(Fact):
-    """Who called a step waits for the end of a limit before an attempt begins; without *until*: waits no longer."""
+    """A call of a step, in the process *owner*, waits until a limit ends; with `until=None` it no longer waits."""
 
     step: str
     owner: str
     until: datetime | None = None
     key: str | None = None
 
+    def apply_to(self, projection: Projection) -> None:
+        _drop_expired_limits(projection, self.at)
+        if self.until is not None:
+            projection.waits[self.step] = Wait(self.owner, self.at, self.until, self.key)
+            until = self.until.isoformat(timespec="seconds")
+            detail = {"step": self.step, "until": until, "limitKey": self.key}
+            _add_event(projection, self.at, "step.waiting", detail)
+        elif (wait := projection.waits.get(self.step)) is not None and wait.owner == self.owner:
+            del projection.waits[self.step]
 
+
+@_tagged("step.abandoned")
 @attrs.frozen
 class StepAbandoned(Fact):
-    """An attempt ended without an outcome: nobody need wait for it."""
+    """An attempt ended without an outcome, so that no caller has to wait for it."""
 
     step: str
 
+    def apply_to(self, projection: Projection) -> None:
+        projection.steps[self.step].owner = None
 
+
+@_tagged("steps.reset")
 @attrs.frozen
 class StepsReset(Fact):
-    """Steps were forgotten, so that they run again."""
+    """Steps were removed, so that they run again."""
 
     steps: tuple[str, ...]
 
+    def apply_to(self, projection: Projection) -> None:
+        for name in self.steps:
+            projection.steps.pop(name, None)
+            until, key = projection.step_limits.pop(name, None), projection.step_limit_keys.pop(name, None)
+            # Lift the limit of the key too, if this step set it: a wrong one could not be lifted otherwise.
+            if until is not None and key is not None and projection.limits.get(key) == until:
+                del projection.limits[key]
 
+
+@_tagged("state.updated")
 @attrs.frozen
 class StateUpdated(Fact):
     """The state was replaced."""
 
     state: Json
 
+    def apply_to(self, projection: Projection) -> None:
+        projection.state = self.state
+        _add_event(projection, self.at, "state.updated")
 
+
+@_tagged("status.set")
 @attrs.frozen
 class StatusSet(Fact):
-    """The status was set by hand."""
+    """The user set the status."""
 
     status: WorkflowStatus
     error: ErrorInfo | None = None
 
+    def apply_to(self, projection: Projection) -> None:
+        projection.status = self.status
+        projection.last_error = self.error
+        detail = {"error": _error_json(self.error)} if self.error else None
+        _add_event(projection, self.at, f"workflow.{self.status}", detail)
 
+
+@_tagged("commands.marked")
 @attrs.frozen
 class CommandsMarked(Fact):
-    """What the marks of this workflow's commands are made of, by which their processes are found."""
+    """The workflow's first command is about to begin. The process tags of all commands are derived from *seed*."""
 
     seed: str
 
+    def apply_to(self, projection: Projection) -> None:
+        projection.command_seed = self.seed
 
+
+@_tagged("command.begun")
 @attrs.frozen
 class CommandBegun(Fact):
-    """A step's command is about to begin, with *mark*, its output going to *log*; of those before nobody is left."""
+    """A step's command is about to begin. No process of an earlier one is left.
+
+    Attributes:
+        mark: The tag by which its processes are found.
+        log: The file of its standard output.
+    """
 
     step: str
     mark: str
     log: str
 
+    def apply_to(self, projection: Projection) -> None:
+        projection.commands[self.step] = LastCommand(self.mark, self.log)
 
+
+@_tagged("event.appended")
 @attrs.frozen
 class EventAppended(Fact):
-    """An event that changes nothing else."""
+    """An event was added that changes nothing else."""
 
     type: str
     message: str | None = None
     detail: Json = None
 
+    def apply_to(self, projection: Projection) -> None:
+        projection.events.append(WorkflowEvent(self.at, self.type, self.message, self.detail))
 
+
+@_tagged("heartbeat.recorded")
 @attrs.frozen
 class HeartbeatRecorded(Fact):
-    """A sign of life; *silent*: without an event, one of many in a background series."""
+    """A heartbeat was recorded; a *silent* one, within a background series, without an event."""
 
     key: str
     detail: Json = None
     silent: bool = False
 
+    def apply_to(self, projection: Projection) -> None:
+        projection.heartbeats[self.key] = Heartbeat(self.key, self.at, self.detail)
+        if not self.silent:
+            detail = {"key": self.key, "hasDetail": self.detail is not None}
+            _add_event(projection, self.at, "heartbeat.recorded", detail)
 
+
+@_tagged("lease.touched")
 @attrs.frozen
 class LeaseTouched(Fact):
     """A lease was acquired, or renewed by its holder.
 
     Attributes:
         ttl: Seconds.
-        boot_id: Which boot *boot_expires*, seconds since it, belongs to; both None without a boot clock.
+        boot_id: The boot of the machine that *boot_expires*, in seconds, counts from; both None without a boot clock.
     """
 
     key: str
@@ -208,9 +392,78 @@ class LeaseTouched(Fact):
     boot_id: str | None = None
     boot_expires: float | None = None
 
+    def apply_to(self, projection: Projection) -> None:
+        projection.leases[self.key] = Lease(
+            key=self.key,
+            holder=self.holder,
+            acquired_at=self.acquired_at,
+            heartbeat_at=self.at,
+            expires_at=self.expires_at,
+            detail=self.detail,
+            token=self.token,
+        )
+        projection.tokens[self.key] = self.token
+        if self.boot_id is None or self.boot_expires is None:
+            projection.lease_clocks.pop(self.key, None)
+        else:
+            projection.lease_clocks[self.key] = LeaseClock(self.boot_id, self.boot_expires)
+        milliseconds = round(min(self.ttl, 1e300) * 1000, 3)  # a journal may hold any float, but inf is not JSON
+        ttl_ms = int(milliseconds) if milliseconds % 1 == 0 else milliseconds
+        detail = {"key": self.key, "holder": self.holder, "ttlMs": ttl_ms}
+        _add_event(projection, self.at, "lease.renewed" if self.renewed else "lease.acquired", detail)
 
+
+@_tagged("lease.released")
 @attrs.frozen
 class LeaseReleased(Fact):
-    """A lease was given back."""
+    """A lease was released."""
 
     key: str
+
+    def apply_to(self, projection: Projection) -> None:
+        lease = projection.leases[self.key]
+        projection.leases[self.key] = attrs.evolve(lease, released_at=self.at)
+        projection.lease_clocks.pop(self.key, None)
+        _add_event(projection, self.at, "lease.released", {"key": self.key, "holder": lease.holder})
+
+
+def _add_event(projection: Projection, at: datetime, type_: str, detail: Json = None) -> None:
+    projection.events.append(WorkflowEvent(at, type_, None, detail))
+
+
+def _end_run(projection: Projection, at: datetime, error: ErrorInfo | None) -> None:
+    """Set the status that the workflow has after one of its runs ended."""
+    if error is None:
+        _add_event(projection, at, "workflow.completed")
+    else:
+        projection.run_failed = True
+        projection.last_error = error
+        _add_event(projection, at, "workflow.failed", {"error": _error_json(error)})
+    if projection.runs:
+        projection.status = WorkflowStatus.RUNNING
+    elif projection.run_failed:
+        projection.status = WorkflowStatus.FAILED
+    else:
+        projection.status = WorkflowStatus.COMPLETED
+        projection.last_error = None
+
+
+def _fail(step: StepState, fact: Fact, seq: int, error: ErrorInfo) -> None:
+    step.status = StepStatus.FAILED
+    step.updated_at = fact.at
+    step.completed_at = step.result = None
+    step.error = error
+    step.seq = seq
+
+
+def _drop_expired_limits(projection: Projection, at: datetime) -> None:
+    projection.limits = {key: until for key, until in projection.limits.items() if until > at}
+    projection.step_limits = {step: until for step, until in projection.step_limits.items() if until > at}
+    projection.step_limit_keys = {
+        step: key for step, key in projection.step_limit_keys.items() if step in projection.step_limits
+    }
+    projection.waits = {step: wait for step, wait in projection.waits.items() if wait.until > at}
+
+
+def _error_json(error: ErrorInfo) -> Json:
+    return {name: value for name, value in attrs.asdict(error).items() if value is not None}

@@ -71,7 +71,7 @@ def _limits(projection: Projection, waits: dict[str, Wait], now: datetime) -> It
     for key, until in projection.limits.items():
         if until > now:
             # A step that met the limit is shown even if its process is gone: its next call waits for the limit too.
-            met = [name for name, limit in projection.step_limits.items() if limit.key == key]
+            met = [name for name, met_key in projection.step_limit_keys.items() if met_key == key]
             names = dict.fromkeys([*met, *(name for name, wait in waits.items() if wait.key == key)])
             yield projection.workflow_id, key, time_text(until), _span(now, until), ", ".join(names)
 

@@ -4,6 +4,7 @@ import enum
 import io
 import json
 import math
+import re
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,8 +19,9 @@ import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import FACT_KINDS, T0, new_fold
+from support import FACT_KINDS, T0, new_fold, only
 
+import iso_orchestrator
 from iso_orchestrator.codec import (
     ResultCodec,
     decode,
@@ -38,13 +40,13 @@ from iso_orchestrator.record.model import (
     Heartbeat,
     Lease,
     StepStatus,
+    WorkflowEvent,
+    WorkflowRecord,
     WorkflowStatus,
 )
 from iso_orchestrator.record.projection import (
-    Event,
     LastCommand,
     LeaseClock,
-    Limit,
     LiveRun,
     Projection,
     StepState,
@@ -132,17 +134,17 @@ def projections(draw: st.DrawFn) -> Projection:
             owner="owner",
             version=draw(optional_texts),
         )
-    return Projection(
-        workflow_id=draw(texts),
-        created_at=draw(times),
-        updated_at=draw(times),
-        state=draw(values),
-        status=draw(st.sampled_from(WorkflowStatus)),
-        last_error=draw(st.none() | error_infos),
-        steps=steps,
-        events=draw(st.lists(st.builds(Event, times, texts, optional_texts, values), max_size=3)),
-        heartbeats={key: Heartbeat(key, draw(times), draw(values)) for key in draw(st.lists(texts, max_size=2))},
-        leases={
+    fields = {
+        "workflow_id": draw(texts),
+        "created_at": draw(times),
+        "updated_at": draw(times),
+        "state": draw(values),
+        "status": draw(st.sampled_from(WorkflowStatus)),
+        "last_error": draw(st.none() | error_infos),
+        "steps": steps,
+        "events": draw(st.lists(st.builds(WorkflowEvent, times, texts, optional_texts, values), max_size=3)),
+        "heartbeats": {key: Heartbeat(key, draw(times), draw(values)) for key in draw(st.lists(texts, max_size=2))},
+        "leases": {
             key: Lease(
                 key=key,
                 holder=draw(texts),
@@ -155,17 +157,21 @@ def projections(draw: st.DrawFn) -> Projection:
             )
             for key, token in list(tokens.items())[:2]
         },
-        seq=draw(st.integers(0, 10**12)),
-        runs=draw(st.dictionaries(texts, st.builds(LiveRun, texts, integers, texts, times), max_size=2)),
-        run_failed=draw(st.booleans()),
-        tokens=tokens,
-        lease_clocks={key: LeaseClock(draw(texts), draw(floats)) for key in tokens},
-        limits=draw(st.dictionaries(texts, times, max_size=2)),
-        step_limits=draw(st.dictionaries(texts, st.builds(Limit, times, optional_texts), max_size=2)),
-        commands=draw(st.dictionaries(texts, st.builds(LastCommand, texts, texts), max_size=2)),
-        waits=draw(st.dictionaries(texts, st.builds(Wait, texts, times, times, optional_texts), max_size=2)),
-        unknown=draw(st.dictionaries(st.sampled_from(["x", "y", "élan"]), values, max_size=2)),
-    )
+        "seq": draw(st.integers(0, 10**12)),
+        "runs": draw(st.dictionaries(texts, st.builds(LiveRun, texts, integers, texts, times), max_size=2)),
+        "run_failed": draw(st.booleans()),
+        "tokens": tokens,
+        "lease_clocks": {key: LeaseClock(draw(texts), draw(floats)) for key in tokens},
+        "limits": draw(st.dictionaries(texts, times, max_size=2)),
+        "step_limits": draw(st.dictionaries(texts, times, max_size=2)),
+        "step_limit_keys": draw(st.dictionaries(texts, texts, max_size=2)),
+        "command_seed": draw(optional_texts),
+        "commands": draw(st.dictionaries(texts, st.builds(LastCommand, texts, texts), max_size=2)),
+        "waits": draw(st.dictionaries(texts, st.builds(Wait, texts, times, times, optional_texts), max_size=2)),
+        "unknown": draw(st.dictionaries(st.sampled_from(["x", "y", "élan"]), values, max_size=2)),
+    }
+    assert fields.keys() == {field.name for field in attrs.fields(Projection)}
+    return Projection(**fields)
 
 
 @given(values)
@@ -441,6 +447,21 @@ def test_tags_and_keys_on_disk_are_frozen() -> None:
         "heartbeat.recorded",
         "lease.released",
     ]
+
+
+def test_every_fact_and_every_key_of_ours_is_in_the_page_of_the_format() -> None:
+    """The page of the format has a row for each fact, and for each key of `isoOrchestrator`."""
+    pages = [path for path in Path(iso_orchestrator.__file__).parent.rglob("*.md") if path.stem.lower() == "format"]
+    rows = [line for line in only(pages).read_text().splitlines() if line.startswith("| `")]
+    named = {name for row in rows for name in re.findall("`([^`]*)`", row.split("|")[1])}
+    assert set(f.FACTS) <= named
+    record = {field.name for field in attrs.fields(WorkflowRecord)}
+    fields = [field.name for field in attrs.fields(Projection) if field.name not in (*record, "unknown")]
+    assert set(map(camel, fields)) <= named
+
+
+def camel(name: str) -> str:
+    return re.sub("_(.)", lambda letter: letter[1].upper(), name)
 
 
 SIMPLE_FACTS = [

@@ -13,7 +13,7 @@ from support import T0, at, new_fold, note
 from iso_orchestrator.codec import snapshot_from_projection
 from iso_orchestrator.record import facts as f
 from iso_orchestrator.record.model import ErrorInfo, StepStatus, WorkflowRecord, WorkflowStatus
-from iso_orchestrator.record.projection import LeaseClock, Projection, Wait, apply
+from iso_orchestrator.record.projection import LeaseClock, Projection, Wait
 
 NPM = Path(__file__).parents[1] / "data/npm-0.2.0"
 NPM_START = datetime(2026, 4, 25, 8, 0, 0, 7000, tzinfo=UTC)
@@ -325,7 +325,7 @@ def test_order_is_by_sequence_whatever_clocks_say() -> None:
     assert (projection.seq, projection.updated_at) == (2, at(5))
 
 
-RECORD = folded(
+SOME_FACTS = [
     run("r"),
     started("done"),
     f.StepCompleted(T0, "done", {"deep": [1]}),
@@ -334,7 +334,7 @@ RECORD = folded(
     lease(3),
     f.StateUpdated(T0, {"deep": [1]}),
     f.EventAppended(T0, "note", None, {"deep": [1]}),
-).record()
+]
 
 ANY_FACTS = [
     run("s"),
@@ -362,15 +362,18 @@ ANY_FACTS = [
 
 
 @pytest.mark.parametrize("fact", ANY_FACTS, ids=[type(fact).__name__ for fact in ANY_FACTS])
-def test_apply_makes_a_new_record_of_any_fact(fact: f.Fact) -> None:
-    """`apply` takes every fact, leaves the record that it is given as it was, and shares nothing with it."""
-    before = copy.deepcopy(RECORD)
-    after = apply(RECORD, fact)
-    assert before == RECORD
+def test_every_fact_changes_the_record_and_no_record_made_before(fact: f.Fact) -> None:
+    """A fact gives another record, with its time, that shares nothing with the ones before it."""
+    projection = folded(*SOME_FACTS)
+    before = projection.record()
+    expected = copy.deepcopy(before)
+    projection.apply(fact)
+    after = projection.record()
+    assert before == expected
     assert after.updated_at == fact.at
-    assert after != RECORD
+    assert after != before
     spoil(after)
-    assert before == RECORD
+    assert before == expected
 
 
 def spoil(record: Any) -> None:

@@ -19,8 +19,8 @@ import attrs
 from support import T0
 
 from iso_orchestrator.record.facts import EventAppended, Fact
-from iso_orchestrator.record.model import WorkflowRecord
-from iso_orchestrator.record.projection import Projection, apply
+from iso_orchestrator.record.model import WorkflowEvent, WorkflowRecord
+from iso_orchestrator.record.projection import Projection
 from iso_orchestrator.store import FileStore, WorkflowLog
 from iso_orchestrator.system.filesystem import FileSystem
 
@@ -1207,7 +1207,8 @@ def _open(machine: Machine, at: datetime) -> tuple[ProcessFS, WorkflowLog, Proje
 def _append(machine: Machine, log: WorkflowLog, projection: Projection, outcome: Outcome) -> None:
     assert outcome.record is not None
     fact = EventAppended(T0, "after.crash")
-    expected = Outcome(apply(outcome.record, fact), outcome.seq + 1)
+    events = (*outcome.record.events, WorkflowEvent(fact.at, fact.type))
+    expected = Outcome(attrs.evolve(outcome.record, updated_at=fact.at, events=events), outcome.seq + 1)
     machine.log.append(Offered(projection.created_at, projection.seq, (expected.record,)))
     log.lock()
     projection = log.catch_up(projection)

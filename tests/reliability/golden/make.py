@@ -226,7 +226,7 @@ def read(root: str, workflow_id: str) -> dict[str, Any]:
     record = projection.record()
     found = {"record": record_to_json(record), "tokens": {key: lease.token for key, lease in record.leases.items()}}
     limits = {key: until.isoformat() for key, until in projection.limits.items()}
-    limits |= {step: limit.until.isoformat() for step, limit in projection.step_limits.items()}
+    limits |= {step: until.isoformat() for step, until in projection.step_limits.items()}
     found |= {"limits": limits, "commandSeed": projection.command_seed} if limits else {}
     # Not what the facts of a limit make of it, which older files were written down without.
     waits = {step: wait.until.isoformat() for step, wait in projection.waits.items() if step not in projection.steps}
