@@ -1,4 +1,4 @@
-"""What people get wrong: an error of its own kind, early, that says what to do, and an unharmed record."""
+"""Wrong input raises early, with a fitting error that says what to do, and changes no record."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def workflow(root: Path) -> Iterator[Workflow]:
-    """The workflow in the root; what was in it is there at the end, too."""
+    """The workflow in the root; at the end its content is checked."""
     workflow = Workflow("kept", dir=root)
     workflow.append_event("opened")
     yield workflow
@@ -68,7 +68,7 @@ def record_files(root: Path) -> dict[str, bytes]:
 
 @contextmanager
 def unharmed(root: Path) -> Iterator[None]:
-    """Inside, no record changes by a byte."""
+    """Check that no record changes by a byte inside."""
     before = record_files(root)
     yield
     assert record_files(root) == before
@@ -113,7 +113,7 @@ KEY_TAKERS: dict[str, Callable[[Workflow, Any], object]] = {
 @pytest.mark.parametrize("bad", BAD_TEXTS)
 @pytest.mark.parametrize("taker", ID_TAKERS)
 def test_what_can_be_no_id_is_refused_at_once(root: Path, taker: str, bad: str) -> None:
-    """An id that is empty, blank, no text or not UTF-8 raises when it is given."""
+    """An id that is empty, blank, no str or not UTF-8 raises where it is given."""
     value, kind, says = BAD_TEXTS[bad]
     with unharmed(root), pytest.raises(kind, match=says):
         ID_TAKERS[taker](root, value)
@@ -122,7 +122,7 @@ def test_what_can_be_no_id_is_refused_at_once(root: Path, taker: str, bad: str) 
 @pytest.mark.parametrize("bad", BAD_TEXTS)
 @pytest.mark.parametrize("taker", KEY_TAKERS)
 def test_what_can_be_no_key_is_refused_at_once(workflow: Workflow, root: Path, taker: str, bad: str) -> None:
-    """A key or name that is empty, blank, no text or not UTF-8 raises when it is given."""
+    """A key or name that is empty, blank, no str or not UTF-8 raises where it is given."""
     value, kind, says = BAD_TEXTS[bad]
     with unharmed(root), pytest.raises(kind, match=says):
         KEY_TAKERS[taker](workflow, value)
@@ -131,7 +131,7 @@ def test_what_can_be_no_key_is_refused_at_once(workflow: Workflow, root: Path, t
 @pytest.mark.parametrize("option", ["name", "idempotency_key"])
 @pytest.mark.parametrize("bad", ["empty", "blank", "a lone surrogate", "a number", "bytes"])
 def test_a_steps_constant_name_or_key_is_refused_when_decorated(workflow: Workflow, option: str, bad: str) -> None:
-    """A constant name or key of a step that can be none raises before the step is ever called."""
+    """A constant name or key of a step that is invalid raises at decoration."""
     value, kind, says = BAD_TEXTS[bad]
     with pytest.raises(kind, match=says):
         workflow.step(**{option: value})(never)
@@ -139,7 +139,7 @@ def test_a_steps_constant_name_or_key_is_refused_when_decorated(workflow: Workfl
 
 @pytest.mark.parametrize("bad", ["empty", "blank", "a lone surrogate", "a number"])
 def test_a_key_made_of_an_item_is_refused_before_the_item_runs(workflow: Workflow, bad: str) -> None:
-    """A `mutex_key` that comes out as what can be no key raises, and its item does not run."""
+    """A `mutex_key` that makes an invalid key raises, and its item does not run."""
     value, kind, says = BAD_TEXTS[bad]
     with pytest.raises(kind, match=says):
         workflow.run_for_each([1], never, mutex_key=lambda item: value)
@@ -167,7 +167,7 @@ LEGAL_TEXTS = [
 
 @pytest.mark.parametrize("text", LEGAL_TEXTS, ids=lambda text: ascii(text)[:20])
 def test_every_other_text_is_legal_and_stays_inside_the_root(tmp_path: Path, text: str) -> None:
-    """Slashes, dots, newlines, NUL and 10,000 characters are names like others, and no paths."""
+    """Slashes, dots, newlines, NUL and 10,000 characters are legal in names, and never become paths."""
     root = tmp_path / "deep" / "root"
     with Workflow(text, dir=root) as workflow:
         workflow.run_step(text, lambda: text)
@@ -187,7 +187,7 @@ def test_every_other_text_is_legal_and_stays_inside_the_root(tmp_path: Path, tex
 
 
 def test_texts_that_look_alike_are_kept_apart(tmp_path: Path) -> None:
-    """Ids that differ in a character, a case or a normal form are different workflows."""
+    """Ids that differ in one character, in case or in Unicode normal form are different workflows."""
     ids = [
         "a/b",
         "a\\b",
@@ -214,7 +214,7 @@ def test_texts_that_look_alike_are_kept_apart(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("inner", ["", "below", "below/that"])
 def test_a_root_that_is_a_file_is_refused(tmp_path: Path, inner: str) -> None:
-    """A root that is a file, or lies below one, raises on first use, and the file is left alone."""
+    """A root that is a file, or is inside one, raises at the first use, and the file is not changed."""
     file = tmp_path / "file"
     file.write_bytes(b"somebody's")
     workflow = Workflow("batch", dir=file / inner)
@@ -225,7 +225,7 @@ def test_a_root_that_is_a_file_is_refused(tmp_path: Path, inner: str) -> None:
 
 @pytest.mark.parametrize("name", ["workflows", "locks"])
 def test_a_file_in_the_place_of_a_folder_of_the_root_is_refused(tmp_path: Path, name: str) -> None:
-    """A file where the root has its folders raises on first use, and is left alone."""
+    """A file in place of one of the root's folders raises at the first use, and is not changed."""
     (tmp_path / name).write_bytes(b"somebody's")
     with pytest.raises(StoreError, match="folder"):
         open_workflow("batch", dir=tmp_path)
@@ -260,7 +260,7 @@ def run_with_mounts(scenario: Callable[[Path], None], folder: Path, *mounts: lis
 
 @contextmanager
 def without_rights(folder: Path) -> Iterator[None]:
-    """Inside, this process may read *folder* and write nothing there, whoever it is."""
+    """Let this process read *folder* but not write there, even if it is root."""
     folders = [folder, *(path for path in folder.rglob("*") if path.is_dir())]
     is_root = os.geteuid() == 0
     if is_root:
@@ -284,7 +284,7 @@ def without_rights(folder: Path) -> Iterator[None]:
 
 
 def fails_to_write_and_can_read(root: Path) -> None:
-    """What holds in a root that cannot be written to."""
+    """Check that writing to the root fails and reading works."""
     for workflow_id in ("kept", "a new one"):
         with pytest.raises(StoreError, match="rights"):
             Workflow(workflow_id, dir=root).run_step("next", never)
@@ -295,7 +295,7 @@ def fails_to_write_and_can_read(root: Path) -> None:
 
 
 def test_a_root_without_the_right_to_write_is_refused_and_can_be_read(root: Path) -> None:
-    """A root that may not be written to raises on first use; looking works, and nothing changes."""
+    """A root without write permission raises at the first use; reading works, and nothing changes."""
     with tempfile.TemporaryDirectory() as folder:  # pytest's own is closed to all other users
         Path(folder).chmod(0o755)
         copy = Path(folder) / "root"
@@ -307,13 +307,13 @@ def test_a_root_without_the_right_to_write_is_refused_and_can_be_read(root: Path
 
 
 def test_a_read_only_disk_is_refused_and_can_be_read(root: Path) -> None:
-    """A root on a disk that is mounted to be read raises on first use; looking works, and nothing changes."""
+    """A root on a read-only disk raises at the first use; reading works, and nothing changes."""
     with unharmed(root):
         run_with_mounts(fails_to_write_and_can_read, root, ["--bind", str(root)], ["-o", "remount,bind,ro"])
 
 
 def fill(folder: Path) -> Path:
-    """A file that takes all the space that is left."""
+    """Write a file that takes all the free space."""
     ballast = folder / "ballast"
     with ballast.open("wb", buffering=0) as file:
         try:
@@ -325,7 +325,7 @@ def fill(folder: Path) -> Path:
 
 
 def loses_nothing_when_full(disk: Path) -> None:
-    """What holds on a disk that gets full and has room again."""
+    """Check a disk that fills up and then has room again."""
     calls: list[int] = []
 
     def large() -> str:
@@ -354,12 +354,12 @@ def loses_nothing_when_full(disk: Path) -> None:
 
 
 def test_a_full_disk_is_an_error_and_loses_nothing(tmp_path: Path) -> None:
-    """A result for which there is no room raises, nothing is lost, and all goes on when there is room."""
+    """A result without room on the disk raises, nothing is lost, and work continues when there is room."""
     run_with_mounts(loses_nothing_when_full, tmp_path, ["-t", "tmpfs", "-o", "size=512k", "tmpfs"])
 
 
 def test_a_file_that_may_not_grow_is_an_error_and_loses_nothing(root: Path) -> None:
-    """A process that has reached its limit of a file's size gets a typed error and loses nothing."""
+    """A process at its limit of file size gets a typed error and loses nothing."""
     code = """
 import resource, sys
 from iso_orchestrator import StoreError, Workflow
@@ -429,7 +429,7 @@ VALUE_TAKERS: dict[str, Callable[[Workflow, Any], object]] = {
 
 @pytest.mark.parametrize("case", NOT_JSON)
 def test_a_result_that_is_not_json_is_refused(workflow: Workflow, case: str) -> None:
-    """A result that is not JSON names the step and the place, and its body is not run again for that."""
+    """A result that is not JSON raises with the step and the place, and its body is not run again."""
     make, place = NOT_JSON[case]
     calls: list[int] = []
 
@@ -457,7 +457,7 @@ def test_a_value_that_is_not_json_is_refused(workflow: Workflow, root: Path, tak
 
 @pytest.mark.parametrize("case", NOT_JSON)
 def test_an_initial_state_that_is_not_json_is_refused_at_construction(tmp_path: Path, case: str) -> None:
-    """An initial state that is not JSON raises before there is a record."""
+    """An initial state that is not JSON raises before a record exists."""
     make, place = NOT_JSON[case]
     with pytest.raises(SerializationError) as refused:
         Workflow("batch", dir=tmp_path / "root", initial_state=make())
@@ -466,7 +466,7 @@ def test_an_initial_state_that_is_not_json_is_refused_at_construction(tmp_path: 
 
 
 def test_what_is_nested_less_than_the_limit_is_kept(workflow: Workflow) -> None:
-    """A hundred levels are recorded and read back."""
+    """A result nested a hundred levels deep is recorded and read back."""
     assert workflow.run_step("deep", lambda: _levels(100)) == _levels(100)
 
 
@@ -509,7 +509,7 @@ WRONG_OPTIONS: dict[str, tuple[Callable[[Workflow], object], str]] = {
 
 @pytest.mark.parametrize("option", WRONG_OPTIONS)
 def test_an_option_out_of_its_range_is_refused_at_once(workflow: Workflow, root: Path, option: str) -> None:
-    """A number, time or word that an option cannot have raises where it is given, and the option is named."""
+    """An option out of its range raises where it is given, and the error names it."""
     give, says = WRONG_OPTIONS[option]
     with unharmed(root), pytest.raises(ValueError, match=says):
         give(workflow)
@@ -535,14 +535,14 @@ WRONG_TYPES: dict[str, Callable[[Workflow], object]] = {
 
 @pytest.mark.parametrize("option", WRONG_TYPES)
 def test_an_option_of_a_wrong_type_is_refused_at_once(workflow: Workflow, root: Path, option: str) -> None:
-    """A value whose type an option cannot have, and an option that does not exist, raise where they are given."""
+    """An option of a wrong type, and an unknown option, raise where they are given, and the error names them."""
     with unharmed(root), pytest.raises(TypeError, match=option):
         WRONG_TYPES[option](workflow)
 
 
 @pytest.mark.parametrize("holder", ["", "  \n"])
 def test_a_lease_needs_a_holder(workflow: Workflow, root: Path, holder: str) -> None:
-    """A holder that is empty or blank is refused."""
+    """A lease holder that is empty or blank raises."""
     with unharmed(root):
         with pytest.raises(ValueError, match="holder"):
             workflow.touch_lease("slot", holder=holder, ttl=30)
@@ -558,14 +558,14 @@ def _naive() -> datetime:
 
 
 def test_a_naive_clock_is_refused_at_construction(tmp_path: Path) -> None:
-    """A `now` without a zone raises before there is a record, and says what has one."""
+    """A `now` without a time zone raises before a record exists, and the error shows one that has one."""
     with pytest.raises(ValueError, match=r"naive.*datetime\.now\(UTC\)"):
         Workflow("batch", dir=tmp_path / "root", now=_naive)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_clock_that_turns_naive_changes_nothing(root: Path) -> None:
-    """A `now` that loses its zone raises, and the record is as it was."""
+    """A `now` that loses its time zone raises, and the record is unchanged."""
     moment = datetime(2026, 5, 14, tzinfo=UTC)
     workflow = Workflow("kept", dir=root, now=lambda: moment)
     workflow.append_event("first")
@@ -581,7 +581,7 @@ def test_a_clock_that_turns_naive_changes_nothing(root: Path) -> None:
 
 
 def test_a_lease_is_not_judged_by_a_naive_time() -> None:
-    """`lease_status` refuses a time without a zone."""
+    """`lease_status` raises for a time without a zone."""
     moment = datetime(2026, 5, 14, tzinfo=UTC)
     with pytest.raises(ValueError, match="naive"):
         lease_status(Lease("slot", "me", moment, moment, moment), _naive())
@@ -603,7 +603,7 @@ async def _async_generator(item: int = 0) -> AsyncIterator[int]:
 
 
 class _AsyncCallable:
-    """An object that is called like a coroutine function."""
+    """An object whose `__call__` is a coroutine function."""
 
     async def __call__(self) -> int:
         return 1
@@ -629,7 +629,7 @@ FUNCTION_TAKERS: dict[str, Callable[[Workflow, Any], object]] = {
 def test_a_function_that_is_not_plain_is_refused_at_once(
     workflow: Workflow, root: Path, taker: str, fn: Callable[..., Any]
 ) -> None:
-    """Coroutine and generator functions raise, saying which of them it is, and nothing is recorded."""
+    """Coroutine and generator functions raise, the error says which it is, and nothing is recorded."""
     with unharmed(root), pytest.raises(TypeError, match=r"is async|is a generator"):
         FUNCTION_TAKERS[taker](workflow, fn)
 
@@ -674,7 +674,7 @@ def _newer_fact(root: Path) -> None:
 
 @pytest.mark.parametrize("change", [_newer_record, _newer_part, _newer_journal, _newer_fact])
 def test_a_record_of_a_newer_release_is_refused(root: Path, change: Callable[[Path], None]) -> None:
-    """What a newer release wrote raises, is not changed by a byte, and the message says to upgrade."""
+    """A record of a newer release raises, is not changed by a byte, and the error says to upgrade."""
     change(root)
     workflow = Workflow("kept", dir=root)
     with unharmed(root):
@@ -688,7 +688,7 @@ def test_a_record_of_a_newer_release_is_refused(root: Path, change: Callable[[Pa
 
 @pytest.mark.parametrize("url", ["carrier-pigeon://loft/7", "no scheme", "", "://"])
 def test_a_store_url_that_nothing_serves_is_refused(tmp_path: Path, url: str) -> None:
-    """A store that there is not raises at construction."""
+    """A store URL with an unknown scheme raises at construction."""
     for take in (
         lambda: Workflow("batch", dir=tmp_path / "root", store=url),
         lambda: read_workflow_record("batch", store=url),

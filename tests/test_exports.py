@@ -1,4 +1,4 @@
-"""What `import iso_orchestrator` gives, and what it costs."""
+"""What `import iso_orchestrator` provides, and what it loads."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LATER = {
 
 
 def test_all_is_sorted_and_true() -> None:
-    """`__all__` is sorted, has no name twice, and each is there."""
+    """`__all__` is sorted, has no name twice, and each name exists."""
     names = iso_orchestrator.__all__
     assert names == sorted(set(names))
     assert all(hasattr(iso_orchestrator, name) for name in names)
@@ -105,14 +105,14 @@ def test_all_names_come_with_a_star() -> None:
     "module", [found.name for found in pkgutil.walk_packages(iso_orchestrator.__path__, "iso_orchestrator.")]
 )
 def test_examples_in_docstrings_run(module: str) -> None:
-    """Each example in a docstring does what it shows."""
+    """Each example in a docstring has the output that it shows."""
     if module.endswith("__main__"):
         return
     assert doctest.testmod(importlib.import_module(module)).failed == 0
 
 
 def test_public_classes_and_functions_have_docstrings() -> None:
-    """Everything that can be imported from the package says what it is."""
+    """Each public name has a docstring."""
     assert [name for name in iso_orchestrator.__all__ if not getattr(iso_orchestrator, name).__doc__] == []
 
 

@@ -1,4 +1,4 @@
-"""What a type checker must accept, and what it must not: each ignore here is an error that has to be one."""
+"""Code that type checkers must accept, and errors that they must report: each ignore marks one of those."""
 
 from __future__ import annotations
 

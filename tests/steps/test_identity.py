@@ -65,12 +65,12 @@ def test_a_step_without_arguments_is_called_like_its_function(workflow: Workflow
 def test_the_bound_arguments_are_the_identity(
     step: iso_orchestrator.Step[..., str], args: tuple[Any, ...], named: dict[str, Any], name: str
 ) -> None:
-    """However a call is written, it is known by the arguments that are not their defaults, in the signature's order."""
+    """The arguments that differ from their defaults, in the signature's order, name a call, however it is written."""
     assert step.step_name(*args, **named) == name
 
 
 def test_one_call_written_two_ways_runs_once(workflow: Workflow) -> None:
-    """`f(1)` and `f(x=1)` and `f(1, y=2)`, where 2 is the default, are one step."""
+    """`f(1)`, `f(x=1)` and `f(1, y=2)`, where 2 is the default, are one step."""
     calls = []
 
     @workflow.step
@@ -142,7 +142,7 @@ RENDERED: list[tuple[Any, str]] = [
 
 @pytest.mark.parametrize(("value", "text"), RENDERED, ids=[repr(value)[:40] for value, _ in RENDERED])
 def test_arguments_are_rendered_readably(step: iso_orchestrator.Step[..., str], value: object, text: str) -> None:
-    """Each kind of argument has its faithful, printable form."""
+    """Each kind of argument has a faithful, printable form."""
     name = step.step_name(value)
     assert name == f"takes(x={text})"
     assert name.isprintable()
@@ -166,7 +166,7 @@ def test_different_arguments_are_different_steps(step: iso_orchestrator.Step[...
 
 @pytest.mark.parametrize(("length", "is_cut"), [(116, False), (117, True), (10_000, True)])
 def test_long_arguments_are_cut_with_a_hash(step: iso_orchestrator.Step[..., str], length: int, is_cut: bool) -> None:
-    """Rendered arguments of more than 120 characters are cut there, and told apart by a hash behind the cut."""
+    """Rendered arguments of more than 120 characters are cut there, and a hash after the cut tells them apart."""
     name = step.step_name("a" * length)
     whole = f'x="{"a" * length}"'
     if not is_cut:
@@ -200,7 +200,7 @@ def test_long_arguments_are_one_step_in_every_process(workflow: Workflow) -> Non
 
 
 class Opaque:
-    """Something that has no faithful short form."""
+    """A class whose instances have no faithful short form."""
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ class Opaque:
     ],
 )
 def test_an_argument_without_a_faithful_form_needs_a_name(workflow: Workflow, value: object) -> None:
-    """Such a call raises before the body, names the argument, and says to give `name=`."""
+    """An argument without a faithful form raises before the body; the error names it and says to give `name=`."""
     step = workflow.step(takes)
     with pytest.raises(StepNameError, match=r"(?s)takes.*'y'.*name="):
         step(1, value)
@@ -230,7 +230,7 @@ def test_an_argument_without_a_faithful_form_needs_a_name(workflow: Workflow, va
 
 
 def test_a_cycle_needs_a_name(step: iso_orchestrator.Step[..., str]) -> None:
-    """Arguments that contain themselves cannot be rendered."""
+    """Arguments that contain themselves cannot be rendered, and need `name=`."""
     cycle: list[Any] = []
     cycle.append(cycle)
     with pytest.raises(StepNameError, match="name="):
@@ -241,7 +241,7 @@ MISSING = object()
 
 
 def test_a_default_that_cannot_be_rendered_is_left_out(workflow: Workflow) -> None:
-    """A default that was not replaced is no part of the name, so that it needs no rendering."""
+    """A default that was not replaced is not rendered, and no part of the name."""
 
     @workflow.step
     def fetch(page: int, missing: object = MISSING) -> bool:
@@ -254,7 +254,7 @@ def test_a_default_that_cannot_be_rendered_is_left_out(workflow: Workflow) -> No
 
 
 def test_an_argument_that_changes_in_the_body_does_not_change_the_name(workflow: Workflow) -> None:
-    """A step is known by its arguments as they were when it was called."""
+    """A step is known by its arguments as they were at the call."""
 
     @workflow.step
     def consume(items: list[int]) -> int:
@@ -269,7 +269,7 @@ def test_an_argument_that_changes_in_the_body_does_not_change_the_name(workflow:
 
 @dataclass
 class Shop:
-    """Something with methods that are steps."""
+    """A class whose methods are steps."""
 
     city: str
 
@@ -293,7 +293,7 @@ class Shop:
 
 
 def test_methods_are_steps_of_their_instance(workflow: Workflow) -> None:
-    """The instance is the first argument: two of them are two steps, two that are equal are one."""
+    """The instance of a method is its first argument: different instances are different steps, equal ones are one."""
     with workflow:
         assert [Shop("Bonn").stock(), Shop("Kiel").stock(), Shop("Bonn").stock(item="tea")] == [
             "tea in Bonn",
@@ -325,7 +325,7 @@ def test_a_bound_method_has_all_that_a_step_has(workflow: Workflow) -> None:
 
 
 def test_what_a_function_has_noted_on_itself_hides_no_method(workflow: Workflow) -> None:
-    """Attributes of a function stay its own: a step has others of the same names."""
+    """Attributes of the function do not hide the step's methods of the same names."""
 
     def fetch(page: int) -> int:
         return page
@@ -341,7 +341,7 @@ def test_what_a_function_has_noted_on_itself_hides_no_method(workflow: Workflow)
 
 
 def test_a_name_is_a_format_string_over_the_arguments(workflow: Workflow) -> None:
-    """Items, attributes and formats of all arguments, defaults among them, can stand in a name; braces are doubled."""
+    """A name template can use items, attributes and formats of all arguments, also of defaults; braces are doubled."""
 
     @workflow.step(name="{job.company}:{options[limit]:03d}:{tail!r} {{x}}")
     def apply(job: Job, options: dict[str, int], tail: str = "end") -> None: ...
@@ -352,7 +352,7 @@ def test_a_name_is_a_format_string_over_the_arguments(workflow: Workflow) -> Non
 
 
 def test_a_name_is_a_function_of_the_arguments(workflow: Workflow) -> None:
-    """A function that makes the name is called as the step is, with defaults filled in."""
+    """A function that makes the name is called like the step, with defaults filled in."""
 
     def name(x: int, y: int, *rest: int, key: int, **more: int) -> str:
         return f"{x} {y} {rest} {key} {more}"
@@ -366,7 +366,7 @@ def test_a_name_is_a_function_of_the_arguments(workflow: Workflow) -> None:
 
 @pytest.mark.parametrize("name", ["{nope}", "{x", "x}", "f:{x} {nope[a]}"])
 def test_a_name_that_can_never_be_filled_in_is_refused_when_decorated(workflow: Workflow, name: str) -> None:
-    """A format string that is none, or asks for a parameter that is not there, raises at decoration."""
+    """A template that is no format string, or names a missing parameter, raises at decoration."""
 
     def f(x: int) -> None: ...
 
@@ -377,7 +377,7 @@ def test_a_name_that_can_never_be_filled_in_is_refused_when_decorated(workflow: 
 
 
 def test_a_name_that_cannot_be_filled_in_says_why(workflow: Workflow) -> None:
-    """A call whose arguments do not fit the name raises StepNameError and is no step."""
+    """A call whose arguments do not fit the name template raises StepNameError and records no step."""
     step = workflow.step(name="apply:{x[company]}")(takes)
     with pytest.raises(StepNameError, match=r"company"):
         step({})
@@ -386,7 +386,7 @@ def test_a_name_that_cannot_be_filled_in_says_why(workflow: Workflow) -> None:
 
 @pytest.mark.parametrize("made", ["", "  ", None, 7, "a\ud800"])
 def test_a_name_that_is_none_is_refused(workflow: Workflow, made: Any) -> None:
-    """What a function makes as a name has to be one."""
+    """A function that makes no valid name raises, and no step is recorded."""
     with pytest.raises((TypeError, ValueError)):
         workflow.step(name=lambda x: made)(takes_one)(1)
     assert workflow.record.steps == {}
@@ -399,7 +399,7 @@ def takes_one(x: Any) -> str:
 @pytest.mark.parametrize("bad", [7, b"name", ["name"]])
 @pytest.mark.parametrize("option", ["name", "idempotency_key"])
 def test_a_name_of_a_wrong_type_is_refused_when_decorated(workflow: Workflow, option: str, bad: Any) -> None:
-    """A name or a key that is neither a text nor a function raises TypeError at decoration."""
+    """A name or key that is neither a str nor a function raises TypeError at decoration."""
     with pytest.raises(TypeError):
         workflow.step(**{option: bad})(takes_one)
 
@@ -420,7 +420,7 @@ def in_module(source: str, module: str, **names: Any) -> dict[str, Any]:
 
 
 def test_two_functions_cannot_claim_one_name(workflow: Workflow) -> None:
-    """A constant name that a function of another qualified name has raises at decoration, and tells of both."""
+    """Two functions with one constant name raise at decoration, and the error names both."""
     workflow.step(name="send")(takes)
     with pytest.raises(DuplicateStepError, match=r"(?s)send.*takes.*takes_one") as refused:
         workflow.step(name="send")(takes_one)
@@ -429,7 +429,7 @@ def test_two_functions_cannot_claim_one_name(workflow: Workflow) -> None:
 
 
 def test_two_functions_of_one_name_in_two_modules_cannot_claim_it(workflow: Workflow) -> None:
-    """Nor can functions of one qualified name in two modules."""
+    """Two functions with one qualified name in two modules raise at decoration, and the error names both."""
     source = "@workflow.step\ndef send(to='all'): return 1"
     in_module(source, "mail", workflow=workflow)
     with pytest.raises(DuplicateStepError, match=r"(?s)mail.*post"):
@@ -437,13 +437,13 @@ def test_two_functions_of_one_name_in_two_modules_cannot_claim_it(workflow: Work
 
 
 def test_a_name_made_of_arguments_can_be_shared(workflow: Workflow) -> None:
-    """Names that depend on the arguments are not constant, and are nobody's."""
+    """Names that depend on the arguments are not constant, and several functions may use them."""
     workflow.step(name="job:{x}")(takes)
     assert workflow.step(name="job:{x}")(takes_one)(1) == "taken"
 
 
 def test_a_name_is_claimed_in_one_workflow(tmp_path: Path) -> None:
-    """What a name stands for in one workflow says nothing of another."""
+    """A constant name may belong to different functions in different workflows."""
     for number, fn in enumerate((takes, takes_one)):
         workflow = Workflow(f"w{number}", dir=tmp_path)
         assert workflow.step(name="send")(fn)(1) == "taken"
@@ -451,14 +451,14 @@ def test_a_name_is_claimed_in_one_workflow(tmp_path: Path) -> None:
 
 
 def test_run_step_takes_any_function_for_a_name(workflow: Workflow) -> None:
-    """`run_step` claims nothing."""
+    """`run_step` claims no name."""
     assert workflow.run_step("send", takes, 1) == "taken"
     assert workflow.run_step("send", lambda: pytest.fail("it ran")) == "taken"
     assert workflow.step(name="send")(takes_one)(1) == "taken"
 
 
 def test_a_cell_that_is_run_again_replaces_its_step(workflow: Workflow) -> None:
-    """The same function in the same module again takes its own name, with the code of now."""
+    """A function that is defined again in its module, as in a notebook, keeps its name and runs the new code."""
     source = "@workflow.step\ndef fetch(page): return f'{page} by {version}'"
     first = in_module(source, "__main__", workflow=workflow, version=1)["fetch"]
     assert first(1) == "1 by 1"
@@ -467,7 +467,7 @@ def test_a_cell_that_is_run_again_replaces_its_step(workflow: Workflow) -> None:
 
 
 def test_a_free_name_is_claimed_where_it_is_used(workflow: Workflow, tmp_path: Path) -> None:
-    """Two free steps of one constant name may exist, but not serve one workflow."""
+    """Two free steps may have one constant name, but not in one workflow."""
     one = iso_orchestrator.step(name="send")(takes)
     two = iso_orchestrator.step(name="send")(takes_one)
     with workflow:
@@ -482,13 +482,13 @@ def test_a_free_name_is_claimed_where_it_is_used(workflow: Workflow, tmp_path: P
 
 
 def test_the_same_key_is_the_same_step(workflow: Workflow) -> None:
-    """A completed step with the same name and key returns its result, whatever its other arguments are."""
+    """A completed step with the same name and key returns its result, even for other arguments."""
     pay = workflow.step(name="pay:{x}", idempotency_key="{y}")(lambda x, y, note: f"{y} {note}")
     assert [pay(1, "k", "first"), pay(1, "k", "second")] == ["k first", "k first"]
 
 
 def test_another_key_replaces_the_record(workflow: Workflow) -> None:
-    """With another key the step runs again: a new record, with attempts from 1, and the old result is gone."""
+    """With another key the step runs again: attempts count from 1, and the old result is gone."""
     results = []
 
     @workflow.step(name="pay", idempotency_key="{order}", retry=3)
@@ -508,7 +508,7 @@ def test_another_key_replaces_the_record(workflow: Workflow) -> None:
 
 
 def test_a_key_and_none_are_two(workflow: Workflow) -> None:
-    """A step with a key is not the one without."""
+    """A step with a key is another one than without."""
     calls: list[object] = []
     for key in (None, "k", "k", None):
         workflow.run_step("pay", lambda key=key: calls.append(key), idempotency_key=key)
@@ -516,7 +516,7 @@ def test_a_key_and_none_are_two(workflow: Workflow) -> None:
 
 
 def test_a_key_may_be_a_function_that_gives_none(workflow: Workflow) -> None:
-    """A function of the arguments makes the key, or None for none."""
+    """A key may be a function of the arguments that returns None for no key."""
     pay = workflow.step(name="pay:{x}", idempotency_key=lambda x: x or None)(takes_one)
     pay("A")
     pay("")
@@ -525,7 +525,7 @@ def test_a_key_may_be_a_function_that_gives_none(workflow: Workflow) -> None:
 
 @pytest.mark.parametrize("made", ["", " ", 7, "a\ud800"])
 def test_a_key_that_is_none_is_refused(workflow: Workflow, made: Any) -> None:
-    """What a function makes as a key has to be one; the body does not run."""
+    """A function that makes no valid key raises, and the body does not run."""
     with pytest.raises((TypeError, ValueError)):
         workflow.step(name="pay", idempotency_key=lambda x: made)(takes_one)(1)
     with pytest.raises((TypeError, ValueError)):
@@ -537,7 +537,7 @@ def test_a_key_that_is_none_is_refused(workflow: Workflow, made: Any) -> None:
 
 
 def test_a_new_version_runs_again(tmp_path: Path) -> None:
-    """The version is part of the identity, over restarts too: another one runs again, with attempts from 1."""
+    """A step with a new version runs again, after a restart too, with attempts from 1."""
     calls: list[object] = []
 
     def run(version: str | int | None) -> None:
@@ -557,7 +557,7 @@ def test_a_new_version_runs_again(tmp_path: Path) -> None:
 def test_a_version_that_is_none_is_refused_when_decorated(
     workflow: Workflow, version: Any, kind: type[Exception]
 ) -> None:
-    """A version is an int or a text that is not blank."""
+    """A version that is neither an int nor a str that is not blank raises at decoration."""
     with pytest.raises(kind):
         workflow.step(version=version)(takes)
 
@@ -566,7 +566,7 @@ def test_a_version_that_is_none_is_refused_when_decorated(
 
 
 def test_callables_that_are_no_functions_are_steps_by_name(workflow: Workflow) -> None:
-    """Builtins, classes and objects that can be called run as steps when they are given a name."""
+    """Builtins, classes and callable objects can be steps if they have a name."""
 
     class Adder:
         def __call__(self, x: int) -> int:

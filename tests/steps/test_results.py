@@ -34,7 +34,7 @@ class Level(enum.IntEnum):
 
 @dataclass(frozen=True)
 class Quote:
-    """A dataclass with what JSON has not."""
+    """A dataclass with fields that JSON does not have."""
 
     price: Decimal
     at: dt.datetime
@@ -43,7 +43,7 @@ class Quote:
 
 @attrs.frozen
 class Page:
-    """An attrs class around others."""
+    """An attrs class with other classes inside."""
 
     number: int
     quotes: list[Quote]
@@ -51,7 +51,7 @@ class Page:
 
 
 class Options(TypedDict, total=False):
-    """Keys with types."""
+    """A TypedDict."""
 
     level: Level
     since: dt.date
@@ -120,7 +120,7 @@ RESULTS: list[tuple[Any, Any]] = [
     ("annotation", "value"), RESULTS, ids=[f"{number} {kind}"[:50] for number, (kind, _) in enumerate(RESULTS)]
 )
 def test_an_annotated_result_keeps_its_type(tmp_path: Path, annotation: Any, value: Any) -> None:
-    """The annotation's type comes back, equal, on the first run, at once again, and after a restart."""
+    """A result has the annotated type and is equal on the first run, on the next call, and after a restart."""
 
     def body() -> Any:
         return value
@@ -141,7 +141,7 @@ def test_an_annotated_result_keeps_its_type(tmp_path: Path, annotation: Any, val
 
 
 def test_a_result_without_an_annotation_is_json(tmp_path: Path) -> None:
-    """Without an annotation a result comes back as JSON types: a tuple is a list, on the first run too."""
+    """Without an annotation a result has JSON types: a tuple is a list, on the first run too."""
 
     def body():  # type: ignore[no-untyped-def]
         return {"pair": (1, (2.5, None)), "level": Level.HIGH, "text": "a"}
@@ -156,7 +156,7 @@ def test_a_result_without_an_annotation_is_json(tmp_path: Path) -> None:
 
 
 def test_the_order_of_keys_is_kept(tmp_path: Path) -> None:
-    """A dict comes back in the order in which it was made."""
+    """A dict keeps the order of its keys."""
     for _ in range(2):
         workflow = Workflow("w", dir=tmp_path)
         assert list(workflow.run_step("load", lambda: {"b": 1, "a": 2, "c": 3})) == ["b", "a", "c"]
@@ -165,7 +165,7 @@ def test_the_order_of_keys_is_kept(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", [10**400, -(2**64) - 1, 1e308, 5e-324, 0.1 + 0.2, -0.0, "a\ud800b", "\x00"], ids=repr)
 def test_numbers_and_texts_come_back_exactly(tmp_path: Path, value: Any) -> None:
-    """Large ints, extreme floats and odd texts are kept to the last bit."""
+    """Large ints, extreme floats and odd texts are read back exactly."""
     for _ in range(2):
         workflow = Workflow("w", dir=tmp_path)
         assert repr(workflow.run_step("exact", lambda: value)) == repr(value)
@@ -173,7 +173,7 @@ def test_numbers_and_texts_come_back_exactly(tmp_path: Path, value: Any) -> None
 
 
 def test_a_result_that_another_process_wrote_is_the_same(tmp_path: Path) -> None:
-    """What a process has recorded another one reads back, typed."""
+    """A result that another process recorded is read back with its type."""
     code = """
         from dataclasses import dataclass
         @dataclass
@@ -202,7 +202,7 @@ def test_a_result_that_another_process_wrote_is_the_same(tmp_path: Path) -> None
 
 
 def test_a_waiting_caller_gets_the_type_too(workflow: Workflow) -> None:
-    """A thread that waits for another's running of a step gets the annotated type, and a copy of its own."""
+    """A thread that waits for a step in another thread gets the annotated type, and a copy of its own."""
     gate = threading.Event()
 
     @workflow.step
@@ -222,7 +222,7 @@ def test_a_waiting_caller_gets_the_type_too(workflow: Workflow) -> None:
 
 
 def test_a_text_annotation_is_resolved(workflow: Workflow) -> None:
-    """An annotation that is a text, as all are in this module, finds names of the module and of the function around."""
+    """An annotation that is a str is resolved with the names of the module and of the enclosing function."""
 
     @dataclass
     class Local:
@@ -251,7 +251,7 @@ def later() -> {annotation}:
 def test_an_annotation_that_does_not_resolve_yet_is_tried_again(
     workflow: Workflow, annotation: str, value: str
 ) -> None:
-    """A class that stands behind the step in its module is known at the first call."""
+    """A class that is defined after the step is known at the first call."""
     namespace: dict[str, Any] = {"workflow": workflow, "dataclass": dataclass, "__name__": "module"}
     source = LATER.format(annotation=annotation, value=value)
     exec(compile(source, "module", "exec", dont_inherit=True), namespace)
@@ -262,7 +262,7 @@ def test_an_annotation_that_does_not_resolve_yet_is_tried_again(
 
 
 def test_an_annotation_that_never_resolves_gives_json(workflow: Workflow) -> None:
-    """An annotation that cannot be had leaves JSON types; what is not JSON is refused."""
+    """An annotation that does not resolve gives JSON types, and a result that is not JSON is refused."""
     namespace: dict[str, Any] = {"workflow": workflow}
     source = "@workflow.step\ndef f(x) -> 'Nowhere': return x"
     exec(compile(source, "module", "exec", dont_inherit=True), namespace)
@@ -270,7 +270,7 @@ def test_an_annotation_that_never_resolves_gives_json(workflow: Workflow) -> Non
 
 
 def test_the_annotation_of_a_partial_function_counts(workflow: Workflow) -> None:
-    """A partial function returns what its function does."""
+    """A partial function has the annotation of its function."""
 
     def page(number: int) -> Page:
         return Page(number, [])
@@ -280,7 +280,7 @@ def test_the_annotation_of_a_partial_function_counts(workflow: Workflow) -> None
 
 
 def test_the_annotation_of_a_callable_object_counts(workflow: Workflow) -> None:
-    """An object that can be called returns what its `__call__` is annotated with."""
+    """A callable object has the annotation of its `__call__`."""
 
     class Loader:
         def __call__(self) -> Page:
@@ -291,7 +291,7 @@ def test_the_annotation_of_a_callable_object_counts(workflow: Workflow) -> None:
 
 
 def test_the_annotation_of_a_method_counts(workflow: Workflow) -> None:
-    """A bound method, and a function that is wrapped in another, have their own annotation."""
+    """A bound method, and a function that wraps another, have an annotation of their own."""
 
     class Loader:
         def load(self) -> Page:
@@ -315,7 +315,7 @@ def test_the_annotation_of_a_method_counts(workflow: Workflow) -> None:
 
 
 def test_run_step_keeps_the_annotation(workflow: Workflow) -> None:
-    """`run_step` gives typed results like a decorated function."""
+    """`run_step` returns typed results like a decorated function."""
 
     def page() -> Page:
         return Page(1, [QUOTE])
@@ -325,7 +325,7 @@ def test_run_step_keeps_the_annotation(workflow: Workflow) -> None:
 
 
 def test_the_record_holds_json(workflow: Workflow) -> None:
-    """In the record a result is plain JSON, whatever type its caller gets."""
+    """The record has a result as plain JSON, whatever its type."""
 
     @workflow.step
     def page() -> Page:
@@ -387,7 +387,7 @@ def test_what_would_be_lost_is_refused(workflow: Workflow, annotation: Any, valu
 
 
 def test_a_cycle_is_refused(workflow: Workflow) -> None:
-    """A result that contains itself raises, and does not hang."""
+    """A result that contains itself raises."""
     cycle: dict[str, Any] = {}
     cycle["self"] = cycle
     with pytest.raises(SerializationError, match="cycle"):
@@ -395,7 +395,7 @@ def test_a_cycle_is_refused(workflow: Workflow) -> None:
 
 
 def test_a_record_that_no_longer_fits_its_annotation_says_so(tmp_path: Path) -> None:
-    """When a class has changed since, the recorded result raises and stays as it is, and the step is not run again."""
+    """A recorded result that does not fit a changed class raises, stays recorded, and the step does not run again."""
     workflow = Workflow("w", dir=tmp_path)
     workflow.run_step("page", lambda: {"number": "one", "quotes": []})
 
@@ -410,7 +410,7 @@ def test_a_record_that_no_longer_fits_its_annotation_says_so(tmp_path: Path) -> 
 
 
 def test_what_the_body_does_to_its_result_later_changes_nothing(workflow: Workflow) -> None:
-    """The recorded result is the one of the moment in which the body returned."""
+    """A change of the result after the body returned does not change the record."""
     kept: list[int] = [1]
     assert workflow.run_step("load", lambda: kept) == [1]
     kept.append(2)
@@ -418,7 +418,7 @@ def test_what_the_body_does_to_its_result_later_changes_nothing(workflow: Workfl
 
 
 def test_the_types_of_a_step_are_its_functions(workflow: Workflow) -> None:
-    """A step shows the annotations of its function to whoever asks for them at run time."""
+    """A step has the annotations of its function at run time."""
 
     @workflow.step
     def page(number: int) -> Page:

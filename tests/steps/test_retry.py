@@ -1,4 +1,4 @@
-"""How often a step is tried, when again, and what is never tried again."""
+"""Retries: which failures of a step are tried again, how often and when."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from iso_orchestrator import (
 
 
 class Flaky:
-    """A body that raises what it was given, one after the other, and then returns how often it was called."""
+    """A body that raises the given errors one after the other, and then returns the number of its calls."""
 
     def __init__(self, *errors: BaseException) -> None:
         self.calls = 0
@@ -41,7 +41,7 @@ class Flaky:
 
 @pytest.fixture
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The seconds that were slept between attempts, which take no time."""
+    """The seconds slept between attempts; nothing really sleeps."""
     slept: list[float] = []
     monkeypatch.setattr("iso_orchestrator.steps.call.sleep", slept.append)
     return slept
@@ -55,7 +55,7 @@ def types_of_events(workflow: Workflow) -> list[str]:
 
 
 def test_a_step_is_tried_once_unless_told(workflow: Workflow) -> None:
-    """Without `retry` the first error is the caller's."""
+    """Without `retry` the first error is raised."""
     flaky = Flaky(ConnectionError("first"))
     with pytest.raises(ConnectionError, match="first"):
         workflow.run_step("flaky", flaky)
@@ -63,7 +63,7 @@ def test_a_step_is_tried_once_unless_told(workflow: Workflow) -> None:
 
 
 def test_retry_counts_all_attempts(workflow: Workflow) -> None:
-    """`retry=3` is three attempts in all, each in the record, and the last one's error is the caller's."""
+    """`retry=3` makes three attempts in all, each on record, and the last error is raised."""
     flaky = Flaky(*(ConnectionError(f"call {number}") for number in range(1, 4)))
     with pytest.raises(ConnectionError, match="call 3"):
         workflow.run_step("flaky", flaky, retry=3)
@@ -79,7 +79,7 @@ def test_retry_counts_all_attempts(workflow: Workflow) -> None:
 
 
 def test_a_step_that_succeeds_is_not_tried_again(workflow: Workflow) -> None:
-    """The first success ends the attempts, and the failures before it leave no error."""
+    """The first success ends the attempts, and earlier failures leave no error."""
     flaky = Flaky(ConnectionError(), TimeoutError())
     assert workflow.run_step("flaky", flaky, retry=5) == 3
     step = workflow.record.steps["flaky"]
@@ -88,7 +88,7 @@ def test_a_step_that_succeeds_is_not_tried_again(workflow: Workflow) -> None:
 
 
 def test_between_attempts_the_step_says_that_it_failed(workflow: Workflow) -> None:
-    """While a retry is waited for the record has the failure, and says that it is being retried."""
+    """While a step waits for its retry, the record has the failure and says that it is being retried."""
     seen = []
 
     def look(error: Exception, context: RetryContext) -> bool:
@@ -105,7 +105,7 @@ def test_between_attempts_the_step_says_that_it_failed(workflow: Workflow) -> No
 
 
 def test_the_budget_is_for_one_call(workflow: Workflow) -> None:
-    """Each call has all its attempts, and the record counts them all."""
+    """Each call has all its attempts, and the record counts those of all calls."""
     flaky = Flaky(*(ConnectionError() for _ in range(5)))
     for _ in range(2):
         with pytest.raises(ConnectionError):
@@ -115,7 +115,7 @@ def test_the_budget_is_for_one_call(workflow: Workflow) -> None:
 
 
 def test_attempts_are_counted_over_crashes(tmp_path: Path) -> None:
-    """Attempts of a killed process count in the record, and take nothing from the budget of the next call."""
+    """Attempts of a killed process count in the record, but not in the budget of the next call."""
     code = """
         def body():
             say(current_step().attempt)
@@ -153,7 +153,7 @@ def test_attempts_are_counted_over_crashes(tmp_path: Path) -> None:
     ],
 )
 def test_only_chosen_errors_are_retried(workflow: Workflow, on: Any, error: Exception, calls: int) -> None:
-    """`on` says which exceptions are retried, their subclasses among them."""
+    """Only the exceptions in `on` and their subclasses are retried."""
     flaky = Flaky(error)
     if calls == 1:
         with pytest.raises(type(error)):
@@ -164,7 +164,7 @@ def test_only_chosen_errors_are_retried(workflow: Workflow, on: Any, error: Exce
 
 
 def test_should_retry_decides_with_the_error_and_the_attempt(workflow: Workflow) -> None:
-    """`should_retry` is asked after each failure but the last, and its False ends the attempts."""
+    """`should_retry` is called after each failure except the last, and its False ends the attempts."""
     asked = []
 
     def should_retry(error: Exception, context: RetryContext) -> bool:
@@ -178,7 +178,7 @@ def test_should_retry_decides_with_the_error_and_the_attempt(workflow: Workflow)
 
 
 def test_should_retry_is_asked_besides_on(workflow: Workflow) -> None:
-    """An error that `on` leaves out is not retried, whatever `should_retry` would say."""
+    """An error that is not in `on` is not retried, whatever `should_retry` would return."""
     with pytest.raises(ValueError, match="first"):
         workflow.run_step(
             "flaky",
@@ -188,7 +188,7 @@ def test_should_retry_is_asked_besides_on(workflow: Workflow) -> None:
 
 
 def test_a_should_retry_that_raises_does_not_hide_the_error(workflow: Workflow) -> None:
-    """When `should_retry` itself raises, the step's own error goes on, with a note of the other."""
+    """If `should_retry` raises, the step's own error is raised, with a note about the other."""
 
     def broken(error: Exception, context: RetryContext) -> bool:
         raise ZeroDivisionError("should_retry is broken")
@@ -200,7 +200,7 @@ def test_a_should_retry_that_raises_does_not_hide_the_error(workflow: Workflow) 
 
 
 class Interruption(BaseException):
-    """No Exception, and none of Python's own."""
+    """A BaseException that is neither an Exception nor built in."""
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,7 @@ class Interruption(BaseException):
 def test_what_is_no_exception_is_recorded_and_goes_on(
     workflow: Workflow, error: BaseException, timeout: float | None
 ) -> None:
-    """An interrupt is recorded as the step's failure, never retried and never swallowed."""
+    """An interrupt is recorded as the failure of the step, and raised without a retry."""
     flaky = Flaky(error)
     with pytest.raises(type(error)) as raised:
         workflow.run_step("flaky", flaky, retry=Retry(attempts=5, should_retry=lambda *_: True), timeout=timeout)
@@ -225,7 +225,7 @@ def test_what_is_no_exception_is_recorded_and_goes_on(
     [("raise KeyboardInterrupt", None, "KeyboardInterrupt"), ("sys.exit(3)", 3, "SystemExit")],
 )
 def test_an_interrupt_ends_the_process_as_ever(tmp_path: Path, statement: str, code: int | None, name: str) -> None:
-    """A script that is interrupted in a step ends as without the library, and says so in its record."""
+    """A script that is interrupted in a step ends as without the library, and its record says so."""
     source = f"""
         sys.stderr = open(os.devnull, "w")
         def body():
@@ -242,7 +242,7 @@ def test_an_interrupt_ends_the_process_as_ever(tmp_path: Path, statement: str, c
 
 
 def test_a_lost_lease_is_not_retried(workflow: Workflow) -> None:
-    """Nothing is gained by trying again under a lease that is gone."""
+    """A step that lost its lease is not retried."""
     flaky = Flaky(LeaseLostError("slot", 1, 2))
     with pytest.raises(LeaseLostError):
         workflow.run_step("flaky", flaky, retry=3)
@@ -253,20 +253,20 @@ def test_a_lost_lease_is_not_retried(workflow: Workflow) -> None:
 
 
 def test_there_is_no_wait_unless_told(workflow: Workflow, pauses: list[float]) -> None:
-    """Without `wait` the next attempt comes at once."""
+    """Without `wait` the next attempt starts at once."""
     workflow.run_step("flaky", Flaky(ConnectionError(), ConnectionError()), retry=3)
     assert sum(pauses) == 0
 
 
 def test_wait_is_seconds_between_attempts(workflow: Workflow, pauses: list[float]) -> None:
-    """A number is the pause after each failed attempt but the last."""
+    """A number is the pause after each failed attempt except the last."""
     with pytest.raises(ConnectionError):
         workflow.run_step("flaky", Flaky(*[ConnectionError()] * 3), retry=Retry(attempts=3, wait=1.5))
     assert pauses == [1.5, 1.5]
 
 
 class wait_for_error(tenacity.wait.wait_base):  # noqa: N801 - named as tenacity names them
-    """A strategy of a user's own that looks at the failure."""
+    """A wait strategy that looks at the failure."""
 
     def __call__(self, retry_state: tenacity.RetryCallState) -> float:
         assert retry_state.outcome is not None
@@ -290,14 +290,14 @@ STRATEGIES: list[tuple[Callable[[Any], float], list[float]]] = [
 def test_wait_may_be_any_strategy_of_tenacity(
     workflow: Workflow, pauses: list[float], wait: Callable[[Any], float], expected: list[float]
 ) -> None:
-    """A wait strategy of tenacity, a sum or a chain of them, or one's own, says how long each pause is."""
+    """A wait strategy of tenacity, a sum or chain of them, or a function, sets each pause."""
     errors = [ConnectionError(str(number)) for number in range(1, 5)]
     assert workflow.run_step("flaky", Flaky(*errors), retry=Retry(attempts=5, wait=wait)) == 5
     assert pauses == pytest.approx(expected)
 
 
 def test_a_random_wait_stays_in_its_bounds(workflow: Workflow, pauses: list[float]) -> None:
-    """Random strategies work, and differ from pause to pause."""
+    """Random strategies stay in their bounds, and differ from pause to pause."""
     wait = tenacity.wait_random(1, 2) + tenacity.wait_random_exponential(multiplier=1, max=3)
     workflow.run_step("flaky", Flaky(*[ConnectionError()] * 5), retry=Retry(attempts=6, wait=wait))
     assert len(set(pauses)) == 5
@@ -305,7 +305,7 @@ def test_a_random_wait_stays_in_its_bounds(workflow: Workflow, pauses: list[floa
 
 
 def test_a_wait_strategy_that_raises_does_not_hide_the_error(workflow: Workflow) -> None:
-    """When the strategy itself raises, the step's own error goes on, and the step counts as failed."""
+    """If the wait strategy raises, the step's own error is raised, and the step counts as failed."""
 
     def broken(retry_state: object) -> float:
         raise ZeroDivisionError("the strategy is broken")
@@ -316,7 +316,7 @@ def test_a_wait_strategy_that_raises_does_not_hide_the_error(workflow: Workflow)
 
 
 def test_an_interrupt_ends_the_wait(workflow: Workflow, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C between two attempts goes on at once; the step stays failed, and runs at the next call."""
+    """Ctrl-C ends the pause between two attempts; the step stays failed, and runs at the next call."""
 
     def interrupted(seconds: float) -> None:
         raise KeyboardInterrupt
@@ -332,7 +332,7 @@ def test_an_interrupt_ends_the_wait(workflow: Workflow, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("kind", [StepTimeoutError, TimeoutError])
 def test_a_timeout_is_retried_like_any_error(workflow: Workflow, kind: type[Exception]) -> None:
-    """An attempt that took too long is retried where `on` names its error, or a base of it."""
+    """An attempt that timed out is retried if `on` has its error or a base of it."""
     gate = threading.Event()
 
     def slow() -> int:
@@ -370,14 +370,14 @@ def test_a_timeout_is_retried_like_any_error(workflow: Workflow, kind: type[Exce
     ],
 )
 def test_wrong_options_of_retry_raise_at_once(options: dict[str, Any], kind: type[Exception]) -> None:
-    """`Retry` refuses what it cannot do, when it is made."""
+    """`Retry` raises for a wrong argument when it is made."""
     with pytest.raises(kind):
         Retry(**options)
 
 
 @pytest.mark.parametrize(("retry", "kind"), [(0, ValueError), (-2, ValueError), (2.0, TypeError), (None, TypeError)])
 def test_a_wrong_retry_raises_at_decoration(workflow: Workflow, retry: Any, kind: type[Exception]) -> None:
-    """So does the option `retry`, when the step is decorated."""
+    """A wrong option `retry` raises at decoration."""
     with pytest.raises(kind):
         workflow.step(retry=retry)
     with pytest.raises(kind):
@@ -386,6 +386,6 @@ def test_a_wrong_retry_raises_at_decoration(workflow: Workflow, retry: Any, kind
 
 
 def test_a_retry_says_what_it_is() -> None:
-    """`Retry` has its defaults, and is equal to one like it."""
+    """`Retry` has defaults, and compares by value."""
     assert (Retry().attempts, Retry().on, Retry().should_retry, Retry().wait) == (3, Exception, None, 0.0)
     assert Retry(attempts=2, wait=1) == Retry(attempts=2, wait=1)

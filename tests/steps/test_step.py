@@ -1,4 +1,4 @@
-"""What a step is to the code around it: decorator, record, context, timeouts, state."""
+"""How a step behaves for the code around it: decorator, record, context, timeouts."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_step_looks_like_its_function(workflow: Workflow) -> None:
 
 
 def test_the_plain_function_of_a_step_records_nothing(workflow: Workflow) -> None:
-    """`.fn` is the function without the workflow."""
+    """`.fn` is the plain function, and calling it records nothing."""
 
     @workflow.step
     def double(number: int) -> int:
@@ -115,7 +115,7 @@ def test_a_completed_step_is_not_run_again(workflow: Workflow) -> None:
 
 @pytest.mark.parametrize("result", [None, 0, "", False, [], {}, 0.0])
 def test_a_falsy_result_is_a_result(workflow: Workflow, result: object) -> None:
-    """A step that returned something falsy is completed like any other."""
+    """A step that returned a falsy value is completed like any other."""
     assert workflow.run_step("falsy", lambda: result) == result
     assert workflow.run_step("falsy", lambda: pytest.fail("it ran again")) == result
 
@@ -142,7 +142,7 @@ def test_the_record_tells_all_about_a_step(tmp_path: Path) -> None:
 
 
 def test_the_record_tells_all_about_a_failure(workflow: Workflow) -> None:
-    """A failed step has its error's class, message, place, code and cause on record, and so has the workflow."""
+    """The record of a failed step, and of its workflow, has the class, message, place, code and cause of the error."""
 
     class PaymentError(Exception):
         code = "E_DECLINED"
@@ -167,7 +167,7 @@ def test_the_record_tells_all_about_a_failure(workflow: Workflow) -> None:
 
 
 def test_a_failed_step_runs_again_at_the_next_call(workflow: Workflow) -> None:
-    """A failure is not cached: the next call is the next attempt, and its success is what stays."""
+    """A failure is not cached: the next call is another attempt, and its success is recorded."""
     outcomes = iter([ConnectionError("down"), "up"])
 
     @workflow.step
@@ -186,7 +186,7 @@ def test_a_failed_step_runs_again_at_the_next_call(workflow: Workflow) -> None:
 
 
 def test_wrong_arguments_fail_like_those_of_any_function(workflow: Workflow) -> None:
-    """A call that does not fit the signature raises TypeError, and is no step."""
+    """A call that does not fit the signature raises TypeError and records no step."""
 
     @workflow.step
     def fetch(page: int) -> int:
@@ -200,7 +200,7 @@ def test_wrong_arguments_fail_like_those_of_any_function(workflow: Workflow) -> 
 
 
 def test_a_step_may_call_others(workflow: Workflow) -> None:
-    """Steps inside of a step are steps of their own, and completed before it."""
+    """A step inside a step is a step of its own, and is completed before the outer one."""
 
     @workflow.step
     def part(number: int) -> int:
@@ -216,7 +216,7 @@ def test_a_step_may_call_others(workflow: Workflow) -> None:
 
 
 def test_run_step_takes_its_options(workflow: Workflow) -> None:
-    """`run_step` hands its arguments on and takes every option of a step but a name of its own."""
+    """`run_step` passes its arguments on, and takes every option of a step except a name template."""
     outcomes = iter([1, 2, 3])
     accepted = workflow.run_step(
         "pick",
@@ -235,7 +235,7 @@ def test_run_step_takes_its_options(workflow: Workflow) -> None:
 
 
 def test_the_name_given_to_run_step_is_literal(workflow: Workflow) -> None:
-    """Braces in `run_step`'s name stand for themselves."""
+    """Braces in the name of `run_step` have no special meaning."""
     assert workflow.run_step("{job[company]} {", lambda: 1) == 1
     assert list(workflow.record.steps) == ["{job[company]} {"]
 
@@ -261,7 +261,7 @@ def test_submit_runs_the_step_on_a_worker_thread(workflow: Workflow) -> None:
 
 
 def test_an_error_of_a_submitted_step_is_the_futures(workflow: Workflow) -> None:
-    """What a submitted step raises, its future raises."""
+    """The error of a submitted step is raised by its future."""
 
     @workflow.step
     def fail() -> None:
@@ -274,7 +274,7 @@ def test_an_error_of_a_submitted_step_is_the_futures(workflow: Workflow) -> None
 
 @pytest.mark.parametrize("most", [1, 3])
 def test_no_more_than_max_workers_run_at_a_time(tmp_path: Path, most: int) -> None:
-    """`max_workers` is how many submitted steps run at once: so many do, and no more."""
+    """Exactly `max_workers` submitted steps run at a time."""
     workflow = Workflow("w", dir=tmp_path, max_workers=most)
     inside: list[int] = []
     gate = threading.Event()
@@ -295,7 +295,7 @@ def test_no_more_than_max_workers_run_at_a_time(tmp_path: Path, most: int) -> No
 
 
 def test_the_end_of_a_run_waits_for_what_was_submitted(tmp_path: Path) -> None:
-    """A run that ends well has all that was submitted in its record."""
+    """A run ends after all submitted steps, and its record has them."""
     with Workflow("w", dir=tmp_path) as workflow:
 
         @workflow.step
@@ -309,7 +309,7 @@ def test_the_end_of_a_run_waits_for_what_was_submitted(tmp_path: Path) -> None:
 
 
 def test_the_end_of_a_run_waits_for_what_submitted_steps_submit(tmp_path: Path) -> None:
-    """So has one whose submitted steps submit others and leave them to themselves."""
+    """A run ends after the steps that submitted steps submit, even if nothing waits for their futures."""
     with Workflow("w", dir=tmp_path, max_workers=2) as workflow:
 
         @workflow.step
@@ -325,7 +325,7 @@ def test_the_end_of_a_run_waits_for_what_submitted_steps_submit(tmp_path: Path) 
 
 
 def test_worker_threads_know_what_is_current(workflow: Workflow) -> None:
-    """The workflow, the step and the item are current in the threads that the workflow runs functions in."""
+    """The workflow, the step and the item are current in worker threads too."""
     seen = []
 
     @workflow.step
@@ -345,7 +345,7 @@ USERS = ContextVar("users", default="nobody")
 
 
 def test_worker_threads_have_the_users_context(workflow: Workflow) -> None:
-    """A context variable of the user's own has its value in every thread that the workflow runs functions in."""
+    """A user's context variable has its value in every thread that runs functions of the workflow."""
     token = USERS.set("somebody")
     try:
         assert workflow.step(name="submitted")(lambda: USERS.get()).submit().result(DEADLINE) == "somebody"
@@ -359,7 +359,7 @@ def test_worker_threads_have_the_users_context(workflow: Workflow) -> None:
 
 
 def test_nothing_is_current_outside(workflow: Workflow) -> None:
-    """Outside of what a workflow runs there is no current workflow, step or item, and after it there is none again."""
+    """No workflow, step or item is current before, after and outside of a run."""
     with workflow:
         workflow.run_step("one", lambda: None)
         with pytest.raises(NoActiveWorkflowError):
@@ -372,12 +372,12 @@ def test_nothing_is_current_outside(workflow: Workflow) -> None:
 
 
 def test_a_step_without_a_run_makes_its_workflow_current(workflow: Workflow) -> None:
-    """Every function that a workflow runs has it as the current one, a run around it or not."""
+    """Every function that a workflow runs has it as the current one, with a run or without."""
     assert workflow.run_step("one", lambda: current_workflow().workflow_id) == "w"
 
 
 def test_the_innermost_workflow_is_the_current_one(tmp_path: Path) -> None:
-    """Inside of two workflows the inner one is current, and behind it the outer one again."""
+    """Inside two workflows the inner one is current, and after it the outer one again."""
     inner, outer = Workflow("inner", dir=tmp_path), Workflow("outer", dir=tmp_path)
     with outer:
         with inner:
@@ -404,7 +404,7 @@ def test_a_step_knows_its_attempt(workflow: Workflow) -> None:
 
 
 def test_the_inner_step_is_the_current_one(workflow: Workflow) -> None:
-    """Inside a step inside a step the inner one is current, and behind it the outer one again."""
+    """Inside a step inside a step the inner one is current, and after it the outer one again."""
 
     def outer() -> list[str]:
         inner = workflow.run_step("inner", lambda: current_step().name)
@@ -427,7 +427,7 @@ def free_many(number: int, plus: int) -> str:
 
 
 def test_a_free_step_serves_the_workflow_that_is_current(tmp_path: Path) -> None:
-    """One free step is recorded in whichever workflow it is called in."""
+    """A free step is recorded in the workflow that is current at the call."""
     for name in ("one", "two"):
         with Workflow(name, dir=tmp_path) as workflow:
             assert free_double(2) == f"{name}: 4"
@@ -445,13 +445,13 @@ def test_a_free_step_works_inside_what_a_workflow_runs(workflow: Workflow) -> No
 
 @pytest.mark.parametrize("call", [lambda: free_double(1), lambda: free_double.submit(1), lambda: free_many([1], 1)])
 def test_a_free_decorator_needs_a_workflow(call: Callable[[], object]) -> None:
-    """Where no workflow is current a free step and a free for_each raise, and say so."""
+    """A free step and a free for_each raise where no workflow is current, and say what to do."""
     with pytest.raises(NoActiveWorkflowError, match="with workflow"):
         call()
 
 
 def test_a_free_step_tells_its_name_without_a_workflow() -> None:
-    """A name is made of the arguments alone."""
+    """The name of a free step depends on the arguments alone."""
     assert free_double.step_name(3) == "free:3"
 
 
@@ -471,20 +471,20 @@ def test_a_refused_result_is_a_failure(workflow: Workflow) -> None:
 
 
 def test_a_refused_result_is_retried(workflow: Workflow) -> None:
-    """A refusal counts as a failure, and is retried as one."""
+    """A refused result counts as a failure, and is retried."""
     answers = iter(["bad", "worse", "good"])
     assert workflow.run_step("ask", lambda: next(answers), retry=3, accept=lambda answer: answer == "good") == "good"
     assert event_types(workflow).count("step.retrying") == 2
 
 
 def test_a_recorded_result_is_not_asked_about_again(workflow: Workflow) -> None:
-    """`accept` judges new results only."""
+    """`accept` is called for new results only."""
     workflow.run_step("ask", lambda: 1)
     assert workflow.run_step("ask", pytest.fail, accept=lambda _: pytest.fail("it was asked")) == 1
 
 
 def test_accept_sees_what_the_caller_will_get(workflow: Workflow) -> None:
-    """`accept` is given the result as it will be read back, and what it does to it changes nothing."""
+    """`accept` gets a copy of the result as the caller will get it."""
     seen = []
 
     def accept(result: dict[str, Any]) -> bool:
@@ -498,7 +498,7 @@ def test_accept_sees_what_the_caller_will_get(workflow: Workflow) -> None:
 
 
 def test_what_judges_a_result_knows_the_workflow(workflow: Workflow) -> None:
-    """`accept` and `should_retry` are run by the workflow as the body is, in the thread of a timeout too."""
+    """The workflow is current in `accept` and `should_retry`, also in the thread of a timeout."""
     seen = []
 
     def accept(result: int) -> bool:
@@ -516,12 +516,12 @@ def test_what_judges_a_result_knows_the_workflow(workflow: Workflow) -> None:
 
 
 def test_a_step_may_be_named_by_keywords(workflow: Workflow) -> None:
-    """`run_step` takes its name and its function either way."""
+    """`run_step` takes its name and its function by position or by keyword."""
     assert workflow.run_step(name="ask", fn=lambda: 1) == 1
 
 
 def test_an_error_of_accept_fails_the_step(workflow: Workflow) -> None:
-    """What `accept` raises is the step's failure."""
+    """An error of `accept` fails the step."""
     with pytest.raises(KeyError, match="ok"):
         workflow.run_step("ask", dict, accept=lambda result: result["ok"])
     assert workflow.record.steps["ask"].status is StepStatus.FAILED
@@ -552,7 +552,7 @@ def test_a_step_that_takes_too_long_fails(workflow: Workflow) -> None:
 
 
 def test_a_timeout_is_retried_beside_the_thread_that_was_left(workflow: Workflow) -> None:
-    """A retry does not wait for the thread of the attempt before it, whose state update is dropped with it."""
+    """A retry does not wait for the thread of an attempt that timed out, and its state update is dropped."""
     gate = threading.Event()
     runners: list[threading.Thread] = []
     workflow.update_state([])
@@ -574,7 +574,7 @@ def test_a_timeout_is_retried_beside_the_thread_that_was_left(workflow: Workflow
 
 
 def test_a_timeout_counts_for_each_attempt(workflow: Workflow) -> None:
-    """The timeout is one attempt's: together they may take longer."""
+    """The timeout is for one attempt: several together may take longer."""
     gate = threading.Event()
     attempts = []
 
@@ -600,7 +600,7 @@ def test_a_step_in_time_is_as_without_a_timeout(workflow: Workflow) -> None:
 
 
 def test_a_mutex_stays_held_until_the_thread_that_was_left_ends(tmp_path: Path) -> None:
-    """The key of an item whose step outlived its timeout is free only when the step's thread has really ended."""
+    """The key of an item whose step timed out is free only after the step's thread has ended."""
     gate = threading.Event()
     workflow = Workflow("w", dir=tmp_path)
 
@@ -622,7 +622,7 @@ def test_a_mutex_stays_held_until_the_thread_that_was_left_ends(tmp_path: Path) 
 
 
 def test_a_mutex_around_a_step_stays_held_too(workflow: Workflow) -> None:
-    """So does a mutex that was entered around the step, beyond the end of its `with`."""
+    """A mutex that was entered around a step that timed out is held until the step's thread ends, beyond its `with`."""
     gate = threading.Event()
 
     def enter() -> str:
@@ -641,7 +641,7 @@ def test_a_mutex_around_a_step_stays_held_too(workflow: Workflow) -> None:
 
 
 def test_a_result_that_cannot_be_stored_is_an_error_and_the_body_is_not_run_again(tmp_path: Path) -> None:
-    """When the body succeeded and the disk is full the error says both, and no retry pays a second time."""
+    """If the body succeeded and the disk is full, the error says both, and no retry runs the body again."""
     calls = []
     is_full = False
 
@@ -668,7 +668,7 @@ def test_a_result_that_cannot_be_stored_is_an_error_and_the_body_is_not_run_agai
 
 
 def test_a_full_disk_does_not_hide_an_interrupt(tmp_path: Path) -> None:
-    """When the failure cannot be recorded, the caller still gets what the body raised, an interrupt among it."""
+    """If a failure cannot be recorded, the caller still gets the error or interrupt of the body."""
     is_full = False
 
     def before(name: str, _: tuple[Any, ...]) -> None:
@@ -689,7 +689,7 @@ def test_a_full_disk_does_not_hide_an_interrupt(tmp_path: Path) -> None:
 
 
 class BrokenCodeError(Exception):
-    """An error that cannot be looked at."""
+    """An error that cannot be described."""
 
     @property
     def code(self) -> str:
@@ -700,7 +700,7 @@ class BrokenCodeError(Exception):
 
 
 class FalsyError(Exception):
-    """An error that counts as false."""
+    """An error that is falsy."""
 
     def __bool__(self) -> bool:
         return False
@@ -725,7 +725,7 @@ def test_an_odd_error_is_the_users_all_the_same(workflow: Workflow, kind: type[E
 
 
 def test_a_clock_that_fails_does_not_hide_the_users_error(tmp_path: Path) -> None:
-    """When an injected clock fails just when a failure is to be recorded, the user's error goes on."""
+    """If an injected clock fails while a failure is recorded, the caller still gets the user's error."""
     works = True
 
     def now() -> Any:
@@ -747,7 +747,7 @@ def test_a_clock_that_fails_does_not_hide_the_users_error(tmp_path: Path) -> Non
 
 
 def test_a_state_update_comes_with_its_step(workflow: Workflow) -> None:
-    """The update is made at the step's completion, in one piece with it, and not again when the step is only read."""
+    """A step's state update is recorded together with its completion, and not again when the step is read."""
     workflow.update_state({"paid": 0})
 
     def pay() -> str:
@@ -778,7 +778,7 @@ def raises(state: dict[str, int]) -> None:
 def test_a_state_update_that_fails_fails_its_step(
     workflow: Workflow, update: Callable[..., Any], kind: type[Exception]
 ) -> None:
-    """When the update raises or forgets to return, the step has failed, and neither it nor the state is recorded."""
+    """If the update raises or returns None, the step fails without a retry, and the state is unchanged."""
     workflow.update_state({"paid": 0})
     calls = []
 
@@ -795,7 +795,7 @@ def test_a_state_update_that_fails_fails_its_step(
 
 
 def test_what_is_read_from_the_record_is_the_readers_own(workflow: Workflow) -> None:
-    """Nothing that is done to a result, a record or a state reaches the record."""
+    """Changes to a result, a record or a state that was read do not reach the record."""
     workflow.update_state({"jobs": [1]})
     workflow.run_step("load", lambda: {"jobs": [1]})["jobs"].append(2)
     workflow.run_step("load", dict)["jobs"].append(3)
@@ -809,7 +809,7 @@ def test_what_is_read_from_the_record_is_the_readers_own(workflow: Workflow) -> 
 
 
 def test_what_a_waiting_caller_does_to_a_result_is_its_own(workflow: Workflow) -> None:
-    """Two threads that share one running of a step get a copy each."""
+    """Two threads that share one run of a step get a copy of the result each."""
     gate = threading.Event()
 
     def load() -> dict[str, list[int]]:

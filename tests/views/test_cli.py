@@ -1,4 +1,4 @@
-"""The command line: what it shows, what it leaves alone, how it ends."""
+"""The command line: what it prints, what it leaves unchanged, how it ends."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _fail():
 
 @pytest.fixture
 def run(root, capsys):
-    """Run a command on the root; its exit code, output and errors."""
+    """Run a command on the root; returns its exit code, output and errors."""
 
     def run(*args, root=root):
         code = main([args[0], "--dir", str(root), *args[1:]])
@@ -75,12 +75,12 @@ def _environment(**more):
 
 
 def times(root):
-    """When each file and folder was last changed."""
+    """The change time of each file and folder."""
     return {path: path.lstat().st_ctime_ns for path in [root, *root.rglob("*")]}
 
 
 def test_list_shows_each_workflow_in_a_line(run):
-    """A workflow's id, status, steps and last error stand in one line."""
+    """`list` shows the id, status, steps and last error of each workflow in one line."""
     code, out, err = run("list")
     head, batch, broken = out.splitlines()
     assert (code, err) == (0, "")
@@ -91,7 +91,7 @@ def test_list_shows_each_workflow_in_a_line(run):
 
 
 def test_list_as_json(run):
-    """Programs get the same in camelCase."""
+    """`list --json` prints the summaries with keys in camelCase."""
     code, out, _ = run("list", "--json")
     batch, broken = json.loads(out)
     assert code == 0
@@ -103,7 +103,7 @@ def test_list_as_json(run):
 
 
 def test_show_has_all_parts_of_a_record(run, root):
-    """Steps, events, heartbeats, leases, the state and the record's path are shown."""
+    """`show` has the state, steps, events, heartbeats and leases, and the record's path."""
     code, out, err = run("show", "batch")
     assert (code, err) == (0, "")
     assert out.startswith("batch: completed\n")
@@ -118,13 +118,13 @@ def test_show_has_all_parts_of_a_record(run, root):
 
 
 def test_show_tells_why_a_workflow_failed(run):
-    """The error of a step and of the workflow are shown."""
+    """`show` has the errors of the step and of the workflow."""
     _, out, _ = run("show", "broken")
     assert out.count("OSError: no space") == 2
 
 
 def test_show_as_json_is_the_npm_package_s_record(run, root):
-    """JSON of a record is what the snapshot has for the npm package, and nothing else."""
+    """`show --json` prints exactly what the npm package reads in the snapshot."""
     code, out, _ = run("show", "batch", "--json")
     snapshot = json.loads(Path(Workflow("batch", dir=root).record_path).read_bytes())
     del snapshot["isoOrchestrator"]
@@ -135,7 +135,7 @@ def test_show_as_json_is_the_npm_package_s_record(run, root):
 
 @pytest.mark.parametrize("command", [["list"], ["list", "--json"], ["show", "batch"], ["show", "nobody"]])
 def test_looking_changes_nothing(command, run, root):
-    """`list` and `show` leave every file, and every time of a file, as it was."""
+    """`list` and `show` leave every file and its times unchanged."""
     before, then = tree(root), times(root)
     run(*command)
     assert tree(root) == before
@@ -144,21 +144,21 @@ def test_looking_changes_nothing(command, run, root):
 
 @pytest.mark.parametrize("command", [["list"], ["list", "--json"], ["show", "batch"]])
 def test_looking_at_a_missing_root_makes_nothing(command, tmp_path, monkeypatch):
-    """Where there is no root, `list` and `show` make none."""
+    """`list` and `show` create no root."""
     monkeypatch.chdir(tmp_path)
     main(command)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_missing_root_has_no_workflows(run, tmp_path):
-    """A root that is not there is an empty one."""
+    """A missing root is an empty one."""
     missing = tmp_path / "missing"
     assert run("list", root=missing) == (0, f"no workflows in {missing}\n", "")
     assert run("list", "--json", root=missing)[:2] == (0, "[]\n")
 
 
 def test_looking_waits_for_no_lock(root):
-    """`list` and `show` answer while another process holds the record's lock."""
+    """`list` and `show` answer while another process holds the records' locks."""
     locks = list(root.glob("locks/*/record.flock"))
     assert len(locks) == 2
     held = [os.open(path, os.O_RDWR) for path in locks]
@@ -176,7 +176,7 @@ def test_looking_waits_for_no_lock(root):
 
 @pytest.mark.parametrize("command", [["show"], ["fold"], ["delete"], ["reset"]])
 def test_an_unknown_workflow_is_one_helpful_line(command, run, root):
-    """A mistyped id ends with 1, tells how to find the right one, and makes no record."""
+    """A mistyped id ends with 1, says how to find the right one, and creates no record."""
     before = tree(root)
     code, out, err = run(*command, "bacth", *(["*"] if command == ["reset"] else []))
     assert (code, out) == (1, "")
@@ -187,7 +187,7 @@ def test_an_unknown_workflow_is_one_helpful_line(command, run, root):
 
 
 def test_hostile_texts_are_shown_as_text(tmp_path, run):
-    """No recorded text drives the terminal, whatever field it stands in."""
+    """No recorded text can drive the terminal, in whatever field."""
     with Workflow(HOSTILE, dir=tmp_path, initial_state={HOSTILE: HOSTILE}) as workflow:
         workflow.run_step(HOSTILE, lambda: HOSTILE)
         workflow.heartbeat(HOSTILE, HOSTILE)
@@ -205,7 +205,7 @@ def test_hostile_texts_are_shown_as_text(tmp_path, run):
 
 
 def test_hostile_texts_in_errors_are_shown_as_text(run):
-    """An error's message drives no terminal either, and stays in one line."""
+    """No error message can drive the terminal, and each is one line."""
     for command in (["show", HOSTILE], ["reset", "batch", HOSTILE]):
         code, _, err = run(*command)
         assert code == 1
@@ -214,7 +214,7 @@ def test_hostile_texts_in_errors_are_shown_as_text(run):
 
 
 def test_a_hostile_root_is_shown_as_text(tmp_path, run):
-    """The root's own name drives no terminal."""
+    """The path of the root cannot drive the terminal."""
     root = tmp_path / "\x1b[31m\n\x9b"
     assert run("list", root=root)[1].endswith("\\x1b[31m\\n\\x9b\n")
     open_workflow("batch", dir=root).close()
@@ -224,7 +224,7 @@ def test_a_hostile_root_is_shown_as_text(tmp_path, run):
 
 
 def test_long_texts_are_cut_in_tables(tmp_path, run):
-    """A result of any length takes one line; JSON has all of it."""
+    """A long result is cut to one line in a table, and whole in JSON."""
     with Workflow("long", dir=tmp_path) as workflow:
         workflow.run_step("say", lambda: "x" * 10_000)
     _, out, _ = run("show", "long", root=tmp_path)
@@ -234,7 +234,7 @@ def test_long_texts_are_cut_in_tables(tmp_path, run):
 
 
 def test_a_terminal_without_unicode_shows_what_it_can(tmp_path):
-    """An id that the output's encoding lacks is spelled out, and is no error."""
+    """Characters of an id that the output encoding lacks are escaped."""
     open_workflow("Zoë", dir=tmp_path).close()
     out, err = start("list", "--dir", tmp_path, env={"PYTHONIOENCODING": "ascii"})
     assert r"Zo\xeb" in out
@@ -254,7 +254,7 @@ def test_a_damaged_record_hides_no_other(run, root):
 
 
 def test_a_root_that_is_a_file_is_an_error(run, tmp_path):
-    """A root that is no folder ends with 1 and a line that names it."""
+    """A root that is a file ends with 1 and one line that names it."""
     path = tmp_path / "file"
     path.write_text("not a folder")
     for command in (["list"], ["show", "batch"], ["delete", "batch"]):
@@ -279,7 +279,7 @@ def test_a_root_that_is_a_file_is_an_error(run, tmp_path):
     ],
 )
 def test_wrong_usage_ends_with_2(args, capsys, tmp_path, monkeypatch):
-    """Arguments that make no sense end with 2, and nothing is done."""
+    """Wrong arguments end with 2, and nothing is done."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as caught:
         main(args)
@@ -289,7 +289,7 @@ def test_wrong_usage_ends_with_2(args, capsys, tmp_path, monkeypatch):
 
 
 def test_fold_lets_other_programs_see_what_a_killed_process_did(tmp_path, run):
-    """After a kill `projection` brings the snapshot up to the last acknowledged step."""
+    """After a kill `fold` writes all acknowledged steps into the snapshot."""
     with run_python(
         "import sys; from iso_orchestrator import Workflow\n"
         "workflow = Workflow('batch', dir=sys.argv[1]); workflow.run_step('apply', lambda: 'done')\n"
@@ -307,7 +307,7 @@ def test_fold_lets_other_programs_see_what_a_killed_process_did(tmp_path, run):
 
 
 def test_fold_says_that_others_are_still_at_it(tmp_path, run):
-    """While another process uses the workflow, `projection` ends with 1: the snapshot is behind."""
+    """While another process uses the workflow, `fold` ends with 1: the snapshot is not complete."""
     with run_python(
         "import sys; from iso_orchestrator import Workflow\n"
         "workflow = Workflow('batch', dir=sys.argv[1]); workflow.run_step('apply', lambda: 'done')\n"
@@ -324,13 +324,13 @@ def test_fold_says_that_others_are_still_at_it(tmp_path, run):
 
 
 def test_reset_lets_a_step_run_again(run, root):
-    """A step that was reset is forgotten, and no other."""
+    """`reset` forgets a step, and no other."""
     assert run("reset", "batch", "apply:Acme") == (0, "reset apply:Acme\n", "")
     assert list(read_workflow_record("batch", dir=root).steps) == ["apply:Borealis"]
 
 
 def test_reset_takes_a_pattern(run, root):
-    """A pattern names all steps that it matches."""
+    """`reset` with a pattern forgets all steps that match."""
     code, out, _ = run("reset", "batch", "apply:*")
     assert code == 0
     assert sorted(out.splitlines()) == ["reset apply:Acme", "reset apply:Borealis"]
@@ -338,7 +338,7 @@ def test_reset_takes_a_pattern(run, root):
 
 
 def test_reset_of_nothing_ends_with_1(run, root):
-    """A name that no step has is told, and nothing is forgotten."""
+    """`reset` of a name that no step has ends with 1, and forgets nothing."""
     code, out, err = run("reset", "batch", "aply")
     assert (code, out) == (1, "")
     assert "'aply'" in err
@@ -346,13 +346,13 @@ def test_reset_of_nothing_ends_with_1(run, root):
 
 
 def test_delete_removes_a_workflow(run, root):
-    """A deleted workflow is not there any more; the others are."""
+    """`delete` removes a workflow, and no other."""
     assert run("delete", "batch") == (0, "deleted batch\n", "")
     assert [entry["workflowId"] for entry in json.loads(run("list", "--json")[1])] == ["broken"]
 
 
 def test_delete_is_refused_while_the_workflow_is_in_use(run, root):
-    """A workflow that a process uses is kept, and the error says which process."""
+    """`delete` keeps a workflow that a process uses, and names the process."""
     with run_python(
         "import sys; from iso_orchestrator import open_workflow\n"
         "workflow = open_workflow('batch', dir=sys.argv[1]); print('open'); input()",
@@ -368,7 +368,7 @@ def test_delete_is_refused_while_the_workflow_is_in_use(run, root):
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
-    """`show ... | head -1` ends quietly."""
+    """`show ... | head -1` ends without an error message."""
     with Workflow("large", dir=tmp_path) as workflow:
         workflow.update_state(["x" * 90] * 3000)
     process = _spawn("show", "large", "--json", "--dir", tmp_path)
@@ -381,7 +381,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
 
 @pytest.mark.skipif(not Path("/proc/locks").exists(), reason="needs /proc to see that the command waits")
 def test_ctrl_c_ends_a_waiting_command_with_130(root):
-    """Ctrl-C is one line and 130, no traceback."""
+    """Ctrl-C ends a command with 130 and one line, without a traceback."""
     (lock,) = root.glob("locks/batch-*/record.flock")
     with lock.open("rb+") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
@@ -393,7 +393,7 @@ def test_ctrl_c_ends_a_waiting_command_with_130(root):
 
 
 def test_the_version_is_the_package_s(capsys):
-    """`--version` names the release."""
+    """`--version` prints the version of the package."""
     with pytest.raises(SystemExit) as caught:
         main(["--version"])
     assert caught.value.code == 0

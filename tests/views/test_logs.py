@@ -1,4 +1,4 @@
-"""`iso-orchestrator logs`: what a step's command has written, and what it writes."""
+"""`iso-orchestrator logs`: the output of a step's command, whole or followed."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from support_processes import PAUSE, child, in_thread
 
 from iso_orchestrator import CommandError, Workflow, WorkflowNotFoundError, current_step, read_workflow_record
 
-# Says its argument, and goes on when a file is there.
+# Print the first argument, and wait until the second exists.
 WAIT_FOR = 'echo "$1"; until [ -e "$2" ]; do sleep 0.02; done'
 
 
 def follower(root: Path, step: str) -> Child:
-    """`logs -f` in a process of its own."""
+    """Run `logs -f` in a process of its own."""
     code = "import sys; from iso_orchestrator.views.cli import main; sys.exit(main(sys.argv[1:]))"
     return run_python(code, "logs", "--dir", root, "w", step, "-f")
 
 
 def test_the_log_of_a_step_is_printed(workflow: Workflow, run: Run) -> None:
-    """All that it wrote to standard output, its last line whether or not that has an end."""
+    """`logs` prints all of the standard output, with or without a newline at the end."""
     workflow.command(name="say")(lambda: shell("seq 20000; printf end"))()
     code, out, err = run("logs", "w", "say")
     assert (code, err) == (0, "")
@@ -31,7 +31,7 @@ def test_the_log_of_a_step_is_printed(workflow: Workflow, run: Run) -> None:
 
 @pytest.mark.parametrize("ending", ["exit 3", "exit 0"])
 def test_a_failed_step_has_its_log(workflow: Workflow, run: Run, ending: str) -> None:
-    """However soon it ended, and whether its exit code or its output was wrong; `show` says where the log is."""
+    """A step that failed at once has its log, and `show` has the path."""
     step = workflow.command(name="say", parse="json")(lambda: shell(f"echo no json; {ending}"))
     with pytest.raises((CommandError, ValueError)):
         step()
@@ -42,13 +42,13 @@ def test_a_failed_step_has_its_log(workflow: Workflow, run: Run, ending: str) ->
 
 
 def test_a_step_that_was_tried_again_has_its_last_log(workflow: Workflow, run: Run) -> None:
-    """What an attempt wrote that is over is in a log of its own."""
+    """Each attempt has a log of its own, and `logs` prints the last one."""
     workflow.command(name="say", retry=2)(lambda: shell('echo "$1"; [ "$1" = 2 ]', str(current_step().attempt)))()
     assert run("logs", "w", "say") == (0, "2\n", "")
 
 
 def test_what_drives_a_terminal_is_spelled_out(workflow: Workflow, run: Run) -> None:
-    """So are bytes that are no UTF-8; the end of a line may be any."""
+    """Control characters and bytes that are no UTF-8 are escaped; lines may end with CR LF."""
     workflow.command(name="say")(lambda: ["printf", r"\033[31mred\r\ncaf\351\n\342\202\254\n"])()
     assert run("logs", "w", "say") == (0, "\\x1b[31mred\ncaf\\xe9\n€\n", "")
 
@@ -58,7 +58,7 @@ def test_what_drives_a_terminal_is_spelled_out(workflow: Workflow, run: Run) -> 
     [("nobody", "no step 'nobody'"), ("plain", "no command"), ("gone", "cannot be read")],
 )
 def test_what_has_no_log_is_one_helpful_line(workflow: Workflow, run: Run, step: str, says: str) -> None:
-    """A step that is not there, one that is no command, and a log that somebody has deleted."""
+    """An unknown step, a step that is no command, and a deleted log end with 1 and one line that says so."""
     workflow.run_step("plain", lambda: {"log_path": None})
     Path(workflow.command(name="gone")(lambda: ["echo", "one"])().log_path).unlink()
     for follow in ([], ["-f"]):
@@ -68,7 +68,7 @@ def test_what_has_no_log_is_one_helpful_line(workflow: Workflow, run: Run, step:
 
 
 def test_an_unknown_workflow_is_one_helpful_line(run: Run) -> None:
-    """As with the other commands."""
+    """An unknown workflow ends with 1 and one line that names it."""
     code, out, err = run("logs", "nobody", "say")
     assert (code, out, err.count("\n")) == (1, "", 1)
     assert "no workflow 'nobody'" in err
@@ -78,7 +78,7 @@ def test_an_unknown_workflow_is_one_helpful_line(run: Run) -> None:
 
 
 def test_a_running_command_is_followed_to_its_end(workflow: Workflow, tmp_path: Path) -> None:
-    """A line is there when it is written, and with the step ends the command that follows it."""
+    """`logs -f` prints each line when it is written, and ends with the step."""
     step = workflow.command(name="say", timeout=DEADLINE)(
         lambda: shell(f"{WAIT_FOR}; printf two", "one", tmp_path / "go on")
     )
@@ -95,7 +95,7 @@ def test_a_running_command_is_followed_to_its_end(workflow: Workflow, tmp_path: 
 
 
 def test_a_step_that_is_tried_again_is_followed_from_log_to_log(workflow: Workflow, tmp_path: Path) -> None:
-    """The end of the first attempt's log comes before the second one's."""
+    """`logs -f` prints the rest of the first attempt's log before the second one's."""
     step = workflow.command(name="say", retry=2, timeout=DEADLINE)(
         lambda: shell(
             f'{WAIT_FOR}; echo "end of $1"; [ "$1" = 2 ]',
@@ -124,7 +124,7 @@ work()
 
 
 def test_following_ends_with_the_runner(tmp_path: Path) -> None:
-    """A runner that was killed writes no more: there is nothing to wait for."""
+    """`logs -f` ends when the process that runs the step was killed."""
     with child(KILLED, tmp_path) as runner:
         _await_log(tmp_path)
         with follower(tmp_path, "say") as following:
@@ -137,7 +137,7 @@ def test_following_ends_with_the_runner(tmp_path: Path) -> None:
 
 
 def _await_log(root: Path) -> None:
-    """Until it is on record where the step writes, and it has written something."""
+    """Wait until the log's path is on record, and the log is not empty."""
 
     def is_known() -> bool:
         try:

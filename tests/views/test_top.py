@@ -1,4 +1,4 @@
-"""`iso-orchestrator top`: what runs now, what waits, the limits in force; and what `show` says of commands."""
+"""`iso-orchestrator top`: what runs, what waits, and the limits in force; and how `show` prints commands."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NOTHING = "nothing is running\n"
 
 @contextmanager
 def working(workflow: Workflow, folder: Path, says: str) -> Iterator[Future[Any]]:
-    """The step "work" of a workflow: a command that says something and runs as long as the `with` block."""
+    """Run the step "work" inside the `with` block: a command that prints a text and then waits."""
     go_on = folder / f"{workflow.workflow_id} go on"
 
     @workflow.command(name="work", timeout=DEADLINE)
@@ -44,12 +44,12 @@ def working(workflow: Workflow, folder: Path, says: str) -> Iterator[Future[Any]
 
 
 def rows(out: str) -> list[list[str]]:
-    """The cells of the rows of the table of steps."""
+    """The rows of the table of steps."""
     return cells(out.partition("\n\n")[0], ["workflow", "step", "attempt", "for", "what"])
 
 
 def limits(out: str) -> dict[str, list[str]]:
-    """Of each limit in the table of them, until when it is in force, and who waits for it."""
+    """For each limit in the table of limits: its end, and the steps that wait for it."""
     table = cells(out.partition("\n\n")[2], ["workflow", "limit", "until", "left", "steps"])
     return {key: [until, steps] for _, key, until, _, steps in table}
 
@@ -61,7 +61,7 @@ def cells(table: str, names: list[str]) -> list[list[str]]:
 
 
 def test_where_nothing_runs_it_says_so(workflow: Workflow, run: Run) -> None:
-    """Neither in a root that is not there nor with what has ended."""
+    """`top` says that nothing runs, for a missing root and for a workflow that has ended."""
     assert run("top") == (0, NOTHING, "")
     workflow.command(name="work")(lambda: ["true"])()
     assert run("top") == (0, NOTHING, "")
@@ -69,7 +69,7 @@ def test_where_nothing_runs_it_says_so(workflow: Workflow, run: Run) -> None:
 
 
 def test_a_running_command_has_its_last_line(workflow: Workflow, tmp_path: Path, run: Run) -> None:
-    """Its workflow, step, attempt, how long it has run, and the last line that is not blank, cut."""
+    """`top` shows the workflow, step, attempt, duration and last line of a running command; a long line is cut."""
     with working(workflow, tmp_path, f"one\ntwo {'x' * 100}\n\n"):
         code, out, err = run("top")
         ((workflow_id, step, attempt, since, what),) = rows(out)
@@ -80,7 +80,7 @@ def test_a_running_command_has_its_last_line(workflow: Workflow, tmp_path: Path,
 
 
 def test_one_workflow_can_be_asked_for(workflow: Workflow, tmp_path: Path, run: Run) -> None:
-    """Without a name it is all of the folder; a name that no workflow has is an error."""
+    """`top` shows all workflows, or the one that is named; an unknown name is an error."""
     with working(workflow, tmp_path, "one"), working(Workflow("other", dir=tmp_path), tmp_path, "two"):
         assert [row[0] for row in rows(run("top")[1])] == ["other", "w"]
         assert [row[-1] for row in rows(run("top", "other")[1])] == ["two"]
@@ -90,13 +90,13 @@ def test_one_workflow_can_be_asked_for(workflow: Workflow, tmp_path: Path, run: 
 
 
 def test_a_plain_step_is_shown_too(workflow: Workflow, run: Run) -> None:
-    """It has no last line."""
+    """`top` shows a plain step, without a last line."""
     shown = workflow.run_step("look", lambda: run("top")[1])
     assert [row[:3] for row in rows(shown)] == [["w", "look", "1"]]
 
 
 def test_what_waits_for_a_limit_says_until_when(workflow: Workflow, run: Run) -> None:
-    """By what is limited, where that has a name; limits that end at one time are not mixed up."""
+    """A step that waits for a limit shows its name and end; limits with the same end are kept apart."""
     until = datetime.now(UTC) + timedelta(seconds=2)
     shown = f"{until:%Y-%m-%d %H:%M:%S}Z"
 
@@ -138,7 +138,7 @@ ask("second")
 
 
 def test_what_waits_before_it_begins_is_shown_too(tmp_path: Path, run: Run) -> None:
-    """Behind a limit that another step met; while its process lives, and once for each wait."""
+    """A step that waits for a limit that another step met is shown once for each wait, while its process lives."""
     with child(WAITING, tmp_path) as runner:
         wait_until(lambda: waiting_in(tmp_path))
         out = run("top")[1]
@@ -162,7 +162,7 @@ def waiting_in(root: Path) -> list[Any]:
 
 
 def test_the_next_run_s_wait_is_shown_as_its_own(tmp_path: Path, run: Run) -> None:
-    """A step whose process was killed in the wait waits for the rest in the next one."""
+    """A step whose process was killed while it waited waits for the rest in the next run."""
     with child(WAITING, tmp_path) as runner:
         wait_until(lambda: waiting_in(tmp_path))
         runner.kill()
@@ -175,7 +175,7 @@ def test_the_next_run_s_wait_is_shown_as_its_own(tmp_path: Path, run: Run) -> No
 
 
 def test_a_wait_that_was_given_up_is_none(workflow: Workflow, run: Run) -> None:
-    """The limit is in force all the same, and its process still there."""
+    """A step whose for_each was stopped does not wait any more, though the limit is in force and the process lives."""
 
     def has(event_type: str) -> bool:
         return any(event.type == event_type for event in workflow.record.events)
@@ -201,7 +201,7 @@ def test_a_wait_that_was_given_up_is_none(workflow: Workflow, run: Run) -> None:
 
 
 def test_what_waits_for_its_next_attempt_says_why(workflow: Workflow, tmp_path: Path, run: Run) -> None:
-    """By the error of the last one."""
+    """A step that waits for its next attempt shows the error of the last one."""
 
     def flaky() -> None:
         if not (tmp_path / "go on").exists():
@@ -215,7 +215,7 @@ def test_what_waits_for_its_next_attempt_says_why(workflow: Workflow, tmp_path: 
 
 
 def test_what_a_killed_run_left_is_nobody_s(tmp_path: Path, run: Run) -> None:
-    """Its process is gone, whatever the record says."""
+    """A step whose process was killed is shown as such."""
     code = "workflow.run_step('ask', lambda: (say('go'), hear()))"
     with child(code, tmp_path) as runner:
         assert runner.line() == "go"
@@ -224,7 +224,7 @@ def test_what_a_killed_run_left_is_nobody_s(tmp_path: Path, run: Run) -> None:
 
 
 def test_a_damaged_record_hides_no_other(workflow: Workflow, tmp_path: Path, run: Run) -> None:
-    """What runs is shown, the damaged file named, and the end is 1."""
+    """`top` shows what runs, names the damaged file, and ends with 1."""
     path = Path(Workflow("broken", dir=tmp_path).record_path)
     path.parent.mkdir(parents=True)
     path.write_bytes(b"{")
@@ -235,7 +235,7 @@ def test_a_damaged_record_hides_no_other(workflow: Workflow, tmp_path: Path, run
 
 
 def test_it_can_be_watched(workflow: Workflow, tmp_path: Path) -> None:
-    """Again and again, in a pipe without a control character, until Ctrl-C."""
+    """`top --every` repeats until Ctrl-C, and prints no control characters into a pipe."""
     code = "import sys; from iso_orchestrator.views.cli import main; sys.exit(main(sys.argv[1:]))"
     with run_python(code, "top", "--dir", tmp_path, "--every", "0.05") as watching:
         assert [watching.line(), watching.line()] == [NOTHING.strip()] * 2
@@ -250,7 +250,7 @@ def test_it_can_be_watched(workflow: Workflow, tmp_path: Path) -> None:
 
 
 def test_show_says_what_a_command_came_to(workflow: Workflow, run: Run) -> None:
-    """Exit code and seconds in the place of its result, and below the whole path of its log."""
+    """`show` has the exit code and seconds of a command as its result, and the whole path of its log."""
     result = workflow.command(name="work", ok_codes=(0, 3))(lambda: shell("echo one; exit 3"))()
     code, out, _ = run("show", "w")
     assert code == 0
@@ -259,7 +259,7 @@ def test_show_says_what_a_command_came_to(workflow: Workflow, run: Run) -> None:
 
 
 def test_show_says_what_an_agent_came_to(workflow: Workflow, run: Run) -> None:
-    """The outcome, and the cost where the agent tells it."""
+    """`show` has an agent's outcome, and its cost if it is known."""
     agent = Claude(
         program=[sys.executable, "-m", "iso_orchestrator.agents.stand_in", "claude"],
         env={"PYTHONPATH": str(REPOSITORY), "STAND_IN_SECONDS": "0"},
@@ -270,7 +270,7 @@ def test_show_says_what_an_agent_came_to(workflow: Workflow, run: Run) -> None:
 
 
 def test_what_only_looks_like_a_command_is_shown_as_it_is(workflow: Workflow, run: Run) -> None:
-    """A step's own result that has an exit code is that step's."""
+    """A plain step's result with an exit code is shown as it is."""
     workflow.run_step("plain", lambda: {"exit_code": 1})
     _, out, _ = run("show", "w")
     assert '{"exit_code": 1}' in out
