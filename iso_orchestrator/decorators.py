@@ -42,8 +42,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
 
     from iso_orchestrator.agents import Agent, AgentResult
-    from iso_orchestrator.commands.call import CommandLine
-    from iso_orchestrator.commands.step import CommandKeywords, CommandStep
+    from iso_orchestrator.commands.step import CommandKeywords, CommandLine, CommandStep
     from iso_orchestrator.coordination.mutex_queue import MutexScope
     from iso_orchestrator.fanout.for_each import ForEach, MutexKey
 
@@ -132,9 +131,9 @@ def _end_orphans(store: FileStore, workflow_id: str) -> None:
     with suppress(StoreError):  # a damaged record is what people most want to delete
         projection = store.read(workflow_id)
         if projection is not None and projection.commands:
-            from iso_orchestrator.commands.call import end_orphans
+            from iso_orchestrator.commands.step import end_workflow_orphans
 
-            end_orphans(projection, store.place(), lambda owner: store.is_alive(workflow_id, owner))
+            end_workflow_orphans(projection, store.place(), lambda owner: store.is_alive(workflow_id, owner))
 
 
 def current_workflow() -> Workflow:

@@ -221,7 +221,7 @@ class CommandError(OrchestratorError):
     def __str__(self) -> str:
         return (
             f"step {self.step_name!r}: {self.result.args[0]!r:.80} {_how_it_ended(self.result)}"
-            f"{_last_words(self.result)}; mend that and call the step again, or name the code in ok_codes="
+            f"{_last_line(self.result)}; correct that, then call the step again, or name the code in ok_codes="
         )
 
 
@@ -232,14 +232,14 @@ class AgentError(CommandError):
         run = self.result.parsed
         return (
             f"step {self.step_name!r}: {run.agent} {_OUTCOMES.get(run.outcome, run.outcome)}: {run.reason}; "
-            f"its output is in {self.result.log_path}; mend that and call the step again"
+            f"its output is in {self.result.log_path}; correct that, then call the step again"
         )
 
 
 _OUTCOMES = {
     "empty": "gave an empty answer",
     "refused": "was refused",
-    "limited": "met a usage limit, nobody knows until when",
+    "limited": "met a usage limit, and did not say until when",
     "failed": "failed",
 }
 
@@ -256,7 +256,7 @@ class CommandTimeoutError(CommandError, StepTimeoutError):
     def __str__(self) -> str:
         return (
             f"step {self.step_name!r}: {self.result.args[0]!r:.80} took longer than its timeout of "
-            f"{self.timeout:g} s and was ended{_last_words(self.result)}; call the step again, with a longer timeout= "
+            f"{self.timeout:g} s and was ended{_last_line(self.result)}; call the step again, with a longer timeout= "
             "where it needs the time"
         )
 
@@ -267,7 +267,7 @@ class CommandIdleError(CommandTimeoutError):
     def __str__(self) -> str:
         return (
             f"step {self.step_name!r}: {self.result.args[0]!r:.80} printed nothing for {self.timeout:g} s and was "
-            f"ended{_last_words(self.result)}; call the step again, with a longer idle_timeout= where it works silently"
+            f"ended{_last_line(self.result)}; call the step again, with a longer idle_timeout= where it works silently"
         )
 
 
@@ -285,7 +285,7 @@ class CommandStartError(OrchestratorError, OSError):
 
 
 class CommandLeftoverError(OrchestratorError, RuntimeError):
-    """Processes of a command are left that could not be ended; or that have its output, `log_path`, open unfound."""
+    """Processes of a command, `pids`, could not be ended; or an unknown one has its output, `log_path`, open."""
 
     def __init__(self, pids: tuple[int, ...], seconds: float, log_path: str | None = None) -> None:
         super().__init__(pids, seconds, log_path)
@@ -296,12 +296,12 @@ class CommandLeftoverError(OrchestratorError, RuntimeError):
     def __str__(self) -> str:
         if self.log_path is not None:
             return (
-                f"somebody has the output of a command open, {self.log_path}, who is still at work, or was left by it "
-                f"and cannot be found; end that (`fuser {self.log_path}` names it), then call the step again"
+                f"{self.log_path}, the output of a command, is still open in a process that could not be identified: "
+                f"find it with `fuser {self.log_path}`, end it, then call the step again"
             )
         some = ", ".join(map(str, self.pids[:10]))
         return (
-            f"{len(self.pids)} processes of a command are still there after {self.seconds:g} s of killing them: {some}"
+            f"{len(self.pids)} processes of a command still run after {self.seconds:g} s of SIGKILL: {some}"
             f"{', ...' if len(self.pids) > 10 else ''}; end them (they are another user's, hang in the kernel, or "
             "multiply faster than they die), then call the step again"
         )
@@ -434,7 +434,7 @@ def _how_it_ended(result: CommandResult[Any]) -> str:
     return f"was ended by signal {-result.exit_code}"
 
 
-def _last_words(result: CommandResult[Any]) -> str:
+def _last_line(result: CommandResult[Any]) -> str:
     """Where all of the output is, and its last line."""
     lines = (result.stderr.strip() or result.stdout.strip()).splitlines()
     said = f"; its last line is {lines[-1]!r:.200}" if lines else "; it printed nothing"

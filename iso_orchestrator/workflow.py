@@ -37,8 +37,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
 
     from iso_orchestrator.agents import Agent, AgentResult
-    from iso_orchestrator.commands.call import CommandLine
-    from iso_orchestrator.commands.step import CommandKeywords, CommandStep
+    from iso_orchestrator.commands.step import CommandKeywords, CommandLine, CommandStep
     from iso_orchestrator.coordination.mutex_queue import MutexScope
     from iso_orchestrator.fanout.for_each import ForEach, ForEachSummary, MutexKey
 

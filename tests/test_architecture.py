@@ -44,22 +44,21 @@ DOORS = {
     "fcntl": {"system.filesystem"},
     "portalocker": {"system.file_lock"},
     "cattrs": {"codec.converter", "codec.mapping", "codec.strict", "codec.values"},
-    "subprocess": {"agents.stand_in", "commands.start", "examples.demo", "system.processes.exit"},
-    "psutil": {"system.processes.psutil_table"},
+    "subprocess": {"agents.stand_in", "examples.demo", "system.processes"},
+    "psutil": {"system.processes"},
     "tqdm": {"fanout.progress"},
     "tenacity": {"steps.retry"},
     "argparse": {"examples.review_batch", "examples.stand_in_agent", "views.cli"},
 }
 
 # Which calls open, make, move or remove files, and which modules alone may make them. `system.clock` reads the id of
-# the boot, `linux_table` the kernel's list of processes.
+# the boot.
 FILE_CALLS = {"open", "mkdir", "makedirs", "rename", "replace", "unlink", "rmdir", "fsync", "read_text", "write_text"}
 FILE_DOORS = {
     "system.filesystem",
     "agents.stand_in",
     "system.clock",
     "examples.review_batch",
-    "system.processes.linux_table",
     "examples.stand_in_agent",
 }
 

@@ -2,33 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 
+from iso_orchestrator.commands.output import LogFile, log_path
 from iso_orchestrator.errors import WorkflowUsageError
 from iso_orchestrator.record.markup import escape_terminal
-from iso_orchestrator.record.model import StepStatus
 from iso_orchestrator.record.projection import Projection
 from iso_orchestrator.system.clock import sleep
-from iso_orchestrator.system.filesystem import FileSystem
 
-__all__ = ["log_path", "output"]
+__all__ = ["output"]
 
 _PAUSE = 0.2  # seconds between two looks at a log that is followed
-_CHUNK = 1 << 16
-
-
-def log_path(projection: Projection, step: str) -> str | None:
-    """Where the last attempt at a step writes, or wrote; None where it is not known, as before its first heartbeat."""
-    state = projection.steps.get(step)
-    if state is None:
-        raise WorkflowUsageError(f"workflow {projection.workflow_id!r} has no step {step!r}; `show` lists its steps")
-    result = state.result
-    if state.status is StepStatus.COMPLETED:
-        path = result.get("log_path") if isinstance(result, dict) else None
-    else:
-        beat = projection.heartbeats.get(f"command:{step}")
-        path = beat.detail.get("log") if beat is not None and isinstance(beat.detail, dict) else None
-    return path if isinstance(path, str) else None
 
 
 def output(
@@ -45,51 +30,40 @@ def output(
     Raises:
         WorkflowUsageError: There is no such step, or it has no log.
     """
-    fs, tail = FileSystem(), None
+    log: LogFile | None = None
     while True:
         projection = look()
-        owner, path = projection.owner(step), log_path(projection, step)
+        state = projection.steps.get(step)
+        if state is None:
+            raise WorkflowUsageError(
+                f"workflow {projection.workflow_id!r} has no step {step!r}; `show` lists its steps"
+            )
+        owner, path = projection.owner(step), log_path(state, projection.heartbeats)
         is_last = not follow or owner is None or not is_alive(owner)  # asked before the last of it is read
-        if path is not None and (tail is None or tail.path != path):
-            if tail is not None:
-                yield from tail.lines(whole=True)
-            tail = _Tail(fs, path)
-        if tail is not None:
-            yield from tail.lines(whole=is_last)
-        elif is_last:
+        if path is not None and (log is None or log.path != path):
+            if log is not None:
+                yield from _last_lines(log)
+            log = _open(path)
+        if log is None and is_last:
             raise WorkflowUsageError(
                 f"step {step!r} has no log: it is no command, or none of its heartbeats has come yet"
             )
+        if log is not None:
+            yield from _last_lines(log) if is_last else map(escape_terminal, log.lines())
         if is_last:
             return
         sleep(_PAUSE)
 
 
-class _Tail:
-    """What is appended to a file, line by line."""
-
-    def __init__(self, fs: FileSystem, path: str) -> None:
-        self.path = path
-        self._fs = fs
-        try:
-            self._fd = fs.open_read(path)
-        except OSError as error:
-            raise WorkflowUsageError(f"the log {path!r} cannot be read: {error.strerror}") from error
-        self._offset = 0
-        self._begun = b""
-
-    def lines(self, *, whole: bool) -> Iterator[str]:
-        """Those that are complete by now; with *whole* the last one too, which is not."""
-        while data := self._fs.read_at(self._fd, _CHUNK, self._offset):
-            self._offset += len(data)
-            *lines, self._begun = (self._begun + data).split(b"\n")
-            yield from map(_text, lines)
-        if whole and self._begun:
-            yield _text(self._begun)
-            self._begun = b""
-        if whole:
-            self._fs.close(self._fd)
+def _open(path: str) -> LogFile:
+    try:
+        return LogFile.open(path, longest_line=sys.maxsize)
+    except OSError as error:
+        raise WorkflowUsageError(f"the log {path!r} cannot be read: {error.strerror}") from error
 
 
-def _text(line: bytes) -> str:
-    return escape_terminal(line.removesuffix(b"\r").decode("utf-8", "backslashreplace"))
+def _last_lines(log: LogFile) -> Iterator[str]:
+    """The lines that are left, also the last one without an end."""
+    yield from map(escape_terminal, log.lines())
+    yield from map(escape_terminal, log.rest())
+    log.close()

@@ -8,6 +8,7 @@ from datetime import datetime
 
 import attrs
 
+from iso_orchestrator.commands.output import log_path
 from iso_orchestrator.record.markup import escape_terminal
 from iso_orchestrator.record.model import (
     ErrorInfo,
@@ -147,21 +148,9 @@ def _section(what: str, count: int, head: Sequence[str], rows: Iterable[Sequence
 
 def _logs(record: WorkflowRecord) -> str:
     """Where the commands' output is; whole, since a path that is cut leads nowhere."""
-    paths = [(step.name, path) for step in record.steps.values() if (path := _log_path(record, step)) is not None]
-    lines = [f"{_cell(name)}: {escape_terminal(path)}" for name, path in paths]
+    found = ((step.name, log_path(step, record.heartbeats)) for step in record.steps.values())
+    lines = [f"{_cell(name)}: {escape_terminal(path)}" for name, path in found if path is not None]
     return "\n".join([f"logs ({len(lines)})", *lines]) if lines else ""
-
-
-def _log_path(record: WorkflowRecord, step: StepRecord) -> str | None:
-    match step.result:
-        case {"exit_code": int(), "duration": int() | float(), "log_path": str(path), "parsed": _}:
-            return path
-    # One that runs, or has failed, has no result yet.
-    beat = record.heartbeats.get(f"command:{step.name}")
-    match beat.detail if beat is not None and step.status is not StepStatus.COMPLETED else None:
-        case {"log": str(path)}:
-            return path
-    return None
 
 
 def _step_row(step: StepRecord) -> Sequence[str]:

@@ -119,7 +119,7 @@ def test_the_tokens_of_a_session_are_known_while_it_is_gone_on_with() -> None:
         "sessionUsage": {"input_tokens": 100, "output_tokens": 10},
     }
     for session, tokens in (("s", 100), ("another", None)):
-        reader = Codex().reading().begin(Codex().command("Go on.", resume=session), before)
+        reader = Codex().begin(Codex().command("Go on.", resume=session), before)
         usage = reader.detail()["sessionUsage"]
         assert isinstance(usage, dict)
         assert usage["input_tokens"] == tokens
