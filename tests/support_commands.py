@@ -13,10 +13,14 @@ from typing import Any
 
 from support import wait_until
 
+from iso_orchestrator.agents import stand_in
 from iso_orchestrator.checks import unique_name
 from iso_orchestrator.commands.model import Command
 from iso_orchestrator.commands.process import ProcessRunner
 from iso_orchestrator.system.processes import tagged, tagged_environment
+
+STAND_IN = [sys.executable, "-I", "-S", stand_in.__file__]
+"""The stand-in for an agent, by its path: with `-m` it would import the package first."""
 
 FOREVER = "1000"  # seconds of a sleep that is not to end by itself
 

@@ -37,7 +37,11 @@ SAMPLES: list[tuple[OrchestratorError, type[Exception], list[str]]] = [
         ["'a'", "'codex'", "2.5 s", "idle_timeout="],
     ),
     (errors.CommandStartError("a", "codex", "no such program"), OSError, ["'a'", "'codex'", "no such program"]),
-    (errors.CommandLeftoverError((), 1.0, "/logs/a.log"), RuntimeError, ["/logs/a.log", "could not be identified", "end it"]),
+    (
+        errors.CommandLeftoverError((), 1.0, "/logs/a.log"),
+        RuntimeError,
+        ["/logs/a.log", "fuser", "end it"],
+    ),
     (errors.CommandLeftoverError((7, 8), 10.0), RuntimeError, ["2 processes", "7, 8", "10 s", "end them"]),
     (errors.SerializationError("the state", "$.at[3]", "NaN is not JSON"), TypeError, ["the state", "$.at[3]", "NaN"]),
     (

@@ -123,16 +123,19 @@ def end_orphans(tag: str, *log_paths: str, grace: float = GRACE, known: Collecti
         CommandLeftoverError: Some are left, or a process that cannot be found has the output open.
         WorkflowUsageError: This process is one of them.
     """
+    open_path = _first_open(log_paths)
     count = end_tree(tag, grace=grace, known=known)
     give_up_at = monotonic() + processes.KILLING
     pause = Backoff()
-    while (path := _first_open(log_paths)) is not None:
+    # Once more after the output was closed: before it ended, the process with the output may have started others with
+    # another output.
+    while open_path is not None:
         if monotonic() >= give_up_at:
-            raise CommandLeftoverError((), processes.KILLING, path)
+            raise CommandLeftoverError((), processes.KILLING, open_path)
         pause.rest()
+        open_path = _first_open(log_paths)
         count += end_tree(tag, grace=grace, known=known)
-    # Before it ended, the process with the output may have started others with another output.
-    return count + end_tree(tag, grace=grace, known=known)
+    return count
 
 
 def await_orphans(tag: str, *log_paths: str, timeout: float | None = None, known: Collection[Process] = ()) -> bool:

@@ -19,7 +19,7 @@ from iso_orchestrator.commands.process import CommandBeat, ProcessRunner, await_
 from iso_orchestrator.errors import CommandTimeoutError, LeaseLostError, OrchestratorError, WorkflowUsageError
 from iso_orchestrator.record.facts import CommandBegun, CommandsMarked, Fact, HeartbeatRecorded
 from iso_orchestrator.record.model import Json
-from iso_orchestrator.record.projection import Projection, copy_json
+from iso_orchestrator.record.projection import LastCommand, Projection, copy_json
 from iso_orchestrator.runtime.context import Attempt, Scope, current_scope
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.runtime.session import Session
@@ -221,17 +221,19 @@ class CommandAttempt:
 
     def _end_orphans(self, name: str, tag: str) -> None:
         """End what is left of the last command that began, so that no two commands ever work on one step."""
-        logs = self._logs_of_the_last(name, tag)
+        last = self._session().append(lambda projection: ((), projection.commands.get(name)))[0]
+        if last is None:
+            return  # no command of this step has begun yet
+        logs = self._logs_of_the_last(last, tag)
         if self.options.if_left == "end":
             end_orphans(tag, *logs)
             return
         while not await_orphans(tag, *logs, timeout=_LOOK_EVERY):
             self._refuse_abandoned()
 
-    def _logs_of_the_last(self, name: str, tag: str) -> Sequence[str]:
+    def _logs_of_the_last(self, last: LastCommand, tag: str) -> Sequence[str]:
         """Where its output may be: where it was, or in today's folder, if the root has been moved with it."""
-        last = self._session().append(lambda projection: ((), projection.commands.get(name)))[0]
-        if last is None or last.mark != tag:  # this root is a copy, and the command is the original's
+        if last.mark != tag:  # this root is a copy, and the command is the original's
             return ()
         return last.log, os.path.join(self._log_folder(), os.path.basename(last.log))
 
