@@ -25,7 +25,7 @@ MUCH = f"yes 'a line of some length, as programs print them' | head -c {GIB}"
 
 
 def run(folder: Path, args: list[str]) -> None:
-    ProcessRunner(name="step", command=Command(args), mark=unique_name(), log_path=str(folder / "out.log")).run()
+    ProcessRunner(name="step", command=Command(args), tag=unique_name(), log_path=str(folder / "out.log")).run()
 
 
 def timed(work: Callable[[], object]) -> float:

@@ -15,8 +15,7 @@ __all__ = ["Decorators", "command", "for_each", "step"]
 
 if TYPE_CHECKING:
     from iso_orchestrator.agents import Agent, AgentResult
-    from iso_orchestrator.commands.call import CommandLine
-    from iso_orchestrator.commands.step import CommandStep
+    from iso_orchestrator.commands.step import CommandLine, CommandStep
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -180,9 +180,9 @@ def _end_orphans(store: FileStore, workflow_id: str) -> None:
     with suppress(StoreError):  # a damaged record is what people most want to delete
         projection = store.read(workflow_id)
         if projection is not None and projection.commands:
-            from iso_orchestrator.commands.call import end_orphans
+            from iso_orchestrator.commands.step import end_workflow_orphans
 
-            end_orphans(projection, store.location_id(), lambda owner: store.is_alive(workflow_id, owner))
+            end_workflow_orphans(projection, store.location_id(), lambda owner: store.is_alive(workflow_id, owner))
 
 
 def _not_found(workflow_id: str, root: str | os.PathLike[str], store: Store | str | None) -> WorkflowNotFoundError:

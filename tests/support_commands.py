@@ -13,10 +13,14 @@ from typing import Any
 
 from support import wait_until
 
+from iso_orchestrator.agents import stand_in
 from iso_orchestrator.checks import unique_name
 from iso_orchestrator.commands.model import Command
 from iso_orchestrator.commands.process import ProcessRunner
-from iso_orchestrator.system.processes.tree import find, marked_environment
+from iso_orchestrator.system.processes import tagged, tagged_environment
+
+STAND_IN = [sys.executable, "-I", "-S", stand_in.__file__]
+"""The stand-in for an agent, by its path: with `-m` it would import the package first."""
 
 FOREVER = "1000"  # seconds of a sleep that is not to end by itself
 
@@ -31,7 +35,7 @@ def shell(code: str, *args: object) -> list[str]:
 
 
 def hidden(folder: object, code: str) -> list[str]:
-    """A command line whose mark a descendant does not have, which ignores SIGTERM and has the output open.
+    """A command line whose tag a descendant does not have, which ignores SIGTERM and has the output open.
 
     Its process id is appended to the file "pids" in *folder*, that of the command itself, which goes on with *code*, is
     in the file "leader".
@@ -41,32 +45,37 @@ def hidden(folder: object, code: str) -> list[str]:
 
 
 def command_run(folder: Path, args: Sequence[str] | Command, **options: Any) -> ProcessRunner:
-    """A run of a command line in *folder*, with a mark of its own."""
+    """A run of a command line in *folder*, with a tag of its own."""
     command = args if isinstance(args, Command) else Command(args)
-    defaults = {"name": "step", "mark": unique_name(), "log_path": str(folder / "out.log"), "grace": 0.2}
+    defaults = {"name": "step", "tag": unique_name(), "log_path": str(folder / "out.log"), "grace": 0.2}
     return ProcessRunner(command=command, **{**defaults, **options})
 
 
 @contextmanager
-def marked(mark: str, args: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
-    """A program that runs with *mark*; killed at the end with all that the mark finds."""
+def running(tag: str, args: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
+    """A program that runs with *tag*; killed at the end with all that the tag finds."""
     with open(os.devnull, "wb") as nowhere:
         process = subprocess.Popen(
-            args, env=marked_environment(None, mark), stdin=subprocess.DEVNULL, stdout=nowhere, start_new_session=True
+            args, env=tagged_environment(None, tag), stdin=subprocess.DEVNULL, stdout=nowhere, start_new_session=True
         )
     try:
         yield process
     finally:
-        kill_all(mark)
+        kill_all(tag)
         process.kill()
         process.wait()
 
 
-def kill_all(mark: str) -> None:
-    """Kill all who have *mark*, by nothing of the package but its way to find them."""
+def find(tag: str) -> list[int]:
+    """The ids of the processes that have *tag*, in order."""
+    return sorted(process.pid for process in tagged(tag))
+
+
+def kill_all(tag: str) -> None:
+    """Kill all who have *tag*, by nothing of the package but its way to find them."""
 
     def are_gone() -> bool:
-        pids = find(mark)
+        pids = find(tag)
         for pid in pids:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

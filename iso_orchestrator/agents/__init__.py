@@ -1,4 +1,4 @@
-"""Coding agents' command lines: how to start them, and what became of a run.
+"""Coding agents' command lines: how to start them, and how to read the result of a run.
 
 Example:
     >>> from datetime import UTC, datetime
@@ -17,14 +17,14 @@ Example:
     ('ok', 'Hello.', '01a2')
 """
 
-from iso_orchestrator.agents.agent import Agent, AgentCommand
+from iso_orchestrator.agents.agent import Agent, AgentCommand, last_session
 from iso_orchestrator.agents.claude import Claude
 from iso_orchestrator.agents.codex import Codex
 from iso_orchestrator.agents.opencode import OpenCode
-from iso_orchestrator.agents.reading import last_session
 from iso_orchestrator.agents.result import AgentResult, Outcome, Usage
-from iso_orchestrator.agents.stream import AgentStream, Event
-from iso_orchestrator.agents.turn import Turn, as_session_id
+from iso_orchestrator.agents.turn import AgentStream, Event, Transcript, as_session_id
+
+Turn = Transcript  # its earlier name
 
 __all__ = [
     "Agent",
@@ -36,6 +36,7 @@ __all__ = [
     "Event",
     "OpenCode",
     "Outcome",
+    "Transcript",
     "Turn",
     "Usage",
     "as_session_id",

@@ -1,22 +1,50 @@
-"""What all agents' command lines have in common: how they are started, and that they speak in lines of JSON."""
+"""A coding agent's command line as a step: how it is started, and how its output is read."""
 
 from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
 from os import PathLike, fspath
 from typing import Any, ClassVar
 
 import attrs
 
-from iso_orchestrator.agents.reading import AgentReading
-from iso_orchestrator.agents.result import Usage
-from iso_orchestrator.agents.stream import AgentStream, Event, last_words
-from iso_orchestrator.agents.turn import Turn, as_session_id
-from iso_orchestrator.commands.model import Command
+from iso_orchestrator.agents.result import AgentResult, Outcome, Usage
+from iso_orchestrator.agents.turn import AgentStream, Event, Transcript, as_session_id, last_error_line
+from iso_orchestrator.commands.model import Command, CommandResult, heartbeat_key
+from iso_orchestrator.commands.parse import Ended, Reader
+from iso_orchestrator.commands.step import last_beat
+from iso_orchestrator.errors import AgentError, CommandIdleError, CommandTimeoutError, Limited, OrchestratorError
+from iso_orchestrator.record.model import Json
+from iso_orchestrator.runtime.context import current_scope, current_step
 
-__all__ = ["Agent", "AgentCommand"]
+__all__ = ["Agent", "AgentCommand", "last_session"]
+
+
+def last_session() -> str | None:
+    """The session of the last attempt at the current step, to resume it after a kill or a failure.
+
+    Returns:
+        The session; None for a first attempt, also after a reset, or with a new idempotency key or version.
+
+    Raises:
+        NoActiveWorkflowError: No step is running.
+
+    Example:
+        >>> from iso_orchestrator import Workflow
+        >>> from iso_orchestrator.agents import Codex, last_session
+        >>> codex, workflow = Codex(), Workflow("reviews", store="memory://last_session")
+        >>> @workflow.command(parse=codex, timeout=1800, retry=3)
+        ... def review(pull_request: str):
+        ...     return codex.command(f"Review {pull_request}.", resume=last_session())
+    """
+    step, attempt = current_step(), current_scope().attempt
+    if attempt is None or attempt.is_first:
+        return None
+    session = last_beat(heartbeat_key(step.name)).get("session")
+    return session if isinstance(session, str) else None
 
 
 def _words(value: Iterable[str]) -> tuple[str, ...]:
@@ -41,15 +69,15 @@ def _check_retries(_: object, __: object, value: Any) -> None:
 
 @attrs.frozen
 class AgentCommand:
-    """How an agent is started.
+    """How to start an agent.
 
     Attributes:
-        args: Program and arguments.
-        input: What goes to its standard input, which is closed after it.
-        cwd: The folder to start it in; None is the present one.
-        env: What is added to the environment.
-        session_id: The session that it will have, where that is known beforehand.
-        is_resumed: Whether that is one to go on with.
+        args: The program and its arguments.
+        input: Its whole standard input.
+        cwd: The folder to start it in; None for this process's.
+        env: Additions to the environment.
+        session_id: The session that it will have, if that is known before the start.
+        is_resumed: Whether that session exists already.
     """
 
     args: tuple[str, ...]
@@ -60,44 +88,44 @@ class AgentCommand:
     is_resumed: bool = False
 
     def build(self) -> Command:
-        """The command, with this process's environment around what is added."""
+        """The command, with the environment of this process and the additions."""
         return Command(self.args, input=self.input, cwd=self.cwd, env={**os.environ, **self.env})
 
 
 @attrs.frozen(kw_only=True)
 class Agent(ABC):
-    """A coding agent's command line: how to start it, and how to read what it prints.
+    """A coding agent's command line: how to start it, and how to read what it prints. `parse=` of a command takes it.
 
     Permissions are the CLI's own defaults, unless *args* say otherwise.
 
     Args:
-        program: The executable, a name or a path; or words, where another starts it: ``["npx", "codex"]``. By default
-            the agent's name.
-        model: Which model to use; None is the CLI's own choice.
-        args: More arguments, as they are: permissions, budgets, folders.
+        program: The executable, a name or a path; or words, if another program starts it: ``["npx", "codex"]``. The
+            default is the agent's name.
+        model: The model; None for the CLI's own choice.
+        args: More arguments, passed on as they are: permissions, budgets, folders.
         env: More environment.
-        max_retries: How often the CLI itself repeats a request that failed, where it can be told. Few: retries of a
-            step come on top of these.
+        max_retries: How often the CLI itself repeats a failed request, if it lets one choose. Keep it small: the
+            retries of a step are added to these.
 
     Example:
-        A CLI that is not here is one small class.
+        Another CLI is one small class.
 
         >>> @attrs.frozen(kw_only=True)
         ... class Gemini(Agent):
         ...     name = "gemini"
         ...
         ...     def arguments(self, session_id, *, resume):
-        ...         going_on = ["--resume", session_id] if resume else []
-        ...         return ["--output-format", "stream-json", *going_on, *self.args]
+        ...         resuming = ["--resume", session_id] if resume else []
+        ...         return ["--output-format", "stream-json", *resuming, *self.args]
         ...
-        ...     def read(self, event, turn):
+        ...     def read(self, event, transcript):
         ...         match event:
         ...             case {"type": "init", "session_id": session_id}:
-        ...                 turn.session_id = as_session_id(session_id)
+        ...                 transcript.session_id = as_session_id(session_id)
         ...             case {"type": "message", "role": "assistant", "content": str(text)}:
-        ...                 turn.say(text)
+        ...                 transcript.say(text)
         ...             case {"type": "result", "status": "success"}:
-        ...                 turn.close()
+        ...                 transcript.close()
         ...             case _:
         ...                 return False
         ...         return True
@@ -107,7 +135,9 @@ class Agent(ABC):
 
     name: ClassVar[str]
     no_session: ClassVar[str | None] = None
-    """What the CLI says when it has no session of the name that it is to go on with."""
+    """The CLI's error message for a session that it cannot resume."""
+    annotation: ClassVar[Any] = AgentResult
+    """The type of `CommandResult.parsed`."""
 
     program: tuple[str, ...] = attrs.field(
         converter=_program, default=attrs.Factory(lambda self: self.name, takes_self=True)
@@ -117,6 +147,11 @@ class Agent(ABC):
     env: Mapping[str, str] = attrs.field(factory=dict)
     max_retries: int = attrs.field(default=1, validator=_check_retries)
 
+    @property
+    def limit_key(self) -> str:
+        """The default `limit_key` of its steps: one account has one limit, for all questions."""
+        return self.name
+
     def command(
         self,
         prompt: str,
@@ -125,14 +160,14 @@ class Agent(ABC):
         cwd: str | PathLike[str] | None = None,
         env: Mapping[str, str] | None = None,
     ) -> AgentCommand:
-        """How to have the agent do what *prompt* says.
+        """How to start the agent with *prompt*.
 
-        The prompt goes in by standard input: as an argument it would be seen by every user of the machine, could be
+        The prompt goes to its standard input: as an argument it would be visible to every user of the machine, could be
         no longer than 128 KiB, and opencode would put quotes around it.
 
         Args:
             prompt: What to do.
-            resume: The session to go on with, one at a time; in the folder and the home that it was begun in.
+            resume: A session to continue, by one run at a time, in the folder and the home that it was begun in.
             cwd: The folder to work in.
             env: More environment, for this run alone.
 
@@ -157,33 +192,102 @@ class Agent(ABC):
         )
 
     def stream(self, *, before: Usage | None = None) -> AgentStream:
-        """What reads the output of one run.
+        """A reader for the output of one run, fed line by line.
 
         Args:
-            before: `session_usage` of the last result of the session that is resumed; ``Usage()`` where nobody knows.
+            before: `session_usage` of the last result of the session that is resumed; ``Usage()`` if that is not known.
         """
         return AgentStream(self, before)
 
-    def reading(self) -> AgentReading:
-        """How its runs are read as steps; `parse=` takes the agent itself."""
-        return AgentReading(self.name, lambda before: self.stream(before=before))
+    def begin(self, command: Any, before: dict[str, Json]) -> Reader:
+        """Begin to read one run of a step's command: `commands.parse.Parser` says more."""
+        session_id: str | None = getattr(command, "session_id", None)
+        used = _used(session_id, before) if getattr(command, "is_resumed", False) else None
+        return _AgentReader(self.name, session_id, self.stream(before=used), used)
 
     @abstractmethod
     def arguments(self, session_id: str | None, *, resume: bool) -> list[str]:
-        """The arguments, to go on with that session or for a new one; it has a name where `new_session_id` gives it."""
+        """The arguments of one run.
+
+        Args:
+            session_id: The session to resume, or the name of a new one if `new_session_id` gives names.
+            resume: Which of both.
+        """
 
     @abstractmethod
-    def read(self, event: Event, turn: Turn) -> bool:
-        """Take in one event. False: it is not understood."""
+    def read(self, event: Event, transcript: Transcript) -> bool:
+        """Take in one event; False if it is not understood."""
 
     def environment(self) -> dict[str, str]:
         """What the CLI needs in its environment."""
         return {}
 
     def new_session_id(self) -> str | None:
-        """A name that nobody has used, for a CLI that lets one choose it."""
+        """A new name for a session, for a CLI that lets one choose it; None for others."""
         return None
 
-    def complaint(self, turn: Turn, stderr: str) -> str:
-        """Why the run went wrong, in the CLI's words; ``""`` where it does not say."""
-        return turn.error or last_words(stderr)
+    def error_message(self, transcript: Transcript, stderr: str) -> str:
+        """Why the run went wrong, in the CLI's words; ``""`` if it does not say."""
+        return transcript.error or last_error_line(stderr)
+
+
+class _AgentReader:
+    """Reads one run of an agent for its step."""
+
+    def __init__(self, agent: str, session_id: str | None, stream: AgentStream, before: Usage | None) -> None:
+        self._agent = agent
+        self._session_id = session_id
+        self._stream = stream
+        self._before = before
+        self._result: AgentResult | None = None
+
+    @property
+    def on_line(self) -> Callable[[str], None]:
+        return self._stream.feed
+
+    def detail(self) -> dict[str, Json]:
+        """The session, to resume it; and its tokens so far, if the agent counts only those."""
+        result = self._result
+        session = result.session_id if result is not None else self._stream.session_id or self._session_id
+        usage = (result.session_usage if result is not None else None) or self._before
+        known = {} if usage is None else {"sessionUsage": attrs.asdict(usage)}
+        return {"agent": self._agent, "session": session, **known}
+
+    def on_exit(self, ended: Ended) -> CommandResult[AgentResult]:
+        """The result, if the run was a success.
+
+        Raises:
+            Limited: The agent met a usage limit, and it is known until when.
+            AgentError: It was anything else.
+        """
+        parsed = self._parsed(ended.result, ended.at)
+        if parsed.parsed.outcome is Outcome.OK:
+            return parsed
+        raise _limit(parsed.parsed, ended.at) or AgentError(ended.step, parsed)
+
+    def on_timeout(self, error: CommandTimeoutError, at: datetime) -> OrchestratorError:
+        """The error with the agent's result; or the limit, if its log says that it was waiting for one."""
+        kind = "no output for" if isinstance(error, CommandIdleError) else "not done in"
+        parsed = self._parsed(error.result, at, f"{kind} {error.timeout:g} s")
+        return _limit(parsed.parsed, at) or type(error)(error.step_name, error.timeout, parsed)
+
+    def _parsed(
+        self, result: CommandResult[Any], at: datetime, stopped: str | None = None
+    ) -> CommandResult[AgentResult]:
+        self._result = self._stream.result(result.exit_code, result.stderr, now=at, stopped=stopped)
+        parsed: CommandResult[AgentResult] = attrs.evolve(result, parsed=self._result)
+        return parsed
+
+
+def _limit(result: AgentResult, at: datetime) -> Limited | None:
+    is_known = result.outcome is Outcome.LIMITED and result.until is not None and result.until > at
+    # Without a key: the step has one, the agent's name by default.
+    return Limited(result.until) if is_known and result.until is not None else None
+
+
+def _used(session_id: str | None, before: dict[str, Json]) -> Usage:
+    """The tokens of a session before it is resumed; all None if the step does not know them."""
+    counts = before.get("sessionUsage")
+    if session_id != before.get("session") or not isinstance(counts, dict):
+        return Usage()
+    return Usage(**{field.name: counts.get(field.name) for field in attrs.fields(Usage)})

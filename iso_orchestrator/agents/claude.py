@@ -11,8 +11,7 @@ import attrs
 from iso_orchestrator.agents.agent import Agent
 from iso_orchestrator.agents.limits import from_epoch, is_limit
 from iso_orchestrator.agents.result import Usage
-from iso_orchestrator.agents.stream import Event
-from iso_orchestrator.agents.turn import Turn, as_cost, as_count, as_session_id
+from iso_orchestrator.agents.turn import Event, Transcript, as_cost, as_count, as_session_id
 
 __all__ = ["Claude"]
 
@@ -57,18 +56,18 @@ class Claude(Agent):
         """A UUID."""
         return str(uuid4())
 
-    def read(self, event: Event, turn: Turn) -> bool:
+    def read(self, event: Event, transcript: Transcript) -> bool:
         """Take in one event."""
-        turn.session_id = as_session_id(event.get("session_id")) or turn.session_id
+        transcript.session_id = as_session_id(event.get("session_id")) or transcript.session_id
         match event:
             case {"type": "assistant", "message": {"content": [*parts]}}:
-                _show_parts(parts, turn)
+                _show_parts(parts, transcript)
             case {"type": "rate_limit_event", "rate_limit_info": dict(info)}:
-                _read_limit(info, turn)
+                _read_limit(info, transcript)
             case {"type": "system", "subtype": "api_retry", "error": error, **rest}:
-                turn.show(f"trying again after {rest.get('error_status') or error}")
+                transcript.show(f"trying again after {rest.get('error_status') or error}")
             case {"type": "result"}:
-                _read_result(event, turn)
+                _read_result(event, transcript)
             case {"type": "system" | "user" | "assistant" | "stream_event"}:
                 pass
             case _:
@@ -76,45 +75,45 @@ class Claude(Agent):
         return True
 
 
-def _show_parts(parts: Iterable[object], turn: Turn) -> None:
+def _show_parts(parts: Iterable[object], transcript: Transcript) -> None:
     for part in parts:
         match part:
             case {"type": "text", "text": str(text)}:
-                turn.show(text)
+                transcript.show(text)
             case {"type": "tool_use", "name": str(tool), "input": {"command": str(command)}}:
-                turn.show(f"{tool}: {command}")
+                transcript.show(f"{tool}: {command}")
             case {"type": "tool_use", "name": str(tool)}:
-                turn.show(tool)
+                transcript.show(tool)
 
 
-def _read_limit(info: Event, turn: Turn) -> None:
+def _read_limit(info: Event, transcript: Transcript) -> None:
     if info.get("status") == "rejected":  # the others say that it comes nearer
         message = f"limit reached: {info.get('rateLimitType')}"
-        turn.complain(message, limited=True, until=from_epoch(info.get("resetsAt")))
+        transcript.fail(message, limited=True, until=from_epoch(info.get("resetsAt")))
 
 
-def _read_result(event: Event, turn: Turn) -> None:
-    turn.usage = _model_usage(event.get("modelUsage")) or _usage(event.get("usage"), _KEYS)
-    turn.cost_usd = as_cost(event.get("total_cost_usd"))
-    _read_refusals(event, turn)
+def _read_result(event: Event, transcript: Transcript) -> None:
+    transcript.usage = _model_usage(event.get("modelUsage")) or _usage(event.get("usage"), _KEYS)
+    transcript.cost_usd = as_cost(event.get("total_cost_usd"))
+    _read_refusals(event, transcript)
     match event:
         # `subtype` is "success" on errors of the API too.
         case {"is_error": False, "subtype": "success", **rest}:
             answer = rest.get("result")
-            turn.say(answer if isinstance(answer, str) else "")
-            turn.close()
+            transcript.say(answer if isinstance(answer, str) else "")
+            transcript.close()
         case _:
             message = _message(event)
-            turn.complain(message, limited=is_limit(message, event.get("api_error_status")))
+            transcript.fail(message, limited=is_limit(message, event.get("api_error_status")))
 
 
-def _read_refusals(event: Event, turn: Turn) -> None:
+def _read_refusals(event: Event, transcript: Transcript) -> None:
     match event:
         case {"permission_denials": [*denials]}:
             for denial in denials:
-                turn.refuse(_denied(denial))
+                transcript.refuse(_denied(denial))
     if event.get("stop_reason") == "refusal":
-        turn.refuse("the model refused to answer")
+        transcript.refuse("the model refused to answer")
 
 
 def _denied(denial: object) -> str:

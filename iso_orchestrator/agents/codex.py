@@ -9,8 +9,7 @@ import attrs
 
 from iso_orchestrator.agents.agent import Agent
 from iso_orchestrator.agents.result import Usage
-from iso_orchestrator.agents.stream import Event, last_words
-from iso_orchestrator.agents.turn import Turn, as_count, as_session_id
+from iso_orchestrator.agents.turn import Event, Transcript, as_count, as_session_id, last_error_line
 
 __all__ = ["Codex"]
 
@@ -61,30 +60,30 @@ class Codex(Agent):
             *(["resume", session_id, "-"] if resume and session_id else []),
         ]
 
-    def read(self, event: Event, turn: Turn) -> bool:
+    def read(self, event: Event, transcript: Transcript) -> bool:
         """Take in one event."""
         match event:
             case {"type": "thread.started", "thread_id": thread_id}:
-                turn.session_id = as_session_id(thread_id)
+                transcript.session_id = as_session_id(thread_id)
             case {"type": "item.started" | "item.updated" | "item.completed", "item": dict(item)}:
-                _read_item(item, turn)
+                _read_item(item, transcript)
             case {"type": "turn.completed", **rest}:
-                turn.session_usage = _usage(rest.get("usage"))
-                turn.close()
+                transcript.session_usage = _usage(rest.get("usage"))
+                transcript.close()
             case {"type": "turn.failed", "error": {"message": str(message)}} | {
                 "type": "error",
                 "message": str(message),
             }:
-                turn.complain(message)
+                transcript.fail(message)
             case {"type": "turn.started"}:
                 pass
             case _:
                 return False
         return True
 
-    def complaint(self, turn: Turn, stderr: str) -> str:
+    def error_message(self, transcript: Transcript, stderr: str) -> str:
         """Its events' word; standard error has what it says before there is a session."""
-        return turn.error or last_words(_NOISE.sub("", stderr))
+        return transcript.error or last_error_line(_NOISE.sub("", stderr))
 
     def _provider_settings(self) -> dict[str, str]:
         if self.provider is None:
@@ -97,14 +96,14 @@ class Codex(Agent):
         }
 
 
-def _read_item(item: Event, turn: Turn) -> None:
+def _read_item(item: Event, transcript: Transcript) -> None:
     match item:
         case {"type": "agent_message", "text": str(text)}:
-            turn.say(text)
+            transcript.say(text)
         case {"type": "command_execution", "command": str(command), "status": "declined"}:
-            turn.refuse(command)
+            transcript.refuse(command)
         case {"type": "command_execution", "command": str(command)}:
-            turn.show(f"$ {command}")
+            transcript.show(f"$ {command}")
 
 
 def _usage(counts: object) -> Usage | None:

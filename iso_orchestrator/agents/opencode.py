@@ -11,8 +11,7 @@ import attrs
 from iso_orchestrator.agents.agent import Agent
 from iso_orchestrator.agents.limits import from_epoch, is_limit, retry_after
 from iso_orchestrator.agents.result import Usage
-from iso_orchestrator.agents.stream import Event, last_words
-from iso_orchestrator.agents.turn import Turn, as_cost, as_count, as_session_id
+from iso_orchestrator.agents.turn import Event, Transcript, as_cost, as_count, as_session_id, last_error_line
 
 __all__ = ["OpenCode"]
 
@@ -58,46 +57,46 @@ class OpenCode(Agent):
         """Updates can only be refused so."""
         return {"OPENCODE_DISABLE_AUTOUPDATE": "1"}
 
-    def read(self, event: Event, turn: Turn) -> bool:
+    def read(self, event: Event, transcript: Transcript) -> bool:
         """Take in one event."""
-        turn.session_id = as_session_id(event.get("sessionID")) or turn.session_id
-        turn.heard_at = from_epoch(event.get("timestamp"), per_second=1000) or turn.heard_at
+        transcript.session_id = as_session_id(event.get("sessionID")) or transcript.session_id
+        transcript.heard_at = from_epoch(event.get("timestamp"), per_second=1000) or transcript.heard_at
         match event:
             case {"type": "step_start"}:
-                turn.text, turn.closing = "", None
+                transcript.text, transcript.closing = "", None
             case {"type": "text", "part": {"text": str(text)}}:
-                turn.say("\n".join(filter(None, [turn.text, text])))
+                transcript.say("\n".join(filter(None, [transcript.text, text])))
             case {"type": "tool_use", "part": dict(part)}:
-                _read_tool(part, turn)
+                _read_tool(part, transcript)
             case {"type": "step_finish", "part": dict(part)}:
-                _read_finish(part, turn)
+                _read_finish(part, transcript)
             case {"type": "error", "error": dict(error)}:
-                _read_error(error, turn)
+                _read_error(error, transcript)
             case {"type": "reasoning"}:
                 pass
             case _:
                 return False
         return True
 
-    def complaint(self, turn: Turn, stderr: str) -> str:
+    def error_message(self, transcript: Transcript, stderr: str) -> str:
         """What its log says behind the last event, or in place of one: nothing else says why it tries again."""
-        logged = [message for at, message in _LOGGED.findall(stderr) if _is_news(at, turn)]
-        return logged[-1] if logged else turn.error or last_words(_LOG.sub("", stderr))
+        logged = [message for at, message in _LOGGED.findall(stderr) if _is_news(at, transcript)]
+        return logged[-1] if logged else transcript.error or last_error_line(_LOG.sub("", stderr))
 
 
-def _is_news(logged_at: str, turn: Turn) -> bool:
+def _is_news(logged_at: str, transcript: Transcript) -> bool:
     # Both are UTC, and to the millisecond. As texts: what looks like a time in a log may be none.
-    return turn.heard_at is None or logged_at[:23] >= turn.heard_at.isoformat(timespec="milliseconds")[:23]
+    return transcript.heard_at is None or logged_at[:23] >= transcript.heard_at.isoformat(timespec="milliseconds")[:23]
 
 
-def _read_tool(part: Event, turn: Turn) -> None:
+def _read_tool(part: Event, transcript: Transcript) -> None:
     match part:
         case {"tool": tool, "state": dict(state)}:
             what = f"{tool}: {_what(state)}"
             if _REFUSED.search(str(state.get("error"))):
-                turn.refuse(what)
+                transcript.refuse(what)
             else:
-                turn.show(what)
+                transcript.show(what)
 
 
 def _what(state: Event) -> object:
@@ -107,28 +106,28 @@ def _what(state: Event) -> object:
     return state.get("title") or state.get("error") or state.get("status")
 
 
-def _read_finish(part: Event, turn: Turn) -> None:
-    turn.usage = _usage(part.get("tokens"), turn.usage)
+def _read_finish(part: Event, transcript: Transcript) -> None:
+    transcript.usage = _usage(part.get("tokens"), transcript.usage)
     if (cost := as_cost(part.get("cost"))) is not None:
-        turn.cost_usd = (turn.cost_usd or 0.0) + cost
+        transcript.cost_usd = (transcript.cost_usd or 0.0) + cost
     match part.get("reason"):
         case "stop":
-            turn.close()
+            transcript.close()
         case "content-filter":
-            turn.refuse("the provider's filter stopped the answer")
+            transcript.refuse("the provider's filter stopped the answer")
         case "tool-calls":
             pass
         case reason:
-            turn.complain(f"the answer ended early: {reason}")
+            transcript.fail(f"the answer ended early: {reason}")
 
 
-def _read_error(error: Event, turn: Turn) -> None:
+def _read_error(error: Event, transcript: Transcript) -> None:
     match error:
         case {"data": {"message": str(message), **data}}:
             limited = is_limit(message, data.get("statusCode"))
-            turn.complain(message, limited=limited, until=_until(data.get("responseHeaders"), turn.heard_at))
+            transcript.fail(message, limited=limited, until=_until(data.get("responseHeaders"), transcript.heard_at))
         case _:
-            turn.complain(str(error.get("name")))
+            transcript.fail(str(error.get("name")))
 
 
 def _until(headers: object, at: datetime | None) -> datetime | None:

@@ -1,4 +1,4 @@
-"""What became of an agent's run, whichever CLI it was."""
+"""The result of an agent's run, the same for each CLI."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _all(texts: Iterable[str]) -> tuple[str, ...]:
 
 
 class Outcome(StrEnum):
-    """How a run ended. An exit code alone says none of these: empty answers and refused tools end with 0 too."""
+    """How a run ended. The exit code does not say it: empty answers and refused tools end with 0 too."""
 
     OK = "ok"
     EMPTY = "empty"
@@ -36,10 +36,10 @@ class Usage:
     """Tokens by kind, as the CLI counts them; None where it does not say.
 
     Attributes:
-        input_tokens: Read by the model. codex counts those from its cache in, claude and opencode do not.
+        input_tokens: Read by the model. codex includes tokens from its cache, claude and opencode do not.
         output_tokens: Written by the model.
         cache_read_tokens: Read from the provider's cache.
-        cache_write_tokens: Written to it.
+        cache_write_tokens: Written to the provider's cache.
         reasoning_tokens: Spent on reasoning that is not shown.
 
     Example:
@@ -61,7 +61,7 @@ reasoning_tokens=None)
         return self._with(other, -1)
 
     def is_possible(self) -> bool:
-        """Whether no count is below zero, as a difference of totals that do not belong together may be."""
+        """Whether no count is below zero: the difference of totals of two sessions may be."""
         return all(count is None or count >= 0 for count in attrs.astuple(self))
 
     def _with(self, other: Usage, sign: int) -> Usage:
@@ -71,24 +71,24 @@ reasoning_tokens=None)
 
 @attrs.frozen
 class AgentResult:
-    """What an agent's run gave. Can be recorded as the result of a step.
+    """The result of an agent's run. Can be recorded as the result of a step.
 
     Attributes:
         agent: The agent's name: ``"codex"``.
-        outcome: `ok` only where the CLI closed the turn, there is an answer, it ended with 0, and nobody ended it.
-        text: The final answer; ``""`` where there is none.
-        session_id: What `resume=` takes. None where there is no session to go on with: none was begun, or the CLI
-            says that it has none of that name.
-        usage: Tokens of this run alone. None where they are not known.
-        session_usage: Tokens of the whole session, where it is only those that the CLI tells (codex): what the next
-            run that resumes it needs as `before=`.
-        cost_usd: US dollars of this run as the CLI estimates them.
-        until: When a limit is lifted: aware, in UTC; the end of the minute where only that is known. It may have
-            passed by now. None where nobody said.
+        outcome: `ok` only if the CLI closed the turn, there is an answer, it ended with 0, and it was not stopped.
+        text: The final answer; ``""`` if there is none.
+        session_id: The argument for `resume=`. None if there is no session to resume: none was begun, or the CLI says
+            that it has none of that name.
+        usage: Tokens of this run alone. None if they are not known.
+        session_usage: Tokens of the whole session, if the CLI counts only those (codex): the argument `before=` of the
+            next run that resumes it.
+        cost_usd: US dollars of this run, as the CLI estimates them.
+        until: When a limit is lifted: aware, in UTC; the end of the minute if only that is known. It may have passed.
+            None if the CLI did not say.
         reason: Why it is not `ok`.
-        refusals: What the agent was not allowed to do, or the model would not.
-        closing: The CLI's closing event, as it came: a line of JSON. None where it is longer than 64 KiB.
-        strays: Lines that were not understood, as they came, cut at 500 characters: the last 20.
+        refusals: What the agent was not allowed to do, or the model would not do.
+        closing: The CLI's closing event, as it came: a line of JSON. None if it is longer than 64 KiB.
+        strays: The last 20 lines that were not understood, cut at 500 characters.
     """
 
     agent: str

@@ -1,63 +1,93 @@
-"""What has been heard of a run so far: an agent's class fills it in, event by event."""
+"""One turn of an agent: what it prints is read line by line into a transcript, and classified when it has ended."""
 
 from __future__ import annotations
 
 import re
+import signal
 from collections import deque
-from datetime import datetime
+from datetime import datetime, tzinfo
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import attrs
 
-from iso_orchestrator.agents.result import Usage
+from iso_orchestrator.agents.limits import is_limit, until_of
+from iso_orchestrator.agents.result import AgentResult, Outcome, Usage
+from iso_orchestrator.codec.json import decode
 from iso_orchestrator.commands.model import printable
 
-__all__ = ["Turn", "as_cost", "as_count", "as_session_id"]
+if TYPE_CHECKING:
+    from iso_orchestrator.agents.agent import Agent
 
-_LONGEST_CLOSING = 65_536  # characters; what is longer is in the command's log
-_LONGEST_STRAY = 500
+__all__ = [
+    "AgentStream",
+    "Event",
+    "Transcript",
+    "as_cost",
+    "as_count",
+    "as_session_id",
+    "last_error_line",
+]
+
+Event: TypeAlias = dict[str, Any]
+"""One line of a CLI's output: a JSON object."""
+
+_LONGEST_CLOSING = 65_536  # characters; a longer event is in the command's log
+_LONGEST_UNPARSED = 500
 _LONGEST_SHOWN = 200
-_STRAYS = 20
+_LONGEST_REASON = 2000
+_UNPARSED_LINES = 20
 
-# Handed back to the CLI as an argument: nothing that could be taken for an option.
+# Passed back to the CLI as an argument: nothing that could be taken for an option.
 _SESSION_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,199}")
 
-_MOST = 2**53  # of tokens, or dollars; what is more is neither
+_MOST = 2**53  # tokens, or dollars; a larger number is an error
+_SHELL_SIGNALS = range(129, 129 + 64)  # the exit codes by which a shell, and claude itself, say "killed by"
+
+_ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+_ERROR = re.compile(r"error\b", re.IGNORECASE)
 
 
 def as_session_id(value: object) -> str | None:
-    """*value* where it can be the name of a session, else None."""
+    """*value* if it can be the name of a session, else None."""
     return value if isinstance(value, str) and _SESSION_ID.fullmatch(value) else None
 
 
 def as_count(value: object) -> int | None:
-    """*value* where it can be a number of tokens, else None."""
+    """*value* if it can be a number of tokens, else None."""
     return value if type(value) is int and 0 <= value <= _MOST else None
 
 
 def as_cost(value: object) -> float | None:
-    """*value* where it can be a sum of US dollars, else None."""
+    """*value* if it can be a sum of US dollars, else None."""
     return float(value) if isinstance(value, int | float) and 0 <= value <= _MOST else None
 
 
+def last_error_line(stderr: str) -> str:
+    """The last line of a standard error that begins with "error", else the last line; without its colours."""
+    lines = [line.strip() for line in _ANSI.sub("", stderr).splitlines() if line.strip()]
+    errors = [line for line in lines if _ERROR.match(line)]
+    return (errors or lines or [""])[-1]
+
+
 @attrs.define
-class Turn:
-    """One run, as its events tell it. The last word counts: a good end forgets the errors that were got over.
+class Transcript:
+    """What the events of a run have said so far: `Agent.read` fills it in. A good end clears earlier errors.
 
     Attributes:
         line: The line that is being read.
-        session_id: As soon as it is known.
+        session_id: The session, once it is known.
         text: The answer so far.
         closing: The line that ended the turn well.
-        error: What the CLI complained of, unless it got over it.
-        limited: Whether that is a limit, as its status says.
+        error: The last error, unless the CLI recovered from it.
+        limited: Whether its status says that this is a usage limit.
         until: When the limit is lifted.
-        refusals: What was refused.
+        refusals: Tools and answers that were refused.
         usage: Tokens of this run.
-        session_usage: Tokens of the session, where only those are told.
+        session_usage: Tokens of the whole session, where the CLI counts only those.
         cost_usd: US dollars of this run.
-        heard_at: When its last event was, by the CLI's own clock.
-        last_line: The last thing that is for people to read.
-        strays: Lines that were not understood.
+        heard_at: The time of the last event, by the CLI's own clock.
+        last_line: The last line for people to read.
+        unparsed_lines: Lines that were not understood.
     """
 
     line: str = ""
@@ -73,41 +103,202 @@ class Turn:
     cost_usd: float | None = None
     heard_at: datetime | None = None
     last_line: str = ""
-    strays: deque[str] = attrs.field(factory=lambda: deque(maxlen=_STRAYS))
+    unparsed_lines: deque[str] = attrs.field(factory=lambda: deque(maxlen=_UNPARSED_LINES))
 
     def show(self, text: object) -> None:
-        """Have the last line of *text* be the last line."""
+        """Show the last line of *text* to people who watch the run."""
         lines = str(text).strip().splitlines()
         if lines:
             self.last_line = printable(lines[-1].strip()[:_LONGEST_SHOWN])
 
     def say(self, text: str) -> None:
-        """*text* is the answer, until another is."""
+        """Take *text* for the answer, in place of an earlier one."""
         self.text = text
         self.show(text)
 
-    def complain(self, message: str, *, limited: bool = False, until: datetime | None = None) -> None:
-        """Something went wrong; unless it closes after all, this is why."""
+    def fail(self, message: str, *, limited: bool = False, until: datetime | None = None) -> None:
+        """Note an error, which counts unless the turn is closed after it.
+
+        Args:
+            message: The error.
+            limited: Whether the CLI says that this is a usage limit.
+            until: When that is lifted.
+        """
         self.closing = None
         self.error, self.limited = message, limited
         self.until = until or self.until
         self.show(message)
 
     def refuse(self, what: str) -> None:
-        """Something was not allowed."""
+        """Note that something was refused."""
         self.refusals.append(what)
         self.show(what)
 
     def close(self) -> None:
-        """The event being read is the one that ends a turn well."""
+        """Take the line being read for the end of a turn that went well."""
         self.closing = self.line
         self.error, self.limited = None, False
 
-    def stray(self) -> None:
-        """The line being read was not understood."""
-        self.strays.append(self.line[:_LONGEST_STRAY])
-        self.show(self.line[:_LONGEST_STRAY])
+    def keep_unparsed(self) -> None:
+        """Keep the line being read as one that was not understood."""
+        self.unparsed_lines.append(self.line[:_LONGEST_UNPARSED])
+        self.show(self.line[:_LONGEST_UNPARSED])
 
     def raw_closing(self) -> str | None:
-        """The closing event, unless it is too long to be recorded twice."""
+        """The closing event, unless it is too long to be recorded beside the answer."""
         return self.closing if self.closing is not None and len(self.closing) <= _LONGEST_CLOSING else None
+
+
+class AgentStream:
+    """Reads what one run prints, line by line, and classifies it at the end. No output makes it raise."""
+
+    def __init__(self, agent: Agent, before: Usage | None = None) -> None:
+        self._agent = agent
+        self._before = before
+        self._transcript = Transcript()
+
+    @property
+    def session_id(self) -> str | None:
+        """The session, once it is known. Record it at once, so that a killed run can be resumed."""
+        return self._transcript.session_id
+
+    @property
+    def last_line(self) -> str:
+        """The last line for people to read, at most 200 characters. It may drive a terminal."""
+        return self._transcript.last_line
+
+    def feed(self, line: str) -> None:
+        """Take in one line of standard output."""
+        transcript = self._transcript
+        transcript.line = line.strip()
+        if not transcript.line:
+            return
+        event = _event(transcript.line)
+        if event is None or not self._agent.read(event, transcript):
+            transcript.keep_unparsed()
+
+    def result(
+        self,
+        exit_code: int | None,
+        stderr: str = "",
+        *,
+        now: datetime,
+        stopped: str | None = None,
+        zone: tzinfo | None = None,
+    ) -> AgentResult:
+        """The result of the run.
+
+        Args:
+            exit_code: As `subprocess` has it: -15 is killed by SIGTERM. None if it is not known.
+            stderr: The end of its standard error.
+            now: When it ended; aware.
+            stopped: Why the caller ended it, or wanted to: ``"no output for 300 s"``. Such a run is never `ok`:
+                claude that has to end in the middle of a tool says that the tool failed, goes on, and ends well.
+            zone: The time zone of limits that name none; None is this machine's.
+
+        Raises:
+            ValueError: *now* is naive.
+        """
+        if now.tzinfo is None:
+            raise ValueError("now is a naive datetime: use datetime.now(UTC)")
+        message = self._agent.error_message(self._transcript, stderr)
+        end = _End(exit_code, stopped, now, zone)
+        result = _classify(self._agent.name, self._transcript, message[:_LONGEST_REASON], end, self._before)
+        knows_session = self._agent.no_session is None or self._agent.no_session not in message
+        return result if knows_session else attrs.evolve(result, session_id=None)
+
+
+def _event(line: str) -> Event | None:
+    try:
+        event = decode(line)
+    except (ValueError, RecursionError):
+        return None
+    return event if isinstance(event, dict) else None
+
+
+# The classification of a run that has ended
+
+
+@attrs.frozen
+class _End:
+    """How a run ended: its exit code, why it was stopped if it was, when, and in which time zone."""
+
+    exit_code: int | None
+    stopped: str | None
+    now: datetime
+    zone: tzinfo | None
+
+    @property
+    def is_good(self) -> bool:
+        """Whether the process ended by itself, with 0."""
+        return self.exit_code == 0 and self.stopped is None
+
+    def __str__(self) -> str:
+        if self.stopped is not None:
+            return f"stopped: {self.stopped}"
+        if self.exit_code is None:
+            return "ended with an unknown exit code"
+        if self.exit_code < 0:
+            return f"killed by {_signal_name(-self.exit_code)}"
+        if self.exit_code in _SHELL_SIGNALS:
+            return f"ended with {self.exit_code}, killed by {_signal_name(self.exit_code - 128)}"
+        return f"ended with {self.exit_code}"
+
+
+def _classify(agent: str, transcript: Transcript, message: str, end: _End, before: Usage | None) -> AgentResult:
+    outcome = _outcome(transcript, message, end)
+    return AgentResult(
+        agent=agent,
+        outcome=outcome,
+        text=transcript.text,
+        session_id=transcript.session_id,
+        usage=transcript.usage or _difference(transcript.session_usage, before),
+        session_usage=transcript.session_usage,
+        cost_usd=transcript.cost_usd,
+        until=(transcript.until or until_of(message, end.now, end.zone)) if outcome is Outcome.LIMITED else None,
+        reason=_reason(outcome, transcript, message, end),
+        refusals=transcript.refusals,
+        closing=transcript.raw_closing(),
+        strays=transcript.unparsed_lines,
+    )
+
+
+def _outcome(transcript: Transcript, message: str, end: _End) -> Outcome:
+    if end.is_good and transcript.refusals and not transcript.error:
+        return Outcome.REFUSED
+    if end.is_good and transcript.closing is not None:
+        return Outcome.OK if transcript.text.strip() else Outcome.EMPTY
+    if transcript.limited or is_limit(message):
+        return Outcome.LIMITED
+    return Outcome.FAILED
+
+
+def _reason(outcome: Outcome, transcript: Transcript, message: str, end: _End) -> str | None:
+    match outcome:
+        case Outcome.OK:
+            return None
+        case Outcome.EMPTY:
+            return "the answer has no text"
+        case Outcome.REFUSED:
+            return "; ".join(transcript.refusals)[:_LONGEST_REASON]
+        case Outcome.LIMITED:
+            return message or str(end)
+        case Outcome.FAILED:
+            unclosed = "" if message or transcript.closing else "it never closed its turn"
+            return ": ".join(filter(None, [str(end), message or unclosed]))
+
+
+def _difference(total: Usage | None, before: Usage | None) -> Usage | None:
+    if total is None or before is None:
+        return total
+    if before == Usage():
+        return None
+    # A total below the last one belongs to another count: then this run's share is not known.
+    return since if (since := total - before).is_possible() else None
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

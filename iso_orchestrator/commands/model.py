@@ -1,4 +1,4 @@
-"""A command line, the options of its step, and what came of it."""
+"""A command line, the options of its step, and its result."""
 
 from __future__ import annotations
 
@@ -10,7 +10,15 @@ import attrs
 
 from iso_orchestrator.steps.options import StepKeywords
 
-__all__ = ["Command", "CommandKeywords", "CommandResult", "IfLeft", "as_command", "printable"]
+__all__ = [
+    "Command",
+    "CommandKeywords",
+    "CommandResult",
+    "IfLeft",
+    "as_command",
+    "heartbeat_key",
+    "printable",
+]
 
 T = TypeVar("T")
 
@@ -101,19 +109,19 @@ def _passable(text: str, what: str) -> str:
 
 @attrs.frozen
 class Command:
-    """A command line, and what it is started with. Checked when it is made.
+    """A command line with its input, folder and environment. Checked when it is made.
 
     Attributes:
-        args: The program and its arguments, as they are: no shell reads them. A program without a slash is looked
-            for on the `PATH` of `env`.
-        input: What it reads from its standard input, which then ends; a str is given as UTF-8. None: an empty one.
+        args: The program and its arguments, as they are: no shell reads them. A program without a slash is searched
+            on the `PATH` of `env`.
+        input: The whole standard input; a str is given as UTF-8. None is an empty one.
         cwd: The folder that it runs in; None for this process's.
         env: Its whole environment, as for `subprocess.run`; None for this process's. To add to that:
             ``{**os.environ, "NAME": "value"}``.
 
     Raises:
-        TypeError: One of them is of another type; the command line is one str.
-        ValueError: No program can be given it: there is none, a NUL, lone surrogates.
+        TypeError: An argument has another type, or the command line is one str.
+        ValueError: The operating system cannot pass it on: an empty list, a NUL, lone surrogates.
 
     Example:
         >>> Command(["codex", "exec", "--json", "-"], input="Say hello.").args
@@ -121,7 +129,7 @@ class Command:
     """
 
     args: tuple[str, ...] = attrs.field(converter=_arguments)
-    # An environment has secrets in it, and a prompt is long: neither is for messages and logs.
+    # Not shown: an environment has secrets in it, and a prompt is long.
     input: bytes | None = attrs.field(default=None, converter=_input, repr=False)
     cwd: str | None = attrs.field(default=None, converter=_folder)
     env: dict[str, str] | None = attrs.field(default=None, converter=_environment, repr=False)
@@ -129,16 +137,16 @@ class Command:
 
 @attrs.frozen
 class CommandResult(Generic[T]):
-    r"""What came of a command that was started.
+    r"""The result of a command that has ended.
 
     Attributes:
         args: The program and its arguments.
-        exit_code: Its own; minus the number of the signal that ended it, where one did.
+        exit_code: The exit code; minus the signal's number where a signal ended it.
         duration: Seconds from its start to its end.
-        stdout: The last 64 KiB of what it wrote to standard output. Bytes that are no UTF-8 are spelled out: ``\xff``.
+        stdout: The last 64 KiB of its standard output. Bytes that are no UTF-8 are spelled out: ``\xff``.
         stderr: Likewise of standard error.
-        log_path: The file that has all of its standard output; standard error's is beside it, with ``.stderr`` behind.
-        parsed: What was made of the standard output; None where nothing was.
+        log_path: The file with all of its standard output. That of standard error has ``.stderr`` after the same name.
+        parsed: The standard output as `parse=` read it; None without `parse=`.
     """
 
     args: list[str]
@@ -151,11 +159,11 @@ class CommandResult(Generic[T]):
 
 
 def as_command(value: object) -> Command:
-    """A `Command` of what a function returned: one, its list of arguments, or what builds one, as an agent's does.
+    """The `Command` that a step's function returned, as a command, a list of arguments, or an agent's command.
 
     Raises:
-        TypeError: It is something else.
-        ValueError: No program can be started so.
+        TypeError: It returned something else.
+        ValueError: The operating system cannot pass it on.
     """
     build = getattr(value, "build", None)
     if callable(build):
@@ -163,8 +171,13 @@ def as_command(value: object) -> Command:
     return value if isinstance(value, Command) else Command(value)  # type: ignore[arg-type]  # checked by Command
 
 
+def heartbeat_key(step: str) -> str:
+    """The key of the heartbeats of a step's command."""
+    return f"command:{step}"
+
+
 def printable(text: str) -> str:
-    r"""Return *text* with its lone surrogates spelled out: UTF-8 has none, and no file could hold them.
+    r"""*text* with its lone surrogates spelled out, which UTF-8 cannot hold: as in a file's name that is no UTF-8.
 
     Example:
         >>> printable(b"caf\xe9".decode("utf-8", "surrogateescape")).replace(chr(92), "/")

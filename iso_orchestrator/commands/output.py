@@ -1,158 +1,293 @@
-"""What is made of a command's output: nothing, text, JSON, or what a function or an agent's dialect makes of it."""
+"""The files that a command writes its output to: read while it runs, and after it has ended.
+
+The file of standard output stays locked as long as any process of the command has it open. That begins with the fork of
+the command's first process, before this has the command's environment and its process tag.
+"""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Collection
-from datetime import datetime
-from typing import Any, Literal, Protocol, TypeAlias
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 
-import attrs
+from iso_orchestrator.commands.model import heartbeat_key
+from iso_orchestrator.errors import CommandLeftoverError
+from iso_orchestrator.record.model import Heartbeat, StepRecord, StepStatus
+from iso_orchestrator.record.projection import StepState
+from iso_orchestrator.store.file.files import make_folders, missing_folders, read_all, store_error
+from iso_orchestrator.system.clock import Backoff, monotonic
+from iso_orchestrator.system.file_lock import FileLock
+from iso_orchestrator.system.filesystem import FileSystem
 
-from iso_orchestrator.codec import decode
-from iso_orchestrator.commands.model import CommandResult
-from iso_orchestrator.errors import CommandError, CommandTimeoutError, OrchestratorError
-from iso_orchestrator.record.model import Json
-from iso_orchestrator.steps.step import return_annotation
+__all__ = [
+    "LONGEST_LINE",
+    "TAIL",
+    "LogFile",
+    "OutputFiles",
+    "input_file",
+    "is_output_open",
+    "last_line_of",
+    "log_path",
+    "make_log_folder",
+    "size_of",
+    "text_of",
+]
 
-__all__ = ["Output", "Parse", "Reader", "Reading", "as_reading"]
+TAIL = 1 << 16
+"""Bytes of the end of each file that a result has."""
 
-Parse: TypeAlias = Literal["text", "json", "jsonl"] | Callable[[str], Any]
+LONGEST_LINE = 1 << 20
+"""Bytes of a line that a reader of lines is given; the rest of it is left out."""
+
+_CHUNK = 1 << 16
+_HOLDING = 1.0  # seconds
+_LAST_LINE = 1 << 12  # bytes that are searched for the last line
+
+_fs = FileSystem()
 
 
-@attrs.frozen
-class Output:
-    """A command that has ended, whatever its exit code.
+class LogFile:
+    """A file of a command's output, open while it grows.
 
-    Attributes:
-        step: The step's name.
-        result: What came of it, not parsed yet.
-        at: When it had ended.
-        whole: Reads all of its standard output.
+    Args:
+        path: Where it is.
+        fd: A descriptor of it.
+        start: How many bytes of its beginning are left out.
+        longest_line: Bytes after which a line is cut.
     """
 
-    step: str
-    result: CommandResult[Any]
-    at: datetime
-    whole: Callable[[], str]
+    def __init__(self, path: str, fd: int, start: int = 0, longest_line: int = LONGEST_LINE) -> None:
+        self.path = path
+        self.fd = fd
+        self._start = start
+        self._longest_line = longest_line
+        self._offset = 0  # of the next byte that is searched for lines
+        self._begun = bytearray()  # a line without its end
 
-
-class Reader(Protocol):
-    """Reads the output of one run."""
-
-    @property
-    def on_line(self) -> Callable[[str], None] | None:
-        """Is given each line as it comes; None where nobody waits for lines."""
-        ...
-
-    def detail(self) -> dict[str, Json]:
-        """What is known by now and has to be on record before the end, as the name of an agent's session."""
-        ...
-
-    def finish(self, output: Output) -> CommandResult[Any]:
-        """The result, parsed.
+    @classmethod
+    def open(cls, path: str, longest_line: int = LONGEST_LINE) -> LogFile:
+        """Open a file that is there.
 
         Raises:
-            CommandError: It is no success.
+            OSError: It cannot be read.
         """
-        ...
+        return cls(path, _fs.open_read(path), longest_line=longest_line)
 
-    def given_up(self, error: CommandTimeoutError, at: datetime) -> OrchestratorError:
-        """What to raise where it was ended at a limit of time."""
-        ...
+    def size(self) -> int:
+        """Bytes that were written so far."""
+        return _fs.size(self.fd) - self._start
+
+    def read(self, offset: int, size: int) -> bytes:
+        """At most *size* bytes from *offset* on."""
+        return _fs.read_at(self.fd, size, self._start + offset)
+
+    def tail(self, limit: int = TAIL) -> str:
+        """The last *limit* bytes, from a whole character on."""
+        offset = max(0, self.size() - limit)
+        data = b""
+        while part := self.read(offset + len(data), limit - len(data)):
+            data += part
+        return _text(data if offset == 0 else _from_whole_character(data))
+
+    def last_line(self) -> str:
+        """The last line that is not blank, whether or not its end is there yet."""
+        lines = reversed(self.tail(_LAST_LINE).split("\n"))
+        return next((line.strip() for line in lines if line.strip()), "")
+
+    def lines(self) -> Iterator[str]:
+        """The lines that were completed since the last call; bytes that are no UTF-8 are spelled out.
+
+        Lines that come meanwhile are left for the next call: they may never cease. A caller may stop at any line, and
+        gets the next one from the next call.
+        """
+        size = self.size()
+        while self._offset < size and (data := self.read(self._offset, _CHUNK)):
+            *ends, rest = data.split(b"\n")
+            for end in ends:
+                self._offset += len(end) + 1
+                self._add(end)
+                yield self._taken()
+            self._offset += len(rest)
+            self._add(rest)
+
+    def rest(self) -> Iterator[str]:
+        """The line after `lines` that has no end, if there is one."""
+        if self._begun:
+            yield self._taken()
+
+    def close(self) -> None:
+        """Close it."""
+        _fs.close(self.fd)
+
+    def _add(self, data: bytes) -> None:
+        self._begun += data[: self._longest_line - len(self._begun)]
+
+    def _taken(self) -> str:
+        line = bytes(self._begun)
+        self._begun.clear()
+        return _text(line.removesuffix(b"\r"))
 
 
-class Reading(Protocol):
-    """How the outputs of a command are read."""
-
-    @property
-    def annotation(self) -> Any:
-        """The type of what is made of them; `step.UNRESOLVED` where it does not resolve yet."""
-        ...
-
-    @property
-    def limit_key(self) -> str | None:
-        """What is limited when one of them says so; None where none does."""
-        ...
-
-    def begin(self, command: Any, before: dict[str, Json]) -> Reader:
-        """Read one run of *command*; *before* is the last `Reader.detail` of the step, where there is one."""
-        ...
-
-
-def as_reading(parse: Any, ok_codes: Collection[int]) -> Reading:
-    """How a command's `parse` option reads.
+class OutputFile(LogFile):
+    """A file that a command is given to append its output to. What is in it already is left out.
 
     Raises:
-        TypeError: It is none of what `parse` takes.
+        StoreError: It cannot be opened.
     """
-    if hasattr(parse, "reading"):  # an agent; its dialects are imported by whoever uses one
-        reading: Reading = parse.reading()
-        return reading
-    make = _PARSERS.get(parse) if parse is None or isinstance(parse, str) else parse
-    if not callable(make):
-        known = ", ".join(repr(name) for name in _PARSERS if name)
-        raise TypeError(f"parse takes {known}, a function of the output or an agent, not {parse!r:.80}")
-    return _Plain(frozenset(ok_codes), make)
 
-
-@attrs.frozen
-class _Plain:
-    """Success is an exit code, and the output is parsed when there is one."""
-
-    ok_codes: frozenset[int]
-    make: Callable[[str], Any]
-    limit_key: str | None = None
-    on_line: None = None
-
-    @property
-    def annotation(self) -> Any:
-        found = return_annotation(self.make)
-        return Any if found is inspect.Signature.empty else found
-
-    def begin(self, command: Any, before: dict[str, Json]) -> Reader:
-        del command, before
-        return self
-
-    def detail(self) -> dict[str, Json]:
-        return {}
-
-    def given_up(self, error: CommandTimeoutError, at: datetime) -> OrchestratorError:
-        del at
-        return error
-
-    def finish(self, output: Output) -> CommandResult[Any]:
-        if output.result.exit_code not in self.ok_codes:
-            raise CommandError(output.step, output.result)
-        if self.make is _nothing:
-            return output.result
+    def __init__(self, path: str) -> None:
+        self._lock = FileLock(_fs, path)
         try:
-            parsed = self.make(output.whole())
-        except Exception as error:
-            error.add_note(f"iso-orchestrator: in parse= of step {output.step!r}; the output: {output.result.log_path}")
+            self._lock.open_append()
+        except OSError as error:
+            raise store_error(path, error) from error
+        super().__init__(path, self._lock.fd, _fs.size(self._lock.fd))
+
+    def hold(self) -> None:
+        """Lock it for the command that is given it.
+
+        Raises:
+            CommandLeftoverError: Another command has it.
+        """
+        if os.name != "posix":
+            return  # Windows would keep the command itself from writing
+        pause = Backoff()
+        # A process that another thread is just forking has this file open too, until it has its own program.
+        give_up_at = monotonic() + _HOLDING
+        while not self._lock.try_acquire():
+            if monotonic() >= give_up_at:
+                raise CommandLeftoverError((), _HOLDING, self.path)
+            pause.rest()
+
+    def close(self) -> None:
+        """Close it, and leave the lock to the command."""
+        self._lock.close_as_it_is()
+
+
+class OutputFiles:
+    """The file of a command's standard output, and beside it that of standard error.
+
+    Raises:
+        CommandLeftoverError: Another command has the file of standard output open.
+        StoreError: One of them cannot be opened.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.stdout = OutputFile(path)
+        try:
+            self.stdout.hold()
+            self.stderr = OutputFile(f"{path}.stderr")
+        except BaseException:
+            self.stdout.close()
             raise
-        return attrs.evolve(output.result, parsed=parsed)
+
+    def size(self) -> int:
+        """Bytes that were written to both so far."""
+        return self.stdout.size() + self.stderr.size()
+
+    def last_line(self) -> str:
+        """The last line of standard output; of standard error where that has none."""
+        return self.stdout.last_line() or self.stderr.last_line()
+
+    def close(self) -> None:
+        """Close both."""
+        try:
+            self.stdout.close()
+        finally:
+            self.stderr.close()
 
 
-def _nothing(_: str) -> None:
+def log_path(step: StepRecord | StepState, heartbeats: Mapping[str, Heartbeat]) -> str | None:
+    """The file that the last attempt at a step writes to, or wrote to.
+
+    Args:
+        step: The step's record.
+        heartbeats: Those of the workflow.
+
+    Returns:
+        The path; None where the step is no command, or its first heartbeat has not come yet.
+    """
+    if step.status is StepStatus.COMPLETED:
+        match step.result:
+            case {"exit_code": int(), "duration": int() | float(), "log_path": str(path), "parsed": _}:
+                return path
+        return None
+    beat = heartbeats.get(heartbeat_key(step.name))
+    match beat.detail if beat is not None else None:
+        case {"log": str(path)}:
+            return path
     return None
 
 
-def _text(output: str) -> str:
-    return output
+def last_line_of(path: str) -> str:
+    """The last line of a log that is not blank; "" where the log is gone."""
+    try:
+        with closing(LogFile.open(path)) as log:
+            return log.last_line()
+    except FileNotFoundError:
+        return ""
 
 
-def _json(output: str) -> Any:
-    return decode(output)
+def is_output_open(path: str) -> bool:
+    """Whether a process of a command has that file open as its standard output; False where there is no such file.
+
+    Raises:
+        StoreError: The file cannot be opened.
+    """
+    file = FileLock(_fs, path)
+    try:
+        file.open_read()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise store_error(path, error) from error
+    try:
+        return not file.try_acquire(shared=True)
+    finally:
+        file.close()
 
 
-def _json_lines(output: str) -> list[Any]:
-    return [decode(line) for line in output.split("\n") if line.strip()]
+def make_log_folder(path: str) -> None:
+    """Make a folder for logs, and those around it that are missing."""
+    make_folders(_fs, *missing_folders(_fs, path))
 
 
-_PARSERS: dict[str | None, Callable[[str], Any]] = {
-    None: _nothing,
-    "text": _text,
-    "json": _json,
-    "jsonl": _json_lines,
-}
+def size_of(path: str) -> int:
+    """Bytes of a log; 0 where there is none."""
+    info = _fs.identify_path(path)
+    return 0 if info is None else info.st_size
+
+
+def text_of(path: str, start: int) -> str:
+    """The text of a log from byte *start* on."""
+    fd = _fs.open_read(path)
+    try:
+        return _text(read_all(_fs, fd, start))
+    finally:
+        _fs.close(fd)
+
+
+@contextmanager
+def input_file(data: bytes | None, folder: str) -> Iterator[int | None]:
+    """A descriptor to read *data* from, in a file without a name: a write to a pipe could wait for ever."""
+    if data is None:
+        yield None
+        return
+    import tempfile  # some milliseconds, which most commands do not need
+
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(data)
+        file.seek(0)
+        yield file.fileno()
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "backslashreplace")
+
+
+def _from_whole_character(data: bytes) -> bytes:
+    """*data* without the last bytes of a character whose first bytes were cut off."""
+    for start in range(min(4, len(data))):
+        if data[start] & 0xC0 != 0x80:
+            return data[start:]
+    return data

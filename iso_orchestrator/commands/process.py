@@ -1,39 +1,45 @@
-"""One run of a command line, after whose end nobody of it is left."""
+"""One run of a command line, and the end of its orphans. After either no process of the command is left."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+import errno
+import os
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import closing
 from typing import Any
 
 import attrs
 
-from iso_orchestrator.commands.log import Lines, OutputFiles
 from iso_orchestrator.commands.model import Command, CommandResult, printable
-from iso_orchestrator.commands.start import start
-from iso_orchestrator.errors import CommandError, CommandIdleError, CommandTimeoutError, suppressed_as_note
-from iso_orchestrator.system.clock import monotonic
-from iso_orchestrator.system.filesystem import FileSystem
-from iso_orchestrator.system.processes.ending import GRACE, end_tree
-from iso_orchestrator.system.processes.exit import ChildProcess, exit_code, exit_of
-from iso_orchestrator.system.processes.table import Process
-from iso_orchestrator.system.processes.tree import process_table
+from iso_orchestrator.commands.output import OutputFiles, input_file, is_output_open
+from iso_orchestrator.errors import (
+    CommandError,
+    CommandIdleError,
+    CommandLeftoverError,
+    CommandStartError,
+    CommandTimeoutError,
+    suppressed_as_note,
+)
+from iso_orchestrator.system import processes
+from iso_orchestrator.system.clock import Backoff, monotonic, sleep
+from iso_orchestrator.system.processes import GRACE, Process, end_tree, living_tree
 from iso_orchestrator.system.shielded import run_uninterrupted
 
-__all__ = ["CommandBeat", "ProcessRunner"]
+__all__ = ["CommandBeat", "ProcessRunner", "await_orphans", "end_orphans"]
 
 _LOOK = 1.0  # seconds between two looks at the files
-_LOOK_FOR_LINES = 0.05  # the same where somebody waits for their lines
+_LOOK_FOR_LINES = 0.05  # the same where lines are read
+_LOOK_FOR_ORPHANS = 0.05
 
 
 @attrs.frozen
 class CommandBeat:
-    """What is known of a command that is running.
+    """The progress of a running command.
 
     Attributes:
         pid: Its process id.
         size: Bytes that it has written so far to standard output and standard error.
-        last_line: The last line of that, as far as it is there yet.
+        last_line: The last line of its output, whether or not its end is there yet.
     """
 
     pid: int
@@ -47,27 +53,27 @@ def _ignore(_: object) -> None:
 
 @attrs.frozen(kw_only=True)
 class ProcessRunner:
-    """A command line, and how it is to be run.
+    """A command line, and how to run it.
 
     Attributes:
-        name: The step's, for errors.
-        command: What is run.
-        mark: By which all that it starts is found, now or after a crash: `processes.tree` says how. A word that
-            nobody else has, and that is on record before `run` is called.
-        log_path: The file that its standard output goes to, behind what is there already; standard error's is beside
-            it, with ``.stderr`` behind. Its folder is there.
-        timeout: Seconds that it may take; None for as long as it takes.
-        idle_timeout: Seconds that it may print nothing; None for ever.
+        name: The step's name, for errors.
+        command: The command line.
+        tag: The process tag, by which all that it starts is found, now or after a crash (`system.processes`). No other
+            command has it, and it is recorded before `run` is called.
+        log_path: The file that its standard output is appended to. That of standard error has ``.stderr`` after the
+            same name. The folder exists.
+        timeout: Seconds that it may take; None for no limit.
+        idle_timeout: Seconds that it may print nothing; None for no limit.
         grace: Seconds from SIGTERM to SIGKILL when it has to end.
-        ok_codes: The exit codes that are a success.
-        on_line: Is given each line of standard output as it comes, without its end. One longer than a MiB is cut. Of
-            those that are there when it was ended at a limit only as many come as do in a second.
-        on_beat: Is told every *beat_every* seconds how it goes. What either of the two raises ends the command.
+        ok_codes: The exit codes of a success.
+        on_line: Called with each line of standard output as it comes, without its end. One longer than a MiB is cut.
+            After a time limit it gets only the lines that it can take in a second.
+        on_beat: Called every *beat_every* seconds. An exception of either function ends the command.
     """
 
     name: str
     command: Command
-    mark: str
+    tag: str
     log_path: str
     timeout: float | None = None
     idle_timeout: float | None = None
@@ -76,139 +82,146 @@ class ProcessRunner:
     on_line: Callable[[str], None] | None = None
     on_beat: Callable[[CommandBeat], None] = _ignore
     beat_every: float = 30.0
-    fs: FileSystem = attrs.field(factory=FileSystem)
 
     def run(self) -> CommandResult[Any]:
         """Start it, and return when it and all that it has started have ended, by themselves or by force.
 
-        What it leaves running in the background when it ends is ended too. So it is when this raises, whatever that
-        is; a second Ctrl-C meanwhile only takes the grace time away.
+        What it leaves running in the background when it ends is ended too, also when this raises. A second Ctrl-C
+        meanwhile only takes the grace time away.
 
         Raises:
             CommandStartError: It cannot be started.
             CommandError: Its exit code is none of `ok_codes`.
             CommandTimeoutError: It took longer than `timeout`.
             CommandIdleError: It printed nothing for `idle_timeout`.
-            CommandLeftoverError: Something of it is left that cannot be ended.
-            StoreError: Its output has no file.
-            WorkflowUsageError: There is no way here to find what it starts; or others in this process take its exit
-                code away.
+            CommandLeftoverError: A process of it is left that cannot be ended.
+            StoreError: Its output files cannot be opened.
+            WorkflowUsageError: Other code in this process has taken its exit code.
         """
-        process_table()  # where there is none, nothing is started
-        with closing(OutputFiles(self.fs, self.log_path)) as files:
+        with closing(OutputFiles(self.log_path)) as files:
             return _Run(self, files).run()
+
+
+def end_orphans(tag: str, *log_paths: str, grace: float = GRACE, known: Collection[Process] = ()) -> int:
+    """End the processes that a dead runner has left of a command, until none has its tag or its output open.
+
+    Call it after the runner's death and before the command is started again under another tag. Then no two runs of it
+    work at one time.
+
+    Args:
+        tag: The process tag.
+        log_paths: Where the file of its standard output may be. If that was removed, the tag alone decides. A process
+            that was forked for the command just before the runner's death does not have it yet, and one that has
+            cleared its environment does not have it any more.
+        grace: Seconds from SIGTERM to SIGKILL.
+        known: Processes that are ended with their descendants whether or not they have the tag.
+
+    Returns:
+        How many processes there were.
+
+    Raises:
+        CommandLeftoverError: Some are left, or a process that cannot be found has the output open.
+        WorkflowUsageError: This process is one of them.
+    """
+    open_path = _first_open(log_paths)
+    count = end_tree(tag, grace=grace, known=known)
+    give_up_at = monotonic() + processes.KILLING
+    pause = Backoff()
+    # Once more after the output was closed: before it ended, the process with the output may have started others with
+    # another output.
+    while open_path is not None:
+        if monotonic() >= give_up_at:
+            raise CommandLeftoverError((), processes.KILLING, open_path)
+        pause.rest()
+        open_path = _first_open(log_paths)
+        count += end_tree(tag, grace=grace, known=known)
+    return count
+
+
+def await_orphans(tag: str, *log_paths: str, timeout: float | None = None, known: Collection[Process] = ()) -> bool:
+    """Wait until the processes that a dead runner has left of a command have ended by themselves; whether they have.
+
+    Args:
+        tag: As in `end_orphans`.
+        log_paths: Likewise.
+        timeout: Seconds; None for no limit.
+        known: Likewise.
+
+    Raises:
+        WorkflowUsageError: This process is one of them.
+    """
+    give_up_at = _after(monotonic(), timeout)
+    # In this order: the process with the output may start others with another output before it ends.
+    while _first_open(log_paths) is not None or living_tree(tag, known):
+        if monotonic() >= give_up_at:
+            return False
+        sleep(_LOOK_FOR_ORPHANS)
+    return True
+
+
+def _first_open(log_paths: Iterable[str]) -> str | None:
+    return next(filter(is_output_open, log_paths), None)
+
+
+@attrs.frozen
+class _Limit:
+    """A time limit that was reached, and its seconds."""
+
+    error: type[CommandTimeoutError]
+    seconds: float
 
 
 class _Run:
     def __init__(self, plan: ProcessRunner, files: OutputFiles) -> None:
         self._plan = plan
         self._files = files
-        self._lines = Lines(files.stdout, plan.on_line) if plan.on_line is not None else None
-        self._process: ChildProcess | None = None
-        self._known: set[Process] = set()
+        self._process: Process | None = None
+        self._began = monotonic()
+        self._size = 0
+        self._are_lines_left = False
+        self._end_at = _after(self._began, plan.timeout)
+        self._idle_at = _after(self._began, plan.idle_timeout)
+        self._beat_at = self._began  # at once, so that a look at the record shows the command
 
     def run(self) -> CommandResult[Any]:
         plan = self._plan
-        began = monotonic()
         try:
-            process = self._process = start(plan.name, plan.command, plan.mark, self._files)
-            self._know(process)
-            limit = _Watch(plan, self._files, self._lines, began).until_end(process)
-            duration = monotonic() - began
-            end_tree(plan.mark, grace=plan.grace, known=self._known)
-            code = exit_code(process)
-            self._hand_on_the_rest(limit)
+            process = self._process = _start(plan, self._files)
+            limit = self._watch(process)
+            duration = monotonic() - self._began
+            end_tree(plan.tag, grace=plan.grace, known=[process])
+            code = processes.exit_code(process)
+            self._pass_on_the_last_lines(limit)
         except BaseException as error:
             with suppressed_as_note(error, "not all of the command was ended"):
-                run_uninterrupted(self._give_up)
+                run_uninterrupted(self._end)
             raise
-        return self._outcome(limit, duration, code)
+        return self._result(limit, duration, code)
 
-    def _hand_on_the_rest(self, limit: _Limit | None) -> None:
-        if self._lines is None:
-            return
-        if limit is None:
-            self._lines.finish()
-        else:  # its last words, what it has cost perhaps; but no hour of them behind a limit of time
-            self._lines.feed(monotonic() + _LOOK)
-
-    def _know(self, process: ChildProcess) -> None:
-        # By its number too: it may become another user's, as sudo does, whose mark cannot be read.
-        entry = process_table().entry(process.pid)
-        if entry is not None:
-            self._known.add(entry.process)
-
-    def _give_up(self, is_urgent: Callable[[], bool]) -> None:
-        end_tree(self._plan.mark, grace=self._plan.grace, known=self._known, is_urgent=is_urgent)
-        if self._process is not None:
-            self._process.wait()
-
-    def _outcome(self, limit: _Limit | None, duration: float, code: int) -> CommandResult[Any]:
-        plan = self._plan
-        result: CommandResult[Any] = CommandResult(
-            args=[printable(arg) for arg in plan.command.args],
-            exit_code=code,
-            duration=duration,
-            stdout=self._files.stdout.tail(),
-            stderr=self._files.stderr.tail(),
-            log_path=self._files.stdout.path,
-        )
-        if limit is not None:
-            # Whatever its exit code: a program that was asked to end may well say that it has done its work.
-            raise limit.error(plan.name, limit.seconds, result)
-        if code not in plan.ok_codes:
-            raise CommandError(plan.name, result)
-        return result
-
-
-@attrs.frozen
-class _Limit:
-    """A limit that was reached, and its seconds."""
-
-    error: type[CommandTimeoutError]
-    seconds: float
-
-
-class _Watch:
-    """Looks after a command while it runs."""
-
-    def __init__(self, plan: ProcessRunner, files: OutputFiles, lines: Lines | None, began: float) -> None:
-        self._plan = plan
-        self._files = files
-        self._lines = lines
-        self._size = 0
-        self._is_behind = False  # with the lines
-        self._end_at = _after(began, plan.timeout)
-        self._idle_at = _after(began, plan.idle_timeout)
-        self._beat_at = began  # one at once: whoever looks sees that it has begun
-        self._look_every = self._pace()
-
-    def until_end(self, process: ChildProcess) -> _Limit | None:
-        """Wait for its end, or a limit."""
-        with closing(exit_of(process)) as exit_:
-            while not exit_.wait(self._pause()):
-                now = monotonic()
-                if (limit := self._look(now)) is not None:
-                    return limit
-                if now >= self._beat_at:
-                    self._beat_at = now + self._plan.beat_every
-                    self._plan.on_beat(CommandBeat(process.pid, self._files.size(), self._files.last_line()))
+    def _watch(self, process: Process) -> _Limit | None:
+        """Wait for the end of the command, or a time limit."""
+        while not processes.has_ended(process, self._pause()):
+            now = monotonic()
+            if (limit := self._look(now)) is not None:
+                return limit
+            if now >= self._beat_at:
+                self._beat_at = now + self._plan.beat_every
+                self._plan.on_beat(CommandBeat(process.pid, self._files.size(), self._files.last_line()))
         return None
 
-    def _pace(self) -> float:
-        if self._lines is not None:
+    def _pause(self) -> float:
+        look_in = 0.0 if self._are_lines_left else self._look_every()
+        return max(0.0, min(look_in, min(self._end_at, self._idle_at, self._beat_at) - monotonic()))
+
+    def _look_every(self) -> float:
+        if self._plan.on_line is not None:
             return _LOOK_FOR_LINES
         if self._plan.idle_timeout is not None:
             return min(_LOOK, self._plan.idle_timeout / 4)
         return float("inf")
 
-    def _pause(self) -> float:
-        next_at = min(self._end_at, self._idle_at, self._beat_at)
-        return max(0.0, min(0.0 if self._is_behind else self._look_every, next_at - monotonic()))
-
     def _look(self, now: float) -> _Limit | None:
-        if self._lines is not None:
-            self._is_behind = not self._lines.feed(now + _LOOK)
+        self._are_lines_left = not self._pass_on_lines(now + _LOOK)
         size = self._files.size()
         if size != self._size:
             self._size = size
@@ -219,6 +232,77 @@ class _Watch:
             return _Limit(CommandIdleError, self._plan.idle_timeout)
         return None
 
+    def _pass_on_lines(self, until: float = float("inf")) -> bool:
+        """Pass on the lines that are complete by now, none after *until*; whether that was all."""
+        if self._plan.on_line is None:
+            return True
+        for line in self._files.stdout.lines():
+            self._plan.on_line(line)
+            if monotonic() >= until:
+                return False
+        return True
+
+    def _pass_on_the_last_lines(self, limit: _Limit | None) -> None:
+        if limit is not None:
+            self._pass_on_lines(monotonic() + _LOOK)  # they may say what the run has cost; but the time is over
+        elif self._plan.on_line is not None:
+            self._pass_on_lines()
+            for line in self._files.stdout.rest():
+                self._plan.on_line(line)
+
+    def _end(self, is_urgent: Callable[[], bool]) -> None:
+        known = [] if self._process is None else [self._process]
+        end_tree(self._plan.tag, grace=self._plan.grace, known=known, is_urgent=is_urgent)
+        for process in known:
+            processes.has_ended(process, processes.KILLING)  # takes its exit code, so that no zombie stays
+
+    def _result(self, limit: _Limit | None, duration: float, code: int) -> CommandResult[Any]:
+        plan = self._plan
+        result: CommandResult[Any] = CommandResult(
+            args=[printable(arg) for arg in plan.command.args],
+            exit_code=code,
+            duration=duration,
+            stdout=self._files.stdout.tail(),
+            stderr=self._files.stderr.tail(),
+            log_path=self._files.stdout.path,
+        )
+        if limit is not None:
+            # With any exit code: a program that was asked to end may well say that it has done its work.
+            raise limit.error(plan.name, limit.seconds, result)
+        if code not in plan.ok_codes:
+            raise CommandError(plan.name, result)
+        return result
+
 
 def _after(moment: float, seconds: float | None) -> float:
     return float("inf") if seconds is None else moment + seconds
+
+
+def _start(plan: ProcessRunner, files: OutputFiles) -> Process:
+    command = plan.command
+    environment = processes.tagged_environment(command.env, plan.tag)
+    try:
+        with input_file(command.input, os.path.dirname(plan.log_path)) as stdin:
+            return processes.start(
+                command.args,
+                env=environment,
+                cwd=command.cwd,
+                stdin=stdin,
+                stdout=files.stdout.fd,
+                stderr=files.stderr.fd,
+            )
+    except OSError as error:
+        raise CommandStartError(plan.name, command.args[0], _reason(error, command, environment)) from error
+
+
+def _reason(error: OSError, command: Command, environment: Mapping[str, str]) -> str:
+    reason = error.strerror or str(error)
+    if error.errno == errno.E2BIG:
+        return f"{reason}: give long texts as input= or in a file"
+    if command.cwd is not None and not os.path.isdir(command.cwd):
+        return f"its folder {command.cwd!r} does not exist: make it, or give another cwd="
+    # PermissionError also where this user may not read a folder of the PATH, and the program is in none of the others.
+    if isinstance(error, FileNotFoundError | PermissionError) and not os.path.dirname(command.args[0]):
+        path = environment.get("PATH", os.defpath)
+        return f"no such executable program on the PATH {path!r:.200}: install it, or give its whole path"
+    return f"{reason}; give the path of an executable program"

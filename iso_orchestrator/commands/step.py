@@ -1,22 +1,98 @@
-"""`@workflow.command`: a step that is a command line, ended for real when it is given up, and found after a crash."""
+"""`@workflow.command`: a step that is a command line, ended with all its processes, and found again after a crash."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar, cast
+import logging
+import os
+from collections.abc import Callable, Collection, Sequence
+from hashlib import sha256
+from typing import Any, ParamSpec, Protocol, TypeAlias, TypeVar, cast
 
 import attrs
 
+from iso_orchestrator.checks import check_key, mutex_file_name, record_names, unique_name
 from iso_orchestrator.codec import ResultCodec
-from iso_orchestrator.commands.call import CommandAttempt, CommandLine, CommandOptions
-from iso_orchestrator.commands.model import CommandResult
+from iso_orchestrator.commands.model import Command, CommandResult, IfLeft, as_command, heartbeat_key
+from iso_orchestrator.commands.output import is_output_open, make_log_folder, size_of, text_of
+from iso_orchestrator.commands.parse import Ended, Parser, Reader, as_parser
+from iso_orchestrator.commands.process import CommandBeat, ProcessRunner, await_orphans, end_orphans
+from iso_orchestrator.errors import CommandTimeoutError, LeaseLostError, OrchestratorError, WorkflowUsageError
+from iso_orchestrator.record.facts import CommandBegun, CommandsMarked, Fact, HeartbeatRecorded
+from iso_orchestrator.record.model import Json
+from iso_orchestrator.record.projection import LastCommand, Projection, copy_json
+from iso_orchestrator.runtime.context import Attempt, Scope, current_scope
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
+from iso_orchestrator.runtime.session import Session
+from iso_orchestrator.steps.options import StepOptions, validate_seconds
 from iso_orchestrator.steps.step import UNRESOLVED, Step
+from iso_orchestrator.system.clock import monotonic
 
-__all__ = ["CommandOptions", "CommandStep"]
+__all__ = [
+    "CommandAttempt",
+    "CommandLine",
+    "CommandOptions",
+    "CommandStep",
+    "end_workflow_orphans",
+    "last_beat",
+]
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+_log = logging.getLogger("iso_orchestrator")
+
+_LOOK_EVERY = 0.5  # seconds between two looks whether the caller still waits
+_BEAT_EVERY = 20.0  # seconds between two recorded heartbeats
+_ANY_CODE = range(-64, 256)
+
+
+class Buildable(Protocol):
+    """Builds a command when it is to be started, from the environment of then: an agent's command."""
+
+    def build(self) -> Command:
+        """The command."""
+        ...
+
+
+CommandLine: TypeAlias = Sequence[str | os.PathLike[str]] | Command | Buildable
+
+
+def _exit_codes(codes: Collection[int]) -> tuple[int, ...]:
+    checked = () if isinstance(codes, int | str) else tuple(codes)
+    if not checked or not all(type(code) is int for code in checked):
+        raise TypeError(f"ok_codes must be a collection of ints, not {codes!r:.80}")
+    return checked
+
+
+def _absolute(folder: str | os.PathLike[str] | None) -> str | None:
+    return None if folder is None else os.path.abspath(os.fspath(folder))
+
+
+def _check_limit_key(_: object, __: object, value: str | None) -> None:
+    if value is not None:
+        check_key(value, "limit_key")
+
+
+def _check_if_left(_: object, __: object, value: IfLeft) -> None:
+    if value not in ("end", "wait"):
+        raise ValueError(f'if_left is "end" or "wait", not {value!r}')
+
+
+def _parser(options: CommandOptions) -> Parser:
+    return as_parser(options.parse, options.ok_codes)
+
+
+@attrs.frozen(kw_only=True)
+class CommandOptions(StepOptions):
+    """The options of a command, checked; `CommandKeywords` says what each one does."""
+
+    idle_timeout: float | None = attrs.field(default=None, validator=validate_seconds)
+    parse: Any = None
+    ok_codes: tuple[int, ...] = attrs.field(default=(0,), converter=_exit_codes)
+    log_dir: str | None = attrs.field(default=None, converter=_absolute)
+    limit_key: str | None = attrs.field(default=None, validator=_check_limit_key)
+    if_left: IfLeft = attrs.field(default="end", validator=_check_if_left)
+    parser: Parser = attrs.field(init=False, default=attrs.Factory(_parser, takes_self=True))
 
 
 class CommandStep(Step[P, CommandResult[T]]):
@@ -31,18 +107,206 @@ class CommandStep(Step[P, CommandResult[T]]):
     def __init__(
         self, fn: Callable[P, CommandLine], options: CommandOptions, runtime: WorkflowRuntime | None = None
     ) -> None:
-        limit_key = options.reading.limit_key if options.limit_key is None else options.limit_key
+        limit_key = options.parser.limit_key if options.limit_key is None else options.limit_key
         # The command ends itself at its time limit; a step's own would leave it running.
         step = attrs.evolve(options, timeout=None, limit_key=limit_key)
         super().__init__(cast("Any", fn), step, runtime)
         self._command = options
 
     def _result_codec(self) -> ResultCodec:
-        annotation = self._command.reading.annotation
+        annotation = self._command.parser.annotation
         if annotation is UNRESOLVED:
-            return ResultCodec(CommandResult[Any])  # perhaps it resolves at the next call
+            return ResultCodec(CommandResult[Any])  # it may resolve at the next call
         self._codec = ResultCodec(CommandResult[annotation])  # type: ignore[valid-type]  # it is known at run time
         return self._codec
 
     def _body(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any]:
         return lambda: CommandAttempt(self._command).run(lambda: self.fn(*args, **kwargs))
+
+
+@attrs.define(eq=False)
+class CommandAttempt:
+    """One attempt at a command: ends the orphans of the last one, runs the command, reads its output."""
+
+    options: CommandOptions
+    scope: Scope = attrs.field(factory=current_scope)
+    beat_at: float = 0.0
+    known: dict[str, Json] | None = None  # what the last heartbeat said, except for size and last line
+
+    def run(self, make: Callable[[], CommandLine]) -> CommandResult[Any]:
+        """Run the command that *make* gives.
+
+        Raises:
+            Limited: What the command needs is limited.
+            CommandError: It was no success.
+        """
+        name, key = self._name(), heartbeat_key(self._name())
+        tag = self._process_tag(name)
+        self._end_orphans(name, tag)
+        line = make()
+        command = as_command(line)
+        reader = self.options.parser.begin(line, last_beat(key))
+        path = self._log_path(name, _attempt(self.scope).number)
+        start = size_of(path)
+        runner = ProcessRunner(
+            name=name,
+            command=command,
+            tag=tag,
+            log_path=path,
+            timeout=self.options.timeout,
+            idle_timeout=self.options.idle_timeout,
+            ok_codes=_ANY_CODE,  # the reader decides what a success is
+            on_line=reader.on_line,
+            on_beat=lambda beat: self._beat(key, path, beat, reader),
+            beat_every=_LOOK_EVERY,
+        )
+        self._record_begin(name, tag, path)
+        if reader.detail():  # a session id that is recorded before the start can be resumed after an immediate kill
+            self._beat_again(key, path, reader)
+        try:
+            result = self._run(runner, reader)
+            done = reader.on_exit(Ended(name, result, self._runtime().clock.now(), lambda: text_of(path, start)))
+        except Exception:
+            self._beat_again(key, path, reader)  # says where the output is, however soon the command ended
+            raise
+        if reader.detail():  # a result that is not accepted is tried for again, in the same session
+            self._beat_again(key, path, reader)
+        return done
+
+    def _run(self, runner: ProcessRunner, reader: Reader) -> CommandResult[Any]:
+        try:
+            return runner.run()
+        except CommandTimeoutError as error:
+            raise reader.on_timeout(error, self._runtime().clock.now()) from error.__cause__
+
+    def _name(self) -> str:
+        if self.scope.step is None:
+            raise WorkflowUsageError("a command runs inside of its step alone")
+        return self.scope.step.name
+
+    def _process_tag(self, name: str) -> str:
+        """The process tag of all attempts at the step: nobody can guess it, and it is recorded before any attempt."""
+        at = self._runtime().clock.now()
+
+        def decide(projection: Projection) -> tuple[Sequence[Fact], str]:
+            if projection.command_seed is not None:
+                return (), projection.command_seed
+            seed = unique_name() + unique_name()
+            return [CommandsMarked(at, seed)], seed
+
+        seed = self._session().transact(decide, durable=False)
+        return _process_tag(seed, self._session().log.location_id(), name)
+
+    def _end_orphans(self, name: str, tag: str) -> None:
+        """End what is left of the last command that began, so that no two commands ever work on one step."""
+        last = self._session().transact(lambda projection: ((), projection.commands.get(name)), durable=False)
+        if last is None:
+            return  # no command of this step has begun yet
+        logs = self._logs_of_the_last(last, tag)
+        if self.options.if_left == "end":
+            end_orphans(tag, *logs)
+            return
+        while not await_orphans(tag, *logs, timeout=_LOOK_EVERY):
+            self._refuse_abandoned()
+
+    def _logs_of_the_last(self, last: LastCommand, tag: str) -> Sequence[str]:
+        """Where its output may be: where it was, or in today's folder, if the root has been moved with it."""
+        if last.mark != tag:  # this root is a copy, and the command is the original's
+            return ()
+        return last.log, os.path.join(self._log_folder(), os.path.basename(last.log))
+
+    def _record_begin(self, name: str, tag: str, path: str) -> None:
+        fact = CommandBegun(self._runtime().clock.now(), name, tag, path)
+        self._session().transact(lambda _: ([fact], None), durable=False)
+
+    def _beat(self, key: str, path: str, beat: CommandBeat, reader: Reader) -> None:
+        """End the command if its caller waits no more; record its progress from time to time."""
+        self._refuse_abandoned()
+        detail = {"pid": beat.pid, "log": path, **reader.detail()}
+        now = monotonic()
+        if now >= self.beat_at or detail != self.known:
+            is_first = self.known is None
+            self._record_beat(key, {**detail, "bytes": beat.size, "line": beat.last_line}, silent=not is_first)
+            # The second follows soon: at the first, as the command begins, it has printed nothing.
+            self.beat_at, self.known = now + (0 if is_first else _BEAT_EVERY), detail
+
+    def _beat_again(self, key: str, path: str, reader: Reader) -> None:
+        self._record_beat(key, {"log": path, **reader.detail()}, silent=True)
+
+    def _refuse_abandoned(self) -> None:
+        batch = self.scope.batch
+        if batch is not None and batch.is_abandoned:
+            raise KeyboardInterrupt("the caller of the command waits no more")
+
+    def _record_beat(self, key: str, detail: dict[str, Json], *, silent: bool) -> None:
+        fact = HeartbeatRecorded(self._runtime().clock.now(), key, detail, silent)
+        try:
+            self._session().transact(lambda _: ([fact], None), durable=False)
+        except LeaseLostError:
+            raise
+        except OrchestratorError as error:  # a full disk is no reason to end a command that has cost much already
+            _log.warning("heartbeat %r was not recorded: %s", key, error)
+
+    def _log_path(self, name: str, number: int) -> str:
+        folder = self._log_folder()
+        make_log_folder(folder)
+        stem = mutex_file_name(name).removesuffix(".lock")
+        if self.options.log_dir is not None:  # other workflows may have logs there, of steps with the same name
+            stem = f"{record_names(self._runtime().workflow_id).short}.{stem}"
+        return os.path.join(folder, f"{stem}.{number}.log")
+
+    def _log_folder(self) -> str:
+        folder = self.options.log_dir or self._session().log.logs
+        if folder is None:
+            runtime = self._runtime()
+            folder = os.path.join(runtime.dir, "logs", record_names(runtime.workflow_id).short)
+        return folder
+
+    def _runtime(self) -> WorkflowRuntime:
+        assert self.scope.runtime is not None
+        return self.scope.runtime
+
+    def _session(self) -> Session:
+        return _attempt(self.scope).session
+
+
+def end_workflow_orphans(projection: Projection, place: str, is_alive: Callable[[str], bool]) -> None:
+    """End what is left of a workflow's commands, except for steps that live processes run, and commands of an original.
+
+    Args:
+        projection: The workflow.
+        place: Of its record, as `WorkflowLog.location_id` says it: a copy's commands are those of its original.
+        is_alive: Whether the process with that id lives.
+
+    Raises:
+        CommandLeftoverError: A process of them is left that cannot be ended.
+    """
+    for name, command in projection.commands.items():
+        owner = projection.owner(name)
+        if projection.command_seed is None or command.mark != _process_tag(projection.command_seed, place, name):
+            continue
+        if is_output_open(command.log) if owner is None else not is_alive(owner):
+            end_orphans(command.mark, command.log)
+
+
+def last_beat(key: str) -> dict[str, Json]:
+    """The detail of the last heartbeat with that key in the workflow of the current step; empty where there is none."""
+    session = _attempt(current_scope()).session
+
+    def look(projection: Projection) -> tuple[tuple[()], Json]:
+        beat = projection.heartbeats.get(key)
+        return (), None if beat is None else copy_json(beat.detail)
+
+    detail = session.transact(look, durable=False)
+    return detail if isinstance(detail, dict) else {}
+
+
+def _process_tag(seed: str, place: str, step: str) -> str:
+    # A copy of the root has another place, so that it does not end the commands of the original.
+    return sha256(f"{seed}\0{place}\0{step}".encode()).hexdigest()[:32]
+
+
+def _attempt(scope: Scope) -> Attempt:
+    if scope.attempt is None:
+        raise WorkflowUsageError("a command runs inside of its step alone")
+    return scope.attempt

@@ -1,17 +1,16 @@
-"""A batch of jobs over an agent's command line: kill it, run it again, and it goes on."""
+"""A batch of jobs over an agent's command line: kill it, run it again, and it continues."""
 
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from zlib import crc32
 
 from iso_orchestrator import (
+    CommandError,
     StepStatus,
     Workflow,
     WorkflowNotFoundError,
@@ -20,11 +19,9 @@ from iso_orchestrator import (
     current_step,
     delete_workflow,
 )
-from iso_orchestrator.examples import stand_in_agent
 from iso_orchestrator.record.markup import escape_terminal
-from iso_orchestrator.views.report import text_table
 
-__all__ = ["JOBS", "WORKFLOW_ID", "run", "start_over"]
+__all__ = ["AGENT", "JOBS", "WORKFLOW_ID", "run", "start_over"]
 
 WORKFLOW_ID = "iso-orchestrator-demo"
 
@@ -39,24 +36,36 @@ _ROLES = {
 }
 JOBS = [{"company": company, "role": role} for company, roles in _ROLES.items() for role in roles]
 
+AGENT = """
+import json, sys, time, zlib
+
+company, role, attempt, seconds, *ledger = sys.argv[1:]
+job = f"{company}:{role}"
+print(json.dumps({"progress": "reading the posting"}), flush=True)
+time.sleep(float(seconds))
+# By the job and the attempt alone, and never in the third: each demo needs the same attempts.
+if int(attempt) < 3 and zlib.crc32(f"{attempt}:{job}".encode()) % 3 == 0:
+    sys.exit("the site did not answer")
+for path in ledger:
+    with open(path, "a") as file:
+        file.write(json.dumps({"company": company, "role": role, "attempt": int(attempt)}) + "\\n")
+print(json.dumps({"outcome": "SKIPPED" if zlib.crc32(job.encode()) % 5 == 0 else "APPLIED"}))
+"""
+"""A Python program in the place of an agent: it takes its time, prints lines of JSON, and sometimes fails."""
+
 _STEP_NAME = "apply:{job[company]}:{job[role]}"
-_INTERRUPTED = (-signal.SIGINT, 128 + signal.SIGINT)  # how a program ends that Ctrl-C has reached
 
 Job = dict[str, str]
 
 
-class AgentError(RuntimeError):
-    """The agent failed; the message says how."""
-
-
 def run(root: str, *, pace: float, ledger: str | None, command: str) -> int:
-    """Do what is left of the jobs, and print the record.
+    """Do the jobs that are left, and print the record.
 
     Args:
         root: The folder of workflows.
         pace: Seconds that the agent takes for a job, on average.
         ledger: A file that gets a line for each job that the agent has done; None for none.
-        command: What to type to go on.
+        command: The command line to continue with, for messages.
 
     Returns:
         The exit code: 0, 1 when a job failed for good, 130 after Ctrl-C.
@@ -71,7 +80,7 @@ def run(root: str, *, pace: float, ledger: str | None, command: str) -> int:
         done = _done(workflow.record)
         print(f"\nInterrupted: {done} of {len(JOBS)} jobs are done. Go on with: {command}", file=sys.stderr)
         return 130
-    except AgentError as error:
+    except CommandError as error:
         print(f"\nFailed: {escape_terminal(str(error))}. Try again with: {command}", file=sys.stderr)
         return 1
     print(_closing(workflow.record, str(workflow.record_path)))
@@ -79,10 +88,10 @@ def run(root: str, *, pace: float, ledger: str | None, command: str) -> int:
 
 
 def start_over(root: str) -> None:
-    """Forget what was done.
+    """Delete what an earlier demo did.
 
     Raises:
-        WorkflowBusyError: It is being done right now.
+        WorkflowBusyError: Another process runs it.
     """
     with suppress(WorkflowNotFoundError):
         delete_workflow(WORKFLOW_ID, dir=root)
@@ -91,62 +100,25 @@ def start_over(root: str) -> None:
 def _work(workflow: Workflow, pace: float, ledger: str | None) -> None:
     shows_lines = find_spec("tqdm") is None and sys.stderr.isatty()  # tqdm shows a bar there
 
-    @workflow.for_each(max_parallel=2, mutex_key="{job[company]}")
-    @workflow.step(name=_STEP_NAME, retry=3)
-    def apply(job: Job) -> Job:
-        result = _ask_agent(job, current_step().attempt, pace, ledger)
-        # In one piece with the result: a job that a kill makes run again is not counted twice.
-        workflow.update_state(lambda state: _counted(state, result["outcome"]), with_step=True)
+    def outcome(output: str) -> str:
+        """What the agent says in its last line."""
+        found: str = json.loads(output.splitlines()[-1])["outcome"]
+        counter = found.lower()
+        # Recorded together with the step's completion: a job that runs again after a kill is not counted twice.
+        workflow.update_state(lambda state: {**state, counter: state[counter] + 1}, with_step=True)
         if shows_lines:
-            print(f"{_label(job)}: {result['outcome']}", file=sys.stderr)
-        return result
+            print(f"{current_step().name}: {found}", file=sys.stderr)
+        return found
+
+    @workflow.for_each(max_parallel=2, mutex_key="{job[company]}")
+    @workflow.command(name=_STEP_NAME, parse=outcome, retry=3)
+    def apply(job: Job) -> list[str]:
+        seconds = pace * (0.5 + crc32(_label(job).encode()) % 101 / 100)  # by the job, from half to one and a half
+        words = [job["company"], job["role"], str(current_step().attempt), f"{seconds:.3f}"]
+        return [sys.executable, "-I", "-S", "-c", AGENT, *words, *([ledger] if ledger else [])]
 
     with workflow:
         apply(JOBS)
-
-
-def _ask_agent(job: Job, attempt: int, pace: float, ledger: str | None) -> Job:
-    """What the agent says of a job."""
-    # It stays in this process's group, so that Ctrl-C in a terminal reaches it too.
-    finished = subprocess.run(
-        _agent_command(job, attempt, pace, ledger),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        encoding="utf-8",
-        errors="replace",
-        check=False,
-    )
-    if finished.returncode in _INTERRUPTED:
-        raise KeyboardInterrupt("the agent was interrupted")  # no failure of the job, and no retry
-    last = _last_message(finished.stdout)
-    if finished.returncode != 0 or last.get("type") != "result":
-        complaint = finished.stderr.strip().rpartition("\n")[2]
-        reason = last["message"] if last.get("type") == "error" else complaint or "it gave no result"
-        raise AgentError(f"{_label(job)}: the agent ended with exit code {finished.returncode}: {reason}")
-    return {"outcome": last["outcome"], "session": last["session"]}
-
-
-def _agent_command(job: Job, attempt: int, pace: float, ledger: str | None) -> list[str]:
-    seconds = pace * (0.5 + crc32(_label(job).encode()) % 101 / 100)  # by the job, from half to one and a half
-    # By its path and not by `-m`, which would import this package for each job.
-    command = [sys.executable, "-I", stand_in_agent.__file__]
-    command += ["--company", job["company"], "--role", job["role"]]
-    command += ["--attempt", str(attempt), "--seconds", f"{seconds:.3f}"]
-    return [*command, "--ledger", ledger] if ledger else command
-
-
-def _last_message(output: str) -> dict[str, str]:
-    lines = output.splitlines()
-    try:
-        message = json.loads(lines[-1]) if lines else {}
-    except ValueError:
-        return {}
-    return message if isinstance(message, dict) else {}
-
-
-def _counted(state: dict[str, int], outcome: str) -> dict[str, int]:
-    counter = outcome.lower()
-    return {**state, counter: state[counter] + 1}
 
 
 def _opening(record: WorkflowRecord, command: str) -> str:
@@ -164,16 +136,21 @@ def _opening(record: WorkflowRecord, command: str) -> str:
 def _closing(record: WorkflowRecord, path: str) -> str:
     steps = [record.steps[name] for name in _step_names()]
     rows = [
-        (_label(job), step.status, str(step.attempts), step.result["outcome"])
+        (_label(job), step.status, str(step.attempts), step.result["parsed"])
         for job, step in zip(JOBS, steps, strict=True)
     ]
     attempts = sum(step.attempts for step in steps)
     return (
-        f"\n{text_table(['job', 'status', 'attempts', 'result'], rows)}\n\n"
+        f"\n{_table([('job', 'status', 'attempts', 'result'), *rows])}\n\n"
         f"{len(rows)} jobs done in {attempts} attempts: {record.state['applied']} applied, "
         f"{record.state['skipped']} skipped\n"
         f"The record is {escape_terminal(path)}"
     )
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
 def _is_complete(record: WorkflowRecord) -> bool:

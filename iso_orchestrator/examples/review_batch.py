@@ -1,7 +1,7 @@
 """Reviews by a coding agent over the items of a file: two at a time, one at a time for each repository.
 
-Kill it, run it again, and it goes on: finished reviews are not paid for twice, an agent that was left running is ended
-before its review begins again, and its session is gone on with.
+Kill it, run it again, and it continues: finished reviews are not paid for twice, an agent that was left running is
+ended before its review begins again, and its session is resumed.
 
 Example:
     python -m iso_orchestrator.examples.review_batch                        # a stand-in agent, no account
@@ -20,9 +20,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from iso_orchestrator import CommandResult, ForEachSummary, Fulfilled, Workflow
-from iso_orchestrator.agents import Agent, AgentCommand, AgentResult, Claude, Codex, OpenCode, last_session
+from iso_orchestrator.agents import Agent, AgentCommand, AgentResult, Claude, Codex, OpenCode, last_session, stand_in
 from iso_orchestrator.record.markup import escape_terminal
-from iso_orchestrator.views.report import text_table
 
 __all__ = ["main"]
 
@@ -38,16 +37,16 @@ SAMPLE: list[Item] = [
     for subject in subjects
 ]
 
+_SHOWN = 80  # characters of a review
+
 PROMPT = "Review the change {subject!r} in the repository {repository}. Answer in three sentences."
 
 AGENTS: dict[str, Agent] = {
-    # Nothing that asks for permission: a review only reads.
+    # A review only reads, and so needs no permission.
     "claude": Claude(args=["--permission-mode", "plan"]),
     "codex": Codex(args=["--sandbox", "read-only"]),
     "opencode": OpenCode(),
-    "stand-in": Claude(
-        program=[sys.executable, "-m", "iso_orchestrator.agents.stand_in", "claude"], env={"STAND_IN_SECONDS": "1"}
-    ),
+    "stand-in": Claude(program=[sys.executable, "-I", stand_in.__file__, "claude"]),
 }
 
 
@@ -58,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0; 1 when a review failed; 130 after Ctrl-C.
 
     Raises:
-        SystemExit: The file of items is none (1), or wrong usage (2).
+        SystemExit: The file of items cannot be used (1), or wrong usage (2).
     """
     options = _parser().parse_args(argv)
     items = SAMPLE if options.items is None else _read(options.items)
@@ -68,10 +67,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         summary = _review_all(workflow, AGENTS[options.agent], items, options.parallel)
     except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on", file=sys.stderr)
+        print("\ninterrupted; the same command continues", file=sys.stderr)
         return 130
     options.results.write_text("".join(f"{json.dumps(row)}\n" for row in _rows(items, summary)), encoding="utf-8")
-    print(_table(items, summary))
+    for row in _rows(items, summary):
+        print(_line(row))
     print(f"\n{summary.fulfilled} of {len(items)} reviewed, all of them in {escape_terminal(str(options.results))}")
     return 1 if summary.rejected else 0
 
@@ -100,9 +100,7 @@ def _read(path: Path) -> list[Item]:
         _refuse(f"{path}: {error}")
     for number, item in enumerate(items, 1):
         if not isinstance(item, dict) or not all(isinstance(text, str) for text in (*item, *item.values())):
-            _refuse(
-                f"{path}: item {number} has something that is no text, or more or fewer values than there are names"
-            )
+            _refuse(f"{path}: item {number} has a value that is no text, or more or fewer values than there are names")
         missing = [key for key in ("repository", "subject") if not item.get(key, "").strip()]
         if missing:
             _refuse(f"{path}: item {number} has no {' and no '.join(missing)}")
@@ -131,18 +129,16 @@ def _rows(items: list[Item], summary: ForEachSummary[CommandResult[AgentResult]]
             yield {**item, "outcome": "failed", "error": str(result.reason)}
 
 
-def _table(items: list[Item], summary: ForEachSummary[CommandResult[AgentResult]]) -> str:
-    rows = [
-        (str(row["repository"]), str(row["subject"]), str(row["outcome"]), str(row.get("review") or row.get("error")))
-        for row in _rows(items, summary)
-    ]
-    return text_table(["repository", "subject", "outcome", "review"], rows)
+def _line(row: dict[str, object]) -> str:
+    said = str(row.get("review") or row.get("error"))
+    text = escape_terminal(f"{row['repository']}: {row['subject']}: {row['outcome']}: {said[:_SHOWN]}")
+    return text if len(said) <= _SHOWN else f"{text}..."
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m iso_orchestrator.examples.review_batch",
-        description="Have an agent review the items of a file; killed and started again, it goes on.",
+        description="Have an agent review the items of a file; killed and started again, it continues.",
     )
     parser.add_argument(
         "items", nargs="?", type=Path, metavar="FILE", help=".jsonl, or .tsv with the columns repository and subject"

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 import attrs
 
+from iso_orchestrator.commands.output import log_path
 from iso_orchestrator.record.markup import escape_terminal
 from iso_orchestrator.record.model import (
     ErrorInfo,
@@ -19,7 +20,6 @@ from iso_orchestrator.record.model import (
     WorkflowSummary,
     lease_status,
 )
-from iso_orchestrator.views.logs import log_path
 
 __all__ = ["json_text", "record_text", "summaries_text", "summary_json", "text_table", "time_text"]
 
@@ -158,11 +158,8 @@ def _section(what: str, count: int, head: Sequence[str], rows: Iterable[Sequence
 
 def _log_section(record: WorkflowRecord) -> str:
     """List the logs of commands, with whole paths: a path that is cut cannot be opened."""
-    lines = [
-        f"{_cell(name)}: {escape_terminal(path)}"
-        for name in record.steps
-        if (path := log_path(record, name)) is not None
-    ]
+    found = ((step.name, log_path(step, record.heartbeats)) for step in record.steps.values())
+    lines = [f"{_cell(name)}: {escape_terminal(path)}" for name, path in found if path is not None]
     return "\n".join([f"logs ({len(lines)})", *lines]) if lines else ""
 
 

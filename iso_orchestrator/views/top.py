@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 
-from iso_orchestrator.commands.log import last_line_of
+from iso_orchestrator.commands.output import last_line_of, log_path
 from iso_orchestrator.record.model import StepStatus
 from iso_orchestrator.record.projection import Projection, StepState, Wait
-from iso_orchestrator.system.filesystem import FileSystem
-from iso_orchestrator.views.logs import log_path
 from iso_orchestrator.views.report import text_table, time_text
 
 __all__ = ["top_text"]
@@ -63,8 +61,8 @@ def _steps(
 def _activity(projection: Projection, step: StepState) -> str:
     if step.status is StepStatus.FAILED:
         return f"waits for its next attempt: {step.error.message if step.error else ''}"
-    path = log_path(projection, step.name)
-    return "" if path is None else last_line_of(FileSystem(), path)[:_LINE]
+    path = log_path(step, projection.heartbeats)
+    return last_line_of(path)[:_LINE] if path is not None else ""
 
 
 def _limits(projection: Projection, waits: dict[str, Wait], now: datetime) -> Iterator[tuple[str, ...]]:

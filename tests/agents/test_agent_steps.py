@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from support import DEADLINE, wait_until
+from support_commands import STAND_IN
 from support_processes import child
 
 from iso_orchestrator import AgentError, CommandIdleError, StepStatus, Workflow
@@ -19,7 +20,6 @@ from iso_orchestrator.record.model import Json
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the programs of these tests are for Linux")
 
-REPOSITORY = Path(__file__).parents[2]
 KINDS: list[type[Agent]] = [Codex, Claude, OpenCode]
 each_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 
@@ -27,9 +27,8 @@ each_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 def stand_in(kind: type[Agent], log: Path, *behaviours: str, seconds: float = 0) -> Agent:
     """An agent that does these things, one a run, and notes each run."""
     return kind(
-        program=[sys.executable, "-m", "iso_orchestrator.agents.stand_in", kind.name],
+        program=[*STAND_IN, kind.name],
         env={
-            "PYTHONPATH": str(REPOSITORY),
             "STAND_IN_AGENT": ",".join(behaviours),
             "STAND_IN_LOG": str(log),
             "STAND_IN_SECONDS": str(seconds),
@@ -84,7 +83,7 @@ def test_what_is_no_answer_fails_whatever_the_exit_code(
 @pytest.mark.parametrize("kind", [Claude, OpenCode])  # codex tells no seconds: a minute is too long for a test
 def test_a_limit_is_waited_for_by_all_of_that_agent(workflow: Workflow, tmp_path: Path, kind: type[Agent]) -> None:
     """A run that meets a limit is no attempt, and nothing of that agent starts before its end."""
-    agent = stand_in(kind, tmp_path / "log", "limited", "ok", seconds=1.5)
+    agent = stand_in(kind, tmp_path / "log", "limited", "ok", seconds=1)
 
     @workflow.command(name="review {number}", parse=agent, timeout=DEADLINE)
     def review(number: int) -> AgentCommand:
@@ -119,7 +118,7 @@ def test_the_tokens_of_a_session_are_known_while_it_is_gone_on_with() -> None:
         "sessionUsage": {"input_tokens": 100, "output_tokens": 10},
     }
     for session, tokens in (("s", 100), ("another", None)):
-        reader = Codex().reading().begin(Codex().command("Go on.", resume=session), before)
+        reader = Codex().begin(Codex().command("Go on.", resume=session), before)
         usage = reader.detail()["sessionUsage"]
         assert isinstance(usage, dict)
         assert usage["input_tokens"] == tokens
@@ -215,8 +214,8 @@ def test_tokens_of_a_session_that_another_step_began_are_not_guessed(workflow: W
 
 KILLED = """
 from iso_orchestrator.agents import Claude
-agent = Claude(program=[sys.executable, "-m", "iso_orchestrator.agents.stand_in", "claude"], env=dict(
-    STAND_IN_AGENT="stalls,ok", STAND_IN_LOG=root + "/log", PYTHONPATH=os.environ["PYTHONPATH"]))
+from support_commands import STAND_IN
+agent = Claude(program=[*STAND_IN, "claude"], env=dict(STAND_IN_AGENT="stalls,ok", STAND_IN_LOG=root + "/log"))
 
 @workflow.command(parse=agent)
 def review():

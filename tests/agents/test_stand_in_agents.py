@@ -15,15 +15,12 @@ from select import select
 
 import pytest
 from support import DEADLINE, lines_of
+from support_commands import STAND_IN
 
 from iso_orchestrator.agents import Agent, AgentCommand, AgentResult, AgentStream, Claude, Codex, OpenCode, Outcome
 from iso_orchestrator.agents.stand_in import BEHAVIOURS
 
-REPOSITORY = Path(__file__).parents[2]
-AGENTS: list[Agent] = [
-    kind(program=[sys.executable, "-m", "iso_orchestrator.agents.stand_in", kind.name])
-    for kind in (Codex, Claude, OpenCode)
-]
+AGENTS: list[Agent] = [kind(program=[*STAND_IN, kind.name]) for kind in (Codex, Claude, OpenCode)]
 each_agent = pytest.mark.parametrize("agent", AGENTS, ids=lambda agent: agent.name)
 
 OUTCOMES = {
@@ -43,7 +40,7 @@ def started(command: AgentCommand, **settings: object) -> Iterator[subprocess.Po
     variables = {f"STAND_IN_{name}": str(value) for name, value in settings.items()}
     process = subprocess.Popen(
         command.args,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "STAND_IN_SECONDS": "0", **command.env, **variables},
+        env={**os.environ, "STAND_IN_SECONDS": "0", **command.env, **variables},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -83,6 +80,14 @@ def test_it_is_understood_as_the_real_ones_are(agent: Agent, behaviour: str) -> 
     if result.outcome is Outcome.OK:
         assert result.text == "Done: Review this."
         assert result.usage is not None
+
+
+def test_it_runs_as_a_module_too() -> None:
+    """As the guides start a module: with `-m`."""
+    agent = Claude(program=[sys.executable, "-m", "iso_orchestrator.agents.stand_in", "claude"])
+    path = {"PYTHONPATH": str(Path(__file__).parents[2])}
+    _, result = performed(agent, agent.command("Review this.", env=path))
+    assert result.outcome is Outcome.OK
 
 
 def test_every_behaviour_is_tried() -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import attrs
 import psutil
@@ -22,7 +22,6 @@ from support import Child, run_python
 
 from iso_orchestrator import CommandResult, Workflow, read_workflow_record
 from iso_orchestrator.agents import Agent, AgentCommand, AgentResult, AgentStream, Usage, last_session
-from iso_orchestrator.agents.reading import AgentReading
 
 __all__ = ["Plan", "alive", "started"]
 
@@ -110,13 +109,21 @@ def _outcome_of(step: Any) -> object:
 
 @attrs.frozen
 class _Observed:
-    """An agent; what its runs are judged by is kept."""
+    """An agent that keeps what its runs are classified by."""
 
     agent: Agent
     folder: Path
+    annotation: ClassVar[Any] = AgentResult
+    begin = Agent.begin
 
-    def reading(self) -> AgentReading:
-        return AgentReading(self.agent.name, lambda before: _ObservedStream(self, before))
+    @property
+    def name(self) -> str:
+        return self.agent.name
+
+    limit_key = name
+
+    def stream(self, *, before: Usage | None = None) -> AgentStream:
+        return _ObservedStream(self, before)
 
 
 class _ObservedStream(AgentStream):

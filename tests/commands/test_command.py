@@ -42,11 +42,9 @@ from iso_orchestrator import (
     list_workflows,
     read_workflow_record,
 )
-from iso_orchestrator.commands import leftovers as command_leftovers
-from iso_orchestrator.commands.call import CommandAttempt
-from iso_orchestrator.commands.leftovers import end_leftovers
-from iso_orchestrator.system.processes import ending
-from iso_orchestrator.system.processes.linux_table import LinuxProcessTable
+from iso_orchestrator.commands.process import end_orphans
+from iso_orchestrator.commands.step import CommandAttempt
+from iso_orchestrator.system import processes
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the programs of these tests are for Linux")
 
@@ -487,7 +485,7 @@ def test_a_copy_of_the_root_ends_nothing_of_the_original(tmp_path: Path) -> None
 
 def test_a_root_that_was_moved_knows_who_has_its_logs_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They were moved with it."""
-    monkeypatch.setattr(command_leftovers, "KILLING", 0.1)
+    monkeypatch.setattr(processes, "KILLING", 0.1)
     (tmp_path / "original").mkdir()
     first = left_behind(tmp_path / "original", HIDDEN + "work()")
     (tmp_path / "original").rename(tmp_path / "moved")
@@ -537,7 +535,7 @@ say("go")
 
 INTERRUPTED = """
 from support_fanout import say_when_main_waits
-say_when_main_waits("waiting", "await_leftovers", "end_tree")
+say_when_main_waits("waiting", "await_orphans", "end_tree")
 try:
     work()
 except KeyboardInterrupt:
@@ -573,10 +571,9 @@ def test_a_retry_does_not_begin_beside_what_cannot_be_ended(
 ) -> None:
     """Each attempt says that somebody is left, as one whom no signal reaches."""
     first = left_behind(tmp_path)
-    for name in ("kill", "terminate"):
-        monkeypatch.setattr(LinuxProcessTable, name, lambda *_: None)
-    monkeypatch.setattr(ending, "KILLING", 0.1)
-    for end in (end_leftovers, ending.end_tree):
+    monkeypatch.setattr(processes, "_signal", lambda *_: None)
+    monkeypatch.setattr(processes, "KILLING", 0.1)
+    for end in (end_orphans, processes.end_tree):
         monkeypatch.setitem(end.__kwdefaults__, "grace", 0.1)
 
     @workflow.command(retry=2)
@@ -591,7 +588,7 @@ def test_a_retry_does_not_begin_beside_what_cannot_be_ended(
 
 HIDDEN = """
 from support_commands import hidden
-from iso_orchestrator.commands import leftovers as command_leftovers
+from iso_orchestrator.system import processes
 
 @workflow.command
 def work():
@@ -605,7 +602,7 @@ def test_a_retry_does_not_begin_beside_one_who_cannot_be_found(
 ) -> None:
     """Nor where all that is known is that somebody without the command's mark has its output open."""
     first = left_behind(tmp_path, HIDDEN + "work()")
-    monkeypatch.setattr(command_leftovers, "KILLING", 0.1)
+    monkeypatch.setattr(processes, "KILLING", 0.1)
 
     @workflow.command(retry=2)
     def work() -> list[str]:
@@ -617,7 +614,7 @@ def test_a_retry_does_not_begin_beside_one_who_cannot_be_found(
 
 
 GAVE_UP = """
-command_leftovers.KILLING = 0.1
+processes.KILLING = 0.1
 try:
     work()
 except CommandLeftoverError:
@@ -627,7 +624,7 @@ except CommandLeftoverError:
 HIDDEN_INTERRUPTED = """
 from support_fanout import say_when_main_waits
 signal.signal(signal.SIGINT, signal.default_int_handler)
-say_when_main_waits("waiting", "_first_open", "end_leftovers")
+say_when_main_waits("waiting", "_first_open", "end_orphans")
 try:
     work()
 except KeyboardInterrupt:
@@ -674,7 +671,7 @@ def test_a_later_call_does_not_begin_beside_one_who_cannot_be_found(
     monkeypatch.chdir(tmp_path)
     first = left_behind(tmp_path, HIDDEN + "work()")
     between(tmp_path)
-    monkeypatch.setattr(command_leftovers, "KILLING", 0.1)
+    monkeypatch.setattr(processes, "KILLING", 0.1)
 
     def line() -> list[str]:
         return shell(LOOK, str(first))
@@ -698,7 +695,7 @@ def test_nor_beside_one_whom_a_command_left_that_has_ended(
     workflow: Workflow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By itself: as long as its output is open, it is at work."""
-    monkeypatch.setattr(command_leftovers, "KILLING", 0.1)
+    monkeypatch.setattr(processes, "KILLING", 0.1)
     workflow.command(name="work")(lambda: hidden(tmp_path, "until [ -s $1/pids ]; do sleep 0.01; done"))()
     (first,) = pids_in(tmp_path)
     workflow.reset("work")
@@ -724,7 +721,7 @@ def test_a_workflow_of_which_somebody_is_left_is_not_deleted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_interrupted: bool
 ) -> None:
     """A new one of that name would begin beside him."""
-    monkeypatch.setattr(command_leftovers, "KILLING", 0.1)
+    monkeypatch.setattr(processes, "KILLING", 0.1)
     first = left_behind(tmp_path, HIDDEN + "work()")
     if is_interrupted:
         gave_up(tmp_path)
@@ -740,19 +737,19 @@ def test_an_attempt_that_was_fenced_out_leaves_them_to_the_next(
 ) -> None:
     """Who lost its lease before it had ended them has not ended them."""
     first = left_behind(tmp_path)
-    mark = CommandAttempt._mark
+    process_tag = CommandAttempt._process_tag
 
     def lose_the_lease(call: CommandAttempt, name: str) -> str:
         workflow.release_lease("slot")
         workflow.touch_lease("slot", holder="another", ttl=60)
-        return mark(call, name)
+        return process_tag(call, name)
 
     @workflow.command(parse="text")
     def work() -> list[str]:
         return shell(LOOK, str(first))
 
     with monkeypatch.context() as patched, pytest.raises(LeaseLostError), workflow.lease("slot", holder="one", ttl=60):
-        patched.setattr(CommandAttempt, "_mark", lose_the_lease)
+        patched.setattr(CommandAttempt, "_process_tag", lose_the_lease)
         work()
     assert is_alive(first)
     assert work().parsed == "gone\n"

@@ -6,7 +6,6 @@ import os
 import pickle
 import signal
 import stat
-import subprocess
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 import pytest
 from support import DEADLINE, Child, run_python, wait_until
-from support_commands import FOREVER, command_run, kill_all, python, shell, wait_for_file
+from support_commands import FOREVER, command_run, find, kill_all, python, shell, wait_for_file
 
 from iso_orchestrator import (
     Command,
@@ -26,12 +25,10 @@ from iso_orchestrator import (
     StoreError,
 )
 from iso_orchestrator.checks import unique_name
-from iso_orchestrator.commands.log import LONGEST_LINE, TAIL
 from iso_orchestrator.commands.model import as_command
+from iso_orchestrator.commands.output import LONGEST_LINE, TAIL
 from iso_orchestrator.commands.process import CommandBeat
-from iso_orchestrator.system.processes.exit import ExitByThread, exit_code
-from iso_orchestrator.system.processes.table import MARK
-from iso_orchestrator.system.processes.tree import find
+from iso_orchestrator.system.processes import TAG_VARIABLE
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="the programs of these tests are for a POSIX system")
 
@@ -125,11 +122,11 @@ def test_other_exit_codes_can_be_a_success(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        (Command(["no-such-program"]), "no such program that may be run on the PATH"),
+        (Command(["no-such-program"]), "no such executable program on the PATH"),
         (Command(["no-such-program"], env={"PATH": "/nowhere"}), "on the PATH '/nowhere'"),
         (Command(["/no/such/program"]), "No such file"),
         (Command(["/etc/passwd"]), "Permission denied"),
-        (Command(["true"], cwd="/no/such/folder"), "its folder '/no/such/folder' is not there"),
+        (Command(["true"], cwd="/no/such/folder"), "its folder '/no/such/folder' does not exist"),
         (Command(["/bin/sh", "-c", "x" * 3_000_000]), "give long texts as input="),
     ],
 )
@@ -166,11 +163,11 @@ def test_folder_and_environment_are_its_own(tmp_path: Path) -> None:
     run = command_run(tmp_path, Command(shell("pwd; env"), cwd=tmp_path, env={"A": "1", "PATH": os.environ["PATH"]}))
     folder, *variables = run.run().stdout.splitlines()
     assert folder == str(tmp_path)
-    assert {f"{MARK}={run.mark}", "A=1"} <= set(variables)
+    assert {f"{TAG_VARIABLE}={run.tag}", "A=1"} <= set(variables)
     assert {variable.partition("=")[0] for variable in variables} - {"PWD", "OLDPWD", "SHLVL", "_"} == {
         "A",
         "PATH",
-        MARK,
+        TAG_VARIABLE,
     }
 
 
@@ -327,7 +324,7 @@ def test_what_it_leaves_in_the_background_is_ended(tmp_path: Path) -> None:
     began = time.monotonic()
     assert run.run().stdout == "over\n"
     assert time.monotonic() - began < DEADLINE
-    assert find(run.mark) == []
+    assert find(run.tag) == []
 
 
 def test_a_command_that_takes_too_long_is_ended(tmp_path: Path) -> None:
@@ -341,7 +338,7 @@ def test_a_command_that_takes_too_long_is_ended(tmp_path: Path) -> None:
     assert isinstance(caught.value, CommandError)
     assert not isinstance(caught.value, CommandIdleError)
     assert caught.value.result.stdout == "begun\n"
-    assert find(run.mark) == []
+    assert find(run.tag) == []
 
 
 def test_a_command_that_prints_nothing_is_ended(tmp_path: Path) -> None:
@@ -353,7 +350,7 @@ def test_a_command_that_prints_nothing_is_ended(tmp_path: Path) -> None:
     assert caught.value.result.exit_code == 0
     assert caught.value.result.stderr.startswith("1\n2\n3\n4\n5\n")
     assert caught.value.result.duration > 0.8
-    assert find(run.mark) == []
+    assert find(run.tag) == []
 
 
 def test_its_last_words_at_a_limit_are_heard(tmp_path: Path) -> None:
@@ -374,26 +371,7 @@ def test_an_error_of_who_reads_its_lines_ends_it(tmp_path: Path) -> None:
     run = command_run(tmp_path, shell(f"setsid sleep {FOREVER} & echo word; sleep {FOREVER}"), on_line=refuse)
     with pytest.raises(LookupError, match="word"):
         run.run()
-    assert find(run.mark) == []
-
-
-def test_without_descriptors_for_processes_it_works_likewise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On an older system or interpreter, or another."""
-    monkeypatch.delattr(os, "pidfd_open")
-    assert command_run(tmp_path, ["echo", "word"]).run().stdout == "word\n"
-    run = command_run(tmp_path, shell(f"trap '' TERM; setsid sleep {FOREVER} & sleep {FOREVER}"), timeout=0.2)
-    with pytest.raises(CommandTimeoutError):
-        run.run()
-    assert find(run.mark) == []
-
-
-@pytest.mark.skipif(not hasattr(os, "waitid"), reason="without it, nobody can wait and leave the exit code")
-def test_a_thread_that_waits_for_a_process_leaves_its_exit_code() -> None:
-    """Whoever takes the code for lost when it is not there never comes between."""
-    process = subprocess.Popen(["sh", "-c", "exit 3"])
-    assert ExitByThread(process).wait(DEADLINE)
-    assert process.returncode is None
-    assert exit_code(process) == 3
+    assert find(run.tag) == []
 
 
 def test_an_exit_code_that_others_take_is_no_success(tmp_path: Path) -> None:
@@ -425,23 +403,23 @@ def on_signal(*_):
     raise KeyboardInterrupt
 
 signal.signal(signal.SIGINT, on_signal)
-run = command_run(Path(sys.argv[1]), shell(sys.argv[2]), mark=sys.argv[3], grace=float(sys.argv[4]))
+run = command_run(Path(sys.argv[1]), shell(sys.argv[2]), tag=sys.argv[3], grace=float(sys.argv[4]))
 try:
     run.run()
 except KeyboardInterrupt:
-    os.write(1, b"interrupted %d\\n" % len(find(run.mark)))
+    os.write(1, b"interrupted %d\\n" % len(find(run.tag)))
 """
 
 
-def interrupted(folder: Path, code: str, mark: str, grace: float) -> Child:
-    return run_python(INTERRUPTED, folder, code, mark, grace)
+def interrupted(folder: Path, code: str, tag: str, grace: float) -> Child:
+    return run_python(INTERRUPTED, folder, code, tag, grace)
 
 
 def test_ctrl_c_ends_all_of_it(tmp_path: Path) -> None:
     """The interrupt goes on when nobody is left."""
-    mark = unique_name()
+    tag = unique_name()
     code = f"setsid sleep {FOREVER} & (setsid sleep {FOREVER} &) ; echo > {tmp_path}/ready; sleep {FOREVER}"
-    with interrupted(tmp_path, code, mark, DEADLINE) as child:
+    with interrupted(tmp_path, code, tag, DEADLINE) as child:
         wait_for_file(tmp_path / "ready")
         child.process.send_signal(signal.SIGINT)
         assert child.line() == "signal"
@@ -451,14 +429,14 @@ def test_ctrl_c_ends_all_of_it(tmp_path: Path) -> None:
 
 def test_a_second_ctrl_c_takes_the_time_to_finish_away(tmp_path: Path) -> None:
     """Those who do not obey are killed then, and nobody is left."""
-    mark = unique_name()
+    tag = unique_name()
     code = f"trap 'echo asked > {tmp_path}/asked' TERM; setsid sleep {FOREVER} & echo > {tmp_path}/ready; {BUSY}"
-    with interrupted(tmp_path, code, mark, 1000) as child:
+    with interrupted(tmp_path, code, tag, 1000) as child:
         wait_for_file(tmp_path / "ready")
         child.process.send_signal(signal.SIGINT)
         assert child.line() == "signal"
         wait_for_file(tmp_path / "asked")
-        assert find(mark)
+        assert find(tag)
         child.process.send_signal(signal.SIGINT)
         assert child.line() == "signal"
         assert child.line() == "interrupted 0"
@@ -472,7 +450,7 @@ from support_commands import *
 package = os.path.dirname(iso_orchestrator.__file__)
 folder = Path(sys.argv[1])
 
-def places(mark, chosen=0):
+def places(tag, chosen=0):
     # How many places a run has, and whether it was interrupted at number *chosen*.
     count = 0
     def look(frame, event, arg):
@@ -486,7 +464,7 @@ def places(mark, chosen=0):
             sys.setprofile(None)
             raise KeyboardInterrupt
     args = shell("setsid sleep 1000 & echo")
-    run = command_run(folder, args, mark=mark, on_line=lambda _: None)
+    run = command_run(folder, args, tag=tag, on_line=lambda _: None)
     try:
         sys.setprofile(look)
         try:
@@ -502,9 +480,9 @@ count = min(places(unique_name()) for _ in range(3))
 step = max(1, count // 150)
 for place in range(1, count, step):
     faulthandler.dump_traceback_later(15, exit=True)
-    mark = unique_name()
-    places(mark, place)
-    if find(mark):
+    tag = unique_name()
+    places(tag, place)
+    if find(tag):
         print("left at", place)
 faulthandler.cancel_dump_traceback_later()
 print("everywhere", count // step)
@@ -521,16 +499,16 @@ def test_an_interrupt_at_any_place_leaves_nobody(memory_path: Path) -> None:
 
 
 def test_what_a_killed_runner_leaves_is_found(tmp_path: Path) -> None:
-    """By its mark alone, and its output is complete."""
-    mark = unique_name()
+    """By its tag alone, and its output is complete."""
+    tag = unique_name()
     code = f"setsid sleep {FOREVER} & echo before; echo > {tmp_path}/ready; read line < {tmp_path}/fifo; echo behind"
     os.mkfifo(tmp_path / "fifo")
     try:
-        with interrupted(tmp_path, code, mark, 1) as child:
+        with interrupted(tmp_path, code, tag, 1) as child:
             wait_for_file(tmp_path / "ready")
             child.kill()
-            assert len(find(mark)) == 2
+            assert len(find(tag)) == 2
             (tmp_path / "fifo").write_text("go\n")
             wait_until(lambda: (tmp_path / "out.log").read_text() == "before\nbehind\n")
     finally:
-        kill_all(mark)
+        kill_all(tag)

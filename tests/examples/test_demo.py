@@ -16,12 +16,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 from support import DEADLINE, tree, wait_until
 
 from iso_orchestrator import WorkflowNotFoundError, open_workflow, read_workflow_record
-from iso_orchestrator.examples import stand_in_agent
-from iso_orchestrator.examples.demo import JOBS, WORKFLOW_ID
+from iso_orchestrator.examples.demo import AGENT, JOBS, WORKFLOW_ID
 from iso_orchestrator.views.cli import main
 
 REPOSITORY = Path(__file__).parents[2]
@@ -270,6 +270,12 @@ def _expected_opening(done: set[str]) -> str:
     return ""
 
 
+def agents_of(place: Place) -> list[psutil.Process]:
+    """The agents that run: their command line has the ledger."""
+    running = psutil.process_iter(["cmdline"])
+    return [process for process in running if str(place.ledger) in (process.info["cmdline"] or [])[-1:]]
+
+
 def test_ctrl_c_says_how_to_go_on(place):
     """Ctrl-C in a terminal ends the demo and its agents; the command that it names goes on."""
     demo = OnTerminal(*place.args(pace="0.2"))
@@ -284,9 +290,8 @@ def test_ctrl_c_says_how_to_go_on(place):
     assert last.startswith(f"Interrupted: {done} of 20 jobs are done. Go on with: ")
     assert last.endswith(f" demo --dir {place.root}")
     retried = [event.detail["error"]["message"] for event in place.record().events if event.type == "step.retrying"]
-    assert all(message.endswith("the site did not answer") for message in retried), "an interrupted agent came back"
-    with pytest.raises(ProcessLookupError):  # no agent is left in the demo's process group
-        os.killpg(demo.process.pid, 0)
+    assert all("the site did not answer" in message for message in retried), "an interrupted agent came back"
+    assert agents_of(place) == []
     code, out, _ = place.run()
     assert code == 0
     assert out.startswith(f"{done} of 20 jobs were done already; going on with the other {20 - done}\n")
@@ -316,7 +321,7 @@ def test_a_terminal_without_tqdm_shows_lines(place):
     """Where the bar is not installed, who watches gets a line for each finished job."""
     blocked = "import sys; sys.modules['tqdm'] = None; from iso_orchestrator.views.cli import main; main(sys.argv[1:])"
     demo = OnTerminal(*place.args(), start=("-c", blocked))
-    wait_until(lambda: re.search(r"^Borealis, backend developer: APPLIED\r$", demo.text(), re.MULTILINE))
+    wait_until(lambda: re.search(r"^apply:Borealis:backend developer: APPLIED\r$", demo.text(), re.MULTILINE))
     demo.process.kill()
     demo.end()
 
@@ -336,60 +341,26 @@ def test_a_job_that_fails_for_good_ends_the_demo_with_1(place):
     assert re.fullmatch(r"\nFailed: [^\n]*No such file or directory[^\n]* Try again with: [^\n]*\n", err)
 
 
-def ask(capsys, *args: str) -> tuple[int, list[dict[str, str]]]:
-    """What the stand-in says."""
-    code = stand_in_agent.main(["--seconds", "0", *args])
-    return code, [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+def performed(job: dict[str, str], attempt: int, *ledger: object) -> subprocess.CompletedProcess[str]:
+    """One run of the demo's agent."""
+    args = [sys.executable, "-I", "-S", "-c", AGENT, job["company"], job["role"], str(attempt), "0", *map(str, ledger)]
+    return subprocess.run(args, capture_output=True, encoding="utf-8", timeout=DEADLINE)
 
 
-def test_the_stand_in_prints_json_lines(capsys, tmp_path):
-    """The stand-in says its session first, what it is doing then, and its result last."""
+def test_the_agent_says_its_outcome_last(tmp_path):
+    """It prints lines of JSON, and notes in the ledger what it has done."""
     ledger = tmp_path / "ledger"
-    code, messages = ask(capsys, "--company", "A", "--role", "b", "--attempt", "3", "--ledger", str(ledger))
-    kinds = [message["type"] for message in messages]
-    assert code == 0
-    assert kinds == ["session", "progress", "progress", "progress", "result"]
-    assert messages[-1]["outcome"] in ("APPLIED", "SKIPPED")
+    agent = performed({"company": "A", "role": "b"}, 3, ledger)
+    first, last = map(json.loads, agent.stdout.splitlines())
+    assert agent.returncode == 0
+    assert "progress" in first
+    assert last["outcome"] in ("APPLIED", "SKIPPED")
     assert json.loads(ledger.read_text()) == {"company": "A", "role": "b", "attempt": 3}
 
 
-def test_the_stand_in_fails_by_job_and_attempt(capsys, tmp_path):
-    """Which attempts fail is the same on every day; the third never does, and only success is in the ledger."""
-    ledger = tmp_path / "ledger"
-    codes = {}
-    for job in JOBS:
-        args = ["--company", job["company"], "--role", job["role"], "--ledger", str(ledger)]
-        for attempt in (1, 2, 3):
-            code, messages = ask(capsys, *args, "--attempt", str(attempt))
-            codes[job["company"], job["role"], attempt] = code
-            assert messages[-1]["type"] == ("result" if code == 0 else "error")
-    first = [job for job in codes if job[2] == 1 and codes[job]]
-    twice = [job for job in first if codes[(*job[:2], 2)]]
-    assert (len(first), len(twice)) == (FAIL_FIRST, FAIL_TWICE)
-    assert not any(code for job, code in codes.items() if job[2] == 3)
-    assert len(ledger.read_text().splitlines()) == sum(code == 0 for code in codes.values())
-
-
-def test_the_stand_in_is_a_program(tmp_path):
-    """It runs by itself, and Ctrl-C ends it without a traceback."""
-    process = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "iso_orchestrator.examples.stand_in_agent",
-            "--company",
-            "A",
-            "--role",
-            "b",
-            "--seconds",
-            "60",
-        ],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        encoding="utf-8",
-        env=environment(),
-    )
-    assert json.loads(process.stdout.readline())["type"] == "session"
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=DEADLINE)
-    assert (process.returncode, err) == (-signal.SIGINT, "")
+def test_an_agent_that_fails_has_done_nothing(tmp_path):
+    """It says why on standard error, and the ledger has no line of it."""
+    agent = performed(JOBS[0], 1, tmp_path / "ledger")
+    assert (agent.returncode, agent.stderr) == (1, "the site did not answer\n")
+    assert "outcome" not in agent.stdout
+    assert not (tmp_path / "ledger").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from support import DEADLINE, wait_until
 
@@ -33,12 +35,18 @@ class Batch:
         self.results = folder / "reviews.jsonl"
         self._log = folder / "log"
 
-    def start(self, *args: object, agent: str = "ok") -> subprocess.Popen[str]:
+    def start(self, *args: object, agent: str = "ok", seconds: float = 0.05) -> subprocess.Popen[str]:
         path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
         return subprocess.Popen(
             [sys.executable, "-W", "error", "-m", "iso_orchestrator.examples.review_batch", *map(str, args)],
             cwd=self.folder,
-            env={**os.environ, "PYTHONPATH": path, "STAND_IN_LOG": str(self._log), "STAND_IN_AGENT": agent},
+            env={
+                **os.environ,
+                "PYTHONPATH": path,
+                "STAND_IN_LOG": str(self._log),
+                "STAND_IN_AGENT": agent,
+                "STAND_IN_SECONDS": str(seconds),
+            },
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -69,6 +77,13 @@ class Batch:
         """The steps that are recorded as completed."""
         record = self.record()
         return {step.name for step in record.steps.values() if step.status == "completed"} if record else set()
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 @pytest.fixture
@@ -114,10 +129,11 @@ def test_each_item_is_reviewed_once(batch: Batch, suffix: str) -> None:
 
 def test_a_killed_batch_goes_on_where_it_was(batch: Batch) -> None:
     """What was done is not done again, and what was being done goes on in its session; nobody is left of it."""
-    process = batch.start()
+    process = batch.start(seconds=0.3)
     wait_until(lambda: len(batch.done()) >= 2 and len(batch.runs()) > len(batch.done()), what="two reviews, and more")
     process.kill()
     process.communicate(timeout=DEADLINE)
+    assert process.returncode == -signal.SIGKILL
     done, before = batch.done(), batch.runs()
     code, out, err = batch.run()
     assert (code, err) == (0, "")
@@ -129,7 +145,7 @@ def test_a_killed_batch_goes_on_where_it_was(batch: Batch) -> None:
     begun = {run["prompt"]: run["session"] for run in before if names[run["prompt"]] not in done}
     for run in batch.runs()[len(before) :]:
         assert run["session"] == begun.get(run["prompt"], run["session"])
-    assert not any(Path(f"/proc/{run['pid']}").exists() for run in batch.runs())
+    assert [run["pid"] for run in batch.runs() if is_running(run["pid"])] == []
 
 
 def test_two_at_a_time_and_one_at_a_time_per_repository(batch: Batch) -> None:
@@ -170,12 +186,12 @@ def test_what_failed_is_a_result_too(batch: Batch) -> None:
         ("missing.tsv", None, "No such file"),
         ("items.tsv", b"repository\nshop\n", "item 1 has no subject"),
         ("items.tsv", b"repository\tsubject\nshop\tx\n\tx\n", "item 2 has no repository"),
-        ("items.tsv", b"repository\tsubject\nshop\tx\ty\n", "item 1 has something that is no text, or more"),
-        ("items.tsv", b"repository\tsubject\nshop\n", "item 1 has something that is no text, or more"),
+        ("items.tsv", b"repository\tsubject\nshop\tx\ty\n", "item 1 has a value that is no text, or more"),
+        ("items.tsv", b"repository\tsubject\nshop\n", "item 1 has a value that is no text, or more"),
         ("items.tsv", b"repository\tsubject\nshop\tcaf\xe9\n", "can't decode byte 0xe9"),
         ("items.jsonl", b'{"repository": "shop", "subject": "x"}\n\n{oops\n', "line 3 is no JSON"),
-        ("items.jsonl", b'["shop", "x"]\n', "item 1 has something that is no text"),
-        ("items.jsonl", b'{"repository": "shop", "subject": 1}\n', "item 1 has something that is no text"),
+        ("items.jsonl", b'["shop", "x"]\n', "item 1 has a value that is no text"),
+        ("items.jsonl", b'{"repository": "shop", "subject": 1}\n', "item 1 has a value that is no text"),
         ("items.jsonl", b'{"repository": " ", "subject": ""}\n', "item 1 has no repository and no subject"),
     ],
 )

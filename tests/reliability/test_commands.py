@@ -13,12 +13,11 @@ import pytest
 from reliability.oracle import Link, Nursery
 from reliability.tiers import Figures, Tier
 from support import DEADLINE, run_python
-from support_commands import FOREVER, command_run, kill_all, shell
+from support_commands import FOREVER, command_run, find, kill_all, shell
 
 from iso_orchestrator import CommandResult, CommandTimeoutError
 from iso_orchestrator.checks import unique_name
-from iso_orchestrator.commands.leftovers import end_leftovers
-from iso_orchestrator.system.processes.tree import find
+from iso_orchestrator.commands.process import end_orphans
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the programs of these tests are for Linux")
 
@@ -57,16 +56,16 @@ def agent(chance: random.Random) -> str:
 
 
 def run_next(link: Link, folder: str, number: int, seed: int) -> None:
-    """What a run does: end what the last one has left, put the new mark on record, and run the command."""
+    """What a run does: end what the last one has left, put the new tag on record, and run the command."""
     chance = random.Random(seed)
     link.say("begun")
-    for mark in marks_in(Path(folder))[-1:]:
-        end_leftovers(mark, str(Path(folder, "out.log")), grace=GRACE)
-    mark = f"{number}-{unique_name()}"
+    for tag in marks_in(Path(folder))[-1:]:
+        end_orphans(tag, str(Path(folder, "out.log")), grace=GRACE)
+    tag = f"{number}-{unique_name()}"
     with Path(folder, "marks").open("a") as file:
-        file.write(f"{mark}\n")
+        file.write(f"{tag}\n")
     on_line = chance.choice([None, lambda _: None])
-    run = command_run(Path(folder), shell(agent(chance), folder), mark=mark, grace=GRACE, on_line=on_line)
+    run = command_run(Path(folder), shell(agent(chance), folder), tag=tag, grace=GRACE, on_line=on_line)
     link.say(run.run().exit_code)
 
 
@@ -95,10 +94,10 @@ def test_runners_that_are_killed_leave_nothing_that_the_next_does_not_end(
         assert [runner.hear(), runner.hear()] == ["begun", 0]
         runner.end()
         marks = marks_in(folder)
-        left = {mark: pids for mark in marks if (pids := find(mark))}
+        left = {tag: pids for tag in marks if (pids := find(tag))}
     finally:
-        for mark in marks_in(folder):
-            kill_all(mark)
+        for tag in marks_in(folder):
+            kill_all(tag)
     overlaps = (folder / "overlaps").exists()
     figures.add(22, "runners of commands killed", kills, len(left) + overlaps)
     assert not left, f"seed {tier.seed}, part {part}"
@@ -125,9 +124,9 @@ def test_commands_that_misbehave_leave_nobody(tier: Tier, figures: Figures, fold
         except CommandTimeoutError as error:
             result = error.result
         found += _wrong(code, timeout, result, time.monotonic() - began)
-        if pids := find(run.mark):
+        if pids := find(run.tag):
             found.append(f"left: {pids} by {code}")
-            kill_all(run.mark)
+            kill_all(run.tag)
     figures.add(22, "commands that misbehave", count, len(found))
     assert not found, f"seed {tier.seed}: {found}"
     assert not (folder / "overlaps").exists(), f"seed {tier.seed}"

@@ -17,6 +17,7 @@ from typing import Any
 
 import attrs
 import pytest
+from iso_orchestrator.commands.step import CommandOptions
 from support import DEADLINE, T0, WatchedFS, only, wait_until
 from support_processes import assert_waits, in_thread
 
@@ -34,7 +35,6 @@ from iso_orchestrator import (
     current_workflow,
     read_workflow_record,
 )
-from iso_orchestrator.commands.call import CommandOptions
 from iso_orchestrator.commands.model import CommandKeywords
 from iso_orchestrator.fanout.for_each import ForEachKeywords, ForEachOptions
 from iso_orchestrator.steps.options import StepKeywords, StepOptions

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import signal
-import sys
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -14,13 +13,12 @@ from typing import Any
 
 import pytest
 from support import DEADLINE, Run, run_python, wait_until
-from support_commands import shell
+from support_commands import STAND_IN, shell
 from support_processes import child, in_thread
 
 from iso_orchestrator import Limited, Retry, Workflow, read_workflow_record
 from iso_orchestrator.agents import Claude
 
-REPOSITORY = Path(__file__).parents[2]
 NOTHING = "nothing is running\n"
 
 
@@ -261,8 +259,8 @@ def test_show_says_what_a_command_came_to(workflow: Workflow, run: Run) -> None:
 def test_show_says_what_an_agent_came_to(workflow: Workflow, run: Run) -> None:
     """`show` has an agent's outcome, and its cost if it is known."""
     agent = Claude(
-        program=[sys.executable, "-m", "iso_orchestrator.agents.stand_in", "claude"],
-        env={"PYTHONPATH": str(REPOSITORY), "STAND_IN_SECONDS": "0"},
+        program=[*STAND_IN, "claude"],
+        env={"STAND_IN_SECONDS": "0"},
     )
     result = workflow.command(name="review", parse=agent, timeout=DEADLINE)(lambda: agent.command("Review."))()
     _, out, _ = run("show", "w")

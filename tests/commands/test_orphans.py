@@ -12,37 +12,35 @@ from pathlib import Path
 
 import pytest
 from support import DEADLINE, run_python, wait_until
-from support_commands import FOREVER, command_run, kill_all, shell, wait_for_file
+from support_commands import FOREVER, command_run, find, kill_all, shell, wait_for_file
 from support_processes import in_thread
 
 from iso_orchestrator import CommandLeftoverError
 from iso_orchestrator.checks import unique_name
-from iso_orchestrator.commands import leftovers as command_leftovers
-from iso_orchestrator.commands.leftovers import await_leftovers, end_leftovers
-from iso_orchestrator.commands.log import is_output_open
-from iso_orchestrator.system.filesystem import FileSystem
-from iso_orchestrator.system.processes.tree import find
+from iso_orchestrator.commands.output import is_output_open
+from iso_orchestrator.commands.process import await_orphans, end_orphans
+from iso_orchestrator.system import processes
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="the programs of these tests are for a POSIX system")
 
 RUNNER = """
 import sys
 from support_commands import *
-command_run(Path(sys.argv[1]), shell(sys.argv[2]), mark=sys.argv[3]).run()
+command_run(Path(sys.argv[1]), shell(sys.argv[2]), tag=sys.argv[3]).run()
 """
 
 
 @contextmanager
 def killed_runner(folder: Path, code: str) -> Iterator[str]:
-    """The mark of a command whose runner is killed as soon as there is a file "ready"."""
-    mark = unique_name()
+    """The tag of a command whose runner is killed as soon as there is a file "ready"."""
+    tag = unique_name()
     try:
-        with run_python(RUNNER, folder, code, mark) as child:
+        with run_python(RUNNER, folder, code, tag) as child:
             wait_for_file(folder / "ready")
             child.kill()
-        yield mark
+        yield tag
     finally:
-        kill_all(mark)
+        kill_all(tag)
 
 
 def log(folder: Path) -> str:
@@ -50,42 +48,42 @@ def log(folder: Path) -> str:
 
 
 def is_open(folder: Path) -> bool:
-    return is_output_open(FileSystem(), log(folder))
+    return is_output_open(log(folder))
 
 
 def test_leftovers_are_ended_and_counted(tmp_path: Path) -> None:
     """In whatever sessions they are, and whoever their parents; where nothing is left, there are 0."""
     code = f"(setsid sleep {FOREVER} &); echo > {tmp_path}/ready; sleep {FOREVER}"
-    with killed_runner(tmp_path, code) as mark:
-        wait_until(lambda: len(find(mark)) == 3)
-        assert end_leftovers(mark, log(tmp_path), grace=0.2) == 3
-        assert end_leftovers(mark, log(tmp_path), grace=0.2) == 0
-        assert find(mark) == []
+    with killed_runner(tmp_path, code) as tag:
+        wait_until(lambda: len(find(tag)) == 3)
+        assert end_orphans(tag, log(tmp_path), grace=0.2) == 3
+        assert end_orphans(tag, log(tmp_path), grace=0.2) == 0
+        assert find(tag) == []
 
 
 def test_leftovers_are_waited_for(tmp_path: Path) -> None:
     """Until they end by themselves, at most so long; their output is complete."""
     code = f"echo > {tmp_path}/ready; while ! [ -e {tmp_path}/go ]; do sleep 0.01; done; echo done"
-    with killed_runner(tmp_path, code) as mark:
-        assert not await_leftovers(mark, log(tmp_path), timeout=0.1)
+    with killed_runner(tmp_path, code) as tag:
+        assert not await_orphans(tag, log(tmp_path), timeout=0.1)
         (tmp_path / "go").touch()
-        assert await_leftovers(mark, log(tmp_path))
+        assert await_orphans(tag, log(tmp_path))
         assert Path(log(tmp_path)).read_text() == "done\n"
-        assert await_leftovers(mark, log(tmp_path), timeout=0)
+        assert await_orphans(tag, log(tmp_path), timeout=0)
 
 
 def test_a_command_that_is_about_to_begin_is_waited_for(tmp_path: Path) -> None:
-    """A process that was forked for it has the output before it has the mark: it is not missed."""
-    mark = unique_name()
+    """A process that was forked for it has the output before it has the tag: it is not missed."""
+    tag = unique_name()
     with Path(log(tmp_path)).open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         # Between the fork and the program, for as long as it takes to say so.
-        code = f"read line; ISO_ORCHESTRATOR_MARK={mark} exec sleep {FOREVER}"
+        code = f"read line; ISO_ORCHESTRATOR_MARK={tag} exec sleep {FOREVER}"
         process = subprocess.Popen(shell(code), stdin=subprocess.PIPE, stdout=file, start_new_session=True)
     assert process.stdin is not None
     try:
-        ending = in_thread(end_leftovers, mark, log(tmp_path), grace=0.2)
-        assert not await_leftovers(mark, log(tmp_path), timeout=0.1)
+        ending = in_thread(end_orphans, tag, log(tmp_path), grace=0.2)
+        assert not await_orphans(tag, log(tmp_path), timeout=0.1)
         assert not ending.done()
         process.stdin.write(b"go\n")
         process.stdin.close()
@@ -99,21 +97,21 @@ def test_a_command_that_is_about_to_begin_is_waited_for(tmp_path: Path) -> None:
 def test_who_has_the_output_and_cannot_be_found_is_no_reason_to_begin(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A descendant without the mark, whose parents have ended: the error names the file that it has open."""
-    monkeypatch.setattr(command_leftovers, "KILLING", 0.2)
+    """A descendant without the tag, whose parents have ended: the error names the file that it has open."""
+    monkeypatch.setattr(processes, "KILLING", 0.2)
     stranger_code = f"echo $$ > {tmp_path}/pid; exec sleep {FOREVER}"
     code = f"(setsid env -i PATH=\"$PATH\" sh -c '{stranger_code}' &) ; echo > {tmp_path}/ready; sleep {FOREVER}"
-    with killed_runner(tmp_path, code) as mark:
+    with killed_runner(tmp_path, code) as tag:
         stranger = int(wait_for_file(tmp_path / "pid"))
-        kill_all(mark)
+        kill_all(tag)
         assert is_open(tmp_path)
         with pytest.raises(CommandLeftoverError, match=r"out\.log"):
-            end_leftovers(mark, log(tmp_path), grace=0.2)
+            end_orphans(tag, log(tmp_path), grace=0.2)
         with pytest.raises(CommandLeftoverError, match=r"out\.log"):
             command_run(tmp_path, ["echo"]).run()
         os.kill(stranger, signal.SIGKILL)
         wait_until(lambda: not is_open(tmp_path))
-        assert end_leftovers(mark, log(tmp_path), grace=0.2) == 0
+        assert end_orphans(tag, log(tmp_path), grace=0.2) == 0
 
 
 def test_a_command_that_runs_has_its_output_open(tmp_path: Path) -> None:
@@ -123,7 +121,7 @@ def test_a_command_that_runs_has_its_output_open(tmp_path: Path) -> None:
     running = in_thread(command_run(tmp_path, shell(code)).run)
     wait_for_file(tmp_path / "ready")
     assert is_open(tmp_path)
-    with pytest.raises(CommandLeftoverError, match="still at work"):
+    with pytest.raises(CommandLeftoverError, match="still open"):
         command_run(tmp_path, ["echo"]).run()
     (tmp_path / "go").touch()
     running.result(DEADLINE)
@@ -136,7 +134,7 @@ def test_a_forked_child_of_the_runner_does_not_keep_the_output(tmp_path: Path) -
     code = """
 import os, sys, threading
 from support_commands import *
-threading.Thread(target=command_run(Path(sys.argv[1]), shell(sys.argv[2]), mark=sys.argv[3]).run).start()
+threading.Thread(target=command_run(Path(sys.argv[1]), shell(sys.argv[2]), tag=sys.argv[3]).run).start()
 wait_for_file(Path(sys.argv[1], "ready"))
 if os.fork() == 0:
     print("forked")
@@ -144,9 +142,9 @@ if os.fork() == 0:
     os._exit(0)
 sys.stdin.read()
 """
-    mark = unique_name()
-    with run_python(code, tmp_path, f"echo > {tmp_path}/ready; sleep {FOREVER}", mark) as child:
+    tag = unique_name()
+    with run_python(code, tmp_path, f"echo > {tmp_path}/ready; sleep {FOREVER}", tag) as child:
         assert child.line() == "forked"
         child.process.kill()
         child.process.wait(DEADLINE)
-        assert end_leftovers(mark, log(tmp_path), grace=0.2) == 2
+        assert end_orphans(tag, log(tmp_path), grace=0.2) == 2

@@ -1,1 +1,0 @@
-"""The machine's processes: finding all that a command has started, and ending them."""
