@@ -22,8 +22,8 @@ from iso_orchestrator.errors import (
 )
 from iso_orchestrator.system import processes
 from iso_orchestrator.system.clock import Backoff, monotonic, sleep
+from iso_orchestrator.system.interrupts import is_interrupted, masked
 from iso_orchestrator.system.processes import GRACE, Process, end_tree, living_tree
-from iso_orchestrator.system.shielded import run_uninterrupted
 
 __all__ = ["CommandBeat", "ProcessRunner", "await_orphans", "end_orphans"]
 
@@ -192,9 +192,9 @@ class _Run:
             end_tree(plan.tag, grace=plan.grace, known=[process])
             code = processes.exit_code(process)
             self._pass_on_the_last_lines(limit)
-        except BaseException as error:
-            with suppressed_as_note(error, "not all of the command was ended"):
-                run_uninterrupted(self._end)
+        except BaseException as error:  # Ctrl-C too: what it leaves of the command is ended
+            with masked(), suppressed_as_note(error, "not all of the command was ended"):
+                self._end()
             raise
         return self._result(limit, duration, code)
 
@@ -250,9 +250,9 @@ class _Run:
             for line in self._files.stdout.rest():
                 self._plan.on_line(line)
 
-    def _end(self, is_urgent: Callable[[], bool]) -> None:
+    def _end(self) -> None:
         known = [] if self._process is None else [self._process]
-        end_tree(self._plan.tag, grace=self._plan.grace, known=known, is_urgent=is_urgent)
+        end_tree(self._plan.tag, grace=self._plan.grace, known=known, is_urgent=is_interrupted)
         for process in known:
             processes.has_ended(process, processes.KILLING)  # takes its exit code, so that no zombie stays
 

@@ -13,6 +13,7 @@ from iso_orchestrator.system.interrupts import unmasked
 __all__ = ["Backoff", "Clock", "InjectedClock", "SystemClock", "monotonic", "sleep", "truncate_to_ms"]
 
 monotonic = time.monotonic
+nap = time.sleep  # in a masked block Ctrl-C does not end it, as it ends `sleep`
 
 _FIRST_PAUSE = 0.0005  # seconds
 _LONGEST_PAUSE = 0.02  # at some 20 microseconds a look, a process waits at a thousandth of a core
@@ -81,11 +82,12 @@ def sleep(seconds: float) -> None:
 class Backoff:
     """The pause between two looks: short at first, then long enough to cost nothing."""
 
+    sleep: Callable[[float], None] = sleep
     seconds: float = _FIRST_PAUSE
 
     def rest(self) -> None:
         """Let time go by."""
-        sleep(self.seconds)
+        self.sleep(self.seconds)
         self.seconds = min(2 * self.seconds, _LONGEST_PAUSE)
 
 

@@ -32,7 +32,7 @@ from typing import Any, TypeAlias
 import psutil  # type: ignore[import-untyped]
 
 from iso_orchestrator.errors import CommandLeftoverError, WorkflowUsageError
-from iso_orchestrator.system.clock import Backoff, monotonic, sleep
+from iso_orchestrator.system.clock import Backoff, monotonic, nap
 
 __all__ = [
     "GRACE",
@@ -297,7 +297,7 @@ def _environment(process: Process) -> Mapping[str, str]:
             break
         is_changing = _may_be_changing_its_program(process, look)
         if is_changing:
-            sleep(_EXEC_PAUSE)
+            nap(_EXEC_PAUSE)
         environment = process.environ()  # also if it is not: the change may just have ended
         if not is_changing:
             break
@@ -345,6 +345,6 @@ def _signal(process: Process, *methods: str) -> None:
 def _wait_for_end(living: Iterable[Process], until: float, is_urgent: Callable[[], bool]) -> None:
     """Wait until all have ended, or it is time to search for new ones."""
     until = min(until, monotonic() + _LOOK_AGAIN)
-    pause = Backoff()
+    pause = Backoff(nap)
     while monotonic() < until and not is_urgent() and any(map(is_alive, living)):
         pause.rest()

@@ -395,18 +395,26 @@ except WorkflowUsageError as error:
 
 
 INTERRUPTED = """
-import os, signal, sys
+import os, signal, sys, threading
 from support_commands import *
 
-def on_signal(*_):
-    os.write(1, b"signal\\n")
-    raise KeyboardInterrupt
+signal.signal(signal.SIGINT, signal.default_int_handler)
+arrived, arrives = os.pipe()
+os.set_blocking(arrives, False)
+signal.set_wakeup_fd(arrives)
+has_told = threading.Event()
 
-signal.signal(signal.SIGINT, on_signal)
+def tell_of_signals():
+    while os.read(arrived, 1):
+        os.write(1, b"signal\\n")
+        has_told.set()
+
+threading.Thread(target=tell_of_signals, daemon=True).start()
 run = command_run(Path(sys.argv[1]), shell(sys.argv[2]), tag=sys.argv[3], grace=float(sys.argv[4]))
 try:
     run.run()
 except KeyboardInterrupt:
+    has_told.wait()
     os.write(1, b"interrupted %d\\n" % len(find(run.tag)))
 """
 
@@ -444,11 +452,12 @@ def test_a_second_ctrl_c_takes_the_time_to_finish_away(tmp_path: Path) -> None:
 
 
 EVERYWHERE = """
-import faulthandler, os, sys
+import faulthandler, os, signal, sys
 import iso_orchestrator
 from support_commands import *
 package = os.path.dirname(iso_orchestrator.__file__)
 folder = Path(sys.argv[1])
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def places(tag, chosen=0):
     # How many places a run has, and whether it was interrupted at number *chosen*.
@@ -462,7 +471,7 @@ def places(tag, chosen=0):
         count += 1
         if count == chosen:
             sys.setprofile(None)
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
     args = shell("setsid sleep 1000 & echo")
     run = command_run(folder, args, tag=tag, on_line=lambda _: None)
     try:
