@@ -17,7 +17,6 @@ from typing import Any
 
 import attrs
 import pytest
-from iso_orchestrator.commands.step import CommandOptions
 from support import DEADLINE, T0, WatchedFS, only, wait_until
 from support_processes import assert_waits, in_thread
 
@@ -36,6 +35,7 @@ from iso_orchestrator import (
     read_workflow_record,
 )
 from iso_orchestrator.commands.model import CommandKeywords
+from iso_orchestrator.commands.step import CommandOptions
 from iso_orchestrator.fanout.for_each import ForEachKeywords, ForEachOptions
 from iso_orchestrator.steps.options import StepKeywords, StepOptions
 from iso_orchestrator.store import FileStore
