@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -85,26 +85,22 @@ def hold_lease(
 
 @contextmanager
 def _hold(runtime: WorkflowRuntime, touch: _Touch) -> Iterator[HeldLease]:
-    key = touch.key
-    with runtime.using() as session:
+    key, current = touch.key, 0
+    with runtime.using() as session, ExitStack() as stack:
         held = HeldLease(key, touch.holder, token=0)
-        error: BaseException | None = None
-        try:
-            with masked():  # Ctrl-C comes out when the token is known, by which the lease is released
-                held.token = _lease_of(session.transact(touch.decide)).token
-            scope = current_scope()
-            fenced = attrs.evolve(scope, fences=(*scope.fences, Fence(session.key, key, held.token)))
-            with (
-                entered(fenced),
-                repeat(lambda: _renew(session, touch, held), touch.ttl / _RENEWALS, f"lease {key}"),
-            ):
-                yield held
-        except BaseException as raised:
-            error = raised
-            raise
-        finally:
+
+        def give_back(_: object, error: BaseException | None, __: object) -> None:
+            nonlocal current
             with suppressed_as_note(error, f"lease {key!r} was not released"):
                 current = _give_back(session, touch, held)
+
+        stack.push(give_back)
+        with masked():  # Ctrl-C comes out when the token is known, by which the lease is released
+            held.token = _lease_of(session.transact(touch.decide)).token
+        scope = current_scope()
+        stack.enter_context(entered(attrs.evolve(scope, fences=(*scope.fences, Fence(session.key, key, held.token)))))
+        stack.enter_context(repeat(lambda: _renew(session, touch, held), touch.ttl / _RENEWALS, f"lease {key}"))
+        yield held
     if current != held.token:
         raise LeaseLostError(key, held.token, current)
 

@@ -6,7 +6,7 @@ import fnmatch
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from contextvars import copy_context
 from typing import Any
 
@@ -105,16 +105,14 @@ def _beating(runtime: WorkflowRuntime, key: str, every: float, detail: Any) -> I
             _log.warning("heartbeat %r was not recorded: %s", key, error)
         return True
 
-    error: BaseException | None = None
-    try:
-        with repeat(beat, every, f"heartbeat {key}"):
-            yield
-    except BaseException as raised:
-        error = raised
-        raise
-    finally:
+    def last_beat(_: object, error: BaseException | None, __: object) -> None:
         with suppressed_as_note(error, f"the last heartbeat {key!r} was not recorded"):
             heartbeat(runtime, key, detail)
+
+    with ExitStack() as stack:
+        stack.push(last_beat)
+        stack.enter_context(repeat(beat, every, f"heartbeat {key}"))
+        yield
 
 
 @contextmanager

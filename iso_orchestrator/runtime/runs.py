@@ -16,7 +16,7 @@ from iso_orchestrator.record.projection import LiveRun, Projection
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.runtime.session import Session
 from iso_orchestrator.system.clock import Backoff
-from iso_orchestrator.system.interrupts import unmasked
+from iso_orchestrator.system.interrupts import undo_on_error, unmasked
 
 __all__ = ["OnBusy", "Run", "RunResult", "begin_run", "end_run"]
 
@@ -65,11 +65,8 @@ def begin_run(runtime: WorkflowRuntime, on_busy: OnBusy) -> Run:
     """
     run = Run(runtime, runtime.acquire())
     run.session.live_runs.add(run.id)
-    try:
+    with undo_on_error(lambda: _let_go(run)):
         _record_start(run, on_busy)
-    except BaseException:
-        _let_go(run)
-        raise
     runtime.runs.append(run)
     return run
 

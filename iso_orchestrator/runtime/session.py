@@ -20,7 +20,7 @@ from iso_orchestrator.record.projection import LiveRun, Projection, StepState
 from iso_orchestrator.runtime.context import Fence, InFlightStep, current_scope
 from iso_orchestrator.store import Store, WorkflowLog
 from iso_orchestrator.system.clock import Clock
-from iso_orchestrator.system.interrupts import OneShotEvent, masked, wait_until_free
+from iso_orchestrator.system.interrupts import OneShotEvent, masked, undo_on_error, wait_until_free
 
 __all__ = ["Decision", "Session", "acquire_session", "find_session"]
 
@@ -201,15 +201,16 @@ class Session:
         log, projection = self._store.open(self.workflow_id, self._new)
         self._log, self._projection = log, projection
         if projection.runs:
-            try:
+            with undo_on_error(self._give_up_opening):
                 at = self._clock.now()
                 self._append(log, lambda projection: (self.deaths(projection, at), None), ())
-            except BaseException:  # it does not count as open: others must not take this process for a user of it
-                self._log = self._projection = None
-                log.fail("it was not opened")
-                log.detach(None)
-                raise
         return log
+
+    def _give_up_opening(self) -> None:
+        log, self._log, self._projection = self._log, None, None
+        if log is not None:  # to other processes this one must not count as a user of the workflow
+            log.fail("it was not opened")
+            log.detach(None)
 
     def _append(self, log: WorkflowLog, decide: Decision[T], fences: Sequence[Fence]) -> tuple[T, int]:
         self._inside = threading.get_ident()
@@ -270,11 +271,8 @@ class Session:
         projection, self._projection = self._projection, None
         if log is None:
             return
-        try:
+        with undo_on_error(log.close):  # whatever is raised, nothing stays locked
             log.detach(projection)
-        except BaseException:
-            log.close()  # whatever is raised, nothing stays locked
-            raise
 
 
 def acquire_session(store: Store, workflow_id: str, new: Callable[[], Projection], clock: Clock) -> Session:

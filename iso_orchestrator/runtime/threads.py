@@ -111,18 +111,14 @@ def call_with_timeout(name: str, body: Callable[[], T], timeout: float) -> T:
     Raises:
         StepTimeoutError: The time is over.
     """
-    outcome: list[T] = []
-    failure: list[BaseException] = []
+    future: _WorkFuture[T] = _WorkFuture()
     holds = [hold for owner in current_owner().chain() for hold in owner.holds]
     at_end: list[Callable[[], None]] = []
     guard = threading.Lock()
     ended = OneShotEvent()
 
     def work() -> None:
-        try:
-            outcome.append(body())
-        except BaseException as error:  # noqa: BLE001 - it is raised again in the caller's thread
-            failure.append(error)
+        _fulfil(future, body)
         with guard:
             ended.set()
         for release in at_end:
@@ -141,6 +137,4 @@ def call_with_timeout(name: str, body: Callable[[], T], timeout: float) -> T:
                 at_end.extend(hold.leave_behind() for hold in holds)
     if is_left:
         raise StepTimeoutError(name, timeout)
-    if failure:
-        raise failure[0]
-    return outcome[0]
+    return future.result()

@@ -13,7 +13,7 @@ import attrs
 
 from iso_orchestrator.errors import StoreError
 from iso_orchestrator.system.filesystem import FileSystem, is_refusal, is_same_file
-from iso_orchestrator.system.interrupts import unmasked
+from iso_orchestrator.system.interrupts import undo_on_error, unmasked
 
 __all__ = ["FileLock"]
 
@@ -57,13 +57,10 @@ class FileLock:
             return
         backend = self._backend
         try:
-            with unmasked():
+            with undo_on_error(self.release), unmasked():  # at Ctrl-C the lock may have been taken just before
                 backend.lock(self.fd, backend.exclusive)
         except backend.failed as error:
             raise self._error("lock", error) from error
-        except BaseException:  # Ctrl-C: the lock may have been taken just before
-            self.release()
-            raise
 
     def try_acquire(self, *, shared: bool = False) -> bool:
         """Take the lock if it is free."""

@@ -21,11 +21,30 @@ import _signal  # type: ignore[import-not-found]
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import TypeVar
 
-__all__ = ["Condition", "OneShotEvent", "is_interrupted", "masked", "start", "unmasked", "wait_until_free"]
+__all__ = [
+    "Condition",
+    "OneShotEvent",
+    "is_interrupted",
+    "masked",
+    "start",
+    "undo_on_error",
+    "unmasked",
+    "wait_until_free",
+]
+    "Condition",
+    "OneShotEvent",
+    "is_interrupted",
+    "masked",
+    "start",
+    "undo_on_error",
+    "unmasked",
+    "wait_until_free",
+]
 
 T = TypeVar("T")
 
@@ -81,6 +100,16 @@ class unmasked:  # noqa: N801 - as above
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
         if self._was_masked and _signal.getsignal(signal.SIGINT) is _DEFAULT:
             _install()
+
+
+@contextmanager
+def undo_on_error(undo: Callable[[], object]) -> Iterator[None]:
+    """Call *undo* when the block raises, Ctrl-C included; the error goes on."""
+    try:
+        yield
+    except BaseException:
+        undo()
+        raise
 
 
 def is_interrupted() -> bool:
