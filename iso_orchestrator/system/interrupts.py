@@ -36,15 +36,6 @@ __all__ = [
     "unmasked",
     "wait_until_free",
 ]
-    "Condition",
-    "OneShotEvent",
-    "is_interrupted",
-    "masked",
-    "start",
-    "undo_on_error",
-    "unmasked",
-    "wait_until_free",
-]
 
 T = TypeVar("T")
 
