@@ -30,8 +30,8 @@ def test_short_name_is_the_npm_packages(workflow_id: str, name: str) -> None:
     assert record_names(workflow_id).short == name
 
 
-def test_ids_can_fall_on_one_short_name_but_not_on_one_full_name() -> None:
-    """Two ids of one short name are told apart by their full ones."""
+def test_ids_with_one_short_name_have_two_full_names() -> None:
+    """Full names tell apart two ids whose short names are equal."""
     one, other = map(record_names, TWINS)
     assert one.short == other.short == "batch-fd13d083"
     assert one.full != other.full
@@ -39,7 +39,7 @@ def test_ids_can_fall_on_one_short_name_but_not_on_one_full_name() -> None:
 
 @given(ids)
 def test_no_id_leads_out_of_the_root(text: str) -> None:
-    """Every file of every id stands right in its folder, under a name that every file system takes."""
+    """Every file of every id is directly in its folder, under a name that every file system accepts."""
     for paths in Paths.candidates("/root", text):
         assert os.path.dirname(os.path.normpath(paths.snapshot)) == "/root/workflows"
         assert os.path.dirname(os.path.normpath(paths.journal)) == "/root/workflows"
@@ -56,7 +56,7 @@ def test_no_id_leads_out_of_the_root(text: str) -> None:
 
 @given(ids, ids)
 def test_full_names_and_mutexes_are_as_distinct_as_their_ids(one: str, other: str) -> None:
-    """Different ids share no file for ever, and different keys no lock."""
+    """Different ids never share a file, and different keys never share a lock."""
     assert (record_names(one).full == record_names(other).full) is (one == other)
     assert (mutex_file_name(one) == mutex_file_name(other)) is (one == other)
 
@@ -69,13 +69,13 @@ def test_any_text_that_is_not_blank_is_a_key(key: str) -> None:
 
 @pytest.mark.parametrize("key", ["", " ", "\t\n", "\u00a0\u2003", "a\ud800", "\udfff"])
 def test_blank_and_unencodable_keys_are_refused(key: str) -> None:
-    """A key that is blank, or that UTF-8 cannot hold, raises ValueError, which says what it is for."""
+    """A key that is blank, or that UTF-8 cannot encode, raises ValueError, which names its purpose."""
     with pytest.raises(ValueError, match="the mutex key"):
         check_key(key, "the mutex key")
 
 
 @pytest.mark.parametrize("key", [None, 7, b"bytes", ["list"]])
-def test_keys_that_are_no_texts_are_refused(key: object) -> None:
-    """A key of another type raises TypeError, which names the type."""
+def test_keys_of_other_types_are_refused(key: object) -> None:
+    """A key that is not a str raises TypeError, which names the type."""
     with pytest.raises(TypeError, match=f"workflow_id must be a str, not {type(key).__name__}"):
         check_key(key, "workflow_id")

@@ -15,7 +15,7 @@ from iso_orchestrator.record.model import ErrorInfo
 
 RESULT = CommandResult(["codex", "exec"], -9, 1.5, "out", "no\nrights", "/logs/a.log")
 
-# One of each, the builtin that one would catch it by, and words of its message: what it speaks of, what to do next.
+# One of each, the builtin that catches it, and words of its message: its subject and the next step.
 SAMPLES: list[tuple[OrchestratorError, type[Exception], list[str]]] = [
     (OrchestratorError("text"), Exception, ["text"]),
     (errors.WorkflowNotFoundError("w", "/root"), LookupError, ["'w'", "/root", "iso-orchestrator list"]),
@@ -74,7 +74,7 @@ def public_attributes(error: Exception) -> dict[str, Any]:
 
 
 def test_every_error_of_the_module_has_a_sample_here() -> None:
-    """An error that is added cannot miss these tests."""
+    """A new error cannot miss these tests."""
     classes = {name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, Exception)}
     assert classes == set(errors.__all__) - {"suppressed_as_note"}
     assert classes == set(NAMES)
@@ -84,7 +84,7 @@ def test_every_error_of_the_module_has_a_sample_here() -> None:
 def test_error_is_caught_by_the_root_and_by_its_builtin(
     error: OrchestratorError, builtin: type[Exception], words: list[str]
 ) -> None:
-    """Every error can be caught as the builtin that fits, and as one of the package."""
+    """Every error can be caught as one of the package, and as the builtin that fits."""
     assert isinstance(error, OrchestratorError)
     assert isinstance(error, builtin)
 
@@ -93,7 +93,7 @@ def test_error_is_caught_by_the_root_and_by_its_builtin(
 def test_message_says_what_it_is_about_and_what_to_do(
     error: OrchestratorError, builtin: type[Exception], words: list[str]
 ) -> None:
-    """A message names what it speaks of, and the next step."""
+    """A message names its subject and the next step."""
     for word in words:
         assert word in str(error)
 
@@ -103,7 +103,7 @@ def test_message_says_what_it_is_about_and_what_to_do(
 def test_error_survives_pickling_and_copying(
     transport: Any, error: OrchestratorError, builtin: type[Exception], words: list[str]
 ) -> None:
-    """An error that crosses a process keeps its class, attributes, message and notes."""
+    """An error that crosses processes keeps its class, attributes, message and notes."""
     error = copy.copy(error)
     error.add_note("while testing")
     found = transport(error)
@@ -113,8 +113,8 @@ def test_error_survives_pickling_and_copying(
     assert found.__notes__ == ["while testing"]
 
 
-def test_errors_of_the_operating_systems_kind_stay_apart_from_it() -> None:
-    """A time-out is a TimeoutError, hence an OSError: its errno is None, so that nobody takes it for the kernel's."""
+def test_time_outs_have_no_errno() -> None:
+    """A time-out is a TimeoutError, hence an OSError; without errno it is not taken for an error of the kernel."""
     error = errors.MutexTimeoutError("k", 1, None, None, None)
     assert isinstance(error, OSError)
     assert error.errno is None

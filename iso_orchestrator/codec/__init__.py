@@ -1,4 +1,4 @@
-"""Facts, records and users' values to JSON and back, without loss or not at all."""
+"""Facts, records and users' values to JSON and back; what JSON cannot hold without loss is refused."""
 
 from iso_orchestrator.codec.facts import fact_from_json, fact_to_json
 from iso_orchestrator.codec.json import decode, encode, to_json

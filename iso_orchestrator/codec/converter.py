@@ -1,4 +1,8 @@
-"""cattrs, made strict: a value is taken for what it is, or refused. Imported with the first value that needs it."""
+"""The cattrs converter for users' values: strict, so that a value comes back as it was, or is refused.
+
+The hooks of cattrs are lenient. They take a str for a list of str, a subclass for its base (and drop the fields that it
+adds), a tuple with a missing end. The hooks here check the type of each value, in both directions.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +30,7 @@ T = TypeVar("T")
 
 
 def first_reason(error: Exception) -> tuple[str, str]:
-    """Where in a value the converter failed, and why."""
+    """The place in a value where the converter failed, and the reason."""
     place = transform_error(error)[0].rpartition(" @ ")[2]
     innermost: BaseException = error
     while isinstance(innermost, BaseExceptionGroup):
@@ -35,17 +39,13 @@ def first_reason(error: Exception) -> tuple[str, str]:
     return (place if place.startswith("$") else "$"), reason
 
 
-# cattrs' own hooks take whatever looks right: a text for a list of texts, a subclass for its base with what it adds
-# left out, a tuple with its end cut off. What follows takes a value for what it is.
-
-
 def _refuse_unless(fits: bool, kind: Any, value: object) -> None:
     if not fits:
         raise TypeError(f"{getattr(kind, '__name__', kind)} expected, not {type(value).__name__}: {value!r:.80}")
 
 
 def _is_items(kind: Any) -> bool:
-    """Whether *kind* is a collection of any length and of one type."""
+    """Whether *kind* is a collection of any length with items of one type."""
     origin, args = get_origin(kind) or kind, get_args(kind)
     if origin is tuple:
         return not args or (len(args) == 2 and args[1] is ...)
@@ -90,7 +90,7 @@ def _write_fixed_tuple(kind: Any) -> Callable[[Any], Any]:
 
 
 def _tuple_of(kind: Any) -> Any:
-    """A named tuple's fields; cattrs does not resolve those that are annotated by texts."""
+    """The tuple type of a named tuple's fields. cattrs does not resolve annotations that are strings."""
     return tuple[tuple(get_type_hints(kind, include_extras=True).values())]  # type: ignore[misc]
 
 
@@ -124,13 +124,13 @@ def _is_union(kind: Any) -> bool:
 
 
 def _write_union(kind: Any) -> Callable[[Any], Any]:
-    """As what the value is; a datetime would come back from ``datetime | str`` as a text, and is refused."""
+    """Write a value by its own type, if it comes back: a datetime would come back from ``datetime | str`` as a str."""
 
     def checked(value: Any) -> Any:
         written = converter.unstructure(value)
         back = converter.structure(written, kind)
         if type(back) is not type(value) and back != value:
-            raise TypeError(f"{value!r:.80} would come back as {back!r:.80}: say it without a union")
+            raise TypeError(f"{value!r:.80} would come back as {back!r:.80}: annotate it without a union")
         return written
 
     return checked
@@ -159,7 +159,7 @@ def _write_key(key: object, kind: Any) -> Any:
     written = converter.unstructure(key, kind)
     text = str(written) if type(written) is int else written
     if type(text) is not str:
-        return text  # refused where all keys are looked at
+        return text  # `to_json` refuses it
     if (found := _read_key(text, kind)) != key:
         raise TypeError(f"the key {key!r:.80} would come back as {found!r:.80}")
     return text
@@ -177,7 +177,7 @@ def _read_keyed_mapping(kind: Any) -> Callable[[Any, Any], Any]:
 def _read_key(key: str, kind: Any) -> Any:
     try:
         return converter.structure(key, kind)
-    except Exception:  # noqa: BLE001 - cattrs and users' hooks raise what they like: then it was an int
+    except Exception:  # noqa: BLE001 - hooks raise any error: then the key was an int
         return converter.structure(decode(key), kind)
 
 

@@ -1,4 +1,4 @@
-"""Strict JSON: what is not JSON is refused, where the standard library would bend it."""
+"""Strict JSON: values that JSON cannot hold are refused, where the standard library would change them."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ __all__ = ["MAX_DEPTH", "SCALAR_HOOKS", "decode", "encode", "to_json"]
 Convert: TypeAlias = Callable[[object], object]
 
 MAX_DEPTH = 128
-_MAX_DEPTH_READ = MAX_DEPTH + 16  # a record has a few levels of its own around a value
-_ATOMS = frozenset({str, bool, type(None)})  # what is JSON as it is, and most of what there is
+_MAX_DEPTH_READ = MAX_DEPTH + 16  # a record has a few levels around a value
+_ATOMS = frozenset({str, bool, type(None)})  # need no check
 _INT_BITS = 14_000  # CPython reads no decimal int of more than 4,300 digits
 
 _encoder = json.JSONEncoder(allow_nan=False, check_circular=False, separators=(",", ":"))
-# JSONEncoder.encode makes a C encoder for every call, which costs a third of a small value's time.
+# JSONEncoder.encode makes a C encoder at every call, which takes a third of the time of a small value.
 _make: Callable[..., Any] | None = getattr(json.encoder, "c_make_encoder", None)
 _encode_c: Any = _make and _make(None, _encoder.default, encode_basestring_ascii, None, ":", ",", False, False, False)
 
 
 def encode(value: Json) -> str:
-    """*value*, which is JSON already, as compact ASCII text."""
+    """Write *value*, which must be JSON already, as compact ASCII text."""
     if _encode_c is None:
         return _encoder.encode(value)
     return "".join(_encode_c(value, 0))
 
 
 def decode(text: str | bytes) -> Json:
-    """The value of a JSON text.
+    """Read a JSON text.
 
     Raises:
-        ValueError: It is none.
+        ValueError: It is not JSON, has NaN or infinities, or is nested too deeply.
     """
     value: Json = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
     data = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
@@ -48,16 +48,16 @@ def decode(text: str | bytes) -> Json:
 
 
 def to_json(value: object, subject: str, convert: Convert | None = None) -> Json:
-    """A copy of *value* that is plain JSON: tuples are lists, subclasses of builtins the builtins.
+    """Copy *value* as plain JSON: tuples become lists, subclasses of builtins the builtins.
 
     Args:
-        value: What is to be recorded.
-        subject: What it is, for the error: ``"the result of step 'a'"``.
-        convert: What makes JSON of an object that is none, or returns it as it is.
+        value: The value to record.
+        subject: Its name for the error message: ``"the result of step 'a'"``.
+        convert: Makes JSON of an object of another type, or returns the object unchanged.
 
     Raises:
-        SerializationError: Some of it would be lost or changed: NaN, bytes, sets, objects, keys that are no texts,
-            ints of more than 4,200 digits, more than 128 levels, cycles.
+        SerializationError: A part would be lost or changed: NaN, bytes, a set, an object, a key that is not a str,
+            an int of more than 4,200 digits, more than 128 levels, a cycle.
 
     Example:
         >>> to_json({"at": (1, 2.5)}, "the state")
@@ -92,7 +92,7 @@ def _copy(value: Any, depth: int, convert: Convert | None) -> Json:
             for key, item in value.items()
         }
         if len(items) < len(value):
-            raise _Refused("two of its keys are one as text")
+            raise _Refused("two of its keys are equal as str")
         return items
     if isinstance(value, list | tuple):
         return [
@@ -109,7 +109,7 @@ def _item(value: Any, depth: int, place: object, convert: Convert | None) -> Jso
     try:
         return _copy(value, depth + 1, convert)
     except _Refused as refused:
-        # A cycle would name its whole way round: the first steps tell as much.
+        # The whole path of a cycle would have 128 parts; the outermost 8 are enough.
         refused.path.append(f"[{place}]" if isinstance(place, int) else f".{place}"[:80])
         del refused.path[:-8]
         raise
@@ -152,14 +152,14 @@ def _kind(value: object) -> str:
 def _finite(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise ValueError(f"{text:.80} is beyond the largest number")
+        raise ValueError(f"{text:.80} is too large for a float")
     return value
 
 
 def _refuse_depth(text: bytes) -> None:
-    """Raise where a JSON text is nested too deeply. Each pass takes away the innermost brackets: no value is walked."""
+    """Raise if a JSON text is nested too deeply. Each pass removes the innermost brackets, in C."""
     text = text.replace(b"\\\\", b"").replace(b'\\"', b"")
-    brackets = text.translate(_TO_BRACKETS, _NO_BRACKETS).replace(b'""', b"")  # texts that have none are gone
+    brackets = text.translate(_TO_BRACKETS, _NO_BRACKETS).replace(b'""', b"")  # empty strings
     brackets = re.sub(b'"[^"]*"', b"", brackets)
     for _ in range(_MAX_DEPTH_READ):
         if not brackets:

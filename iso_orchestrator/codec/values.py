@@ -1,4 +1,4 @@
-"""Users' values: what a step returns, by its annotation; states and details, by their classes."""
+"""Users' values to JSON and back: results of steps by their annotation, states and details by their class."""
 
 from __future__ import annotations
 
@@ -12,26 +12,48 @@ from iso_orchestrator.errors import SerializationError
 from iso_orchestrator.record.model import Json
 from iso_orchestrator.record.projection import copy_json
 
-__all__ = ["ResultCodec", "plain_json"]
+__all__ = ["ResultCodec", "plain_json", "updated_state"]
 
 if TYPE_CHECKING:
     from cattrs import Converter
 
 
 def plain_json(value: object, subject: str) -> Json:
-    """*value* as JSON: JSON already, or anything that cattrs unstructures by its class.
+    """Copy *value* as JSON; cattrs unstructures objects by their class.
+
+    Args:
+        value: The value to record.
+        subject: Its name for the error message: ``"the state"``.
 
     Raises:
-        SerializationError: Some of it is not JSON even so.
+        SerializationError: A part of it is not JSON even then.
+
+    Example:
+        >>> from datetime import date
+        >>> plain_json({"day": date(2026, 5, 14)}, "the state")
+        {'day': '2026-05-14'}
     """
     return to_json(value, subject, lambda part: _unstructure_by_class(part, subject))
 
 
+def updated_state(update: Callable[[Json], Any], state: Json) -> Json:
+    """Call *update* with a copy of *state*, and return the new state as JSON.
+
+    Raises:
+        TypeError: *update* returned None, and the state was not None.
+        SerializationError: *update* returned a value that is not JSON.
+    """
+    made = update(copy_json(state))
+    if made is None and state is not None:
+        raise TypeError("the function given to update_state() returned None: it must return the new state")
+    return plain_json(made, "the state")
+
+
 class ResultCodec:
-    """How the results of a function are recorded, and read back as its annotation says.
+    """Writes the results of a function as JSON, and reads them back as objects of the annotated type.
 
     Args:
-        annotation: What the function is annotated to return; `inspect.Signature.empty` without one.
+        annotation: The function's return annotation; `inspect.Signature.empty` without one.
 
     Example:
         >>> codec = ResultCodec(list[int])
@@ -42,11 +64,11 @@ class ResultCodec:
     def __init__(self, annotation: Any) -> None:
         self._annotation = type(None) if annotation is None else annotation
         self._structure = _structure_hook(self._annotation)
-        # What is JSON as it is needs no converter: what most steps return, in a third of the time.
+        # Most steps return plain JSON. Without the converter it takes a third of the time.
         self._plain = _PLAIN.get(annotation) if isinstance(annotation, Hashable) else None
 
     def dump(self, value: object, subject: str) -> Json:
-        """*value* as JSON.
+        """Write *value* as JSON.
 
         Raises:
             SerializationError: It cannot be recorded without loss.
@@ -56,7 +78,7 @@ class ResultCodec:
         return to_json(_unstructure(value, self._annotation, subject), subject)
 
     def load(self, data: Json, subject: str) -> Any:
-        """The value that was recorded as *data*; shares nothing with it.
+        """Read the value that was recorded as *data*; the two share nothing.
 
         Raises:
             SerializationError: *data* does not fit the annotation.
@@ -67,14 +89,14 @@ class ResultCodec:
             return self._structure(copy_json(data), self._annotation)
         except Exception as error:
             place, reason = _reason(error)
-            raise SerializationError(subject, place, f"{reason}, as the annotation asks") from error
+            raise SerializationError(subject, place, f"it does not fit the annotation ({reason})") from error
 
 
 _PLAIN: dict[Any, type[Any]] = {dict: dict, dict[str, Any]: dict, list: list, list[Any]: list, str: str, bool: bool}
 
 
 def _unstructure_by_class(value: object, subject: str) -> object:
-    # Without an annotation nothing would make a set of a list again, nor bytes of a text.
+    # Without an annotation a list would not become a set again, nor a str bytes: leave them, to be refused.
     if isinstance(value, Set | bytes | bytearray | memoryview):
         return value
     return _unstructure(value, type(value), subject)
@@ -87,7 +109,7 @@ def _unstructure(value: object, annotation: Any, subject: str) -> object:
         raise SerializationError(subject, "$", "it is nested too deeply, or contains itself") from None
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
-        raise SerializationError(subject, "$", f"it is not what the annotation says ({reason})") from error
+        raise SerializationError(subject, "$", f"it does not fit the annotation ({reason})") from error
 
 
 @lru_cache(maxsize=1024)
@@ -100,13 +122,13 @@ def _structure_hook(annotation: Any) -> Callable[[Any, Any], Any] | None:
         return None
     try:
         return _cached_hook(annotation)
-    except Exception:  # noqa: BLE001 - what cattrs cannot structure, or not yet, is read back as JSON
+    except Exception:  # noqa: BLE001 - a type that cattrs cannot structure, or not yet, is read back as JSON
         return None
 
 
 @cache
 def _converter() -> Converter:
-    from iso_orchestrator.codec.converter import converter  # half of what importing the package would take
+    from iso_orchestrator.codec.converter import converter  # at first use: cattrs is slow to import
 
     return converter
 
@@ -115,16 +137,3 @@ def _reason(error: Exception) -> tuple[str, str]:
     from iso_orchestrator.codec.converter import first_reason
 
     return first_reason(error)
-
-
-def updated_state(update: Callable[[Json], Any], state: Json) -> Json:
-    """What *update* makes of a copy of *state*.
-
-    Raises:
-        TypeError: It returned None where the state was not None.
-        SerializationError: It returned what is not JSON.
-    """
-    made = update(copy_json(state))
-    if made is None and state is not None:
-        raise TypeError("the function given to update_state() returned None: it must return the new state")
-    return plain_json(made, "the state")

@@ -1,1 +1,1 @@
-"""What users see, what happened, and how facts become records. Pure: no I/O and no clock."""
+"""What users see, what can happen, and how facts become records. Pure: no I/O and no clock."""

@@ -1,17 +1,18 @@
-"""Recorded text, made harmless for where it is shown: HTML and terminals."""
+"""Recorded text, made harmless for the place where it is shown: terminals and HTML."""
 
+import html
 import re
 from collections.abc import Iterable, Sequence
 
 __all__ = ["escape_terminal", "html_table"]
 
-# C0 and C1 controls, DEL, line and paragraph separators, and what turns the direction of text around.
+# C0 and C1 controls, DEL, line and paragraph separators, characters that change the text's direction, surrogates.
 _CONTROL = "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 _CELL = "text-align:left;vertical-align:top;white-space:pre-wrap"
 
 
 def escape_terminal(text: str) -> str:
-    """*text* with everything that could drive a terminal spelled out.
+    """Escape all characters of *text* that could control a terminal.
 
     Example:
         >>> escape_terminal("red: " + chr(27) + "[31m").replace(chr(92), "/")
@@ -21,7 +22,7 @@ def escape_terminal(text: str) -> str:
 
 
 def html_table(caption: str, head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table as HTML in which every text is only text.
+    """Make an HTML table in which all texts are escaped.
 
     Example:
         >>> html_table("<b>", ["n"], [[1]]).startswith("<table><caption>&lt;b&gt;</caption>")
@@ -35,6 +36,4 @@ def html_table(caption: str, head: Sequence[str], rows: Iterable[Sequence[object
 
 
 def _text(value: object) -> str:
-    import html  # its table of entities takes a millisecond
-
     return html.escape(escape_terminal(str(value)))

@@ -1,4 +1,4 @@
-"""The records that users see: the npm package's, field by field, in snake_case."""
+"""The records that users see, with the fields of the npm package in snake_case."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ __all__ = [
     "truncate_to_ms",
 ]
 
-# Dicts with text keys, lists, texts, ints, finite floats, bools and None, as deep as they go.
 Json: TypeAlias = Any
+"""JSON: dicts with str keys, lists, str, int, finite float, bool and None, nested."""
 
-_SHOWN = 200  # rows of a table; a notebook that shows 100,000 steps shows none
+_SHOWN = 200  # rows of a table: a notebook cannot show 100,000
 
 
 class WorkflowStatus(StrEnum):
-    """What a workflow is doing."""
+    """The status of a workflow."""
 
     IDLE = "idle"
     RUNNING = "running"
@@ -44,7 +44,7 @@ class WorkflowStatus(StrEnum):
 
 
 class StepStatus(StrEnum):
-    """What became of a step; a step that is tried again says `failed` in between."""
+    """The status of a step; between two attempts it is `failed`."""
 
     RUNNING = "running"
     COMPLETED = "completed"
@@ -52,7 +52,7 @@ class StepStatus(StrEnum):
 
 
 class LeaseStatus(StrEnum):
-    """Whether a lease is worth anything."""
+    """Whether a lease is valid."""
 
     ACTIVE = "active"
     EXPIRED = "expired"
@@ -75,14 +75,14 @@ class _Shown:
 
 @attrs.frozen
 class ErrorInfo(_Shown):
-    """An error as it is recorded.
+    """A recorded error.
 
     Attributes:
-        name: The class of the error.
-        message: What it said.
+        name: The name of its class.
+        message: Its message.
         stack: The traceback as text.
-        code: Its `code`, where that is a text.
-        cause: What its cause said.
+        code: Its attribute `code`, if that is a str.
+        cause: The message of its cause.
     """
 
     name: str
@@ -93,7 +93,7 @@ class ErrorInfo(_Shown):
 
     @classmethod
     def of(cls, error: BaseException) -> ErrorInfo:
-        """What there is to say of *error*, even if it cannot say it itself."""
+        """Record *error*. Errors whose `__str__` or attributes raise are recorded too."""
         cause = error.__cause__ or error.__context__
         return cls(
             name=type(error).__name__,
@@ -106,7 +106,12 @@ class ErrorInfo(_Shown):
 
 @attrs.frozen
 class StepRecord(_Shown):
-    """One step. `attempts` counts from 1, over crashes too; `result` is JSON."""
+    """One step.
+
+    Attributes:
+        attempts: How many attempts have begun, those of crashed processes included.
+        result: The JSON of what the step returned.
+    """
 
     name: str
     status: StepStatus
@@ -121,7 +126,7 @@ class StepRecord(_Shown):
 
 @attrs.frozen
 class WorkflowEvent(_Shown):
-    """Something that happened. The record's events are in the order in which it did, whatever clocks said."""
+    """Something that happened. Events are in the order in which they happened, whatever the clocks said."""
 
     at: datetime
     type: str
@@ -131,7 +136,7 @@ class WorkflowEvent(_Shown):
 
 @attrs.frozen
 class Heartbeat(_Shown):
-    """The last sign of life under a key."""
+    """The last heartbeat under a key."""
 
     key: str
     at: datetime
@@ -140,11 +145,11 @@ class Heartbeat(_Shown):
 
 @attrs.frozen
 class Lease(_Shown):
-    """Who may act under a key, and until when.
+    """The right to act under a key until a time.
 
     Attributes:
-        token: Grows with every acquisition, is kept by renewals. Hand it to what the lease protects, and let that
-            refuse smaller ones (a fencing token, Kleppmann 2016, "How to do distributed locking").
+        token: A fencing token: grows with every acquisition, and is kept by renewals. Pass it to the resource that the
+            lease protects, and let that refuse smaller ones (Kleppmann 2016, "How to do distributed locking").
     """
 
     key: str
@@ -159,7 +164,7 @@ class Lease(_Shown):
 
 @attrs.frozen
 class WorkflowRecord:
-    """A workflow as it stood at one moment; what happens later does not change it."""
+    """The record of a workflow at one moment; later facts do not change it."""
 
     workflow_id: str
     status: WorkflowStatus
@@ -186,7 +191,7 @@ class WorkflowRecord:
 
 @attrs.frozen
 class WorkflowSummary:
-    """A workflow in a line; `steps` counts by status."""
+    """A workflow in one line; `steps` counts steps by status."""
 
     workflow_id: str
     status: WorkflowStatus
@@ -201,7 +206,7 @@ class WorkflowSummary:
 
 
 def lease_status(lease: Lease, now: datetime | None = None) -> LeaseStatus:
-    """Whether *lease* is active, expired or released at *now* (aware; default: the wall clock).
+    """Whether *lease* is active, expired or released at *now*, an aware datetime (default: the wall clock).
 
     Raises:
         TypeError: *lease* is no Lease, or *now* no datetime.
@@ -226,7 +231,7 @@ def lease_status(lease: Lease, now: datetime | None = None) -> LeaseStatus:
 
 
 def truncate_to_ms(moment: datetime) -> datetime:
-    """*moment* without its microseconds, as records keep it."""
+    """Cut *moment* to milliseconds, as records do."""
     beyond = moment.microsecond % 1000
     return moment.replace(microsecond=moment.microsecond - beyond) if beyond else moment
 
@@ -234,8 +239,8 @@ def truncate_to_ms(moment: datetime) -> datetime:
 def _message(error: BaseException) -> str:
     try:
         return str(error)
-    except Exception as broken:  # noqa: BLE001 - a broken __str__ must not hide the error that has it
-        return f"<the message cannot be had: {type(broken).__name__}>"
+    except Exception as broken:  # noqa: BLE001 - a __str__ that raises must not hide the error
+        return f"<no message: its __str__ raised {type(broken).__name__}>"
 
 
 def _code(error: BaseException) -> str | None:

@@ -19,14 +19,14 @@ RECORDS = [
 
 @pytest.mark.parametrize("record", RECORDS, ids=[type(record).__name__ for record in RECORDS])
 def test_what_equals_everything_equals_a_record(record: object) -> None:
-    """A record leaves it to an object of another class whether they are equal, on either side of the sign."""
+    """A record leaves the comparison with an object of another class to that object."""
     assert operator.eq(record, ANY)
     assert operator.eq(ANY, record)
     assert not operator.ne(record, ANY)
 
 
 def test_records_are_values() -> None:
-    """Records of one class and with equal fields are equal and have one hash; others differ."""
+    """Records of one class with equal fields are equal and have one hash; others differ."""
     assert ItemContext(3) == ItemContext(3)
     assert ItemContext(3) != ItemContext(4)
     assert ItemContext(3) != 3

@@ -22,7 +22,7 @@ BOOM = ErrorInfo("ValueError", "boom")
 OTHER = ErrorInfo("OSError", "other")
 
 
-def folded(*facts: f.Fact) -> Projection:
+def projected(*facts: f.Fact) -> Projection:
     projection = new_fold()
     for fact in facts:
         projection.apply(fact)
@@ -97,7 +97,7 @@ NPM_FACTS = [
 
 @pytest.mark.parametrize(("name", "count"), [("running", -2), ("failed", None)])
 def test_facts_make_the_npm_packages_record(name: str, count: int | None) -> None:
-    """The same things happening make the same record in both languages: every key, value, event and status."""
+    """The same facts make the same record in both languages: every key, value, event and status."""
     projection = Projection.new("Nightly Batch/№ 7", npm(0), {"applied": 0, "ünï": ["\0", "😀", "\u2028"]})
     for fact in NPM_FACTS[:count]:
         projection.apply(fact)
@@ -106,8 +106,8 @@ def test_facts_make_the_npm_packages_record(name: str, count: int | None) -> Non
     assert ours == json.loads((NPM / f"{name}.json").read_bytes())
 
 
-def test_new_record_is_idle_and_its_own() -> None:
-    """A record begins idle, empty, and with a copy of the initial state."""
+def test_a_new_record_is_idle() -> None:
+    """It is empty, and has a copy of the initial state."""
     state = {"jobs": [1]}
     record = Projection.new("w", T0, state).record()
     state["jobs"].append(2)
@@ -115,22 +115,22 @@ def test_new_record_is_idle_and_its_own() -> None:
 
 
 def test_run_ends_completed_or_failed() -> None:
-    """A run alone makes its workflow running, then completed, or failed with its error."""
-    assert folded(run("a")).status is WorkflowStatus.RUNNING
-    well = folded(run("a"), f.RunEnded(at(1), "a"))
+    """A single run makes its workflow running, then completed, or failed with its error."""
+    assert projected(run("a")).status is WorkflowStatus.RUNNING
+    well = projected(run("a"), f.RunEnded(at(1), "a"))
     assert (well.status, well.last_error, types(well)) == (
         "completed",
         None,
         ["workflow.running", "workflow.completed"],
     )
-    badly = folded(run("a"), f.RunEnded(at(1), "a", BOOM))
+    badly = projected(run("a"), f.RunEnded(at(1), "a", BOOM))
     assert (badly.status, badly.last_error, types(badly)) == ("failed", BOOM, ["workflow.running", "workflow.failed"])
     assert badly.events[-1].detail == {"error": {"name": "ValueError", "message": "boom"}}
 
 
 def test_later_run_clears_the_failure_of_an_earlier_one() -> None:
-    """A run that starts when none is there begins a new group, in which the old failure counts no more."""
-    projection = folded(run("a"), f.RunEnded(T0, "a", BOOM), run("b"))
+    """A run that starts while no other runs begins a new group; the earlier failure no longer counts."""
+    projection = projected(run("a"), f.RunEnded(T0, "a", BOOM), run("b"))
     assert (projection.status, projection.last_error) == ("running", None)
     projection.apply(f.RunEnded(T0, "b"))
     assert (projection.status, projection.last_error) == ("completed", None)
@@ -146,8 +146,8 @@ def test_later_run_clears_the_failure_of_an_earlier_one() -> None:
     ],
 )
 def test_overlapping_runs_fail_together(ends: list[tuple[str, ErrorInfo | None]], status: str) -> None:
-    """Runs that overlap are running until the last has ended, then failed if any of them failed."""
-    projection = folded(run("a"), run("b", 1))
+    """Overlapping runs are running until the last one ends, then failed if any of them failed."""
+    projection = projected(run("a"), run("b", 1))
     assert projection.status == "running"
     (first, error), (last, last_error) = ends
     projection.apply(f.RunEnded(at(2), first, error))
@@ -158,20 +158,20 @@ def test_overlapping_runs_fail_together(ends: list[tuple[str, ErrorInfo | None]]
 
 
 def test_failure_of_a_group_keeps_its_error() -> None:
-    """A run that joins after another has failed does not take the error from a workflow that ends failed."""
-    projection = folded(run("a"), run("b"), f.RunEnded(at(1), "a", BOOM), run("c"), f.RunEnded(at(2), "b"))
+    """A run that joins after another one failed does not remove the error."""
+    projection = projected(run("a"), run("b"), f.RunEnded(at(1), "a", BOOM), run("c"), f.RunEnded(at(2), "b"))
     assert projection.status == "running"
     projection.apply(f.RunEnded(at(3), "c"))
     assert (projection.status, projection.last_error) == ("failed", BOOM)
 
 
 def test_dead_run_counts_as_failed() -> None:
-    """A run that died makes its group fail, and the record says who died, and since when that ran."""
-    projection = folded(run("a"), run("b"), f.RunDied(at(1), "a"))
+    """A run that died makes its group fail; the error names the process and since when it ran."""
+    projection = projected(run("a"), run("b"), f.RunDied(at(1), "a"))
     assert projection.status == "running"
     projection.apply(f.RunEnded(at(2), "b"))
     assert projection.status == "failed"
-    died = folded(run("a"), f.RunDied(at(1), "a"))
+    died = projected(run("a"), f.RunDied(at(1), "a"))
     assert died.status == "failed"
     assert died.last_error is not None
     assert "process 7 on host" in died.last_error.message
@@ -179,9 +179,9 @@ def test_dead_run_counts_as_failed() -> None:
     assert types(died) == ["workflow.running", "workflow.failed"]
 
 
-def test_status_set_by_hand_is_what_it_says() -> None:
-    """A status that is set by hand is recorded with its event, and with its error or none."""
-    projection = folded(f.StatusSet(T0, WorkflowStatus.FAILED, BOOM))
+def test_a_status_set_by_the_user_is_recorded() -> None:
+    """It has its event, and its error or none."""
+    projection = projected(f.StatusSet(T0, WorkflowStatus.FAILED, BOOM))
     assert (projection.status, projection.last_error, types(projection)) == ("failed", BOOM, ["workflow.failed"])
     projection.apply(f.StatusSet(T0, WorkflowStatus.IDLE))
     assert (projection.status, projection.last_error, types(projection)[-1]) == ("idle", None, "workflow.idle")
@@ -189,8 +189,8 @@ def test_status_set_by_hand_is_what_it_says() -> None:
 
 
 def test_step_goes_from_running_to_completed() -> None:
-    """A step has its start, its owner while it runs, and its result and end when it is done."""
-    projection = folded(started(key="k"))
+    """A step has its start and owner while it runs, and its result and end after that."""
+    projection = projected(started(key="k"))
     assert projection.owner("a") == "owner"
     assert projection.steps["a"].status is StepStatus.RUNNING
     projection.apply(f.StepCompleted(at(1), "a", 0))
@@ -202,9 +202,9 @@ def test_step_goes_from_running_to_completed() -> None:
     assert projection.events[0].detail == {"step": "a", "attempt": 1, "idempotencyKey": "k"}
 
 
-def test_step_that_is_retried_stays_in_hand() -> None:
-    """Between two attempts a step is failed, and still its runner's; after the last it is nobody's."""
-    projection = folded(started(), f.StepFailed(at(1), "a", BOOM, retrying=True))
+def test_a_retried_step_keeps_its_owner() -> None:
+    """Between two attempts a step is failed and has its owner; after the last attempt it has none."""
+    projection = projected(started(), f.StepFailed(at(1), "a", BOOM, retrying=True))
     assert (projection.steps["a"].status, projection.owner("a"), types(projection)[-1]) == (
         "failed",
         "owner",
@@ -219,24 +219,26 @@ def test_step_that_is_retried_stays_in_hand() -> None:
 
 
 def test_completion_clears_the_last_error() -> None:
-    """A step that succeeds at last leaves no error behind, at itself or at the workflow."""
-    projection = folded(started(), f.StepFailed(T0, "a", BOOM, True), started(attempt=2), f.StepCompleted(T0, "a", 1))
+    """A step that succeeds in the end leaves no error at itself or at the workflow."""
+    projection = projected(
+        started(), f.StepFailed(T0, "a", BOOM, True), started(attempt=2), f.StepCompleted(T0, "a", 1)
+    )
     assert projection.steps["a"].error is None
     assert projection.last_error is None
 
 
-def test_completion_brings_its_state_in_one_piece() -> None:
-    """A step's state is recorded with its result by one fact; None is a state, and no state is none."""
-    projection = folded(started(), f.StepCompleted(T0, "a", 1, {"n": 1}))
+def test_a_completion_sets_the_state_too() -> None:
+    """One fact records a step's result and the new state; None is a state, and ABSENT is none."""
+    projection = projected(started(), f.StepCompleted(T0, "a", 1, {"n": 1}))
     assert projection.state == {"n": 1}
     assert types(projection) == ["step.started", "step.completed", "state.updated"]
-    assert folded(started(), f.StepCompleted(T0, "a", 1, None)).state is None
-    assert folded(started(), f.StepCompleted(T0, "a", 1)).state == {}
+    assert projected(started(), f.StepCompleted(T0, "a", 1, None)).state is None
+    assert projected(started(), f.StepCompleted(T0, "a", 1)).state == {}
 
 
-def test_abandoned_step_is_nobodys() -> None:
-    """An attempt without an outcome keeps its status and has no owner."""
-    projection = folded(started(), f.StepAbandoned(T0, "a"))
+def test_an_abandoned_step_has_no_owner() -> None:
+    """An attempt without an outcome keeps its status."""
+    projection = projected(started(), f.StepAbandoned(T0, "a"))
     assert (projection.steps["a"].status, projection.owner("a"), types(projection)) == (
         "running",
         None,
@@ -244,34 +246,34 @@ def test_abandoned_step_is_nobodys() -> None:
     )
 
 
-def test_reset_forgets_steps_and_keeps_history() -> None:
-    """A step that is reset is gone, what happened is not; names that are not there do not matter."""
-    projection = folded(started("a"), f.StepCompleted(T0, "a", 1), started("b"), f.StepsReset(T0, ("a", "never")))
+def test_reset_removes_steps_and_keeps_events() -> None:
+    """Names of unknown steps are ignored."""
+    projection = projected(started("a"), f.StepCompleted(T0, "a", 1), started("b"), f.StepsReset(T0, ("a", "never")))
     assert list(projection.steps) == ["b"]
     assert projection.matching("a", None, None) is None
     assert types(projection) == ["step.started", "step.completed", "step.started"]
 
 
 def test_reset_lifts_the_limit_that_the_step_met_and_no_other() -> None:
-    """Limits may end at one time; one that another step has met since, and is longer, stays."""
+    """Another limit with the same end stays, and so does a later one of the same key that another step met."""
     met = [started("a"), f.StepLimited(T0, "a", at(9), "api"), started("b"), f.StepLimited(T0, "b", at(9), "other")]
-    projection = folded(*met, f.StepsReset(at(1), ("a",)))
+    projection = projected(*met, f.StepsReset(at(1), ("a",)))
     assert (projection.limits, list(projection.step_limits)) == ({"other": at(9)}, ["b"])
     longer = [started("c"), f.StepLimited(T0, "c", at(10), "api")]
-    assert folded(*met, *longer, f.StepsReset(at(1), ("a",))).limits == {"api": at(10), "other": at(9)}
+    assert projected(*met, *longer, f.StepsReset(at(1), ("a",))).limits == {"api": at(10), "other": at(9)}
 
 
-def test_a_step_waits_until_it_begins_or_is_said_to_wait_no_longer() -> None:
-    """By whose it was; what is over is forgotten with the next."""
+def test_a_wait_ends_when_the_step_begins_or_its_process_says_so() -> None:
+    """Another process does not end it; waits that are over go with the next fact about a limit."""
     limited = [started("a"), f.StepLimited(T0, "a", at(9), "api")]
     waiting = [*limited, f.StepWaiting(at(1), "b", "one", at(9), "api")]
-    projection = folded(*waiting)
+    projection = projected(*waiting)
     assert projection.waits == {"a": Wait("owner", T0, at(9), "api"), "b": Wait("one", at(1), at(9), "api")}
     assert list(projection.steps) == ["a"]
-    assert list(folded(*waiting, started("b")).waits) == ["a"]
-    assert list(folded(*waiting, f.StepWaiting(at(2), "b", "one")).waits) == ["a"]
-    assert list(folded(*waiting, f.StepWaiting(at(2), "b", "two")).waits) == ["a", "b"]
-    assert list(folded(*waiting, f.StepWaiting(at(9), "c", "one", at(10))).waits) == ["c"]
+    assert list(projected(*waiting, started("b")).waits) == ["a"]
+    assert list(projected(*waiting, f.StepWaiting(at(2), "b", "one")).waits) == ["a"]
+    assert list(projected(*waiting, f.StepWaiting(at(2), "b", "two")).waits) == ["a", "b"]
+    assert list(projected(*waiting, f.StepWaiting(at(9), "c", "one", at(10))).waits) == ["c"]
 
 
 @pytest.mark.parametrize(
@@ -279,15 +281,15 @@ def test_a_step_waits_until_it_begins_or_is_said_to_wait_no_longer() -> None:
     [("k", "1", True), (None, "1", False), ("j", "1", False), ("k", None, False), ("k", "2", False)],
 )
 def test_step_is_known_by_key_and_version_too(key: str | None, version: str | None, same: bool) -> None:
-    """A completed step stands for a call only if name, idempotency key and version are equal."""
-    projection = folded(started(key="k", version="1"), f.StepCompleted(T0, "a", 1))
+    """A recorded step matches a call only if name, idempotency key and version are equal."""
+    projection = projected(started(key="k", version="1"), f.StepCompleted(T0, "a", 1))
     assert (projection.matching("a", key, version) is not None) is same
     assert projection.matching("b", key, version) is None
 
 
 def test_silent_heartbeat_makes_no_event() -> None:
-    """A beat of a background series is recorded, and is no event."""
-    projection = folded(f.HeartbeatRecorded(T0, "k"), f.HeartbeatRecorded(at(1), "k", {"n": 1}, silent=True))
+    """A heartbeat within a background series is recorded without an event."""
+    projection = projected(f.HeartbeatRecorded(T0, "k"), f.HeartbeatRecorded(at(1), "k", {"n": 1}, silent=True))
     assert (projection.heartbeats["k"].at, projection.heartbeats["k"].detail) == (at(1), {"n": 1})
     assert types(projection) == ["heartbeat.recorded"]
 
@@ -298,8 +300,8 @@ def lease(token: int, renewed: bool = False, boot: tuple[str, float] | None = ("
 
 
 def test_lease_keeps_its_token_and_its_clock() -> None:
-    """A lease has its token, and runs out by the boot clock of its last touch; released it runs out by none."""
-    projection = folded(lease(1), lease(1, renewed=True, boot=("boot", 12.0)))
+    """A lease has its token and the boot clock of its last touch; a released one has no clock."""
+    projection = projected(lease(1), lease(1, renewed=True, boot=("boot", 12.0)))
     assert (projection.leases["k"].token, projection.tokens["k"]) == (1, 1)
     assert projection.lease_clocks == {"k": LeaseClock("boot", 12.0)}
     assert types(projection) == ["lease.acquired", "lease.renewed"]
@@ -313,14 +315,14 @@ def test_lease_keeps_its_token_and_its_clock() -> None:
 
 @pytest.mark.parametrize(("ttl", "shown"), [(30.0, 30000), (0.0015, 1.5), (1, 1000)])
 def test_lease_event_gives_milliseconds(ttl: float, shown: float) -> None:
-    """The event of a lease gives its time as the npm package does, in milliseconds, whole ones as ints."""
-    projection = folded(f.LeaseTouched(T0, "k", "h", ttl, T0, at(ttl), 1, False))
+    """The event of a lease has its ttl in milliseconds, as an int if it is whole, as in the npm package."""
+    projection = projected(f.LeaseTouched(T0, "k", "h", ttl, T0, at(ttl), 1, False))
     assert repr(projection.events[0].detail["ttlMs"]) == repr(shown)
 
 
 def test_order_is_by_sequence_whatever_clocks_say() -> None:
-    """Facts whose times run backwards stay in their order, and each counts one up."""
-    projection = folded(note("first", 10), note("second", 5))
+    """Facts whose times run backwards keep their order, and each one increases the sequence by one."""
+    projection = projected(note("first", 10), note("second", 5))
     assert [event.message for event in projection.events] == ["first", "second"]
     assert (projection.seq, projection.updated_at) == (2, at(5))
 
@@ -363,8 +365,8 @@ ANY_FACTS = [
 
 @pytest.mark.parametrize("fact", ANY_FACTS, ids=[type(fact).__name__ for fact in ANY_FACTS])
 def test_every_fact_changes_the_record_and_no_record_made_before(fact: f.Fact) -> None:
-    """A fact gives another record, with its time, that shares nothing with the ones before it."""
-    projection = folded(*SOME_FACTS)
+    """A fact gives another record, with its time, and leaves the records made before it unchanged."""
+    projection = projected(*SOME_FACTS)
     before = projection.record()
     expected = copy.deepcopy(before)
     projection.apply(fact)
@@ -394,9 +396,9 @@ def spoil(record: Any) -> None:
             spoil(getattr(record, field.name))
 
 
-def test_records_share_nothing_with_the_fold() -> None:
-    """What a user does to a record changes neither the next record nor what is written."""
-    projection = folded(
+def test_records_share_nothing_with_the_projection() -> None:
+    """A user who changes a record changes neither the next record nor the snapshot."""
+    projection = projected(
         started(),
         f.StepCompleted(T0, "a", {"deep": [1]}),
         f.HeartbeatRecorded(T0, "k", [[1]]),
@@ -413,8 +415,8 @@ def test_records_share_nothing_with_the_fold() -> None:
 
 
 def test_summary_counts_steps_by_status() -> None:
-    """A summary has the status and how many steps are in which state."""
-    projection = folded(run("r"), started("a"), f.StepCompleted(T0, "a", 1), started("b"), started("c"))
+    """A summary has the status, and the number of steps in each status."""
+    projection = projected(run("r"), started("a"), f.StepCompleted(T0, "a", 1), started("b"), started("c"))
     summary = projection.summary()
     assert (summary.workflow_id, summary.status) == ("w", "running")
     assert summary.steps == {StepStatus.COMPLETED: 1, StepStatus.RUNNING: 2}

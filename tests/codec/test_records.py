@@ -1,0 +1,485 @@
+from __future__ import annotations
+
+import json
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support import FACT_KINDS, T0, new_fold, only
+from support_codec import floats, integers, texts, values
+
+import iso_orchestrator
+from iso_orchestrator.codec import (
+    decode,
+    encode,
+    fact_from_json,
+    fact_to_json,
+    projection_from_snapshot,
+    snapshot_from_projection,
+)
+from iso_orchestrator.errors import FormatVersionError
+from iso_orchestrator.record import facts as f
+from iso_orchestrator.record.model import (
+    ErrorInfo,
+    Heartbeat,
+    Lease,
+    StepStatus,
+    WorkflowEvent,
+    WorkflowRecord,
+    WorkflowStatus,
+)
+from iso_orchestrator.record.projection import (
+    LastCommand,
+    LeaseClock,
+    LiveRun,
+    Projection,
+    StepState,
+    Wait,
+)
+
+NPM = Path(__file__).parents[1] / "data/npm-0.2.0"
+STAMP = "2026-05-14T12:00:00.007Z"
+
+times = st.datetimes(datetime(1, 1, 2), datetime(9999, 12, 30), timezones=st.just(UTC)).map(
+    lambda moment: moment.replace(microsecond=moment.microsecond // 1000 * 1000, fold=0)
+)
+optional_texts = st.none() | texts
+error_infos = st.builds(ErrorInfo, texts, texts, optional_texts, optional_texts, optional_texts)
+
+FIELDS: dict[str, st.SearchStrategy[Any]] = {
+    "until": times,
+    "seed": texts,
+    "mark": texts,
+    "log": texts,
+    "acquired_at": times,
+    "at": times,
+    "attempt": integers,
+    "boot_expires": st.none() | floats,
+    "boot_id": optional_texts,
+    "detail": values,
+    "error": st.none() | error_infos,
+    "expires_at": times,
+    "holder": texts,
+    "host": texts,
+    "idempotency_key": optional_texts,
+    "key": texts,
+    "message": optional_texts,
+    "owner": texts,
+    "pid": integers,
+    "renewed": st.booleans(),
+    "result": values,
+    "retrying": st.booleans(),
+    "run": texts,
+    "silent": st.booleans(),
+    "state": values,
+    "status": st.sampled_from(WorkflowStatus),
+    "step": texts,
+    "steps": st.lists(texts, max_size=3).map(tuple),
+    "token": integers,
+    "ttl": floats,
+    "type": texts,
+    "version": optional_texts,
+}
+
+
+def facts_of(kind: type[f.Fact]) -> st.SearchStrategy[f.Fact]:
+    fields = {field.name: FIELDS[field.name] for field in attrs.fields(kind)}
+    if kind is f.StepFailed:
+        fields["error"] = error_infos
+    if kind is f.StepCompleted:
+        fields["state"] = st.just(f.ABSENT) | values
+    return st.builds(kind, **fields)
+
+
+@st.composite
+def projections(draw: st.DrawFn) -> Projection:
+    tokens = draw(st.dictionaries(texts, integers, max_size=3))
+    steps = {}
+    for name in draw(st.lists(texts, unique=True, max_size=3)):
+        status = draw(st.sampled_from(StepStatus))
+        steps[name] = StepState(
+            name=name,
+            status=status,
+            attempts=draw(integers),
+            updated_at=draw(times),
+            started_at=draw(st.none() | times),
+            completed_at=draw(st.none() | times),
+            idempotency_key=draw(optional_texts),
+            result=draw(values) if status is StepStatus.COMPLETED else None,
+            error=draw(st.none() | error_infos),
+            owner="owner",
+            version=draw(optional_texts),
+        )
+    fields = {
+        "workflow_id": draw(texts),
+        "created_at": draw(times),
+        "updated_at": draw(times),
+        "state": draw(values),
+        "status": draw(st.sampled_from(WorkflowStatus)),
+        "last_error": draw(st.none() | error_infos),
+        "steps": steps,
+        "events": draw(st.lists(st.builds(WorkflowEvent, times, texts, optional_texts, values), max_size=3)),
+        "heartbeats": {key: Heartbeat(key, draw(times), draw(values)) for key in draw(st.lists(texts, max_size=2))},
+        "leases": {
+            key: Lease(
+                key=key,
+                holder=draw(texts),
+                acquired_at=draw(times),
+                heartbeat_at=draw(times),
+                expires_at=draw(times),
+                released_at=draw(st.none() | times),
+                detail=draw(values),
+                token=token,
+            )
+            for key, token in list(tokens.items())[:2]
+        },
+        "seq": draw(st.integers(0, 10**12)),
+        "runs": draw(st.dictionaries(texts, st.builds(LiveRun, texts, integers, texts, times), max_size=2)),
+        "run_failed": draw(st.booleans()),
+        "tokens": tokens,
+        "lease_clocks": {key: LeaseClock(draw(texts), draw(floats)) for key in tokens},
+        "limits": draw(st.dictionaries(texts, times, max_size=2)),
+        "step_limits": draw(st.dictionaries(texts, times, max_size=2)),
+        "step_limit_keys": draw(st.dictionaries(texts, texts, max_size=2)),
+        "command_seed": draw(optional_texts),
+        "commands": draw(st.dictionaries(texts, st.builds(LastCommand, texts, texts), max_size=2)),
+        "waits": draw(st.dictionaries(texts, st.builds(Wait, texts, times, times, optional_texts), max_size=2)),
+        "unknown": draw(st.dictionaries(st.sampled_from(["x", "y", "élan"]), values, max_size=2)),
+    }
+    assert fields.keys() == {field.name for field in attrs.fields(Projection)}
+    return Projection(**fields)
+
+
+@pytest.mark.parametrize("kind", FACT_KINDS, ids=[kind.__name__ for kind in FACT_KINDS])
+def test_facts_come_back_as_they_were(kind: type[f.Fact]) -> None:
+    """Every fact is read back from its JSON with the same values and types."""
+
+    @given(facts_of(kind))
+    def check(fact: f.Fact) -> None:
+        tag, fields = fact_to_json(fact)
+        assert repr(fact_from_json(tag, decode(encode(fields)), "p")) == repr(fact)
+
+    check()
+
+
+STARTED = {"at": STAMP, "step": "a", "attempt": 1, "owner": "o"}
+MISFITS: dict[str, tuple[str, dict[str, Any]]] = {
+    "text for int": ("step.started", {**STARTED, "attempt": "1"}),
+    "float for int": ("step.started", {**STARTED, "attempt": 1.0}),
+    "bool for int": ("step.started", {**STARTED, "attempt": True}),
+    "None for text": ("step.started", {**STARTED, "step": None}),
+    "int for text": ("step.started", {**STARTED, "owner": 1}),
+    "int for optional text": ("step.started", {**STARTED, "idempotencyKey": 1}),
+    "missing": ("step.started", {"at": STAMP, "step": "a", "owner": "o"}),
+    "text for bool": ("heartbeat.recorded", {"at": STAMP, "key": "k", "silent": "false"}),
+    "int for bool": ("heartbeat.recorded", {"at": STAMP, "key": "k", "silent": 0}),
+    "unknown status": ("status.set", {"at": STAMP, "status": "paused"}),
+    "int for status": ("status.set", {"at": STAMP, "status": 1}),
+    "naive time": ("state.updated", {"at": "2026-05-14T12:00:00.007", "state": 1}),
+    "number for time": ("state.updated", {"at": 1778760000, "state": 1}),
+    "no time": ("state.updated", {"at": "soon", "state": 1}),
+    "time before all time": ("state.updated", {"at": "0001-01-01T00:00:00+14:00", "state": 1}),
+    "text for list": ("steps.reset", {"at": STAMP, "steps": "abc"}),
+    "object for list": ("steps.reset", {"at": STAMP, "steps": {"a": 1}}),
+    "text for object": ("run.ended", {"at": STAMP, "run": "r", "error": "boom"}),
+    "list for object": ("run.ended", {"at": STAMP, "run": "r", "error": ["name", "message"]}),
+}
+
+
+@pytest.mark.parametrize(("tag", "fields"), MISFITS.values(), ids=MISFITS.keys())
+def test_facts_are_read_strictly(tag: str, fields: dict[str, Any]) -> None:
+    """A field of another type than the fact declares is refused, not converted."""
+    with pytest.raises(ValueError, match=r"."):
+        fact_from_json(tag, fields, "p")
+
+
+def test_an_int_is_read_as_a_float() -> None:
+    """JSON writers drop `.0`, so that an int is accepted for a float."""
+    fields = {
+        "at": STAMP,
+        "key": "k",
+        "holder": "h",
+        "ttl": 30,
+        "acquiredAt": STAMP,
+        "expiresAt": STAMP,
+        "token": 1,
+        "renewed": False,
+    }
+    fact = fact_from_json("lease.touched", fields, "p")
+    assert isinstance(fact, f.LeaseTouched)
+    assert type(fact.ttl) is float
+    assert fact.ttl == 30.0
+
+
+@pytest.mark.parametrize("tag", ["step.paused", "", None, 7, ["step.started"]])
+def test_an_unknown_fact_needs_a_newer_release(tag: Any) -> None:
+    """An unknown fact is not skipped: the error names the file and says that a newer release wrote it."""
+    with pytest.raises(FormatVersionError, match=r"/p/w\.journal") as caught:
+        fact_from_json(tag, {"at": STAMP}, "/p/w.journal")
+    assert caught.value.path == "/p/w.journal"
+
+
+@pytest.mark.parametrize("key", ["more", "idempotency_key"])
+def test_an_unknown_field_needs_a_newer_release(key: str) -> None:
+    """A fact with a field that this release does not know is not read in part."""
+    with pytest.raises(FormatVersionError, match=f"'step.started' with the unknown {key}"):
+        fact_from_json("step.started", {**STARTED, key: "k"}, "/p/w.journal")
+
+
+def test_tags_and_keys_on_disk_are_frozen() -> None:
+    """Tags and keys stay as they are, whatever the classes are called."""
+    lease = f.LeaseTouched(T0, "k", "h", 1.5, T0, T0, 7, True, {"d": 1}, "boot", 2.5)
+    assert fact_to_json(lease) == (
+        "lease.touched",
+        {
+            "at": STAMP,
+            "key": "k",
+            "holder": "h",
+            "ttl": 1.5,
+            "acquiredAt": STAMP,
+            "expiresAt": STAMP,
+            "token": 7,
+            "renewed": True,
+            "detail": {"d": 1},
+            "bootId": "boot",
+            "bootExpires": 2.5,
+        },
+    )
+    assert fact_to_json(f.StepStarted(T0, "a", 2, "o", "key", "v")) == (
+        "step.started",
+        {"at": STAMP, "step": "a", "attempt": 2, "owner": "o", "idempotencyKey": "key", "version": "v"},
+    )
+    assert fact_to_json(f.StepCompleted(T0, "a", None)) == (
+        "step.completed",
+        {"at": STAMP, "step": "a", "result": None},
+    )
+    assert fact_to_json(f.StepCompleted(T0, "a", 1, None))[1]["state"] is None
+    assert [fact_to_json(fact)[0] for fact in SIMPLE_FACTS] == [
+        "run.started",
+        "run.ended",
+        "run.died",
+        "step.failed",
+        "step.limited",
+        "step.waiting",
+        "step.abandoned",
+        "steps.reset",
+        "state.updated",
+        "status.set",
+        "commands.marked",
+        "command.begun",
+        "event.appended",
+        "heartbeat.recorded",
+        "lease.released",
+    ]
+
+
+def test_the_page_of_the_format_is_complete() -> None:
+    """It has a row for each fact and for each key of `isoOrchestrator`."""
+    pages = [path for path in Path(iso_orchestrator.__file__).parent.rglob("*.md") if path.stem.lower() == "format"]
+    rows = [line for line in only(pages).read_text().splitlines() if line.startswith("| `")]
+    named = {name for row in rows for name in re.findall("`([^`]*)`", row.split("|")[1])}
+    assert set(f.FACTS) <= named
+    record = {field.name for field in attrs.fields(WorkflowRecord)}
+    fields = [field.name for field in attrs.fields(Projection) if field.name not in (*record, "unknown")]
+    assert set(map(camel, fields)) <= named
+
+
+def camel(name: str) -> str:
+    return re.sub("_(.)", lambda letter: letter[1].upper(), name)
+
+
+SIMPLE_FACTS = [
+    f.RunStarted(T0, "r", "o", 1, "h"),
+    f.RunEnded(T0, "r"),
+    f.RunDied(T0, "r"),
+    f.StepFailed(T0, "a", ErrorInfo("E", "m")),
+    f.StepLimited(T0, "a", T0),
+    f.StepWaiting(T0, "a", "o"),
+    f.StepAbandoned(T0, "a"),
+    f.StepsReset(T0, ("a",)),
+    f.StateUpdated(T0, 1),
+    f.StatusSet(T0, WorkflowStatus.IDLE),
+    f.CommandsMarked(T0, "s"),
+    f.CommandBegun(T0, "a", "m", "/l"),
+    f.EventAppended(T0, "t"),
+    f.HeartbeatRecorded(T0, "k"),
+    f.LeaseReleased(T0, "k"),
+]
+
+
+@given(projections())
+def test_records_come_back_as_they_were(projection: Projection) -> None:
+    """A snapshot is read back with all fields of the projection, also those that the npm package does not know."""
+    found = projection_from_snapshot(snapshot_from_projection(projection), "p")
+    assert repr(found) == repr(projection)
+
+
+@pytest.mark.parametrize("name", ["fresh", "running", "failed", "completed"])
+def test_npm_snapshots_are_read_and_written_back_unchanged(name: str) -> None:
+    """A record of the npm package keeps all keys and values, and gets one more top-level key."""
+    original = json.loads((NPM / f"{name}.json").read_bytes())
+    written = json.loads(snapshot_from_projection(projection_from_snapshot((NPM / f"{name}.json").read_bytes(), "p")))
+    ours = written.pop("isoOrchestrator")
+    assert written == original
+    assert set(ours) == {"format", "seq", "runs", "runFailed", "steps", "tokens", "leaseClocks", "crc"}
+    assert ours["seq"] == 0
+
+
+def test_npm_record_is_read_field_by_field() -> None:
+    """Each field of a record that Node wrote is found in our field."""
+    record = projection_from_snapshot((NPM / "failed.json").read_bytes(), "p").record()
+    assert record.workflow_id == "Nightly Batch/№ 7"
+    assert record.status is WorkflowStatus.FAILED
+    assert record.created_at == datetime(2026, 4, 25, 8, 0, 0, 7000, tzinfo=UTC)
+    assert record.state == {"applied": 1, "ünï": ["\0", "😀", "\u2028"]}
+    assert list(record.steps) == ["plain", "null result", "keyed", "retried", "rejected", "left running"]
+    assert record.steps["retried"].attempts == 2
+    assert record.steps["null result"].status is StepStatus.COMPLETED
+    assert record.steps["null result"].result is None
+    assert record.steps["keyed"].idempotency_key == "k-1"
+    assert record.steps["rejected"].error is not None
+    assert record.steps["rejected"].error.cause == "root cause"
+    assert record.leases["other"].released_at == datetime(2026, 4, 25, 8, 0, 20, 7000, tzinfo=UTC)
+    assert record.heartbeats["worker"].detail is None
+    assert record.last_error is not None
+    assert (record.last_error.name, record.last_error.message) == ("TypeError", "the end")
+    assert [event.type for event in record.events][-2:] == ["step.completed", "workflow.failed"]
+
+
+# The types of the npm package (dist/types.d.ts): its own objects hold these keys and no others.
+NPM_KEYS = {
+    "steps": {
+        "name",
+        "status",
+        "attempts",
+        "startedAt",
+        "updatedAt",
+        "completedAt",
+        "idempotencyKey",
+        "result",
+        "error",
+    },
+    "heartbeats": {"key", "at", "detail"},
+    "leases": {"key", "holder", "acquiredAt", "heartbeatAt", "expiresAt", "releasedAt", "detail"},
+}
+
+
+@given(projections())
+def test_npm_objects_hold_npm_keys_and_no_others(projection: Projection) -> None:
+    """Keys that the npm package does not know stand under `isoOrchestrator`, never inside its own objects."""
+    document = json.loads(snapshot_from_projection(projection))
+    for part, keys in NPM_KEYS.items():
+        for entry in document.get(part, {}).values():
+            assert set(entry) <= keys
+    for event in document["events"]:
+        assert set(event) <= {"at", "type", "message", "detail"}
+    for step in document["steps"].values():
+        assert set(step.get("error", {})) <= {"name", "message", "stack", "code", "cause"}
+        assert step["status"] != "completed" or "result" in step
+    known = {
+        "version",
+        "workflowId",
+        "status",
+        "createdAt",
+        "updatedAt",
+        "state",
+        "steps",
+        "events",
+        "heartbeats",
+        "leases",
+        "lastError",
+    }
+    assert set(document) == known & set(document) | set(projection.unknown) | {"isoOrchestrator"}
+
+
+def test_unknown_top_level_keys_are_kept() -> None:
+    """Top-level keys of another program stay in the record."""
+    document = json.loads((NPM / "completed.json").read_bytes())
+    document["dashboard"] = {"colour": [1, None]}
+    projection = projection_from_snapshot(json.dumps(document).encode(), "p")
+    projection.apply(f.EventAppended(T0, "note"))
+    assert json.loads(snapshot_from_projection(projection))["dashboard"] == {"colour": [1, None]}
+
+
+def test_an_empty_version_is_a_version() -> None:
+    """A step of version "" differs from one without a version, after a snapshot too."""
+    projection = new_fold()
+    projection.apply(f.StepStarted(T0, "a", 1, "o", None, ""))
+    projection.apply(f.StepCompleted(T0, "a", 1))
+    found = projection_from_snapshot(snapshot_from_projection(projection), "p")
+    assert found.matching("a", None, "") is not None
+    assert found.matching("a", None, None) is None
+
+
+def changed(**parts: Any) -> bytes:
+    document = json.loads(snapshot_from_projection(new_fold()))
+    return json.dumps({**document, **parts}).encode()
+
+
+@pytest.mark.parametrize(
+    ("data", "found"),
+    [
+        (changed(version=2), "record version 2"),
+        (changed(isoOrchestrator={"format": 2}), "isoOrchestrator format 2"),
+        (changed(isoOrchestrator={"format": "1"}), "isoOrchestrator format 1"),
+    ],
+)
+def test_newer_records_are_refused(data: bytes, found: str) -> None:
+    """A record of a newer version raises FormatVersionError, which says what was found and that an upgrade reads it."""
+    with pytest.raises(FormatVersionError, match="upgrade iso-orchestrator") as caught:
+        projection_from_snapshot(data, "/p/w.json")
+    assert (caught.value.path, caught.value.found) == ("/p/w.json", found)
+
+
+STEP = {"name": "a", "status": "completed", "attempts": 1, "updatedAt": STAMP, "result": None}
+LEASE = {"key": "k", "holder": "h", "acquiredAt": STAMP, "heartbeatAt": STAMP, "expiresAt": STAMP}
+DAMAGED = {
+    "a list": b"[]",
+    "no object": b'"text"',
+    "no version": b"{}",
+    "version alone": b'{"version":1}',
+    "version true": changed(version=True),
+    "version text": changed(version="1"),
+    "version zero": changed(version=0),
+    "id missing": json.dumps({"version": 1, "status": "idle", "createdAt": STAMP, "updatedAt": STAMP}).encode(),
+    "id no text": changed(workflowId=7),
+    "status": changed(status="paused"),
+    "time": changed(createdAt="yesterday"),
+    "time overflows": changed(createdAt="0001-01-01T00:00:00+14:00"),
+    "steps list": changed(steps=[]),
+    "steps None": changed(steps=None),
+    "step no object": changed(steps={"a": 1}),
+    "step attempts": changed(steps={"a": {**STEP, "attempts": "1"}}),
+    "step lacks a key": changed(steps={"a": {"name": "a"}}),
+    "events object": changed(events={}),
+    "events text": changed(events="abc"),
+    "event no object": changed(events=[1]),
+    "heartbeats list": changed(heartbeats=[1]),
+    "leases list": changed(leases=[1]),
+    "leases text": changed(leases="abc"),
+    "lease no object": changed(leases={"k": 1}),
+    "lease key": changed(leases={"k": {**LEASE, "holder": None}}),
+    "last error": changed(lastError="boom"),
+    "ours no object": changed(isoOrchestrator=7),
+    "ours list": changed(isoOrchestrator=[]),
+    "seq": changed(isoOrchestrator={"seq": "7"}),
+    "tokens": changed(isoOrchestrator={"tokens": {"k": "1"}}),
+    "tokens list": changed(isoOrchestrator={"tokens": [1]}),
+    "runs": changed(isoOrchestrator={"runs": {"r": {}}}),
+    "notes": changed(isoOrchestrator={"steps": {"a": 1}}),
+    "not JSON": b"{",
+    "not UTF-8": b'{"version":1,"workflowId":"\xff"}',
+    "NaN": b'{"version":1,"state":NaN}',
+}
+
+
+@pytest.mark.parametrize("data", DAMAGED.values(), ids=DAMAGED.keys())
+def test_damaged_records_are_refused(data: bytes) -> None:
+    """Any damage raises ValueError and no other error."""
+    with pytest.raises(ValueError, match=r"."):
+        projection_from_snapshot(data, "p")
