@@ -1,4 +1,4 @@
-"""What the agents are put through, and what is to become of each: for the real programs and for their transcripts."""
+"""Cases for the agents with their outcomes: for the real programs, and for the recorded runs of them."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ class Case:
     """One run.
 
     Attributes:
-        agent: Which.
-        name: Of the case; of its transcript.
-        outcome: What is to become of it.
+        agent: The agent's name.
+        name: The name of the case, and of its recorded run.
+        outcome: The outcome that it must have.
         model: How the stand-in model behaves.
         says: Part of the result's reason.
         lifted_after: Seconds from the end of the run until the limit is lifted.
-        args: The agent's own arguments; permission to use tools, unless the case is about that.
-        env: More environment; None takes a variable away.
-        resume: The case whose session it goes on with.
-        session: A session to go on with that there is none of.
+        args: The agent's arguments; None for the permission to use tools.
+        env: More environment; None removes a variable.
+        resume: The case whose session it resumes.
+        session: A session to resume that does not exist.
         signal: Sent to the process two seconds after it is in a tool: a session that is not saved yet is not resumed.
         stopped: Why it was ended at a limit of time, where it was.
         timeout: Seconds until it is.
@@ -68,13 +68,13 @@ _NO_SESSION = {
     "opencode": "ses_000000000000000000000000aa",
 }
 _SILENT: dict[str, Any] = {"idle": 12, "stopped": "no output for 12 s"}  # opencode's first word comes after 6
-_LONG: dict[str, Any] = {"timeout": 8, "stopped": "not done in 8 s"}  # codex waits 10 for a tool, then goes on
+_LONG: dict[str, Any] = {"timeout": 8, "stopped": "not done in 8 s"}  # codex waits 10 s for a tool, then continues
 _HOUR = 3600.0
 _DEAD = "http://127.0.0.1:9"
 
 
 def agent_for(case: Case, program: str | None = None) -> Agent:
-    """The agent of a case, as a user would set it up."""
+    """The agent of a case, as a user would make it."""
     args = _TOOLS_ALLOWED[case.agent] if case.args is None else case.args
     options: dict[str, Any] = {"args": args} if program is None else {"args": args, "program": program}
     match case.agent:
@@ -98,7 +98,7 @@ CASES: list[Case] = [
     *_each("ok", OK),
     *_each("tool", OK, model="tool"),
     *_each("tool_fails", OK, model="badtool"),
-    # codex tells of no command that its sandbox refused.
+    # No event of codex has a command that its sandbox refused.
     Case("codex", "refused", OK, model="writetool", args=()),
     Case("claude", "refused", REFUSED, model="writetool", args=(), says="Bash: echo hi"),
     Case("opencode", "refused", REFUSED, model="writetool", args=(), says="bash: echo hi"),
@@ -163,7 +163,7 @@ CASES: list[Case] = [
     *_each("tool_interrupted", FAILED, model="longtool", signal=signal.SIGINT),
     *_each("tool_terminated", FAILED, agents=("codex", "claude"), model="longtool", **_LONG),
     Case("opencode", "tool_terminated", FAILED, model="longtool", timeout=15, stopped="not done in 15 s"),
-    # It tells the model that the tool failed, and ends with 0 and an answer.
+    # It says to the model that the tool failed, and ends with 0 and an answer.
     Case("claude", "tool_terminated_fast", FAILED, model="fasttool", **_LONG),
     *_each("tool_killed", FAILED, model="longtool", signal=signal.SIGKILL, says="SIGKILL"),
     *_each("resumed_after_kill", OK, resume="tool_killed"),

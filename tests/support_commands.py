@@ -1,4 +1,4 @@
-"""What the tests of commands share: programs that misbehave, and marks to find them by."""
+"""Programs for the tests of commands, and ways to find and end them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from iso_orchestrator.system.processes import tagged, tagged_environment
 STAND_IN = [sys.executable, "-I", "-S", stand_in.__file__]
 """The stand-in for an agent, by its path: with `-m` it would import the package first."""
 
-FOREVER = "1000"  # seconds of a sleep that is not to end by itself
+FOREVER = "1000"  # seconds of a sleep that does not end by itself in a test
 
 
 def python(code: str, *args: object) -> list[str]:
@@ -35,10 +35,10 @@ def shell(code: str, *args: object) -> list[str]:
 
 
 def hidden(folder: object, code: str) -> list[str]:
-    """A command line whose tag a descendant does not have, which ignores SIGTERM and has the output open.
+    """A command line with a descendant that has no tag, ignores SIGTERM, and has the output open.
 
-    Its process id is appended to the file "pids" in *folder*, that of the command itself, which goes on with *code*, is
-    in the file "leader".
+    The descendant appends its process id to the file "pids" in *folder*. The command writes its own to the file
+    "leader", and continues with *code*.
     """
     stranger = f"trap '' TERM; echo $$ >> \"$1/pids\"; exec sleep {FOREVER}"
     return shell(f'echo $$ > "$1/leader"; (setsid env -i "PATH=$PATH" sh -c "$2" sh "$1" &); {code}', folder, stranger)
@@ -53,7 +53,7 @@ def command_run(folder: Path, args: Sequence[str] | Command, **options: Any) -> 
 
 @contextmanager
 def running(tag: str, args: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
-    """A program that runs with *tag*; killed at the end with all that the tag finds."""
+    """A program that runs with *tag*; killed at the end with all processes that have the tag."""
     with open(os.devnull, "wb") as nowhere:
         process = subprocess.Popen(
             args, env=tagged_environment(None, tag), stdin=subprocess.DEVNULL, stdout=nowhere, start_new_session=True
@@ -72,7 +72,7 @@ def find(tag: str) -> list[int]:
 
 
 def kill_all(tag: str) -> None:
-    """Kill all who have *tag*, by nothing of the package but its way to find them."""
+    """Kill all processes that have *tag*, by nothing of the package except its way to find them."""
 
     def are_gone() -> bool:
         pids = find(tag)
@@ -85,5 +85,5 @@ def kill_all(tag: str) -> None:
 
 
 def wait_for_file(path: Path) -> str:
-    """What is in a file, as soon as there is something."""
+    """The text of a file, as soon as there is some."""
     return wait_until(lambda: path.exists() and path.read_text(), what=f"something in {path.name}")  # type: ignore[no-any-return]

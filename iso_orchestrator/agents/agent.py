@@ -94,7 +94,7 @@ class AgentCommand:
 
 @attrs.frozen(kw_only=True)
 class Agent(ABC):
-    """A coding agent's command line: how to start it, and how to read what it prints. `parse=` of a command takes it.
+    """A coding agent's command line: how to start it, and how to read what it prints. A command's `parse=` takes it.
 
     Permissions are the CLI's own defaults, unless *args* say otherwise.
 

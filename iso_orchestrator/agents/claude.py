@@ -15,7 +15,7 @@ from iso_orchestrator.agents.turn import Event, Transcript, as_cost, as_count, a
 
 __all__ = ["Claude"]
 
-# Of an event's `usage`, and of one model's share in its `modelUsage`.
+# The keys of an event's `usage`, and of one model's part of its `modelUsage`.
 _KEYS = ("input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
 _MODEL_KEYS = ("inputTokens", "outputTokens", "cacheReadInputTokens", "cacheCreationInputTokens")
 
@@ -25,9 +25,9 @@ class Claude(Agent):
     """Anthropic's `claude -p`.
 
     Without permissions in *args* it may do only what its settings allow without asking:
-    ``args=["--allowedTools", "Bash(git *),Edit"]`` lets it do more. The session's name is chosen here, so that it is
-    known before the run begins; a second run under one name is refused by claude, so every command has a new one.
-    A run in which a tool was refused is `refused`, whatever it answers in the end; its answer is in `text`.
+    ``args=["--allowedTools", "Bash(git *),Edit"]`` lets it do more. Each command chooses a new session id, so that the
+    session is known before the run begins; claude refuses a second run under one id. A run in which a tool was refused
+    is `refused`, with any answer; the answer is in `text`.
 
     Example:
         >>> claude = Claude(model="opus", args=["--allowedTools", "Bash(git *)"])
@@ -40,7 +40,7 @@ class Claude(Agent):
     no_session: ClassVar[str | None] = "No conversation found with session ID"
 
     def arguments(self, session_id: str | None, *, resume: bool) -> list[str]:
-        """The user's own stand last: there is nothing behind them that `--allowedTools` could swallow."""
+        """The arguments of one run. The user's own come last: `--allowedTools` would take those that follow it."""
         return [
             *("--print", "--output-format", "stream-json", "--verbose"),
             *(["--model", self.model] if self.model else []),
@@ -49,11 +49,11 @@ class Claude(Agent):
         ]
 
     def environment(self) -> dict[str, str]:
-        """Retries and updates can only be told so."""
+        """Its retries and updates, which no argument sets."""
         return {"CLAUDE_CODE_MAX_RETRIES": str(self.max_retries), "DISABLE_AUTOUPDATER": "1"}
 
     def new_session_id(self) -> str:
-        """A UUID."""
+        """A new UUID."""
         return str(uuid4())
 
     def read(self, event: Event, transcript: Transcript) -> bool:
@@ -87,7 +87,7 @@ def _show_parts(parts: Iterable[object], transcript: Transcript) -> None:
 
 
 def _read_limit(info: Event, transcript: Transcript) -> None:
-    if info.get("status") == "rejected":  # the others say that it comes nearer
+    if info.get("status") == "rejected":  # the others warn that a limit comes near
         message = f"limit reached: {info.get('rateLimitType')}"
         transcript.fail(message, limited=True, until=from_epoch(info.get("resetsAt")))
 
@@ -135,7 +135,7 @@ def _message(event: Event) -> str:
 
 
 def _model_usage(shares: object) -> Usage | None:
-    """All models' together; right where `usage` is all zeros, after a request that was repeated without a stream."""
+    """The sum over all models; right also where `usage` has only zeros, after a request repeated without a stream."""
     total: Usage | None = None
     for share in shares.values() if isinstance(shares, dict) else ():
         usage = _usage(share, _MODEL_KEYS)

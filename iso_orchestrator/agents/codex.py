@@ -25,12 +25,12 @@ def _check_provider(_: object, __: object, value: Any) -> None:
 class Codex(Agent):
     """OpenAI's `codex exec`.
 
-    Without permissions in *args* it may only read: ``args=["--sandbox", "workspace-write"]`` lets it work. What the
-    sandbox refuses is in none of its events, so no run of codex is `refused` for it.
+    Without permissions in *args* it may only read: ``args=["--sandbox", "workspace-write"]`` lets it work. Its events
+    do not say what the sandbox refuses, so no run of codex is `refused` for that.
 
     Args:
-        provider: A `[model_providers]` table of your `config.toml`, which is used, and whose retries are capped: codex
-            does not let those of its own provider be.
+        provider: A `[model_providers]` table of your `config.toml` to use, with its retries capped by *max_retries*:
+            codex has no such setting for its built-in provider.
 
     Example:
         >>> command = Codex(model="gpt-5-codex", args=["--sandbox", "workspace-write"]).command("Review this.")
@@ -44,7 +44,7 @@ class Codex(Agent):
     provider: str | None = attrs.field(default=None, validator=_check_provider)
 
     def arguments(self, session_id: str | None, *, resume: bool) -> list[str]:
-        """The user's own stand first: one that takes any number of values would take what follows for another."""
+        """The arguments of one run. The user's own come first: one with any number of values takes what follows it."""
         settings = {
             "check_for_update_on_startup": "false",
             "features.unbounded_connection_retries": "false",  # else it waits for a dead server for ever
@@ -82,7 +82,7 @@ class Codex(Agent):
         return True
 
     def error_message(self, transcript: Transcript, stderr: str) -> str:
-        """Its events' word; standard error has what it says before there is a session."""
+        """The error of its events; before a session begins, the one on standard error."""
         return transcript.error or last_error_line(_NOISE.sub("", stderr))
 
     def _provider_settings(self) -> dict[str, str]:

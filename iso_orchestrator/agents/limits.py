@@ -1,4 +1,4 @@
-"""What agents and their providers say of limits, in words: whether it is one, and when it is lifted."""
+"""Usage limits in the words of agents and providers: whether an error is one, and when it is lifted."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from zoneinfo import ZoneInfo
 
 __all__ = ["from_epoch", "is_limit", "retry_after", "until_of"]
 
-# Sentences as the CLIs print them, from their recorded output and from users' reports.
+# Sentences of the CLIs, from their recorded output and from users' reports.
 _LIMIT = re.compile(
     r"(?:hit|reached) your (?:[\w-]+ )?limit|(?:usage|rate|session|hour|daily|weekly|monthly)[ _-]limit"
     r"|too many requests|\(429\)",
     re.IGNORECASE,
 )
-# Nothing lifts these but somebody who pays: to wait for it would be to wait for ever.
+# Only a payment lifts these: a wait would never end.
 _CREDIT = re.compile(r"insufficient_quota|quota exceeded|exceeded your current quota|credit balance", re.IGNORECASE)
 
 _EPOCH = re.compile(r"limit reached\|(\d{10})\b")
@@ -45,12 +45,12 @@ _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct",
 _TOO_MANY_REQUESTS = 429
 
 _MINUTE = timedelta(minutes=1)
-# A time of day that passed just now is today's, and over: the same time tomorrow would be a day too late.
+# A time of day that has just passed is today's, and the limit is over: tomorrow's would be a day too late.
 _JUST_NOW = timedelta(minutes=10)
 
 
 def is_limit(text: str, status: object = None) -> bool:
-    """Whether an error is a limit that time lifts, by its text or its HTTP status.
+    """Whether an error is a limit that is lifted after some time, by its text or its HTTP status.
 
     Example:
         >>> is_limit("You've hit your usage limit. Try again later.")
@@ -62,15 +62,15 @@ def is_limit(text: str, status: object = None) -> bool:
 
 
 def until_of(text: str, now: datetime, zone: tzinfo | None = None) -> datetime | None:
-    """When the limit that a text speaks of is lifted.
+    """When the limit in the text of an error is lifted.
 
     Args:
-        text: An error's: with a time of day, a date, a span or an epoch.
-        now: When it was said; aware.
-        zone: Of a time that is said without one. None is this machine's, which is that of the CLIs.
+        text: The text, with a time of day, a date, a span or an epoch.
+        now: When the error came; aware.
+        zone: The time zone of a time without one. None is this machine's, which the CLIs use.
 
     Returns:
-        A moment in UTC; the end of the minute where a minute is named. None where no time can be read in the text.
+        A moment in UTC; the end of the minute where a minute is named. None if the text names no time.
 
     Example:
         >>> noon = datetime(2026, 11, 22, 12, tzinfo=UTC)
@@ -80,11 +80,11 @@ def until_of(text: str, now: datetime, zone: tzinfo | None = None) -> datetime |
     try:
         return _epoch_in(text) or _span_in(text, now) or _moment_in(text, now, zone)
     except (ValueError, OverflowError, OSError, LookupError):
-        return None  # the 31st of June, 13 PM, fortnights, a zone that nobody knows
+        return None  # the 31st of June, 13 PM, fortnights, an unknown zone
 
 
 def from_epoch(value: object, per_second: int = 1) -> datetime | None:
-    """The moment that is a number of seconds after 1970, or of parts of them; None where it is none."""
+    """The moment that is *value* / *per_second* seconds after 1970; None where there is no such moment."""
     try:
         return datetime.fromtimestamp(value / per_second, UTC) if isinstance(value, int | float) else None
     except (ValueError, OverflowError, OSError):
@@ -92,7 +92,7 @@ def from_epoch(value: object, per_second: int = 1) -> datetime | None:
 
 
 def retry_after(headers: Mapping[str, object], at: datetime) -> datetime | None:
-    """When the headers of a refusal that came *at* a moment let one try again; None where they do not say.
+    """When to try again, by the headers of a refusal that came *at* a moment; None if they do not say.
 
     Example:
         >>> retry_after({"retry-after": "90"}, datetime(2026, 11, 22, tzinfo=UTC))
@@ -147,14 +147,14 @@ def _clock(hour: int, minute: int, half: str) -> time:
 
 
 def _next(clock: time, now: datetime, zone: tzinfo | None) -> datetime:
-    """The next time that it is *clock*; it may be tomorrow's, and just after midnight yesterday's."""
+    """The next moment of *clock*: today's, or tomorrow's; just after midnight also yesterday's."""
     today = now.astimezone(zone).date()
     moments = (_end_of_minute(today + timedelta(days=days), clock, zone) for days in (-1, 0, 1))
     return next(moment for moment in moments if moment > now - _JUST_NOW)
 
 
 def _nearest(month: int, day: int, clock: time, now: datetime, zone: tzinfo | None) -> datetime:
-    """A date without a year: at the end of December the next year's, just after it the last one's."""
+    """The nearest date without a year: at the end of December that of the next year, just after it of the last."""
     years = range(now.year - 1, now.year + 2)
     moments = [_end_of_minute(date(year, month, day), clock, zone) for year in years if _has(year, month, day)]
     return min(moments, key=lambda moment: abs(moment - now))
@@ -165,7 +165,7 @@ def _has(year: int, month: int, day: int) -> bool:
 
 
 def _end_of_minute(day: date, clock: time, zone: tzinfo | None) -> datetime:
-    # The CLIs cut the seconds off, in spans too: when the minute begins, the limit still stands. Of the two times that
-    # the end of summer time makes of one, the later.
+    # The CLIs cut the seconds off, in spans too, so the limit still holds when the minute begins. At the end of summer
+    # time one local time is two moments: take the later.
     local = datetime.combine(day, clock, zone).replace(fold=1)
     return local.astimezone(UTC) + _MINUTE

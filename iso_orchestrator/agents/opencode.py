@@ -17,7 +17,7 @@ __all__ = ["OpenCode"]
 
 _MOMENT = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"
 _LOG = re.compile(r"^timestamp=.*\n?", re.MULTILINE)
-# Not those of the small model, which makes a title for the session.
+# Without the errors of the small model, which makes a title for the session.
 _LOGGED = re.compile(
     rf'^timestamp=({_MOMENT}) level=ERROR (?!.* small=true ).*?\berror[.\w]*="((?:[^"\\]|\\.)*)"', re.M
 )
@@ -28,10 +28,10 @@ _REFUSED = re.compile(r"rejected permission|rule which prevents", re.IGNORECASE)
 class OpenCode(Agent):
     """`opencode run`.
 
-    Without permissions in *args* it may do what its settings allow; whatever it would have to ask for is refused, and
-    the run ends there. It obeys a provider's `retry-after`, be it an hour, without a word: give the command an
-    `idle_timeout`. It can be told nothing about its retries. In a home where it never ran, its first run installs
-    something from npm, and ignores SIGINT and SIGTERM.
+    Without permissions in *args* it may do what its settings allow; anything that it would have to ask for is refused,
+    and the run ends there. It waits as long as a provider's `retry-after` says, also an hour, and prints nothing: give
+    the command an `idle_timeout`. It has no setting for its retries, so *max_retries* does nothing. The first run in a
+    home installs something from npm, and ignores SIGINT and SIGTERM.
 
     Args:
         model: As ``"provider/model"``.
@@ -45,7 +45,7 @@ class OpenCode(Agent):
     no_session: ClassVar[str | None] = "Session not found"
 
     def arguments(self, session_id: str | None, *, resume: bool) -> list[str]:
-        """Its log of errors is asked for: what it does not tell in an event while it tries again, it tells there."""
+        """The arguments of one run, with its log of errors: while it repeats a request, only the log says why."""
         return [
             *("run", "--format", "json", "--print-logs", "--log-level", "ERROR"),
             *(["--model", self.model] if self.model else []),
@@ -54,7 +54,7 @@ class OpenCode(Agent):
         ]
 
     def environment(self) -> dict[str, str]:
-        """Updates can only be refused so."""
+        """No updates, which no argument refuses."""
         return {"OPENCODE_DISABLE_AUTOUPDATE": "1"}
 
     def read(self, event: Event, transcript: Transcript) -> bool:
@@ -79,13 +79,13 @@ class OpenCode(Agent):
         return True
 
     def error_message(self, transcript: Transcript, stderr: str) -> str:
-        """What its log says behind the last event, or in place of one: nothing else says why it tries again."""
-        logged = [message for at, message in _LOGGED.findall(stderr) if _is_news(at, transcript)]
+        """The last error in its log since the last event: nothing else says why it repeats a request."""
+        logged = [message for at, message in _LOGGED.findall(stderr) if _is_newer(at, transcript)]
         return logged[-1] if logged else transcript.error or last_error_line(_LOG.sub("", stderr))
 
 
-def _is_news(logged_at: str, transcript: Transcript) -> bool:
-    # Both are UTC, and to the millisecond. As texts: what looks like a time in a log may be none.
+def _is_newer(logged_at: str, transcript: Transcript) -> bool:
+    # Both are UTC, to the millisecond. Compared as texts: what looks like a time in a log may be none.
     return transcript.heard_at is None or logged_at[:23] >= transcript.heard_at.isoformat(timespec="milliseconds")[:23]
 
 

@@ -83,7 +83,7 @@ def _session(args: Sequence[str]) -> str | None:
 
 
 def _note(entry: dict[str, object]) -> list[str]:
-    """Append to the log; the sessions of the earlier runs."""
+    """Append to the log; return the sessions of the earlier runs."""
     path = os.environ.get("STAND_IN_LOG")
     if path is None:
         return []
@@ -143,7 +143,7 @@ def _ignores_sigterm(turn: Turn) -> int:
 
 
 def _leaves_child(turn: Turn) -> int:
-    """A child in a session of its own, which keeps standard output open; its pid is on standard error."""
+    """Leave a child in a session of its own that keeps standard output open; print its pid to standard error."""
     code = f"import time; time.sleep({_FOR_EVER})"
     child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.DEVNULL, start_new_session=True)
     print(f"left child {child.pid}", file=sys.stderr, flush=True)

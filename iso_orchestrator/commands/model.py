@@ -144,7 +144,7 @@ class CommandResult(Generic[T]):
         exit_code: The exit code; minus the signal's number where a signal ended it.
         duration: Seconds from its start to its end.
         stdout: The last 64 KiB of its standard output. Bytes that are no UTF-8 are spelled out: ``\xff``.
-        stderr: Likewise of standard error.
+        stderr: The last 64 KiB of its standard error.
         log_path: The file with all of its standard output. That of standard error has ``.stderr`` after the same name.
         parsed: The standard output as `parse=` read it; None without `parse=`.
     """

@@ -142,10 +142,10 @@ def await_orphans(tag: str, *log_paths: str, timeout: float | None = None, known
     """Wait until the processes that a dead runner has left of a command have ended by themselves; whether they have.
 
     Args:
-        tag: As in `end_orphans`.
-        log_paths: Likewise.
+        tag: As in `end_orphans`, and so are *log_paths* and *known*.
+        log_paths: Where the file of its standard output may be.
         timeout: Seconds; None for no limit.
-        known: Likewise.
+        known: Processes that are waited for with their descendants whether or not they have the tag.
 
     Raises:
         WorkflowUsageError: This process is one of them.

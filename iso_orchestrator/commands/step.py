@@ -185,7 +185,7 @@ class CommandAttempt:
         return self.scope.step.name
 
     def _process_tag(self, name: str) -> str:
-        """The process tag of all attempts at the step: nobody can guess it, and it is recorded before any attempt."""
+        """The process tag of all attempts at the step: it cannot be guessed, and is recorded before any attempt."""
         at = self._runtime().clock.now()
 
         def decide(projection: Projection) -> tuple[Sequence[Fact], str]:

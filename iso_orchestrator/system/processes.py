@@ -1,8 +1,8 @@
 """The machine's processes: start a program, find everything that it has started, and end all of it.
 
-A program is started with a *process tag* in its environment, a word that nobody can guess. Every process that it starts
-inherits the tag. So each is found, also in a session of its own, and also after its parents have ended (an orphan).
-The children of a process that was found belong to the tree with or without the tag.
+A program is started with a *process tag* in its environment, a word that cannot be guessed. Every process that it
+starts inherits the tag. So each is found, also in a session of its own, and also after its parents have ended (an
+orphan). The children of a process that was found belong to the tree with or without the tag.
 
 Some processes are not found once their parents have ended:
 
@@ -11,8 +11,8 @@ Some processes are not found once their parents have ended:
 - one that another service was asked to start: cron, systemd, a container's daemon.
 
 While such a process has the standard output of the command open, the lock on that file shows that it runs
-(`commands.output`). A server that a command leaves behind for later ones, as tmux and build tools do, is found, and is
-ended with the rest.
+(`commands.output`). A server that a command leaves running for later ones, as tmux and build tools do, is found, and
+is ended with the rest.
 """
 
 from __future__ import annotations
@@ -104,8 +104,8 @@ def start(
         env: Its whole environment, usually of `tagged_environment`.
         cwd: Its folder; None for this process's.
         stdin: A descriptor to read from; None for an empty input.
-        stdout: A descriptor to write to.
-        stderr: Likewise.
+        stdout: A descriptor to write standard output to.
+        stderr: The same for standard error.
 
     Raises:
         OSError: It cannot be started.

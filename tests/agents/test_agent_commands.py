@@ -1,4 +1,4 @@
-"""How the agents are started."""
+"""The command lines of the agents."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_nothing_dangerous_by_default(kind: type[Agent]) -> None:
 
 @pytest.mark.parametrize("kind", AGENTS)
 def test_the_prompt_goes_in_by_standard_input(kind: type[Agent]) -> None:
-    """A prompt is no argument, however it looks and however long it is."""
+    """A prompt is never an argument, in any form and length."""
     for prompt in ("--help", "a" * 1_000_000, 'say "hello"\nand go'):
         command = kind().command(prompt)
         assert command.input == prompt
@@ -33,8 +33,8 @@ def test_the_prompt_goes_in_by_standard_input(kind: type[Agent]) -> None:
 
 
 @pytest.mark.parametrize("kind", AGENTS)
-def test_what_the_user_adds_is_passed_on(kind: type[Agent]) -> None:
-    """Program, model, arguments and environment are the user's; of the environment the nearest counts."""
+def test_additions_of_the_user_are_passed_on(kind: type[Agent]) -> None:
+    """Program, model, arguments and environment are the user's; a run's environment overrides the agent's."""
     agent = kind(program=["npx", "it"], model="m/x", args=["--flag", "value"], env={"A": "agent", "B": "agent"})
     command = agent.command("Go.", cwd=Path("somewhere"), env={"B": "run"})
     assert command.args[:2] == ("npx", "it")
@@ -44,7 +44,7 @@ def test_what_the_user_adds_is_passed_on(kind: type[Agent]) -> None:
 
 
 def test_claude_has_a_new_session_each_time() -> None:
-    """Claude's session is chosen beforehand, and is another in each command: it refuses to begin one twice."""
+    """Each command chooses a new session before the start: claude refuses to begin one twice."""
     commands = [Claude().command("Go.") for _ in range(3)]
     assert len({command.session_id for command in commands}) == 3
     for command in commands:
@@ -62,7 +62,7 @@ def test_claude_has_a_new_session_each_time() -> None:
     ids=lambda value: getattr(value, "name", ""),
 )
 def test_resuming_names_the_session(agent: Agent, words: tuple[str, ...]) -> None:
-    """A session is gone on with under its name, and no new one is asked for."""
+    """A session is resumed by its name, and no new one is begun."""
     command = agent.command("Go on.", resume="s-1")
     assert " ".join(words) in " ".join(command.args)
     assert "--session-id" not in command.args
@@ -71,13 +71,13 @@ def test_resuming_names_the_session(agent: Agent, words: tuple[str, ...]) -> Non
 
 @pytest.mark.parametrize("resume", ["", "--last", "-", "a b", "a\n", "ü", "x" * 201])
 def test_a_session_cannot_be_an_option(resume: str) -> None:
-    """What could be taken for anything but a session's name is refused."""
+    """A text that could be taken for anything except a session's name is refused."""
     with pytest.raises(ValueError, match="no session's name"):
         Codex().command("Go.", resume=resume)
 
 
-def test_codex_caps_the_retries_where_it_lets_one() -> None:
-    """A provider of one's own has its retries capped; codex refuses settings for its own."""
+def test_codex_caps_the_retries_of_a_provider_of_ones_own() -> None:
+    """It has no such settings for its built-in provider."""
     assert not [word for word in Codex().command("Go.").args if "model_providers" in word]
     args = Codex(provider="lab", max_retries=2).command("Go.").args
     assert "model_providers.lab.request_max_retries=2" in args
@@ -87,7 +87,7 @@ def test_codex_caps_the_retries_where_it_lets_one() -> None:
 
 
 def test_claude_caps_the_retries() -> None:
-    """Claude is told by its environment."""
+    """An environment variable sets them."""
     assert Claude(max_retries=0).command("Go.").env["CLAUDE_CODE_MAX_RETRIES"] == "0"
 
 
@@ -103,7 +103,7 @@ def test_claude_caps_the_retries() -> None:
     ],
 )
 def test_wrong_options_are_refused(options: dict[str, object], error: type[Exception]) -> None:
-    """What cannot be meant is refused at once."""
+    """The error comes when the agent is made."""
     with pytest.raises(error):
         Codex(**options)  # type: ignore[arg-type]
 
@@ -115,13 +115,13 @@ def test_wrong_prompts_are_refused(prompt: str, error: type[Exception]) -> None:
         Codex().command(prompt)
 
 
-def test_agents_are_imported_by_who_wants_them() -> None:
+def test_agents_are_imported_at_first_use() -> None:
     """`import iso_orchestrator` imports none of them."""
     code = "import sys, iso_orchestrator; print([name for name in sys.modules if '.agents' in name])"
     assert run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 
 def test_all_is_sorted_and_true() -> None:
-    """`__all__` is sorted, and each name is there and says what it is."""
+    """`__all__` is sorted, and each of its names exists and has a docstring."""
     assert agents.__all__ == sorted(set(agents.__all__))
     assert [name for name in agents.__all__ if name != "Event" and not getattr(agents, name).__doc__] == []

@@ -1,4 +1,4 @@
-"""When a limit is lifted, in the words that the CLIs have for it."""
+"""Limits: when each is lifted, read from the words of the CLIs."""
 
 from __future__ import annotations
 
@@ -67,19 +67,19 @@ NO_TIME = [
 
 @pytest.mark.parametrize(("text", "until"), TIMES)
 def test_times_are_read(text: str, until: datetime) -> None:
-    """Each form that was seen, from codex and from claude, is the moment that it means, and is known for a limit."""
+    """Each form that was seen, from codex and from claude, is recognized as a limit, and gives its moment."""
     assert until_of(text, NOW, BERLIN) == until
     assert is_limit(text)
 
 
 @pytest.mark.parametrize("text", NO_TIME)
 def test_what_is_no_time_is_none(text: str) -> None:
-    """What cannot be read for sure is not guessed."""
+    """A text without a clear time gives none."""
     assert until_of(text, NOW, BERLIN) is None
 
 
 def test_a_limit_told_just_before_midnight_is_read_just_after_it() -> None:
-    """A time that was today's when it was said is not put off for a day by midnight."""
+    """A time of yesterday, read just after midnight, is not put off by a day."""
     just_after = datetime(2026, 11, 22, 23, 0, 5, tzinfo=UTC)  # 0:00:05 in Berlin
     assert until_of("Try again at 11:59 PM.", just_after, BERLIN) == utc(22, 23, 0)
     assert until_of("Try again at 12:10 AM.", just_after, BERLIN) == utc(22, 23, 11)
@@ -93,20 +93,20 @@ def test_a_date_around_new_year_is_the_nearest() -> None:
 
 
 def test_the_end_of_summer_time_is_the_later() -> None:
-    """Of the two times that are half past two on that night, the later: too early would hit the limit again."""
+    """Half past two comes twice in that night; the later is taken, since the earlier could meet the limit again."""
     night = datetime(2026, 10, 24, 22, tzinfo=UTC)
     assert until_of("resets 2:30am", night, BERLIN) == utc(25, 1, 31, month=10)
 
 
 def test_the_zone_of_the_clock_does_not_matter() -> None:
-    """The same moment of now in another zone gives the same answer."""
+    """The same *now* in another time zone gives the same moment."""
     elsewhere = NOW.astimezone(timezone(timedelta(hours=-11)))
     for text, until in TIMES:
         assert until_of(text, elsewhere, BERLIN) == until
 
 
 def test_local_time_is_the_machine_s(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A time without a zone is the machine's, by the offset of its own day: summer time ended in between."""
+    """A time without a zone is in the machine's, with the offset of that day: summer time ended in between."""
     with monkeypatch.context() as changes:
         changes.setenv("TZ", "Europe/Berlin")
         time.tzset()
@@ -125,7 +125,7 @@ def test_no_text_raises(text: str, now: datetime) -> None:
 
 @given(st.datetimes(datetime(2020, 1, 1), datetime(2040, 1, 1)), st.integers(1, 1380))
 def test_a_time_of_day_is_within_a_day_and_never_early(now: datetime, minutes: int) -> None:
-    """A limit that ends within the next 23 hours, told as codex and claude do, is waited for to its minute's end."""
+    """A limit that ends within 23 hours, in the words of codex and claude, lasts to the end of its minute."""
     now = now.replace(tzinfo=UTC)
     end = now + timedelta(minutes=minutes)
     until = until_of(f"resets {end:%I:%M%p} (UTC)", now)
@@ -149,12 +149,12 @@ def test_a_time_of_day_is_within_a_day_and_never_early(now: datetime, minutes: i
     ],
 )
 def test_limits_are_told_from_other_errors(text: str, limit: bool) -> None:
-    """A limit is what time lifts: not a credit that is gone, an overload, or a window that is full."""
+    """A used-up credit, an overload and a full context are no limits that time lifts."""
     assert is_limit(text) is limit
 
 
 def test_a_status_tells_a_limit_too() -> None:
-    """Status 429 is a limit, whatever the words are, unless they say that a credit is gone."""
+    """Status 429 is a limit with any words, except those for a used-up credit."""
     assert is_limit("no", 429)
     assert not is_limit("no", 500)
     assert not is_limit("You exceeded your current quota", 429)
@@ -175,11 +175,11 @@ def test_a_status_tells_a_limit_too() -> None:
     ],
 )
 def test_headers_are_read(headers: dict[str, object], seconds: float | None) -> None:
-    """Seconds, milliseconds and dates; what is none of them is not guessed."""
+    """Seconds, milliseconds and dates are read; anything else gives None."""
     assert retry_after(headers, NOW) == (None if seconds is None else NOW + timedelta(seconds=seconds))
 
 
 def test_an_epoch_in_milliseconds_is_no_moment() -> None:
-    """A number that is no second of any year is not taken for one."""
+    """A number outside of all years gives None."""
     assert from_epoch(1795341767) == utc(22, 10, 2, 47)
     assert [from_epoch(value) for value in (1795341767000, float("nan"), 10**400, "1795341767", None)] == [None] * 5

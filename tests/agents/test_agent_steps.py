@@ -1,4 +1,4 @@
-"""Agents as steps: judged, limited, gone on with, and recorded. By the stand-in, in its three dialects."""
+"""Agents as steps: classified, limited, resumed and recorded. With the stand-in, as each of the three CLIs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ each_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 
 
 def stand_in(kind: type[Agent], log: Path, *behaviours: str, seconds: float = 0) -> Agent:
-    """An agent that does these things, one a run, and notes each run."""
+    """An agent with one of these behaviours in each run, which writes each run to *log*."""
     return kind(
         program=[*STAND_IN, kind.name],
         env={
@@ -41,10 +41,8 @@ def runs_in(log: Path) -> list[dict[str, Any]]:
 
 
 @each_kind
-def test_an_answer_is_recorded_with_all_that_is_known_of_it(
-    workflow: Workflow, tmp_path: Path, kind: type[Agent]
-) -> None:
-    """It is the same typed result on the first call and from the record, and the agent runs once."""
+def test_an_answer_is_recorded_with_its_details(workflow: Workflow, tmp_path: Path, kind: type[Agent]) -> None:
+    """The typed result is the same on the first call and from the record, and the agent runs once."""
     agent = stand_in(kind, tmp_path / "log", "ok")
 
     @workflow.command(parse=agent, timeout=DEADLINE)
@@ -62,10 +60,10 @@ def test_an_answer_is_recorded_with_all_that_is_known_of_it(
 
 @each_kind
 @pytest.mark.parametrize("behaviour", ["empty", "refused", "fails", "dies"])
-def test_what_is_no_answer_fails_whatever_the_exit_code(
+def test_a_run_without_an_answer_fails_with_any_exit_code(
     workflow: Workflow, tmp_path: Path, kind: type[Agent], behaviour: str
 ) -> None:
-    """The error says what it was, and a retry that answers is a success."""
+    """The error has the outcome, and a retry with an answer is a success."""
     agent = stand_in(kind, tmp_path / "log", behaviour, "ok")
 
     @workflow.command(parse=agent, timeout=DEADLINE)
@@ -80,9 +78,9 @@ def test_what_is_no_answer_fails_whatever_the_exit_code(
     assert review().parsed.text == "Done: Review."
 
 
-@pytest.mark.parametrize("kind", [Claude, OpenCode])  # codex tells no seconds: a minute is too long for a test
-def test_a_limit_is_waited_for_by_all_of_that_agent(workflow: Workflow, tmp_path: Path, kind: type[Agent]) -> None:
-    """A run that meets a limit is no attempt, and nothing of that agent starts before its end."""
+@pytest.mark.parametrize("kind", [Claude, OpenCode])  # codex names no seconds, and a minute is too long for a test
+def test_all_steps_of_an_agent_wait_for_its_limit(workflow: Workflow, tmp_path: Path, kind: type[Agent]) -> None:
+    """A run that meets a limit does not count as an attempt, and no step of that agent starts before its end."""
     agent = stand_in(kind, tmp_path / "log", "limited", "ok", seconds=1)
 
     @workflow.command(name="review {number}", parse=agent, timeout=DEADLINE)
@@ -97,8 +95,8 @@ def test_a_limit_is_waited_for_by_all_of_that_agent(workflow: Workflow, tmp_path
     assert [limit["limitKey"] for limit in limits] == [kind.name]
 
 
-def test_a_limit_is_that_of_the_key_that_the_step_names(workflow: Workflow, tmp_path: Path) -> None:
-    """An agent that is used by two accounts is limited in one of them."""
+def test_a_step_may_name_the_key_of_its_limit(workflow: Workflow, tmp_path: Path) -> None:
+    """An agent with two accounts is limited in one of them."""
     agent = stand_in(Claude, tmp_path / "log", "limited", "ok", seconds=1)
 
     @workflow.command(parse=agent, timeout=DEADLINE, limit_key="account")
@@ -110,8 +108,8 @@ def test_a_limit_is_that_of_the_key_that_the_step_names(workflow: Workflow, tmp_
     assert [limit["limitKey"] for limit in limits] == ["account"]
 
 
-def test_the_tokens_of_a_session_are_known_while_it_is_gone_on_with() -> None:
-    """A run of a resumed session that is killed before it has said any is no reason to count from 0."""
+def test_the_tokens_of_a_resumed_session_are_kept() -> None:
+    """A resumed run that is killed before it has counted any does not begin the count at 0."""
     before: dict[str, Json] = {
         "agent": "codex",
         "session": "s",
@@ -125,7 +123,7 @@ def test_the_tokens_of_a_session_are_known_while_it_is_gone_on_with() -> None:
 
 
 def test_a_stalled_agent_is_ended(workflow: Workflow, tmp_path: Path) -> None:
-    """Silence has a limit, whatever the agent itself would wait."""
+    """No output for the idle timeout ends it."""
     agent = stand_in(Codex, tmp_path / "log", "stalls")
 
     @workflow.command(parse=agent, idle_timeout=1)
@@ -141,8 +139,8 @@ def test_a_stalled_agent_is_ended(workflow: Workflow, tmp_path: Path) -> None:
 
 
 @each_kind
-def test_a_retry_goes_on_with_the_session(workflow: Workflow, tmp_path: Path, kind: type[Agent]) -> None:
-    """The second attempt resumes what the first began."""
+def test_a_retry_resumes_the_session(workflow: Workflow, tmp_path: Path, kind: type[Agent]) -> None:
+    """The second attempt resumes the session of the first."""
     agent = stand_in(kind, tmp_path / "log", "fails", "ok")
     sessions: list[str | None] = []
 
@@ -158,7 +156,7 @@ def test_a_retry_goes_on_with_the_session(workflow: Workflow, tmp_path: Path, ki
 
 
 def test_a_step_that_is_reset_begins_a_new_session(workflow: Workflow, tmp_path: Path) -> None:
-    """Who has it forgotten wants it anew; so does who gives it another key."""
+    """A reset or another idempotency key begins a new session."""
     agent = stand_in(Claude, tmp_path / "log", "ok")
     keys = ["a"]
 
@@ -175,10 +173,10 @@ def test_a_step_that_is_reset_begins_a_new_session(workflow: Workflow, tmp_path:
 
 
 @each_kind
-def test_a_retry_after_an_answer_that_was_not_accepted_goes_on_too(
+def test_a_retry_after_an_answer_that_was_not_accepted_resumes_too(
     workflow: Workflow, tmp_path: Path, kind: type[Agent]
 ) -> None:
-    """A refused answer's session is known, however short its run, and its tokens are not counted twice."""
+    """The session of a refused answer is known, also after a short run, and its tokens are not counted twice."""
     agent = stand_in(kind, tmp_path / "log", "ok")
 
     @workflow.command(parse=agent, timeout=DEADLINE, retry=2, accept=lambda result: "again" in result.parsed.text)
@@ -198,8 +196,8 @@ def test_a_retry_after_an_answer_that_was_not_accepted_goes_on_too(
     assert result.parsed.usage == review_once().parsed.usage
 
 
-def test_tokens_of_a_session_that_another_step_began_are_not_guessed(workflow: Workflow, tmp_path: Path) -> None:
-    """Where only the whole session's are told, one run's are known to the step alone that had the run before."""
+def test_tokens_in_a_session_of_another_step_are_not_guessed(workflow: Workflow, tmp_path: Path) -> None:
+    """An agent that counts whole sessions gives a run's tokens only to the step that had the run before."""
     agent = stand_in(Codex, tmp_path / "log", "ok")
 
     @workflow.command(name="{prompt}", parse=agent, timeout=DEADLINE)
@@ -227,8 +225,8 @@ review()
 
 
 @pytest.mark.parametrize("version", [None, "2"])
-def test_who_starts_again_goes_on_with_the_session_of_a_killed_run(tmp_path: Path, version: str | None) -> None:
-    """The agent of the killed run is ended, and its session resumed, unless the step has become another one."""
+def test_the_session_of_a_killed_run_is_resumed(tmp_path: Path, version: str | None) -> None:
+    """Its agent is ended first. A new version of the step begins a new session."""
     with child(KILLED, tmp_path) as runner:
         assert runner.line() == "go"
         (first,) = wait_until(lambda: runs_in(tmp_path / "log"))

@@ -1,4 +1,4 @@
-"""Whatever a CLI prints, its stream says something sound, and raises nothing."""
+"""Streams: any output of a CLI gives a sound result, and raises no error."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 import attrs
 import pytest
 from agent_cases import CASES
-from agent_transcripts import Transcript
 from hypothesis import given
 from hypothesis import strategies as st
+from recorded_runs import RecordedRun
 
-from iso_orchestrator.agents import Agent, AgentResult, Claude, Codex, OpenCode, Outcome, Turn
+from iso_orchestrator.agents import Agent, AgentResult, Claude, Codex, OpenCode, Outcome, Transcript
 from iso_orchestrator.codec.values import ResultCodec
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
@@ -80,7 +80,7 @@ lines = st.one_of(events, st.text(), st.sampled_from(ODD_LINES[:-4]))
 
 
 def fed(agent: Agent, printed: list[str], exit_code: int | None = 0, stderr: str = "") -> AgentResult:
-    """What an agent's stream makes of some lines."""
+    """The result of an agent that printed some lines."""
     stream = agent.stream()
     for line in printed:
         stream.feed(line)
@@ -88,7 +88,7 @@ def fed(agent: Agent, printed: list[str], exit_code: int | None = 0, stderr: str
 
 
 def recorded(result: AgentResult) -> Any:
-    """A result, after it was in a record and in a file."""
+    """A result, written to a record and read back."""
     codec = ResultCodec(AgentResult)
     data = codec.dump(result, "the result")
     json.dumps(data, ensure_ascii=False).encode()
@@ -97,20 +97,20 @@ def recorded(result: AgentResult) -> Any:
 
 @pytest.mark.parametrize("agent", AGENTS, ids=IDS)
 @pytest.mark.parametrize("line", ODD_LINES, ids=lambda line: line[:30])
-def test_odd_lines_are_no_trouble(agent: Agent, line: str) -> None:
-    """A line of garbage alone is never ok, raises nothing, and its result can be recorded."""
+def test_odd_lines_alone_are_not_ok(agent: Agent, line: str) -> None:
+    """A line of garbage raises no error, and its result can be recorded."""
     result = fed(agent, [line])
     assert result.outcome is not Outcome.OK
     assert recorded(result) == result
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.name == "tool"], ids=str)
-def test_odd_lines_between_good_ones_change_no_good_end(case: Any) -> None:
-    """Garbage in the middle of a good run does not spoil it, and is kept as it came."""
-    transcript = Transcript.load(case)
+def test_odd_lines_between_good_ones_change_nothing(case: Any) -> None:
+    """A good run with garbage in the middle is ok, and the garbage is kept as it came."""
+    run = RecordedRun.load(case)
     garbage = ["not JSON", '{"type": "a new kind of event"}', "[1]"]
-    good = transcript.lines()
-    stream = transcript.stream(case)
+    good = run.lines()
+    stream = run.stream(case)
     for line in [*good[:2], *garbage, *good[2:]]:
         stream.feed(line)
     result = stream.result(0, now=NOW)
@@ -120,7 +120,7 @@ def test_odd_lines_between_good_ones_change_no_good_end(case: Any) -> None:
 @given(printed=st.lists(lines, max_size=12), exit_code=st.sampled_from([0, 1, -15, 143, None]), stderr=st.text())
 @pytest.mark.parametrize("agent", AGENTS, ids=IDS)
 def test_no_output_raises(agent: Agent, printed: list[str], exit_code: int | None, stderr: str) -> None:
-    """Any lines, in any order: a result that can be recorded, ok only with 0, an answer, and a closed turn."""
+    """Any lines in any order give a result that can be recorded, ok only with 0, an answer, and a closed turn."""
     result = fed(agent, printed, exit_code, stderr)
     if result.outcome is Outcome.OK:
         assert exit_code == 0
@@ -132,15 +132,15 @@ def test_no_output_raises(agent: Agent, printed: list[str], exit_code: int | Non
     assert recorded(result) == result
 
 
-def test_strays_are_bounded() -> None:
-    """However much garbage there is, the last twenty lines are kept, each cut."""
+def test_unparsed_lines_are_bounded() -> None:
+    """The last twenty lines that were not understood are kept, each cut at 500 characters."""
     result = fed(Codex(), [f"{number} {'x' * 10_000}" for number in range(1000)])
     assert [stray.split()[0] for stray in result.strays] == [str(number) for number in range(980, 1000)]
     assert max(map(len, result.strays)) == 500
 
 
 def test_an_answer_may_be_long() -> None:
-    """An answer of ten megabytes is kept whole; the event that it came in is not kept a second time."""
+    """An answer of ten megabytes is kept whole, and its event is not kept beside it."""
     answer = "a" * 10_000_000
     closing = {"type": "result", "subtype": "success", "is_error": False, "result": answer}
     result = fed(Claude(), [json.dumps(closing)])
@@ -148,7 +148,7 @@ def test_an_answer_may_be_long() -> None:
 
 
 def test_the_last_line_is_for_people() -> None:
-    """While it runs, the stream has a line to show: what the agent said or did last, and never JSON."""
+    """A running stream has a line to show: what the agent last said or did, never JSON."""
     stream = Claude().stream()
     shown = []
     for content in (
@@ -160,8 +160,8 @@ def test_the_last_line_is_for_people() -> None:
     assert shown == ["Then I act.", "Bash: ls"]
 
 
-def test_an_error_that_was_got_over_is_forgotten() -> None:
-    """Codex reconnects after an error; what counts is how the turn ends."""
+def test_an_error_before_a_good_end_does_not_count() -> None:
+    """Codex reconnects after an error; the end of the turn decides."""
     answer = '{"type":"item.completed","item":{"type":"agent_message","text":"Hello."}}'
     error = '{"type":"error","message":"Reconnecting... 1/5 (429 Too Many Requests)"}'
     assert fed(Codex(), [error, answer, '{"type":"turn.completed"}']).outcome is Outcome.OK
@@ -169,14 +169,14 @@ def test_an_error_that_was_got_over_is_forgotten() -> None:
 
 
 def test_an_answer_about_limits_is_no_limit() -> None:
-    """Only errors are searched for limits: an agent may write about them, and fail for another reason."""
+    """Only errors are searched for limits: an agent may write about limits, and fail for another reason."""
     answer = '{"type":"item.completed","item":{"type":"agent_message","text":"You\'ve hit your usage limit."}}'
     assert fed(Codex(), [answer, '{"type":"turn.completed"}']).outcome is Outcome.OK
     assert fed(Codex(), [answer, '{"type":"turn.failed","error":{"message":"no"}}'], 1).outcome is Outcome.FAILED
 
 
 def test_an_old_error_in_the_log_is_not_why_it_stopped() -> None:
-    """Opencode's log is believed where it is newer than the last event: what it got over is no limit."""
+    """Opencode's log counts only after the last event: it has recovered from older errors."""
     log = (
         'timestamp=2026-11-22T11:59:00.000Z level=ERROR run=1 message="stream error" error.error="Rate limit reached."'
     )
@@ -189,7 +189,7 @@ def test_an_old_error_in_the_log_is_not_why_it_stopped() -> None:
 
 
 def test_the_provider_says_when_to_try_again() -> None:
-    """Opencode's error has the refusal's headers: seconds, or a date, from the moment of the event."""
+    """Opencode's error has the headers of the refusal: seconds from the event, or a date."""
     at = NOW - timedelta(seconds=30)
     for header, seconds in (({"retry-after": "90"}, 60), ({"retry-after-ms": "1500"}, -28.5), ({}, None)):
         data = {"message": "no", "statusCode": 429, "responseHeaders": header}
@@ -214,7 +214,7 @@ def test_now_is_aware() -> None:
 
 
 def test_an_agent_of_ones_own_is_one_small_class() -> None:
-    """Another CLI is told by two methods, and judged as the others are."""
+    """Another CLI needs two methods, and is classified as the others are."""
 
     @attrs.frozen(kw_only=True)
     class Plain(Agent):
@@ -223,11 +223,11 @@ def test_an_agent_of_ones_own_is_one_small_class() -> None:
         def arguments(self, session_id: str | None, *, resume: bool) -> list[str]:
             return ["--json", *self.args]
 
-        def read(self, event: dict[str, Any], turn: Turn) -> bool:
+        def read(self, event: dict[str, Any], transcript: Transcript) -> bool:
             match event:
                 case {"answer": str(answer)}:
-                    turn.say(answer)
-                    turn.close()
+                    transcript.say(answer)
+                    transcript.close()
                 case _:
                     return False
             return True

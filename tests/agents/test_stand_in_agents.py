@@ -1,4 +1,4 @@
-"""The stand-in for agents, which tests and examples run without an account: it speaks as the real ones do."""
+"""The stand-in for agents, which tests and examples run without an account: it prints what the real ones do."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ OUTCOMES = {
 
 @contextmanager
 def started(command: AgentCommand, **settings: object) -> Iterator[subprocess.Popen[str]]:
-    """The stand-in, running; killed in the end."""
+    """The stand-in, running; killed at the end."""
     variables = {f"STAND_IN_{name}": str(value) for name, value in settings.items()}
     process = subprocess.Popen(
         command.args,
@@ -73,8 +73,8 @@ def performed(agent: Agent, command: AgentCommand, **settings: object) -> tuple[
 
 @each_agent
 @pytest.mark.parametrize("behaviour", OUTCOMES)
-def test_it_is_understood_as_the_real_ones_are(agent: Agent, behaviour: str) -> None:
-    """Each behaviour that ends has its outcome in each dialect, and no line of it is not understood."""
+def test_each_behaviour_has_its_outcome(agent: Agent, behaviour: str) -> None:
+    """It has the outcome for each CLI, and all its lines are understood."""
     _, result = performed(agent, agent.command("Review this."), AGENT=behaviour)
     assert (result.outcome, result.strays) == (OUTCOMES[behaviour], ())
     if result.outcome is Outcome.OK:
@@ -83,7 +83,7 @@ def test_it_is_understood_as_the_real_ones_are(agent: Agent, behaviour: str) -> 
 
 
 def test_it_runs_as_a_module_too() -> None:
-    """As the guides start a module: with `-m`."""
+    """It runs with `-m`."""
     agent = Claude(program=[sys.executable, "-m", "iso_orchestrator.agents.stand_in", "claude"])
     path = {"PYTHONPATH": str(Path(__file__).parents[2])}
     _, result = performed(agent, agent.command("Review this.", env=path))
@@ -91,12 +91,12 @@ def test_it_runs_as_a_module_too() -> None:
 
 
 def test_every_behaviour_is_tried() -> None:
-    """The behaviours are those that end, and those that are for killing."""
+    """The behaviours are those that end, and three that have to be killed."""
     assert set(BEHAVIOURS) - set(OUTCOMES) == {"stalls", "ignores_sigterm", "leaves_child"}
 
 
 @each_agent
-def test_a_limit_ends_when_it_was_told_to(agent: Agent) -> None:
+def test_a_limit_lasts_as_long_as_it_says(agent: Agent) -> None:
     """A limit of an hour is one of an hour, to the minute."""
     _, result = performed(agent, agent.command("Go."), AGENT="limited", SECONDS=3600)
     assert result.until is not None
@@ -105,7 +105,7 @@ def test_a_limit_ends_when_it_was_told_to(agent: Agent) -> None:
 
 @each_agent
 def test_one_run_after_another(agent: Agent, tmp_path: Path) -> None:
-    """Behaviours follow each other over runs, the log has each run, and a session is gone on with by its name."""
+    """Behaviours follow each other over runs, the log has each run, and a session is resumed by its name."""
     settings = {"AGENT": "fails,ok", "LOG": tmp_path / "log"}
     _, first = performed(agent, agent.command("Begin."), **settings)
     _, second = performed(agent, agent.command("Go on.", resume=first.session_id), **settings)
@@ -119,7 +119,7 @@ def test_one_run_after_another(agent: Agent, tmp_path: Path) -> None:
 
 @each_agent
 def test_it_can_ignore_sigterm(agent: Agent) -> None:
-    """SIGTERM does nothing to it once it says that it is at work; SIGKILL does."""
+    """Once it has printed its command, SIGTERM does not end it, and SIGKILL does."""
     with started(agent.command("Go."), AGENT="ignores_sigterm") as process:
         assert process.stdout is not None
         while "echo hi" not in process.stdout.readline():

@@ -15,9 +15,9 @@ from typing import Any, ClassVar
 import attrs
 import psutil
 from agent_cases import Case, agent_for
-from agent_transcripts import Transcript
 from agents_real.homes import Home
 from agents_real.install import program
+from recorded_runs import RecordedRun
 from support import Child, run_python
 
 from iso_orchestrator import CommandResult, Workflow, read_workflow_record
@@ -60,9 +60,9 @@ class Plan:
         ended: CommandResult[AgentResult] | Exception = pickle.loads((self.folder / "ended").read_bytes())
         return ended
 
-    def transcript(self) -> Transcript:
+    def transcript(self) -> RecordedRun:
         """All that the program printed, and what the library knew when it judged it."""
-        judged: Transcript = pickle.loads((self.folder / "judged").read_bytes())
+        judged: RecordedRun = pickle.loads((self.folder / "judged").read_bytes())
         beat = read_workflow_record("w", dir=self.workflows).heartbeats[f"command:{STEP}"]
         assert isinstance(beat.detail, dict)
         return attrs.evolve(judged, stdout=Path(str(beat.detail["log"])).read_bytes())
@@ -135,7 +135,7 @@ class _ObservedStream(AgentStream):
     def result(
         self, exit_code: int | None, stderr: str = "", *, now: datetime, stopped: str | None = None, **rest: Any
     ) -> AgentResult:
-        judged = Transcript(b"", stderr.encode(), exit_code, stopped, now, self._usage_before)
+        judged = RecordedRun(b"", stderr.encode(), exit_code, stopped, now, self._usage_before)
         _keep(self._folder / "judged", judged)
         return super().result(exit_code, stderr, now=now, stopped=stopped, **rest)
 

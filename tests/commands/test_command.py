@@ -1,4 +1,4 @@
-"""Commands as steps: recorded, read, given up, and found again after a crash."""
+"""Commands as steps: recorded, parsed, ended at a time limit, and found again after a crash."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the programs of
 
 @attrs.frozen
 class Verdict:
-    """What a review came to."""
+    """The outcome of a review."""
 
     ok: bool
     notes: list[str]
@@ -70,11 +70,11 @@ def is_alive(pid: int) -> bool:
     return state not in "ZX"
 
 
-# Recorded
+# Results
 
 
 def test_a_command_that_succeeded_is_not_run_again(workflow: Workflow, tmp_path: Path) -> None:
-    """Its result is the recorded one, whole, on the first call and on every later one."""
+    """The result of the first call and of every later one is the recorded one."""
     ledger = tmp_path / "ledger"
 
     @workflow.command
@@ -101,8 +101,8 @@ def test_a_command_that_succeeded_is_not_run_again(workflow: Workflow, tmp_path:
         (verdict, '{"ok": true, "notes": ["a"]}', Verdict(True, ["a"])),
     ],
 )
-def test_output_is_read_as_asked(workflow: Workflow, parse: Any, output: str, parsed: Any) -> None:
-    """What it was parsed to is the same on the first run and from the record, typed where the function says so."""
+def test_output_is_parsed_as_asked(workflow: Workflow, parse: Any, output: str, parsed: Any) -> None:
+    """The parsed value is the same on the first run and from the record, and has the type that the function returns."""
 
     @workflow.command(parse=parse)
     def say() -> list[str]:
@@ -113,8 +113,8 @@ def test_output_is_read_as_asked(workflow: Workflow, parse: Any, output: str, pa
     assert say().parsed == parsed
 
 
-def test_output_is_read_as_a_type_that_comes_later(workflow: Workflow) -> None:
-    """The annotation of a parser can name a local class, and one that is not there yet at decoration."""
+def test_a_parser_may_return_a_type_that_is_defined_later(workflow: Workflow) -> None:
+    """Its annotation may name a local class, also one that does not exist at decoration."""
 
     def read(output: str) -> Note:
         return Note(output)
@@ -133,7 +133,7 @@ def test_output_is_read_as_a_type_that_comes_later(workflow: Workflow) -> None:
 
 
 def test_output_that_cannot_be_parsed_fails_the_step(workflow: Workflow) -> None:
-    """The parser's own error comes to the caller, with a note that names the log."""
+    """The caller gets the parser's own error, with a note that names the log."""
 
     @workflow.command(parse="json")
     def say() -> list[str]:
@@ -148,7 +148,7 @@ def test_output_that_cannot_be_parsed_fails_the_step(workflow: Workflow) -> None
 
 
 def test_each_attempt_has_its_log(workflow: Workflow, tmp_path: Path) -> None:
-    """Failed attempts can be read afterwards; only the owner may."""
+    """The output of failed attempts can be read later, by the owner alone."""
 
     @workflow.command(retry=3)
     def flaky() -> list[str]:
@@ -166,8 +166,8 @@ def test_each_attempt_has_its_log(workflow: Workflow, tmp_path: Path) -> None:
     assert not folder.exists()
 
 
-def test_what_others_have_put_among_the_logs_is_no_hindrance(workflow: Workflow, tmp_path: Path) -> None:
-    """The workflow is deleted, and what is not its own is left."""
+def test_foreign_files_among_the_logs_do_not_prevent_a_deletion(workflow: Workflow, tmp_path: Path) -> None:
+    """The workflow is deleted, and files that are not its own are left."""
     log = Path(workflow.command(name="say")(lambda: ["echo", "x"])().log_path)
     (log.parent / "mine").mkdir()
     workflow.close()
@@ -177,7 +177,7 @@ def test_what_others_have_put_among_the_logs_is_no_hindrance(workflow: Workflow,
 
 
 def test_log_dir_is_where_logs_go(workflow: Workflow, tmp_path: Path) -> None:
-    """A folder of one's own, made when it is missing."""
+    """The folder is made when it is missing."""
     folder = tmp_path / "a" / "b"
 
     @workflow.command(log_dir=folder)
@@ -188,7 +188,7 @@ def test_log_dir_is_where_logs_go(workflow: Workflow, tmp_path: Path) -> None:
 
 
 def test_workflows_that_share_a_log_dir_do_not_wait_for_each_other(workflow: Workflow, tmp_path: Path) -> None:
-    """Steps of one name have logs of their own: another workflow's command is nobody who was left of this one's."""
+    """Steps of one name have logs of their own: another workflow's command is no orphan of this one's."""
     failing = workflow.command(name="work", log_dir=tmp_path / "logs")(lambda: shell("exit 1"))
     with pytest.raises(CommandError):
         failing()
@@ -208,7 +208,7 @@ def test_workflows_that_share_a_log_dir_do_not_wait_for_each_other(workflow: Wor
 
 
 def test_a_store_in_memory_has_logs_too(tmp_path: Path) -> None:
-    """They are files in the workflow's folder, whatever keeps its record."""
+    """Logs are files in the workflow's folder, wherever the record is."""
     workflow = Workflow("w", dir=tmp_path, store=f"memory://{tmp_path}")
     result = workflow.command(lambda_named("say", lambda: ["echo", "x"]))()
     assert Path(result.log_path).is_relative_to(tmp_path / "logs")
@@ -223,7 +223,7 @@ def lambda_named(name: str, fn: Callable[[], Any]) -> Callable[[], Any]:
 
 
 def test_another_exit_code_is_an_error_with_the_result(workflow: Workflow) -> None:
-    """It is retried as any failure, and says the code, the last words and where all of them are."""
+    """It is retried as any failure; the error has the code, the last line and the paths of the output."""
 
     @workflow.command(retry=2)
     def fail() -> list[str]:
@@ -237,7 +237,7 @@ def test_another_exit_code_is_an_error_with_the_result(workflow: Workflow) -> No
 
 
 def test_ok_codes_are_successes(workflow: Workflow) -> None:
-    """A program that says something by its exit code has not failed. They can be read once only, as a generator's."""
+    """A program with one of these codes has not failed. They may come from a generator."""
 
     @workflow.command(ok_codes=(code for code in (0, 1)))
     def differ() -> list[str]:
@@ -246,8 +246,8 @@ def test_ok_codes_are_successes(workflow: Workflow) -> None:
     assert differ().exit_code == 1
 
 
-def test_a_program_that_is_not_there_says_so(workflow: Workflow) -> None:
-    """With the step's name and the program's."""
+def test_a_missing_program_is_named(workflow: Workflow) -> None:
+    """The error has the step's name and the program's."""
 
     @workflow.command
     def missing() -> list[str]:
@@ -260,7 +260,7 @@ def test_a_program_that_is_not_there_says_so(workflow: Workflow) -> None:
 @pytest.mark.parametrize(
     ("options", "error"), [({"timeout": 0.3}, CommandTimeoutError), ({"idle_timeout": 0.3}, CommandIdleError)]
 )
-def test_a_limit_of_time_ends_the_whole_tree(
+def test_a_time_limit_ends_the_whole_tree(
     workflow: Workflow, tmp_path: Path, options: dict[str, float], error: type[Exception]
 ) -> None:
     """Children in sessions of their own are ended with the command, and the error is a `StepTimeoutError`."""
@@ -285,11 +285,11 @@ def test_accept_sees_the_result(workflow: Workflow) -> None:
     assert ask().stdout == "answer\n"
 
 
-# What it is started with
+# Input, folder and environment
 
 
 def test_standard_input_is_empty_unless_given(workflow: Workflow) -> None:
-    """A program that reads it does not wait; text and bytes come through whole."""
+    """A program that reads it does not wait; text and bytes arrive whole."""
 
     @workflow.command(name="echo {given}", parse="text")
     def echo(given: str | None) -> Command:
@@ -301,7 +301,7 @@ def test_standard_input_is_empty_unless_given(workflow: Workflow) -> None:
 
 
 def test_folder_and_environment_are_the_commands(workflow: Workflow, tmp_path: Path) -> None:
-    """Of its own, where they are given."""
+    """It has its own, if they are given."""
 
     @workflow.command
     def where() -> Command:
@@ -311,7 +311,7 @@ def test_folder_and_environment_are_the_commands(workflow: Workflow, tmp_path: P
 
 
 def test_a_free_command_serves_the_current_workflow(workflow: Workflow) -> None:
-    """As the free `step` does."""
+    """Its calls run in the workflow of then, as those of the free `step` do."""
 
     @command(parse="text")
     def say() -> list[str]:
@@ -339,14 +339,14 @@ def test_a_free_command_serves_the_current_workflow(workflow: Workflow) -> None:
 def test_bad_options_are_refused_at_decoration(
     workflow: Workflow, options: dict[str, Any], error: type[Exception]
 ) -> None:
-    """Before anything is run."""
+    """Nothing is run before the error."""
     with pytest.raises(error):
         workflow.command(**options)
 
 
 @pytest.mark.parametrize("line", ["echo hello", [], None, [3]])
-def test_what_is_no_command_line_is_refused(workflow: Workflow, line: Any) -> None:
-    """A single text above all, which no shell would split."""
+def test_a_bad_command_line_is_refused(workflow: Workflow, line: Any) -> None:
+    """Above all a single text, which no shell would split."""
     with pytest.raises((TypeError, ValueError), match="command line"):
         workflow.command(name="x")(lambda: line)()
 
@@ -355,7 +355,7 @@ def test_what_is_no_command_line_is_refused(workflow: Workflow, line: Any) -> No
 
 
 def test_a_running_command_beats(workflow: Workflow) -> None:
-    """The heartbeat says its process, its last line and where its output goes."""
+    """Its heartbeat has its process id, its last line and the path of its output."""
 
     @workflow.command
     def work() -> list[str]:
@@ -372,7 +372,7 @@ def test_a_running_command_beats(workflow: Workflow) -> None:
 
 
 def test_a_heartbeat_that_cannot_be_recorded_ends_no_command(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A disk that is full for a while costs a beat, and not the work."""
+    """A disk that is full for a while loses a beat, and not the work."""
     refused: list[str] = []
 
     def before(name: str, args: tuple[Any, ...]) -> None:
@@ -413,7 +413,7 @@ def pids_in(folder: Path) -> list[int]:
 
 
 def left_behind(folder: Path, code: str = RUNNER) -> int:
-    """The process of a command whose runner is killed when it has begun."""
+    """The process id of a command whose runner is killed when it has begun."""
     with child(code, folder) as runner:
         assert runner.line() == "go"
         (pid,) = wait_until(lambda: pids_in(folder))
@@ -424,8 +424,8 @@ def left_behind(folder: Path, code: str = RUNNER) -> int:
 
 
 @pytest.fixture(autouse=True)
-def nobody_stays(tmp_path: Path) -> Iterator[None]:
-    """A test that fails leaves no command either."""
+def no_orphan_stays(tmp_path: Path) -> Iterator[None]:
+    """A test that fails leaves no command."""
     yield
     for pid in pids_in(tmp_path):
         with suppress(ProcessLookupError):
@@ -433,8 +433,8 @@ def nobody_stays(tmp_path: Path) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("is_reset", [False, True])
-def test_what_a_killed_run_left_is_ended_before_it_starts_again(tmp_path: Path, is_reset: bool) -> None:
-    """No two ever work on one step, also where it was reset in between."""
+def test_orphans_of_a_killed_run_are_ended_before_the_command_starts_again(tmp_path: Path, is_reset: bool) -> None:
+    """Two commands never work on one step, also if it was reset in between."""
     first = left_behind(tmp_path)
     workflow = Workflow("w", dir=tmp_path)
     if is_reset:
@@ -449,24 +449,25 @@ def test_what_a_killed_run_left_is_ended_before_it_starts_again(tmp_path: Path, 
     workflow.close()
 
 
-def test_what_a_killed_run_left_can_be_waited_for(tmp_path: Path) -> None:
-    """`if_left="wait"` lets it end by itself."""
-    first = left_behind(tmp_path, RUNNER.replace('"3600"', '"1.5"'))
+def test_orphans_of_a_killed_run_can_be_waited_for(tmp_path: Path) -> None:
+    """`if_left="wait"` lets them end by themselves."""
+    first = left_behind(tmp_path, RUNNER.replace('exec sleep "$2"', 'until [ -e "$1/go" ]; do sleep 0.01; done'))
     workflow = Workflow("w", dir=tmp_path)
-    began = time.monotonic()
 
     @workflow.command(if_left="wait", parse="text")
     def work() -> list[str]:
         return shell(LOOK, str(first))
 
+    running = in_thread(work)
+    assert_waits(running)
     assert is_alive(first)
-    assert work().parsed == "gone\n"
-    assert time.monotonic() - began > 0.5
+    (tmp_path / "go").touch()
+    assert running.result(DEADLINE).parsed == "gone\n"
     workflow.close()
 
 
 def test_a_copy_of_the_root_ends_nothing_of_the_original(tmp_path: Path) -> None:
-    """Not even where both have the same steps; a root that was moved knows what is left of its own."""
+    """Not even if both have the same steps; a root that was moved finds its own orphans."""
     original, copy, moved = tmp_path / "original", tmp_path / "copy", tmp_path / "moved"
     first = Workflow("w", dir=original)
     first.command(name="earlier")(lambda: ["true"])()
@@ -475,7 +476,7 @@ def test_a_copy_of_the_root_ends_nothing_of_the_original(tmp_path: Path) -> None
     pid = left_behind(original)
     assert said_of(pid, copy) == "alive\n"
     shutil.rmtree(copy)
-    shutil.copytree(original, copy)  # it knows of the command that runs, and whose that is
+    shutil.copytree(original, copy)  # its record has the running command, and whose that is
     assert said_of(pid, copy) == "alive\n"
     delete_workflow("w", dir=copy)
     assert is_alive(pid)
@@ -483,8 +484,8 @@ def test_a_copy_of_the_root_ends_nothing_of_the_original(tmp_path: Path) -> None
     assert said_of(pid, moved) == "gone\n"
 
 
-def test_a_root_that_was_moved_knows_who_has_its_logs_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They were moved with it."""
+def test_a_root_that_was_moved_finds_its_logs_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The logs were moved with it."""
     monkeypatch.setattr(processes, "KILLING", 0.1)
     (tmp_path / "original").mkdir()
     first = left_behind(tmp_path / "original", HIDDEN + "work()")
@@ -505,14 +506,14 @@ def said_of(pid: int, root: Path) -> Any:
     return result.parsed
 
 
-def test_deleting_a_workflow_ends_what_a_killed_run_left_of_it(tmp_path: Path) -> None:
-    """A new one of that name would not know of it."""
+def test_deleting_a_workflow_ends_its_orphans(tmp_path: Path) -> None:
+    """A new workflow of that name would not know of them."""
     first = left_behind(tmp_path)
     delete_workflow("w", dir=tmp_path)
     assert not is_alive(first)
 
 
-# It goes on when it is asked to end, until there is a file "go".
+# It ignores SIGTERM until there is a file "go".
 STUBBORN = """
 from support_commands import python
 
@@ -544,10 +545,10 @@ except KeyboardInterrupt:
 
 
 @pytest.mark.parametrize("if_left", ["wait", "end"])
-def test_ctrl_c_while_leftovers_are_looked_after_leaves_them_to_the_next(
+def test_ctrl_c_while_orphans_are_ended_leaves_them_to_the_next_call(
     workflow: Workflow, tmp_path: Path, if_left: str
 ) -> None:
-    """Whoever calls the step after an interrupted wait for them, or ending of them, begins when they are gone."""
+    """The call after an interrupted wait for them, or an interrupted end, begins when they are gone."""
     code = STUBBORN.replace("IF_LEFT", repr(if_left))
     first = left_behind(tmp_path, code + "work()")
     with child(code + INTERRUPTED, tmp_path) as between:
@@ -566,10 +567,10 @@ def test_ctrl_c_while_leftovers_are_looked_after_leaves_them_to_the_next(
     assert work().parsed == "gone\n"
 
 
-def test_a_retry_does_not_begin_beside_what_cannot_be_ended(
+def test_a_retry_does_not_begin_beside_an_orphan_that_cannot_be_ended(
     workflow: Workflow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each attempt says that somebody is left, as one whom no signal reaches."""
+    """Each attempt raises an error while a process is left that no signal reaches."""
     first = left_behind(tmp_path)
     monkeypatch.setattr(processes, "_signal", lambda *_: None)
     monkeypatch.setattr(processes, "KILLING", 0.1)
@@ -597,10 +598,10 @@ say("go")
 """
 
 
-def test_a_retry_does_not_begin_beside_one_who_cannot_be_found(
+def test_a_retry_does_not_begin_beside_an_orphan_that_cannot_be_found(
     workflow: Workflow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nor where all that is known is that somebody without the command's mark has its output open."""
+    """A process without the command's tag that has its output open is enough."""
     first = left_behind(tmp_path, HIDDEN + "work()")
     monkeypatch.setattr(processes, "KILLING", 0.1)
 
@@ -633,14 +634,14 @@ except KeyboardInterrupt:
 
 
 def gave_up(folder: Path) -> None:
-    """A run that found somebody left, and could not end him."""
+    """A run that found an orphan and could not end it."""
     with child(HIDDEN + GAVE_UP, folder) as between:
         assert [between.line(), between.line()] == ["go", "gave up"]
         between.end()
 
 
 def was_interrupted(folder: Path) -> None:
-    """A run that was interrupted while it tried to."""
+    """A run that was interrupted while it tried to end it."""
     with child(HIDDEN + HIDDEN_INTERRUPTED, folder) as between:
         assert [between.line(), between.line()] == ["go", "waiting"]
         wait_until(lambda: not is_alive(int((folder / "leader").read_text())))
@@ -650,7 +651,7 @@ def was_interrupted(folder: Path) -> None:
 
 
 def was_killed(folder: Path) -> None:
-    """A run that was killed while it tried to."""
+    """A run that was killed while it tried to end it."""
     with child(HIDDEN + "work()", folder) as between:
         assert between.line() == "go"
         wait_until(lambda: not is_alive(int((folder / "leader").read_text())))
@@ -660,14 +661,14 @@ def was_killed(folder: Path) -> None:
 
 @pytest.mark.parametrize("between", [gave_up, was_interrupted, was_killed])
 @pytest.mark.parametrize("log_dir", [None, "other"])
-def test_a_later_call_does_not_begin_beside_one_who_cannot_be_found(
+def test_a_later_call_does_not_begin_beside_an_orphan_that_cannot_be_found(
     workflow: Workflow,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     between: Callable[[Path], None],
     log_dir: str | None,
 ) -> None:
-    """However the calls in between ended, and wherever its log goes now, it begins when nobody has the old one open."""
+    """It begins when the old log is closed, after any end of the calls in between, and with any log of its own."""
     monkeypatch.chdir(tmp_path)
     first = left_behind(tmp_path, HIDDEN + "work()")
     between(tmp_path)
@@ -691,10 +692,10 @@ def test_a_later_call_does_not_begin_beside_one_who_cannot_be_found(
     assert patient.result(DEADLINE).parsed == "gone\n"
 
 
-def test_nor_beside_one_whom_a_command_left_that_has_ended(
+def test_a_call_does_not_begin_beside_a_process_that_an_ended_command_left(
     workflow: Workflow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By itself: as long as its output is open, it is at work."""
+    """A command that ended by itself is at work as long as its output is open."""
     monkeypatch.setattr(processes, "KILLING", 0.1)
     workflow.command(name="work")(lambda: hidden(tmp_path, "until [ -s $1/pids ]; do sleep 0.01; done"))()
     (first,) = pids_in(tmp_path)
@@ -706,8 +707,8 @@ def test_nor_beside_one_whom_a_command_left_that_has_ended(
     assert work().stdout == "gone\n"
 
 
-def test_a_log_that_was_removed_tells_nothing(workflow: Workflow, tmp_path: Path) -> None:
-    """Its folder may have become a file: the step begins."""
+def test_a_log_that_was_removed_does_not_keep_a_step_from_running(workflow: Workflow, tmp_path: Path) -> None:
+    """Its folder may even have become a file."""
     work = workflow.command(name="work", log_dir=tmp_path / "logs")
     work(lambda: ["true"])()
     shutil.rmtree(tmp_path / "logs")
@@ -717,10 +718,10 @@ def test_a_log_that_was_removed_tells_nothing(workflow: Workflow, tmp_path: Path
 
 
 @pytest.mark.parametrize("is_interrupted", [False, True])
-def test_a_workflow_of_which_somebody_is_left_is_not_deleted(
+def test_a_workflow_with_an_orphan_that_cannot_be_found_is_not_deleted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_interrupted: bool
 ) -> None:
-    """A new one of that name would begin beside him."""
+    """A new workflow of that name would begin beside it."""
     monkeypatch.setattr(processes, "KILLING", 0.1)
     first = left_behind(tmp_path, HIDDEN + "work()")
     if is_interrupted:
@@ -732,10 +733,10 @@ def test_a_workflow_of_which_somebody_is_left_is_not_deleted(
     assert list(list_workflows(tmp_path)) == []
 
 
-def test_an_attempt_that_was_fenced_out_leaves_them_to_the_next(
+def test_an_attempt_that_was_fenced_out_leaves_orphans_to_the_next(
     workflow: Workflow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who lost its lease before it had ended them has not ended them."""
+    """An attempt that lost its lease before it ended them does not end them."""
     first = left_behind(tmp_path)
     process_tag = CommandAttempt._process_tag
 
@@ -758,9 +759,9 @@ def test_an_attempt_that_was_fenced_out_leaves_them_to_the_next(
 # Limits
 
 
-def test_a_limit_keeps_all_of_its_key_from_starting(workflow: Workflow) -> None:
-    """One command meets a limit; another of the same key does not start before its end, and one of none does."""
-    until = datetime.now(UTC) + timedelta(seconds=1)
+def test_a_usage_limit_keeps_all_steps_of_its_key_from_starting(workflow: Workflow) -> None:
+    """After one command met a limit, another of the same key starts after its end, and one without a key at once."""
+    until = datetime.now(UTC) + timedelta(seconds=0.5)
     met: list[float] = []
 
     @workflow.command(limit_key="api")
@@ -792,7 +793,7 @@ def test_a_limit_keeps_all_of_its_key_from_starting(workflow: Workflow) -> None:
 
 
 def press_ctrl_c(runner: Child) -> None:
-    """Press Ctrl-C until it arrives: one that comes just as the main thread begins to wait does not wake that."""
+    """Press Ctrl-C until it arrives: just as the main thread begins to wait, it does not wake that."""
 
     def arrives() -> bool:
         runner.process.send_signal(signal.SIGINT)
@@ -804,7 +805,7 @@ def press_ctrl_c(runner: Child) -> None:
 
 
 def interrupts(runner: Child) -> bool:
-    """Press Ctrl-C once more: one that comes within the handler of the last one is no second one. Whether that did."""
+    """Press Ctrl-C once more; whether it had its effect, which it has not inside of the handler of the last one."""
     runner.process.send_signal(signal.SIGINT)
     with suppress(AssertionError):
         while runner.line(0.5) != "interrupted":
@@ -813,7 +814,7 @@ def interrupts(runner: Child) -> bool:
     return False
 
 
-# What is done while Ctrl-C is pressed: `work` is the step, of the argument 1 or 2.
+# The program while Ctrl-C is pressed: `work` is the step, with the argument 1 or 2.
 BUSY = """
 def interrupt(*_):
     say("signal")
@@ -853,7 +854,7 @@ def work(item):
 
 @each_use
 def test_a_second_ctrl_c_ends_the_commands_that_run(tmp_path: Path, use: str) -> None:
-    """The first lets them finish, the second does not wait for them: they are ended, and the process with them."""
+    """The first lets them finish, the second does not wait for them: they are ended, and so is the process."""
     with child(WORK + BUSY.replace("USE", use), tmp_path) as runner:
         assert runner.line() == "go"
         pids = wait_until(lambda: len(found := pids_in(tmp_path)) == 2 and found)
@@ -875,7 +876,7 @@ def work(item):
 
 @each_use
 def test_ctrl_c_ends_the_waits_for_a_limit(tmp_path: Path, use: str) -> None:
-    """Nothing is at work there that would be let finish: the process ends."""
+    """No step is running that would be let finish: the process ends."""
     with child(LIMITED + BUSY.replace("USE", use), tmp_path) as runner:
         assert runner.line() == "go"
         wait_until(lambda: limits_in(tmp_path) == 2)
@@ -891,8 +892,8 @@ def limits_in(root: Path) -> int:
     return sum(event.type == "step.limited" for event in events)
 
 
-def test_a_second_ctrl_c_ends_the_wait_for_what_a_killed_run_left(tmp_path: Path) -> None:
-    """It is left as it is, and nothing is begun beside it."""
+def test_a_second_ctrl_c_ends_the_wait_for_orphans(tmp_path: Path) -> None:
+    """They are left as they are, and no command begins beside them."""
     code = STUBBORN.replace("IF_LEFT", "'wait'")
     first = left_behind(tmp_path, code + "work()")
     with child(code + BUSY.replace("USE", "workflow.run_for_each([1], lambda _: work())"), tmp_path) as runner:

@@ -1,4 +1,4 @@
-"""What a killed runner leaves of a command, and what the next run does about it."""
+"""Orphans: the processes that a killed runner leaves of a command, and what the next run does about them."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from support_processes import in_thread
 
 from iso_orchestrator import CommandLeftoverError
 from iso_orchestrator.checks import unique_name
+from iso_orchestrator.commands import output
 from iso_orchestrator.commands.output import is_output_open
 from iso_orchestrator.commands.process import await_orphans, end_orphans
 from iso_orchestrator.system import processes
@@ -51,8 +52,8 @@ def is_open(folder: Path) -> bool:
     return is_output_open(log(folder))
 
 
-def test_leftovers_are_ended_and_counted(tmp_path: Path) -> None:
-    """In whatever sessions they are, and whoever their parents; where nothing is left, there are 0."""
+def test_orphans_are_ended_and_counted(tmp_path: Path) -> None:
+    """Orphans are ended in any session and under any parent; where none is left, the count is 0."""
     code = f"(setsid sleep {FOREVER} &); echo > {tmp_path}/ready; sleep {FOREVER}"
     with killed_runner(tmp_path, code) as tag:
         wait_until(lambda: len(find(tag)) == 3)
@@ -61,8 +62,8 @@ def test_leftovers_are_ended_and_counted(tmp_path: Path) -> None:
         assert find(tag) == []
 
 
-def test_leftovers_are_waited_for(tmp_path: Path) -> None:
-    """Until they end by themselves, at most so long; their output is complete."""
+def test_orphans_are_waited_for(tmp_path: Path) -> None:
+    """The wait ends when they have ended by themselves, or at its limit; their output is complete."""
     code = f"echo > {tmp_path}/ready; while ! [ -e {tmp_path}/go ]; do sleep 0.01; done; echo done"
     with killed_runner(tmp_path, code) as tag:
         assert not await_orphans(tag, log(tmp_path), timeout=0.1)
@@ -72,12 +73,12 @@ def test_leftovers_are_waited_for(tmp_path: Path) -> None:
         assert await_orphans(tag, log(tmp_path), timeout=0)
 
 
-def test_a_command_that_is_about_to_begin_is_waited_for(tmp_path: Path) -> None:
-    """A process that was forked for it has the output before it has the tag: it is not missed."""
+def test_a_command_that_is_about_to_begin_is_not_missed(tmp_path: Path) -> None:
+    """A process that was forked for it has its output open before it has the tag."""
     tag = unique_name()
     with Path(log(tmp_path)).open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        # Between the fork and the program, for as long as it takes to say so.
+        # Stays between the fork and the program until it reads a line.
         code = f"read line; ISO_ORCHESTRATOR_MARK={tag} exec sleep {FOREVER}"
         process = subprocess.Popen(shell(code), stdin=subprocess.PIPE, stdout=file, start_new_session=True)
     assert process.stdin is not None
@@ -94,11 +95,12 @@ def test_a_command_that_is_about_to_begin_is_waited_for(tmp_path: Path) -> None:
         process.wait()
 
 
-def test_who_has_the_output_and_cannot_be_found_is_no_reason_to_begin(
+def test_a_command_does_not_begin_while_an_unknown_process_has_its_output(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A descendant without the tag, whose parents have ended: the error names the file that it has open."""
+    """The error names the file that a descendant without the tag, whose parents have ended, has open."""
     monkeypatch.setattr(processes, "KILLING", 0.2)
+    monkeypatch.setattr(output, "_HOLDING", 0.1)
     stranger_code = f"echo $$ > {tmp_path}/pid; exec sleep {FOREVER}"
     code = f"(setsid env -i PATH=\"$PATH\" sh -c '{stranger_code}' &) ; echo > {tmp_path}/ready; sleep {FOREVER}"
     with killed_runner(tmp_path, code) as tag:
@@ -114,8 +116,9 @@ def test_who_has_the_output_and_cannot_be_found_is_no_reason_to_begin(
         assert end_orphans(tag, log(tmp_path), grace=0.2) == 0
 
 
-def test_a_command_that_runs_has_its_output_open(tmp_path: Path) -> None:
-    """Two at one time do not write to one file; one after the other do, and without a file there is nobody."""
+def test_a_command_that_runs_has_its_output_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two commands write to one file one after the other, never at one time; a missing file is not open."""
+    monkeypatch.setattr(output, "_HOLDING", 0.1)
     assert not is_open(tmp_path)
     code = f"echo > {tmp_path}/ready; while ! [ -e {tmp_path}/go ]; do sleep 0.01; done"
     running = in_thread(command_run(tmp_path, shell(code)).run)
@@ -130,7 +133,7 @@ def test_a_command_that_runs_has_its_output_open(tmp_path: Path) -> None:
 
 
 def test_a_forked_child_of_the_runner_does_not_keep_the_output(tmp_path: Path) -> None:
-    """It outlives a runner that is killed, and nobody takes it for the command."""
+    """It outlives a runner that is killed, and is not taken for the command."""
     code = """
 import os, sys, threading
 from support_commands import *

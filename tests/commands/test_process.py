@@ -64,13 +64,13 @@ BUSY = "while :; do sleep 0.01; done"
 def test_what_no_program_can_be_given_raises_at_once(
     options: Mapping[str, Any], error: type[Exception], words: str
 ) -> None:
-    """The error names the place, and says what to do."""
+    """The error names the place, and the next step."""
     with pytest.raises(error, match=words):
         Command(**options)
 
 
-def test_a_function_may_return_a_list_or_a_command() -> None:
-    """Paths become str; a `Command` stays what it is."""
+def test_a_list_becomes_a_command() -> None:
+    """Its paths become str; a `Command` stays what it is."""
     assert as_command(["cat", Path("/a")]) == Command(("cat", "/a"))
     command = Command(["cat"], input="text", cwd=Path("/"), env={"A": "1"})
     assert as_command(command) is command
@@ -84,11 +84,11 @@ def test_a_command_is_shown_without_its_input_and_environment() -> None:
     assert "secret" not in repr(Command(["cat"], input="secret", env={"KEY": "secret"}))
 
 
-# What comes of it
+# Results
 
 
-def test_a_result_says_what_came_of_it(tmp_path: Path) -> None:
-    """Arguments, exit code, seconds, output, and where all of that is."""
+def test_a_result_has_all_of_a_run(tmp_path: Path) -> None:
+    """It has arguments, exit code, seconds, the end of the output, and where all of the output is."""
     run = command_run(tmp_path, shell("echo out; echo err >&2; sleep 0.05", "x"))
     result = run.run()
     assert result.args == list(run.command.args)
@@ -105,7 +105,7 @@ def test_a_result_says_what_came_of_it(tmp_path: Path) -> None:
     [("echo no rights >&2; exit 3", 3, "exit code 3.*'no rights'"), ("kill -KILL $$", -9, "signal 9.*printed nothing")],
 )
 def test_another_exit_code_raises(tmp_path: Path, code: str, exit_code: int, words: str) -> None:
-    """The error has the result, says its last line, and where its output is."""
+    """The error has the result, its last line, and the path of its output."""
     with pytest.raises(CommandError, match=words) as caught:
         command_run(tmp_path, shell(code)).run()
     assert caught.value.result.exit_code == exit_code
@@ -113,7 +113,7 @@ def test_another_exit_code_raises(tmp_path: Path, code: str, exit_code: int, wor
 
 
 def test_other_exit_codes_can_be_a_success(tmp_path: Path) -> None:
-    """Those that are named, and no others."""
+    """The codes that are named, and no others, are a success."""
     assert command_run(tmp_path, shell("exit 3"), ok_codes=(0, 3)).run().exit_code == 3
     with pytest.raises(CommandError):
         command_run(tmp_path, shell("exit 0"), ok_codes=[3]).run()
@@ -131,18 +131,18 @@ def test_other_exit_codes_can_be_a_success(tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_started_raises(tmp_path: Path, command: Command, words: str) -> None:
-    """The error is one of the operating system's, and says what to do."""
+    """The error is an OSError, and names the next step."""
     with pytest.raises(CommandStartError, match=words) as caught:
         command_run(tmp_path, command).run()
     assert isinstance(caught.value, OSError)
     assert caught.value.program == command.args[0]
 
 
-# What it is given
+# Input, folder, environment, signals
 
 
 def test_standard_input_is_closed_unless_given(tmp_path: Path) -> None:
-    """A program that reads to its end does not wait."""
+    """A program that reads all of it does not wait."""
     assert command_run(tmp_path, ["cat"]).run().stdout == ""
 
 
@@ -150,7 +150,7 @@ def test_standard_input_is_closed_unless_given(tmp_path: Path) -> None:
     "text", ["Grüße\n", b"\xff\x00", "", "line\n" * 500_000], ids=["text", "bytes", "empty", "long"]
 )
 def test_input_is_read_to_its_end(tmp_path: Path, text: str | bytes) -> None:
-    """However long it is, and however much the program writes before it reads."""
+    """It may be long, and the program may write much before it reads."""
     code = "import sys; sys.stdout.write('x' * 1_000_000); sys.stdout.flush(); data = sys.stdin.buffer.read(); "
     code += "open(sys.argv[1], 'wb').write(data)"
     command_run(tmp_path, Command(python(code, tmp_path / "read"), input=text)).run()
@@ -159,7 +159,7 @@ def test_input_is_read_to_its_end(tmp_path: Path, text: str | bytes) -> None:
 
 
 def test_folder_and_environment_are_its_own(tmp_path: Path) -> None:
-    """The environment is the whole of it, but for the mark."""
+    """The environment that is given is all of it, except for the process tag."""
     run = command_run(tmp_path, Command(shell("pwd; env"), cwd=tmp_path, env={"A": "1", "PATH": os.environ["PATH"]}))
     folder, *variables = run.run().stdout.splitlines()
     assert folder == str(tmp_path)
@@ -172,14 +172,14 @@ def test_folder_and_environment_are_its_own(tmp_path: Path) -> None:
 
 
 def test_it_leads_a_session_of_its_own(tmp_path: Path) -> None:
-    """No Ctrl-C in a terminal reaches it but by us."""
+    """A Ctrl-C in the terminal does not reach it directly."""
     result = command_run(tmp_path, python("import os; print(os.getsid(0) == os.getpid())")).run()
     assert result.stdout == "True\n"
 
 
 @on_linux
 def test_it_has_no_descriptors_but_the_standard_ones(tmp_path: Path) -> None:
-    """Not even one that this process lets its children inherit."""
+    """It has not even one that this process lets its children inherit."""
     fd = os.open(tmp_path, os.O_RDONLY)
     try:
         os.set_inheritable(fd, True)
@@ -192,7 +192,7 @@ def test_it_has_no_descriptors_but_the_standard_ones(tmp_path: Path) -> None:
 @on_linux
 @pytest.mark.parametrize("program", ["grep", "/bin/grep", "./grep"])
 def test_all_signals_are_at_their_defaults(tmp_path: Path, program: str) -> None:
-    """Whatever the parent ignores or blocks, as a shell has it do that starts it in the background."""
+    """Signals that the parent ignores or blocks, as a shell's background job does, are at their defaults too."""
     code = """
 import os, signal, sys
 from support_commands import *
@@ -217,11 +217,11 @@ except Exception as error:
         child.end()
 
 
-# Its output
+# Output
 
 
-def test_output_goes_behind_what_is_there(tmp_path: Path) -> None:
-    """A result has what this run wrote; the files are for their owner alone."""
+def test_output_is_appended(tmp_path: Path) -> None:
+    """A result has the output of its run alone; only the owner may read the files."""
     run = command_run(tmp_path, ["echo", "first"])
     run.run()
     assert command_run(tmp_path, ["echo", "second"]).run().stdout == "second\n"
@@ -232,7 +232,7 @@ def test_output_goes_behind_what_is_there(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["out.log", "out.log.stderr"])
 def test_a_planted_file_is_not_written_to(tmp_path: Path, name: str) -> None:
-    """Neither through a symbolic link, nor through a hard one, nor into a pipe; and nothing is started."""
+    """A symbolic link, a hard link or a pipe in the place of a log is refused, and nothing is started."""
     target = tmp_path / "target"
     target.write_text("untouched")
     for plant in (lambda path: path.symlink_to(target), lambda path: path.hardlink_to(target), os.mkfifo):
@@ -245,7 +245,7 @@ def test_a_planted_file_is_not_written_to(tmp_path: Path, name: str) -> None:
 
 
 def test_a_result_has_the_end_of_long_output(tmp_path: Path) -> None:
-    """64 KiB of it from a whole character on, while the file has all."""
+    """It has the last 64 KiB from a whole character on, and the file has all."""
     result = command_run(
         tmp_path, python("import sys; sys.stdout.buffer.write('ä€😀'.encode() * 20_000 + b'end')")
     ).run()
@@ -256,7 +256,7 @@ def test_a_result_has_the_end_of_long_output(tmp_path: Path) -> None:
 
 
 def test_bytes_that_are_no_utf_8_are_spelled_out(tmp_path: Path) -> None:
-    """They can be read, and recorded."""
+    """They can be shown and recorded."""
     lines: list[str] = []
     args = python(r"import sys; sys.stdout.buffer.write(b'caf\xe9 \xc3\xa9\n\x80')")
     result = command_run(tmp_path, args, on_line=lines.append).run()
@@ -268,7 +268,7 @@ def test_bytes_that_are_no_utf_8_are_spelled_out(tmp_path: Path) -> None:
 
 
 def test_lines_come_as_they_are_written(tmp_path: Path) -> None:
-    """While the program runs; the last one too, which has no end, and none is lost between two looks."""
+    """They come while the program runs, also the last one without an end, and none is lost between two looks."""
     lines: list[str] = []
     code = f"echo first; while ! [ -e {tmp_path}/go ]; do sleep 0.01; done; echo; printf 'a\\r\\nlast'"
 
@@ -281,15 +281,18 @@ def test_lines_come_as_they_are_written(tmp_path: Path) -> None:
 
 
 def test_a_very_long_line_is_cut(tmp_path: Path) -> None:
-    """What is behind it is not."""
+    """The next line is whole."""
     lines: list[str] = []
     code = f"import sys; sys.stdout.write('x' * {3 * LONGEST_LINE} + '\\nnext\\n')"
     command_run(tmp_path, python(code), on_line=lines.append).run()
     assert [len(line) for line in lines] == [LONGEST_LINE, 4]
 
 
-def test_a_program_that_writes_faster_than_it_is_read_is_ended_in_time(tmp_path: Path) -> None:
-    """Lines that never cease keep nobody from looking at the clock."""
+def test_a_program_that_writes_faster_than_it_is_read_is_ended_in_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lines that never cease do not delay its time limit."""
+    monkeypatch.setattr("iso_orchestrator.commands.process._LOOK", 0.1)
     began = time.monotonic()
     code = "while :; do echo; echo; echo; echo; echo; echo; echo; echo; sleep 0.001; done"
     run = command_run(tmp_path, shell(code), on_line=lambda _: time.sleep(0.01), timeout=0.2)
@@ -298,8 +301,8 @@ def test_a_program_that_writes_faster_than_it_is_read_is_ended_in_time(tmp_path:
     assert time.monotonic() - began < DEADLINE / 2
 
 
-def test_beats_say_how_it_goes(tmp_path: Path) -> None:
-    """Bytes so far, the last line, the process id."""
+def test_beats_show_the_progress(tmp_path: Path) -> None:
+    """A beat has the bytes so far, the last line, and the process id."""
     beats: list[CommandBeat] = []
     code = f"echo one; printf 'two ' ; echo err >&2; while ! [ -e {tmp_path}/go ]; do sleep 0.01; done; echo $$"
 
@@ -313,11 +316,11 @@ def test_beats_say_how_it_goes(tmp_path: Path) -> None:
     assert str(beats[0].pid) == result.stdout.split()[-1]
 
 
-# Its end
+# The end
 
 
 def test_what_it_leaves_in_the_background_is_ended(tmp_path: Path) -> None:
-    """In whatever session, with the output open: neither is waited for, and nobody is left."""
+    """A background process with the output open is not waited for, in any session, and is ended."""
     run = command_run(
         tmp_path, shell(f"sleep {FOREVER} & setsid sleep {FOREVER} & (setsid sleep {FOREVER} &) ; echo over")
     )
@@ -328,7 +331,7 @@ def test_what_it_leaves_in_the_background_is_ended(tmp_path: Path) -> None:
 
 
 def test_a_command_that_takes_too_long_is_ended(tmp_path: Path) -> None:
-    """With all that it has started, whether or not they obey; the error has what it has printed."""
+    """All that it has started is ended too, whether or not it obeys; the error has the output."""
     run = command_run(
         tmp_path, shell(f"trap '' TERM; echo begun; setsid sleep {FOREVER} & sleep {FOREVER}"), timeout=0.2
     )
@@ -342,7 +345,7 @@ def test_a_command_that_takes_too_long_is_ended(tmp_path: Path) -> None:
 
 
 def test_a_command_that_prints_nothing_is_ended(tmp_path: Path) -> None:
-    """Whichever output it printed to before; its exit code then proves nothing."""
+    """Output on standard error counts too; an exit code of 0 after the limit is no success."""
     code = f"trap 'exit 0' TERM; for n in 1 2 3 4 5; do echo $n >&2; sleep 0.1; done; {BUSY}"
     run = command_run(tmp_path, shell(code), idle_timeout=0.4, timeout=DEADLINE)
     with pytest.raises(CommandIdleError, match=r"printed nothing for 0\.4 s") as caught:
@@ -353,8 +356,8 @@ def test_a_command_that_prints_nothing_is_ended(tmp_path: Path) -> None:
     assert find(run.tag) == []
 
 
-def test_its_last_words_at_a_limit_are_heard(tmp_path: Path) -> None:
-    """What it prints when it is asked to end comes too: what it has cost, perhaps."""
+def test_lines_after_a_time_limit_are_read(tmp_path: Path) -> None:
+    """Lines that it prints on SIGTERM are passed on: they may say what the run has cost."""
     lines: list[str] = []
     code = "trap 'echo last; exit' TERM; echo first; while true; do sleep 0.01; done"
     with pytest.raises(CommandTimeoutError):
@@ -362,8 +365,8 @@ def test_its_last_words_at_a_limit_are_heard(tmp_path: Path) -> None:
     assert lines == ["first", "last"]
 
 
-def test_an_error_of_who_reads_its_lines_ends_it(tmp_path: Path) -> None:
-    """The error goes on, and nobody is left."""
+def test_an_error_of_the_line_reader_ends_it(tmp_path: Path) -> None:
+    """The error is raised, and no process is left."""
 
     def refuse(line: str) -> None:
         raise LookupError(line)
@@ -374,8 +377,8 @@ def test_an_error_of_who_reads_its_lines_ends_it(tmp_path: Path) -> None:
     assert find(run.tag) == []
 
 
-def test_an_exit_code_that_others_take_is_no_success(tmp_path: Path) -> None:
-    """A program that ignores SIGCHLD is told so; `subprocess` would say 0."""
+def test_a_lost_exit_code_is_no_success(tmp_path: Path) -> None:
+    """In a program that ignores SIGCHLD an error says so; `subprocess` would say 0."""
     code = """
 import signal, sys
 from iso_orchestrator import WorkflowUsageError
@@ -424,7 +427,7 @@ def interrupted(folder: Path, code: str, tag: str, grace: float) -> Child:
 
 
 def test_ctrl_c_ends_all_of_it(tmp_path: Path) -> None:
-    """The interrupt goes on when nobody is left."""
+    """The interrupt is raised when no process is left."""
     tag = unique_name()
     code = f"setsid sleep {FOREVER} & (setsid sleep {FOREVER} &) ; echo > {tmp_path}/ready; sleep {FOREVER}"
     with interrupted(tmp_path, code, tag, DEADLINE) as child:
@@ -436,7 +439,7 @@ def test_ctrl_c_ends_all_of_it(tmp_path: Path) -> None:
 
 
 def test_a_second_ctrl_c_takes_the_time_to_finish_away(tmp_path: Path) -> None:
-    """Those who do not obey are killed then, and nobody is left."""
+    """Processes that do not obey are killed then, and none is left."""
     tag = unique_name()
     code = f"trap 'echo asked > {tmp_path}/asked' TERM; setsid sleep {FOREVER} & echo > {tmp_path}/ready; {BUSY}"
     with interrupted(tmp_path, code, tag, 1000) as child:
@@ -452,12 +455,16 @@ def test_a_second_ctrl_c_takes_the_time_to_finish_away(tmp_path: Path) -> None:
 
 
 EVERYWHERE = """
-import faulthandler, os, signal, sys
+import faulthandler, os, psutil, signal, sys
 import iso_orchestrator
 from support_commands import *
 package = os.path.dirname(iso_orchestrator.__file__)
 folder = Path(sys.argv[1])
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# With the profiler a search of all processes takes long, and those that run already are none of the command's.
+all_pids, earlier = psutil.pids, {*psutil.pids()}
+psutil.pids = lambda: [pid for pid in all_pids() if pid not in earlier]
 
 def places(tag, chosen=0):
     # How many places a run has, and whether it was interrupted at number *chosen*.
@@ -467,7 +474,7 @@ def places(tag, chosen=0):
         if event not in ("call", "c_return") or not frame.f_code.co_filename.startswith(package):
             return
         if event == "call" and frame.f_code.co_name == "__exit__":
-            return  # before its first line nobody can do anything about it
+            return  # before its first line no code can react
         count += 1
         if count == chosen:
             sys.setprofile(None)
@@ -485,7 +492,7 @@ def places(tag, chosen=0):
     return count
 
 count = min(places(unique_name()) for _ in range(3))
-# What looks at the processes does the same for each of them: some of those places will do.
+# A search does the same for each process: some of these places are enough.
 step = max(1, count // 150)
 for place in range(1, count, step):
     faulthandler.dump_traceback_later(15, exit=True)
@@ -498,8 +505,8 @@ print("everywhere", count // step)
 """
 
 
-def test_an_interrupt_at_any_place_leaves_nobody(memory_path: Path) -> None:
-    """Wherever in the package it comes, all that was started has ended when it goes on."""
+def test_an_interrupt_at_any_place_leaves_no_process(memory_path: Path) -> None:
+    """It may come at any call in the package: all that was started has ended when it is raised."""
     with run_python(EVERYWHERE, memory_path) as child:
         line = child.line(60)
         assert line.startswith("everywhere"), line
@@ -508,7 +515,7 @@ def test_an_interrupt_at_any_place_leaves_nobody(memory_path: Path) -> None:
 
 
 def test_what_a_killed_runner_leaves_is_found(tmp_path: Path) -> None:
-    """By its tag alone, and its output is complete."""
+    """Its tag finds it, and its output is complete."""
     tag = unique_name()
     code = f"setsid sleep {FOREVER} & echo before; echo > {tmp_path}/ready; read line < {tmp_path}/fifo; echo behind"
     os.mkfifo(tmp_path / "fifo")

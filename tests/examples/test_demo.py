@@ -1,4 +1,4 @@
-"""The demo: whatever happens to it, every job is done once in the end."""
+"""The demo: after any interruption, each job is done once in the end."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from iso_orchestrator.views.cli import main
 REPOSITORY = Path(__file__).parents[2]
 PACE = "0.02"
 STEPS = [f"apply:{job['company']}:{job['role']}" for job in JOBS]
-FAIL_FIRST = 6  # jobs whose first attempt fails, by the stand-in's rule
+FAIL_FIRST = 6  # jobs whose first attempt fails, by the rule of its agent
 FAIL_TWICE = 2  # those of them whose second attempt fails too
 
 
 class Place:
-    """A root and a ledger for demos, and what is in them."""
+    """A root and a ledger for demos, and their contents."""
 
     def __init__(self, folder: Path) -> None:
         self.root = folder / "root"
@@ -68,11 +68,11 @@ class Place:
         return {step.name for step in steps if step.status == "completed"}
 
     def completions(self) -> Counter[str]:
-        """How many completions of each step are recorded."""
+        """The number of recorded completions of each step."""
         return Counter(event.detail["step"] for event in self.record().events if event.type == "step.completed")
 
     def worked(self) -> list[str]:
-        """The steps whose agent succeeded, as often as it did."""
+        """The steps whose agent succeeded, once for each success."""
         lines = self.ledger.read_text(encoding="utf-8").splitlines() if self.ledger.exists() else []
         return [f"apply:{entry['company']}:{entry['role']}" for entry in map(json.loads, lines)]
 
@@ -87,7 +87,7 @@ def environment() -> dict[str, str]:
 
 
 class OnTerminal:
-    """A demo that has a terminal of its own, in which keys can be pressed."""
+    """A demo with a terminal of its own, in which keys can be pressed."""
 
     def __init__(self, *args: str, start: Sequence[str] = ("-m", "iso_orchestrator")) -> None:
         self._master, slave = os.openpty()
@@ -107,7 +107,7 @@ class OnTerminal:
         os.write(self._master, b"\x03")
 
     def text(self) -> str:
-        """What has been on the terminal so far."""
+        """The text on the terminal so far."""
         return b"".join(self._parts).decode(errors="replace")
 
     def end(self) -> tuple[int, str]:
@@ -130,7 +130,7 @@ def place(tmp_path):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A demo that was run once, undisturbed, and what it said."""
+    """A demo that ran once, undisturbed, and its output."""
     place = Place(tmp_path_factory.mktemp("demo"))
     return place, place.run(pace=PACE)
 
@@ -166,7 +166,7 @@ def test_two_at_a_time_and_one_at_a_time_per_company(finished):
 
 
 def test_the_record_is_shown_at_the_end(finished):
-    """The last that a demo says is a line for each job, the counts, and where the record lies."""
+    """At the end a demo prints a line for each job, the counts, and the path of the record."""
     place, (_, out, _) = finished
     lines = out.splitlines()
     head = next(number for number, line in enumerate(lines) if line.split() == ["job", "status", "attempts", "result"])
@@ -194,7 +194,7 @@ def test_a_finished_demo_does_nothing_more(finished):
 
 
 def test_the_command_to_go_on_is_the_one_that_was_typed(finished, capsys, monkeypatch):
-    """Who typed the console script's name is told the console script's name."""
+    """The console script is named in the output of the console script."""
     place, _ = finished
     monkeypatch.setattr(sys, "argv", ["/somewhere/bin/iso-orchestrator"])
     assert main(["demo", "--dir", str(place.root)]) == 0
@@ -205,7 +205,7 @@ def test_the_command_to_go_on_is_the_one_that_was_typed(finished, capsys, monkey
 
 
 def test_fresh_starts_over(place):
-    """With --fresh nothing counts as done."""
+    """With --fresh no job counts as done."""
     open_workflow(WORKFLOW_ID, dir=place.root, initial_state={"applied": 70, "skipped": 90}).close()
     process = place.start("--fresh")
     wait_until(place.done, what="the first job")
@@ -216,7 +216,7 @@ def test_fresh_starts_over(place):
 
 
 def test_fresh_is_refused_while_another_demo_runs(place, capsys):
-    """What another process is doing is not deleted under its hands."""
+    """A workflow that another process uses is not deleted."""
     other = open_workflow(WORKFLOW_ID, dir=place.root)
     try:
         code = main(place.args("--fresh"))
@@ -237,7 +237,7 @@ def test_a_killed_demo_goes_on_where_it_was(place):
         process = place.start()
         jobs = dice.randrange(4)
         _wait_for_work(process, place, jobs)
-        _wait_at_most(process, dice.uniform(0, 0.05 if jobs else 0.4))  # it takes some time to come up
+        _wait_at_most(process, dice.uniform(0, 0.05 if jobs else 0.4))  # it needs some time to start
         process.kill()
         process.communicate(timeout=DEADLINE)
         before, done = done, place.done()
@@ -252,7 +252,7 @@ def test_a_killed_demo_goes_on_where_it_was(place):
 
 
 def _wait_for_work(process: subprocess.Popen[str], place: Place, jobs: int) -> None:
-    """Until the agent has done so many jobs more; right away when that is none."""
+    """Wait until the agent has done that many more jobs."""
     before = len(place.worked())
     wait_until(lambda: len(place.worked()) >= before + jobs or process.poll() is not None)
 
@@ -277,7 +277,7 @@ def agents_of(place: Place) -> list[psutil.Process]:
 
 
 def test_ctrl_c_says_how_to_go_on(place):
-    """Ctrl-C in a terminal ends the demo and its agents; the command that it names goes on."""
+    """Ctrl-C in a terminal ends the demo when its agents have ended; the command that it names continues."""
     demo = OnTerminal(*place.args(pace="0.2"))
     wait_until(lambda: len(place.done()) >= 2, what="the first two jobs")
     demo.press_ctrl_c()
@@ -299,7 +299,7 @@ def test_ctrl_c_says_how_to_go_on(place):
 
 
 def test_an_interrupt_of_the_demo_alone_lets_the_agents_finish(place):
-    """SIGINT to the demo, and not to its agents, ends it with 130 as well, and what they did is recorded."""
+    """SIGINT to the demo alone ends it with 130, and the results of its agents are recorded."""
     process = place.start(pace="0.2")
     wait_until(place.done, what="the first job")
     process.send_signal(signal.SIGINT)
@@ -310,7 +310,7 @@ def test_an_interrupt_of_the_demo_alone_lets_the_agents_finish(place):
 
 
 def test_a_terminal_shows_progress(place):
-    """Who watches a demo sees how far it is."""
+    """A terminal shows how many jobs are done."""
     demo = OnTerminal(*place.args())
     wait_until(lambda: re.search(r"\b[1-9]\d*/20\b", demo.text()), what="the display")
     demo.process.kill()
@@ -318,7 +318,7 @@ def test_a_terminal_shows_progress(place):
 
 
 def test_a_terminal_without_tqdm_shows_lines(place):
-    """Where the bar is not installed, who watches gets a line for each finished job."""
+    """If tqdm is not installed, a terminal shows a line for each finished job."""
     blocked = "import sys; sys.modules['tqdm'] = None; from iso_orchestrator.views.cli import main; main(sys.argv[1:])"
     demo = OnTerminal(*place.args(), start=("-c", blocked))
     wait_until(lambda: re.search(r"^apply:Borealis:backend developer: APPLIED\r$", demo.text(), re.MULTILINE))
@@ -327,7 +327,7 @@ def test_a_terminal_without_tqdm_shows_lines(place):
 
 
 def test_a_pipe_shows_no_progress(finished):
-    """What goes into a file or a pipe is the text alone."""
+    """A file or a pipe gets the text alone."""
     _, (_, out, err) = finished
     assert "/20" not in out + err
     assert "\r" not in out + err
@@ -348,7 +348,7 @@ def performed(job: dict[str, str], attempt: int, *ledger: object) -> subprocess.
 
 
 def test_the_agent_says_its_outcome_last(tmp_path):
-    """It prints lines of JSON, and notes in the ledger what it has done."""
+    """It prints lines of JSON, and writes the job to the ledger."""
     ledger = tmp_path / "ledger"
     agent = performed({"company": "A", "role": "b"}, 3, ledger)
     first, last = map(json.loads, agent.stdout.splitlines())

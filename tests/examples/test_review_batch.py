@@ -1,4 +1,4 @@
-"""The example of a batch of reviews: whatever happens to it, each review is paid for once."""
+"""The example of a batch of reviews: after any interruption, each review is paid for once."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ITEMS = [
 
 
 class Batch:
-    """A place to run the example in, and what its agent was asked."""
+    """A place to run the example in, and the log of its agent."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -114,7 +114,7 @@ def written(folder: Path, items: Sequence[dict[str, str]], suffix: str) -> Path:
 
 @pytest.mark.parametrize("suffix", ["tsv", "jsonl"])
 def test_each_item_is_reviewed_once(batch: Batch, suffix: str) -> None:
-    """The results are in the items' order, and a second run pays for nothing and says the same."""
+    """The results are in the items' order, and a second run prints the same and runs no agent."""
     items = written(batch.folder, ITEMS, suffix)
     code, out, err = batch.run(items)
     assert (code, err) == (0, "")
@@ -127,8 +127,8 @@ def test_each_item_is_reviewed_once(batch: Batch, suffix: str) -> None:
     assert len(batch.runs()) == len(ITEMS)
 
 
-def test_a_killed_batch_goes_on_where_it_was(batch: Batch) -> None:
-    """What was done is not done again, and what was being done goes on in its session; nobody is left of it."""
+def test_a_killed_batch_continues_where_it_was(batch: Batch) -> None:
+    """A finished review is not repeated, a running one is resumed in its session, and no agent is left."""
     process = batch.start(seconds=0.3)
     wait_until(lambda: len(batch.done()) >= 2 and len(batch.runs()) > len(batch.done()), what="two reviews, and more")
     process.kill()
@@ -165,8 +165,8 @@ def test_two_at_a_time_and_one_at_a_time_per_repository(batch: Batch) -> None:
     assert most == 2
 
 
-def test_what_failed_is_a_result_too(batch: Batch) -> None:
-    """The others are reviewed all the same, the end is 1, and the next run tries again what failed."""
+def test_a_failure_is_a_result_too(batch: Batch) -> None:
+    """The other items are reviewed, the exit code is 1, and the next run tries the failed one again."""
     items = written(batch.folder, ITEMS, "jsonl")
     code, out, err = batch.run(items, "--parallel", "1", agent="fails,fails,ok")
     assert (code, err) == (1, "")
@@ -195,10 +195,10 @@ def test_what_failed_is_a_result_too(batch: Batch) -> None:
         ("items.jsonl", b'{"repository": " ", "subject": ""}\n', "item 1 has no repository and no subject"),
     ],
 )
-def test_bad_items_are_refused_before_any_is_paid_for(
+def test_bad_items_are_refused_before_any_is_reviewed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: bytes | None, says: str
 ) -> None:
-    """In one line that says which item, of which file, and what is wrong with it."""
+    """One line has the file, the item, and what is wrong with it."""
     monkeypatch.chdir(tmp_path)
     path = tmp_path / name
     if content is not None:
@@ -211,8 +211,8 @@ def test_bad_items_are_refused_before_any_is_paid_for(
     assert list(tmp_path.iterdir()) == ([path] if content is not None else [])
 
 
-def test_results_that_could_not_be_written_are_refused_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An hour of reviews is no time to learn of a mistyped folder."""
+def test_a_missing_folder_for_results_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mistyped folder is found before an hour of reviews, and not after it."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match="no such folder"):
         main(["--results", "nowhere/reviews.jsonl"])
@@ -223,7 +223,7 @@ def test_results_that_could_not_be_written_are_refused_before(tmp_path: Path, mo
 def test_wrong_usage_ends_with_2(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], args: list[str]
 ) -> None:
-    """Nothing is done."""
+    """No file is made."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as caught:
         main(args)

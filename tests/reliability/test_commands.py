@@ -1,4 +1,4 @@
-"""Commands that misbehave in every way, and runners that are killed: nobody is left, and no two work at one time."""
+"""Commands that misbehave and runners that are killed leave no process, and no two commands work at one time."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ WORK = ["sleep 0.02", "sleep 0.1", "true"]
 
 
 def agent(chance: random.Random) -> str:
-    """A program that does some of what agents were seen to do."""
+    """A program with some habits of real agents."""
     tools = "\n".join(chance.sample(TOOLS, 3))
     return AGENT.format(obedience=chance.choice(OBEDIENCE), tools=tools, work=chance.choice(WORK))
 
@@ -56,29 +56,29 @@ def agent(chance: random.Random) -> str:
 
 
 def run_next(link: Link, folder: str, number: int, seed: int) -> None:
-    """What a run does: end what the last one has left, put the new tag on record, and run the command."""
+    """One run: end the orphans of the last one, write the new tag to a file, and run the command."""
     chance = random.Random(seed)
     link.say("begun")
-    for tag in marks_in(Path(folder))[-1:]:
+    for tag in tags_in(Path(folder))[-1:]:
         end_orphans(tag, str(Path(folder, "out.log")), grace=GRACE)
     tag = f"{number}-{unique_name()}"
-    with Path(folder, "marks").open("a") as file:
+    with Path(folder, "tags").open("a") as file:
         file.write(f"{tag}\n")
     on_line = chance.choice([None, lambda _: None])
     run = command_run(Path(folder), shell(agent(chance), folder), tag=tag, grace=GRACE, on_line=on_line)
     link.say(run.run().exit_code)
 
 
-def marks_in(folder: Path) -> list[str]:
-    marks = folder / "marks"
-    return marks.read_text().split() if marks.exists() else []
+def tags_in(folder: Path) -> list[str]:
+    tags = folder / "tags"
+    return tags.read_text().split() if tags.exists() else []
 
 
 @pytest.mark.parametrize("part", range(PARTS))
-def test_runners_that_are_killed_leave_nothing_that_the_next_does_not_end(
+def test_orphans_of_killed_runners_are_ended_by_the_next(
     nursery: Nursery, tier: Tier, figures: Figures, folder: Path, part: int
 ) -> None:
-    """Killed at any time, again and again: the next run ends what is left before it starts, and nobody is left."""
+    """After a kill at any time, the next run ends the orphans before it starts, and no process is left."""
     chance = tier.random(f"killed runners {part}")
     wanted = -(-tier.count(quick=6, full=200, soak=10_000) // PARTS)
     kills = number = 0
@@ -93,10 +93,10 @@ def test_runners_that_are_killed_leave_nothing_that_the_next_does_not_end(
         runner = nursery.start(run_next, str(folder), 0, chance.getrandbits(32))
         assert [runner.hear(), runner.hear()] == ["begun", 0]
         runner.end()
-        marks = marks_in(folder)
-        left = {tag: pids for tag in marks if (pids := find(tag))}
+        tags = tags_in(folder)
+        left = {tag: pids for tag in tags if (pids := find(tag))}
     finally:
-        for tag in marks_in(folder):
+        for tag in tags_in(folder):
             kill_all(tag)
     overlaps = (folder / "overlaps").exists()
     figures.add(22, "runners of commands killed", kills, len(left) + overlaps)
@@ -107,8 +107,8 @@ def test_runners_that_are_killed_leave_nothing_that_the_next_does_not_end(
 # Commands that misbehave
 
 
-def test_commands_that_misbehave_leave_nobody(tier: Tier, figures: Figures, folder: Path) -> None:
-    """They ignore SIGTERM, leave others behind in sessions of their own with the output open, print what is no text."""
+def test_commands_that_misbehave_leave_no_process(tier: Tier, figures: Figures, folder: Path) -> None:
+    """They ignore SIGTERM, leave processes in other sessions with the output open, print bytes that are no text."""
     chance = tier.random("commands")
     found: list[str] = []
     count = tier.count(quick=6, full=200, soak=10_000)
@@ -159,7 +159,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, len(result.st
 
 @pytest.mark.parametrize("consumer", ["nobody", "lines"])
 def test_much_output_costs_no_memory(tier: Tier, figures: Figures, tmp_path: Path, consumer: str) -> None:
-    """A GiB of it, or less in the quick tier: the process grows by less than 20 MB, whoever reads it."""
+    """With a GiB of it, less in the quick tier, the process grows by less than 20 MB, with and without a reader."""
     size = tier.pick(quick=1 << 26, full=1 << 30, soak=1 << 32)
     with run_python(MUCH, tmp_path, size, consumer) as child:
         grown, kept = map(int, child.line(DEADLINE * 10).split())

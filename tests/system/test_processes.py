@@ -31,7 +31,7 @@ def tag() -> str:
 
 
 def found(tag: str, count: int) -> list[int]:
-    """Those who have *tag*, as soon as they are *count*."""
+    """The processes that have *tag*, as soon as there are *count*."""
     return wait_until(lambda: len(pids := find(tag)) == count and pids, what=f"{count} processes")  # type: ignore[no-any-return]
 
 
@@ -46,8 +46,8 @@ def sessions_of(pids: list[int]) -> set[int]:
 # Finding
 
 
-def test_all_are_found_whatever_their_sessions_and_parents(tag: str) -> None:
-    """A child, one in a session of its own, and one whose parents have ended."""
+def test_processes_are_found_in_any_session_and_under_any_parent(tag: str) -> None:
+    """A child, a process in a session of its own, and one whose parents have ended are found."""
     code = f"sleep {FOREVER} & setsid sleep {FOREVER} & (setsid sh -c 'sleep {FOREVER} & exit' &) ; wait"
     with running(tag, shell(code)) as process:
         pids = wait_until(lambda: len(sessions_of(pids := find(tag))) == 3 and len(pids) == 4 and pids)
@@ -55,8 +55,8 @@ def test_all_are_found_whatever_their_sessions_and_parents(tag: str) -> None:
     assert find(tag) == []
 
 
-def test_a_command_inside_of_a_command_is_found_by_both_tags(tag: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The inner tag finds the inner one alone, and to end that leaves the outer one, which has no such mark."""
+def test_a_command_inside_of_a_command_has_both_tags(tag: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The inner tag finds the inner command alone, and ending it leaves the outer one."""
     inner = unique_name()
     with running(tag, ["sleep", FOREVER]) as outer_process:
         monkeypatch.setenv(TAG_VARIABLE, tag)
@@ -69,7 +69,7 @@ def test_a_command_inside_of_a_command_is_found_by_both_tags(tag: str, monkeypat
 
 
 def test_tags_are_added_to_those_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The innermost is the last, also where the command is given an environment of its own."""
+    """The innermost tag is the last, also in an environment of the command's own."""
     monkeypatch.setenv(TAG_VARIABLE, "outer")
     assert tagged_environment({"A": "1"}, "inner") == {"A": "1", TAG_VARIABLE: "outer:inner"}
     assert tagged_environment(None, "inner")[TAG_VARIABLE] == "outer:inner"
@@ -79,13 +79,13 @@ def test_tags_are_added_to_those_of_this_process(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("tag", ["", "a:b", "a b", "a\0", "ä"])
 def test_a_tag_that_could_be_taken_for_others_is_refused(tag: str) -> None:
-    """Separators, and what no variable can hold."""
+    """A tag has no separators, and nothing that no variable can hold."""
     with pytest.raises(ValueError, match="a process tag must be of letters"):
         tagged_environment({}, tag)
 
 
 def test_a_part_of_a_tag_is_no_tag(tag: str) -> None:
-    """Neither its beginning, nor its end, nor the same word in another variable or argument."""
+    """Neither its beginning, nor its end, nor the same word in another variable or argument is the tag."""
     env = {**os.environ, "OTHER": tag, "X" + TAG_VARIABLE: tag, TAG_VARIABLE: f"x{tag}:{tag}x"}
     process = subprocess.Popen(shell(f"sleep {FOREVER}; : {TAG_VARIABLE}={tag}"), env=env, start_new_session=True)
     try:
@@ -97,7 +97,7 @@ def test_a_part_of_a_tag_is_no_tag(tag: str) -> None:
 
 
 def test_a_zombie_is_not_alive(tag: str) -> None:
-    """A process whose parent has not taken note of its end is found no more."""
+    """A process that has ended is not found, also while its parent has not asked for its exit code."""
     with running(tag, ["true"]) as process:
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         zombie = psutil.Process(process.pid)
@@ -107,7 +107,7 @@ def test_a_zombie_is_not_alive(tag: str) -> None:
 
 
 def test_a_process_is_found_while_it_changes_its_program(tag: str) -> None:
-    """Between two programs it has no environment for a moment; it is not taken for another's."""
+    """Between two programs it has no environment for a moment, and is found all that time."""
     code = (
         "import os, sys; os.execv(sys.executable, [sys.executable, '-I', '-S', '-E', '-c', sys.argv[1], sys.argv[1]])"
     )
@@ -119,7 +119,7 @@ def test_a_process_is_found_while_it_changes_its_program(tag: str) -> None:
 
 
 def test_a_process_that_hands_over_to_its_child_is_found(tag: str) -> None:
-    """Again and again it forks and exits: however short each lives, one of them is found."""
+    """It forks and exits again and again: each process lives for a moment, and one of them is always found."""
     code = """
 import os, time
 while True:
@@ -130,13 +130,13 @@ while True:
     with running(tag, python(code)) as process:
         process.wait(DEADLINE)
         for _ in range(100):
-            assert find(tag)
+            assert any(processes.tagged(tag))
         assert end_tree(tag, grace=0) > 0
         assert find(tag) == []
 
 
 def test_a_process_that_keeps_its_environment_empty_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It looks like one that changes its program; while it is busy, a search looks at it for some milliseconds."""
+    """It looks like one that changes its program: a search pauses for it at most 20 ms, and only while it is busy."""
     pauses: list[float] = []
     monkeypatch.setattr(processes, "sleep", pauses.append)
     quiet = subprocess.Popen(python("input()"), env={}, stdin=subprocess.PIPE)
@@ -158,7 +158,7 @@ def test_a_process_that_keeps_its_environment_empty_is_not_waited_for(monkeypatc
 
 
 def test_a_later_process_of_the_same_number_is_not_ended(tag: str) -> None:
-    """A known process that has ended is known by the time of its start too."""
+    """A process is known by its number and the time of its start."""
     with subprocess.Popen(shell(f"sleep {FOREVER} & wait"), start_new_session=True) as process:
         try:
             earlier = psutil.Process(process.pid)
@@ -172,7 +172,7 @@ def test_a_later_process_of_the_same_number_is_not_ended(tag: str) -> None:
 
 
 def test_a_stopped_process_is_woken_to_end(tag: str, tmp_path: Path) -> None:
-    """What it does on SIGTERM gets done."""
+    """Its handler of SIGTERM runs."""
     code = f"trap 'echo done > {tmp_path}/done; exit' TERM; echo > {tmp_path}/ready; {BUSY}"
     with running(tag, shell(code)) as process:
         wait_for_file(tmp_path / "ready")
@@ -183,8 +183,8 @@ def test_a_stopped_process_is_woken_to_end(tag: str, tmp_path: Path) -> None:
         assert wait_for_file(tmp_path / "done") == "done\n"
 
 
-def test_who_obeys_is_not_killed(tag: str, tmp_path: Path) -> None:
-    """They have time to finish, and the end comes when they have."""
+def test_a_process_that_obeys_is_not_killed(tag: str, tmp_path: Path) -> None:
+    """It has time to finish, and the call returns when it has."""
     code = f"trap 'sleep 0.2; echo done > {tmp_path}/done; exit 7' TERM; echo > {tmp_path}/ready; {BUSY}"
     with running(tag, shell(code)) as process:
         wait_for_file(tmp_path / "ready")
@@ -195,8 +195,8 @@ def test_who_obeys_is_not_killed(tag: str, tmp_path: Path) -> None:
         assert (tmp_path / "done").exists()
 
 
-def test_who_does_not_obey_is_killed(tag: str, tmp_path: Path) -> None:
-    """After the time to finish, and not before."""
+def test_a_process_that_does_not_obey_is_killed(tag: str, tmp_path: Path) -> None:
+    """It is killed after the time to finish, and not before."""
     code = f"trap '' TERM; sleep {FOREVER} & setsid sleep {FOREVER} & echo > {tmp_path}/ready; wait"
     with running(tag, shell(code)) as process:
         wait_for_file(tmp_path / "ready")
@@ -209,7 +209,7 @@ def test_who_does_not_obey_is_killed(tag: str, tmp_path: Path) -> None:
 
 
 def test_urgency_takes_the_time_to_finish_away(tag: str, tmp_path: Path) -> None:
-    """Those who do not obey are killed then."""
+    """A process that does not obey is killed then."""
     urgent = threading.Event()
     with running(tag, shell(f"trap '' TERM; echo > {tmp_path}/ready; while :; do sleep 0.01; done")) as process:
         wait_for_file(tmp_path / "ready")
@@ -220,8 +220,8 @@ def test_urgency_takes_the_time_to_finish_away(tag: str, tmp_path: Path) -> None
         assert process.wait(DEADLINE) == -signal.SIGKILL
 
 
-def test_a_child_without_the_mark_is_ended_with_its_parent(tag: str) -> None:
-    """A program that was given an empty environment, and its children."""
+def test_a_child_without_the_tag_is_ended_with_its_parent(tag: str) -> None:
+    """A program with an empty environment is ended, and its children are."""
     with running(tag, shell(f"env -i sh -c 'sleep {FOREVER} & wait' & wait")) as process:
         wait_until(lambda: len(living_tree(tag)) == 3)
         assert len(find(tag)) == 1
@@ -229,8 +229,8 @@ def test_a_child_without_the_mark_is_ended_with_its_parent(tag: str) -> None:
         process.wait(DEADLINE)
 
 
-def test_who_is_known_is_ended_without_the_mark(tag: str) -> None:
-    """With its children."""
+def test_a_known_process_is_ended_without_the_tag(tag: str) -> None:
+    """Its children are ended too."""
     process = subprocess.Popen(shell(f"sleep {FOREVER} & wait"), start_new_session=True)
     known = psutil.Process(process.pid)
     wait_until(lambda: len(living_tree(tag, [known])) == 2)
@@ -238,8 +238,8 @@ def test_who_is_known_is_ended_without_the_mark(tag: str) -> None:
     process.wait(DEADLINE)
 
 
-def test_who_is_born_while_the_others_are_ended_is_ended_too(tag: str, tmp_path: Path) -> None:
-    """A program that starts others when it is asked to end, which do not obey."""
+def test_a_process_that_starts_during_the_end_is_ended_too(tag: str, tmp_path: Path) -> None:
+    """A program that starts others on SIGTERM, which do not obey, is ended with them."""
     code = (
         f"trap 'setsid sh -c \"trap : TERM; while :; do sleep 0.01; done\" & exit' TERM; echo > {tmp_path}/ready; "
         "while :; do sleep 0.01; done"
@@ -251,8 +251,8 @@ def test_who_is_born_while_the_others_are_ended_is_ended_too(tag: str, tmp_path:
         process.wait(DEADLINE)
 
 
-def test_those_who_multiply_are_ended(tag: str) -> None:
-    """A program of which each process starts two, up to a hundred at a time, in sessions of their own."""
+def test_processes_that_multiply_are_ended(tag: str) -> None:
+    """Processes that start others all the time, over sixty at a time, in sessions of their own, are ended."""
     code = """
 import os, resource, signal, sys, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -272,8 +272,8 @@ while True:
         assert process.wait(DEADLINE) == -signal.SIGKILL
 
 
-def test_nobody_ends_himself(tag: str) -> None:
-    """A process of the tree that asks for its end is refused, and nobody is signalled."""
+def test_a_process_of_the_tree_cannot_end_the_tree(tag: str) -> None:
+    """A process of the tree that asks for its end gets an error, and no process is signalled."""
     code = """
 from iso_orchestrator.commands.process import await_orphans, end_orphans
 from iso_orchestrator.system.processes import end_tree
@@ -294,9 +294,9 @@ sys.stdin.read()
         child.end()
 
 
-@pytest.mark.skipif(os.name != "posix" or os.getuid() != 0, reason="only root can become somebody else")
-def test_who_cannot_be_ended_is_named() -> None:
-    """Another user's process is left, and the error says which."""
+@pytest.mark.skipif(os.name != "posix" or os.getuid() != 0, reason="only root can become another user")
+def test_a_process_that_cannot_be_ended_is_named() -> None:
+    """Another user's process is left, and the error has its number."""
     code = """
 import os, sys
 from iso_orchestrator import CommandLeftoverError

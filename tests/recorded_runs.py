@@ -1,4 +1,4 @@
-"""What an agent printed in a run: recorded with the real programs, read back by the tests that run everywhere."""
+"""Recorded runs of agents: recorded with the real programs, read back by the tests that run everywhere."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from agent_cases import Case, agent_for
 
 from iso_orchestrator.agents import AgentResult, AgentStream, Outcome, Usage
 
-__all__ = ["DATA", "Transcript"]
+__all__ = ["DATA", "RecordedRun"]
 
 DATA = Path(__file__).parent / "data" / "agents"
 
 
 @attrs.frozen
-class Transcript:
-    """One run: all that it printed, how and when it ended, and the session's tokens before it."""
+class RecordedRun:
+    """One run: its output, how and when it ended, and the session's tokens before it."""
 
     stdout: bytes
     stderr: bytes
@@ -29,7 +29,7 @@ class Transcript:
     before: Usage | None = None
 
     @classmethod
-    def load(cls, case: Case) -> Transcript:
+    def load(cls, case: Case) -> RecordedRun:
         """The recorded run of a case."""
         stem = DATA / case.agent / case.name
         about = json.loads(stem.with_suffix(".json").read_text())
@@ -57,13 +57,13 @@ class Transcript:
         }
         stem.with_suffix(".json").write_text(json.dumps(about, indent=1) + "\n")
 
-    def scrubbed(self, names: dict[str, str]) -> Transcript:
-        """Without the recording machine's paths, and without the long lists of what claude could do."""
+    def scrubbed(self, names: dict[str, str]) -> RecordedRun:
+        """The run without the recording machine's paths, and without claude's long lists of tools."""
 
         def scrub(output: bytes) -> bytes:
             for text, name in names.items():
                 output = output.replace(text.encode(), name.encode())
-                # How claude calls a project's folder.
+                # Claude's name for the folder of a project.
                 output = output.replace(re.sub(r"[^A-Za-z0-9]", "-", text).encode(), name.encode())
             output = re.sub(rb"https?://(?!127\.0\.0\.1)[\w.-]+", b"https://127.0.0.1", output)
             output = re.sub(rb'"(tools|slash_commands|agents|skills)":\[[^\]]*\]', rb'"\1":[]', output)
@@ -76,11 +76,11 @@ class Transcript:
         return self.stdout.decode("utf-8", "replace").splitlines()
 
     def stream(self, case: Case) -> AgentStream:
-        """A stream that nothing was fed yet."""
+        """A new stream."""
         return agent_for(case).stream(before=self.before)
 
     def result(self, case: Case) -> AgentResult:
-        """What became of it."""
+        """Its result."""
         stream = self.stream(case)
         for line in self.lines():
             stream.feed(line)
@@ -88,7 +88,7 @@ class Transcript:
         return stream.result(self.exit_code, stderr, now=self.ended_at, stopped=self.stopped, zone=UTC)
 
     def check(self, case: Case, result: AgentResult) -> None:
-        """The result is what it is to be."""
+        """The result is that of the case."""
         assert (result.outcome, result.strays, self.stopped) == (case.outcome, (), case.stopped), result
         assert case.says in (result.reason or ""), result
         if case.lifted_after is None:
