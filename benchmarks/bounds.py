@@ -6,24 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from layout import percent, plain, seconds, size, table, times
-from results import (
-    Results,
-    again,
-    cpu_share,
-    journal_share,
-    labels,
-    median,
-    most,
-    mutex_time,
-    opened_steps,
-    over_optimum,
-    per_step,
-    ratio,
-    reports,
-    value_of,
-    written_share,
-)
-from suite import CHAIN, OURS, shapes
+from results import Results, labels, most, opened_steps, ratio, value_of
+from suite import CHAIN, OURS
 
 
 def figures(results: Results) -> str:
@@ -62,90 +46,66 @@ class Row:
 
 
 def rows(results: Results) -> Iterator[Row]:
-    """Every figure of the list, in its order."""
-    blocks = [block for report in reports(results, "single sync", None, OURS) for block in report["blocks"]]
-    yield Row("one appended `write` + `fdatasync` of 400 bytes", median(b["raw"] for b in blocks), seconds)
+    """Every figure, in the order of the table."""
+
+    def ours(workload: str, label: str, measure: str) -> float | None:
+        return value_of(results, workload, label, OURS, measure)
+
+    blocks = ("single sync", "blocks in turn")
+    yield Row("one appended `write` + `fdatasync` of 400 bytes", ours(*blocks, "write"), seconds)
     yield Row(
         "one sequential durable step, over that write, in blocks by turns",
-        median(block["step"] / block["raw"] for block in blocks),
+        ours(*blocks, "step over write"),
         times,
         1.2,
     )
     yield Row("syncs in a step", results["syncs"].get(OURS, {}).get("syncs"), plain)
-    chains = labels(results, "chain") or [f"{CHAIN[-1]:,}"]
-    steps = int(chains[-1].replace(",", ""))
+    longest = (labels(results, "chain") or [f"{CHAIN[-1]:,}"])[-1]
+    steps = int(longest.replace(",", ""))
     yield Row(
         f"steps {steps // 2 + 1:,} to {steps:,}, folds included, over steps 1 to {steps // 2:,}",
-        median(r["seconds"] / r["first_half"] - 1 for r in reports(results, "chain", chains[-1], OURS)),
+        ours("chain", longest, "second half"),
         times,
         1.1,
     )
     yield Row(
-        "fan-out over 8 workers, per step, over that same single sync",
-        median(block["fanned"] / block["raw"] for block in blocks),
-        times,
-        0.6,
+        "fan-out over 8 workers, per step, over that same single sync", ours(*blocks, "item over write"), times, 0.6
     )
-    yield Row("recorded result returned", value_of(results, "chain", chains[-1], OURS, again(per_step)), seconds, 10e-6)
-    yield from opening_rows(results)
-    yield over("npm package's step, at 1,000 steps, over ours", results, "npm package", "chain", "1,000", 60)
-    yield over("DBOS on SQLite, a step at 1,000 steps, over ours", results, "DBOS on SQLite", "chain", "1,000", 10)
-    eight = "8 workers, empty"
-    yield over(
-        "fan-out over 8 workers, items a second, over DBOS on SQLite", results, "DBOS on SQLite", "fan-out", eight, 40
-    )
-    yield over("the same, over diskcache, which does not sync", results, "diskcache", "fan-out", eight, 2)
-    yield Row(
-        "mutex uncontended, its two events included",
-        value_of(results, "mutex", "uncontended", OURS, per_step),
-        seconds,
-        50e-6,
-    )
-    for between, bound in (("threads", 0.1e-3), ("processes", 1e-3)):
-        for held in [label for label in labels(results, "mutex") if f"between {between}" in label]:
-            yield Row(
-                f"mutex handed over {held}, at the median",
-                value_of(results, "mutex", held, OURS, mutex_time),
-                seconds,
-                bound,
-            )
-    waits = value_of(results, "waiting", "held 3 s", OURS, cpu_share)
-    yield Row("CPU of a process that waits for a mutex", waits, percent, 2)
-    keyed = [
-        value_of(results, "keyed fan-out", label, OURS, over_optimum) for label in labels(results, "keyed fan-out")
-    ]
-    yield Row(f"keyed fan-out over its optimum, the worst of {len(shapes())} shapes", most(keyed), times, 1.05)
-    yield from bytes_rows(results)
-    yield Row(
-        "`import iso_orchestrator` over `import cattrs`",
-        value_of(results, "import", "module", OURS, lambda report: report["iso_orchestrator"] / report["cattrs"]),
-        times,
-        1.25,
-    )
-
-
-def opening_rows(results: Results) -> Iterator[Row]:
-    clean = reports(results, "opening", "after a clean end", OURS)
-    projection = median(report["closing"] for report in clean)
+    yield Row("recorded result returned", ours("chain", longest, "resumed"), seconds, 10e-6)
+    clean = ("opening", "after a clean end")
+    checkpoint = ours(*clean, "closed")
     yield Row(
         f"{opened_steps(results):,} completed steps opened and resumed",
-        median(report["opening"] + report["seconds"] for report in clean),
+        ours(*clean, "opened and resumed"),
         seconds,
         2.5,
-        more="" if projection is None else f"; the fold {seconds(projection)}",
+        more="" if checkpoint is None else f"; the fold {seconds(checkpoint)}",
     )
-    yield Row("its memory at the peak", median(report["peak"] for report in clean), size, 600e6)
-
-
-def bytes_rows(results: Results) -> Iterator[Row]:
+    yield Row("its memory at the peak", ours(*clean, "memory"), size, 600e6)
+    for what, peer, case, bound in (
+        ("npm package's step, at 1,000 steps, over ours", "npm package", ("chain", "1,000"), 60),
+        ("DBOS on SQLite, a step at 1,000 steps, over ours", "DBOS on SQLite", ("chain", "1,000"), 10),
+        (
+            "fan-out over 8 workers, items a second, over DBOS on SQLite",
+            "DBOS on SQLite",
+            ("fan-out", "8 workers, empty"),
+            40,
+        ),
+        ("the same, over diskcache, which does not sync", "diskcache", ("fan-out", "8 workers, empty"), 2),
+    ):
+        yield Row(what, ratio(results, *case, peer, "step"), times, bound, at_least=True)
+    yield Row("mutex uncontended, its two events included", ours("mutex", "uncontended", "step"), seconds, 50e-6)
+    for between, bound in (("threads", 0.1e-3), ("processes", 1e-3)):
+        for held in [label for label in labels(results, "mutex") if f"between {between}" in label]:
+            yield Row(f"mutex handed over {held}, at the median", ours("mutex", held, "step"), seconds, bound)
+    yield Row("CPU of a process that waits for a mutex", ours("waiting", "held 3 s", "cpu"), percent, 2)
+    shapes = labels(results, "keyed fan-out")
+    keyed = most(ours("keyed fan-out", label, "over optimum") for label in shapes)
+    yield Row(f"keyed fan-out over its optimum, the worst of {len(shapes)} shapes", keyed, times, 1.05)
     weighed = labels(results, "bytes")
-    journal = most(value_of(results, "bytes", label, OURS, journal_share) for label in weighed)
+    journal = most(ours("bytes", label, "journal") for label in weighed)
     yield Row("bytes written over bytes of result and name: the journal, at the most", journal, times, 2.5)
     for kind, bound in (("200 B", 6.0), ("2,000 B", 3.0)):
-        sized = [label for label in weighed if label.endswith(f"of {kind}")]
-        worst = most(value_of(results, "bytes", label, OURS, written_share) for label in sized)
+        worst = most(ours("bytes", label, "all files") for label in weighed if label.endswith(f"of {kind}"))
         yield Row(f"all with folds, at {kind}, at the most", worst, times, bound)
-
-
-def over(what: str, results: Results, peer: str, workload: str, label: str, bound: float) -> Row:
-    return Row(what, ratio(results, workload, label, peer, per_step), times, bound, at_least=True)
+    yield Row("`import iso_orchestrator` over `import cattrs`", ours("import", "module", "over cattrs"), times, 1.25)

@@ -206,16 +206,17 @@ def imported(bench: Bench, peer: Peer, parameters: dict[str, Any], folder: Path)
     """Interpreters that import a module, in turn with bare ones and with such that import cattrs."""
     if peer.imports is None:
         return {"cannot": "nothing to import"}
-    modules = ["", peer.imports] + (["cattrs"] if peer.environment is None else [])
-    times: dict[str, list[float]] = {module: [] for module in modules}
-    for number, module in itertools.product(range(parameters["times"] + 1), modules):
+    programs = {"bare": "pass", "package": f"import {peer.imports}"}
+    if peer.environment is None:
+        programs["cattrs"] = "import cattrs"
+    times: dict[str, list[float]] = {name: [] for name in programs}
+    for number, (name, code) in itertools.product(range(parameters["times"] + 1), programs.items()):
         started = time.perf_counter()
-        code = f"import {module}" if module else "pass"
         subprocess.run([interpreter(peer), "-c", code], check=True, cwd=folder, env=environment())
         if number:  # the first may compile it
-            times[module].append(time.perf_counter() - started)
-    bare = statistics.median(times.pop(""))
-    return {"bare": bare} | {module: statistics.median(taken) - bare for module, taken in times.items()}
+            times[name].append(time.perf_counter() - started)
+    bare = statistics.median(times.pop("bare"))
+    return {name: statistics.median(taken) - bare for name, taken in times.items()}
 
 
 HOW: dict[str, Callable[[Bench, Peer, dict[str, Any], Path], Report]] = {

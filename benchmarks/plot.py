@@ -11,7 +11,7 @@ mpl.use("Agg")
 mpl.rcParams["svg.hashsalt"] = "iso-orchestrator"  # one input, one file
 
 from matplotlib import pyplot as plt  # noqa: E402
-from results import RESULTS, labels, median, per_step, reports  # noqa: E402
+from results import RESULTS, cell_in, labels  # noqa: E402
 from suite import OURS, PEERS  # noqa: E402
 
 HERE = Path(__file__).parent
@@ -21,12 +21,8 @@ def main() -> None:
     results = json.loads(RESULTS.read_text())
     figure, axes = plt.subplots(figsize=(9, 6))
     for peer in PEERS:
-        points = []
-        for steps in labels(results, "chain"):
-            found = reports(results, "chain", steps, peer.name)
-            done, cost = median(report["done"] for report in found), median(map(per_step, found))
-            if done is not None and cost is not None:
-                points.append((done, cost * 1e6))
+        cells = [cell_in(results, "chain", steps, peer.name) for steps in labels(results, "chain")]
+        points = [(cell["done"], cell["values"]["step"][0] * 1e6) for cell in cells if "values" in cell]
         if points:
             is_floor = peer.name.startswith("floor")
             axes.plot(

@@ -24,7 +24,7 @@ import postgres
 import tables
 from bounds import figures
 from measure import Bench, Report, count_syncs, measure
-from results import Results, keep, machine, versions
+from results import Results, cells_of, keep, machine, versions
 from suite import OURS, PEERS, Case, Peer, cases
 
 ROUNDS = 3
@@ -83,8 +83,9 @@ def run(
     results: Results = {
         "machine": machine(),
         "versions": versions(peers),
-        "runs": [],
+        "measured": {},
         "syncs": {},
+        "cells": [],
         "failures": [],
     }
     if any(case.workload == "chain" for case in chosen):
@@ -93,7 +94,10 @@ def run(
         }
     whole = results
     for case in chosen:
-        results["runs"] += one_case(place, peers, case, rounds, results)
+        runs = list(one_case(place, peers, case, rounds, results))
+        began = results["measured"].get(case.workload, [runs[0]["at"]])[0]
+        results["measured"][case.workload] = [began, runs[-1]["at"]]
+        results["cells"] += cells_of(runs)
         whole = kept(results)
     return whole
 
