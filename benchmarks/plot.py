@@ -1,4 +1,4 @@
-"""Cost per step over the number of steps, drawn from the kept results: PNG and SVG. Run by `tables.py`."""
+"""Draw the time of a step over the number of steps, as PNG and SVG. `tables.py` runs it."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def main() -> None:
         cells = [cell_in(results, "chain", steps, peer.name) for steps in labels(results, "chain")]
         points = [(cell["done"], cell["values"]["step"][0] * 1e6) for cell in cells if "values" in cell]
         if points:
-            is_floor = peer.name.startswith("floor")
+            is_baseline = peer.name.startswith("baseline")
             axes.plot(
                 *zip(*points, strict=True),
                 label=peer.name,
-                marker="." if is_floor else "o",
-                linestyle=":" if is_floor else "-",
+                marker="." if is_baseline else "o",
+                linestyle=":" if is_baseline else "-",
                 linewidth=3 if peer.name == OURS else 1.5,
                 color="black" if peer.name == OURS else None,
             )

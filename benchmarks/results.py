@@ -58,7 +58,7 @@ MEASURES: dict[str, dict[str, Measure]] = {
         "step over write": over("step", "raw"),
         "item over write": over("fanned", "raw"),
     },
-    "fan-out": {"step": per_step, "rate": lambda report: 1 / per_step(report)},
+    "fan-out": {"step": per_step},
     "four processes": {"step": per_step},
     "mutex": {"step": per_step},
     "waiting": {"cpu": lambda report: 100 * report["cpu"]},
@@ -72,9 +72,10 @@ MEASURES: dict[str, dict[str, Measure]] = {
         "closed": part("closing"),
         "memory": part("peak"),
         "memory when closed": part("peak_closed"),
-        "read": lambda report: report["read"]["seconds"],
-        "memory of the reader": lambda report: report["read"]["peak"],
+        "read": lambda report: report["read"].get("seconds"),
+        "memory of the reader": lambda report: report["read"].get("peak"),
     },
+    "command": {"extra": lambda block: block["step"] - block["plain"]},
     "import": {
         "package": part("package"),
         "cattrs": part("cattrs"),
@@ -96,11 +97,9 @@ def cell_of(runs: Sequence[Run], peer: str) -> Cell:
         return cell | {"cannot": next(run["report"]["cannot"] for run in runs if run["peer"] == peer)}
     values = {}
     for name, measure in MEASURES[cell["workload"]].items():
-        samples = [value for report in found.values() for value in sampled(report, measure)]
-        if samples:
-            values[name] = shortened(
-                [statistics.median(samples), min(samples), max(samples), median(ratios(runs, peer, OURS, measure))]
-            )
+        if samples := samples_of(runs, peer, measure):
+            ratio = median(ratios(runs, peer, OURS, measure))
+            values[name] = shortened([statistics.median(samples), min(samples), max(samples), ratio])
     return cell | {"done": median(report.get("done") for report in found.values()), "values": values}
 
 
@@ -109,8 +108,13 @@ def reports(runs: Sequence[Run], peer: str) -> dict[int, Report]:
     return {run["round"]: run["report"] for run in runs if run["peer"] == peer and "cannot" not in run["report"]}
 
 
+def samples_of(runs: Sequence[Run], peer: str, measure: Measure) -> list[float]:
+    """The values of all rounds."""
+    return [value for report in reports(runs, peer).values() for value in sampled(report, measure)]
+
+
 def sampled(report: Report, measure: Measure) -> list[float]:
-    """What a run has measured: one value, or one a block."""
+    """The values of one run: one, or one for each of its blocks."""
     values = [measure(each) for each in report.get("blocks", [report])]
     return [value for value in values if value is not None]
 
@@ -147,20 +151,25 @@ def keep(results: Results) -> Results:
 
 
 def shortened(values: Iterable[float | None]) -> list[float | None]:
-    """The same with six digits: no clock tells more."""
+    """The values with six digits: the rest is noise."""
     return [None if value is None else float(f"{value:.6g}") for value in values]
 
 
 def cell_in(results: Results, workload: str, label: str, peer: str) -> Cell:
-    """A cell; one without values where nothing was measured."""
+    """One cell; an empty one where nothing was measured."""
     wanted = (workload, label, peer)
     found = (cell for cell in results["cells"] if (cell["workload"], cell["label"], cell["peer"]) == wanted)
     return next(found, {})
 
 
+def values_of(results: Results, workload: str, label: str, peer: str, measure: str) -> list[float]:
+    """The median of a measure, the lowest and the highest value; nothing where it was not measured."""
+    return cell_in(results, workload, label, peer).get("values", {}).get(measure, [])[:3]
+
+
 def value_of(results: Results, workload: str, label: str, peer: str, measure: str) -> float | None:
     """The median of a measure; None where it was not measured."""
-    return cell_in(results, workload, label, peer).get("values", {}).get(measure, [None])[0]
+    return next(iter(values_of(results, workload, label, peer, measure)), None)
 
 
 def ratio(results: Results, workload: str, label: str, peer: str, measure: str) -> float | None:
@@ -185,10 +194,6 @@ def opened_steps(results: Results) -> int:
 def median(values: Iterable[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return statistics.median(known) if known else None
-
-
-def most(values: Iterable[float | None]) -> float | None:
-    return max((value for value in values if value is not None), default=None)
 
 
 def machine() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What was measured, as Markdown: `python benchmarks/tables.py` writes its page, the plot and the README's table."""
+"""The tables and the plot, from the kept results: `python benchmarks/tables.py` writes them to both pages."""
 
 from __future__ import annotations
 
@@ -6,29 +6,44 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from bounds import figures
 from install import install, python_of
-from layout import cell, count, percent, plain, seconds, size, table, times
+from layout import cell, percent, plain, seconds, size, table, times
 from results import (
+    MEASURES,
     RESULTS,
     Results,
+    Run,
     cell_in,
     labels,
     measured_peers,
+    median,
     opened_steps,
     ratio,
+    ratios,
+    samples_of,
     value_of,
 )
-from suite import OURS
+from suite import BEFORE, OURS
 
 HERE = Path(__file__).parent
 
+COMPARED: dict[str, dict[str, Callable[[float], str]]] = {
+    "chain": {"step": seconds, "resumed": seconds, "opened": seconds, "closed": seconds, "written": size},
+    "single sync": {"step over write": times, "item over write": times},
+    "fan-out": {"step": seconds},
+    "mutex": {"step": seconds},
+    "command": {"extra": seconds},
+    "import": {"package": seconds},
+    "opening": {"opened and resumed": seconds, "closed": seconds, "memory": size},
+}
+
 
 def write(results: Results) -> None:
-    """Draw the plot, and put the tables where they belong."""
+    """Write the tables to both pages, and draw the plot."""
     put(HERE / "README.md", "tables", f"{page(results)}\n### The figures to reach\n\n{figures(results)}")
     put(HERE.parent / "README.md", "figures", short_table(results))
     try:
@@ -39,25 +54,26 @@ def write(results: Results) -> None:
 
 
 def put(path: Path, name: str, text: str) -> None:
-    """Replace what stands between `<!-- name -->` and `<!-- /name -->`; nothing when they are not there."""
+    """Replace the text between `<!-- name -->` and `<!-- /name -->`."""
     marked = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
     path.write_text(marked.sub(lambda found: f"{found[1]}\n{text.strip()}\n\n{found[2]}", path.read_text()))
 
 
 def page(results: Results) -> str:
-    """All tables of what was measured."""
+    """All tables except the figures to reach."""
     sections = {
         "The machine, and the versions": machine_table(results),
         "The peers, and what they sync": peers_table(results),
         "A chain: one step, by the number of steps": grid(results, "chain", "step"),
         "The same resumed: one recorded step": grid(results, "chain", "resumed"),
-        "The same of 1,000: getting in and out": getting_in_and_out(results),
-        "The same: memory at the peak": grid(results, "chain", "memory", size),
-        "The same: bytes that the process wrote, a step": grid(results, "chain", "written", size),
+        "The same of 1,000: opening and closing": opening_and_closing(results),
+        "The same: peak memory": grid(results, "chain", "memory", size),
+        "The same: bytes written by the process, a step": grid(results, "chain", "written", size),
         "Fan-out: one item": grid(results, "fan-out", "step"),
-        "Fan-out: items a second": grid(results, "fan-out", "rate", count),
         "Four processes on one workflow: one step": grid(results, "four processes", "step"),
-        "A mutex: taken and left; from one's release to the other's having it": grid(results, "mutex", "step"),
+        "A mutex: acquired and released; or the time from one's release to the other's acquisition": grid(
+            results, "mutex", "step"
+        ),
         "CPU of a process that waits for a mutex": grid(results, "waiting", "cpu", percent),
         "Keyed fan-out, over its optimum": grid(results, "keyed fan-out", "over optimum", times),
         "Large results: one step": grid(results, "large results", "step"),
@@ -79,12 +95,27 @@ def short_table(results: Results) -> str:
         ("one recorded result returned, of 1,000", "chain", "1,000", "resumed"),
         (opened, "opening", "after a clean end", "opened and resumed"),
     ]
-    peers = [OURS, "DBOS on SQLite", "npm package"]
+    names = [OURS, "durastep", "mundane-sdk", "DBOS on SQLite", "diskcache", "npm package"]
+    peers = [name for name in names if name in {peer.name for peer in measured_peers(results)}]
     lines = [("", *peers)]
     lines += [
         (what, *(compared(results, workload, label, peer, measure, seconds) or "not measured" for peer in peers))
         for what, workload, label, measure in rows
     ]
+    return table(lines)
+
+
+def comparison(cases: Iterable[Sequence[Run]]) -> str:
+    """Two versions of this library: a line for each measure of each case."""
+    lines = [("workload", "before", "now", "ratio", "lowest to highest, by round")]
+    for runs in cases:
+        workload, label = runs[0]["workload"], runs[0]["label"]
+        for name, show in COMPARED[workload].items():
+            measure = MEASURES[workload][name]
+            before, now = (cell(median(samples_of(runs, peer, measure)), show) for peer in (BEFORE, OURS))
+            found = ratios(runs, OURS, BEFORE, measure)
+            spread = f"{times(min(found))} to {times(max(found))}" if found else ""
+            lines.append((f"{workload}, {label}: {name}", before, now, cell(median(found), times), spread))
     return table(lines)
 
 
@@ -104,11 +135,11 @@ def peers_table(results: Results) -> str:
     return table(lines)
 
 
-def getting_in_and_out(results: Results) -> str:
-    parts = {"opened": "opened", "left": "closed", "opened again": "opened again", "left again": "closed again"}
-    lines = [("", *parts)]
+def opening_and_closing(results: Results) -> str:
+    measures = ("opened", "closed", "opened again", "closed again")
+    lines = [("", *measures)]
     for peer in measured_peers(results):
-        values = [value_of(results, "chain", "1,000", peer.name, measure) for measure in parts.values()]
+        values = [value_of(results, "chain", "1,000", peer.name, measure) for measure in measures]
         if any(value is not None for value in values):
             lines.append((peer.name, *(cell(value, seconds) for value in values)))
     return table(lines)
@@ -118,10 +149,10 @@ def opening_table(results: Results) -> str:
     parts: dict[str, tuple[str, Callable[[float], str]]] = {
         "opened": ("opened", seconds),
         "all resumed": ("resumed", seconds),
-        "left (the fold)": ("closed", seconds),
+        "closed (a checkpoint)": ("closed", seconds),
         "peak memory": ("memory", size),
-        "with the fold": ("memory when closed", size),
-        "looked at without a lock": ("read", seconds),
+        "when closed": ("memory when closed", size),
+        "read without a lock": ("read", seconds),
         "its peak": ("memory of the reader", size),
     }
     lines = [("", *parts)]
@@ -133,7 +164,7 @@ def opening_table(results: Results) -> str:
 
 
 def bytes_table(results: Results) -> str:
-    lines = [("steps", "journal alone", "all with folds")]
+    lines = [("steps", "journal alone", "all files")]
     for label in labels(results, "bytes"):
         parts = (value_of(results, "bytes", label, OURS, measure) for measure in ("journal", "all files"))
         lines.append((label, *(cell(part, times) for part in parts)))
@@ -151,7 +182,7 @@ def import_table(results: Results) -> str:
 
 
 def grid(results: Results, workload: str, measure: str, show: Callable[[float], str] = seconds) -> str:
-    """A line a peer, a column a case: the median, and that of the ratios to this library within the rounds."""
+    """A line for each peer, a column for each case."""
     wanted = labels(results, workload)
     lines = [("", *wanted)]
     for peer in measured_peers(results):
@@ -173,7 +204,7 @@ def grid_cell(
 
 
 def compared(results: Results, workload: str, label: str, peer: str, measure: str, show: Callable[[float], str]) -> str:
-    """A value, and how many times this library's it is; nothing where it was not measured."""
+    """A median with its ratio to this library; nothing where it was not measured."""
     value = value_of(results, workload, label, peer, measure)
     if value is None:
         return ""
