@@ -1,6 +1,6 @@
-"""The peers, each in an environment of its own, from the ordinary registries: `python benchmarks/install.py [NAME]`.
+"""Install the peers, each in its own environment, from the usual registries: `python benchmarks/install.py [NAME]`.
 
-What is there is left as it is: remove a folder of `benchmarks/.peers/` to have it made again.
+An environment that exists is left as it is. Remove its folder in `benchmarks/.peers/` to install it again.
 """
 
 from __future__ import annotations
@@ -17,10 +17,8 @@ ENVIRONMENTS = Path(__file__).parent / ".peers"
 
 PYTHON = {
     "dbos": ["dbos==3.4.0", "psycopg[binary]==3.3.9"],
-    "langgraph": ["langgraph==1.2.24", "langgraph-checkpoint-sqlite==3.1.2"],
-    "redun": ["redun==0.44.1"],
-    "prefect": ["prefect==3.9.1"],
-    "joblib": ["joblib==1.6.0"],
+    "durastep": ["durastep==0.1.0"],
+    "mundane": ["mundane-sdk==0.1.0"],
     "diskcache": ["diskcache==5.6.3"],
     "plot": ["matplotlib==3.11.2"],
 }
@@ -28,17 +26,17 @@ NODE = {"npm": ["@razroo/iso-orchestrator@0.2.0"]}
 
 
 def python_of(name: str) -> Path:
-    """The interpreter of an environment, whether it is there or not."""
+    """The path of an environment's interpreter, which need not exist."""
     return ENVIRONMENTS / name / "bin" / "python"
 
 
 def is_installed(name: str) -> bool:
-    """Whether an environment was made to its end."""
+    """Whether an environment is complete."""
     return (ENVIRONMENTS / name / "installed.json").is_file()
 
 
 def install(name: str) -> None:
-    """Make one environment; nothing to do when it is there."""
+    """Make one environment, if it is not complete."""
     if is_installed(name):
         return
     folder = ENVIRONMENTS / name
@@ -53,7 +51,7 @@ def install(name: str) -> None:
 
 
 def versions(name: str) -> dict[str, str]:
-    """What stands in an environment, by the name that was asked for."""
+    """The installed version of each package that was asked for."""
     wanted = NODE.get(name) or PYTHON[name]
     if name in NODE:
         return dict(package.rsplit("@", 1) for package in wanted)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 
 def table(lines: Sequence[Sequence[str]]) -> str:
-    """Markdown, its columns as wide as they need to be; nothing when there is no line below the first."""
+    """A Markdown table; nothing if there is no line below the first."""
     if len(lines) < 2 or len(lines[0]) < 2:
         return ""
     widths = [max(3, *(len(line[column]) for line in lines)) for column in range(len(lines[0]))]
@@ -37,10 +37,6 @@ def times(value: float) -> str:
 
 def plain(value: float) -> str:
     return f"{value:.2f}"
-
-
-def count(value: float) -> str:
-    return f"{value:,.0f}"
 
 
 def percent(value: float) -> str:

@@ -1,4 +1,4 @@
-"""Running one case for one peer: its programs are started, their answers are checked."""
+"""Run one case for one peer: start its programs, and check their answers."""
 
 from __future__ import annotations
 
@@ -25,29 +25,29 @@ from results import Report
 from suite import COUNT_LIMIT, Case, Peer, optimum
 
 HERE = Path(__file__).parent
-PATIENCE = 120.0  # seconds that a program has beyond its limits
+PATIENCE = 120.0  # seconds that a program may take beyond its limits
 SYNC_CALLS = "fsync,fdatasync,sync_file_range,msync"
 
 
 class RunError(Exception):
-    """A program failed, or its answer is wrong."""
+    """A program failed, or its report is wrong."""
 
 
 @dataclass
 class Bench:
-    """Where programs run.
+    """What all cases share.
 
     Attributes:
         place: A folder on the disk that is measured.
         cluster: The PostgreSQL server, if there is one.
         costs: The seconds of a step by peer, from the longest chain so far.
-        built: Folders with a record that several rounds use a copy of.
+        built: The folders of large records, by peer and ending; each round opens a copy.
     """
 
     place: Path
     cluster: Cluster | None
     costs: dict[str, float] = field(default_factory=dict)
-    built: dict[str, Path] = field(default_factory=dict)
+    built: dict[tuple[str, str], Path] = field(default_factory=dict)
 
     def is_there(self, peer: Peer) -> bool:
         """Whether a peer can be run."""
@@ -55,9 +55,17 @@ class Bench:
             not peer.postgres or self.cluster is not None
         )
 
+    def package(self, peer: Peer) -> Path:
+        """The file of the version of this library that a peer's programs import."""
+        command = [interpreter(peer), "-c", "import iso_orchestrator; print(iso_orchestrator.__file__)"]
+        found = subprocess.run(
+            command, check=True, text=True, stdout=subprocess.PIPE, cwd=self.place, env=environment(peer)
+        )
+        return Path(found.stdout.strip())
+
     @contextmanager
     def folder(self, peer: Peer) -> Iterator[Path]:
-        """A new folder; it is removed at the end, and so is its database."""
+        """A new folder. At the end it is removed, with its database if the peer has one."""
         path = Path(tempfile.mkdtemp(dir=self.place))
         try:
             yield path
@@ -67,7 +75,7 @@ class Bench:
                 self.cluster.drop(path.name)
 
     def command(self, peer: Peer, parameters: dict[str, Any], folder: Path) -> list[str]:
-        parameters = {**peer.parameters, **parameters}
+        parameters = dict(parameters)
         if peer.postgres and self.cluster is not None:
             parameters["where"] = self.cluster.url(folder.name)
         workload = parameters.pop("do")
@@ -79,11 +87,27 @@ class Bench:
 
     def call(self, peer: Peer, parameters: dict[str, Any], folder: Path, before: tuple[str, ...] = ()) -> Report:
         """Run a peer's program to its end."""
-        return answer(start([*before, *self.command(peer, parameters, folder)], folder), parameters, folder)
+        return answer(self.start(peer, parameters, folder, before), parameters, folder)
+
+    def start(
+        self, peer: Peer, parameters: dict[str, Any], folder: Path, before: tuple[str, ...] = ()
+    ) -> subprocess.Popen[str]:
+        """Start a peer's program, as the argument of the command *before* if there is one."""
+        with (folder / "stderr").open("a") as errors:
+            return subprocess.Popen(
+                [*before, *self.command(peer, parameters, folder)],
+                cwd=folder,
+                env=environment(peer),
+                text=True,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                start_new_session=True,
+            )
 
 
 def measure(bench: Bench, peer: Peer, case: Case) -> Report:
-    """What a peer does in a case; `cannot` in it says why it does not."""
+    """The report of one run. A peer that cannot do the case reports `cannot`, with the reason."""
     with bench.folder(peer) as folder:
         return HOW[case.how](bench, peer, dict(case.parameters), folder)
 
@@ -124,7 +148,7 @@ def twice(bench: Bench, peer: Peer, parameters: dict[str, Any], folder: Path) ->
 
 
 def processes(bench: Bench, peer: Peer, parameters: dict[str, Any], folder: Path) -> Report:
-    """Four processes with steps of their own on one workflow, begun at one word."""
+    """Four processes with steps of their own on one workflow. They start together."""
     steps = parameters["steps"]
     ordered = [{"do": "chain", "steps": steps, "first": steps * which} for which in range(4)]
     reports = together(bench, peer, ordered, folder)
@@ -135,7 +159,7 @@ def processes(bench: Bench, peer: Peer, parameters: dict[str, Any], folder: Path
 
 
 def waiting(bench: Bench, peer: Peer, parameters: dict[str, Any], folder: Path) -> Report:
-    """Two processes that take a mutex in turn."""
+    """Two processes that acquire a mutex by turns."""
     reports = together(bench, peer, [{**parameters, "first": who} for who in (0, 1)], folder)
     if "cannot" in reports[0]:
         return reports[0]
@@ -143,10 +167,10 @@ def waiting(bench: Bench, peer: Peer, parameters: dict[str, Any], folder: Path) 
 
 
 def taken_in_turn(parties: list[list[dict[str, float]]], parameters: dict[str, Any]) -> Report:
-    """From the release of one party to the other's having it, for both ways; and what waiting costs.
+    """The time from one party's release to the other's acquisition, in both directions; and the CPU share of waiting.
 
     Raises:
-        RunError: both had it at one time, or it did not go to and fro.
+        RunError: both parties had the mutex at one time, or one of them had it twice in a row.
     """
     turns = sorted((turn["acquired"], who, turn) for who, party in enumerate(parties) for turn in party)
     gaps: tuple[list[float], list[float]] = ([], [])
@@ -164,11 +188,8 @@ def taken_in_turn(parties: list[list[dict[str, float]]], parameters: dict[str, A
 
 
 def together(bench: Bench, peer: Peer, ordered: list[dict[str, Any]], folder: Path) -> list[Report]:
-    """Several programs of a peer at one time: all are ready before any begins."""
-    begun = [
-        (start(bench.command(peer, {**parameters, "together": True}, folder), folder), parameters)
-        for parameters in ordered
-    ]
+    """Several programs of a peer at one time. None begins before all are ready."""
+    begun = [(bench.start(peer, {**parameters, "together": True}, folder), parameters) for parameters in ordered]
     answers: list[Report] = []
     for program, _ in begun:
         line = program.stdout.readline() if program.stdout else ""
@@ -186,36 +207,38 @@ def together(bench: Bench, peer: Peer, ordered: list[dict[str, Any]], folder: Pa
 
 
 def opened(bench: Bench, peer: Peer, parameters: dict[str, Any], folder: Path) -> Report:
-    """A large record, opened and resumed in a fresh process; and looked at."""
-    leave = parameters["leave"]
-    if leave not in bench.built:
+    """A large record, opened and resumed in a fresh process; this library also reads it without a lock."""
+    every = {"do": "chain", "steps": parameters["steps"], "limit": 900.0}
+    key = (peer.name, parameters["leave"])
+    if key not in bench.built:
         built = Path(tempfile.mkdtemp(dir=bench.place))
-        bench.call(peer, {**parameters, "do": "chain", "limit": 900.0}, built)
-        bench.built[leave] = built
+        bench.call(peer, {**every, "leave": parameters["leave"]}, built)
+        bench.built[key] = built
     copy = folder / "copy"
-    shutil.copytree(bench.built[leave], copy)
+    shutil.copytree(bench.built[key], copy)
     os.sync()
     read = bench.call(peer, {"do": "read", "steps": parameters["steps"]}, copy)
-    again = bench.call(peer, {"do": "chain", "steps": parameters["steps"], "limit": 900.0}, copy)
+    again = bench.call(peer, every, copy)
     if again["ran"]:
         raise RunError(f"{peer.name}: {again['ran']} recorded steps ran again")
     return {**again, "read": read}
 
 
 def imported(bench: Bench, peer: Peer, parameters: dict[str, Any], folder: Path) -> Report:
-    """Interpreters that import a module, in turn with bare ones and with such that import cattrs."""
+    """Interpreters that import the peer's package, by turns with bare ones, and with ones that import cattrs."""
     if peer.imports is None:
         return {"cannot": "nothing to import"}
-    modules = ["", peer.imports] + (["cattrs"] if peer.environment is None else [])
-    times: dict[str, list[float]] = {module: [] for module in modules}
-    for number, module in itertools.product(range(parameters["times"] + 1), modules):
+    programs = {"bare": "pass", "package": f"import {peer.imports}"}
+    if peer.environment is None:
+        programs["cattrs"] = "import cattrs"
+    times: dict[str, list[float]] = {name: [] for name in programs}
+    for number, (name, code) in itertools.product(range(parameters["times"] + 1), programs.items()):
         started = time.perf_counter()
-        code = f"import {module}" if module else "pass"
-        subprocess.run([interpreter(peer), "-c", code], check=True, cwd=folder, env=environment())
+        subprocess.run([interpreter(peer), "-c", code], check=True, cwd=folder, env=environment(peer))
         if number:  # the first may compile it
-            times[module].append(time.perf_counter() - started)
-    bare = statistics.median(times.pop(""))
-    return {"bare": bare} | {module: statistics.median(taken) - bare for module, taken in times.items()}
+            times[name].append(time.perf_counter() - started)
+    bare = statistics.median(times.pop("bare"))
+    return {name: statistics.median(taken) - bare for name, taken in times.items()}
 
 
 HOW: dict[str, Callable[[Bench, Peer, dict[str, Any], Path], Report]] = {
@@ -229,8 +252,8 @@ HOW: dict[str, Callable[[Bench, Peer, dict[str, Any], Path], Report]] = {
 
 
 def count_syncs(bench: Bench, peer: Peer, few: int = 10, more: int = 60) -> Report:
-    """Syncs per step of a chain, as the kernel sees them: those of a longer run less those of a shorter one."""
-    if peer.program in ("threads", "flock"):
+    """Syncs in a step, counted by the kernel: those of a longer chain minus those of a shorter one, over the steps."""
+    if peer.program == "threads":
         return {"cannot": "no steps"}
     if shutil.which("strace") is None:
         return {"cannot": "strace is not installed"}
@@ -246,7 +269,7 @@ def count_syncs(bench: Bench, peer: Peer, few: int = 10, more: int = 60) -> Repo
 
 
 def served(bench: Bench, peer: Peer) -> int:
-    """How often a peer's server has synced so far."""
+    """How often the peer's server has synced since its start."""
     return (bench.cluster.syncs() or 0) if peer.postgres and bench.cluster is not None else 0
 
 
@@ -256,7 +279,7 @@ def syncs_in(table: str) -> int:
 
 
 def cost_of(bench: Bench, peer: Peer) -> float:
-    """Seconds of one step of a chain, roughly."""
+    """Seconds of a step, roughly."""
     if peer.name not in bench.costs:
         with bench.folder(peer) as folder:
             report = bench.call(peer, {"do": "chain", "steps": 100}, folder)
@@ -264,29 +287,15 @@ def cost_of(bench: Bench, peer: Peer) -> float:
     return bench.costs[peer.name]
 
 
-def start(command: list[str], folder: Path) -> subprocess.Popen[str]:
-    with (folder / "stderr").open("a") as errors:
-        return subprocess.Popen(
-            command,
-            cwd=folder,
-            env=environment(),
-            text=True,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            start_new_session=True,
-        )
-
-
 def end(program: subprocess.Popen[str]) -> None:
-    """Kill it with all that it has started."""
+    """Kill a program and its children."""
     with suppress(ProcessLookupError):
         os.killpg(program.pid, signal.SIGKILL)
     program.communicate()
 
 
 def answer(program: subprocess.Popen[str], parameters: dict[str, Any], folder: Path) -> Report:
-    """A program's last line."""
+    """Wait for a program's end, and read its last line."""
     patience = PATIENCE + 2 * parameters.get("limit", 30.0)
     try:
         out, _ = program.communicate(timeout=patience)
@@ -301,7 +310,7 @@ def answer(program: subprocess.Popen[str], parameters: dict[str, Any], folder: P
         raise RunError(f"{parameters} ended with {program.returncode}: {' | '.join(told)}")
     report = json.loads(out.splitlines()[-1])
     if report.get("done", 0) > parameters.get("steps", 0) and "items" not in parameters:
-        raise RunError(f"{parameters}: more was done than was asked for")
+        raise RunError(f"{parameters}: {report['done']} steps were done")
     return report
 
 
@@ -309,7 +318,8 @@ def interpreter(peer: Peer) -> str:
     return sys.executable if peer.environment is None else str(python_of(peer.environment))
 
 
-def environment() -> dict[str, str]:
-    """This one's, with bytecode kept: an import is not to compile anything."""
+def environment(peer: Peer) -> dict[str, str]:
+    """The variables of a peer's program. Python keeps bytecode, so that no timed import compiles."""
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    return {**kept, "PYTHONPATH": str(HERE), "NPM_PEER": str(ENVIRONMENTS / "npm"), "PYTHONWARNINGS": "ignore"}
+    path = os.pathsep.join([str(HERE), *([peer.checkout] if peer.checkout else [])])
+    return {**kept, "PYTHONPATH": path, "NPM_PEER": str(ENVIRONMENTS / "npm"), "PYTHONWARNINGS": "ignore"}

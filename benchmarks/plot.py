@@ -1,4 +1,4 @@
-"""Cost per step over the number of steps, drawn from the kept results: PNG and SVG. Run by `tables.py`."""
+"""Draw the time of a step over the number of steps, as PNG and SVG. `tables.py` runs it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ mpl.use("Agg")
 mpl.rcParams["svg.hashsalt"] = "iso-orchestrator"  # one input, one file
 
 from matplotlib import pyplot as plt  # noqa: E402
-from results import RESULTS, labels, median, per_step, reports  # noqa: E402
+from results import RESULTS, cell_in, labels  # noqa: E402
 from suite import OURS, PEERS  # noqa: E402
 
 HERE = Path(__file__).parent
@@ -21,19 +21,15 @@ def main() -> None:
     results = json.loads(RESULTS.read_text())
     figure, axes = plt.subplots(figsize=(9, 6))
     for peer in PEERS:
-        points = []
-        for steps in labels(results, "chain"):
-            found = reports(results, "chain", steps, peer.name)
-            done, cost = median(report["done"] for report in found), median(map(per_step, found))
-            if done is not None and cost is not None:
-                points.append((done, cost * 1e6))
+        cells = [cell_in(results, "chain", steps, peer.name) for steps in labels(results, "chain")]
+        points = [(cell["done"], cell["values"]["step"][0] * 1e6) for cell in cells if "values" in cell]
         if points:
-            is_floor = peer.name.startswith("floor")
+            is_baseline = peer.name.startswith("baseline")
             axes.plot(
                 *zip(*points, strict=True),
                 label=peer.name,
-                marker="." if is_floor else "o",
-                linestyle=":" if is_floor else "-",
+                marker="." if is_baseline else "o",
+                linestyle=":" if is_baseline else "-",
                 linewidth=3 if peer.name == OURS else 1.5,
                 color="black" if peer.name == OURS else None,
             )

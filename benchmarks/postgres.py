@@ -30,19 +30,19 @@ class Cluster:
         return f"postgresql://{USER}@/{database}?host={self.socket}"
 
     def drop(self, database: str) -> None:
-        """Remove a database, whoever is connected to it; nothing when it is not there."""
+        """Remove a database if it exists, even if clients are connected."""
         call(self.binaries / "dropdb", "--if-exists", "--force", "-h", self.socket, "-U", USER, database)
 
     def syncs(self) -> int | None:
-        """How often the log was synced since the start; None where this version does not tell."""
-        query = "SELECT pg_sleep(1.5); SELECT wal_sync FROM pg_stat_wal"  # its counts come late
+        """How often the log was synced since the start; None if this version does not count it."""
+        query = "SELECT pg_sleep(1.5); SELECT wal_sync FROM pg_stat_wal"  # the counts are published with a delay
         command = [self.binaries / "psql", "-h", self.socket, "-U", USER, "-Atc", query, USER]
         told = subprocess.run(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         return int(told.stdout.split()[-1]) if told.returncode == 0 else None
 
 
 def binaries() -> Path | None:
-    """Where PostgreSQL's programs are; None when it is not installed."""
+    """The folder of PostgreSQL's programs; None if it is not installed."""
     if (found := shutil.which("initdb")) is not None:
         return Path(found).resolve().parent
     if shutil.which("pg_config") is None:
@@ -53,7 +53,7 @@ def binaries() -> Path | None:
 
 @contextmanager
 def cluster(data: Path) -> Iterator[Cluster]:
-    """Make a cluster in the folder *data*, start it, and stop it at the end. Root has it run by another user."""
+    """Make a cluster in the folder *data*, start it, and stop it at the end. For root, the user postgres runs it."""
     programs = binaries()
     if programs is None:
         raise FileNotFoundError("PostgreSQL is not installed")

@@ -1,7 +1,7 @@
 """DBOS on its system database: SQLite with its defaults (a rollback journal, synchronous FULL), or PostgreSQL.
 
-A chain is one workflow of N steps, which is killed before it ends: it is then recovered, and its steps return what was
-recorded. A fan-out is one asynchronous workflow whose steps run some at a time.
+A chain is one workflow of N steps. It is killed before its end and then recovered, and its steps return what was
+recorded. A fan-out is one asynchronous workflow. A step on SQLite is four syncs.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def run(task: Task, work: Work) -> None:
 
     @DBOS.step()
     async def step_of_many(number: int) -> Result:
-        return await asyncio.to_thread(task.body, number) if task.pause else task.body(number)
+        return await task.async_body(number)
 
     @DBOS.workflow()
     async def many(numbers: Sequence[int], workers: int) -> list[Result]:

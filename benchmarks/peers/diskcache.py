@@ -1,4 +1,4 @@
-"""diskcache: a memoized function, and its lock, which polls."""
+"""diskcache: a memoized function, and its lock, which polls. SQLite in WAL mode, synchronous NORMAL: no sync a step."""
 
 from __future__ import annotations
 

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from iso_orchestrator import FileStore, Workflow, read_workflow_record
-from iso_orchestrator.system.filesystem import FileSystem
+from iso_orchestrator import Command, FileStore, Workflow, read_workflow_record
 from peers.protocol import CheckError, Mutex, Report, Result, Task, Work, peak_memory, serve
+
+try:
+    from iso_orchestrator.system.filesystem import FileSystem
+except ImportError:  # an earlier version
+    from iso_orchestrator.store.file.fs import FileSystem
 
 LINE = b"x" * 399 + b"\n"
 
 
 class CountingFileSystem(FileSystem):
-    """The real one, which counts its syncs."""
+    """The real file system, with a count of its syncs."""
 
     def __init__(self) -> None:
         self.syncs = 0
@@ -28,7 +33,7 @@ class CountingFileSystem(FileSystem):
 
 
 class WeighingFileSystem(CountingFileSystem):
-    """It also counts what is written, by the kind of file."""
+    """It also counts the bytes written, of journals and of other files."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -81,7 +86,7 @@ def mutex(task: Task) -> Iterator[Mutex]:
 
 
 def single_sync(task: Task) -> Report:
-    """Blocks of raw appends, of a chain and of a fan-out in turn, so that all see the same disk."""
+    """Blocks of raw appends, of a chain and of a fan-out by turns, so that all see the same disk."""
     fs = CountingFileSystem()
     workflow = Workflow("bench", store=FileStore(task.folder / "store", fs=fs))
     raw = os.open(task.folder / "raw", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -157,8 +162,28 @@ def keyed(task: Task) -> Report:
     return {"seconds": seconds, "done": len(took), "took": took}
 
 
+def command(task: Task) -> Report:
+    """A command as a step, by turns with the same run by `subprocess`."""
+    workflow = Workflow("bench", dir=task.folder)
+    blocks: list[dict[str, float]] = []
+
+    @workflow.command(name="command-{number}")
+    def job(number: int) -> Command:
+        return Command(["true"])
+
+    def plain() -> None:
+        subprocess.run(["true"], stdin=subprocess.DEVNULL, capture_output=True, check=True)
+
+    with workflow:
+        job(-1)
+        for number in task.numbers:
+            before = timed(plain)
+            blocks.append({"plain": before, "step": timed(lambda number=number: job(number))})  # type: ignore[misc]
+    return {"blocks": blocks}
+
+
 def read(task: Task) -> Report:
-    """Look at a record without a lock."""
+    """Read a record without a lock."""
     records: list[Any] = []
     seconds = timed(lambda: records.append(read_workflow_record("bench", dir=task.folder)))
     if len(records[0].steps) != task.steps:
@@ -173,4 +198,4 @@ def timed(work: Callable[[], object]) -> float:
 
 
 if __name__ == "__main__":
-    serve(run, mutex=mutex, own={"single_sync": single_sync, "keyed": keyed, "read": read})
+    serve(run, mutex=mutex, own={"single_sync": single_sync, "keyed": keyed, "command": command, "read": read})

@@ -1,13 +1,14 @@
-"""What every Python peer shares: the workloads, their timing and the checks of their results.
+"""The workloads of the Python peers, their timing, and the checks of their results.
 
-A peer is a program: `python -m peers.NAME WORKLOAD PARAMETERS FOLDER`, with the parameters as a JSON object. It prints
-one JSON object on its last line: `seconds`, measured inside, what was done in them, and what lets the results be
-checked; or `cannot` with the reason. It ends with another code than 0 when anything is wrong. A peer that is told to
-start `together` with others prints `ready` first, and begins when it gets a line.
+A peer is a program: `python -m peers.NAME WORKLOAD PARAMETERS FOLDER`, with the parameters as a JSON object. Its last
+line is a JSON object: the measured `seconds`, how much was `done`, and what the caller checks; or `cannot`, with the
+reason. After an error its exit code is not 0. A peer that starts `together` with others prints `ready`, and begins when
+it has read a line.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import sys
@@ -28,11 +29,11 @@ Mutex = Callable[[], AbstractContextManager[Any]]
 
 
 class CheckError(Exception):
-    """A run did not do what it should have done."""
+    """A result is wrong, or a body ran too often."""
 
 
 class Work(Protocol):
-    """What a peer calls with its step, and with its own fan-out if it has one (else threads call the step)."""
+    """Called by a peer with its step, and with its fan-out if it has one; else a thread pool calls the step."""
 
     def __call__(self, step: Step, fan_out: FanOut | None = None) -> None: ...
 
@@ -44,18 +45,18 @@ class Task:
     Attributes:
         workload: Its name.
         folder: Where the peer keeps its files.
-        first: The number of the first step, and the place of a party among those that take a mutex in turn.
+        first: The number of the first step; 0 or 1 for the two that acquire a mutex by turns.
         steps: How many steps, items or turns.
         size: Bytes of a result as compact JSON.
         pause: Seconds that a step's body takes.
         workers: How many at a time.
-        limit: Seconds after which no further step is begun.
+        limit: Seconds after which no step is begun.
         hold: Seconds for which a mutex is held.
-        together: Whether to begin with others, at their word.
-        leave: "close", or "kill": the process ends without tidying up.
+        together: Whether to wait for a line before the work begins.
+        leave: "close", or "kill": the process exits without closing anything.
         count: Whether to count the bytes written by kind of file.
         items: Key and seconds of each item of a keyed fan-out.
-        where: The database, for a peer that has a choice.
+        where: The URL of the database, if it is not a file.
         ran: The numbers of the steps whose bodies ran.
     """
 
@@ -83,10 +84,17 @@ class Task:
         return range(self.first, self.first + self.steps)
 
     def body(self, number: int) -> Result:
-        """What a step does."""
+        """The body of a step."""
         self.ran.append(number)
         if self.pause:
             time.sleep(self.pause)
+        return self.result(number)
+
+    async def async_body(self, number: int) -> Result:
+        """The body of an asynchronous step."""
+        self.ran.append(number)
+        if self.pause:
+            await asyncio.sleep(self.pause)
         return self.result(number)
 
     def result(self, number: int) -> Result:
@@ -98,8 +106,8 @@ class Task:
             raise CheckError(f"step {number} gave {str(result)[:200]}")
 
 
-class Cannot(Exception):  # noqa: N818  # no error: an answer
-    """A peer has nothing that does this; its text says why."""
+class Cannot(Exception):  # noqa: N818  # an answer, not an error
+    """The peer cannot do the workload; the text says why."""
 
 
 def serve(
@@ -108,12 +116,10 @@ def serve(
     mutex: Callable[[Task], AbstractContextManager[Mutex]] | None = None,
     own: dict[str, Callable[[Task], Report]] | None = None,
 ) -> None:
-    """Do what the command line asks for.
+    """Run the workload of the command line, and print its report.
 
     Args:
-        run: Opens the peer, calls the work with its step, and closes it. What it returns is added to the report;
-            `writes_late` there says that results are written behind their caller's back, so that leaving is part of
-            the steps' time.
+        run: Opens the peer, calls the work with its step, and closes the peer. What it returns is added to the report.
         mutex: Opens the peer's mutex.
         own: The peer's own workloads.
     """
@@ -149,7 +155,7 @@ def wait_for_word(task: Task) -> None:
 
 
 def steps(task: Task, run: Callable[[Task, Work], Report | None], loop: Callable[..., Report]) -> Report:
-    """Open the peer, call its steps, close it: each timed for itself."""
+    """Open the peer, call its steps, and close it, each timed."""
     report: Report = {}
     closing = 0.0
     began = time.monotonic()
@@ -175,8 +181,6 @@ def steps(task: Task, run: Callable[[Task, Work], Report | None], loop: Callable
     report |= run(task, work) or {}
     report["closing"] = time.monotonic() - closing
     report["peak_closed"] = peak_memory()
-    if report.pop("writes_late", False):
-        report["seconds"] += report["closing"]
     return report
 
 
@@ -199,7 +203,7 @@ def chain(task: Task, step: Step, fan_out: FanOut | None) -> Report:
 
 
 def fan_out(task: Task, step: Step, fan_out: FanOut | None) -> Report:
-    """Many steps, some at a time."""
+    """Many steps, `workers` of them at a time."""
     started = time.perf_counter()
     results = list((fan_out or in_threads(step))(task.numbers, task.workers))
     seconds = time.perf_counter() - started
@@ -217,7 +221,7 @@ def in_threads(step: Step) -> FanOut:
 
 
 def uncontended(task: Task, mutex: Callable[[Task], AbstractContextManager[Mutex]]) -> Report:
-    """Take and leave a mutex that nobody else wants."""
+    """Acquire and release a mutex without another waiter."""
     with mutex(task) as take:
         with take():
             pass
@@ -229,11 +233,11 @@ def uncontended(task: Task, mutex: Callable[[Task], AbstractContextManager[Mutex
 
 
 def hand_over_threads(task: Task, mutex: Callable[[Task], AbstractContextManager[Mutex]]) -> Report:
-    """Two threads take a mutex in turn."""
+    """Two threads that acquire a mutex by turns."""
     reports: list[Report] = []
     with mutex(task) as take:
         with take():
-            pass  # what opens at the first use is open
+            pass  # what opens at first use is open now
         parties = [threading.Thread(target=lambda who=who: reports.append(turns(task, take, who))) for who in (0, 1)]
         for party in parties:
             party.start()
@@ -245,19 +249,19 @@ def hand_over_threads(task: Task, mutex: Callable[[Task], AbstractContextManager
 
 
 def hand_over(task: Task, mutex: Callable[[Task], AbstractContextManager[Mutex]]) -> Report:
-    """One of two processes that take a mutex in turn."""
+    """One of two processes that acquire a mutex by turns."""
     with mutex(task) as take:
         with take():
-            pass  # what opens at the first use is open
+            pass  # what opens at first use is open now
         wait_for_word(task)
         return turns(task, take, task.first)
 
 
 def turns(task: Task, take: Mutex, who: int) -> Report:
-    """Take the mutex, tell the other, hold it, leave it, and ask for it again when the other has it.
+    """Acquire the mutex, tell the other party, hold it, release it, and ask for it again when the other has it.
 
-    So each of the two waits from just after the other has it until the other leaves it: nothing depends on luck, also
-    where a mutex is not fair.
+    So each party waits from the other's acquisition to its release, and the mutex changes hands each time, even if it
+    is not fair.
     """
     mine, others = (Channel(task.folder / f"turn-{party}") for party in (who, 1 - who))
     done: list[dict[str, float]] = []
@@ -278,7 +282,7 @@ def turns(task: Task, take: Mutex, who: int) -> Report:
 
 
 class Channel:
-    """A named pipe over which one party is told that the other has the mutex."""
+    """A named pipe: one party tells the other that it has the mutex."""
 
     def __init__(self, path: Path) -> None:
         with suppress(FileExistsError):
@@ -293,12 +297,12 @@ class Channel:
 
 
 def bytes_written() -> int:
-    """Bytes that this process has passed to the kernel to write; 0 where it does not tell."""
+    """Bytes that this process has passed to the kernel to write; 0 if the kernel does not count them."""
     return proc("/proc/self/io", "wchar:")
 
 
 def peak_memory() -> int:
-    """The most memory that this process has had, in bytes; 0 where the kernel does not tell."""
+    """The peak memory of this process, in bytes; 0 if the kernel does not count it."""
     return proc("/proc/self/status", "VmHWM:") * 1024
 
 

@@ -1,4 +1,4 @@
-"""A floor: bare functions, and a bare ThreadPoolExecutor; nothing is kept."""
+"""A baseline: plain functions, a `ThreadPoolExecutor` and a `threading.Lock`; nothing is kept."""
 
 from __future__ import annotations
 

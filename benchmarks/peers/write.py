@@ -1,4 +1,4 @@
-"""A floor: the same bytes appended with `write` and synced with `fdatasync`, one file, no lock, nothing else."""
+"""A baseline: each result is appended to one file with `write` and synced with `fdatasync`, nothing else."""
 
 from __future__ import annotations
 

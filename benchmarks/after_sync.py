@@ -1,6 +1,6 @@
-"""What a step's own code takes behind a sync, an idle wait and a busy one: `python benchmarks/behind_sync.py`.
+"""Time the code of a step after a sync, after an idle wait and after a busy one: `python benchmarks/after_sync.py`.
 
-A sequential step is a sync and some code. The same code is timed with the sync, and with something in its place.
+A sequential step is a sync and some code. The code is the same each time; the sync is replaced. Nothing is kept.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ WAIT = 120e-6  # seconds, about as long as a sync
 
 
 class TimedSyncs(FileSystem):
-    """A file system whose journal's sync is *wait*, timed.
+    """A file system that calls *wait* in place of each sync of the journal, and times it.
 
     Attributes:
-        seconds: What all of them took.
+        seconds: The time of all waits.
     """
 
     def __init__(self, wait: Callable[[int], object] | None) -> None:
@@ -52,7 +52,7 @@ WAITS: dict[str, Callable[[int], object] | None] = {
 
 
 def one_step(folder: Path, wait: Callable[[int], object] | None) -> tuple[float, float]:
-    """Seconds of a step in which it waits, and of the rest of it."""
+    """The seconds of a step's wait, and of the rest of the step."""
     fs = TimedSyncs(wait)
     with Workflow("bench", store=FileStore(folder, fs=fs)) as workflow:
         job = workflow.step(lambda number: {"number": number, "text": "x" * 180}, name="job-{number}")
