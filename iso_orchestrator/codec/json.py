@@ -6,7 +6,6 @@ import json
 import math
 import re
 from collections.abc import Callable
-from json.encoder import encode_basestring_ascii
 from typing import Any, TypeAlias
 
 from iso_orchestrator.errors import SerializationError
@@ -22,16 +21,11 @@ _ATOMS = frozenset({str, bool, type(None)})  # need no check
 _INT_BITS = 14_000  # CPython reads no decimal int of more than 4,300 digits
 
 _encoder = json.JSONEncoder(allow_nan=False, check_circular=False, separators=(",", ":"))
-# JSONEncoder.encode makes a C encoder at every call, which takes a third of the time of a small value.
-_make: Callable[..., Any] | None = getattr(json.encoder, "c_make_encoder", None)
-_encode_c: Any = _make and _make(None, _encoder.default, encode_basestring_ascii, None, ":", ",", False, False, False)
 
 
 def encode(value: Json) -> str:
     """Write *value*, which must be JSON already, as compact ASCII text."""
-    if _encode_c is None:
-        return _encoder.encode(value)
-    return "".join(_encode_c(value, 0))
+    return _encoder.encode(value)
 
 
 def decode(text: str | bytes) -> Json:

@@ -87,6 +87,7 @@ def projection_from_snapshot(data: bytes, path: str) -> Projection:
     _check_version(document, ours, path)
     fields = {key: document.pop(key, None) for key in _RECORD}
     fields["heartbeats"] = fields["heartbeats"] or {}
+    # Put the parts of steps and leases that stand under `isoOrchestrator` back into them.
     fields["steps"] = read(_OBJECTS, fields["steps"])
     extras = read(dict[str, dict[str, str]], ours.get("steps", {}))
     for name, step in fields["steps"].items():
@@ -97,7 +98,7 @@ def projection_from_snapshot(data: bytes, path: str) -> Projection:
     for key, lease in fields["leases"].items():
         lease["token"] = tokens.get(key, 0)
     fields |= {key: ours[key] for key in _EXTRAS if key in ours}
-    document.pop("version")
+    document.pop("version")  # all that is left now is another program's
     return read(Projection, {**fields, "unknown": document})
 
 
