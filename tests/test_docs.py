@@ -31,7 +31,7 @@ import test_architecture
 import iso_orchestrator
 from iso_orchestrator import Retry, Workflow
 from iso_orchestrator.agents import Agent
-from iso_orchestrator.commands.step import CommandKeywords
+from iso_orchestrator.commands.model import CommandKeywords
 from iso_orchestrator.views.cli import main
 
 ROOT = Path(__file__).parents[1]

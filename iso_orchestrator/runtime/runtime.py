@@ -85,9 +85,10 @@ class WorkflowRuntime:
 
     @contextmanager
     def using(self) -> Iterator[Session]:
-        """The session, which stays open inside a `with`, whatever is closed meanwhile."""
+        """The session, opened if it is not, and kept open inside a `with`, whatever is closed meanwhile."""
         session = self.acquire()
         try:
+            session.ensure_open()
             yield session
         finally:
             session.release()

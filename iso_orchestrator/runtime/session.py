@@ -66,10 +66,14 @@ class Session:
     @property
     def log(self) -> WorkflowLog:
         """The workflow's log, opened if it is not."""
-        if self._log is None:
-            self.transact(lambda _: ((), None), durable=False, fences=())
+        self.ensure_open()
         assert self._log is not None
         return self._log
+
+    def ensure_open(self) -> None:
+        """Open the log, which creates the record where there is none."""
+        if self._log is None:
+            self.transact(lambda _: ((), None), durable=False, fences=())
 
     def transact(self, decide: Decision[T], *, durable: bool = True, fences: Sequence[Fence] | None = None) -> T:
         """Append the facts that *decide* returns after those of all processes; its value.

@@ -365,13 +365,13 @@ def _assert_refuses(hold: Held, world: World) -> None:
 class _Gone:
     """What a session of a killed process has of its log: nothing can be done with it, and nothing is left to do."""
 
-    owner = ""
+    process_id = ""
 
-    def leave(self, projection: Projection | None) -> None: ...
+    def detach(self, projection: Projection | None) -> None: ...
 
     def close(self) -> None: ...
 
-    def die(self, reason: str) -> None: ...
+    def fail(self, reason: str) -> None: ...
 
     def __getattr__(self, name: str) -> Any:
         raise StoreError("the process is gone")
