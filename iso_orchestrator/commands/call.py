@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 import attrs
 
-from iso_orchestrator.checks import mutex_file_name, record_names, unique_name
+from iso_orchestrator.checks import unique_name
 from iso_orchestrator.commands.leftovers import await_leftovers, end_leftovers
 from iso_orchestrator.commands.log import is_output_open
 from iso_orchestrator.commands.model import Command, CommandResult, as_command
@@ -25,6 +25,7 @@ from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.runtime.session import Session
 from iso_orchestrator.steps.call import StepOptions
 from iso_orchestrator.store.file.files import make_folders, missing_folders, read_all
+from iso_orchestrator.store.file.paths import mutex_file_name, record_names
 from iso_orchestrator.system.clock import monotonic
 from iso_orchestrator.system.filesystem import FileSystem
 
@@ -140,7 +141,7 @@ class CommandAttempt:
             return [CommandsMarked(at, seed)], seed
 
         seed = self._session().append(decide)[0]
-        return _mark(seed, self._session().log.location_id(), name)
+        return _mark(seed, self._runtime().store.location_id(), name)
 
     def _end_leftovers(self, name: str, mark: str) -> None:
         """Have nobody left of the last command that began, however it ended: no two ever work on one step."""

@@ -71,6 +71,10 @@ class MemoryStore:
             del self._workflows[workflow_id]
             return True
 
+    def location_id(self) -> str:
+        """A name that no other store has."""
+        return self.identity[1]
+
     def path_of(self, workflow_id: str) -> str:
         """A name for messages: there is no file."""
         return f"memory:{workflow_id}"
@@ -124,9 +128,6 @@ class _MemoryWorkflowLog:
         self._read = 0
         self._locked = False
         self._dead: str | None = None
-
-    def location_id(self) -> str:
-        return self.path
 
     def lock(self) -> None:
         self._refuse_when_dead()

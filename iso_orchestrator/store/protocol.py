@@ -61,10 +61,6 @@ class WorkflowLog(Protocol):
     logs: str | None
     """The folder for what the workflow's commands write; None where the store has none."""
 
-    def location_id(self) -> str:
-        """Identify the place of the record: a moved store keeps it, a copy of the store has another."""
-        ...
-
     def lock(self) -> None:
         """Keep every other process out, until `unlock`."""
         ...
@@ -145,6 +141,10 @@ class Store(Protocol):
 
     def delete(self, workflow_id: str) -> bool:
         """Remove a workflow that nobody has a hold on; False when there is none."""
+        ...
+
+    def location_id(self) -> str:
+        """Identify the place where the records are: a moved store keeps it, a copy of the store has another."""
         ...
 
     def path_of(self, workflow_id: str) -> str:

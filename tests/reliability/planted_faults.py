@@ -160,7 +160,7 @@ FAULTS = [
     ),
     Fault(
         "a raw id as a file name",
-        "checks.py",
+        "store/file/paths.py",
         'short=f"{stem}-{digest[:8]}"',
         "short=workflow_id",
         # It makes no files: those of a test that does would be anywhere.

@@ -416,7 +416,7 @@ def server() -> Iterator[Server]:
 
 
 # Of what commands write, and of their marks: `test_commands` kills their runners at any time.
-OF_COMMANDS = {"file_lock.open_append:open_append", "file_lock.close_as_it_is:close", "files.place_of:identify_path"}
+OF_COMMANDS = {"file_lock.open_append:open_append", "file_lock.close_as_it_is:close", "store.location_id:identify_path"}
 NAMES = sorted(set(failpoints()) - OF_COMMANDS)
 PARTS = 4  # of the failpoints, for as many workers
 

@@ -36,7 +36,6 @@ from support import (
     waits_for_a_lock,
 )
 
-from iso_orchestrator.checks import record_names
 from iso_orchestrator.codec import snapshot_from_projection
 from iso_orchestrator.errors import (
     CorruptRecordError,
@@ -48,9 +47,9 @@ from iso_orchestrator.errors import (
 from iso_orchestrator.record import facts as f
 from iso_orchestrator.record.projection import Projection
 from iso_orchestrator.store import FileStore
-from iso_orchestrator.store.file.files import Paths
 from iso_orchestrator.store.file.group_commit import GroupCommit
 from iso_orchestrator.store.file.log import FileWorkflowLog
+from iso_orchestrator.store.file.paths import Paths, record_names
 from iso_orchestrator.system.filesystem import FileSystem
 
 NPM = Path(__file__).parents[1] / "data/npm-0.2.0"

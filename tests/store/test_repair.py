@@ -27,11 +27,10 @@ from iso_orchestrator import (
     delete_workflow,
     read_workflow_record,
 )
-from iso_orchestrator.checks import record_names
 from iso_orchestrator.record import facts as f
 from iso_orchestrator.record.model import ErrorInfo
 from iso_orchestrator.store import FileStore
-from iso_orchestrator.store.file.files import Paths
+from iso_orchestrator.store.file.paths import Paths, record_names
 from iso_orchestrator.store.file.repair import check_pair
 from iso_orchestrator.store.file.repair.check import check_one
 from iso_orchestrator.store.file.repair.plan import Choices, Repaired, UndecidedError
@@ -739,6 +738,7 @@ def test_a_refusal_ends_with_1(root: Path, paths: Paths, capsys: pytest.CaptureF
 def test_a_merge_with_what_node_wrote(tmp_path: Path) -> None:
     """After a kill, and a Node run that did not see the journal, one record has what both did, and both go on."""
     import end_to_end.test_npm_interop as npm
+
     if (missing := npm._what_is_missing()) is not None:
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(missing)
     with run_python(npm.KILLED_PYTHON, tmp_path, npm.BATCH, *npm.JOBS[:2]) as child:

@@ -16,9 +16,8 @@ import pytest
 from support import WatchedFS, failing, new_fold, note, put, run_python, tree
 
 from iso_orchestrator import StoreError
-from iso_orchestrator.checks import record_names
 from iso_orchestrator.store import FileStore
-from iso_orchestrator.store.file.files import Paths
+from iso_orchestrator.store.file.paths import Paths, record_names
 from iso_orchestrator.store.file.repair import check_pair
 from iso_orchestrator.store.file.repair.check import check_all, check_one
 from iso_orchestrator.store.file.repair.verdict import Verdict, WorkflowCheck

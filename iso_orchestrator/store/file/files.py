@@ -4,25 +4,19 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 from contextlib import suppress
 
-from iso_orchestrator.checks import RecordNames, record_names
 from iso_orchestrator.errors import StoreError
 from iso_orchestrator.system.filesystem import FileSystem, is_refusal
 
 __all__ = [
-    "Paths",
     "SyncError",
     "atomic_write",
     "exists",
-    "join",
     "make_folders",
     "missing_folders",
-    "place_of",
     "read_all",
     "read_file",
-    "refuse_links",
     "remove",
     "store_error",
     "sync_file",
@@ -30,9 +24,7 @@ __all__ = [
     "write_all",
 ]
 
-_CHUNK = 1 << 24
-
-join = os.path.join
+_CHUNK = 1 << 24  # bytes
 
 
 class SyncError(OSError):
@@ -48,51 +40,6 @@ def store_error(path: str, error: OSError) -> StoreError:
     if not is_refusal(error):
         raise error
     return StoreError(f"{path}: {error.strerror or error}; see to the disk's space and the rights, then run again")
-
-
-class Paths:
-    """Where the files of one workflow are. Joined once: every fact asks for two of them.
-
-    Attributes:
-        folder: All workflows' files.
-        snapshot: The npm package's file.
-        journal: What happened since.
-        locks: All locks of the workflow.
-        record_lock: Held over every change of snapshot and journal.
-        logs: What its commands have written.
-        runs: The folder of run files.
-        mutexes: The folder of mutexes.
-        store_mutexes: That of mutexes of all workflows; no workflow's name lacks a hash.
-    """
-
-    def __init__(self, root: str, name: str) -> None:
-        self.root = root
-        self.name = name
-        self.folder = join(root, "workflows")
-        self.snapshot = join(self.folder, f"{name}.json")
-        self.journal = join(self.folder, f"{name}.journal")
-        self.locks = join(root, "locks", name)
-        self.logs = join(root, "logs", name)
-        self.record_lock = join(self.locks, "record.flock")
-        self.runs = join(self.locks, "runs")
-        self.mutexes = join(self.locks, "mutex")
-        self.store_mutexes = join(root, "locks", "_store", "mutex")
-
-    @classmethod
-    def candidates(cls, root: str, workflow_id: str) -> tuple[Paths, Paths]:
-        """The workflow's own paths, and those that it has where another id took them first, the latter in front."""
-        names: RecordNames = record_names(workflow_id)
-        return cls(root, names.full), cls(root, names.short)
-
-    def torn(self, offset: int, number: int = 1) -> str:
-        """Where a torn tail is kept, the first, the second, ... of that offset."""
-        return join(self.folder, f"{self.name}.torn-{offset}{'' if number == 1 else f'-{number}'}")
-
-
-def place_of(fs: FileSystem, paths: Paths) -> str:
-    """The number of the workflows' folder on its device: kept by a rename, and no copy's."""
-    folder = fs.identify_path(paths.folder)
-    return "" if folder is None else f"{folder.st_dev}:{folder.st_ino}"
 
 
 def read_all(fs: FileSystem, fd: int, start: int = 0) -> bytes:
@@ -190,29 +137,6 @@ def remove(fs: FileSystem, path: str) -> bool:
 def exists(fs: FileSystem, *paths: str) -> bool:
     """Whether any of the files is there."""
     return any(fs.identify_path(path) is not None for path in paths)
-
-
-def refuse_links(fs: FileSystem, paths: Paths) -> None:
-    """Raise where a folder of the root is a link: what is made or removed in it would be somebody else's.
-
-    The root itself may be one: that is for its owner to say.
-    """
-    store_locks = os.path.dirname(paths.store_mutexes)
-    locks, logs = os.path.dirname(paths.locks), os.path.dirname(paths.logs)
-    for path in (
-        paths.folder,
-        logs,
-        paths.logs,
-        locks,
-        paths.locks,
-        paths.runs,
-        paths.mutexes,
-        store_locks,
-        paths.store_mutexes,
-    ):
-        info = fs.identify_path(path)
-        if info is not None and not stat.S_ISDIR(info.st_mode):
-            raise StoreError(f"{path} is a link or a file where a folder should be: remove it, or use another root")
 
 
 def missing_folders(fs: FileSystem, path: str) -> list[str]:

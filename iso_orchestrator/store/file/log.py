@@ -12,18 +12,14 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 import attrs
 
-from iso_orchestrator.checks import is_mutex_file_name
 from iso_orchestrator.codec import snapshot_from_projection
 from iso_orchestrator.errors import RecordConflictError, StoreError
 from iso_orchestrator.record.facts import Fact
 from iso_orchestrator.record.projection import Projection
 from iso_orchestrator.store.file.files import (
-    Paths,
     SyncError,
     atomic_write,
     exists,
-    join,
-    place_of,
     read_all,
     read_file,
     remove,
@@ -36,6 +32,7 @@ from iso_orchestrator.store.file.group_commit import GroupCommit
 from iso_orchestrator.store.file.journal import Header, encode_header, encode_lines, parse_header, scan
 from iso_orchestrator.store.file.liveness import LivenessFiles
 from iso_orchestrator.store.file.mutex import FileMutex, MutexFiles
+from iso_orchestrator.store.file.paths import Paths, is_mutex_file_name
 from iso_orchestrator.store.file.snapshot import digest, read_files, replay
 from iso_orchestrator.store.protocol import ProcessInfo, StoreMutex
 from iso_orchestrator.system.clock import monotonic
@@ -129,11 +126,6 @@ class FileWorkflowLog:
             self._rotate(projection)
         finally:
             self.detach_after_fork()
-
-    @_typed
-    def location_id(self) -> str:
-        """The folder's number on its device."""
-        return place_of(self._fs, self._paths)
 
     def lock(self) -> None:
         """Keep other processes out."""
@@ -429,10 +421,10 @@ class FileWorkflowLog:
 
     def _sweep_mutexes(self) -> None:
         for name in filter(is_mutex_file_name, self._fs.list_folder(self._paths.mutexes)):
-            mutex = FileMutex(self._fs, join(self._paths.mutexes, name))
+            mutex = FileMutex(self._fs, os.path.join(self._paths.mutexes, name))
             if mutex.try_acquire():
                 try:
-                    remove(self._fs, join(self._paths.mutexes, name))
+                    remove(self._fs, os.path.join(self._paths.mutexes, name))
                 finally:
                     mutex.close()
 

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TypeAlias
 
-from iso_orchestrator.checks import mutex_file_name
-from iso_orchestrator.store.file.files import Paths, join, store_error
+from iso_orchestrator.store.file.files import store_error
 from iso_orchestrator.store.file.liveness import OWNER_SIZE, owner_json, read_owner
+from iso_orchestrator.store.file.paths import Paths, mutex_file_name
 from iso_orchestrator.store.protocol import ProcessInfo
 from iso_orchestrator.system.file_lock import FileLock
 from iso_orchestrator.system.filesystem import FileSystem
@@ -119,7 +119,7 @@ class MutexFiles:
         if known is not None:
             return known
         folder = self._paths.store_mutexes if whole_store else self._paths.mutexes
-        path = join(folder, mutex_file_name(key))
+        path = os.path.join(folder, mutex_file_name(key))
         return FileMutex(self._fs, path, lambda mutex: self._keep(name, mutex))
 
     def close(self) -> None:

@@ -8,8 +8,9 @@ from iso_orchestrator.codec import is_as_written, projection_from_snapshot
 from iso_orchestrator.errors import CorruptRecordError, RecordConflictError
 from iso_orchestrator.record.projection import Projection
 from iso_orchestrator.store.file.collector import collector_paused
-from iso_orchestrator.store.file.files import Paths, read_all, read_file
+from iso_orchestrator.store.file.files import read_all, read_file
 from iso_orchestrator.store.file.journal import Header, Line, Scan, parse_header, scan
+from iso_orchestrator.store.file.paths import Paths
 from iso_orchestrator.system.filesystem import FileSystem
 
 __all__ = ["SnapshotAndJournal", "digest", "read_files", "read_once", "replay"]

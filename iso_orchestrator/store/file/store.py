@@ -17,20 +17,11 @@ from iso_orchestrator.errors import (
     WorkflowBusyError,
 )
 from iso_orchestrator.record.projection import Projection
-from iso_orchestrator.store.file.files import (
-    Paths,
-    exists,
-    make_folders,
-    missing_folders,
-    place_of,
-    refuse_links,
-    remove,
-    store_error,
-    write_all,
-)
+from iso_orchestrator.store.file.files import exists, make_folders, missing_folders, remove, store_error, write_all
 from iso_orchestrator.store.file.liveness import LivenessFiles
 from iso_orchestrator.store.file.log import FileWorkflowLog
 from iso_orchestrator.store.file.network import network_type
+from iso_orchestrator.store.file.paths import Paths, refuse_links
 from iso_orchestrator.store.file.snapshot import read_once
 from iso_orchestrator.store.protocol import WorkflowLog
 from iso_orchestrator.system.clock import sleep
@@ -85,8 +76,9 @@ class FileStore:
                     yield projection
 
     def location_id(self) -> str:
-        """As `WorkflowLog.location_id`."""
-        return self._typed(lambda: place_of(self._fs, Paths(self.root, "")))
+        """The number of the workflows' folder on its device: a rename keeps it, and a copy has another."""
+        folder = self._typed(lambda: self._fs.identify_path(Paths(self.root, "").folder))
+        return "" if folder is None else f"{folder.st_dev}:{folder.st_ino}"
 
     def is_alive(self, workflow_id: str, process_id: str) -> bool:
         """Whether that process still has the workflow open."""

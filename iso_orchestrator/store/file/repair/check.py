@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import stat
 from collections.abc import Iterator
 
-from iso_orchestrator.store.file.files import Paths, join, store_error
+from iso_orchestrator.store.file.files import store_error
+from iso_orchestrator.store.file.paths import Paths
 from iso_orchestrator.store.file.repair.check_pair import check_pair, paths_of
 from iso_orchestrator.store.file.repair.verdict import FileCheck, Verdict, WorkflowCheck, by_error, unless_linked
 from iso_orchestrator.system.filesystem import FileSystem
@@ -23,7 +25,7 @@ def check_all(fs: FileSystem, root: str) -> Iterator[WorkflowCheck]:
     Raises:
         StoreError: The root cannot be looked at.
     """
-    folder, locks = Paths(root, "").folder, join(root, "locks")
+    folder, locks = Paths(root, "").folder, os.path.join(root, "locks")
     try:
         found, lock_names = fs.list_folder(folder), fs.list_folder(locks)
     except OSError as error:
@@ -37,7 +39,7 @@ def check_all(fs: FileSystem, root: str) -> Iterator[WorkflowCheck]:
         elif match := _BESIDE.fullmatch(file):
             beside.setdefault(match["name"], []).append(file)
         else:
-            strange.append(join(folder, file))
+            strange.append(os.path.join(folder, file))
     for name in sorted({*beside, *lock_names}):
         yield _check(fs, Paths(root, name), beside.get(name, []))
     if strange:
@@ -62,7 +64,7 @@ def check_one(fs: FileSystem, root: str, workflow_id: str) -> WorkflowCheck | No
 
 def _check(fs: FileSystem, paths: Paths, beside: list[str]) -> WorkflowCheck:
     workflow_id, facts, files = check_pair(fs, paths)
-    files += [_check_beside(fs, join(paths.folder, file)) for file in beside]
+    files += [_check_beside(fs, os.path.join(paths.folder, file)) for file in beside]
     return WorkflowCheck(paths.name, workflow_id, facts, (*files, *_check_locks(fs, paths.locks)))
 
 
@@ -87,7 +89,7 @@ def _check_locks(fs: FileSystem, folder: str) -> Iterator[FileCheck]:
         yield by_error(folder, store_error(folder, error), None)
         return
     for name in names:
-        path = join(folder, name)
+        path = os.path.join(folder, name)
         info = fs.identify_path(path)
         if info is not None and stat.S_ISDIR(info.st_mode):
             yield from _check_locks(fs, path)

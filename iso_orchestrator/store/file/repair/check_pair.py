@@ -8,8 +8,9 @@ from typing import TypeVar
 import attrs
 
 from iso_orchestrator.errors import CorruptRecordError, RecordConflictError, StoreError
-from iso_orchestrator.store.file.files import Paths, exists, read_all, read_file, store_error
+from iso_orchestrator.store.file.files import exists, read_all, read_file, store_error
 from iso_orchestrator.store.file.journal import parse_header, scan
+from iso_orchestrator.store.file.paths import Paths
 from iso_orchestrator.store.file.repair.verdict import FileCheck, Verdict, by_error, judge, unless_linked
 from iso_orchestrator.store.file.snapshot import SnapshotAndJournal, digest, read_files, read_once
 from iso_orchestrator.system.clock import sleep

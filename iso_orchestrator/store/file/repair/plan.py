@@ -10,8 +10,8 @@ import attrs
 from iso_orchestrator.errors import CorruptRecordError, RecordConflictError, StoreError
 from iso_orchestrator.record import facts as f
 from iso_orchestrator.record.projection import Projection
-from iso_orchestrator.store.file.files import Paths
 from iso_orchestrator.store.file.journal import Line
+from iso_orchestrator.store.file.paths import Paths
 from iso_orchestrator.store.file.repair.merge import Difference, Side, merge
 from iso_orchestrator.store.file.repair.salvage import (
     Sound,

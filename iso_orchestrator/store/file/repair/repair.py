@@ -16,9 +16,10 @@ from iso_orchestrator.errors import (
     WorkflowBusyError,
     WorkflowNotFoundError,
 )
-from iso_orchestrator.store.file.files import Paths, atomic_write, join, make_folders, read_file, store_error
+from iso_orchestrator.store.file.files import atomic_write, make_folders, read_file, store_error
 from iso_orchestrator.store.file.liveness import LivenessFiles
 from iso_orchestrator.store.file.log import FileWorkflowLog
+from iso_orchestrator.store.file.paths import Paths
 from iso_orchestrator.store.file.repair.check_pair import paths_of
 from iso_orchestrator.store.file.repair.plan import Choices, Repaired, plan_of
 from iso_orchestrator.store.file.snapshot import read_once
@@ -76,7 +77,7 @@ def repair(root: str, workflow_id: str, choices: Choices = _NOTHING_ASKED, *, fs
 def _locked(fs: FileSystem, paths: Paths) -> Iterator[FileLock]:
     lock = FileLock(fs, paths.record_lock)
     try:
-        make_folders(fs, join(paths.root, "locks"))  # a root that was copied may have none
+        make_folders(fs, os.path.join(paths.root, "locks"))  # a root that was copied may have none
         lock_record(fs, lock, paths)
         yield lock
     finally:
@@ -107,8 +108,8 @@ def _keep(fs: FileSystem, paths: Paths, path: str) -> str | None:
     numbers = [0]
     for name in fs.list_folder(paths.folder):
         if match := re.fullmatch(re.escape(path[len(paths.folder) + 1 :]) + r"\.kept-(\d+)", name):
-            if read_file(fs, join(paths.folder, name)) == data:
-                return join(paths.folder, name)
+            if read_file(fs, os.path.join(paths.folder, name)) == data:
+                return os.path.join(paths.folder, name)
             numbers.append(int(match[1]))
     copy = f"{path}.kept-{max(numbers) + 1}"
     fs.close(atomic_write(fs, copy, data))

@@ -11,8 +11,8 @@ from iso_orchestrator.codec import decode, encode, is_as_written, projection_fro
 from iso_orchestrator.errors import CorruptRecordError, RecordConflictError
 from iso_orchestrator.record import facts as f
 from iso_orchestrator.record.projection import Projection
-from iso_orchestrator.store.file.files import Paths
 from iso_orchestrator.store.file.journal import Header, Line, encode_header, parse_header, scan
+from iso_orchestrator.store.file.paths import Paths
 from iso_orchestrator.store.file.snapshot import digest, replay
 
 __all__ = ["Sound", "edited", "goes_on_from", "keep_tokens", "read_journal", "read_snapshot", "sound_prefix", "take_in"]
