@@ -27,8 +27,7 @@ from iso_orchestrator.steps.call import IfInterrupted
 from iso_orchestrator.steps.identity import Template
 from iso_orchestrator.steps.retry import Retry
 from iso_orchestrator.steps.step import Step, StepKeywords, check_callable, run_step, step_options
-from iso_orchestrator.store import Store
-from iso_orchestrator.store.urls import find_store
+from iso_orchestrator.store import Store, find_store
 from iso_orchestrator.system.clock import Clock, InjectedClock, SystemClock
 
 __all__ = ["Workflow"]

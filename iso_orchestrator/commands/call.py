@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from hashlib import sha256
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -16,7 +17,13 @@ from iso_orchestrator.commands.log import is_output_open
 from iso_orchestrator.commands.model import Command, CommandResult, as_command
 from iso_orchestrator.commands.output import Output, Reader, Reading
 from iso_orchestrator.commands.process import CommandBeat, ProcessRunner
-from iso_orchestrator.errors import CommandTimeoutError, LeaseLostError, OrchestratorError, WorkflowUsageError
+from iso_orchestrator.errors import (
+    CommandTimeoutError,
+    LeaseLostError,
+    OrchestratorError,
+    StoreError,
+    WorkflowUsageError,
+)
 from iso_orchestrator.record.facts import CommandBegun, CommandsMarked, Fact, HeartbeatRecorded
 from iso_orchestrator.record.model import Json
 from iso_orchestrator.record.projection import Projection, copy_json
@@ -24,8 +31,7 @@ from iso_orchestrator.runtime.context import Attempt, Scope, current_scope
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.runtime.session import Session
 from iso_orchestrator.steps.call import StepOptions
-from iso_orchestrator.store.file.files import make_folders, missing_folders, read_all
-from iso_orchestrator.store.file.paths import mutex_file_name, record_names
+from iso_orchestrator.store.log_files import LogFile, log_folder, log_path
 from iso_orchestrator.system.clock import monotonic
 from iso_orchestrator.system.filesystem import FileSystem
 
@@ -189,18 +195,14 @@ class CommandAttempt:
             _log.warning("heartbeat %r was not recorded: %s", key, error)
 
     def _log_path(self, name: str, number: int) -> str:
-        folder = self._log_folder()
-        make_folders(self.fs, *missing_folders(self.fs, folder))
-        stem = mutex_file_name(name).removesuffix(".lock")
-        if self.options.log_dir is not None:  # other workflows may have theirs there, of steps of the same name
-            stem = f"{record_names(self._runtime().workflow_id).short}.{stem}"
-        return os.path.join(folder, f"{stem}.{number}.log")
+        shared = self.options.log_dir is not None  # other workflows may have steps of the same name there
+        return log_path(self._log_folder(), name, number, workflow_id=self._runtime().workflow_id if shared else None)
 
     def _log_folder(self) -> str:
         folder = self.options.log_dir or self._session().log.logs
         if folder is None:
             runtime = self._runtime()
-            folder = os.path.join(runtime.workflow.dir, "logs", record_names(runtime.workflow_id).short)
+            folder = log_folder(runtime.workflow.dir, runtime.workflow_id)
         return folder
 
     def _runtime(self) -> WorkflowRuntime:
@@ -256,8 +258,8 @@ def _size(fs: FileSystem, path: str) -> int:
 
 
 def _whole(fs: FileSystem, path: str, start: int) -> str:
-    fd = fs.open_read(path)
-    try:
-        return read_all(fs, fd, start).decode("utf-8", "backslashreplace")
-    finally:
-        fs.close(fd)
+    file = LogFile.find(fs, path)
+    if file is None:
+        raise StoreError(f"{path} was removed while its command ran: call the step again")
+    with closing(file):
+        return file.read_all(start).decode("utf-8", "backslashreplace")

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import closing
 
 from iso_orchestrator.errors import CommandLeftoverError
-from iso_orchestrator.store.file.files import store_error
+from iso_orchestrator.store import Store
+from iso_orchestrator.store.log_files import LogFile
 from iso_orchestrator.system.clock import Backoff, monotonic
-from iso_orchestrator.system.file_lock import FileLock
 from iso_orchestrator.system.filesystem import FileSystem
 
 __all__ = ["LONGEST_LINE", "TAIL", "Lines", "OutputFile", "OutputFiles", "is_output_open", "last_line_of"]
@@ -33,13 +34,8 @@ class OutputFile:
 
     def __init__(self, fs: FileSystem, path: str) -> None:
         self.path = path
-        self._fs = fs
-        self._file = FileLock(fs, path)
-        try:
-            self._file.open_append()
-        except OSError as error:
-            raise store_error(path, error) from error
-        self._start = fs.identify(self.fd).st_size
+        self._file = LogFile.append(fs, path)
+        self._start = self._file.size()
 
     @property
     def fd(self) -> int:
@@ -57,18 +53,18 @@ class OutputFile:
         pause = Backoff()
         # A process that another thread forks just now has this file open too, until it has its own program.
         give_up_at = monotonic() + _HOLDING
-        while not self._file.try_acquire():
+        while not self._file.try_lock():
             if monotonic() >= give_up_at:
                 raise CommandLeftoverError((), _HOLDING, self.path)
             pause.rest()
 
     def size(self) -> int:
         """Bytes that were written so far."""
-        return self._fs.identify(self.fd).st_size - self._start
+        return self._file.size() - self._start
 
     def read(self, offset: int, size: int) -> bytes:
         """At most *size* bytes from *offset* on."""
-        return self._fs.read_at(self.fd, size, self._start + offset)
+        return self._file.read(self._start + offset, size)
 
     def tail(self, limit: int = TAIL) -> str:
         """The end of it, from a whole character on."""
@@ -84,21 +80,16 @@ class OutputFile:
 
     def close(self) -> None:
         """Close it."""
-        self._file.close_as_it_is()
+        self._file.close()
 
 
-def last_line_of(fs: FileSystem, path: str) -> str:
+def last_line_of(store: Store, path: str) -> str:
     """The last line of a log that is not blank; "" where the log is gone."""
-    try:
-        fd = fs.open_read(path)
-    except FileNotFoundError:
+    file = store.find_log(path)
+    if file is None:
         return ""
-    try:
-        size = fs.size(fd)
-        data = fs.read_at(fd, _LAST_LINE, max(0, size - _LAST_LINE))
-    finally:
-        fs.close(fd)
-    return _last_line(_text(data))
+    with closing(file):
+        return _last_line(_text(file.read(max(0, file.size() - _LAST_LINE), _LAST_LINE)))
 
 
 class OutputFiles:
@@ -186,17 +177,11 @@ def _last_line(text: str) -> str:
 
 def is_output_open(fs: FileSystem, path: str) -> bool:
     """Whether anybody of a command has that file open as its standard output; False where there is no such file."""
-    file = FileLock(fs, path)
-    try:
-        file.open_read()
-    except (FileNotFoundError, NotADirectoryError):
+    file = LogFile.find(fs, path)
+    if file is None:
         return False
-    except OSError as error:
-        raise store_error(path, error) from error
-    try:
-        return not file.try_acquire(shared=True)
-    finally:
-        file.close()
+    with closing(file):
+        return file.is_locked()
 
 
 def _text(data: bytes) -> str:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
-from iso_orchestrator.errors import WorkflowUsageError
+from iso_orchestrator.errors import WorkflowNotFoundError, WorkflowUsageError
 from iso_orchestrator.record.markup import escape_terminal
 from iso_orchestrator.record.model import StepStatus
 from iso_orchestrator.record.projection import Projection
+from iso_orchestrator.store import Store
 from iso_orchestrator.system.clock import sleep
-from iso_orchestrator.system.filesystem import FileSystem
 
 __all__ = ["log_path", "output"]
 
@@ -31,29 +31,31 @@ def log_path(projection: Projection, step: str) -> str | None:
     return path if isinstance(path, str) else None
 
 
-def output(
-    look: Callable[[], Projection], is_alive: Callable[[str], bool], step: str, *, follow: bool
-) -> Iterator[str]:
+def output(store: Store, workflow_id: str, step: str, *, follow: bool) -> Iterator[str]:
     """The lines of a step's log, made harmless for a terminal.
 
     Args:
-        look: Reads the workflow.
-        is_alive: Whether the process that has a step of it in hand lives.
+        store: The store.
+        workflow_id: The workflow.
         step: The step's name.
         follow: Wait for more until the step has ended, or its process has; when it is tried again, go on with that log.
 
     Raises:
+        WorkflowNotFoundError: There is no such workflow.
         WorkflowUsageError: There is no such step, or it has no log.
     """
-    fs, tail = FileSystem(), None
+    tail = None
     while True:
-        projection = look()
+        projection = store.read(workflow_id)
+        if projection is None:
+            raise WorkflowNotFoundError(workflow_id, store.display_name)
         owner, path = projection.owner(step), log_path(projection, step)
-        is_last = not follow or owner is None or not is_alive(owner)  # asked before the last of it is read
+        # Asked before the last of it is read.
+        is_last = not follow or owner is None or not store.is_alive(workflow_id, owner)
         if path is not None and (tail is None or tail.path != path):
             if tail is not None:
                 yield from tail.lines(whole=True)
-            tail = _Tail(fs, path)
+            tail = _Tail(store, path)
         if tail is not None:
             yield from tail.lines(whole=is_last)
         elif is_last:
@@ -66,21 +68,22 @@ def output(
 
 
 class _Tail:
-    """What is appended to a file, line by line."""
+    """What is appended to a log, line by line."""
 
-    def __init__(self, fs: FileSystem, path: str) -> None:
+    def __init__(self, store: Store, path: str) -> None:
         self.path = path
-        self._fs = fs
-        try:
-            self._fd = fs.open_read(path)
-        except OSError as error:
-            raise WorkflowUsageError(f"the log {path!r} cannot be read: {error.strerror}") from error
+        file = store.find_log(path)
+        if file is None:
+            raise WorkflowUsageError(
+                f"the log {path!r} does not exist any more: it was removed, or the folder was moved"
+            )
+        self._file = file
         self._offset = 0
         self._begun = b""
 
     def lines(self, *, whole: bool) -> Iterator[str]:
-        """Those that are complete by now; with *whole* the last one too, which is not."""
-        while data := self._fs.read_at(self._fd, _CHUNK, self._offset):
+        """The lines that are complete by now; with *whole* also the last one, which is not. Then the log is closed."""
+        while data := self._file.read(self._offset, _CHUNK):
             self._offset += len(data)
             *lines, self._begun = (self._begun + data).split(b"\n")
             yield from map(_text, lines)
@@ -88,7 +91,7 @@ class _Tail:
             yield _text(self._begun)
             self._begun = b""
         if whole:
-            self._fs.close(self._fd)
+            self._file.close()
 
 
 def _text(line: bytes) -> str:

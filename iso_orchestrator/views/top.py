@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 
 from iso_orchestrator.commands.log import last_line_of
 from iso_orchestrator.record.model import StepStatus
 from iso_orchestrator.record.projection import Projection, StepState, Wait
-from iso_orchestrator.system.filesystem import FileSystem
+from iso_orchestrator.store import Store
 from iso_orchestrator.views.logs import log_path
 from iso_orchestrator.views.report import text_table
 
@@ -17,19 +17,19 @@ __all__ = ["top_text"]
 _LINE = 60  # characters of a last line
 
 
-def top_text(projections: Iterable[Projection], now: datetime, is_alive: Callable[[str, str], bool]) -> str:
+def top_text(projections: Iterable[Projection], now: datetime, store: Store) -> str:
     """A table of the steps in hand and of those that wait for a limit; below it one of the limits that have a name.
 
     Args:
         projections: The workflows.
         now: Aware.
-        is_alive: Whether the process that has a step of a workflow in hand lives.
+        store: Where they are.
     """
     steps: list[tuple[str, ...]] = []
     limits: list[tuple[str, ...]] = []
     for projection in projections:
-        waits = _waits(projection, now, is_alive)
-        steps += _steps(projection, waits, now, is_alive)
+        waits = _waits(projection, now, store)
+        steps += _steps(projection, waits, now, store)
         limits += _limits(projection, waits, now)
     shown = [text_table(["workflow", "step", "attempt", "for", "what"], steps) if steps else "nothing is running"]
     if limits:
@@ -37,22 +37,20 @@ def top_text(projections: Iterable[Projection], now: datetime, is_alive: Callabl
     return "\n\n".join(shown)
 
 
-def _waits(projection: Projection, now: datetime, is_alive: Callable[[str, str], bool]) -> dict[str, Wait]:
+def _waits(projection: Projection, now: datetime, store: Store) -> dict[str, Wait]:
     return {
         step: wait
         for step, wait in projection.waits.items()
-        if wait.until > now and is_alive(projection.workflow_id, wait.owner)
+        if wait.until > now and store.is_alive(projection.workflow_id, wait.owner)
     }
 
 
-def _steps(
-    projection: Projection, waits: dict[str, Wait], now: datetime, is_alive: Callable[[str, str], bool]
-) -> Iterator[tuple[str, ...]]:
+def _steps(projection: Projection, waits: dict[str, Wait], now: datetime, store: Store) -> Iterator[tuple[str, ...]]:
     for step in projection.steps.values():
         if step.owner is not None and step.name not in waits:
             since = _seconds(step.started_at or step.updated_at, now)
-            lives = is_alive(projection.workflow_id, step.owner)
-            what = _what(projection, step) if lives else "its process is gone; the next run takes it over"
+            lives = store.is_alive(projection.workflow_id, step.owner)
+            what = _what(projection, step, store) if lives else "its process is gone; the next run takes it over"
             yield projection.workflow_id, step.name, str(step.attempts), span(since), what
     for name, wait in waits.items():
         attempts = projection.steps[name].attempts if name in projection.steps else 0
@@ -60,11 +58,11 @@ def _steps(
         yield projection.workflow_id, name, str(attempts), span(_seconds(wait.since, now)), what
 
 
-def _what(projection: Projection, step: StepState) -> str:
+def _what(projection: Projection, step: StepState, store: Store) -> str:
     if step.status is StepStatus.FAILED:
         return f"waits for its next attempt: {step.error.message if step.error else ''}"
     path = log_path(projection, step.name)
-    return last_line_of(FileSystem(), path)[:_LINE] if path is not None else ""
+    return last_line_of(store, path)[:_LINE] if path is not None else ""
 
 
 def _limits(projection: Projection, waits: dict[str, Wait], now: datetime) -> Iterator[tuple[str, ...]]:

@@ -278,17 +278,17 @@ def test_release_that_fails_is_not_silent(path: str) -> None:
 def test_run_file_lives_as_long_as_its_process(tmp_path: Path) -> None:
     """A run file's owner is alive until it leaves, gives up or is killed, for itself and for others."""
     one, other = LivenessFiles(FS, str(tmp_path)), LivenessFiles(FS, str(tmp_path))
-    owner = one.enter()
+    owner = one.create()
     assert one.is_alive(owner)
     assert other.is_alive(owner)
     assert other.sweep() == owner
     assert one.sweep() is None  # oneself does not count
-    one.leave()
+    one.remove()
     assert not other.is_alive(owner)
     assert os.listdir(tmp_path) == []
 
-    owner = one.enter()
-    one.give_up()
+    owner = one.create()
+    one.release()
     assert not one.is_alive(owner)
     assert not other.is_alive(owner)
     assert other.sweep() is None
@@ -300,7 +300,7 @@ def test_killed_process_is_dead_and_swept(tmp_path: Path) -> None:
     code = (
         "import sys\nfrom iso_orchestrator.system.filesystem import FileSystem\n"
         "from iso_orchestrator.store.file.liveness import LivenessFiles\n"
-        "runs = LivenessFiles(FileSystem(), sys.argv[1]); print(runs.enter()); input()\n"
+        "runs = LivenessFiles(FileSystem(), sys.argv[1]); print(runs.create()); input()\n"
     )
     runs = LivenessFiles(FS, str(tmp_path))
     with run_python(code, tmp_path) as child:
@@ -318,8 +318,8 @@ def test_killed_process_is_dead_and_swept(tmp_path: Path) -> None:
 def test_two_that_ask_do_not_take_each_other_for_the_owner(tmp_path: Path) -> None:
     """A probe of a dead owner's file does not look alive to another probe."""
     runs = LivenessFiles(FS, str(tmp_path))
-    owner = runs.enter()
-    runs.give_up()
+    owner = runs.create()
+    runs.release()
     probe = FileLock(FS, str(tmp_path / only(os.listdir(tmp_path))))
     probe.open_read()
     assert probe.try_acquire(shared=True)
@@ -332,8 +332,8 @@ def test_forked_child_does_not_keep_its_parent_alive(tmp_path: Path) -> None:
     code = (
         "import os, sys\nfrom iso_orchestrator.system.filesystem import FileSystem\n"
         "from iso_orchestrator.store.file.liveness import LivenessFiles\n"
-        "runs = LivenessFiles(FileSystem(), sys.argv[1]); owner = runs.enter()\n"
-        "if os.fork() == 0:\n    runs.give_up(); print(owner, os.getpid()); input(); os._exit(0)\n"
+        "runs = LivenessFiles(FileSystem(), sys.argv[1]); owner = runs.create()\n"
+        "if os.fork() == 0:\n    runs.release(); print(owner, os.getpid()); input(); os._exit(0)\n"
         "os.wait()\n"
     )
     runs = LivenessFiles(FS, str(tmp_path))
