@@ -13,8 +13,8 @@ from iso_orchestrator.store.file.paths import Paths, record_names
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return tmp_path / "root"
+def root(memory_path: Path) -> Path:
+    return memory_path / "root"
 
 
 @pytest.fixture

@@ -51,9 +51,9 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
+def root(memory_path: Path) -> Path:
     """A root with a workflow of a few notes, each synced before the next, whose process is gone."""
-    root = tmp_path / "root"
+    root = memory_path / "root"
     leave_behind(root, *[note(number) for number in range(1, FACTS + 1)])
     return root
 
@@ -412,13 +412,13 @@ CASES: dict[str, tuple[Callable[[Paths], RepairOptions], list[int]]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_kill_at_any_call_loses_nothing(case: str, root: Path, paths: Paths, tmp_path: Path) -> None:
+def test_a_kill_at_any_call_loses_nothing(case: str, root: Path, paths: Paths, memory_path: Path) -> None:
     """Wherever a repair is killed, another one gives the same record, and the first bytes are still there."""
     damage, expected = CASES[case]
     choices = damage(paths)
     bytes_before = {Path(path).read_bytes() for path in (paths.snapshot, paths.journal)}
     for call in range(10_000):
-        copy = tmp_path / f"copy{call}"
+        copy = memory_path / f"copy{call}"
         shutil.copytree(root, copy)
         try:
             repair(str(copy), "w", choices, fs=WatchedFS(_crash_at(call)))
@@ -463,13 +463,13 @@ def test_a_killed_repair_is_done_by_the_next(writes: int, root: Path, paths: Pat
 
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO, errno.EROFS], ids=["ENOSPC", "EIO", "EROFS"])
 def test_a_call_that_fails_is_a_typed_error_and_loses_nothing(
-    error: int, root: Path, paths: Paths, tmp_path: Path
+    error: int, root: Path, paths: Paths, memory_path: Path
 ) -> None:
     """Whichever call of the disk fails, a StoreError says so, and the repair goes well once the disk does."""
     spoil_fact(paths, 4)
     names = ("write_at", "sync", "replace", "sync_folder", "open_new", "open_write", "make_folder")
     for after in range(1000):
-        copy = tmp_path / f"copy{after}"
+        copy = memory_path / f"copy{after}"
         shutil.copytree(root, copy)
         failure = OSError(error, os.strerror(error))
         try:

@@ -142,9 +142,9 @@ def test_root_that_is_a_file_is_refused(root: Path, where: str) -> None:
     assert root.read_text() == "mine"
 
 
-def test_relative_root_is_where_it_was_named(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relative_root_is_where_it_was_named(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A relative root belongs to the current directory of the moment at which it was named."""
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(root.parent)
     store = FileStore("root")
     monkeypatch.chdir("/")
     log, projection = store.open("w", new_fold)

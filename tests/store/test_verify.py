@@ -26,9 +26,9 @@ from iso_orchestrator.views.cli import main
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
+def root(memory_path: Path) -> Path:
     """A root with a workflow of five facts, each synced before the next, whose process is gone."""
-    root = tmp_path / "root"
+    root = memory_path / "root"
     log, projection = FileStore(root).open("w", new_fold)
     for number in range(5):
         projection = put(log, projection, note(number))
@@ -227,11 +227,17 @@ def _newer_header(paths: Paths) -> bytes:
     return b'%b,"crc":"%08x"}\n' % (body, crc32(body))
 
 
+def _hard_link(path: Path) -> None:
+    victim = path.parents[2] / "victim"
+    victim.write_text("of another program")
+    os.link(victim, path)
+
+
 PLANTS: dict[str, Callable[[Path], Any]] = {
     "symlink": lambda path: path.symlink_to("/etc/hostname"),
     "fifo": lambda path: os.mkfifo(path),
     "folder": lambda path: path.mkdir(),
-    "hard link": lambda path: os.link(__file__, path),
+    "hard link": _hard_link,
 }
 # A snapshot is replaced, never written in place: a second name of it does no harm. The npm package's locks are folders.
 HARMLESS = {("snapshot", "hard link"), ("record_lock", "folder")}
@@ -432,7 +438,7 @@ def _is_readable(root: Path) -> bool:
 
 @pytest.mark.parametrize("name", ["journal", "snapshot"])
 def test_damaged_is_what_a_reader_refuses(
-    name: str, root: Path, paths: Paths, tmp_path: Path, hasty: None, monkeypatch: pytest.MonkeyPatch
+    name: str, root: Path, paths: Paths, memory_path: Path, hasty: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever is cut or flipped: verify ends with 0 where the workflow can be read, and only there."""
     monkeypatch.setattr("iso_orchestrator.store.file.snapshot._READ_PAUSE", 0)
@@ -443,7 +449,7 @@ def test_damaged_is_what_a_reader_refuses(
     flips = [data[:at] + bytes([data[at] ^ 1 << draw.randrange(8)]) + data[at + 1 :] for at in places]
     verdicts = set()
     for number, changed in enumerate([*cuts, *flips]):
-        copy = tmp_path / f"copy{number}"
+        copy = memory_path / f"copy{number}"
         shutil.copytree(root, copy)
         (copy / path.relative_to(root)).write_bytes(changed)
         verdict = check(copy).verdict
