@@ -1,43 +1,19 @@
-"""Checks of ids, keys and seconds, and the file names that ids and keys become."""
+"""Checks of ids, keys and seconds, and names for this machine and its processes."""
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import platform
-import re
 from threading import TIMEOUT_MAX
 
-import attrs
-
 __all__ = [
-    "RecordNames",
     "check_key",
     "check_seconds",
     "check_wait",
     "host_name",
-    "is_mutex_file_name",
-    "mutex_file_name",
-    "record_names",
     "unique_name",
 ]
-
-_UNSAFE = re.compile(r"[^a-z0-9._-]+")
-_MUTEX = re.compile(r"-[0-9a-f]{40}\.lock$")
-
-
-@attrs.frozen
-class RecordNames:
-    """The two names that the files of a workflow can have, without a suffix.
-
-    Attributes:
-        short: The name that the npm package gives them.
-        full: The name for an id whose short name belongs to another id already.
-    """
-
-    short: str
-    full: str
 
 
 def check_key(value: object, what: str) -> str:
@@ -94,27 +70,6 @@ def check_wait(value: float | None, what: str) -> float | None:
     return value
 
 
-def record_names(workflow_id: str) -> RecordNames:
-    """The file names of a workflow's record.
-
-    Example:
-        >>> record_names("Nightly batch").short
-        'nightly-batch-fa887de0'
-    """
-    stem, digest = _stem(workflow_id), _sha1(workflow_id)
-    return RecordNames(short=f"{stem}-{digest[:8]}", full=f"{stem}-{digest}")
-
-
-def mutex_file_name(key: str) -> str:
-    """The file name of a mutex. It has the whole hash, since two keys must never share a lock."""
-    return f"{_stem(key)}-{_sha1(key)}.lock"
-
-
-def is_mutex_file_name(name: str) -> bool:
-    """Whether `mutex_file_name` made *name*. The npm package's mutexes are folders with a shorter hash."""
-    return _MUTEX.search(name) is not None
-
-
 def unique_name() -> str:
     """16 random hex digits."""
     return os.urandom(8).hex()
@@ -123,11 +78,3 @@ def unique_name() -> str:
 def host_name() -> str:
     """The network name of this machine."""
     return platform.node()
-
-
-def _stem(text: str) -> str:
-    return _UNSAFE.sub("-", text.strip().lower()).strip("-")[:48] or "workflow"
-
-
-def _sha1(text: str) -> str:
-    return hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()

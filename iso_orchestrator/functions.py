@@ -13,8 +13,7 @@ from iso_orchestrator.errors import NoActiveWorkflowError, StoreError, WorkflowN
 from iso_orchestrator.record.model import WorkflowRecord, WorkflowSummary
 from iso_orchestrator.runtime.context import current_scope
 from iso_orchestrator.runtime.runs import RunResult
-from iso_orchestrator.store import FileStore, Store
-from iso_orchestrator.store.urls import find_store
+from iso_orchestrator.store import Store, find_store
 from iso_orchestrator.workflow import Workflow
 
 __all__ = [
@@ -110,9 +109,10 @@ def read_workflow_record(
         3
     """
     check_key(workflow_id, "a workflow id")
-    projection = find_store(store, dir).read(workflow_id)
+    found = find_store(store, dir)
+    projection = found.read(workflow_id)
     if projection is None:
-        raise _not_found(workflow_id, dir, store)
+        raise WorkflowNotFoundError(workflow_id, found.display_name)
     return projection.record()
 
 
@@ -170,20 +170,15 @@ def delete_workflow(
     """
     check_key(workflow_id, "a workflow id")
     found = find_store(store, dir)
-    if isinstance(found, FileStore):  # no other outlives the process that began a command
-        _end_orphans(found, workflow_id)
+    _end_orphans(found, workflow_id)
     if not found.delete(workflow_id):
-        raise _not_found(workflow_id, dir, store)
+        raise WorkflowNotFoundError(workflow_id, found.display_name)
 
 
-def _end_orphans(store: FileStore, workflow_id: str) -> None:
-    with suppress(StoreError):  # a damaged record is what people most want to delete
+def _end_orphans(store: Store, workflow_id: str) -> None:
+    with suppress(StoreError):  # users most want to delete a damaged record
         projection = store.read(workflow_id)
         if projection is not None and projection.commands:
             from iso_orchestrator.commands.step import end_workflow_orphans
 
             end_workflow_orphans(projection, store.location_id(), lambda owner: store.is_alive(workflow_id, owner))
-
-
-def _not_found(workflow_id: str, root: str | os.PathLike[str], store: Store | str | None) -> WorkflowNotFoundError:
-    return WorkflowNotFoundError(workflow_id, os.path.abspath(os.fspath(root)) if store is None else str(store))

@@ -30,8 +30,7 @@ from iso_orchestrator.runtime.runs import OnBusy, RunResult, begin_run, end_run
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.steps.options import CallKeywords, StepOptions, check_callable, documented
 from iso_orchestrator.steps.step import run_step
-from iso_orchestrator.store import Store
-from iso_orchestrator.store.urls import find_store
+from iso_orchestrator.store import Store, find_store
 from iso_orchestrator.system.clock import Clock, InjectedClock, SystemClock
 from iso_orchestrator.system.interrupts import masked
 

@@ -65,3 +65,11 @@ def assert_waits(waiter: Future[Any] | Child) -> None:
         return
     with pytest.raises(TimeoutError):
         waiter.result(PAUSE)
+
+
+def state_of(pid: int) -> str:
+    """The letter by which Linux names a process's state; "Z" also for one that is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return "Z"

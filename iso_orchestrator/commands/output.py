@@ -11,25 +11,23 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 
 from iso_orchestrator.commands.model import heartbeat_key
-from iso_orchestrator.errors import CommandLeftoverError
+from iso_orchestrator.errors import CommandLeftoverError, StoreError
 from iso_orchestrator.record.model import Heartbeat, StepRecord, StepStatus
 from iso_orchestrator.record.projection import StepState
-from iso_orchestrator.store.file.files import make_folders, missing_folders, read_all, store_error
+from iso_orchestrator.store import Store
+from iso_orchestrator.store.log_files import LogFile
 from iso_orchestrator.system.clock import Backoff, monotonic
-from iso_orchestrator.system.file_lock import FileLock
-from iso_orchestrator.system.filesystem import FileSystem
+from iso_orchestrator.system.interrupts import undo_on_error
 
 __all__ = [
     "LONGEST_LINE",
     "TAIL",
-    "LogFile",
+    "LogReader",
     "OutputFiles",
     "input_file",
     "is_output_open",
     "last_line_of",
     "log_path",
-    "make_log_folder",
-    "size_of",
     "text_of",
 ]
 
@@ -43,43 +41,31 @@ _CHUNK = 1 << 16
 _HOLDING = 1.0  # seconds
 _LAST_LINE = 1 << 12  # bytes that are searched for the last line
 
-_fs = FileSystem()
 
-
-class LogFile:
-    """A file of a command's output, open while it grows.
+class LogReader:
+    """Reads a command's log while it grows.
 
     Args:
-        path: Where it is.
-        fd: A descriptor of it.
+        file: The log.
         start: How many bytes of its beginning are left out.
         longest_line: Bytes after which a line is cut.
     """
 
-    def __init__(self, path: str, fd: int, start: int = 0, longest_line: int = LONGEST_LINE) -> None:
-        self.path = path
-        self.fd = fd
+    def __init__(self, file: LogFile, start: int = 0, longest_line: int = LONGEST_LINE) -> None:
+        self.path = file.path
+        self._file = file
         self._start = start
         self._longest_line = longest_line
         self._offset = 0  # of the next byte that is searched for lines
         self._begun = bytearray()  # a line without its end
 
-    @classmethod
-    def open(cls, path: str, longest_line: int = LONGEST_LINE) -> LogFile:
-        """Open a file that is there.
-
-        Raises:
-            OSError: It cannot be read.
-        """
-        return cls(path, _fs.open_read(path), longest_line=longest_line)
-
     def size(self) -> int:
         """Bytes that were written so far."""
-        return _fs.size(self.fd) - self._start
+        return self._file.size() - self._start
 
     def read(self, offset: int, size: int) -> bytes:
         """At most *size* bytes from *offset* on."""
-        return _fs.read_at(self.fd, size, self._start + offset)
+        return self._file.read(self._start + offset, size)
 
     def tail(self, limit: int = TAIL) -> str:
         """The last *limit* bytes, from a whole character on."""
@@ -116,8 +102,8 @@ class LogFile:
             yield self._taken()
 
     def close(self) -> None:
-        """Close it."""
-        _fs.close(self.fd)
+        """Close it. A command that has it open keeps the lock."""
+        self._file.close()
 
     def _add(self, data: bytes) -> None:
         self._begun += data[: self._longest_line - len(self._begun)]
@@ -128,7 +114,7 @@ class LogFile:
         return _text(line.removesuffix(b"\r"))
 
 
-class OutputFile(LogFile):
+class OutputFile(LogReader):
     """A file that a command is given to append its output to. What is in it already is left out.
 
     Raises:
@@ -136,12 +122,13 @@ class OutputFile(LogFile):
     """
 
     def __init__(self, path: str) -> None:
-        self._lock = FileLock(_fs, path)
-        try:
-            self._lock.open_append()
-        except OSError as error:
-            raise store_error(path, error) from error
-        super().__init__(path, self._lock.fd, _fs.size(self._lock.fd))
+        file = LogFile.append(path)
+        super().__init__(file, start=file.size())
+
+    @property
+    def fd(self) -> int:
+        """The descriptor to give to the command."""
+        return self._file.fd
 
     def hold(self) -> None:
         """Lock it for the command that is given it.
@@ -154,14 +141,10 @@ class OutputFile(LogFile):
         pause = Backoff()
         # A process that another thread is just forking has this file open too, until it has its own program.
         give_up_at = monotonic() + _HOLDING
-        while not self._lock.try_acquire():
+        while not self._file.try_lock():
             if monotonic() >= give_up_at:
                 raise CommandLeftoverError((), _HOLDING, self.path)
             pause.rest()
-
-    def close(self) -> None:
-        """Close it, and leave the lock to the command."""
-        self._lock.close_as_it_is()
 
 
 class OutputFiles:
@@ -174,12 +157,9 @@ class OutputFiles:
 
     def __init__(self, path: str) -> None:
         self.stdout = OutputFile(path)
-        try:
+        with undo_on_error(self.stdout.close):
             self.stdout.hold()
             self.stderr = OutputFile(f"{path}.stderr")
-        except BaseException:
-            self.stdout.close()
-            raise
 
     def size(self) -> int:
         """Bytes that were written to both so far."""
@@ -219,13 +199,13 @@ def log_path(step: StepRecord | StepState, heartbeats: Mapping[str, Heartbeat]) 
     return None
 
 
-def last_line_of(path: str) -> str:
+def last_line_of(store: Store, path: str) -> str:
     """The last line of a log that is not blank; "" where the log is gone."""
-    try:
-        with closing(LogFile.open(path)) as log:
-            return log.last_line()
-    except FileNotFoundError:
+    file = store.find_log(path)
+    if file is None:
         return ""
+    with closing(LogReader(file)) as log:
+        return log.last_line()
 
 
 def is_output_open(path: str) -> bool:
@@ -234,37 +214,24 @@ def is_output_open(path: str) -> bool:
     Raises:
         StoreError: The file cannot be opened.
     """
-    file = FileLock(_fs, path)
-    try:
-        file.open_read()
-    except (FileNotFoundError, NotADirectoryError):
+    file = LogFile.find(path)
+    if file is None:
         return False
-    except OSError as error:
-        raise store_error(path, error) from error
-    try:
-        return not file.try_acquire(shared=True)
-    finally:
-        file.close()
-
-
-def make_log_folder(path: str) -> None:
-    """Make a folder for logs, and those around it that are missing."""
-    make_folders(_fs, *missing_folders(_fs, path))
-
-
-def size_of(path: str) -> int:
-    """Bytes of a log; 0 where there is none."""
-    info = _fs.identify_path(path)
-    return 0 if info is None else info.st_size
+    with closing(file):
+        return file.is_locked()
 
 
 def text_of(path: str, start: int) -> str:
-    """The text of a log from byte *start* on."""
-    fd = _fs.open_read(path)
-    try:
-        return _text(read_all(_fs, fd, start))
-    finally:
-        _fs.close(fd)
+    """The text of a log from byte *start* on.
+
+    Raises:
+        StoreError: The log is gone.
+    """
+    file = LogFile.find(path)
+    if file is None:
+        raise StoreError(f"{path} was removed while its command ran: call the step again")
+    with closing(file):
+        return _text(file.read_all(start))
 
 
 @contextmanager

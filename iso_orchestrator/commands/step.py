@@ -5,15 +5,16 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Collection, Sequence
+from contextlib import closing
 from hashlib import sha256
 from typing import Any, ParamSpec, Protocol, TypeAlias, TypeVar, cast
 
 import attrs
 
-from iso_orchestrator.checks import check_key, mutex_file_name, record_names, unique_name
+from iso_orchestrator.checks import check_key, unique_name
 from iso_orchestrator.codec import ResultCodec
 from iso_orchestrator.commands.model import Command, CommandResult, IfLeft, as_command, heartbeat_key
-from iso_orchestrator.commands.output import is_output_open, make_log_folder, size_of, text_of
+from iso_orchestrator.commands.output import is_output_open, text_of
 from iso_orchestrator.commands.parse import Ended, Parser, Reader, as_parser
 from iso_orchestrator.commands.process import CommandBeat, ProcessRunner, await_orphans, end_orphans
 from iso_orchestrator.errors import CommandTimeoutError, LeaseLostError, OrchestratorError, WorkflowUsageError
@@ -25,6 +26,7 @@ from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.runtime.session import Session
 from iso_orchestrator.steps.options import StepOptions, validate_seconds
 from iso_orchestrator.steps.step import UNRESOLVED, Step
+from iso_orchestrator.store.log_files import LogFile, log_folder, log_path
 from iso_orchestrator.system.clock import monotonic
 
 __all__ = [
@@ -147,7 +149,7 @@ class CommandAttempt:
         command = as_command(line)
         reader = self.options.parser.begin(line, last_beat(key))
         path = self._log_path(name, _attempt(self.scope).number)
-        start = size_of(path)
+        start = _size_of(path)
         runner = ProcessRunner(
             name=name,
             command=command,
@@ -195,7 +197,7 @@ class CommandAttempt:
             return [CommandsMarked(at, seed)], seed
 
         seed = self._session().transact(decide, durable=False)
-        return _process_tag(seed, self._session().log.location_id(), name)
+        return _process_tag(seed, self._runtime().store.location_id(), name)
 
     def _end_orphans(self, name: str, tag: str) -> None:
         """End what is left of the last command that began, so that no two commands ever work on one step."""
@@ -248,19 +250,13 @@ class CommandAttempt:
             _log.warning("heartbeat %r was not recorded: %s", key, error)
 
     def _log_path(self, name: str, number: int) -> str:
-        folder = self._log_folder()
-        make_log_folder(folder)
-        stem = mutex_file_name(name).removesuffix(".lock")
-        if self.options.log_dir is not None:  # other workflows may have logs there, of steps with the same name
-            stem = f"{record_names(self._runtime().workflow_id).short}.{stem}"
-        return os.path.join(folder, f"{stem}.{number}.log")
+        is_shared = self.options.log_dir is not None  # other workflows may have logs there, of steps with the same name
+        workflow_id = self._runtime().workflow_id if is_shared else None
+        return log_path(self._log_folder(), name, number, workflow_id=workflow_id)
 
     def _log_folder(self) -> str:
-        folder = self.options.log_dir or self._session().log.logs
-        if folder is None:
-            runtime = self._runtime()
-            folder = os.path.join(runtime.dir, "logs", record_names(runtime.workflow_id).short)
-        return folder
+        runtime = self._runtime()
+        return self.options.log_dir or self._session().log.logs or log_folder(runtime.dir, runtime.workflow_id)
 
     def _runtime(self) -> WorkflowRuntime:
         assert self.scope.runtime is not None
@@ -275,7 +271,7 @@ def end_workflow_orphans(projection: Projection, place: str, is_alive: Callable[
 
     Args:
         projection: The workflow.
-        place: Of its record, as `WorkflowLog.location_id` says it: a copy's commands are those of its original.
+        place: Of its record, as `Store.location_id` says it: a copy's commands are those of its original.
         is_alive: Whether the process with that id lives.
 
     Raises:
@@ -310,3 +306,11 @@ def _attempt(scope: Scope) -> Attempt:
     if scope.attempt is None:
         raise WorkflowUsageError("a command runs inside of its step alone")
     return scope.attempt
+
+
+def _size_of(path: str) -> int:
+    file = LogFile.find(path)
+    if file is None:
+        return 0
+    with closing(file):
+        return file.size()

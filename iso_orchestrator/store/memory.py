@@ -3,22 +3,39 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+from urllib.parse import SplitResult
 
 import attrs
 
 from iso_orchestrator.checks import unique_name
 from iso_orchestrator.codec import projection_from_snapshot, snapshot_from_projection
-from iso_orchestrator.errors import StoreError, WorkflowBusyError
+from iso_orchestrator.errors import StoreError, WorkflowBusyError, WorkflowNotFoundError
 from iso_orchestrator.record.facts import Fact
 from iso_orchestrator.record.projection import Projection
+from iso_orchestrator.store.log_files import LogFile
 from iso_orchestrator.store.protocol import ProcessInfo, StoreMutex, WorkflowLog
 
-__all__ = ["MemoryStore"]
+__all__ = ["MemoryStore", "store_at"]
+
+if TYPE_CHECKING:
+    from iso_orchestrator.store.maintenance import RepairOptions, RepairReport, WorkflowCheck
+
+_stores: dict[str, MemoryStore] = {}
+
+
+def store_at(url: SplitResult) -> MemoryStore:
+    """The store of ``memory://name``, the same in all of this process."""
+    name = url.netloc + url.path
+    return _stores.setdefault(name, MemoryStore(f"memory://{name}"))
 
 
 class MemoryStore:
     """Workflows that end with the process.
+
+    Args:
+        display_name: How messages name it.
 
     Example:
         >>> from iso_orchestrator import Workflow
@@ -27,14 +44,15 @@ class MemoryStore:
         42
     """
 
-    def __init__(self) -> None:
+    def __init__(self, display_name: str = "memory") -> None:
         self.identity = ("memory", unique_name())
+        self.display_name = display_name
         self._workflows: dict[str, _Workflow] = {}
         self._mutexes: dict[str, _Mutex] = {}
         self._guard = threading.Lock()
 
     def open(self, workflow_id: str, new: Callable[[], Projection]) -> tuple[WorkflowLog, Projection]:
-        """Take hold of a workflow."""
+        """Open a workflow for appending."""
         with self._guard:
             if workflow_id not in self._workflows:
                 self._workflows[workflow_id] = _Workflow(snapshot_from_projection(new()))
@@ -48,15 +66,14 @@ class MemoryStore:
             log.unlock()
 
     def read(self, workflow_id: str) -> Projection | None:
-        """Look at a workflow."""
-        with self._guard:
-            workflow = self._workflows.get(workflow_id)
+        """Read a workflow."""
+        workflow = self._find(workflow_id)
         return None if workflow is None else workflow.projection()
 
     def list(self) -> Iterator[Projection | StoreError]:
-        """Look at all workflows."""
+        """Read all workflows."""
         with self._guard:
-            workflows = list(self._workflows.values())
+            workflows = tuple(self._workflows.values())
         for workflow in workflows:
             yield workflow.projection()
 
@@ -71,9 +88,55 @@ class MemoryStore:
             del self._workflows[workflow_id]
             return True
 
+    def is_alive(self, workflow_id: str, process_id: str) -> bool:
+        """Whether the workflow is still open under that process id."""
+        workflow = self._find(workflow_id)
+        return workflow is not None and process_id in workflow.process_ids
+
+    def location_id(self) -> str:
+        """A name that no other store has."""
+        return self.identity[1]
+
     def path_of(self, workflow_id: str) -> str:
         """A name for messages: there is no file."""
         return f"memory:{workflow_id}"
+
+    def is_checkpointed(self, workflow_id: str) -> bool:
+        """True: no other program reads the store."""
+        del workflow_id
+        return True
+
+    def open_log(self, path: str) -> LogFile:
+        """Open the log of a command to write to its end."""
+        return LogFile.append(path)
+
+    def find_log(self, path: str) -> LogFile | None:
+        """Open the log of a command to read it; None when there is none."""
+        return LogFile.find(path)
+
+    def verify(self, workflow_id: str | None = None) -> Iterable[WorkflowCheck]:
+        """Report what is there as sound."""
+        from iso_orchestrator.store.maintenance import WorkflowCheck  # rarely used
+
+        found = [self._existing(workflow_id)] if workflow_id is not None else self.list()
+        return [WorkflowCheck(it.workflow_id, it.workflow_id, it.seq, ()) for it in found if isinstance(it, Projection)]
+
+    def repair(self, workflow_id: str, options: RepairOptions) -> RepairReport:
+        """Do nothing: memory is not damaged."""
+        from iso_orchestrator.store.maintenance import RepairReport  # rarely used
+
+        del options
+        return RepairReport("nothing", self._existing(workflow_id).seq)
+
+    def _find(self, workflow_id: str) -> _Workflow | None:
+        with self._guard:
+            return self._workflows.get(workflow_id)
+
+    def _existing(self, workflow_id: str) -> Projection:
+        projection = self.read(workflow_id)
+        if projection is None:
+            raise WorkflowNotFoundError(workflow_id, self.display_name)
+        return projection
 
 
 @attrs.define(eq=False)
@@ -113,7 +176,7 @@ class _Workflow:
 
 
 class _MemoryWorkflowLog:
-    """A hold; several in one process stand for several processes."""
+    """Access to one workflow; several of them in one process stand for several processes."""
 
     def __init__(self, workflow: _Workflow, path: str, store_mutexes: dict[str, _Mutex]) -> None:
         self.process_id = unique_name()
@@ -123,13 +186,10 @@ class _MemoryWorkflowLog:
         self._store_mutexes = store_mutexes
         self._read = 0
         self._locked = False
-        self._dead: str | None = None
-
-    def location_id(self) -> str:
-        return self.path
+        self._failure: str | None = None
 
     def lock(self) -> None:
-        self._refuse_when_dead()
+        self._refuse_after_failure()
         self._workflow.lock.acquire()
         self._locked = True
 
@@ -149,21 +209,21 @@ class _MemoryWorkflowLog:
         return projection
 
     def append(self, projection: Projection, facts: Sequence[Fact]) -> None:
-        self._refuse_when_dead()
+        self._refuse_after_failure()
         before = len(self._workflow.facts)
         self._workflow.facts.extend(facts)
         try:
             self.catch_up(projection)
         except BaseException:
-            del self._workflow.facts[before:]  # what cannot be folded must not stay
+            del self._workflow.facts[before:]  # a fact that cannot be applied must not stay
             raise
 
     def sync(self, seq: int) -> None:
         del seq  # nothing outlives the process
-        self._refuse_when_dead()
+        self._refuse_after_failure()
 
     def is_current(self) -> bool:
-        return self._dead is None and self._read == len(self._workflow.facts)
+        return self._failure is None and self._read == len(self._workflow.facts)
 
     def is_alive(self, process_id: str) -> bool:
         return process_id in self._workflow.process_ids
@@ -181,7 +241,7 @@ class _MemoryWorkflowLog:
         self._workflow.process_ids.discard(self.process_id)
 
     def fail(self, reason: str) -> None:
-        self._dead = self._dead or reason
+        self._failure = self._failure or reason
         self._workflow.process_ids.discard(self.process_id)
 
     def close(self) -> None:
@@ -189,8 +249,8 @@ class _MemoryWorkflowLog:
         self.unlock()
 
     def detach_after_fork(self) -> None:
-        self._dead = "it belongs to the parent process"
+        self._failure = "it belongs to the parent process"
 
-    def _refuse_when_dead(self) -> None:
-        if self._dead is not None:
-            raise StoreError(f"the store is dead: {self._dead}")
+    def _refuse_after_failure(self) -> None:
+        if self._failure is not None:
+            raise StoreError(f"the store is dead: {self._failure}")

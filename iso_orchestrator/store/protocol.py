@@ -1,10 +1,10 @@
-"""What a store is: facts appended in order, durably, under a lock, and a snapshot of their fold."""
+"""The interface of a store: facts in, record out. Each kind of store is a module or a folder that implements it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from datetime import datetime
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import attrs
 
@@ -12,44 +12,102 @@ from iso_orchestrator.errors import StoreError
 from iso_orchestrator.record.facts import Fact
 from iso_orchestrator.record.projection import Projection
 
-__all__ = ["ProcessInfo", "Store", "StoreMutex", "WorkflowLog"]
+__all__ = [
+    "ProcessInfo",
+    "Store",
+    "StoreMutex",
+    "WorkflowLog",
+]
+
+if TYPE_CHECKING:
+    from iso_orchestrator.store.log_files import LogFile
+    from iso_orchestrator.store.maintenance import RepairOptions, RepairReport, WorkflowCheck
 
 
-@attrs.frozen
-class ProcessInfo:
-    """Who has a lock; all None where that is not known."""
+class Store(Protocol):
+    """A place where workflows are kept."""
 
-    pid: int | None = None
-    host: str | None = None
-    since: datetime | None = None
-
-
-class StoreMutex(Protocol):
-    """A mutex over processes. Threads are kept apart by who calls it."""
-
-    def try_acquire(self) -> bool:
-        """Take it if it is free."""
+    @property
+    def identity(self) -> Hashable:
+        """Equal for two stores of one process that keep the same workflows."""
         ...
 
-    def acquire(self) -> None:
-        """Take it, however long that takes. Only a signal handler's error ends the wait."""
+    @property
+    def display_name(self) -> str:
+        """How messages name the store: its folder, or its URL."""
         ...
 
-    def release(self) -> None:
-        """Give it back. Harmless when it is not taken: after a signal its user does not know."""
+    def open(self, workflow_id: str, new: Callable[[], Projection]) -> tuple[WorkflowLog, Projection]:
+        """Open a workflow for appending; made from *new* when there is none. The log is not locked.
+
+        Raises:
+            StoreError: The workflow cannot be opened.
+        """
         ...
 
-    def dispose(self) -> None:
-        """Be done with it, when it is free and its user will not take it again."""
+    def read(self, workflow_id: str) -> Projection | None:
+        """Read a workflow; None when there is none. Nothing is locked, made or changed."""
         ...
 
-    def holder(self) -> ProcessInfo:
-        """Who has it, as far as that is known."""
+    def list(self) -> Iterator[Projection | StoreError]:
+        """Read all workflows; an error in place of each that cannot be read."""
+        ...
+
+    def delete(self, workflow_id: str) -> bool:
+        """Remove a workflow; False when there is none.
+
+        Raises:
+            WorkflowBusyError: A process has it open.
+        """
+        ...
+
+    def is_alive(self, workflow_id: str, process_id: str) -> bool:
+        """Whether that process still has the workflow open. Nothing is opened."""
+        ...
+
+    def location_id(self) -> str:
+        """Identify the place where the records are: a moved store keeps it, a copy of the store has another."""
+        ...
+
+    def path_of(self, workflow_id: str) -> str:
+        """Where the workflow's snapshot is, or would be; a name for messages in a store without files."""
+        ...
+
+    def is_checkpointed(self, workflow_id: str) -> bool:
+        """Whether other programs, which know the snapshot alone, find all of the workflow there."""
+        ...
+
+    def open_log(self, path: str) -> LogFile:
+        """Open the log of a command to write to its end; made, with its folder, when it is missing."""
+        ...
+
+    def find_log(self, path: str) -> LogFile | None:
+        """Open the log of a command to read it; None when there is none."""
+        ...
+
+    def verify(self, workflow_id: str | None = None) -> Iterable[WorkflowCheck]:
+        """Check a workflow, or all of the store. Nothing is locked, made or changed.
+
+        Raises:
+            StoreError: The store cannot be looked at.
+            WorkflowNotFoundError: There is no such workflow.
+        """
+        ...
+
+    def repair(self, workflow_id: str, options: RepairOptions) -> RepairReport:
+        """Make a damaged workflow one that opens. A sound one is left as it is.
+
+        Raises:
+            CorruptRecordError: Nothing sound is left, or *options* do not allow what it takes.
+            RecordConflictError: It would take a merge.
+            WorkflowBusyError: A process has the workflow open.
+            WorkflowNotFoundError: There is no such workflow.
+        """
         ...
 
 
 class WorkflowLog(Protocol):
-    """One process's hold on one workflow. Not for several threads at once, but for `sync` and `is_current`."""
+    """One process's access to one workflow. Only `sync` and `is_current` may be called by several threads at once."""
 
     process_id: str
     """This process's name in the workflow, never used again; alive while the process has the workflow open."""
@@ -58,39 +116,34 @@ class WorkflowLog(Protocol):
     """Where the snapshot is, or would be."""
 
     logs: str | None
-    """The folder for what the workflow's commands write; None where the store has none."""
-
-    def location_id(self) -> str:
-        """Identify the place of the record: a moved store keeps it, a copy of the store has another."""
-        ...
+    """The folder for the output of the workflow's commands; None where the store has no folder."""
 
     def lock(self) -> None:
-        """Keep every other process out, until `unlock`."""
+        """Keep every other process out until `unlock`."""
         ...
 
     def unlock(self) -> None:
-        """Let others in. Harmless when it is not locked."""
+        """Let other processes in. Harmless when it is not locked."""
         ...
 
     def catch_up(self, projection: Projection | None) -> Projection:
-        """*fold* with all that other processes have appended, or a new one. Needs the lock."""
+        """Apply to *projection* all that other processes have appended; None: make a new one. Needs the lock."""
         ...
 
     def append(self, projection: Projection, facts: Sequence[Fact]) -> None:
-        """Append *facts* behind all others and apply them to *fold*, which is caught up. Needs the lock.
+        """Append *facts* after all others, and apply them to *projection*, which is caught up. Needs the lock.
 
-        When it raises, *fold* is of no use any more: catch up anew.
-
-        They survive this process at once, and the machine when `sync` says so.
+        They survive this process at once, and the machine when `sync` has returned. When this raises, *projection* is
+        invalid: catch up from None.
         """
         ...
 
     def sync(self, seq: int) -> None:
-        """Return when all facts up to *seq* would survive a power cut. Threads that call at one time share the cost."""
+        """Return when all facts up to *seq* would survive a power cut. Threads that wait at one time share the cost."""
         ...
 
     def is_current(self) -> bool:
-        """Whether nobody has appended anything since the last `catch_up` or `append`. Needs no lock."""
+        """Whether no other process has appended since the last `catch_up` or `append`. Needs no lock."""
         ...
 
     def is_alive(self, process_id: str) -> bool:
@@ -122,30 +175,34 @@ class WorkflowLog(Protocol):
         ...
 
 
-class Store(Protocol):
-    """Where workflows are kept."""
+class StoreMutex(Protocol):
+    """A mutex between processes. The caller keeps threads apart."""
 
-    @property
-    def identity(self) -> Hashable:
-        """Equal for two stores of one process that keep the same workflows."""
+    def try_acquire(self) -> bool:
+        """Take the mutex if it is free."""
         ...
 
-    def open(self, workflow_id: str, new: Callable[[], Projection]) -> tuple[WorkflowLog, Projection]:
-        """Take hold of a workflow, made from *new* when there is none. Ready to be appended to, and unlocked."""
+    def acquire(self) -> None:
+        """Take the mutex, however long that takes. Only a signal handler's error ends the wait."""
         ...
 
-    def read(self, workflow_id: str) -> Projection | None:
-        """The workflow as it is; nothing is locked, made or changed."""
+    def release(self) -> None:
+        """Free the mutex. Harmless when it is not taken: after a signal the caller cannot know."""
         ...
 
-    def list(self) -> Iterator[Projection | StoreError]:
-        """All workflows; an error in the place of each that cannot be read."""
+    def dispose(self) -> None:
+        """Give up a free mutex that the caller will not take again."""
         ...
 
-    def delete(self, workflow_id: str) -> bool:
-        """Remove a workflow that nobody has a hold on; False when there is none."""
+    def holder(self) -> ProcessInfo:
+        """The process that has the mutex, as far as that is known."""
         ...
 
-    def path_of(self, workflow_id: str) -> str:
-        """Where the workflow's snapshot is, or would be."""
-        ...
+
+@attrs.frozen
+class ProcessInfo:
+    """A process that has something: its pid, its host, and since when. All None where that is not known."""
+
+    pid: int | None = None
+    host: str | None = None
+    since: datetime | None = None

@@ -1,4 +1,4 @@
-"""The only door to the file system: one small method a system call, so that tests can put a double in its place."""
+"""The only door to the file system: a method for each system call, so that tests can put a double in its place."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from iso_orchestrator.errors import StoreError
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-__all__ = ["FileSystem", "is_same_file", "is_unchanged"]
+__all__ = ["FileSystem", "is_os_error", "is_same_file", "is_unchanged"]
 
-# Not every platform has all of them. NONBLOCK: a FIFO planted under a file's name must not hang whoever opens it.
+# Not every platform has all of them. NONBLOCK: a FIFO that was put under a file's name must not block its opening.
 _SAFE = (
     getattr(os, "O_NOFOLLOW", 0)
     | getattr(os, "O_NONBLOCK", 0)
@@ -27,20 +27,20 @@ _WINDOWS = sys.platform == "win32"
 
 
 def is_same_file(one: os.stat_result | None, other: os.stat_result) -> TypeGuard[os.stat_result]:
-    """Whether both are one file, whatever was in it at the time."""
+    """Whether both are the same file, whatever its content was."""
     return one is not None and one.st_ino == other.st_ino and one.st_dev == other.st_dev
 
 
-def is_refusal(error: Exception) -> bool:
-    """Whether the system has refused something: what a signal handler raises, TimeoutError for one, has no number."""
-    return getattr(error, "errno", 0) is not None
+def is_os_error(error: OSError) -> bool:
+    """Whether the operating system reported it. A signal handler's error, such as TimeoutError, has no number."""
+    return error.errno is not None
 
 
 def is_unchanged(one: os.stat_result | None, other: os.stat_result | None) -> bool:
-    """Whether both are one file with the same bytes in it; or both none."""
+    """Whether both are the same file with the same bytes, or both None."""
     if one is None or other is None:
         return one is other
-    # A rename sets the time too: another file that got this one's number is told apart.
+    # A rename sets this time too, so another file that was given the same number is told apart.
     return (
         one.st_ctime_ns == other.st_ctime_ns
         and one.st_ino == other.st_ino
@@ -53,7 +53,7 @@ class FileSystem:
     """The real file system. Every method may raise OSError."""
 
     def open_read(self, path: str) -> int:
-        """Open a regular file that is there, for reading."""
+        """Open a regular file that exists, for reading."""
         return self._regular(os.open(path, os.O_RDONLY | _SAFE), path)
 
     def open_write(self, path: str) -> int:
@@ -61,15 +61,15 @@ class FileSystem:
         return self._own(os.open(path, os.O_RDWR | os.O_CREAT | _SAFE, 0o600), path)
 
     def open_existing(self, path: str) -> int:
-        """Open a regular file that is there, for reading and writing."""
+        """Open a regular file that exists, for reading and writing."""
         return self._own(os.open(path, os.O_RDWR | _SAFE), path)
 
     def open_new(self, path: str) -> int:
-        """Make a file that is not there yet."""
+        """Make a file that does not exist yet."""
         return self._regular(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _SAFE, 0o600), path)
 
     def open_append(self, path: str) -> int:
-        """Open a regular file whose writes go to its end, whoever they are from, made when it is missing."""
+        """Open a regular file, made when it is missing, so that every write goes to its end."""
         return self._own(os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | _SAFE, 0o600), path)
 
     def close(self, fd: int) -> None:
@@ -77,23 +77,23 @@ class FileSystem:
         os.close(fd)
 
     def read_at(self, fd: int, size: int, offset: int) -> bytes:
-        """At most *size* bytes from *offset* on."""
+        """Read at most *size* bytes from *offset* on."""
         return _pread(fd, size, offset)
 
     def write_at(self, fd: int, data: bytes | memoryview, offset: int) -> int:
-        """Write at *offset*; how many bytes were taken."""
+        """Write at *offset*; how many bytes were written."""
         return _pwrite(fd, data, offset)
 
     def truncate(self, fd: int, size: int) -> None:
-        """Cut a file."""
+        """Cut a file to *size* bytes."""
         os.ftruncate(fd, size)
 
     def sync(self, fd: int) -> None:
-        """Return when the file's bytes are on the disk."""
+        """Return when the file's bytes are durable."""
         _sync(fd)
 
     def sync_folder(self, path: str) -> None:
-        """Return when the folder's names are on the disk; nothing to do where folders cannot be synced."""
+        """Return when the names in a folder are durable; nothing to do where folders cannot be synced."""
         if _WINDOWS:
             return
         fd = os.open(path, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CLOEXEC", 0))
@@ -103,7 +103,7 @@ class FileSystem:
             os.close(fd)
 
     def replace(self, source: str, target: str) -> None:
-        """Give *source* the name *target*, whatever had it."""
+        """Rename *source* to *target*, in place of any file of that name."""
         os.replace(source, target)
 
     def unlink(self, path: str) -> None:
@@ -111,7 +111,7 @@ class FileSystem:
         os.unlink(path)
 
     def make_folder(self, path: str) -> bool:
-        """Make one folder; False when it is there."""
+        """Make one folder; False when it exists."""
         try:
             os.mkdir(path, 0o700)
         except FileExistsError:
@@ -125,14 +125,14 @@ class FileSystem:
         os.rmdir(path)
 
     def list_folder(self, path: str) -> list[str]:
-        """The names in a folder, sorted; none when it is missing."""
+        """The names in a folder, sorted; no names when it is missing."""
         try:
             return sorted(os.listdir(path))
         except FileNotFoundError:
             return []
 
     def mounts(self) -> str:
-        """What is mounted where, as Linux says it; nothing elsewhere."""
+        """What is mounted where, in the format of Linux; empty on other systems."""
         try:
             with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
                 return file.read()
@@ -140,22 +140,22 @@ class FileSystem:
             return ""
 
     def size(self, fd: int) -> int:
-        """How large an open file is, in bytes: a quarter of the time of all that `identify` says."""
+        """The size of an open file in bytes, in a quarter of the time of `identify`."""
         return _lseek(fd, 0, os.SEEK_END)
 
     def identify(self, fd: int) -> os.stat_result:
-        """Which file an open descriptor is, and how large."""
+        """Which file a descriptor has open, and its size and times."""
         return os.fstat(fd)
 
     def identify_path(self, path: str) -> os.stat_result | None:
-        """Which file has that name now; None when there is none."""
+        """Which file has that name now; None when no file has it."""
         try:
             return os.lstat(path)
         except FileNotFoundError:
             return None
 
     def _own(self, fd: int, path: str) -> int:
-        """A file that is written in place must have no other name: it may be anybody's."""
+        """Refuse a file with another name, which may belong to somebody else, since it is written in place."""
         if os.fstat(self._regular(fd, path)).st_nlink <= 1:
             return fd
         os.close(fd)
@@ -181,7 +181,7 @@ _lseek = os.lseek
 
 if hasattr(os, "pread"):
     _pread, _pwrite = os.pread, os.pwrite
-else:  # Windows: nobody else moves the position, since each descriptor is used under one lock
+else:  # Windows: no other thread moves the position, since each descriptor is used under one lock
 
     def _pread(fd: int, size: int, offset: int, /) -> bytes:
         os.lseek(fd, offset, os.SEEK_SET)

@@ -15,24 +15,20 @@ from iso_orchestrator import (
     OrchestratorError,
     StoreError,
     Workflow,
-    WorkflowNotFoundError,
     __version__,
     delete_workflow,
     open_workflow,
     read_workflow_record,
 )
 from iso_orchestrator.checks import check_key
-from iso_orchestrator.codec import projection_from_snapshot, record_to_json
+from iso_orchestrator.codec import record_to_json
 from iso_orchestrator.examples import demo
 from iso_orchestrator.record.markup import escape_terminal
 from iso_orchestrator.record.model import WorkflowSummary
 from iso_orchestrator.record.projection import Projection
-from iso_orchestrator.store import FileStore
-from iso_orchestrator.store.file.files import read_file
-from iso_orchestrator.store.file.repair.plan import Choices
-from iso_orchestrator.store.file.repair.repair import repair
+from iso_orchestrator.store import Store, find_store
+from iso_orchestrator.store.maintenance import RepairOptions
 from iso_orchestrator.system.clock import SystemClock, sleep
-from iso_orchestrator.system.filesystem import FileSystem
 from iso_orchestrator.views import doctor, logs, top
 from iso_orchestrator.views.report import json_text, record_text, summaries_text, summary_json
 
@@ -96,7 +92,8 @@ def _demo_command(options: argparse.Namespace) -> str:
 def _list(options: argparse.Namespace) -> int:
     summaries: list[WorkflowSummary] = []
     code = 0
-    for found in FileStore(options.dir).list():
+    store = _store(options)
+    for found in store.list():
         if isinstance(found, StoreError):
             code = _fail(str(found))
         else:
@@ -106,41 +103,30 @@ def _list(options: argparse.Namespace) -> int:
     elif summaries:
         print(summaries_text(summaries))
     else:
-        print(f"no workflows in {escape_terminal(str(Path(options.dir).absolute()))}")
+        print(f"no workflows in {escape_terminal(store.display_name)}")
     return code
 
 
 def _show(options: argparse.Namespace) -> int:
-    record = read_workflow_record(options.workflow, dir=options.dir)
+    store = _store(options)
+    record = read_workflow_record(options.workflow, store=store)
     if options.json:
         print(json_text(record_to_json(record)))
     else:
-        print(record_text(record, FileStore(options.dir).path_of(options.workflow)))
+        print(record_text(record, store.path_of(options.workflow)))
     return 0
 
 
 def _logs(options: argparse.Namespace) -> int:
-    read_workflow_record(options.workflow, dir=options.dir)  # raises for a mistyped id
-    store = FileStore(options.dir)
-
-    def look() -> Projection:
-        projection = store.read(options.workflow)
-        if projection is None:
-            raise WorkflowNotFoundError(options.workflow, store.root)
-        return projection
-
-    def is_alive(owner: str) -> bool:
-        return store.is_alive(options.workflow, owner)
-
-    for line in logs.output(look, is_alive, options.step, follow=options.follow):
+    for line in logs.output(_store(options), options.workflow, options.step, follow=options.follow):
         print(line, flush=options.follow)
     return 0
 
 
 def _top(options: argparse.Namespace) -> int:
+    store = _store(options)
     if options.workflow is not None:
-        read_workflow_record(options.workflow, dir=options.dir)  # raises for a mistyped id
-    store = FileStore(options.dir)
+        read_workflow_record(options.workflow, store=store)  # raises for a mistyped id
     while True:
         found = list(store.list())
         projections = [
@@ -149,7 +135,7 @@ def _top(options: argparse.Namespace) -> int:
             if isinstance(projection, Projection) and options.workflow in (None, projection.workflow_id)
         ]
         errors = [error for error in found if isinstance(error, StoreError)] if options.workflow is None else []
-        text = top.top_text(projections, SystemClock().now(), store.is_alive)
+        text = top.top_text(projections, SystemClock().now(), store)
         print(f"{_CLEAR if options.every is not None and sys.stdout.isatty() else ''}{text}", flush=True)
         for error in errors:
             _fail(str(error))
@@ -159,20 +145,19 @@ def _top(options: argparse.Namespace) -> int:
 
 
 def _fold(options: argparse.Namespace) -> int:
-    read_workflow_record(options.workflow, dir=options.dir)  # raises for a mistyped id, and creates nothing
-    open_workflow(options.workflow, dir=options.dir).close()
-    store = FileStore(options.dir)
-    path = store.path_of(options.workflow)
-    snapshot, latest = read_file(FileSystem(), path), store.read(options.workflow)
-    if snapshot is None or latest is None or projection_from_snapshot(snapshot, path).seq != latest.seq:
+    store = _store(options)
+    read_workflow_record(options.workflow, store=store)  # raises for a mistyped id, and creates nothing
+    open_workflow(options.workflow, store=store).close()
+    if not store.is_checkpointed(options.workflow):
         return _fail("other processes are using the workflow; the last of them to end writes the snapshot")
-    print(f"the snapshot is complete: {escape_terminal(path)}")
+    print(f"the snapshot is complete: {escape_terminal(store.path_of(options.workflow))}")
     return 0
 
 
 def _reset(options: argparse.Namespace) -> int:
-    read_workflow_record(options.workflow, dir=options.dir)  # raises for a mistyped id, and creates nothing
-    workflow = Workflow(options.workflow, dir=options.dir)
+    store = _store(options)
+    read_workflow_record(options.workflow, store=store)  # raises for a mistyped id, and creates nothing
+    workflow = Workflow(options.workflow, store=store)
     try:
         names = workflow.reset(options.step)
     finally:
@@ -185,14 +170,14 @@ def _reset(options: argparse.Namespace) -> int:
 
 
 def _delete(options: argparse.Namespace) -> int:
-    delete_workflow(options.workflow, dir=options.dir)
+    delete_workflow(options.workflow, store=_store(options))
     print(f"deleted {escape_terminal(options.workflow)}")
     return 0
 
 
 def _verify(options: argparse.Namespace) -> int:
     try:
-        text, code = doctor.verify(options.dir, options.workflow, as_json=options.json)
+        text, code = doctor.verify(_store(options), options.workflow, as_json=options.json)
     except OrchestratorError as error:
         _fail(str(error))
         return 3
@@ -203,10 +188,14 @@ def _verify(options: argparse.Namespace) -> int:
 def _repair(options: argparse.Namespace) -> int:
     if options.prefer and not options.merge_snapshot:
         options.refuse("--prefer is for --merge-snapshot")
-    choices = Choices(options.merge_snapshot, options.prefer, options.without_snapshot)
-    done = repair(options.dir, options.workflow, choices)
-    print(doctor.repaired_text(options.workflow, done, as_json=options.json))
+    allowed = RepairOptions(options.merge_snapshot, options.prefer, options.without_snapshot)
+    report = _store(options).repair(options.workflow, allowed)
+    print(doctor.repaired_text(options.workflow, report, as_json=options.json))
     return 0
+
+
+def _store(options: argparse.Namespace) -> Store:
+    return find_store(options.store, options.dir)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -226,17 +215,22 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
         return command
 
+    def with_store(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        command = add(name, run, text)
+        command.add_argument("--store", metavar="URL", help="the URL of a store, instead of a folder")
+        return command
+
     _add_demo_options(add("demo", _demo, "run a batch of jobs that continues after Ctrl-C or a kill"))
-    logs_ = add("logs", _logs, "print the output of a step's command")
-    top_ = add("top", _top, "show the steps that run or wait now, and the limits in force")
-    list_ = add("list", _list, "list the workflows, and change nothing")
-    show = add("show", _show, "show a workflow's record, and change nothing")
-    fold = add("fold", _fold, "write everything that happened into the snapshot, for other programs to read")
-    reset = add("reset", _reset, "forget steps, so that they run again")
-    delete = add("delete", _delete, "delete a workflow that no process is using")
+    logs_ = with_store("logs", _logs, "print the output of a step's command")
+    top_ = with_store("top", _top, "show the steps that run or wait now, and the limits in force")
+    list_ = with_store("list", _list, "list the workflows, and change nothing")
+    show = with_store("show", _show, "show a workflow's record, and change nothing")
+    fold = with_store("fold", _fold, "write everything that happened into the snapshot, for other programs to read")
+    reset = with_store("reset", _reset, "forget steps, so that they run again")
+    delete = with_store("delete", _delete, "delete a workflow that no process is using")
     _add_doctor_options(
-        add("verify", _verify, "check every file, and change nothing"),
-        add("repair", _repair, "recover the undamaged part of a workflow"),
+        with_store("verify", _verify, "check every file, and change nothing"),
+        with_store("repair", _repair, "recover the undamaged part of a workflow"),
     )
     for command in (list_, show):
         command.add_argument("--json", action="store_true", help="print JSON")

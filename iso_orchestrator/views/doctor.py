@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from collections.abc import Iterable
 
-from iso_orchestrator.errors import WorkflowNotFoundError
 from iso_orchestrator.record.markup import escape_terminal
 from iso_orchestrator.record.model import Json
-from iso_orchestrator.store.file.repair.check import check_all, check_one
-from iso_orchestrator.store.file.repair.merge import Difference
-from iso_orchestrator.store.file.repair.plan import Repaired
-from iso_orchestrator.store.file.repair.verdict import FileCheck, Verdict, WorkflowCheck
-from iso_orchestrator.system.filesystem import FileSystem
+from iso_orchestrator.store import Store
+from iso_orchestrator.store.maintenance import Difference, FileCheck, RepairReport, Verdict, WorkflowCheck
 from iso_orchestrator.views.report import json_text
 
 __all__ = ["EXIT_CODES", "REPAIR_HELP", "VERIFY_HELP", "repaired_text", "verify"]
@@ -60,11 +54,11 @@ exit codes: 0 the workflow opens; 1 refused, and nothing was changed; 2 wrong us
 """
 
 
-def verify(root: str, workflow_id: str | None, *, as_json: bool) -> tuple[str, int]:
+def verify(store: Store, workflow_id: str | None, *, as_json: bool) -> tuple[str, int]:
     """Check the files of a workflow, or of all workflows.
 
     Args:
-        root: The folder of all workflows.
+        store: The store.
         workflow_id: The workflow; None: all of them.
         as_json: Whether to report in JSON.
 
@@ -72,12 +66,12 @@ def verify(root: str, workflow_id: str | None, *, as_json: bool) -> tuple[str, i
         The report, and the exit code.
 
     Raises:
-        StoreError: The root cannot be read.
+        StoreError: The store cannot be read.
         WorkflowNotFoundError: There is no such workflow.
     """
-    root = os.path.abspath(root)
-    checks = list(_checks(root, workflow_id))
-    worst = max((check.verdict for check in checks), key=list(Verdict).index, default=Verdict.SOUND)
+    root = store.display_name
+    checks = list(store.verify(workflow_id))
+    worst = Verdict.worst(check.verdict for check in checks)
     if as_json:
         text = json_text({"root": root, "verdict": worst.value, "workflows": [_check_json(check) for check in checks]})
     else:
@@ -85,7 +79,7 @@ def verify(root: str, workflow_id: str | None, *, as_json: bool) -> tuple[str, i
     return text, EXIT_CODES[worst]
 
 
-def repaired_text(workflow_id: str, done: Repaired, *, as_json: bool) -> str:
+def repaired_text(workflow_id: str, done: RepairReport, *, as_json: bool) -> str:
     """Report a repair.
 
     Args:
@@ -95,24 +89,17 @@ def repaired_text(workflow_id: str, done: Repaired, *, as_json: bool) -> str:
     """
     if as_json:
         return json_text(_repaired_json(workflow_id, done))
-    lines = [_deed(done)]
+    lines = [_action(done)]
     lines += [f"not in the record: facts {first} to {last}, as far as is known" for first, last in done.lost]
     if done.unread:
         lines.append(f"not in the record: the last {done.unread} bytes of the journal")
     lines += [f"completed in a lost fact, will run again: step {_quoted(step)}" for step in done.lost_steps]
-    lines += [f"left out, since it refers to something lost: fact {seq}, {_quoted(name)}" for seq, name in done.left]
+    lines += [f"left out, refers to something lost: fact {seq}, {_quoted(name)}" for seq, name in done.left_out]
+        f"left out, since it refers to something lost: fact {seq}, {_quoted(name)}" for seq, name in done.left_out
+    ]
     lines += [_difference_text(difference) for difference in done.differences]
     lines += [f"kept as it was: {escape_terminal(path)}" for path in done.kept]
     return "\n".join(lines)
-
-
-def _checks(root: str, workflow_id: str | None) -> Iterable[WorkflowCheck]:
-    if workflow_id is None:
-        return check_all(FileSystem(), root)
-    found = check_one(FileSystem(), root, workflow_id)
-    if found is None:
-        raise WorkflowNotFoundError(workflow_id, root)
-    return [found]
 
 
 def _checks_text(root: str, checks: list[WorkflowCheck], *, every_file: bool) -> str:
@@ -131,7 +118,7 @@ def _checks_text(root: str, checks: list[WorkflowCheck], *, every_file: bool) ->
 
 def _file_text(file: FileCheck) -> str:
     place = f" at byte {file.offset}" if file.offset is not None else ""
-    return f"    {escape_terminal(file.path)}: {file.verdict}{place}: {escape_terminal(file.says)}"
+    return f"    {escape_terminal(file.path)}: {file.verdict}{place}: {escape_terminal(file.message)}"
 
 
 def _check_json(check: WorkflowCheck) -> dict[str, Json]:
@@ -141,19 +128,19 @@ def _check_json(check: WorkflowCheck) -> dict[str, Json]:
         "verdict": check.verdict.value,
         "facts": check.facts,
         "files": [
-            {"path": file.path, "verdict": file.verdict.value, "offset": file.offset, "says": file.says}
+            {"path": file.path, "verdict": file.verdict.value, "offset": file.offset, "says": file.message}
             for file in check.files
         ],
     }
 
 
-def _deed(done: Repaired) -> str:
+def _action(done: RepairReport) -> str:
     return {
         "nothing": "nothing is damaged, nothing was changed",
         "repaired": f"repaired: the record has all facts up to {done.facts}",
         "merged": "merged: the record has the snapshot's and the journal's facts",
         "rebuilt": f"rebuilt from the journal alone, up to fact {done.facts}: what only the snapshot had is lost",
-    }[done.deed]
+    }[done.action]
 
 
 def _difference_text(difference: Difference) -> str:
@@ -165,15 +152,15 @@ def _quoted(text: str) -> str:
     return escape_terminal(repr(text))
 
 
-def _repaired_json(workflow_id: str, done: Repaired) -> dict[str, Json]:
+def _repaired_json(workflow_id: str, done: RepairReport) -> dict[str, Json]:
     return {
         "workflowId": workflow_id,
-        "deed": done.deed,
+        "deed": done.action,
         "facts": done.facts,
         "lost": [list(gap) for gap in done.lost],
         "unreadBytes": done.unread,
         "lostSteps": done.lost_steps,
-        "left": [{"fact": seq, "of": name} for seq, name in done.left],
+        "left": [{"fact": seq, "of": name} for seq, name in done.left_out],
         "differences": [
             {"what": it.what, "name": it.name, "journal": it.journal, "snapshot": it.snapshot, "taken": it.taken}
             for it in done.differences

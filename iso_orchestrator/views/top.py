@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 
 from iso_orchestrator.commands.output import last_line_of, log_path
 from iso_orchestrator.record.model import StepStatus
 from iso_orchestrator.record.projection import Projection, StepState, Wait
+from iso_orchestrator.store import Store
 from iso_orchestrator.views.report import text_table, time_text
 
 __all__ = ["top_text"]
@@ -15,19 +16,19 @@ __all__ = ["top_text"]
 _LINE = 60  # characters of a last line
 
 
-def top_text(projections: Iterable[Projection], now: datetime, is_alive: Callable[[str, str], bool]) -> str:
+def top_text(projections: Iterable[Projection], now: datetime, store: Store) -> str:
     """Show the steps that run or wait, each with its last line of output, and the limits that have a name.
 
     Args:
         projections: The workflows.
         now: The time, aware.
-        is_alive: Tells whether a process of a workflow lives, by the workflow's id and the process's.
+        store: Where they are.
     """
     steps: list[tuple[str, ...]] = []
     limits: list[tuple[str, ...]] = []
     for projection in projections:
-        waits = _waits(projection, now, is_alive)
-        steps += _steps(projection, waits, now, is_alive)
+        waits = _waits(projection, now, store)
+        steps += _steps(projection, waits, now, store)
         limits += _limits(projection, waits, now)
     shown = [text_table(["workflow", "step", "attempt", "for", "what"], steps) if steps else "nothing is running"]
     if limits:
@@ -35,21 +36,19 @@ def top_text(projections: Iterable[Projection], now: datetime, is_alive: Callabl
     return "\n\n".join(shown)
 
 
-def _waits(projection: Projection, now: datetime, is_alive: Callable[[str, str], bool]) -> dict[str, Wait]:
+def _waits(projection: Projection, now: datetime, store: Store) -> dict[str, Wait]:
     return {
         step: wait
         for step, wait in projection.waits.items()
-        if wait.until > now and is_alive(projection.workflow_id, wait.owner)
+        if wait.until > now and store.is_alive(projection.workflow_id, wait.owner)
     }
 
 
-def _steps(
-    projection: Projection, waits: dict[str, Wait], now: datetime, is_alive: Callable[[str, str], bool]
-) -> Iterator[tuple[str, ...]]:
+def _steps(projection: Projection, waits: dict[str, Wait], now: datetime, store: Store) -> Iterator[tuple[str, ...]]:
     for step in projection.steps.values():
         if step.owner is not None and step.name not in waits:
-            lives = is_alive(projection.workflow_id, step.owner)
-            what = _activity(projection, step) if lives else "its process is gone; the next run takes it over"
+            lives = store.is_alive(projection.workflow_id, step.owner)
+            what = _activity(projection, step, store) if lives else "its process is gone; the next run takes it over"
             since = _span(step.started_at or step.updated_at, now)
             yield projection.workflow_id, step.name, str(step.attempts), since, what
     for name, wait in waits.items():
@@ -58,11 +57,11 @@ def _steps(
         yield projection.workflow_id, name, str(attempts), _span(wait.since, now), what
 
 
-def _activity(projection: Projection, step: StepState) -> str:
+def _activity(projection: Projection, step: StepState, store: Store) -> str:
     if step.status is StepStatus.FAILED:
         return f"waits for its next attempt: {step.error.message if step.error else ''}"
     path = log_path(step, projection.heartbeats)
-    return last_line_of(path)[:_LINE] if path is not None else ""
+    return last_line_of(store, path)[:_LINE] if path is not None else ""
 
 
 def _limits(projection: Projection, waits: dict[str, Wait], now: datetime) -> Iterator[tuple[str, ...]]:

@@ -57,10 +57,10 @@ FAULTS = [
     Fault(
         "journal cut before the snapshot is durable",
         "store/file/log.py",
-        "        self.record_lock.grow()  # before",
+        "        self.record_lock.begin_generation()  # before",
         "        if self._journal is not None:\n"
         "            self._fs.truncate(self._journal.fd, self._journal.header.size)\n"
-        "        self.record_lock.grow()  # before",
+        "        self.record_lock.begin_generation()  # before",
         f"{_SCRIPT}[a_run]",
     ),
     Fault(
@@ -102,8 +102,8 @@ FAULTS = [
     Fault(
         "acknowledged before the append",  # each call writes what the one before it was given
         "store/file/log.py",
-        "            data = encode_lines(",
-        '            data, self.late = getattr(self, "late", b""), encode_lines(',
+        "        data = encode_lines(",
+        '        data, self.late = getattr(self, "late", b""), encode_lines(',
         f"{_SCRIPT}[a_run]",
     ),
     Fault(
@@ -156,12 +156,12 @@ FAULTS = [
         "unlock in a forked child",
         "system/file_lock.py",
         "            os.close(fd)\n",
-        "            lock._backend.unlock(fd, lock._backend.free)\n            os.close(fd)\n",
+        "            lock._kernel.flock(fd, lock._kernel.unlock)\n            os.close(fd)\n",
         "tests/reliability/test_fork_storm.py::test_a_forked_child_touches_none_of_its_parents_locks[exits]",
     ),
     Fault(
         "a raw id as a file name",
-        "checks.py",
+        "store/file/paths.py",
         'short=f"{stem}-{digest[:8]}"',
         "short=workflow_id",
         # It makes no files: those of a test that does would be anywhere.
@@ -184,8 +184,8 @@ FAULTS = [
     Fault(
         "another's unsynced result returned",
         "store/file/log.py",
-        "self._sync.raise_to(found.mark)",
-        "self._sync.raise_to(projection.seq)",
+        "self._commits.raise_to(found.mark)",
+        "self._commits.raise_to(projection.seq)",
         f"{_SCRIPT}[result_of_another_process]",
     ),
 ]

@@ -20,7 +20,7 @@ from iso_orchestrator.codec import fact_from_json, projection_from_snapshot
 from iso_orchestrator.errors import FormatVersionError
 from iso_orchestrator.record.projection import Projection
 from iso_orchestrator.store import FileStore
-from iso_orchestrator.store.file.files import Paths
+from iso_orchestrator.store.file.paths import Paths
 from iso_orchestrator.store.file.snapshot import read_files
 from iso_orchestrator.system.filesystem import FileSystem
 

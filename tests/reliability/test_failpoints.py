@@ -1,6 +1,6 @@
 """Processes that are killed, or stand still, at each place where the store calls the file system.
 
-Every call of the door to the file system is a failpoint, named by where it stands: ``log._rotate:identify``. The
+Every call of the door to the file system is a failpoint, named by where it stands: ``log.append:write_at``. The
 processes are forks of one, which is started once: a Python for each would cost more than all the rest.
 """
 
@@ -37,7 +37,7 @@ from reliability.faults import (
     prepared,
 )
 from reliability.tiers import Figures, Tier
-from support import Child, memory_folder, run_python, waits_for_a_lock
+from support import Child, memory_folder, new_fold, note, put, run_python, waits_for_a_lock
 
 from iso_orchestrator import WorkflowBusyError
 from iso_orchestrator.store import FileStore
@@ -212,7 +212,7 @@ def foreign(client: Client) -> None:
 
 
 def folders_as_locks(client: Client) -> None:
-    """A workflow is deleted whose mutexes are folders, as the npm package has them."""
+    """A workflow is deleted whose mutexes are folders, as the npm package has them, and whose journal is in use."""
     client.note("one")
     client.attempt(lambda: client.store.delete("other"))
     client.note("two")
@@ -236,6 +236,9 @@ def prepare(root: Path, life: str) -> None:
         folder = Path(paths_of(root, "other").mutexes) / "npm-1234567890"
         folder.mkdir(parents=True)
         (folder / "owner.json").write_text("{}")
+        log, projection = FileStore(root).open("other", lambda: new_fold("other", []))
+        log.sync(put(log, projection, note("newer")).seq)
+        log.close()  # as a kill leaves it: the journal has what the snapshot lacks
 
 
 def live(root: Path, life: str, diary: Path, strike: Strike | None) -> Counter[str]:
@@ -416,7 +419,11 @@ def server() -> Iterator[Server]:
 
 
 # Of what commands write, and of their marks: `test_commands` kills their runners at any time.
-OF_COMMANDS = {"file_lock.open_append:open_append", "file_lock.close_as_it_is:close", "files.place_of:identify_path"}
+OF_COMMANDS = {
+    "file_lock.open_append:open_append",
+    "file_lock.close_without_unlock:close",
+    "store.location_id:identify_path",
+}
 NAMES = sorted(set(failpoints()) - OF_COMMANDS)
 PARTS = 4  # of the failpoints, for as many workers
 

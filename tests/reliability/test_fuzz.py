@@ -23,12 +23,11 @@ from reliability.tiers import Figures, Tier
 from support import T0, note, put
 
 from iso_orchestrator import StoreError, Workflow, WorkflowRecord
-from iso_orchestrator.checks import mutex_file_name, record_names
 from iso_orchestrator.codec import projection_from_snapshot
 from iso_orchestrator.record import facts as f
 from iso_orchestrator.record.projection import Projection
 from iso_orchestrator.store import FileStore
-from iso_orchestrator.store.file.files import Paths
+from iso_orchestrator.store.file.paths import Paths, mutex_file_name, record_names
 from iso_orchestrator.store.file.snapshot import read_files
 from iso_orchestrator.system.filesystem import FileSystem
 

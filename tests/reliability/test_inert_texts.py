@@ -29,9 +29,10 @@ from iso_orchestrator import (
 from iso_orchestrator.fanout.progress import reporter
 from iso_orchestrator.record import facts as f
 from iso_orchestrator.record.markup import escape_terminal
+from iso_orchestrator.record.projection import Projection
 from iso_orchestrator.store import FileStore
-from iso_orchestrator.store.file import store
-from iso_orchestrator.store.file.repair import check_pair
+from iso_orchestrator.store.file import snapshot
+from iso_orchestrator.store.memory import MemoryStore
 from iso_orchestrator.views import logs, top
 from iso_orchestrator.views.cli import main
 
@@ -104,8 +105,7 @@ def drawn(draw: random.Random, count: int) -> list[str]:
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """No rest between two looks: nobody is at work."""
-    monkeypatch.setattr(check_pair, "_PAUSE", 0)
-    monkeypatch.setattr(store, "_READ_PAUSE", 0)
+    monkeypatch.setattr(snapshot, "_READ_PAUSE", 0)
 
 
 # A record with a text in every place that can hold one
@@ -343,6 +343,20 @@ def test_what_is_said_of_damage_is_text(damage: str, folder: Path, tier: Tier, f
     figures.add(ROW, "reports of damage", tried)
 
 
+class _StoreOf(MemoryStore):
+    """A store with one workflow, which a process has open."""
+
+    def __init__(self, projection: Projection) -> None:
+        super().__init__()
+        self._projection = projection
+
+    def read(self, workflow_id: str) -> Projection:
+        return self._projection
+
+    def is_alive(self, workflow_id: str, process_id: str) -> bool:
+        return True
+
+
 def test_what_a_command_prints_is_text(folder: Path, tier: Tier, figures: Figures) -> None:
     """Each line of its log is one line of `logs`, and its last one is a cell of one row of `top`."""
     texts = drawn(tier.random("logs"), tier.count(quick=42, full=500, soak=20_000))
@@ -352,12 +366,11 @@ def test_what_a_command_prints_is_text(folder: Path, tier: Tier, figures: Figure
         projection.apply(f.StepStarted(T0, f"runs {text}", 1, "o"))
         projection.apply(f.HeartbeatRecorded(T0, f"command:runs {text}", {"log": str(path)}))
         path.write_bytes(f"{text}\n{text}.".encode())
-        lines = list(
-            logs.output(lambda projection=projection: projection, lambda _: False, f"runs {text}", follow=False)
-        )
+        store = _StoreOf(projection)
+        lines = list(logs.output(store, text, f"runs {text}", follow=False))
         assert lines_without_controls("\n".join(lines)) == 2 * text.count("\n") + 1
         assert lines[-1] == escape_terminal(text.split("\n")[-1] + ".")
-        table = top.top_text([projection], T0, lambda *_: True)
+        table = top.top_text([projection], T0, store)
         assert lines_without_controls(table) == 1
     figures.add(ROW, "texts in logs", len(texts))
 

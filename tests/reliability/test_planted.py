@@ -21,11 +21,8 @@ from support_processes import in_thread
 from iso_orchestrator import OrchestratorError
 from iso_orchestrator.record import facts as f
 from iso_orchestrator.store import FileStore
-from iso_orchestrator.store.file import store
-from iso_orchestrator.store.file.repair import check_pair
-from iso_orchestrator.store.file.repair.check import check_all
-from iso_orchestrator.store.file.repair.plan import Choices
-from iso_orchestrator.store.file.repair.repair import repair
+from iso_orchestrator.store.file import snapshot
+from iso_orchestrator.store.maintenance import RepairOptions
 from iso_orchestrator.system.filesystem import FileSystem
 
 ROW = 20
@@ -37,8 +34,7 @@ OWNER = "0" * 16  # a run file's name, whose process is gone
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """No rest between two looks: what is planted stays."""
-    monkeypatch.setattr(check_pair, "_PAUSE", 0)
-    monkeypatch.setattr(store, "_READ_PAUSE", 0)
+    monkeypatch.setattr(snapshot, "_READ_PAUSE", 0)
 
 
 # What the store does
@@ -65,8 +61,8 @@ def _use(fs: FileSystem, root: str) -> Iterator[Callable[[], Any]]:
 
     yield lambda: files.read("w")
     yield lambda: list(files.list())
-    yield lambda: list(check_all(fs, root))
-    yield lambda: repair(root, "w", Choices(without_snapshot=True), fs=fs)
+    yield lambda: list(files.verify())
+    yield lambda: files.repair("w", RepairOptions(without_snapshot=True))
     yield opened
     if held:
         log = held[0]
@@ -392,7 +388,7 @@ def test_rights_are_the_owner_s_alone_under_any_umask(part: int, folder: Path, f
         before = os.umask(mask)
         try:
             make(root, "damaged")
-            repair(str(root), "w")
+            FileStore(root).repair("w", RepairOptions())
             log, projection = FileStore(root).open("w", new_fold)
             log.mutex("key", whole_store=True).try_acquire()
             wrong += [f"umask {mask:03o}: {entry}" for entry in _wrong_rights(folder / f"{mask:03o}")]

@@ -19,7 +19,6 @@ from iso_orchestrator.record import facts as f
 from iso_orchestrator.record.projection import Projection
 from iso_orchestrator.store import FileStore, WorkflowLog
 from iso_orchestrator.store.file import log as log_module
-from iso_orchestrator.store.file.repair.check import check_all
 from iso_orchestrator.system.filesystem import FileSystem
 from iso_orchestrator.views.cli import main
 
@@ -198,7 +197,7 @@ def _peak_of_a_look(store: FileStore) -> int:
 
 
 def _peak_of_a_check(root: str) -> int:
-    return memory(lambda: _exhaust(check_all(FileSystem(), root)))
+    return memory(lambda: _exhaust(FileStore(root).verify()))
 
 
 def _peak_of_an_opening(store: FileStore) -> int:
@@ -292,7 +291,7 @@ def test_a_workflow_costs_the_same_however_many_are_beside_it(
 
     listing, _ = cost(fs, one_by_one)
     assert sum(listing.values()) <= 9 * (count + 3) + 10
-    assert sum(cost(fs, lambda: _exhaust(check_all(fs, str(root))))[0].values()) <= 40 * (count + 3) + 10
+    assert sum(cost(fs, lambda: _exhaust(FileStore(root, fs).verify()))[0].values()) <= 40 * (count + 3) + 10
     assert fs.opened == 0
     assert main(["list", "--dir", str(root)]) == 0
     assert capsys.readouterr().out.count("\n") == count + 4

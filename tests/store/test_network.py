@@ -9,7 +9,7 @@ import pytest
 
 from iso_orchestrator import Workflow
 from iso_orchestrator.store import FileStore
-from iso_orchestrator.store.file.network import network_type
+from iso_orchestrator.store.file.store import network_type
 from iso_orchestrator.system.filesystem import FileSystem
 
 MOUNTS = r"""

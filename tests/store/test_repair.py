@@ -27,35 +27,33 @@ from iso_orchestrator import (
     delete_workflow,
     read_workflow_record,
 )
-from iso_orchestrator.checks import record_names
 from iso_orchestrator.record import facts as f
 from iso_orchestrator.record.model import ErrorInfo
 from iso_orchestrator.store import FileStore
-from iso_orchestrator.store.file.files import Paths
-from iso_orchestrator.store.file.repair import check_pair
-from iso_orchestrator.store.file.repair.check import check_one
-from iso_orchestrator.store.file.repair.plan import Choices, Repaired, UndecidedError
-from iso_orchestrator.store.file.repair.repair import repair
-from iso_orchestrator.store.file.repair.verdict import Verdict
+from iso_orchestrator.store.file import snapshot
+from iso_orchestrator.store.file.paths import Paths, record_names
+from iso_orchestrator.store.file.repair.repair import UndecidedError
+from iso_orchestrator.store.maintenance import RepairOptions, RepairReport, Verdict
 from iso_orchestrator.system.filesystem import FileSystem
 from iso_orchestrator.views.cli import main
 
 FACTS = 6
-MERGE = Choices(merge_snapshot=True)
-JOURNALS = Choices(merge_snapshot=True, prefer="journal")
-SNAPSHOTS = Choices(merge_snapshot=True, prefer="snapshot")
+NO_OPTIONS = RepairOptions()
+MERGE = RepairOptions(merge_snapshot=True)
+JOURNALS = RepairOptions(merge_snapshot=True, prefer="journal")
+SNAPSHOTS = RepairOptions(merge_snapshot=True, prefer="snapshot")
 
 
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """No rest between two looks at what nobody changes."""
-    monkeypatch.setattr(check_pair, "_PAUSE", 0)
+    monkeypatch.setattr(snapshot, "_READ_PAUSE", 0)
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
+def root(memory_path: Path) -> Path:
     """A root with a workflow of a few notes, each synced before the next, whose process is gone."""
-    root = tmp_path / "root"
+    root = memory_path / "root"
     leave_behind(root, *[note(number) for number in range(1, FACTS + 1)])
     return root
 
@@ -63,6 +61,13 @@ def root(tmp_path: Path) -> Path:
 @pytest.fixture
 def paths(root: Path) -> Paths:
     return Paths(str(root), record_names("w").short)
+
+
+def repair(
+    root: str | Path, workflow_id: str, options: RepairOptions = NO_OPTIONS, fs: FileSystem | None = None
+) -> RepairReport:
+    """Repair a workflow of the store in that folder."""
+    return FileStore(root, fs).repair(workflow_id, options)
 
 
 def leave_behind(root: Path, *facts: f.Fact) -> None:
@@ -104,12 +109,11 @@ def assert_goes_on(root: Path, expected: Sequence[object]) -> None:
     log, projection = FileStore(root).open("w", new_fold)
     log.detach(put(log, projection, note("more")))
     assert notes(root) == [*map(str, expected), "more"]
-    found = check_one(FileSystem(), str(root), "w")
-    assert found is not None
+    (found,) = FileStore(root).verify("w")
     assert found.verdict is Verdict.SOUND
 
 
-def kept_bytes(done: Repaired) -> list[bytes]:
+def kept_bytes(done: RepairReport) -> list[bytes]:
     return [Path(path).read_bytes() for path in done.kept]
 
 
@@ -124,7 +128,7 @@ def test_the_longest_sound_prefix_comes_back(seq: int, root: Path, paths: Paths)
         FileStore(root).open("w", new_fold)
     before = [Path(path).read_bytes() for path in (paths.snapshot, paths.journal)]
     done = repair(str(root), "w")
-    assert (done.deed, done.facts, done.lost) == ("repaired", seq - 1, [(seq, FACTS)])
+    assert (done.action, done.facts, done.lost) == ("repaired", seq - 1, [(seq, FACTS)])
     assert kept_bytes(done) == before
     assert_goes_on(root, range(1, seq))
 
@@ -134,7 +138,7 @@ def test_a_damaged_header_costs_nothing(place: int, root: Path, paths: Paths) ->
     """What the first line said follows from the snapshot, so all facts come back, whichever of its bytes is bad."""
     spoil(paths.journal, place % starts(paths.journal)[1])
     done = repair(str(root), "w")
-    assert (done.deed, done.facts, done.lost, done.unread) == ("repaired", FACTS, [], 0)
+    assert (done.action, done.facts, done.lost, done.unread) == ("repaired", FACTS, [], 0)
     assert_goes_on(root, range(1, FACTS + 1))
 
 
@@ -203,8 +207,8 @@ def test_a_damaged_snapshot_is_given_up_only_when_asked(root: Path, paths: Paths
     with pytest.raises(CorruptRecordError, match="--without-snapshot"):
         repair(str(root), "w")
     assert_no_change(root, before)
-    done = repair(str(root), "w", Choices(without_snapshot=True))
-    assert (done.deed, done.facts, done.lost) == ("rebuilt", FACTS, [])
+    done = repair(str(root), "w", RepairOptions(without_snapshot=True))
+    assert (done.action, done.facts, done.lost) == ("rebuilt", FACTS, [])
     assert kept_bytes(done)[0] == b"{"
     assert_goes_on(root, range(1, FACTS + 1))
 
@@ -214,7 +218,7 @@ def test_a_missing_snapshot_is_given_up_only_when_asked(root: Path, paths: Paths
     os.unlink(paths.snapshot)
     with pytest.raises(CorruptRecordError):
         repair(str(root), "w")
-    done = repair(str(root), "w", Choices(without_snapshot=True))
+    done = repair(str(root), "w", RepairOptions(without_snapshot=True))
     assert [Path(path).name for path in done.kept] == [f"{paths.name}.journal.kept-1"]
     assert_goes_on(root, range(1, FACTS + 1))
 
@@ -225,7 +229,7 @@ def test_what_only_the_snapshot_had_is_said_to_be_lost(root: Path, paths: Paths)
     log.detach(projection)
     leave_behind(root, note("later"))
     Path(paths.snapshot).write_bytes(b"")
-    done = repair(str(root), "w", Choices(without_snapshot=True))
+    done = repair(str(root), "w", RepairOptions(without_snapshot=True))
     assert (done.lost, done.facts) == ([(1, FACTS)], FACTS + 1)
     assert_goes_on(root, ["later"])
 
@@ -235,7 +239,7 @@ def test_where_nothing_is_left_nothing_is_changed(root: Path, paths: Paths) -> N
     Path(paths.snapshot).write_bytes(b"{")
     spoil(paths.journal, 5)
     before = tree(root)
-    for choices in (Choices(), Choices(without_snapshot=True), JOURNALS):
+    for choices in (RepairOptions(), RepairOptions(without_snapshot=True), JOURNALS):
         with pytest.raises(CorruptRecordError, match="nothing sound is left"):
             repair(str(root), "w", choices)
     assert_no_change(root, before)
@@ -253,9 +257,9 @@ def assert_no_change(root: Path, before: dict[str, tuple[int, bytes]]) -> None:
 def test_a_sound_workflow_is_left_as_it_is(root: Path) -> None:
     """Nothing is made or changed where nothing is damaged."""
     before = tree(root)
-    for choices in (Choices(), JOURNALS, Choices(without_snapshot=True)):
+    for choices in (RepairOptions(), JOURNALS, RepairOptions(without_snapshot=True)):
         done = repair(str(root), "w", choices)
-        assert (done.deed, done.facts, done.kept) == ("nothing", FACTS, [])
+        assert (done.action, done.facts, done.kept) == ("nothing", FACTS, [])
     assert tree(root) == before
 
 
@@ -264,7 +268,7 @@ def test_a_torn_tail_is_left_to_the_next_opening(root: Path, paths: Paths) -> No
     with open(paths.journal, "ab") as file:
         file.write(b'{"seq":')
     before = tree(root)
-    assert repair(str(root), "w").deed == "nothing"
+    assert repair(str(root), "w").action == "nothing"
     assert tree(root) == before
 
 
@@ -303,12 +307,12 @@ def test_a_live_process_is_not_disturbed(root: Path, paths: Paths) -> None:
         spoil(paths.snapshot, 0)  # under its hands
         before = tree(root)
         with pytest.raises(WorkflowBusyError) as caught:
-            repair(str(root), "w", Choices(without_snapshot=True))
+            repair(str(root), "w", RepairOptions(without_snapshot=True))
         assert caught.value.pid == holder.pid
         assert tree(root) == before
         holder.kill()
     with pytest.raises(CorruptRecordError):  # it had folded all of them into the snapshot that is damaged now
-        repair(str(root), "w", Choices(without_snapshot=True))
+        repair(str(root), "w", RepairOptions(without_snapshot=True))
 
 
 def test_two_workflows_are_never_merged(root: Path, paths: Paths) -> None:
@@ -379,27 +383,27 @@ def _crash_at(call: int) -> Callable[[str, tuple[Any, ...]], None]:
     return before
 
 
-def _spoiled_line(paths: Paths) -> Choices:
+def _spoiled_line(paths: Paths) -> RepairOptions:
     spoil_fact(paths, 4)
-    return Choices()
+    return RepairOptions()
 
 
-def _spoiled_header(paths: Paths) -> Choices:
+def _spoiled_header(paths: Paths) -> RepairOptions:
     spoil(paths.journal, 5)
-    return Choices()
+    return RepairOptions()
 
 
-def _foreign_snapshot(paths: Paths) -> Choices:
+def _foreign_snapshot(paths: Paths) -> RepairOptions:
     _written_by_another(paths, state={"n": 7})
     return JOURNALS
 
 
-def _lost_snapshot(paths: Paths) -> Choices:
+def _lost_snapshot(paths: Paths) -> RepairOptions:
     Path(paths.snapshot).write_bytes(b"")
-    return Choices(without_snapshot=True)
+    return RepairOptions(without_snapshot=True)
 
 
-CASES: dict[str, tuple[Callable[[Paths], Choices], list[int]]] = {
+CASES: dict[str, tuple[Callable[[Paths], RepairOptions], list[int]]] = {
     "line": (_spoiled_line, [1, 2, 3]),
     "header": (_spoiled_header, [1, 2, 3, 4, 5, 6]),
     "foreign": (_foreign_snapshot, [1, 2, 3, 4, 5, 6]),
@@ -408,13 +412,13 @@ CASES: dict[str, tuple[Callable[[Paths], Choices], list[int]]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_kill_at_any_call_loses_nothing(case: str, root: Path, paths: Paths, tmp_path: Path) -> None:
+def test_a_kill_at_any_call_loses_nothing(case: str, root: Path, paths: Paths, memory_path: Path) -> None:
     """Wherever a repair is killed, another one gives the same record, and the first bytes are still there."""
     damage, expected = CASES[case]
     choices = damage(paths)
     bytes_before = {Path(path).read_bytes() for path in (paths.snapshot, paths.journal)}
     for call in range(10_000):
-        copy = tmp_path / f"copy{call}"
+        copy = memory_path / f"copy{call}"
         shutil.copytree(root, copy)
         try:
             repair(str(copy), "w", choices, fs=WatchedFS(_crash_at(call)))
@@ -433,8 +437,8 @@ def test_a_kill_at_any_call_loses_nothing(case: str, root: Path, paths: Paths, t
 
 KILLED = """
 import os, signal, sys
-from iso_orchestrator.store.file.repair.plan import Choices
-from iso_orchestrator.store.file.repair.repair import repair
+from iso_orchestrator.store import FileStore
+from iso_orchestrator.store.maintenance import RepairOptions
 from support import WatchedFS
 left = int(sys.argv[2])
 def before(name, args):
@@ -442,7 +446,7 @@ def before(name, args):
     if left == 0:
         os.kill(os.getpid(), signal.SIGKILL)
     left -= name in ("write_at", "sync", "replace", "sync_folder")
-repair(sys.argv[1], "w", fs=WatchedFS(before))
+FileStore(sys.argv[1], WatchedFS(before)).repair("w", RepairOptions())
 print("done")
 """
 
@@ -459,13 +463,13 @@ def test_a_killed_repair_is_done_by_the_next(writes: int, root: Path, paths: Pat
 
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO, errno.EROFS], ids=["ENOSPC", "EIO", "EROFS"])
 def test_a_call_that_fails_is_a_typed_error_and_loses_nothing(
-    error: int, root: Path, paths: Paths, tmp_path: Path
+    error: int, root: Path, paths: Paths, memory_path: Path
 ) -> None:
     """Whichever call of the disk fails, a StoreError says so, and the repair goes well once the disk does."""
     spoil_fact(paths, 4)
     names = ("write_at", "sync", "replace", "sync_folder", "open_new", "open_write", "make_folder")
     for after in range(1000):
-        copy = tmp_path / f"copy{after}"
+        copy = memory_path / f"copy{after}"
         shutil.copytree(root, copy)
         failure = OSError(error, os.strerror(error))
         try:
@@ -518,7 +522,7 @@ def test_a_merge_is_done_only_when_asked(theirs: Paths) -> None:
     leave_behind(Path(theirs.root), *ran("a", 1))
     _written_by_another(theirs, steps={"b": _step("b", 10, 2)})
     before = tree(theirs.root)
-    for choices in (Choices(), Choices(without_snapshot=True)):
+    for choices in (RepairOptions(), RepairOptions(without_snapshot=True)):
         with pytest.raises(RecordConflictError):
             repair(theirs.root, "w", choices)
     assert_no_change(Path(theirs.root), before)
@@ -541,7 +545,7 @@ def test_what_only_one_has_is_in_the_merged_record(theirs: Paths) -> None:
     )
     done = repair(theirs.root, "w", MERGE)
     record = read_workflow_record("w", dir=theirs.root)
-    assert (done.deed, done.differences) == ("merged", [])
+    assert (done.action, done.differences) == ("merged", [])
     assert results(theirs.root) == {"a": 1, "b": 2}
     assert [event.message for event in record.events if event.type == "note"] == ["theirs", "ours"]
     assert set(record.heartbeats) == {"beat", "tick"}
@@ -673,7 +677,7 @@ def test_facts_that_speak_of_what_is_gone_are_named(theirs: Paths) -> None:
     began = {"version": 1, "workflowId": "w", "status": "idle", "createdAt": _iso(10), "updatedAt": _iso(10)}
     Path(theirs.snapshot).write_text(json.dumps({**began, "state": None, "steps": {}, "events": []}))
     done = repair(theirs.root, "w", MERGE)
-    assert done.left == [(2, "half")]
+    assert done.left_out == [(2, "half")]
     assert results(theirs.root) == {"a": 1}
 
 
@@ -683,7 +687,7 @@ def test_a_damaged_journal_under_a_foreign_snapshot_is_merged_as_far_as_it_is_so
     spoil_fact(theirs, 4)
     _written_by_another(theirs, steps={"c": _step("c", 10, 3)})
     done = repair(theirs.root, "w", MERGE)
-    assert (done.deed, done.lost) == ("merged", [(4, 5)])
+    assert (done.action, done.lost) == ("merged", [(4, 5)])
     assert results(theirs.root) == {"a": 1, "b": None, "c": 3}
 
 

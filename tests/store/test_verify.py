@@ -16,20 +16,19 @@ import pytest
 from support import WatchedFS, failing, new_fold, note, put, run_python, tree
 
 from iso_orchestrator import StoreError
-from iso_orchestrator.checks import record_names
 from iso_orchestrator.store import FileStore
-from iso_orchestrator.store.file.files import Paths
-from iso_orchestrator.store.file.repair import check_pair
-from iso_orchestrator.store.file.repair.check import check_all, check_one
-from iso_orchestrator.store.file.repair.verdict import Verdict, WorkflowCheck
+from iso_orchestrator.store.file import snapshot
+from iso_orchestrator.store.file.paths import Paths, record_names
+from iso_orchestrator.store.file.repair.verify import verify_all, verify_one
+from iso_orchestrator.store.maintenance import Verdict, WorkflowCheck
 from iso_orchestrator.system.filesystem import FileSystem
 from iso_orchestrator.views.cli import main
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
+def root(memory_path: Path) -> Path:
     """A root with a workflow of five facts, each synced before the next, whose process is gone."""
-    root = tmp_path / "root"
+    root = memory_path / "root"
     log, projection = FileStore(root).open("w", new_fold)
     for number in range(5):
         projection = put(log, projection, note(number))
@@ -46,7 +45,7 @@ def paths(root: Path) -> Paths:
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """No rest between two looks, for tests in which nobody is at work."""
-    monkeypatch.setattr(check_pair, "_PAUSE", 0)
+    monkeypatch.setattr(snapshot, "_READ_PAUSE", 0)
 
 
 @pytest.fixture
@@ -62,7 +61,7 @@ def verify(root: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tupl
 
 def check(root: Path) -> WorkflowCheck:
     """The one workflow of a root."""
-    (found,) = check_all(FileSystem(), str(root))
+    (found,) = verify_all(FileSystem(), str(root))
     return found
 
 
@@ -228,11 +227,17 @@ def _newer_header(paths: Paths) -> bytes:
     return b'%b,"crc":"%08x"}\n' % (body, crc32(body))
 
 
+def _hard_link(path: Path) -> None:
+    victim = path.parents[2] / "victim"
+    victim.write_text("of another program")
+    os.link(victim, path)
+
+
 PLANTS: dict[str, Callable[[Path], Any]] = {
     "symlink": lambda path: path.symlink_to("/etc/hostname"),
     "fifo": lambda path: os.mkfifo(path),
     "folder": lambda path: path.mkdir(),
-    "hard link": lambda path: os.link(__file__, path),
+    "hard link": _hard_link,
 }
 # A snapshot is replaced, never written in place: a second name of it does no harm. The npm package's locks are folders.
 HARMLESS = {("snapshot", "hard link"), ("record_lock", "folder")}
@@ -260,7 +265,7 @@ def test_what_is_no_plain_file_is_refused(name: str, kind: str, paths: Paths, ve
 def test_what_may_not_be_read_is_refused(root: Path, paths: Paths) -> None:
     """A file that this user has no right to cannot be judged."""
     error = PermissionError(errno.EACCES, "Permission denied")
-    found = check_one(WatchedFS(failing(error, "open_read", ending=".journal")), str(root), "w")
+    found = verify_one(WatchedFS(failing(error, "open_read", ending=".journal")), str(root), "w")
     assert found is not None
     (file,) = [file for file in found.files if file.verdict is not Verdict.SOUND]
     assert (file.path, file.verdict) == (paths.journal, Verdict.REFUSED)
@@ -360,8 +365,8 @@ def test_nothing_is_opened_for_writing_locked_or_made(kind: str, root: Path, pat
     before = tree(root)
     times = {path: path.lstat().st_ctime_ns for path in root.rglob("*")}
     fs = WatchedFS()
-    list(check_all(fs, str(root)))
-    check_one(fs, str(root), "w")
+    list(verify_all(fs, str(root)))
+    verify_one(fs, str(root), "w")
     assert {name for name, _ in fs.calls} <= {
         *("open_read", "read_at", "close", "identify", "identify_path", "list_folder"),
     }
@@ -417,8 +422,8 @@ def test_a_line_that_is_being_written_is_waited_for(root: Path, paths: Paths) ->
         if looks == 2:
             Path(paths.journal).write_bytes(data)
 
-    (found,) = check_all(WatchedFS(go_on_writing), str(root))
-    assert [(file.verdict, file.says) for file in found.files if file.path == paths.journal] == [
+    (found,) = verify_all(WatchedFS(go_on_writing), str(root))
+    assert [(file.verdict, file.message) for file in found.files if file.path == paths.journal] == [
         (Verdict.SOUND, "5 facts since the snapshot")
     ]
 
@@ -433,10 +438,10 @@ def _is_readable(root: Path) -> bool:
 
 @pytest.mark.parametrize("name", ["journal", "snapshot"])
 def test_damaged_is_what_a_reader_refuses(
-    name: str, root: Path, paths: Paths, tmp_path: Path, hasty: None, monkeypatch: pytest.MonkeyPatch
+    name: str, root: Path, paths: Paths, memory_path: Path, hasty: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever is cut or flipped: verify ends with 0 where the workflow can be read, and only there."""
-    monkeypatch.setattr("iso_orchestrator.store.file.store._READ_PAUSE", 0)
+    monkeypatch.setattr("iso_orchestrator.store.file.snapshot._READ_PAUSE", 0)
     path, draw = Path(getattr(paths, name)), random.Random(7)
     data = path.read_bytes()
     cuts = [data[:size] for size in draw.sample(range(len(data)), 40)]
@@ -444,7 +449,7 @@ def test_damaged_is_what_a_reader_refuses(
     flips = [data[:at] + bytes([data[at] ^ 1 << draw.randrange(8)]) + data[at + 1 :] for at in places]
     verdicts = set()
     for number, changed in enumerate([*cuts, *flips]):
-        copy = tmp_path / f"copy{number}"
+        copy = memory_path / f"copy{number}"
         shutil.copytree(root, copy)
         (copy / path.relative_to(root)).write_bytes(changed)
         verdict = check(copy).verdict

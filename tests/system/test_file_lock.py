@@ -1,347 +1,143 @@
+"""Locks on files: what the kernel excludes, and which errors come out."""
+
 from __future__ import annotations
 
 import os
 import signal
-import socket
 import threading
-from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import portalocker
 import pytest
-from support import DEADLINE, WatchedFS, failing, only, run_python, wait_until, waits_for_a_lock
+from support import run_python
 
 from iso_orchestrator.errors import StoreError
-from iso_orchestrator.store.file.liveness import LivenessFiles
-from iso_orchestrator.store.file.mutex import FileMutex
-from iso_orchestrator.store.protocol import ProcessInfo
+from iso_orchestrator.system import file_lock
 from iso_orchestrator.system.file_lock import FileLock
 from iso_orchestrator.system.filesystem import FileSystem
 
 FS = FileSystem()
 
-TAKE = """
-import os, subprocess, sys
-from iso_orchestrator.system.filesystem import FileSystem
-from iso_orchestrator.store.file.mutex import FileMutex
 
-mutex = FileMutex(FileSystem(), sys.argv[1])
-mutex.acquire()
-"""
+@pytest.fixture(params=["flock", "portalocker's own functions"])
+def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system call, and what takes its place where portalocker has no single function for the platform."""
+    real = file_lock._kernel()
+    if request.param != "flock":
+        made = file_lock._Kernel(
+            file_lock._as_flock(portalocker), real.exclusive, real.shared, real.non_blocking, real.unlock
+        )
+        monkeypatch.setattr(file_lock, "_kernel", lambda: made)
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> str:
-    return str(tmp_path / "mutex" / "key.lock")
+def locks(tmp_path: Path, kernel: None) -> Iterator[tuple[FileLock, FileLock]]:
+    """Two locks on one file, as two processes have them."""
+    both = FileLock(FS, str(tmp_path / "lock")), FileLock(FS, str(tmp_path / "lock"))
+    for lock in both:
+        lock.open()
+    yield both
+    for lock in both:
+        lock.close()
 
 
-def is_free(path: str) -> bool:
-    mutex = FileMutex(FS, path)
-    if not mutex.try_acquire():
-        return False
-    mutex.release()
-    return True
-
-
-def test_killed_holder_frees_its_mutex(path: str) -> None:
-    """A mutex is held while its holder lives, and free when that was killed."""
-    with run_python(TAKE + "print('taken'); input()", path) as child:
-        assert child.line() == "taken"
-        assert not is_free(path)
-        child.kill()
-        assert is_free(path)
-
-
-def test_who_waits_gets_the_mutex_of_a_killed_holder(path: str) -> None:
-    """A waiter goes on by itself when the holder is killed."""
-    with run_python(TAKE + "print('taken'); input()", path) as child:
-        assert child.line() == "taken"
-        mutex = FileMutex(FS, path)
-        thread = threading.Thread(target=mutex.acquire)
-        thread.start()
-        thread.join(0.05)
-        assert thread.is_alive()
-        child.kill()
-        thread.join(DEADLINE)
-        assert not thread.is_alive()
-        assert not is_free(path)
-        mutex.release()
-
-
-def test_stopped_holder_keeps_its_mutex(path: str) -> None:
-    """No lock is stolen by age: who stands still, holds on."""
-    with run_python(TAKE + "print('taken'); input(); mutex.release(); print('freed'); input()", path) as child:
-        assert child.line() == "taken"
-        child.stop()
-        long_ago = datetime.now(UTC).timestamp() - 10**6
-        os.utime(path, (long_ago, long_ago))
-        assert not is_free(path)
-        child.go_on()
-        child.say()
-        assert child.line() == "freed"
-        assert is_free(path)
-
-
-def test_command_that_outlives_a_killed_holder_does_not_hold_its_mutex(path: str) -> None:
-    """A process that the holder has started does not inherit the lock, even if it inherits files."""
-    start = "child = subprocess.Popen([sys.executable, '-c', 'input()'], stdin=subprocess.PIPE, close_fds=False)\n"
-    with run_python(TAKE + start + "print(child.pid); input()", path) as holder:
-        command = int(holder.line())
-        assert not is_free(path)
-        holder.kill()
-        assert is_free(path)
-        wait_until(lambda: not Path(f"/proc/{command}").exists() or state_of(command) == "Z", what="the command's end")
-
-
-def state_of(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return "Z"
-
-
-FORKED = {
-    "exits at once": "os._exit(0)",
-    "exits as Python does": "sys.exit(0)",
-    "releases": "mutex.release(); os._exit(0)",
-    "collects": "import gc; del mutex; gc.collect(); os._exit(0)",
-}
-
-
-@pytest.mark.parametrize("deed", FORKED.values(), ids=FORKED.keys())
-def test_forked_child_does_not_free_its_parents_mutex(path: str, deed: str) -> None:
-    """Whatever a forked child does with a lock that it got from its parent, the parent has it."""
-    code = f"pid = os.fork()\nif pid == 0:\n    {deed}\nos.waitpid(pid, 0)\nprint('taken')\ninput()\nmutex.release()\n"
-    with run_python(TAKE + code, path) as child:
-        assert child.line() == "taken"
-        assert not is_free(path)
-        child.say()
-        child.end()
-        assert is_free(path)
-
-
-def test_forked_child_does_not_keep_its_parents_mutex(path: str) -> None:
-    """A child that outlives its killed parent holds nothing of its."""
-    code = "if os.fork() == 0:\n    print(os.getpid()); input(); os._exit(0)\nos.wait()\n"
-    with run_python(TAKE + code, path) as child:
-        pid = int(child.line())
-        assert not is_free(path)
-        child.kill()
-        assert state_of(pid) in "SR"
-        assert is_free(path)
-        child.say()  # the forked child reads it, and ends
-        wait_until(lambda: state_of(pid) == "Z", what="the end of the forked child")
-
-
-def test_forked_child_can_take_the_mutex_itself(path: str) -> None:
-    """A child waits for its parent's lock as everybody does, and gets it after the release."""
-    code = (
-        "if os.fork() == 0:\n"
-        "    other = FileMutex(FileSystem(), sys.argv[1])\n"
-        "    print(other.try_acquire())\n"
-        "    other.acquire(); print('child'); input(); os._exit(0)\n"
-        "input()\nmutex.release()\nos.wait()\n"
-    )
-    with run_python(TAKE + code, path) as child:
-        assert child.line() == "False"
-        child.say()
-        assert child.line() == "child"
-        assert not is_free(path)
-        child.say()
-        child.end()
-
-
-def test_mutex_says_who_has_it(path: str) -> None:
-    """The file of a mutex names the process, the host and the moment; a short name leaves no end of a long one."""
-    with run_python(TAKE + "print(os.getpid()); input()", path) as child:
-        pid = int(child.line())
-        found = FileMutex(FS, path).holder()
-        assert (found.pid, found.host) == (pid, socket.gethostname())
-        assert found.since is not None
-        assert abs(datetime.now(UTC) - found.since) < timedelta(minutes=1)
-        child.kill()
-    Path(path).write_bytes(b'{"pid": 1, "host": "' + b"x" * 200 + b'"}')
-    mutex = FileMutex(FS, path)
-    assert mutex.try_acquire()
-    assert mutex.holder().pid == os.getpid()
-    mutex.release()
-
-
-@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"null", b'{"pid":"x"}', b"\xff" * 600, b'{"pid":1,"host":"h"}'])
-def test_unreadable_holder_is_unknown(path: str, data: bytes) -> None:
-    """A lock file that says nothing sensible names nobody, and raises nothing."""
-    Path(path).parent.mkdir()
-    Path(path).write_bytes(data)
-    assert FileMutex(FS, path).holder() == ProcessInfo()
-
-
-def test_lock_on_a_file_that_lost_its_name_is_none(path: str) -> None:
-    """Who waited for a mutex whose file is swept in the meantime takes the new file of that name."""
-    holder, waiter = FileMutex(FS, path), FileMutex(FS, path)
-    holder.acquire()
-    thread = threading.Thread(target=waiter.acquire)
-    thread.start()
-    thread.join(0.05)
-    assert thread.is_alive()
-    os.unlink(path)
-    holder.release()
-    thread.join(DEADLINE)
-    assert not thread.is_alive()
-    assert os.path.exists(path)
-    assert not is_free(path)
-    waiter.release()
-
-
-def test_threads_do_not_share_a_lock(path: str) -> None:
-    """Two locks on one file in one process exclude each other."""
-    one, other = FileMutex(FS, path), FileMutex(FS, path)
-    assert one.try_acquire()
+def test_one_of_two_locks_is_taken_at_a_time(locks: tuple[FileLock, FileLock]) -> None:
+    """A lock that is taken is not free for another on the same file, until it is released or closed."""
+    one, other = locks
+    one.acquire()
     assert not other.try_acquire()
-    other.release()  # it has nothing to give back, and frees nobody else's
-    assert not is_free(path)
+    assert not other.try_acquire(shared=True)
     one.release()
+    assert other.try_acquire()
+    assert not one.try_acquire()
+    other.close()
+    assert one.try_acquire()
 
 
-def test_waiting_for_a_mutex_ends_with_a_signal(path: str) -> None:
-    """Ctrl-C ends the wait for a mutex."""
-    code = (
-        "import signal\n"
-        "signal.signal(signal.SIGUSR1, signal.default_int_handler)\n"
-        "print('waits')\n"
-        "try:\n    FileMutex(FileSystem(), sys.argv[1]).acquire()\n"
-        "except KeyboardInterrupt:\n    print('interrupted')\n"
-    )
-    mutex = FileMutex(FS, path)
-    mutex.acquire()
-    with run_python(TAKE.replace("mutex.acquire()", "") + code, path) as child:
-        assert child.line() == "waits"
-        wait_until(lambda: waits_for_a_lock(child.pid), what="the wait in the kernel")
-        child.process.send_signal(signal.SIGUSR1)
-        assert child.line() == "interrupted"
-        child.end()
-    assert not is_free(path)
-    mutex.release()
+def test_shared_locks_do_not_exclude_each_other(locks: tuple[FileLock, FileLock]) -> None:
+    """Two shared locks are taken together, and keep an exclusive one out."""
+    one, other = locks
+    assert one.try_acquire(shared=True)
+    assert other.try_acquire(shared=True)
+    assert not one.try_acquire()
+    other.release()
+    assert one.try_acquire()
 
 
-def planted_link(path: Path) -> None:
-    path.symlink_to(path.parent / "target")
+def test_waiting_ends_when_the_lock_is_free(locks: tuple[FileLock, FileLock]) -> None:
+    """A thread that waits for the lock has it as soon as the holder releases it."""
+    one, other = locks
+    one.acquire()
+    thread = threading.Thread(target=other.acquire)
+    thread.start()
+    one.release()
+    thread.join(20)
+    assert not thread.is_alive()
+    assert not one.try_acquire()
 
 
-def planted_hard_link(path: Path) -> None:
-    (path.parent / "victim").write_bytes(b"precious")
-    os.link(path.parent / "victim", path)
-
-
-def planted_fifo(path: Path) -> None:
-    os.mkfifo(path)
-
-
-def planted_folder(path: Path) -> None:
-    path.mkdir()
-
-
-@pytest.mark.parametrize("plant", [planted_link, planted_hard_link, planted_fifo, planted_folder])
-def test_what_is_planted_at_a_mutexs_name_is_refused(path: str, plant: Callable[[Path], None]) -> None:
-    """A link, a FIFO or a folder under a lock's name raises StoreError with the path, without a hang or a write."""
-    Path(path).parent.mkdir()
-    plant(Path(path))
-    for take in (FileMutex(FS, path).try_acquire, FileMutex(FS, path).acquire):
-        with pytest.raises(StoreError, match=r"key\.lock"):
-            take()
-    assert not (Path(path).parent / "target").exists()
-    if (victim := Path(path).parent / "victim").exists():
-        assert victim.read_bytes() == b"precious"
-    assert FileMutex(FS, path).holder() == ProcessInfo()
-
-
-@pytest.mark.parametrize("call", ["open_write", "write_at", "make_folder", "identify"])
-def test_mutex_that_cannot_be_taken_raises_and_holds_nothing(path: str, call: str) -> None:
-    """A full disk or a folder without rights is a StoreError, and the mutex is free for others."""
-    fs = WatchedFS(failing(OSError(28, "No space left on device"), call))
-    with pytest.raises(StoreError, match="No space left"):
-        FileMutex(fs, path).acquire()
-    assert is_free(path)
-
-
-def test_release_that_fails_is_not_silent(path: str) -> None:
-    """An unlock that the kernel refuses raises."""
-    lock = FileLock(FS, path)
-    os.makedirs(os.path.dirname(path))
-    lock.open()
+def test_release_that_fails_is_not_silent(locks: tuple[FileLock, FileLock]) -> None:
+    """An unlock that the kernel refuses raises StoreError, which names the file."""
+    lock = locks[0]
     lock.acquire()
     os.close(lock.fd)
-    with pytest.raises((StoreError, OSError)):
+    with pytest.raises(StoreError, match=r"cannot unlock .*lock: "):
         lock.release()
     lock.fd = -1
 
 
-def test_run_file_lives_as_long_as_its_process(tmp_path: Path) -> None:
-    """A run file's owner is alive until it leaves, gives up or is killed, for itself and for others."""
-    one, other = LivenessFiles(FS, str(tmp_path)), LivenessFiles(FS, str(tmp_path))
-    owner = one.enter()
-    assert one.is_alive(owner)
-    assert other.is_alive(owner)
-    assert other.sweep() == owner
-    assert one.sweep() is None  # oneself does not count
-    one.leave()
-    assert not other.is_alive(owner)
-    assert os.listdir(tmp_path) == []
-
-    owner = one.enter()
-    one.give_up()
-    assert not one.is_alive(owner)
-    assert not other.is_alive(owner)
-    assert other.sweep() is None
-    assert os.listdir(tmp_path) == []
+def test_releasing_and_closing_what_is_closed_is_harmless(locks: tuple[FileLock, FileLock]) -> None:
+    """A lock can be released and closed again and again."""
+    lock = locks[0]
+    for _ in range(2):
+        lock.close()
+        lock.release()
 
 
-def test_killed_process_is_dead_and_swept(tmp_path: Path) -> None:
-    """The run file of a killed process says who it was until it is swept."""
+def test_lock_on_a_removed_file_is_noticed(locks: tuple[FileLock, FileLock]) -> None:
+    """A file that lost its name, or whose name another file has, is not at its path."""
+    lock = locks[0]
+    assert lock.is_at_path()
+    os.unlink(lock.path)
+    assert not lock.is_at_path()
+    Path(lock.path).touch()
+    assert not lock.is_at_path()
+
+
+def test_errors_of_signal_handlers_come_out_as_they_are(tmp_path: Path) -> None:
+    """A TimeoutError that a handler raises during the wait is no error of the lock."""
+    one, other = FileLock(FS, str(tmp_path / "lock")), FileLock(FS, str(tmp_path / "lock"))
+    one.open()
+    other.open()
+    one.acquire()
+
+    def handler(*_: Any) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.05)
+    try:
+        with pytest.raises(TimeoutError) as caught:
+            other.acquire()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert type(caught.value) is TimeoutError
+    one.close()
+    other.close()
+
+
+def test_import_needs_no_temporary_folder(tmp_path: Path) -> None:
+    """A machine without a temporary folder that can be written has locks too."""
     code = (
-        "import sys\nfrom iso_orchestrator.system.filesystem import FileSystem\n"
-        "from iso_orchestrator.store.file.liveness import LivenessFiles\n"
-        "runs = LivenessFiles(FileSystem(), sys.argv[1]); print(runs.enter()); input()\n"
+        "import sys, tempfile\n"
+        "def missing(): raise FileNotFoundError\n"
+        "tempfile._get_default_tempdir = missing\n"
+        "from iso_orchestrator.system.file_lock import FileLock\n"
+        "from iso_orchestrator.system.filesystem import FileSystem\n"
+        "lock = FileLock(FileSystem(), sys.argv[1]); lock.open(); print(lock.try_acquire())\n"
     )
-    runs = LivenessFiles(FS, str(tmp_path))
-    with run_python(code, tmp_path) as child:
-        owner = child.line()
-        assert runs.is_alive(owner)
-        assert runs.info(owner).pid == child.pid
-        child.kill()
-        assert not runs.is_alive(owner)
-    assert runs.info(owner).pid == child.pid
-    assert runs.sweep() is None
-    assert runs.info(owner) == ProcessInfo()
-    assert os.listdir(tmp_path) == []
-
-
-def test_two_that_ask_do_not_take_each_other_for_the_owner(tmp_path: Path) -> None:
-    """A probe of a dead owner's file does not look alive to another probe."""
-    runs = LivenessFiles(FS, str(tmp_path))
-    owner = runs.enter()
-    runs.give_up()
-    probe = FileLock(FS, str(tmp_path / only(os.listdir(tmp_path))))
-    probe.open_read()
-    assert probe.try_acquire(shared=True)
-    assert not LivenessFiles(FS, str(tmp_path)).is_alive(owner)
-    probe.close()
-
-
-def test_forked_child_does_not_keep_its_parent_alive(tmp_path: Path) -> None:
-    """The run file of a killed process is free though a forked child of it lives on."""
-    code = (
-        "import os, sys\nfrom iso_orchestrator.system.filesystem import FileSystem\n"
-        "from iso_orchestrator.store.file.liveness import LivenessFiles\n"
-        "runs = LivenessFiles(FileSystem(), sys.argv[1]); owner = runs.enter()\n"
-        "if os.fork() == 0:\n    runs.give_up(); print(owner, os.getpid()); input(); os._exit(0)\n"
-        "os.wait()\n"
-    )
-    runs = LivenessFiles(FS, str(tmp_path))
-    with run_python(code, tmp_path) as child:
-        owner, pid = child.line().split()
-        assert runs.is_alive(owner)
-        child.kill()
-        assert not runs.is_alive(owner)
-        assert state_of(int(pid)) in "SR"
-        child.say()
-        wait_until(lambda: state_of(int(pid)) == "Z", what="the end of the forked child")
+    with run_python(code, tmp_path / "lock") as child:
+        assert child.line() == "True"

@@ -55,7 +55,7 @@ def test_what_drives_a_terminal_is_spelled_out(workflow: Workflow, run: Run) -> 
 
 @pytest.mark.parametrize(
     ("step", "says"),
-    [("nobody", "no step 'nobody'"), ("plain", "no command"), ("gone", "cannot be read")],
+    [("nobody", "no step 'nobody'"), ("plain", "no command"), ("gone", "does not exist any more")],
 )
 def test_what_has_no_log_is_one_helpful_line(workflow: Workflow, run: Run, step: str, says: str) -> None:
     """An unknown step, a step that is no command, and a deleted log end with 1 and one line that says so."""

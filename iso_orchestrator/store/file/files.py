@@ -1,102 +1,76 @@
-"""Whole files: reading them, and giving a new one a name so that a crash leaves the old or the new."""
+"""Whole files: read them, and replace them so that a crash leaves the old file or the new one."""
 
 from __future__ import annotations
 
 import errno
 import os
-import stat
+from collections.abc import Callable
 from contextlib import suppress
+from functools import wraps
+from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
-from iso_orchestrator.checks import RecordNames, record_names
 from iso_orchestrator.errors import StoreError
-from iso_orchestrator.system.filesystem import FileSystem, is_refusal
+from iso_orchestrator.system.filesystem import FileSystem, is_os_error
 
 __all__ = [
-    "Paths",
     "SyncError",
     "atomic_write",
     "exists",
-    "join",
     "make_folders",
     "missing_folders",
-    "place_of",
     "read_all",
     "read_file",
-    "refuse_links",
     "remove",
     "store_error",
+    "store_errors",
     "sync_file",
     "sync_folder",
     "write_all",
 ]
 
-_CHUNK = 1 << 24
+_CHUNK = 1 << 24  # bytes
 
-join = os.path.join
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class SyncError(OSError):
-    """A sync failed: what the file had since the last one may be gone, whatever can be read."""
+    """A sync failed: bytes written since the last one may be lost, although they can still be read."""
 
 
 def store_error(path: str, error: OSError) -> StoreError:
-    """What the operating system refused, with what to do about it.
+    """What the operating system reported about *path*, with what to do next.
 
     Raises:
-        OSError: It has refused nothing: *error* itself.
+        OSError: *error* itself, where a signal handler raised it.
     """
-    if not is_refusal(error):
+    if not is_os_error(error):
         raise error
-    return StoreError(f"{path}: {error.strerror or error}; see to the disk's space and the rights, then run again")
+    return StoreError(f"{path}: {error.strerror or error}; check the disk's space and the rights, then run again")
 
 
-class Paths:
-    """Where the files of one workflow are. Joined once: every fact asks for two of them.
-
-    Attributes:
-        folder: All workflows' files.
-        snapshot: The npm package's file.
-        journal: What happened since.
-        locks: All locks of the workflow.
-        record_lock: Held over every change of snapshot and journal.
-        logs: What its commands have written.
-        runs: The folder of run files.
-        mutexes: The folder of mutexes.
-        store_mutexes: That of mutexes of all workflows; no workflow's name lacks a hash.
-    """
-
-    def __init__(self, root: str, name: str) -> None:
-        self.root = root
-        self.name = name
-        self.folder = join(root, "workflows")
-        self.snapshot = join(self.folder, f"{name}.json")
-        self.journal = join(self.folder, f"{name}.journal")
-        self.locks = join(root, "locks", name)
-        self.logs = join(root, "logs", name)
-        self.record_lock = join(self.locks, "record.flock")
-        self.runs = join(self.locks, "runs")
-        self.mutexes = join(self.locks, "mutex")
-        self.store_mutexes = join(root, "locks", "_store", "mutex")
-
-    @classmethod
-    def candidates(cls, root: str, workflow_id: str) -> tuple[Paths, Paths]:
-        """The workflow's own paths, and those that it has where another id took them first, the latter in front."""
-        names: RecordNames = record_names(workflow_id)
-        return cls(root, names.full), cls(root, names.short)
-
-    def torn(self, offset: int, number: int = 1) -> str:
-        """Where a torn tail is kept, the first, the second, ... of that offset."""
-        return join(self.folder, f"{self.name}.torn-{offset}{'' if number == 1 else f'-{number}'}")
+class _ReportsErrors(Protocol):
+    def _as_store_error(self, error: OSError) -> StoreError: ...
 
 
-def place_of(fs: FileSystem, paths: Paths) -> str:
-    """The number of the workflows' folder on its device: kept by a rename, and no copy's."""
-    folder = fs.identify_path(paths.folder)
-    return "" if folder is None else f"{folder.st_dev}:{folder.st_ino}"
+S = TypeVar("S", bound=_ReportsErrors)
+
+
+def store_errors(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
+    """Decorate a method so that its OSErrors become StoreErrors, by its object's `_as_store_error`."""
+
+    @wraps(method)
+    def wrapper(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return method(self, *args, **kwargs)
+        except OSError as error:
+            raise self._as_store_error(error) from error
+
+    return wrapper
 
 
 def read_all(fs: FileSystem, fd: int, start: int = 0) -> bytes:
-    """An open file's bytes from *start* to its end."""
+    """Read an open file from byte *start* to its end."""
     parts = []
     while part := fs.read_at(fd, _CHUNK, start):
         parts.append(part)
@@ -105,7 +79,7 @@ def read_all(fs: FileSystem, fd: int, start: int = 0) -> bytes:
 
 
 def read_file(fs: FileSystem, path: str) -> bytes | None:
-    """A file's bytes; None when there is no such file."""
+    """Read a file; None when there is none."""
     try:
         fd = fs.open_read(path)
     except FileNotFoundError:
@@ -117,35 +91,40 @@ def read_file(fs: FileSystem, path: str) -> bytes | None:
 
 
 def write_all(fs: FileSystem, fd: int, data: bytes, offset: int) -> None:
-    """Write all of *data*, however little one call takes."""
+    """Write all of *data* at *offset*, in as many calls as the file system needs."""
     taken = fs.write_at(fd, data, offset)
     while taken < len(data):
-        view = memoryview(data)[taken:]
-        more = fs.write_at(fd, view, offset + taken)
+        more = fs.write_at(fd, memoryview(data)[taken:], offset + taken)
         if more == 0:
-            raise OSError(errno.EIO, f"nothing more can be written behind byte {offset + taken}")
+            raise OSError(errno.EIO, f"nothing more can be written after byte {offset + taken}")
         taken += more
 
 
-def atomic_write(fs: FileSystem, path: str, data: bytes) -> int:
-    """Make *path* a file of *data*, durably, in the place of what had the name; the new file stays open.
+def atomic_write(fs: FileSystem, path: str, data: bytes) -> tuple[int, os.stat_result]:
+    """Put a file with *data* at *path*, durably, in place of any other.
 
     A crash at any point leaves the old file or the new one, whole.
+
+    Returns:
+        The descriptor of the new file, which is still open, and which file it is.
+
+    Raises:
+        SyncError: A sync failed.
     """
     aside = f"{path}.new"
-    remove(fs, aside)  # of a process that was killed here: its owner has the lock no more
+    remove(fs, aside)  # left by a process that was killed here: it no longer has the lock
     fd = fs.open_new(aside)
     try:
         write_all(fs, fd, data, 0)
         sync_file(fs, fd)
         fs.replace(aside, path)
         sync_folder(fs, os.path.dirname(path))
+        return fd, fs.identify(fd)
     except BaseException:
         fs.close(fd)
         with suppress(OSError):
-            remove(fs, aside)  # a full disk needs the room
+            remove(fs, aside)  # a full disk needs the space
         raise
-    return fd
 
 
 def sync_file(fs: FileSystem, fd: int) -> None:
@@ -161,7 +140,7 @@ def sync_file(fs: FileSystem, fd: int) -> None:
 
 
 def sync_folder(fs: FileSystem, path: str) -> None:
-    """Make a folder's names durable.
+    """Make the names in a folder durable.
 
     Raises:
         SyncError: That failed.
@@ -173,7 +152,7 @@ def sync_folder(fs: FileSystem, path: str) -> None:
 
 
 def _sync_error(error: OSError, what: str) -> SyncError:
-    if not is_refusal(error):
+    if not is_os_error(error):
         raise error
     return SyncError(error.errno, f"{what} failed ({error.strerror})")
 
@@ -188,35 +167,12 @@ def remove(fs: FileSystem, path: str) -> bool:
 
 
 def exists(fs: FileSystem, *paths: str) -> bool:
-    """Whether any of the files is there."""
+    """Whether any of these files exists."""
     return any(fs.identify_path(path) is not None for path in paths)
 
 
-def refuse_links(fs: FileSystem, paths: Paths) -> None:
-    """Raise where a folder of the root is a link: what is made or removed in it would be somebody else's.
-
-    The root itself may be one: that is for its owner to say.
-    """
-    store_locks = os.path.dirname(paths.store_mutexes)
-    locks, logs = os.path.dirname(paths.locks), os.path.dirname(paths.logs)
-    for path in (
-        paths.folder,
-        logs,
-        paths.logs,
-        locks,
-        paths.locks,
-        paths.runs,
-        paths.mutexes,
-        store_locks,
-        paths.store_mutexes,
-    ):
-        info = fs.identify_path(path)
-        if info is not None and not stat.S_ISDIR(info.st_mode):
-            raise StoreError(f"{path} is a link or a file where a folder should be: remove it, or use another root")
-
-
 def missing_folders(fs: FileSystem, path: str) -> list[str]:
-    """A folder and those above it, as far as they are not there; the uppermost first."""
+    """The folder *path* and its parents, as far as they do not exist; the topmost first."""
     missing: list[str] = []
     while fs.identify_path(path) is None:
         missing.insert(0, path)
@@ -225,7 +181,7 @@ def missing_folders(fs: FileSystem, path: str) -> list[str]:
 
 
 def make_folders(fs: FileSystem, *paths: str) -> None:
-    """Make folders, each inside the one before or beside it, and their names durable."""
+    """Make folders in this order, where they are missing, and make their names durable."""
     for path in paths:
         if fs.make_folder(path):
             sync_folder(fs, os.path.dirname(path))

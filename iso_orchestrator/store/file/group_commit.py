@@ -1,4 +1,4 @@
-"""One sync for all threads that wait for one: a leader syncs for everybody who has written by then."""
+"""Group commit: one thread syncs the journal for all threads that have written to it by then."""
 
 from __future__ import annotations
 
@@ -7,26 +7,29 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from iso_orchestrator.errors import StoreError
-from iso_orchestrator.system.filesystem import is_refusal
+from iso_orchestrator.system.filesystem import is_os_error
 from iso_orchestrator.system.interrupts import OneShotEvent
 
 __all__ = ["GroupCommit"]
 
 
 class GroupCommit:
-    """Up to which sequence a journal is known to be on the disk.
+    """Up to which sequence a journal is known to be durable.
+
+    A thread that waits for a sync becomes the leader if there is none, and syncs for all. When it is done it wakes the
+    threads that it served, and one of the others, which leads the next sync.
+
+    After a failed sync all waits fail, in this process for good: the kernel marks the pages that it could not write as
+    clean, so that a second sync would succeed without them (Rebello et al. 2020, "Can Applications Recover from fsync
+    Failures?").
 
     Args:
         sync_file: Syncs the file.
 
     Attributes:
         written: The sequence of the last fact in the file.
-        synced: Up to which sequence the file is known to be on the disk.
+        synced: The sequence up to which the file is known to be durable.
         failure: Why a sync failed, if one did.
-
-    After one failed sync everything is refused for good: the kernel marks the pages that it could not write as
-    clean, so that a second sync would succeed without them (Rebello et al. 2020, "Can Applications Recover from
-    fsync Failures?").
     """
 
     def __init__(self, sync_file: Callable[[], None]) -> None:
@@ -35,11 +38,11 @@ class GroupCommit:
         self.failure: str | None = None
         self._sync_file = sync_file
         self._guard = threading.RLock()
-        self._leader: OneShotEvent | None = None  # the latch of who leads, whether he waits on it or not
-        self._waiting: list[tuple[int, OneShotEvent]] = []  # up to which sequence, and what wakes who waits
+        self._leader: OneShotEvent | None = None  # the event of the thread that leads
+        self._waiting: list[tuple[int, OneShotEvent]] = []  # up to which sequence a thread waits, and its event
 
     def wait_for(self, seq: int) -> None:
-        """Return when *seq* is on the disk.
+        """Return when all facts up to *seq* are durable.
 
         Raises:
             StoreError: A sync has failed.
@@ -71,18 +74,18 @@ class GroupCommit:
         if self.failure is not None:
             raise StoreError(
                 f"the store is dead in this process: {self.failure}; nothing was recorded since. "
-                "Free the disk of its trouble and start the process again"
+                "Repair the disk or make space on it, then start the process again"
             )
 
     def fail(self, reason: str) -> None:
-        """Refuse everything from now on."""
+        """Fail all waits from now on."""
         with self._guard:
             self.failure = self.failure or reason
             self._wake()
 
     @contextmanager
     def swapping(self, seq: int) -> Iterator[None]:
-        """While the file is swapped for one that has everything up to *seq*, durably, nobody syncs."""
+        """Keep syncs out while the file is replaced by one in which all facts up to *seq* are durable."""
         while True:
             with self._guard:
                 if self._leader is None:
@@ -91,20 +94,20 @@ class GroupCommit:
                     self._wake()
                     return
                 latch = OneShotEvent()
-                self._waiting.append((0, latch))  # 0: he is never chosen to lead
+                self._waiting.append((0, latch))  # 0: it is never chosen to lead
             self._follow(latch)
 
     def raise_to(self, seq: int) -> None:
-        """All up to *seq* is on the disk, as this process or another has found."""
+        """Note that all facts up to *seq* are durable, as this process or another has found."""
         if seq > self.synced:
             self.synced = seq
 
     def _lead(self) -> None:
-        target = self.written  # for all who have written by now
+        target = self.written  # what all threads have written by now
         try:
             self._sync_file()
         except OSError as error:
-            if not is_refusal(error):
+            if not is_os_error(error):
                 raise
             self.failure = f"a sync failed ({error.strerror})"
         else:
@@ -114,18 +117,18 @@ class GroupCommit:
         latch.wait()
 
     def _hand_over(self, latch: OneShotEvent) -> None:
-        """Be done, as a leader or as one who may have been woken to lead, and have what he wants or be interrupted."""
+        """Stop leading and waiting, after success or an interrupt, and let another thread lead."""
         with self._guard:
-            # After a signal nobody waits on it: it must not be chosen to lead.
+            # After a signal no thread waits on this event: it must not be chosen to lead.
             self._waiting = [entry for entry in self._waiting if entry[1] is not latch]
-            # Not by what he was when he came: after a signal he hands over twice, and another leads by then.
+            # Ask who leads now: after a signal this is called twice, and another thread may lead by then.
             if self._leader is latch:
                 self._leader = None
             if self._leader is None:
                 self._wake()
 
     def _wake(self) -> None:
-        """Wake all who have what they wait for, and one of the others, who leads the next. Under the lock."""
+        """Wake all threads whose wait is over, and one of the others, to lead the next sync. Needs the guard."""
         has_leader = False
         for entry in list(self._waiting):
             seq, latch = entry

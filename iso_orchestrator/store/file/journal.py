@@ -1,4 +1,4 @@
-"""The bytes of a journal: see FORMAT.md, which is the law here."""
+"""The bytes of a journal, as FORMAT.md defines them: a header line, then a line for each fact."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Header:
     """A journal's first line.
 
     Attributes:
-        base: Sequence of the last fact in the snapshot that the journal goes on from.
+        base: Sequence of the last fact in the snapshot that the journal continues.
         snapshot: SHA-256 of that snapshot, in hex.
-        crc: CRC-32 of this line, which all other lines' start from.
-        size: Bytes, with the line feed.
+        crc: CRC-32 of this line; the checksums of all other lines start from it.
+        size: Bytes of the line, with the line feed.
     """
 
     workflow_id: str
@@ -38,7 +38,7 @@ class Header:
 
 @attrs.frozen
 class Line:
-    """A sound line."""
+    """A sound line: a fact, its sequence, and up to which sequence the journal was synced when it was written."""
 
     seq: int
     synced: int
@@ -47,12 +47,12 @@ class Line:
 
 @attrs.frozen
 class Scan:
-    """What is in a stretch of a journal.
+    """The content of a part of a journal.
 
     Attributes:
-        lines: The sound ones, up to the first that is not.
-        end: Offset behind them.
-        mark: Up to which sequence some line says that the journal was synced.
+        lines: The sound lines before the first bad one.
+        end: Offset after them, in bytes.
+        mark: The highest sequence up to which a line says that the journal was synced.
     """
 
     lines: list[Line]
@@ -61,13 +61,13 @@ class Scan:
 
 
 def encode_header(workflow_id: str, base: int, snapshot: str) -> bytes:
-    """The first line of a new journal."""
+    """Encode the first line of a new journal."""
     fields = {"journal": JOURNAL_FORMAT, "workflow": workflow_id, "base": base, "snapshot": snapshot}
     return _close(encode(fields)[:-1].encode("ascii"), 0)
 
 
 def encode_lines(facts: Sequence[Fact], first_seq: int, synced: int, header_crc: int) -> bytes:
-    """The lines of *facts*, the first of them with sequence *first_seq*."""
+    """Encode the lines of *facts*; the first fact has sequence *first_seq*."""
     lines = []
     for seq, fact in enumerate(facts, first_seq):
         tag, fields = fact_to_json(fact)
@@ -77,7 +77,7 @@ def encode_lines(facts: Sequence[Fact], first_seq: int, synced: int, header_crc:
 
 
 def parse_header(data: bytes, path: str) -> Header:
-    """The first line of a journal's bytes.
+    """Decode the first line of a journal's bytes.
 
     Raises:
         CorruptRecordError: It is damaged.
@@ -97,19 +97,19 @@ def parse_header(data: bytes, path: str) -> Header:
 
 
 def scan(data: bytes, header: Header, start: int, next_seq: int, synced: int, path: str) -> Scan:
-    """The lines in *data*, which begins at offset *start* of the journal *path*.
+    """Decode the lines of a journal from one of its lines to its end.
 
     Args:
-        data: Bytes of the journal, up to its end.
+        data: The bytes from there to the end.
         header: The journal's first line.
-        start: Offset of *data*, in bytes.
-        next_seq: Sequence of the line that should stand there.
-        synced: Up to which sequence the journal is known synced, whatever its lines say.
-        path: The journal's, for the error.
+        start: Offset of *data* in the journal, in bytes.
+        next_seq: Sequence that the first of the lines must have.
+        synced: The sequence up to which the journal is known to be synced, whatever its lines say.
+        path: The journal's path, for errors.
 
     Raises:
-        CorruptRecordError: Damage that no crash explains, since it stands before something that was synced.
-        FormatVersionError: A newer release wrote it.
+        CorruptRecordError: A line is damaged that was synced, so that no crash explains the damage.
+        FormatVersionError: A newer release wrote a line.
     """
     lines: list[Line] = []
     position = 0
@@ -119,7 +119,7 @@ def scan(data: bytes, header: Header, start: int, next_seq: int, synced: int, pa
             break
         lines.append(line)
         position, next_seq = end + 1, next_seq + 1
-    mark = max(synced, lines[-1].synced if lines else 0, _mark_behind(data, position, header.crc, path))
+    mark = max(synced, lines[-1].synced if lines else 0, _mark_after(data, position, header.crc, path))
     if position < len(data) and next_seq <= mark:
         raise CorruptRecordError(
             path,
@@ -130,12 +130,12 @@ def scan(data: bytes, header: Header, start: int, next_seq: int, synced: int, pa
     return Scan(lines, start + position, mark)
 
 
-def _mark_behind(data: bytes, position: int, crc: int, path: str) -> int:
-    """The highest mark in sound lines behind the first bad one."""
+def _mark_after(data: bytes, position: int, crc: int, path: str) -> int:
+    """The highest mark in the sound lines after the first bad one."""
     if position == len(data):
         return 0
-    behind = (_line(line, crc, path) for line in data[position:].split(b"\n"))
-    return max((line.synced for line in behind if line is not None), default=0)
+    lines = (_line(line, crc, path) for line in data[position:].split(b"\n"))
+    return max((line.synced for line in lines if line is not None), default=0)
 
 
 def _line(data: bytes, crc: int, path: str) -> Line | None:
@@ -161,7 +161,7 @@ def _object(body: bytes) -> dict[str, Json] | None:
 
 
 def _open(line: bytes, start: int) -> bytes | None:
-    """The body of a line whose checksum is right."""
+    """The body of a line without its checksum; None where the checksum is wrong."""
     body = line[:-_CRC_SIZE]
     return body if body and _close(body, start) == line + b"\n" else None
 

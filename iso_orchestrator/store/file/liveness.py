@@ -1,4 +1,4 @@
-"""Run files: each process that uses a workflow holds one, so that whether it lives is never a guess."""
+"""Liveness files: each process that uses a workflow holds a locked one, so that its life is never a guess."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import re
 import threading
 from datetime import datetime
-from functools import lru_cache
+from functools import cache
 
 import attrs
 
@@ -19,24 +19,29 @@ from iso_orchestrator.system.clock import SystemClock
 from iso_orchestrator.system.file_lock import FileLock
 from iso_orchestrator.system.filesystem import FileSystem
 
-__all__ = ["OWNER_SIZE", "LivenessFiles", "owner_json", "read_owner"]
+__all__ = ["PROCESS_SIZE", "LivenessFiles", "Survey", "process_json", "read_process"]
 
-OWNER_SIZE = 512  # bytes, padded with spaces: a longer holder's end must not stand behind a shorter one
+PROCESS_SIZE = 512  # bytes, padded with spaces, so that a short name overwrites all of a longer one
 _clock = SystemClock()
 _SUFFIX = ".flock"
-_OWNER = re.compile("[0-9a-f]{16}")  # what `unique_name` makes; a record may name anything
+_PROCESS_ID = re.compile("[0-9a-f]{16}")  # as `unique_name` makes it; a record may contain any text
 
 
 @attrs.frozen
 class Survey:
-    """The run files of others: one that lives, if any does, and those whose processes are gone."""
+    """The ids of the other processes of a workflow: one that lives, if any does, and all that are dead."""
 
     living: str | None
     dead: list[str]
 
 
 class LivenessFiles:
-    """The run files of one workflow. `enter`, `leave` and `sweep` need the record's lock."""
+    """The liveness files of one workflow. `create`, `remove` and `sweep` need the record's lock.
+
+    Args:
+        fs: The file system.
+        folder: The folder of the files.
+    """
 
     def __init__(self, fs: FileSystem, folder: str) -> None:
         self._fs = fs
@@ -44,29 +49,29 @@ class LivenessFiles:
         self._held: FileLock | None = None
         self._guard = threading.Lock()
 
-    def enter(self) -> str:
-        """Make a run file for this process; its name is the owner's."""
-        owner = unique_name()
+    def create(self) -> str:
+        """Make and lock the file of this process; its process id."""
+        process_id = unique_name()
         self._fs.make_folder(self._folder)
-        lock = FileLock(self._fs, self._path(owner))
-        self._held = lock  # before it is locked: whatever happens then, `give_up` lets go of it
+        lock = FileLock(self._fs, self._path(process_id))
+        self._held = lock  # before it is locked, so that `release` frees it at whatever point this fails
         try:
             lock.open_new()
             lock.acquire()
-            write_all(self._fs, lock.fd, owner_json(), 0)
+            write_all(self._fs, lock.fd, process_json(), 0)
         except BaseException:
-            self.leave()
+            self.remove()
             raise
-        return owner
+        return process_id
 
-    def leave(self) -> None:
-        """Give the run file up and remove it."""
-        held = self.give_up()
+    def remove(self) -> None:
+        """Release and remove the file of this process."""
+        held = self.release()
         if held is not None:
             remove(self._fs, held.path)
 
-    def give_up(self) -> FileLock | None:
-        """Give the run file up where nothing can be written: to others this process is dead. Any thread may."""
+    def release(self) -> FileLock | None:
+        """Release the file of this process, which is then dead to others. It stays; any thread may call this."""
         with self._guard:
             held, self._held = self._held, None
             if held is not None:
@@ -74,60 +79,60 @@ class LivenessFiles:
         return held
 
     def survey(self) -> Survey:
-        """Who else uses the workflow, and who died of it."""
-        owners = [name.removesuffix(_SUFFIX) for name in self._fs.list_folder(self._folder)]
-        others = {owner: self.is_alive(owner) for owner in owners if not self._is_own(owner)}
-        living = next((owner for owner, lives in others.items() if lives), None)
-        return Survey(living, [owner for owner, lives in others.items() if not lives])
+        """Find the other processes that use the workflow, and those that died while they used it."""
+        process_ids = [name.removesuffix(_SUFFIX) for name in self._fs.list_folder(self._folder)]
+        others = {process_id: self.is_alive(process_id) for process_id in process_ids if not self._is_own(process_id)}
+        living = next((process_id for process_id, lives in others.items() if lives), None)
+        return Survey(living, [process_id for process_id, lives in others.items() if not lives])
 
     def sweep(self) -> str | None:
-        """Remove the run files of dead processes; another owner that lives, if any does."""
+        """Remove the files of dead processes; the id of another process that lives, if any does."""
         found = self.survey()
-        for owner in found.dead:
-            remove(self._fs, self._path(owner))
+        for process_id in found.dead:
+            remove(self._fs, self._path(process_id))
         return found.living
 
-    def is_alive(self, owner: str) -> bool:
-        """Whether the process that made that run file still holds it."""
-        if self._is_own(owner):
+    def is_alive(self, process_id: str) -> bool:
+        """Whether that process still holds its file."""
+        if self._is_own(process_id):
             return True
-        if not _OWNER.fullmatch(owner):
+        if not _PROCESS_ID.fullmatch(process_id):
             return False
-        probe = FileLock(self._fs, self._path(owner))
+        probe = FileLock(self._fs, self._path(process_id))
         try:
             probe.open_read()
         except FileNotFoundError:
             return False
         try:
-            # Shared: two that ask at one time must not take each other for the owner.
+            # Shared: two probes at one time must not take each other for the process.
             return not probe.try_acquire(shared=True)
         finally:
             probe.close()
 
-    def info(self, owner: str) -> ProcessInfo:
-        """Which process made that run file."""
-        if not _OWNER.fullmatch(owner):
+    def info(self, process_id: str) -> ProcessInfo:
+        """What that process wrote into its file."""
+        if not _PROCESS_ID.fullmatch(process_id):
             return ProcessInfo()
-        return read_owner(self._fs, self._path(owner))
+        return read_process(self._fs, self._path(process_id))
 
-    def _path(self, owner: str) -> str:
-        return os.path.join(self._folder, f"{owner}{_SUFFIX}")
+    def _path(self, process_id: str) -> str:
+        return os.path.join(self._folder, f"{process_id}{_SUFFIX}")
 
-    def _is_own(self, owner: str) -> bool:
-        return self._held is not None and self._held.path == self._path(owner)
+    def _is_own(self, process_id: str) -> bool:
+        return self._held is not None and self._held.path == self._path(process_id)
 
 
-def owner_json() -> bytes:
-    """This process, as lock files name it from now on."""
+def process_json() -> bytes:
+    """This process, as lock files name it: pid, host and the present moment."""
     return f'{{"pid":{os.getpid()},"host":{_host_json()},"since":"{_clock.now().isoformat()}"}}'.encode("ascii")
 
 
-def read_owner(fs: FileSystem, path: str) -> ProcessInfo:
-    """The process that a lock file names, as far as it can be read."""
+def read_process(fs: FileSystem, path: str) -> ProcessInfo:
+    """The process that a lock file names; all None where the file cannot be read."""
     try:
         fd = fs.open_read(path)
         try:
-            data = decode(fs.read_at(fd, OWNER_SIZE, 0))
+            data = decode(fs.read_at(fd, PROCESS_SIZE, 0))
         finally:
             fs.close(fd)
         return ProcessInfo(int(data["pid"]), str(data["host"]), datetime.fromisoformat(data["since"]))
@@ -135,6 +140,6 @@ def read_owner(fs: FileSystem, path: str) -> ProcessInfo:
         return ProcessInfo()
 
 
-@lru_cache(maxsize=1)
+@cache
 def _host_json() -> str:
     return encode(host_name())

@@ -1,4 +1,4 @@
-"""One process's hold on a workflow's files."""
+"""One process's access to a workflow's files: append facts, see those of others, write the snapshot."""
 
 from __future__ import annotations
 
@@ -6,339 +6,308 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
-from functools import wraps
 from itertools import count
-from typing import Concatenate, ParamSpec, TypeVar
 
-import attrs
-
-from iso_orchestrator.checks import is_mutex_file_name
 from iso_orchestrator.codec import snapshot_from_projection
 from iso_orchestrator.errors import RecordConflictError, StoreError
 from iso_orchestrator.record.facts import Fact
 from iso_orchestrator.record.projection import Projection
 from iso_orchestrator.store.file.files import (
-    Paths,
     SyncError,
     atomic_write,
     exists,
-    join,
-    place_of,
     read_all,
     read_file,
-    remove,
     store_error,
+    store_errors,
     sync_file,
     sync_folder,
     write_all,
 )
 from iso_orchestrator.store.file.group_commit import GroupCommit
-from iso_orchestrator.store.file.journal import Header, encode_header, encode_lines, parse_header, scan
+from iso_orchestrator.store.file.journal import Header, encode_lines, parse_header, scan
 from iso_orchestrator.store.file.liveness import LivenessFiles
-from iso_orchestrator.store.file.mutex import FileMutex, MutexFiles
-from iso_orchestrator.store.file.snapshot import digest, read_files, replay
+from iso_orchestrator.store.file.mutex import MutexFiles
+from iso_orchestrator.store.file.paths import Paths, refuse_links
+from iso_orchestrator.store.file.snapshot import (
+    OpenJournal,
+    digest,
+    read_files,
+    replay,
+    write_journal,
+    write_snapshot,
+)
 from iso_orchestrator.store.protocol import ProcessInfo, StoreMutex
 from iso_orchestrator.system.clock import monotonic
 from iso_orchestrator.system.file_lock import FileLock
 from iso_orchestrator.system.filesystem import FileSystem, is_same_file, is_unchanged
 
-__all__ = ["FileWorkflowLog"]
+__all__ = ["FileWorkflowLog", "RecordLock"]
 
 _log = logging.getLogger("iso_orchestrator")
 
-# In the midst of the work a journal is folded when it is longer than this and so many times the snapshot that would be
-# made of it. One that is mostly results is as long as they are: to write them once more would only cost.
+# While the workflow is in use, a fresh pair is written when the journal is longer than this, and so many times as long
+# as the snapshot would be. A journal that is mostly results is as long as its snapshot: writing it again only costs.
 _CHECKPOINT_AT_BYTES = 1 << 26
 _CHECKPOINT_AT_RATIO = 4.0
 _LOOK_EVERY = 0.05  # seconds
-
-P = ParamSpec("P")
-R = TypeVar("R")
+_LOCK_TRIES = 100
 
 
-@attrs.define
-class _Journal:
-    fd: int
-    file: os.stat_result
-    header: Header
-    end: int
-
-
-def _typed(method: Callable[Concatenate[FileWorkflowLog, P], R]) -> Callable[Concatenate[FileWorkflowLog, P], R]:
-    @wraps(method)
-    def wrapper(self: FileWorkflowLog, *args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return method(self, *args, **kwargs)
-        except OSError as error:
-            raise self._as_typed(error) from error
-
-    return wrapper  # type: ignore[return-value]  # mypy names the wrapper's self
-
-
-class FileWorkflowLog:
-    """A hold on one workflow: its lock, this process's run file, and a place in the journal.
+class RecordLock(FileLock):
+    """The lock of a workflow's record. Its file grows by a byte for each pair of snapshot and journal.
 
     Args:
         fs: The file system.
-        paths: The workflow's.
-        record_lock: The workflow's lock, which whoever calls `enter` has.
+        paths: The workflow's paths.
     """
 
-    def __init__(self, fs: FileSystem, paths: Paths, record_lock: FileLock) -> None:
+    def __init__(self, fs: FileSystem, paths: Paths) -> None:
+        super().__init__(fs, paths.record_lock)
+        self._paths = paths
+
+    def take(self) -> None:
+        """Open the file that has the lock's name now, and lock it. `FileStore.delete` removes the file.
+
+        Raises:
+            StoreError: A folder of the root is a link.
+        """
+        refuse_links(self._fs, self._paths)
+        tries_left = _LOCK_TRIES
+        while True:
+            try:
+                self._fs.make_folder(self._paths.locks)
+                self.open()
+            except FileNotFoundError:  # `delete` removed the folder in between
+                if not (tries_left := tries_left - 1):
+                    raise
+                continue
+            self.acquire()
+            if self.is_at_path():
+                return
+            self.close()
+
+    def generation(self) -> int:
+        """How many pairs were begun with this lock, as its file says. Needs no lock."""
+        return self._fs.size(self.fd)
+
+    def begin_generation(self) -> None:
+        """Tell other processes that a pair is being replaced. Needs the lock."""
+        self._fs.write_at(self.fd, b"\n", self.generation())
+
+
+class FileWorkflowLog:
+    """One process's access to one workflow: its lock, this process's liveness file, and its place in the journal.
+
+    Args:
+        fs: The file system.
+        paths: The workflow's paths.
+        record_lock: The workflow's lock; the caller of `open` has taken it.
+    """
+
+    def __init__(self, fs: FileSystem, paths: Paths, record_lock: RecordLock) -> None:
         self.path = paths.snapshot
         self.logs: str | None = paths.logs
         self.process_id = ""
-        self._fs = fs
-        self._paths = paths
         self.record_lock = record_lock
         self.unlock = record_lock.release
-        self._runs = LivenessFiles(fs, paths.runs)
+        self._fs = fs
+        self._paths = paths
+        self._liveness = LivenessFiles(fs, paths.runs)
         self._mutexes = MutexFiles(fs, paths)
-        self._journal: _Journal | None = None
-        self._snapshot: os.stat_result | None = None
-        self._generation = 0  # the lock file's length when the pair was last looked at
-        self._look_at = 0.0  # when to look at it again, by the monotonic clock
+        self._journal: OpenJournal | None = None
+        self._snapshot: os.stat_result | None = None  # the file that the journal continues; None while it is replaced
+        self._generation = 0  # of the pair that was looked at last
+        self._look_at = 0.0  # when to look at the names of the pair again, by the monotonic clock
         self._checkpoint_at = _CHECKPOINT_AT_BYTES
-        self._sync = GroupCommit(self._sync_journal)
+        self._commits = GroupCommit(self._sync_journal)
 
-    def enter(self, new: Callable[[], Projection], is_ours: Callable[[Projection], bool]) -> Projection | None:
-        """Read the workflow, or make it from *new*; None when its name belongs to another id."""
+    def open(self, new: Callable[[], Projection], is_ours: Callable[[Projection], bool]) -> Projection | None:
+        """Read the workflow, or make it from *new*; None when another id has these files. Needs the lock."""
         try:
             projection = self._load()
         except SyncError:
-            # Who comes next must not take for durable what he can read: as if this process had lived and died here.
+            # The next process must not take for durable what it can read: leave a dead process's liveness file.
             with suppress(OSError):
-                self._runs.enter()
-            self._runs.give_up()
+                self._liveness.create()
+            self._liveness.release()
             raise
         if projection is None:
             projection = new()
-            for folder in (self._paths.folder, self._paths.root):  # somebody may have made them and been killed
+            for folder in (self._paths.folder, self._paths.root):  # a killed process may have made them, unsynced
                 sync_folder(self._fs, os.path.dirname(folder))
-            self._rotate(projection)
+            self._write_pair(projection)
         elif not is_ours(projection):
             self.close()
             return None
-        self.process_id = self._runs.enter()
+        self.process_id = self._liveness.create()
         return projection
 
-    @_typed
-    def restore(self, projection: Projection) -> None:
-        """Put a fresh pair of *fold* in the place of whatever is there; the caller has the record's lock."""
-        try:
-            self._rotate(projection)
-        finally:
-            self.detach_after_fork()
-
-    @_typed
-    def location_id(self) -> str:
-        """The folder's number on its device."""
-        return place_of(self._fs, self._paths)
+    # The transaction.
 
     def lock(self) -> None:
-        """Keep other processes out."""
-        if self._sync.failure is not None:
-            self._sync.check()
+        """Keep other processes out until `unlock`."""
+        self._commits.check()
         self.record_lock.acquire()
 
+    @store_errors
     def catch_up(self, projection: Projection | None) -> Projection:
-        """Take in what others have appended."""
+        """Apply what other processes have appended."""
         journal = self._journal
-        try:
-            if projection is None or journal is None:
-                return self._reload()
-            # What any process of ours does is seen by the two lengths, in a sixth of the time of a look at the paths.
-            # What other programs do is looked for before the first fact, and every now and then.
-            if self._has_others_facts(journal) or journal.end == journal.header.size or monotonic() >= self._look_at:
-                return self._look(projection, journal)
-            return projection
-        except OSError as error:
-            raise self._as_typed(error) from error
+        if projection is None or journal is None:
+            return self._reload()
+        # Two lengths tell what processes of this library did, in a sixth of the time of a look at the two names. Writes
+        # of other programs are looked for before the first fact, and every `_LOOK_EVERY`.
+        if self._is_changed(journal) or journal.end == journal.header.size or monotonic() >= self._look_at:
+            return self._look(projection, journal)
+        return projection
 
+    @store_errors
     def append(self, projection: Projection, facts: Sequence[Fact]) -> None:
-        """Append and apply facts."""
-        sync, journal = self._sync, self._journal
+        """Append facts and apply them."""
+        commits, journal = self._commits, self._journal
+        commits.check()
+        if self._snapshot is None or journal is None:
+            journal = self._write_pair(projection)  # the last one failed after its snapshot: the old journal is void
+        data = encode_lines(facts, projection.seq + 1, commits.synced, journal.header.crc)
+        for fact in facts:
+            projection.apply(fact)  # first: a fact that cannot be applied must not get into the journal
         try:
-            if sync.failure is not None:
-                sync.check()
-            if self._snapshot is None or journal is None:
-                journal = self._rotate(
-                    projection
-                )  # a fold was broken off between its renames: the old journal is done with
-            data = encode_lines(facts, projection.seq + 1, sync.synced, journal.header.crc)
-            for fact in facts:
-                projection.apply(fact)  # first: what cannot be folded must not get into the journal
-            try:
-                taken = self._fs.write_at(journal.fd, data, journal.end)
-                if taken < len(data):
-                    write_all(self._fs, journal.fd, data[taken:], journal.end + taken)
-            except OSError:
-                # Half a line, which the next writer would have to take for a crash's.
-                self._fs.truncate(journal.fd, journal.end)
-                raise
-            journal.end += len(data)
-            sync.written = projection.seq
-            if journal.end > self._checkpoint_at:
-                self._checkpoint_early(projection, journal)
-        except OSError as error:
-            raise self._as_typed(error) from error
-
-    def _as_typed(self, error: OSError) -> StoreError:
-        if isinstance(error, SyncError):
-            self.fail(str(error))
-        return store_error(self.path, error)
+            taken = self._fs.write_at(journal.fd, data, journal.end)
+            if taken < len(data):
+                write_all(self._fs, journal.fd, data[taken:], journal.end + taken)
+        except OSError:
+            # Half a line, which the next writer would have to take for a crash's.
+            self._fs.truncate(journal.fd, journal.end)
+            raise
+        journal.end += len(data)
+        commits.written = projection.seq
+        if journal.end > self._checkpoint_at:
+            self._checkpoint_early(projection, journal)
 
     def sync(self, seq: int) -> None:
-        """Wait until *seq* is on the disk."""
+        """Wait until all facts up to *seq* are durable."""
         try:
-            self._sync.wait_for(seq)
+            self._commits.wait_for(seq)
         except StoreError as error:
             self.fail(str(error))
             raise
 
     def is_current(self) -> bool:
-        """Whether the journal ends where this process's place in it is."""
+        """Whether the journal ends at this process's place in it."""
         journal = self._journal
-        if journal is None or self._sync.failure is not None or monotonic() >= self._look_at:
+        if journal is None or self._commits.failure is not None or monotonic() >= self._look_at:
             return False
         try:
-            return not self._has_others_facts(journal)
+            return not self._is_changed(journal)
         except OSError:
-            return False  # the locked way says what is wrong
+            return False  # `catch_up` reports the error
 
-    @_typed
+    # Other processes.
+
+    @store_errors
     def is_alive(self, process_id: str) -> bool:
         """Whether that process holds its liveness file."""
-        return self._runs.is_alive(process_id)
+        return self._liveness.is_alive(process_id)
 
     def process_info(self, process_id: str) -> ProcessInfo:
         """What that process wrote into its liveness file."""
-        return self._runs.info(process_id)
+        return self._liveness.info(process_id)
 
     def mutex(self, key: str, *, whole_store: bool) -> StoreMutex:
         """The mutex of that key."""
         return self._mutexes.mutex(key, whole_store=whole_store)
 
-    @_typed
+    # The end.
+
+    @store_errors
     def detach(self, projection: Projection | None) -> None:
-        """End the hold; the last process to leave folds the journal and sweeps what nobody needs."""
+        """Close the workflow here; the last process to do so writes the snapshot and removes unused files."""
         try:
-            if self._sync.failure is None:
+            if self._commits.failure is None:
                 self.record_lock.acquire()
-                if self._runs.survey().living is None:
+                if self._liveness.survey().living is None:
                     self._checkpoint_last(self.catch_up(projection))
-                    self._runs.sweep()
-                self._runs.leave()
+                    self._liveness.sweep()
+                self._liveness.remove()
         finally:
             self.close()
 
     def fail(self, reason: str) -> None:
-        """Append nothing more, and let the run file go: to all others this process is dead."""
-        self._sync.fail(reason)
+        """Append nothing more, and release the liveness file: to others this process is dead."""
+        self._commits.fail(reason)
         with suppress(StoreError):
-            self._runs.give_up()
+            self._liveness.release()
 
     def detach_after_fork(self) -> None:
-        """In a forked child: the locks are closed already, the journal is left to the parent."""
-        journal, self._journal = self._journal, None
-        if journal is not None:
-            self._fs.close(journal.fd)
+        """In a forked child: close the journal. The locks were closed by the fork."""
+        self._close_journal()
 
     def close(self) -> None:
-        """Close all files, which frees their locks. What a signal kept it from, a second call does."""
-        with ExitStack() as stack:  # the last one first: who gets the record's lock must not find this process alive
-            for close in (self.detach_after_fork, self.record_lock.close, self._mutexes.close, self._runs.give_up):
+        """Close all files, which frees their locks. Call it again where a signal interrupted it."""
+        with ExitStack() as stack:  # in reverse: another process that gets the record's lock must find this one dead
+            for close in (self._close_journal, self.record_lock.close, self._mutexes.close, self._liveness.release):
                 stack.callback(close)
 
-    def _load(self) -> Projection | None:
-        """The record on disk, with this log's place in its journal; written anew where that is not safe."""
-        others = self._runs.survey()
-        # Whoever died may have been told of a failed sync that nobody else is told of: what can be read of his
-        # is not thereby on the disk, however well a sync of ours goes. His run file says so until it is written anew.
-        is_safe = others.living is not None and not others.dead
-        projection = self._load_pair(is_safe=is_safe)
-        self._runs.sweep()
-        return projection
+    # Reading.
 
-    def _load_pair(self, *, is_safe: bool) -> Projection | None:
+    def _load(self) -> Projection | None:
+        """Read the pair, and continue its journal or write a fresh pair."""
+        others = self._liveness.survey()
+        # A crashed process may have seen a failed sync that no other process was told of, so that bytes that can be
+        # read are not durable, whatever a later sync says. Its liveness file tells that until a fresh pair is written.
+        is_trusted = others.living is not None and not others.dead
         fd = self._open_journal()
         try:
             snapshot = self._fs.identify_path(self._paths.snapshot)  # before it is read: it may be replaced meanwhile
             pair = read_files(self._fs, self._paths, fd)
             if pair.tail or pair.blank:
                 self._quarantine(pair.end, pair.tail)
-            if fd is not None and pair.header is not None and (is_safe or not pair.lines):
-                assert pair.projection is not None
-                journal = _Journal(fd, self._fs.identify(fd), pair.header, pair.end)
-                self._make_durable(journal, torn=bool(pair.tail))
+            is_clean = is_trusted or not pair.lines
+            if fd is not None and pair.projection is not None and pair.header is not None and is_clean:
+                journal = OpenJournal(fd, self._fs.identify(fd), pair.header, pair.end)
+                if pair.tail:
+                    self._fs.truncate(fd, pair.end)
+                # What a killed process wrote or renamed can be read, and need not be durable.
+                sync_file(self._fs, fd)
+                sync_folder(self._fs, self._paths.folder)
                 fd = None
-                self._swap(journal, pair.projection.seq, snapshot)
-                return pair.projection
+                self._use_journal(journal, pair.projection.seq, snapshot)
+            elif pair.projection is not None:
+                self._write_pair(pair.projection)
         finally:
             if fd is not None:
                 self._fs.close(fd)
-        if pair.projection is not None:
-            self._rotate(pair.projection)
+        self._liveness.sweep()
         return pair.projection
-
-    def _has_others_facts(self, journal: _Journal) -> bool:
-        """Whether another process has appended, or put another pair in this one's place."""
-        return self._fs.size(journal.fd) != journal.end or self.record_lock.length() != self._generation
-
-    def _look(self, projection: Projection, journal: _Journal) -> Projection:
-        """Take in what has changed, by the names of the pair."""
-        snapshot_now = self._fs.identify_path(self._paths.snapshot)
-        journal_now = self._fs.identify_path(self._paths.journal)
-        if not is_same_file(journal_now, journal.file):
-            return self._follow(projection, journal)
-        if not is_unchanged(snapshot_now, self._snapshot):
-            # Another program's write, or a process that died between the two renames of a fold.
-            return self._reload()
-        if journal_now.st_size != journal.end:
-            self._read_on(projection, journal, cut=True)
-        self._looked()
-        return projection
-
-    def _looked(self) -> None:
-        self._generation = self.record_lock.length()
-        self._look_at = monotonic() + _LOOK_EVERY
 
     def _reload(self) -> Projection:
         self._refuse_removed()
         projection = self._load()
         if projection is None:
-            raise self._gone()
+            raise self._removed()
         return projection
 
-    def _refuse_removed(self) -> None:
-        """The lock keeps others out of the record only as long as it has its name."""
-        if not self.record_lock.is_at_path():
-            raise self._gone()
+    def _is_changed(self, journal: OpenJournal) -> bool:
+        """Whether another process has appended to the journal, or has begun another pair."""
+        return self._fs.size(journal.fd) != journal.end or self.record_lock.generation() != self._generation
 
-    def _gone(self) -> StoreError:
-        return StoreError(f"{self.path} is gone: somebody removed the workflow while it was in use; start again")
+    def _look(self, projection: Projection, journal: OpenJournal) -> Projection:
+        """Apply what has changed since the last look, by the names of the pair."""
+        snapshot_now = self._fs.identify_path(self._paths.snapshot)
+        journal_now = self._fs.identify_path(self._paths.journal)
+        if not is_same_file(journal_now, journal.file):
+            return self._switch(projection, journal)
+        if not is_unchanged(snapshot_now, self._snapshot):
+            # Another program wrote it, or a process died between the two renames of a pair.
+            return self._reload()
+        if journal_now.st_size != journal.end:
+            self._read_on(projection, journal, cut=True)
+        self._note_look()
+        return projection
 
-    def _make_durable(self, journal: _Journal, *, torn: bool) -> None:
-        if torn:
-            self._fs.truncate(journal.fd, journal.end)
-        # What a killed process wrote or renamed can be read, and is not thereby on the disk.
-        sync_file(self._fs, journal.fd)
-        sync_folder(self._fs, self._paths.folder)
-
-    def _swap(self, journal: _Journal, seq: int, snapshot: os.stat_result | None) -> None:
-        with self._sync.swapping(seq):
-            old, self._journal = self._journal, journal
-            self._snapshot = snapshot
-            self._checkpoint_at = max(
-                _CHECKPOINT_AT_BYTES, int(_CHECKPOINT_AT_RATIO * (snapshot.st_size if snapshot else 0))
-            )
-            self._sync.written = seq
-        if old is not None and old.fd != journal.fd:
-            self._fs.close(old.fd)
-        self._looked()
-
-    def _follow(self, projection: Projection, journal: _Journal) -> Projection:
-        """Go over to the journal that another process has put in the old one's place."""
+    def _switch(self, projection: Projection, journal: OpenJournal) -> Projection:
+        """Go on with the journal that another process has put in place of the old one."""
         self._refuse_removed()
         self._read_on(projection, journal, cut=False)
         fd = self._open_journal()
@@ -349,66 +318,84 @@ class FileWorkflowLog:
             snapshot = self._fs.identify_path(self._paths.snapshot)
             if header.base != projection.seq or not self._is_snapshot_of(header):
                 return self._reload()
-            sync_folder(self._fs, self._paths.folder)  # who renamed it may have been killed before it could
-            new = _Journal(fd, self._fs.identify(fd), header, header.size)
+            sync_folder(
+                self._fs, self._paths.folder
+            )  # the process that renamed it may have been killed before it could
+            new = OpenJournal(fd, self._fs.identify(fd), header, header.size)
             fd = None
-            self._swap(new, projection.seq, snapshot)
+            self._use_journal(new, projection.seq, snapshot)
         finally:
             if fd is not None:
                 self._fs.close(fd)
         return self.catch_up(projection)
 
-    def _read_on(self, projection: Projection, journal: _Journal, *, cut: bool) -> None:
+    def _read_on(self, projection: Projection, journal: OpenJournal, *, cut: bool) -> None:
+        """Apply the facts after this process's place in the journal; with *cut*, remove a torn tail after them."""
         data = read_all(self._fs, journal.fd, journal.end)
-        found = scan(data, journal.header, journal.end, projection.seq + 1, self._sync.synced, self._paths.journal)
+        found = scan(data, journal.header, journal.end, projection.seq + 1, self._commits.synced, self._paths.journal)
         if cut and found.end < journal.end + len(data):
             self._quarantine(found.end, data[found.end - journal.end :])
             self._fs.truncate(journal.fd, found.end)
         replay(projection, found.lines, self._paths.journal)
         journal.end = found.end
-        self._sync.written = projection.seq
-        self._sync.raise_to(found.mark)
+        self._commits.written = projection.seq
+        self._commits.raise_to(found.mark)
+
+    def _use_journal(self, journal: OpenJournal, seq: int, snapshot: os.stat_result | None) -> None:
+        """Go on with another journal, in which all facts up to *seq* are durable."""
+        with self._commits.swapping(seq):
+            old, self._journal = self._journal, journal
+            self._snapshot = snapshot
+            size = snapshot.st_size if snapshot is not None else 0
+            self._checkpoint_at = max(_CHECKPOINT_AT_BYTES, int(_CHECKPOINT_AT_RATIO * size))
+            self._commits.written = seq
+        if old is not None and old.fd != journal.fd:
+            self._fs.close(old.fd)
+        self._note_look()
+
+    def _note_look(self) -> None:
+        self._generation = self.record_lock.generation()
+        self._look_at = monotonic() + _LOOK_EVERY
+
+    def _refuse_removed(self) -> None:
+        """Raise where the lock's file was removed: then it keeps no process out of the record."""
+        if not self.record_lock.is_at_path():
+            raise self._removed()
+
+    def _removed(self) -> StoreError:
+        return StoreError(f"{self.path} is gone: the workflow was deleted while it was in use; start again")
+
+    # Writing.
 
     def _checkpoint_last(self, projection: Projection) -> None:
-        if projection.seq > self._base():
+        if projection.seq > (self._journal.header.base if self._journal is not None else 0):
             self._refuse_foreign_snapshot()
-            self._rotate(projection)
-        self._sweep_mutexes()
+            self._write_pair(projection)
+        self._mutexes.sweep()
 
-    def _checkpoint_early(self, projection: Projection, journal: _Journal) -> None:
-        """Fold in the midst of the work, if that is worth it and can be done: what was appended is safe either way."""
+    def _checkpoint_early(self, projection: Projection, journal: OpenJournal) -> None:
+        """Write a fresh pair, if that pays. The facts are safe in the journal even where that fails."""
         try:
             self._refuse_foreign_snapshot()
             snapshot = snapshot_from_projection(projection)
             if len(snapshot) * _CHECKPOINT_AT_RATIO <= journal.end:
-                self._rotate(projection, snapshot)
+                self._write_pair(projection, snapshot)
                 return
         except SyncError:
             raise
         except (OSError, RecordConflictError) as error:
-            _log.warning("%s: the journal is not folded yet: %s", self.path, error)
-        self._checkpoint_at = 2 * journal.end  # not twice what it was: others may have made the journal far longer
+            _log.warning("%s: the journal stays long, a fresh snapshot could not be written: %s", self.path, error)
+        self._checkpoint_at = 2 * journal.end  # not twice the last limit: others may have made the journal far longer
 
-    def _rotate(self, projection: Projection, snapshot: bytes | None = None) -> _Journal:
-        """A fresh pair from *fold*: the snapshot first, then a journal that goes on from it."""
+    def _write_pair(self, projection: Projection, snapshot: bytes | None = None) -> OpenJournal:
+        """Replace the pair: first the snapshot of *projection*, then an empty journal that continues it."""
         if snapshot is None:
             snapshot = snapshot_from_projection(projection)
-        self.record_lock.grow()  # before anything is renamed: whoever is killed in between has told the others
-        fd = atomic_write(self._fs, self._paths.snapshot, snapshot)
-        self._snapshot = None  # until the journal that goes with it is there
-        try:
-            written = self._fs.identify(fd)
-        finally:
-            self._fs.close(fd)
-        data = encode_header(projection.workflow_id, projection.seq, digest(snapshot))
-        fd = atomic_write(self._fs, self._paths.journal, data)
-        header = parse_header(data, self._paths.journal)
-        try:
-            journal = _Journal(fd, self._fs.identify(fd), header, header.size)
-        except BaseException:
-            self._fs.close(fd)
-            raise
-        self._swap(journal, projection.seq, written)
+        self.record_lock.begin_generation()  # before the renames: a kill between them must not go unnoticed
+        written = write_snapshot(self._fs, self._paths, snapshot)
+        self._snapshot = None  # until its journal exists
+        journal = write_journal(self._fs, self._paths, projection, snapshot)
+        self._use_journal(journal, projection.seq, written)
         return journal
 
     def _refuse_foreign_snapshot(self) -> None:
@@ -422,19 +409,12 @@ class FileWorkflowLog:
         return data is not None and digest(data) == header.snapshot
 
     def _quarantine(self, offset: int, tail: bytes) -> None:
+        """Keep the torn end of a file in a file of its own."""
         paths = (self._paths.torn(offset, number) for number in count(1))
         path = next(path for path in paths if not exists(self._fs, path))
-        self._fs.close(atomic_write(self._fs, path, tail))
-        _log.warning("%s: %d bytes behind byte %d were torn by a crash; kept in %s", self.path, len(tail), offset, path)
-
-    def _sweep_mutexes(self) -> None:
-        for name in filter(is_mutex_file_name, self._fs.list_folder(self._paths.mutexes)):
-            mutex = FileMutex(self._fs, join(self._paths.mutexes, name))
-            if mutex.try_acquire():
-                try:
-                    remove(self._fs, join(self._paths.mutexes, name))
-                finally:
-                    mutex.close()
+        fd, _ = atomic_write(self._fs, path, tail)
+        self._fs.close(fd)
+        _log.warning("%s: %d bytes after byte %d were torn by a crash; kept in %s", self.path, len(tail), offset, path)
 
     def _open_journal(self) -> int | None:
         try:
@@ -442,9 +422,16 @@ class FileWorkflowLog:
         except FileNotFoundError:
             return None
 
-    def _base(self) -> int:
-        return self._journal.header.base if self._journal else 0
+    def _close_journal(self) -> None:
+        journal, self._journal = self._journal, None
+        if journal is not None:
+            self._fs.close(journal.fd)
 
     def _sync_journal(self) -> None:
         assert self._journal is not None
         self._fs.sync(self._journal.fd)
+
+    def _as_store_error(self, error: OSError) -> StoreError:
+        if isinstance(error, SyncError):
+            self.fail(str(error))
+        return store_error(self.path, error)

@@ -1,4 +1,4 @@
-"""Mutexes between processes: one file each, whose lock the kernel frees when its holder dies."""
+"""Mutexes between processes: a file each, whose lock the kernel frees when its holder dies."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TypeAlias
 
-from iso_orchestrator.checks import mutex_file_name
-from iso_orchestrator.store.file.files import Paths, join, store_error
-from iso_orchestrator.store.file.liveness import OWNER_SIZE, owner_json, read_owner
+from iso_orchestrator.store.file.files import remove, store_error
+from iso_orchestrator.store.file.liveness import PROCESS_SIZE, process_json, read_process
+from iso_orchestrator.store.file.paths import Paths, is_mutex_file_name, mutex_file_name
 from iso_orchestrator.store.protocol import ProcessInfo
 from iso_orchestrator.system.file_lock import FileLock
 from iso_orchestrator.system.filesystem import FileSystem
 
 __all__ = ["FileMutex", "MutexFiles"]
 
-_KEPT_OPEN = 16  # free mutexes, of each workflow that is open
+_KEPT_OPEN = 16  # free mutexes of each open workflow
 
-_Name: TypeAlias = tuple[str, bool]
+_Name: TypeAlias = tuple[str, bool]  # key, and whether it is of the whole store
 
 
 class FileMutex:
-    """A mutex between processes, in a file that says who has it.
+    """A mutex between processes, in a file that names its holder.
 
     Args:
         fs: The file system.
         path: The file; made, with its folder, when it is missing.
-        keep: Is given the mutex when its user has let it go, its file open; default: the file is closed.
+        keep: Called with the mutex when its user disposes of it, the file still open; default: close the file.
     """
 
     def __init__(self, fs: FileSystem, path: str, keep: Callable[[FileMutex], None] | None = None) -> None:
@@ -37,15 +37,15 @@ class FileMutex:
         self._keep = keep
 
     def try_acquire(self) -> bool:
-        """Take it if it is free."""
+        """Take the mutex if it is free."""
         return self._take(self._file.try_acquire)
 
     def acquire(self) -> None:
-        """Take it, however long that takes."""
+        """Take the mutex; wait as long as that takes."""
         self._take(self._wait)
 
     def release(self) -> None:
-        """Give it back; the file stays open for whoever takes it next."""
+        """Free the mutex. The file stays open, so that the next `acquire` is cheap."""
         try:
             self._file.release()
         except BaseException:
@@ -53,7 +53,7 @@ class FileMutex:
             raise
 
     def dispose(self) -> None:
-        """Be done with it. Not before: while it is in use nobody else may have it, and close it."""
+        """Give a free mutex back to `MutexFiles`, which may give it to another user or close it."""
         if self._keep is None:
             self.close()
         else:
@@ -64,8 +64,8 @@ class FileMutex:
         self._file.close()
 
     def holder(self) -> ProcessInfo:
-        """Who has it, as its file says."""
-        return read_owner(self._fs, self._file.path)
+        """The process that has the mutex, as its file says."""
+        return read_process(self._fs, self._file.path)
 
     def _wait(self) -> bool:
         self._file.acquire()
@@ -82,7 +82,7 @@ class FileMutex:
                 if self._file.is_at_path():
                     break
                 self.close()
-            self._fs.write_at(self._file.fd, owner_json().ljust(OWNER_SIZE), 0)
+            self._fs.write_at(self._file.fd, process_json().ljust(PROCESS_SIZE), 0)
         except OSError as error:
             self.close()
             raise store_error(self._file.path, error) from error
@@ -102,7 +102,12 @@ class FileMutex:
 
 
 class MutexFiles:
-    """The mutexes that a process has of one workflow. Those taken last stay open: people take the same ones again."""
+    """The mutexes that this process has of one workflow. The last ones used stay open, since they are used again.
+
+    Args:
+        fs: The file system.
+        paths: The workflow's paths.
+    """
 
     def __init__(self, fs: FileSystem, paths: Paths) -> None:
         self._fs = fs
@@ -112,22 +117,33 @@ class MutexFiles:
         self._is_closed = False
 
     def mutex(self, key: str, *, whole_store: bool) -> FileMutex:
-        """The mutex of that key, of the workflow or of the whole store, for one user until it is released."""
+        """The mutex of *key*, of the workflow or of the whole store, for one user until it is disposed of."""
         name = (key, whole_store)
         with self._guard:
             known = self._free.pop(name, None)
         if known is not None:
             return known
         folder = self._paths.store_mutexes if whole_store else self._paths.mutexes
-        path = join(folder, mutex_file_name(key))
+        path = os.path.join(folder, mutex_file_name(key))
         return FileMutex(self._fs, path, lambda mutex: self._keep(name, mutex))
 
+    def sweep(self) -> None:
+        """Remove the files of the workflow's mutexes that no process has."""
+        for name in filter(is_mutex_file_name, self._fs.list_folder(self._paths.mutexes)):
+            path = os.path.join(self._paths.mutexes, name)
+            mutex = FileMutex(self._fs, path)
+            if mutex.try_acquire():
+                try:
+                    remove(self._fs, path)
+                finally:
+                    mutex.close()
+
     def close(self) -> None:
-        """Close those that are free; the others are closed when they are released."""
+        """Close the free mutexes; each of the others is closed when its user disposes of it."""
         with self._guard:
             self._is_closed = True
             free, self._free = list(self._free.values()), {}
-        with ExitStack() as stack:  # whatever becomes of one, the others are closed
+        with ExitStack() as stack:  # an error of one keeps none of the others open
             for mutex in free:
                 stack.callback(mutex.close)
 

@@ -1,31 +1,52 @@
-"""Snapshot and journal, read together: which of them says what, and where it ends."""
+"""Snapshot and journal together: read them as one record, and write a fresh pair."""
 
 from __future__ import annotations
 
+import gc
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
 import attrs
 
-from iso_orchestrator.codec import is_as_written, projection_from_snapshot
+from iso_orchestrator.codec import is_as_written, projection_from_snapshot, snapshot_from_projection
 from iso_orchestrator.errors import CorruptRecordError, RecordConflictError
 from iso_orchestrator.record.projection import Projection
-from iso_orchestrator.store.file.collector import collector_paused
-from iso_orchestrator.store.file.files import Paths, read_all, read_file
-from iso_orchestrator.store.file.journal import Header, Line, Scan, parse_header, scan
+from iso_orchestrator.store.file.files import atomic_write, read_all, read_file
+from iso_orchestrator.store.file.journal import Header, Line, Scan, encode_header, parse_header, scan
+from iso_orchestrator.store.file.paths import Paths
+from iso_orchestrator.system.clock import sleep
 from iso_orchestrator.system.filesystem import FileSystem
 
-__all__ = ["SnapshotAndJournal", "digest", "read_files", "read_once", "replay"]
+__all__ = [
+    "OpenJournal",
+    "SnapshotAndJournal",
+    "digest",
+    "read_files",
+    "read_once",
+    "read_unlocked",
+    "replay",
+    "write_journal",
+    "write_pair",
+    "write_snapshot",
+]
+
+_READ_TRIES = 20
+_READ_PAUSE = 0.005  # seconds; writing a fresh pair of a large record takes a few of them
 
 
 @attrs.frozen
 class SnapshotAndJournal:
-    """A workflow's two files, read.
+    """What a workflow's two files say.
 
     Attributes:
-        fold: The record that they make together.
-        header: The journal's first line; None when the journal has no part in the record.
+        projection: The record that they make together; None when there is none.
+        header: The journal's first line; None when the journal is no part of the record.
         lines: How many facts of the record are in the journal alone.
-        end: Offset behind the journal's last sound line.
-        tail: The bytes behind it, or those of a blank snapshot.
-        blank: The snapshot is an empty file that goes with no journal.
+        end: Offset after the journal's last sound line, in bytes.
+        tail: The bytes after it, or those of a blank snapshot.
+        blank: Whether the snapshot is an empty file without a journal.
     """
 
     projection: Projection | None
@@ -36,46 +57,37 @@ class SnapshotAndJournal:
     blank: bool = False
 
 
+@attrs.define
+class OpenJournal:
+    """A journal that this process has open.
+
+    Attributes:
+        fd: Its descriptor.
+        file: Which file it is.
+        header: Its first line.
+        end: Offset after the last line that this process has read or written, in bytes.
+    """
+
+    fd: int
+    file: os.stat_result
+    header: Header
+    end: int
+
+
 def read_files(fs: FileSystem, paths: Paths, journal_fd: int | None) -> SnapshotAndJournal:
-    """Read the files of a workflow, its journal from the open *journal_fd*.
+    """Read a workflow's files, the journal from the open *journal_fd*.
 
     Raises:
         CorruptRecordError: One of them is damaged.
         FormatVersionError: A newer release wrote one of them.
         RecordConflictError: They do not belong together.
     """
-    with collector_paused():
-        return _read_pair(fs, paths, journal_fd)
-
-
-def _read_pair(fs: FileSystem, paths: Paths, journal_fd: int | None) -> SnapshotAndJournal:
-    journal = b"" if journal_fd is None else read_all(fs, journal_fd)
-    # The journal first: the snapshot can then be newer, which is well, but never older.
-    snapshot = read_file(fs, paths.snapshot)
-    if journal_fd is None:
-        if snapshot is None or not snapshot.strip(b"\0 \t\r\n"):
-            return SnapshotAndJournal(None, tail=snapshot or b"", blank=snapshot is not None)
-        return SnapshotAndJournal(_projection(snapshot, paths))
-    header = parse_header(journal, paths.journal)
-    found = scan(journal[header.size :], header, header.size, header.base + 1, header.base, paths.journal)
-    if snapshot is not None and digest(snapshot) == header.snapshot:
-        projection = _projection(snapshot, paths)
-        if projection.seq != header.base:
-            raise CorruptRecordError(
-                paths.journal, 0, f"it goes on from fact {header.base}, its snapshot ends with {projection.seq}"
-            )
-        replay(projection, found.lines, paths.journal)
-        return SnapshotAndJournal(projection, header, len(found.lines), found.end, journal[found.end :])
-    return SnapshotAndJournal(_newer_snapshot(snapshot, header, found, paths))
+    with _collector_paused():
+        return _read_files(fs, paths, journal_fd)
 
 
 def read_once(fs: FileSystem, paths: Paths) -> SnapshotAndJournal:
-    """What a reader makes of the pair now.
-
-    Raises:
-        StoreError: It cannot be read.
-        OSError: Likewise.
-    """
+    """Read a workflow's files, as `read_files`. A checkpoint at the same time can make them seem not to fit."""
     try:
         fd = fs.open_read(paths.journal)
     except FileNotFoundError:
@@ -86,24 +98,90 @@ def read_once(fs: FileSystem, paths: Paths) -> SnapshotAndJournal:
         fs.close(fd)
 
 
-def digest(data: bytes) -> str:
-    """What a journal calls its snapshot."""
-    import hashlib  # as in `names`
+def read_unlocked(
+    fs: FileSystem, paths: Paths, *, is_settled: Callable[[SnapshotAndJournal], bool] = lambda _: True
+) -> SnapshotAndJournal:
+    """Read a workflow's files without its lock: try again while they do not fit, as during a checkpoint.
 
-    return hashlib.sha256(data).hexdigest()
+    Args:
+        fs: The file system.
+        paths: The workflow's paths.
+        is_settled: Whether what was read need not be read again; the last try is taken as it is.
+
+    Raises:
+        StoreError: As `read_files`, at the last try.
+    """
+    for _ in range(_READ_TRIES - 1):
+        with suppress(RecordConflictError, CorruptRecordError):
+            pair = read_once(fs, paths)
+            if is_settled(pair):
+                return pair
+        sleep(_READ_PAUSE)
+    return read_once(fs, paths)
+
+
+def write_pair(fs: FileSystem, paths: Paths, projection: Projection) -> None:
+    """Replace a workflow's files by a fresh pair, durably. Needs the record's lock, and a new generation of it."""
+    snapshot = snapshot_from_projection(projection)
+    write_snapshot(fs, paths, snapshot)
+    fs.close(write_journal(fs, paths, projection, snapshot).fd)
+
+
+def write_snapshot(fs: FileSystem, paths: Paths, snapshot: bytes) -> os.stat_result:
+    """Replace the snapshot, durably; which file it is now."""
+    fd, file = atomic_write(fs, paths.snapshot, snapshot)
+    fs.close(fd)
+    return file
+
+
+def write_journal(fs: FileSystem, paths: Paths, projection: Projection, snapshot: bytes) -> OpenJournal:
+    """Replace the journal by an empty one that continues *snapshot*, durably."""
+    data = encode_header(projection.workflow_id, projection.seq, digest(snapshot))
+    header = parse_header(data, paths.journal)
+    fd, file = atomic_write(fs, paths.journal, data)
+    return OpenJournal(fd, file, header, header.size)
+
+
+def digest(snapshot: bytes) -> str:
+    """The SHA-256 by which a journal names its snapshot."""
+    return hashlib.sha256(snapshot).hexdigest()
 
 
 def replay(projection: Projection, lines: list[Line], path: str) -> None:
-    """Take *lines* in, which go on from *fold*."""
+    """Apply *lines* to the *projection* that they continue.
+
+    Raises:
+        CorruptRecordError: A fact is about something that does not exist.
+    """
     for line in lines:
         try:
             projection.apply(line.fact)
         except LookupError as error:
-            raise CorruptRecordError(path, 0, f"fact {line.seq} speaks of {error}, which is not there") from error
+            raise CorruptRecordError(path, 0, f"fact {line.seq} is about {error}, which does not exist") from error
+
+
+def _read_files(fs: FileSystem, paths: Paths, journal_fd: int | None) -> SnapshotAndJournal:
+    journal = b"" if journal_fd is None else read_all(fs, journal_fd)
+    # The journal first: then the snapshot may be newer, which is fine, but never older.
+    snapshot = read_file(fs, paths.snapshot)
+    if journal_fd is None:
+        if snapshot is None or not snapshot.strip(b"\0 \t\r\n"):
+            return SnapshotAndJournal(None, tail=snapshot or b"", blank=snapshot is not None)
+        return SnapshotAndJournal(_projection(snapshot, paths))
+    header = parse_header(journal, paths.journal)
+    found = scan(journal[header.size :], header, header.size, header.base + 1, header.base, paths.journal)
+    if snapshot is None or digest(snapshot) != header.snapshot:
+        return SnapshotAndJournal(_newer_snapshot(snapshot, header, found, paths))
+    projection = _projection(snapshot, paths)
+    if projection.seq != header.base:
+        reason = f"it continues fact {header.base}, and its snapshot ends with fact {projection.seq}"
+        raise CorruptRecordError(paths.journal, 0, reason)
+    replay(projection, found.lines, paths.journal)
+    return SnapshotAndJournal(projection, header, len(found.lines), found.end, journal[found.end :])
 
 
 def _newer_snapshot(snapshot: bytes | None, header: Header, found: Scan, paths: Paths) -> Projection:
-    """The fold of a snapshot that is not the journal's own, where that is well."""
+    """The record of a snapshot that is not the journal's own, where it has all facts of the journal."""
     if snapshot is None:
         raise RecordConflictError(paths.snapshot, paths.journal)
     projection = _projection(snapshot, paths)
@@ -118,3 +196,19 @@ def _projection(snapshot: bytes, paths: Paths) -> Projection:
     except (ValueError, RecursionError) as error:
         offset = getattr(error, "pos", 0)
         raise CorruptRecordError(paths.snapshot, offset, f"it is no workflow record: {error}") from error
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Pause garbage collection while a large record is loaded.
+
+    The collector would scan all of the record again and again, which takes longer than loading it. Two threads may do
+    this at one time: at worst the collector runs during the second one's work.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()

@@ -1,60 +1,53 @@
-"""A folder of workflows."""
+"""The file store: a folder of workflows."""
 
 from __future__ import annotations
 
 import errno
 import logging
 import os
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from typing import TypeVar
+from typing import TYPE_CHECKING
 
-from iso_orchestrator.errors import (
-    CorruptRecordError,
-    OrchestratorError,
-    RecordConflictError,
-    StoreError,
-    WorkflowBusyError,
-)
+from iso_orchestrator.errors import StoreError, WorkflowBusyError, WorkflowNotFoundError
 from iso_orchestrator.record.projection import Projection
 from iso_orchestrator.store.file.files import (
-    Paths,
     exists,
     make_folders,
     missing_folders,
-    place_of,
-    refuse_links,
     remove,
     store_error,
+    store_errors,
     write_all,
 )
 from iso_orchestrator.store.file.liveness import LivenessFiles
-from iso_orchestrator.store.file.log import FileWorkflowLog
-from iso_orchestrator.store.file.network import network_type
-from iso_orchestrator.store.file.snapshot import read_once
+from iso_orchestrator.store.file.log import FileWorkflowLog, RecordLock
+from iso_orchestrator.store.file.paths import Paths
+from iso_orchestrator.store.file.snapshot import read_once, read_unlocked, write_pair
+from iso_orchestrator.store.log_files import LogFile
 from iso_orchestrator.store.protocol import WorkflowLog
-from iso_orchestrator.system.clock import sleep
-from iso_orchestrator.system.file_lock import FileLock
 from iso_orchestrator.system.filesystem import FileSystem
 
-__all__ = ["FileStore", "lock_record"]
+__all__ = ["FileStore", "network_type"]
 
-_LOCK_TRIES = 100
-_READ_TRIES = 20
-_READ_PAUSE = 0.005  # seconds; a fold of a large record takes a few of them
+if TYPE_CHECKING:
+    from iso_orchestrator.store.maintenance import RepairOptions, RepairReport, WorkflowCheck
 
 _log = logging.getLogger("iso_orchestrator")
-_warned: set[str] = set()  # roots, of whose file systems one word is enough
-
-T = TypeVar("T")
+_warned: set[str] = set()  # roots on network file systems: one warning each is enough
 
 
 class FileStore:
     """The store in a folder, `.iso-orchestrator/` by default.
 
     Args:
-        root: The folder; made on first use. It may be relative, then to the current directory of now.
+        root: The folder, made at first use. A relative path starts from the current directory of now.
         fs: The file system; tests put a double in its place.
+
+    Attributes:
+        root: The folder's absolute path.
+        identity: Equal for two stores on one folder, by whatever path.
     """
 
     def __init__(self, root: str | os.PathLike[str], fs: FileSystem | None = None) -> None:
@@ -62,56 +55,16 @@ class FileStore:
         self.identity = ("file", os.path.realpath(self.root))
         self._fs = fs or FileSystem()
 
+    @store_errors
     def open(self, workflow_id: str, new: Callable[[], Projection]) -> tuple[WorkflowLog, Projection]:
-        """Take hold of a workflow."""
-        return self._typed(lambda: self._open(workflow_id, new))
-
-    def read(self, workflow_id: str) -> Projection | None:
-        """Look at a workflow."""
-        return self._typed(lambda: self._read(workflow_id))
-
-    def list(self) -> Iterator[Projection | StoreError]:
-        """Look at all workflows."""
-        folder = Paths(self.root, "").folder
-        names = self._typed(lambda: self._fs.list_folder(folder))
-        found = {name.rpartition(".")[0] for name in names if name.endswith((".json", ".journal"))}
-        for name in sorted(found):
-            try:
-                projection = self._typed(lambda name=name: self._look(Paths(self.root, name)))  # type: ignore[misc]
-            except StoreError as error:
-                yield error
-            else:
-                if projection is not None:
-                    yield projection
-
-    def location_id(self) -> str:
-        """As `WorkflowLog.location_id`."""
-        return self._typed(lambda: place_of(self._fs, Paths(self.root, "")))
-
-    def is_alive(self, workflow_id: str, process_id: str) -> bool:
-        """Whether that process still has the workflow open."""
-        name = os.path.basename(self.path_of(workflow_id)).removesuffix(".json")
-        return self._typed(lambda: LivenessFiles(self._fs, Paths(self.root, name).runs).is_alive(process_id))
-
-    def delete(self, workflow_id: str) -> bool:
-        """Remove a workflow."""
-        return self._typed(lambda: self._delete(workflow_id))
-
-    def path_of(self, workflow_id: str) -> str:
-        """Where its snapshot is, or would be."""
-        full, short = Paths.candidates(self.root, workflow_id)
-        is_full = self._typed(lambda: exists(self._fs, full.snapshot, full.journal))
-        return (full if is_full else short).snapshot
-
-    def _open(self, workflow_id: str, new: Callable[[], Projection]) -> tuple[WorkflowLog, Projection]:
+        """Open a workflow for appending; made from *new* when there is none."""
         self._make_root()
         full, short = Paths.candidates(self.root, workflow_id)
-        first = [full] if exists(self._fs, full.snapshot, full.journal) else [short, full]
-        for paths in first:
-            log = FileWorkflowLog(self._fs, paths, FileLock(self._fs, paths.record_lock))
+        for paths in [full] if exists(self._fs, full.snapshot, full.journal) else [short, full]:
+            log = FileWorkflowLog(self._fs, paths, RecordLock(self._fs, paths))
             try:
-                lock_record(self._fs, log.record_lock, paths)
-                projection = log.enter(new, lambda projection: projection.workflow_id == workflow_id)
+                log.record_lock.take()
+                projection = log.open(new, lambda projection: projection.workflow_id == workflow_id)
                 log.unlock()
             except BaseException:
                 log.close()
@@ -120,12 +73,109 @@ class FileStore:
                 return log, projection
         raise StoreError(f"both names of workflow {workflow_id!r} are taken by other ids; use another root")
 
+    @store_errors
+    def read(self, workflow_id: str) -> Projection | None:
+        """Read a workflow; nothing is locked, made or changed."""
+        for paths in Paths.candidates(self.root, workflow_id):
+            projection = read_unlocked(self._fs, paths).projection
+            if projection is not None and projection.workflow_id == workflow_id:
+                return projection
+        return None
+
+    def list(self) -> Iterator[Projection | StoreError]:
+        """Read all workflows, in the order of their file names."""
+        names = self._list_folder(Paths(self.root, "").folder)
+        for name in sorted({name.rpartition(".")[0] for name in names if name.endswith((".json", ".journal"))}):
+            try:
+                projection = self._read_named(name)
+            except StoreError as error:
+                yield error
+            else:
+                if projection is not None:
+                    yield projection
+
+    @store_errors
+    def delete(self, workflow_id: str) -> bool:
+        """Remove a workflow with its logs and locks; False when there is none."""
+        for paths in Paths.candidates(self.root, workflow_id):
+            if self._is_of(paths, workflow_id):
+                return self._delete(paths, workflow_id)
+        return False
+
+    @store_errors
+    def is_alive(self, workflow_id: str, process_id: str) -> bool:
+        """Whether that process still has the workflow open."""
+        return LivenessFiles(self._fs, self._paths_of(workflow_id).runs).is_alive(process_id)
+
+    @store_errors
+    def location_id(self) -> str:
+        """The number of the workflows' folder on its device: a rename keeps it, and a copy has another."""
+        folder = self._fs.identify_path(Paths(self.root, "").folder)
+        return "" if folder is None else f"{folder.st_dev}:{folder.st_ino}"
+
+    @property
+    def display_name(self) -> str:
+        """The folder's path."""
+        return self.root
+
+    @store_errors
+    def path_of(self, workflow_id: str) -> str:
+        """Where the workflow's snapshot is, or would be."""
+        return self._paths_of(workflow_id).snapshot
+
+    @store_errors
+    def is_checkpointed(self, workflow_id: str) -> bool:
+        """Whether the snapshot has all facts of the workflow."""
+        pair = read_unlocked(self._fs, self._paths_of(workflow_id))
+        return pair.projection is not None and not pair.lines
+
+    def open_log(self, path: str) -> LogFile:
+        """Open the log of a command to write to its end."""
+        return LogFile.append(path, self._fs)
+
+    def find_log(self, path: str) -> LogFile | None:
+        """Open the log of a command to read it; None when there is none."""
+        return LogFile.find(path, self._fs)
+
+    def verify(self, workflow_id: str | None = None) -> Iterable[WorkflowCheck]:
+        """Check the files of a workflow, or all of the store; see `Store.verify`."""
+        from iso_orchestrator.store.file.repair.verify import verify_all, verify_one  # rarely used
+
+        if workflow_id is None:
+            return verify_all(self._fs, self.root)
+        found = verify_one(self._fs, self.root, workflow_id)
+        if found is None:
+            raise WorkflowNotFoundError(workflow_id, self.root)
+        return [found]
+
+    def repair(self, workflow_id: str, options: RepairOptions) -> RepairReport:
+        """Make a damaged workflow one that opens; see `Store.repair`."""
+        from iso_orchestrator.store.file.repair.repair import repair  # rarely used
+
+        return repair(self._fs, self.root, workflow_id, options)
+
+    def _paths_of(self, workflow_id: str) -> Paths:
+        full, short = Paths.candidates(self.root, workflow_id)
+        return full if exists(self._fs, full.snapshot, full.journal) else short
+
+    # Reading.
+
+    @store_errors
+    def _list_folder(self, folder: str) -> Sequence[str]:
+        return self._fs.list_folder(folder)
+
+    @store_errors
+    def _read_named(self, name: str) -> Projection | None:
+        return read_unlocked(self._fs, Paths(self.root, name)).projection
+
+    # Making the root.
+
     def _make_root(self) -> None:
         self._warn_of_network()
         missing = missing_folders(self._fs, self.root)
         if missing:
-            with suppress(PermissionError):  # who may not look there has not made anything there
-                # Where the last try was killed, the folder that it had made last may not be on the disk.
+            with suppress(PermissionError):  # a process without the right to look there has made nothing there
+                # A try that was killed may have made the folder above the first missing one, and not synced its name.
                 self._fs.sync_folder(os.path.dirname(os.path.dirname(missing[0])))
         make_folders(self._fs, *(missing or [self.root]))
         self._hide_from_git()
@@ -137,7 +187,7 @@ class FileStore:
         _warned.add(self.root)
         if (kind := network_type(self._fs.mounts(), os.path.realpath(self.root))) is not None:
             _log.warning(
-                "%s is on a network file system (%s), whose locks and syncs may not keep what is promised; "
+                "%s is on a network file system (%s), where locks and syncs may not work as they must; "
                 "use a folder on a disk of this machine",
                 self.root,
                 kind,
@@ -149,59 +199,38 @@ class FileStore:
             return
         try:
             fd = self._fs.open_new(path)
-        except FileExistsError:  # another process came first: there is no lock for the root
+        except FileExistsError:  # another process was faster: there is no lock for the root
             return
         try:
             write_all(self._fs, fd, b"*\n", 0)
         finally:
             self._fs.close(fd)
 
-    def _read(self, workflow_id: str) -> Projection | None:
-        for paths in Paths.candidates(self.root, workflow_id):
-            projection = self._look(paths)
-            if projection is not None and projection.workflow_id == workflow_id:
-                return projection
-        return None
-
-    def _look(self, paths: Paths) -> Projection | None:
-        """Read without a lock: a fold that goes on meanwhile can make the two files seem not to fit."""
-        for tries_left in reversed(range(_READ_TRIES)):
-            try:
-                return read_once(self._fs, paths).projection
-            except (RecordConflictError, CorruptRecordError):
-                if not tries_left:
-                    raise
-                sleep(_READ_PAUSE)
-        return None
-
-    def _delete(self, workflow_id: str) -> bool:
-        for paths in Paths.candidates(self.root, workflow_id):
-            if self._is_of(paths, workflow_id):
-                return self._remove(paths, workflow_id)
-        return False
+    # Deleting.
 
     def _is_of(self, paths: Paths, workflow_id: str) -> bool:
+        """Whether these are the workflow's files, or damaged ones that can be: users want to delete those most."""
         if not exists(self._fs, paths.snapshot, paths.journal):
             return False
         try:
-            projection = self._look(paths)
+            projection = read_unlocked(self._fs, paths).projection
         except StoreError:
-            return True  # a damaged record is what people most want to delete
+            return True
         return projection is None or projection.workflow_id == workflow_id
 
-    def _remove(self, paths: Paths, workflow_id: str) -> bool:
-        lock = FileLock(self._fs, paths.record_lock)
+    def _delete(self, paths: Paths, workflow_id: str) -> bool:
+        lock = RecordLock(self._fs, paths)
         try:
-            lock_record(self._fs, lock, paths)
-            if not self._is_of(paths, workflow_id):  # somebody else was first
+            lock.take()
+            if not self._is_of(paths, workflow_id):  # another process was faster
                 self._remove_locks(paths)
                 return False
-            runs = LivenessFiles(self._fs, paths.runs)
-            if (owner := runs.sweep()) is not None:
-                info = runs.info(owner)
+            liveness = LivenessFiles(self._fs, paths.runs)
+            if (process_id := liveness.sweep()) is not None:
+                info = liveness.info(process_id)
                 raise WorkflowBusyError(workflow_id, info.pid, info.host, info.since)
-            # The journal first: without its snapshot it would be a conflict, and the snapshot alone is a record.
             self._checkpoint_before_removal(paths, lock)
+            # The journal first: without its snapshot it would be a conflict, while a snapshot alone is a record.
             remove(self._fs, paths.journal)
             self._fs.sync_folder(paths.folder)
             remove(self._fs, paths.snapshot)
@@ -215,19 +244,20 @@ class FileStore:
         finally:
             lock.close()
 
-    def _checkpoint_before_removal(self, paths: Paths, lock: FileLock) -> None:
-        """Have everything in the snapshot: what a crash leaves of a removal must be the whole record or none."""
+    def _checkpoint_before_removal(self, paths: Paths, lock: RecordLock) -> None:
+        """Put all facts into the snapshot, so that a crash during the removal leaves the whole record or none."""
         try:
             pair = read_once(self._fs, paths)
         except StoreError:
-            return  # it is damaged as it is
+            return  # it is damaged already
         if pair.projection is None or not pair.lines:
             return
         try:
-            FileWorkflowLog(self._fs, paths, lock).restore(pair.projection)
-        except StoreError as error:
-            if getattr(error.__cause__, "errno", None) not in (errno.ENOSPC, errno.EDQUOT):
-                raise  # a full disk is why people delete
+            lock.begin_generation()
+            write_pair(self._fs, paths, pair.projection)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise  # a full disk is a reason to delete
 
     def _remove_lock(self, path: str) -> None:
         """Remove a mutex: a file of ours, or a folder of the npm package's."""
@@ -239,7 +269,7 @@ class FileStore:
 
     def _remove_logs(self, paths: Paths) -> None:
         for name in self._fs.list_folder(paths.logs):
-            with suppress(OSError):  # what somebody has put there is left
+            with suppress(OSError):  # a folder that a user put there stays
                 remove(self._fs, os.path.join(paths.logs, name))
         self._remove_folder(paths.logs)
 
@@ -250,34 +280,46 @@ class FileStore:
         self._remove_folder(paths.mutexes)
         self._remove_folder(paths.runs)
         remove(self._fs, paths.record_lock)
-        self._remove_folder(paths.locks)  # it stays where somebody has made a new lock in it by now
+        self._remove_folder(paths.locks)  # it stays where another process has made a new lock in it by now
 
     def _remove_folder(self, path: str) -> None:
         with suppress(OSError):
             self._fs.remove_folder(path)
 
-    def _typed(self, work: Callable[[], T]) -> T:
-        try:
-            return work()
-        except OSError as error:
-            if isinstance(error, OrchestratorError):
-                raise
-            raise store_error(self.root, error) from error
+    def _as_store_error(self, error: OSError) -> StoreError:
+        return store_error(self.root, error)
 
 
-def lock_record(fs: FileSystem, lock: FileLock, paths: Paths) -> None:
-    """Take the record's lock, on the file that has its name now: `delete` removes it."""
-    refuse_links(fs, paths)
-    tries_left = _LOCK_TRIES
-    while True:
-        try:
-            fs.make_folder(paths.locks)
-            lock.open()
-        except FileNotFoundError:  # `delete` removed the folder in between
-            if not (tries_left := tries_left - 1):
-                raise
+# File systems of other machines, by the names that Linux gives them.
+_TYPES = re.compile(
+    r"9p|afs|beegfs|ceph|cifs|gfs2?|glusterfs|lustre|ncpfs|nfs4?|ocfs2|smb3|smbfs|(fuse\.(?!.*portal).+)"
+)
+_ESCAPED = re.compile(r"\\([0-7]{3})")
+
+
+def network_type(mounts: str, path: str) -> str | None:
+    r"""The type of the network file system that *path* is on; None where it is on none, or that is not known.
+
+    Args:
+        mounts: The content of `/proc/self/mountinfo`: a line a mount, its folder the fifth word, its type after a dash.
+        path: An absolute path.
+
+    Example:
+        >>> mounts = "36 35 98:0 / /home rw - ext4 /dev/sda1 rw\n40 36 0:5 / /home/me rw - nfs4 host:/me rw"
+        >>> network_type(mounts, "/home/me/.iso-orchestrator"), network_type(mounts, "/home/you")
+        ('nfs4', None)
+    """
+    found = (-1, "")
+    for line in mounts.splitlines():
+        head, _, tail = line.partition(" - ")
+        words, kind = head.split(" "), tail.partition(" ")[0]
+        if len(words) < 5 or not kind:
             continue
-        lock.acquire()
-        if lock.is_at_path():
-            return
-        lock.close()
+        folder = _ESCAPED.sub(lambda match: chr(int(match[1], 8)), words[4])
+        if _is_inside(path, folder):
+            found = max((len(folder), kind), found, key=lambda mount: mount[0])  # the last one of a folder hides others
+    return found[1] if _TYPES.fullmatch(found[1]) else None
+
+
+def _is_inside(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(folder if folder.endswith(os.sep) else folder + os.sep)

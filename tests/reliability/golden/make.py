@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from iso_orchestrator import CorruptRecordError, FileStore, StoreError
-from iso_orchestrator.checks import record_names
 from iso_orchestrator.codec import record_to_json
 from iso_orchestrator.record import facts as f
 from iso_orchestrator.record.model import ErrorInfo, WorkflowStatus
 from iso_orchestrator.record.projection import Projection
 from iso_orchestrator.store import WorkflowLog
+from iso_orchestrator.store.file.paths import record_names
 
 ID = "Golden, № 1/a"
 NAME = record_names(ID).short

@@ -1,1 +1,1 @@
-"""Checking damaged files and bringing back what is sound."""
+"""Check the files of a store, and repair damaged workflows."""

@@ -1,45 +1,26 @@
-"""A journal's facts on a snapshot that another program wrote: the rule is in FORMAT.md, under "Repair"."""
+"""Merge a journal's facts into a snapshot that another program wrote, as FORMAT.md says under "Repair"."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import attrs
 
-from iso_orchestrator.codec import decode, fact_to_json, projection_from_snapshot, snapshot_from_projection
+from iso_orchestrator.codec import decode, encode, fact_to_json, projection_from_snapshot, snapshot_from_projection
+from iso_orchestrator.errors import CorruptRecordError
 from iso_orchestrator.record import facts as f
 from iso_orchestrator.record.model import Json
 from iso_orchestrator.record.projection import Projection
 from iso_orchestrator.store.file.journal import Line
-from iso_orchestrator.store.file.repair.salvage import edited, take_in
+from iso_orchestrator.store.file.snapshot import replay
+from iso_orchestrator.store.maintenance import Difference, Side
 
-__all__ = ["Difference", "Merged", "Side", "merge"]
-
-Side: TypeAlias = Literal["journal", "snapshot"]
+__all__ = ["Merged", "apply_all", "edited", "merge"]
 
 _OURS = "isoOrchestrator"
 _OUTCOME = ("status", "result", "error", "idempotencyKey")  # of a step; times and attempts differ in any case
-
-
-@attrs.frozen
-class Difference:
-    """Something that both sides have, and not alike.
-
-    Attributes:
-        what: "step", "state", "status", "heartbeat" or "lease".
-        name: The step's, or the key; empty for the state and the status.
-        journal: What the journal made of it, as JSON of the record; None where it removed it.
-        snapshot: What the other program's snapshot has.
-        taken: Whose is in the merged record; None where that is for the user to say.
-    """
-
-    what: str
-    name: str
-    journal: Json
-    snapshot: Json
-    taken: Side | None
 
 
 @attrs.frozen
@@ -47,33 +28,34 @@ class Merged:
     """A merged record.
 
     Attributes:
-        fold: None while a difference is not decided.
-        left: Lines that speak of what is not in the snapshot.
+        projection: None while a difference is not decided.
+        differences: What both sides have, with different values.
+        left_out: Lines about something that is not in the snapshot.
     """
 
     projection: Projection | None
     differences: list[Difference]
-    left: list[Line]
+    left_out: list[Line]
 
 
 def merge(snapshot: bytes, lines: Sequence[Line], seq: int, path: str, prefer: Side | None) -> Merged:
-    """The facts of a journal on top of a snapshot that is not the one they went on from.
+    """Apply the facts of a journal to a snapshot that they do not continue.
 
-    All of them are taken in, their events behind the snapshot's. Where a step, the state, the status, a heartbeat or a
-    lease is then another than the snapshot's, it is a difference, and named. What the other program has not changed
-    since the journal began, by the clocks of both, is the journal's; of heartbeats, leases and the status the later one
-    is taken; of all else *prefer* decides.
+    All facts are applied; their events come after the snapshot's. Where a step, the state, the status, a heartbeat or
+    a lease then differs from the snapshot's, that is a difference, and is reported. The journal's value is taken where
+    the other program has not changed it since the journal began, by the clocks of both. Of heartbeats, leases and the
+    status the later value is taken. Everything else is decided by *prefer*.
 
     Args:
-        snapshot: The other program's.
-        lines: The journal's sound ones; there is at least one.
-        seq: Of the last of them.
-        path: The snapshot's.
-        prefer: Whose steps and state are taken where both changed them.
+        snapshot: The other program's snapshot.
+        lines: The sound lines of the journal, at least one.
+        seq: Sequence of the last of them.
+        path: The snapshot's path.
+        prefer: Whose steps and state are taken where both sides changed them.
     """
     theirs: dict[str, Any] = decode(snapshot)
     projection = projection_from_snapshot(snapshot, path)
-    left = take_in(projection, lines, path)
+    left_out = apply_all(projection, lines, path)
     _end_runs(projection, lines[-1].fact.at)
     ours: dict[str, Any] = decode(snapshot_from_projection(projection))
     began = lines[0].fact.at
@@ -85,20 +67,38 @@ def merge(snapshot: bytes, lines: Sequence[Line], seq: int, path: str, prefer: S
         *_status(ours, theirs),
     ]
     if any(difference.taken is None for difference in found):
-        return Merged(None, found, left)
+        return Merged(None, found, left_out)
 
     def edit(document: dict[str, Any]) -> None:
         for difference in found:
             if difference.taken == "snapshot":
                 _put_back(document, theirs, difference)
         document["updatedAt"] = max(document["updatedAt"], theirs["updatedAt"], key=_time)
-        document[_OURS]["seq"] = max(document[_OURS]["seq"], seq)  # else the old journal would be a conflict again
+        document[_OURS]["seq"] = max(document[_OURS]["seq"], seq)  # else the old journal would be in conflict again
 
-    return Merged(edited(projection, path, edit), found, left)
+    return Merged(edited(projection, path, edit), found, left_out)
+
+
+def apply_all(projection: Projection, lines: Sequence[Line], path: str) -> list[Line]:
+    """Apply *lines* to a projection that they do not continue; those about something that does not exist."""
+    left_out = []
+    for line in lines:
+        try:
+            replay(projection, [line], path)
+        except CorruptRecordError:
+            left_out.append(line)
+    return left_out
+
+
+def edited(projection: Projection, path: str, edit: Callable[[dict[str, Any]], None]) -> Projection:
+    """*projection* with the JSON of its snapshot changed by *edit*."""
+    document = decode(snapshot_from_projection(projection))
+    edit(document)
+    return projection_from_snapshot(encode(document).encode("ascii"), path)
 
 
 def _end_runs(projection: Projection, at: datetime) -> None:
-    """Nobody uses the workflow: what has not ended has died, and before the other program took over."""
+    """Note that all runs have died: no process uses the workflow, and the other program took over after them."""
     for run in list(projection.runs):
         projection.apply(f.RunDied(at, run))
 
@@ -113,7 +113,7 @@ def _steps(
             continue
         taken: Side | None = prefer if _time(other["updatedAt"]) >= began else "journal"
         if mine is not None and (mine["status"] == "completed") != (other["status"] == "completed"):
-            taken = "journal" if mine["status"] == "completed" else "snapshot"  # what is done is not done again
+            taken = "journal" if mine["status"] == "completed" else "snapshot"  # a completed step does not run again
         found.append(Difference("step", name, mine, other, taken))
     return found
 
@@ -159,7 +159,7 @@ def _put_back(document: dict[str, Any], theirs: dict[str, Any], difference: Diff
     else:
         document[f"{difference.what}s"][name] = difference.snapshot
         if difference.what == "lease":
-            _put(document[_OURS]["leaseClocks"], name, None)  # of the journal's holder
+            _put(document[_OURS]["leaseClocks"], name, None)  # it was of the journal's holder
 
 
 def _put(items: dict[str, Any], name: str, value: Json) -> None:
@@ -183,7 +183,7 @@ def _outcome(step: dict[str, Any]) -> list[Json]:
 
 
 def _is_same(mine: dict[str, Any], other: dict[str, Any], clock: str) -> bool:
-    """Whether they are one, written by two programs: a time can be spelled in two ways."""
+    """Whether both are equal, since two programs can write one time in two ways."""
     fields = set(mine) | set(other)
     return _time(mine[clock]) == _time(other[clock]) and all(
         mine.get(field) == other.get(field) for field in fields if not field.endswith(("At", "at"))

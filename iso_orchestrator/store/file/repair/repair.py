@@ -1,115 +1,320 @@
-"""Bringing back what is sound of a damaged workflow, when somebody asks for it. What it replaces is kept beside."""
+"""Repair a damaged workflow: make a record from what is sound, and keep copies of the files that it replaces."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import attrs
 
+from iso_orchestrator.codec import decode, is_as_written, projection_from_snapshot
 from iso_orchestrator.errors import (
     CorruptRecordError,
-    OrchestratorError,
     RecordConflictError,
+    StoreError,
     WorkflowBusyError,
     WorkflowNotFoundError,
 )
-from iso_orchestrator.store.file.files import Paths, atomic_write, join, make_folders, read_file, store_error
+from iso_orchestrator.record import facts as f
+from iso_orchestrator.record.projection import Projection
+from iso_orchestrator.store.file.files import atomic_write, make_folders, read_file, store_error
+from iso_orchestrator.store.file.journal import Header, Line, encode_header, parse_header, scan
 from iso_orchestrator.store.file.liveness import LivenessFiles
-from iso_orchestrator.store.file.log import FileWorkflowLog
-from iso_orchestrator.store.file.repair.check_pair import paths_of
-from iso_orchestrator.store.file.repair.plan import Choices, Repaired, plan_of
-from iso_orchestrator.store.file.snapshot import read_once
-from iso_orchestrator.store.file.store import lock_record
-from iso_orchestrator.system.file_lock import FileLock
+from iso_orchestrator.store.file.log import RecordLock
+from iso_orchestrator.store.file.paths import Paths
+from iso_orchestrator.store.file.repair.merge import apply_all, edited, merge
+from iso_orchestrator.store.file.repair.verify import existing_paths
+from iso_orchestrator.store.file.snapshot import digest, read_once, replay, write_pair
+from iso_orchestrator.store.maintenance import Difference, RepairAction, RepairOptions, RepairReport, Side
 from iso_orchestrator.system.filesystem import FileSystem
 
-__all__ = ["repair"]
-
-_NOTHING_ASKED = Choices()
+__all__ = ["UndecidedError", "repair"]
 
 
-def repair(root: str, workflow_id: str, choices: Choices = _NOTHING_ASKED, *, fs: FileSystem | None = None) -> Repaired:
+class UndecidedError(StoreError):
+    """Both sides of a merge changed the same, and the options do not say whose to take; nothing was changed."""
+
+    def __init__(self, workflow_id: str, differences: list[Difference]) -> None:
+        super().__init__(workflow_id, differences)
+        self.workflow_id = workflow_id
+        self.differences = [difference for difference in differences if difference.taken is None]
+
+    def __str__(self) -> str:
+        names = ", ".join(f"{it.what} {it.name!r}" if it.name else it.what for it in self.differences)
+        return (
+            f"workflow {self.workflow_id!r}: journal and snapshot both changed {names}; nothing was changed. "
+            "Say whose to take: --prefer journal or --prefer snapshot"
+        )
+
+
+def repair(fs: FileSystem, root: str, workflow_id: str, options: RepairOptions) -> RepairReport:
     """Make a damaged workflow one that opens, from what is sound of it. A sound one is left as it is.
 
     Args:
-        root: The folder of workflows.
-        workflow_id: Which.
-        choices: What may be given up for it.
-        fs: The file system; tests put a double in its place.
+        fs: The file system.
+        root: The folder of the store, an absolute path.
+        workflow_id: The workflow.
+        options: What the repair may do.
 
     Raises:
-        CorruptRecordError: Nothing sound is left, or not without what `Choices.without_snapshot` gives up.
+        CorruptRecordError: Nothing sound is left, or only what `without_snapshot` takes.
         RecordConflictError: It would take a merge.
-        UndecidedError: It would take a choice.
-        WorkflowBusyError: A live process uses the workflow.
-        WorkflowNotFoundError: There is none.
-        StoreError: The files cannot be read or written; nothing was changed, or the copies are all that was made.
+        UndecidedError: It would take a choice between both sides of a merge.
+        WorkflowBusyError: A process uses the workflow.
+        WorkflowNotFoundError: There is no such workflow.
+        StoreError: The files cannot be read or written. Nothing but copies was made.
     """
-    fs, root = fs or FileSystem(), os.path.abspath(root)
     try:
-        paths = paths_of(fs, root, workflow_id)
+        paths = existing_paths(fs, root, workflow_id)
         if paths is None:
             raise WorkflowNotFoundError(workflow_id, root)
-        if (done := _if_sound(fs, paths)) is not None:
-            return done
-        _refuse_in_use(fs, paths, workflow_id)  # before waiting for the lock of somebody who may hold it for long
+        if (report := _report_if_sound(fs, paths)) is not None:
+            return report
+        _refuse_in_use(fs, paths, workflow_id)  # before the wait for a lock that a live process may hold for long
         with _locked(fs, paths) as lock:
             _refuse_in_use(fs, paths, workflow_id)
-            if (done := _if_sound(fs, paths)) is not None:
-                return done
+            if (report := _report_if_sound(fs, paths)) is not None:
+                return report
             snapshot, journal = read_file(fs, paths.snapshot), read_file(fs, paths.journal)
-            plan = plan_of(snapshot, journal, paths, workflow_id, choices)
+            projection, report = _repaired(snapshot, journal, paths, workflow_id, options)
             kept = [_keep(fs, paths, path) for path in (paths.snapshot, paths.journal)]
-            FileWorkflowLog(fs, paths, lock).restore(plan.projection)
+            lock.begin_generation()
+            write_pair(fs, paths, projection)
             LivenessFiles(fs, paths.runs).sweep()
-            return attrs.evolve(plan.report, kept=[path for path in kept if path is not None])
+            return attrs.evolve(report, kept=[path for path in kept if path is not None])
     except OSError as error:
-        if isinstance(error, OrchestratorError):
-            raise
         raise store_error(root, error) from error
 
 
 @contextmanager
-def _locked(fs: FileSystem, paths: Paths) -> Iterator[FileLock]:
-    lock = FileLock(fs, paths.record_lock)
+def _locked(fs: FileSystem, paths: Paths) -> Iterator[RecordLock]:
+    lock = RecordLock(fs, paths)
     try:
-        make_folders(fs, join(paths.root, "locks"))  # a root that was copied may have none
-        lock_record(fs, lock, paths)
+        make_folders(fs, os.path.join(paths.root, "locks"))  # the copy of a root may have none
+        lock.take()
         yield lock
     finally:
         lock.close()
 
 
 def _refuse_in_use(fs: FileSystem, paths: Paths, workflow_id: str) -> None:
-    runs = LivenessFiles(fs, paths.runs)
-    if (owner := runs.survey().living) is not None:
-        info = runs.info(owner)
+    liveness = LivenessFiles(fs, paths.runs)
+    if (process_id := liveness.survey().living) is not None:
+        info = liveness.info(process_id)
         raise WorkflowBusyError(workflow_id, info.pid, info.host, info.since)
 
 
-def _if_sound(fs: FileSystem, paths: Paths) -> Repaired | None:
-    """What there is to say of a workflow that opens as it is; a torn tail is for its next opening."""
+def _report_if_sound(fs: FileSystem, paths: Paths) -> RepairReport | None:
+    """The report on a workflow that opens as it is. A torn tail is left to its next opening."""
     try:
         pair = read_once(fs, paths)
     except (CorruptRecordError, RecordConflictError):
         return None
-    return Repaired("nothing", pair.projection.seq if pair.projection is not None else 0)
+    return RepairReport("nothing", pair.projection.seq if pair.projection is not None else 0)
 
 
 def _keep(fs: FileSystem, paths: Paths, path: str) -> str | None:
-    """A copy of a file beside it, durable; the one of an earlier repair where that is the same."""
+    """Copy a file, durably, to a name beside it; a copy that an earlier repair made of the same bytes will do."""
     data = read_file(fs, path)
     if data is None:
         return None
     numbers = [0]
+    pattern = re.compile(re.escape(os.path.basename(path)) + r"\.kept-(\d+)")
     for name in fs.list_folder(paths.folder):
-        if match := re.fullmatch(re.escape(path[len(paths.folder) + 1 :]) + r"\.kept-(\d+)", name):
-            if read_file(fs, join(paths.folder, name)) == data:
-                return join(paths.folder, name)
+        if match := pattern.fullmatch(name):
+            copy = os.path.join(paths.folder, name)
+            if read_file(fs, copy) == data:
+                return copy
             numbers.append(int(match[1]))
     copy = f"{path}.kept-{max(numbers) + 1}"
-    fs.close(atomic_write(fs, copy, data))
+    fd, _ = atomic_write(fs, copy, data)
+    fs.close(fd)
     return copy
+
+
+# The record that can be made of the bytes of both files.
+
+
+def _repaired(
+    snapshot: bytes | None, journal: bytes | None, paths: Paths, workflow_id: str, options: RepairOptions
+) -> tuple[Projection, RepairReport]:
+    sound = _read_journal(journal, snapshot, paths.journal) if journal is not None else None
+    if snapshot is None or (found := _read_snapshot(snapshot, paths.snapshot)) is None:
+        return _rebuilt(sound, paths, workflow_id, allowed=options.without_snapshot)
+    if sound is not None and found.workflow_id != sound.header.workflow_id:
+        raise RecordConflictError(paths.snapshot, paths.journal)  # two workflows, which no merge makes one
+    try:
+        projection, count = _sound_prefix(snapshot, sound, paths)
+    except RecordConflictError:
+        assert sound is not None
+        if not options.merge_snapshot:
+            raise
+        return _merged(snapshot, sound, paths, workflow_id, options.prefer)
+    if sound is None:
+        return projection, RepairReport("repaired", projection.seq)
+    return _without_lost("repaired", projection, sound, sound.lines[count:], paths)
+
+
+def _sound_prefix(snapshot: bytes, sound: _SoundJournal | None, paths: Paths) -> tuple[Projection, int]:
+    """The longest record that snapshot and journal prove, and how many of the journal's lines are in it.
+
+    Raises:
+        RecordConflictError: The snapshot is not the journal's.
+    """
+    projection = projection_from_snapshot(snapshot, paths.snapshot)
+    if sound is None or not sound.lines:
+        return projection, 0
+    if sound.header.snapshot != digest(snapshot):
+        if projection.seq < sound.seq or not is_as_written(snapshot):
+            raise RecordConflictError(paths.snapshot, paths.journal)
+        return projection, len(sound.lines)
+    for count, line in enumerate(sound.lines):
+        try:
+            replay(projection, [line], paths.journal)
+        except CorruptRecordError:
+            # The fact may have changed a part of the projection before it failed.
+            projection = projection_from_snapshot(snapshot, paths.snapshot)
+            replay(projection, sound.lines[:count], paths.journal)
+            return projection, count
+    return projection, len(sound.lines)
+
+
+def _merged(
+    snapshot: bytes, sound: _SoundJournal, paths: Paths, workflow_id: str, prefer: Side | None
+) -> tuple[Projection, RepairReport]:
+    merged = merge(snapshot, sound.lines, sound.seq, paths.snapshot, prefer)
+    if merged.projection is None:
+        raise UndecidedError(workflow_id, merged.differences)
+    projection, report = _without_lost("merged", merged.projection, sound, [], paths)
+    return projection, attrs.evolve(report, differences=merged.differences, left_out=_named(merged.left_out))
+
+
+def _rebuilt(
+    sound: _SoundJournal | None, paths: Paths, workflow_id: str, *, allowed: bool
+) -> tuple[Projection, RepairReport]:
+    if sound is None or not sound.lines:
+        raise CorruptRecordError(paths.snapshot, 0, "nothing sound is left of the workflow")
+    if not allowed:
+        kept = f"facts {sound.header.base + 1} to {sound.seq} in the journal are sound: --without-snapshot takes them"
+        raise CorruptRecordError(paths.snapshot, 0, "the snapshot is damaged or missing", kept)
+    projection = Projection.new(workflow_id, sound.lines[0].fact.at, {})
+
+    def set_seq(document: dict[str, Any]) -> None:
+        document["isoOrchestrator"]["seq"] = sound.header.base
+
+    projection = edited(projection, paths.snapshot, set_seq)
+    left_out = apply_all(projection, sound.lines, paths.journal)
+    projection, report = _without_lost("rebuilt", projection, sound, [], paths)
+    before = [(1, sound.header.base)] if sound.header.base else []
+    return projection, attrs.evolve(report, left_out=_named(left_out), lost=before + report.lost)
+
+
+def _without_lost(
+    action: RepairAction, projection: Projection, sound: _SoundJournal, unapplied: Sequence[Line], paths: Paths
+) -> tuple[Projection, RepairReport]:
+    """The record without the facts from the first bad one on, and what is known of them."""
+    first = sound.seq - len(unapplied) + 1
+    readable = [*unapplied, *sound.after]
+    if sound.lost < first:
+        return projection, RepairReport(action, projection.seq, unread=sound.unread)
+    unreadable = max(0, sound.lost - first + 1 - len(readable))
+
+    def raise_tokens(document: dict[str, Any]) -> None:
+        """No token of a lease may be handed out twice, so count each lost fact as one token of each lease."""
+        tokens = document["isoOrchestrator"]["tokens"]
+        for line in readable:
+            if isinstance(line.fact, f.LeaseTouched):
+                tokens[line.fact.key] = max(tokens.get(line.fact.key, 0), line.fact.token)
+        for key in tokens:
+            tokens[key] += unreadable
+
+    projection = edited(projection, paths.snapshot, raise_tokens)
+    steps = [line.fact.step for line in readable if isinstance(line.fact, f.StepCompleted)]
+    lost = [(first, sound.lost)]
+    return projection, RepairReport(action, projection.seq, lost=lost, unread=sound.unread, lost_steps=steps)
+
+
+def _named(lines: Sequence[Line]) -> list[tuple[int, str]]:
+    return [(line.seq, getattr(line.fact, "step", "") or getattr(line.fact, "key", "")) for line in lines]
+
+
+# The bytes of damaged files.
+
+
+@attrs.frozen
+class _SoundJournal:
+    """What is sound of a journal.
+
+    Attributes:
+        header: The first line; where it is damaged, as it must have been.
+        lines: The lines before the first bad one.
+        after: Sound lines after that, in order.
+        lost: The highest sequence of which a fact is known to have existed.
+        unread: Bytes from the first bad line to the end of the file.
+    """
+
+    header: Header
+    lines: list[Line]
+    after: list[Line]
+    lost: int
+    unread: int
+
+    @property
+    def seq(self) -> int:
+        """Sequence of the last fact before the first bad line."""
+        return self.header.base + len(self.lines)
+
+
+def _read_snapshot(data: bytes, path: str) -> Projection | None:
+    try:
+        return projection_from_snapshot(data, path)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _read_journal(data: bytes, snapshot: bytes | None, path: str) -> _SoundJournal | None:
+    """What is sound of a journal; None where its header is damaged and the snapshot does not tell what it was."""
+    header = _read_header(data, snapshot, path)
+    if header is None:
+        return None
+    try:
+        found = scan(data[header.size :], header, header.size, header.base + 1, header.base, path)
+        end = found.end
+    except CorruptRecordError as error:
+        end = error.offset
+        found = scan(data[header.size : end], header, header.size, header.base + 1, header.base, path)
+    after = _sound_lines(data[end:], header, path)
+    lost = max([found.mark, *(line.seq for line in after)])
+    return _SoundJournal(header, found.lines, after, lost, len(data) - end)
+
+
+def _read_header(data: bytes, snapshot: bytes | None, path: str) -> Header | None:
+    try:
+        return parse_header(data, path)
+    except CorruptRecordError:
+        if snapshot is None or (projection := _read_snapshot(snapshot, path)) is None:
+            return None
+    # Everything in it follows from the snapshot that the journal continues. Its checksum starts those of the lines, so
+    # that no line fits when this is another snapshot.
+    return parse_header(encode_header(projection.workflow_id, projection.seq, digest(snapshot)), path)
+
+
+def _sound_lines(data: bytes, header: Header, path: str) -> list[Line]:
+    """The lines in *data* whose checksums are right, in order of their sequences."""
+    found: dict[int, Line] = {}
+    for raw in data.split(b"\n"):
+        try:
+            fields = decode(raw)
+        except (ValueError, RecursionError):
+            continue
+        seq = fields.get("seq") if isinstance(fields, dict) else None
+        if type(seq) is int:
+            try:
+                lines = scan(raw + b"\n", header, 0, seq, 0, path).lines
+            except CorruptRecordError:  # the checksum is wrong
+                continue
+            found.update((line.seq, line) for line in lines)
+    return [found[seq] for seq in sorted(found)]
