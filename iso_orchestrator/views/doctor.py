@@ -94,7 +94,7 @@ def repaired_text(workflow_id: str, done: RepairReport, *, as_json: bool) -> str
     if done.unread:
         lines.append(f"not in the record: the last {done.unread} bytes of the journal")
     lines += [f"completed in a lost fact, will run again: step {_quoted(step)}" for step in done.lost_steps]
-    lines += [f"left out, refers to something lost: fact {seq}, {_quoted(name)}" for seq, name in done.left_out]
+    lines += [
         f"left out, since it refers to something lost: fact {seq}, {_quoted(name)}" for seq, name in done.left_out
     ]
     lines += [_difference_text(difference) for difference in done.differences]
