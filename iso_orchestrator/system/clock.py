@@ -1,4 +1,6 @@
-"""The one place that reads a clock."""
+"""Clocks: the only module that reads the time."""
+
+from __future__ import annotations
 
 import time
 from collections.abc import Callable
@@ -16,19 +18,19 @@ monotonic = time.monotonic
 nap = time.sleep  # in a masked block Ctrl-C does not end it, as it ends `sleep`
 
 _FIRST_PAUSE = 0.0005  # seconds
-_LONGEST_PAUSE = 0.02  # at some 20 microseconds a look, a process waits at a thousandth of a core
+_LONGEST_PAUSE = 0.02  # seconds; a look takes some 20 microseconds, so that waiting costs a thousandth of a core
 _BOOT_CLOCK = getattr(time, "CLOCK_BOOTTIME", None)
 
 
 class Clock(Protocol):
-    """What the rest of the package knows of time."""
+    """A source of the time, as the rest of the package uses it."""
 
     def now(self) -> datetime:
-        """The time in UTC, aware, cut to milliseconds."""
+        """The time in UTC, as an aware datetime cut to milliseconds."""
         ...
 
     def boot(self) -> tuple[str, float] | None:
-        """The id of this boot and the seconds since it, sleep included; None where there is no such clock."""
+        """The id of this boot and the seconds since then, with sleep; None where there is no such clock."""
         ...
 
 
@@ -37,19 +39,23 @@ class SystemClock:
 
     def now(self) -> datetime:
         """The wall clock."""
-        # A third of the time of cutting what datetime.now() gives; a float holds milliseconds until long after 2100.
+        # A third of the time of `truncate_to_ms(datetime.now(UTC))`. A float holds milliseconds until long after 2100.
         return datetime.fromtimestamp(time.time_ns() // 1_000_000 / 1000, UTC)
 
     def boot(self) -> tuple[str, float] | None:
-        """The boot clock, which no administrator and no time server turns back."""
+        """The boot clock, which never goes back, whoever sets the time."""
         if _BOOT_CLOCK is None or (boot_id := _boot_id()) is None:
             return None
         return boot_id, time.clock_gettime(_BOOT_CLOCK)
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen
 class InjectedClock:
-    """A clock that a test moves: it replaces the boot clock too."""
+    """A clock that a test moves. It replaces the boot clock too.
+
+    Args:
+        read: Returns the time.
+    """
 
     read: Callable[[], datetime]
 
@@ -57,8 +63,8 @@ class InjectedClock:
         """The injected time.
 
         Raises:
-            TypeError: It is no datetime.
-            ValueError: It is naive.
+            TypeError: `read` returned no datetime.
+            ValueError: `read` returned a naive datetime.
         """
         value = self.read()
         if not isinstance(value, datetime):
@@ -68,25 +74,29 @@ class InjectedClock:
         return truncate_to_ms(value.astimezone(UTC))
 
     def boot(self) -> None:
-        """No boot clock: the injected time decides."""
+        """None: the injected time decides."""
         return
 
 
 def sleep(seconds: float) -> None:
-    """Let *seconds* go by. Ctrl-C ends it, in a masked block too."""
+    """Sleep. Ctrl-C ends it, in a masked block too."""
     with unmasked():
         time.sleep(seconds)
 
 
-@attrs.define(eq=False)
+@attrs.define
 class Backoff:
-    """The pause between two looks: short at first, then long enough to cost nothing."""
+    """Pauses between two looks: short at first, then long enough to cost nothing.
+
+    Args:
+        seconds: The first pause.
+    """
 
     sleep: Callable[[float], None] = sleep
     seconds: float = _FIRST_PAUSE
 
     def rest(self) -> None:
-        """Let time go by."""
+        """Sleep, and make the next pause longer."""
         self.sleep(self.seconds)
         self.seconds = min(2 * self.seconds, _LONGEST_PAUSE)
 

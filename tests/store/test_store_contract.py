@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,10 +10,11 @@ from typing import Any
 import pytest
 from support import DEADLINE, T0, at, caught_up, looked_at, new_fold, note, notes_of, put, wait_until
 
-from iso_orchestrator.errors import StoreError, WorkflowBusyError
+from iso_orchestrator.errors import StoreError, WorkflowBusyError, WorkflowNotFoundError
 from iso_orchestrator.record import facts as f
 from iso_orchestrator.record.projection import Projection
-from iso_orchestrator.store import FileStore, Store, WorkflowLog
+from iso_orchestrator.store import FileStore, Store, WorkflowLog, find_store
+from iso_orchestrator.store.maintenance import RepairOptions, Verdict
 from iso_orchestrator.store.memory import MemoryStore
 
 
@@ -381,3 +384,114 @@ def test_path_speaks_of_the_workflow(store: Store, holds: Holds) -> None:
     log, _ = holds.open("w")
     assert log.path == store.path_of("w") == before
     assert wait_until(lambda: store.read("w"), what="the record")
+
+
+def test_a_store_knows_who_is_alive_without_opening(store: Store, holds: Holds) -> None:
+    """Who only looks can ask whether a process still has a workflow open; of what is not there it has none."""
+    log, projection = holds.open("w")
+    assert store.is_alive("w", log.process_id)
+    assert not store.is_alive("other", log.process_id)
+    assert not store.is_alive("w", "0" * 16)
+    holds.leave(log, projection)
+    assert not store.is_alive("w", log.process_id)
+
+
+def test_stores_in_different_places_have_different_location_ids(store: Store, holds: Holds, tmp_path: Path) -> None:
+    """The id of a place stays, and no other store has it."""
+    holds.open("w")
+    others = [FileStore(tmp_path / "other"), MemoryStore()]
+    for other in others:
+        log, projection = other.open("w", new_fold)
+        log.detach(projection)
+    ids = {found.location_id() for found in (store, store, *others)}
+    assert len(ids) == 3
+
+
+def test_a_moved_root_keeps_its_location_id_and_a_copy_has_another(tmp_path: Path) -> None:
+    """Commands of a moved root are found again, and those of a copied root's original are left alone."""
+    log, projection = FileStore(tmp_path / "root").open("w", new_fold)
+    log.detach(projection)
+    before = FileStore(tmp_path / "root").location_id()
+    shutil.copytree(tmp_path / "root", tmp_path / "copy")
+    (tmp_path / "root").rename(tmp_path / "moved")
+    assert FileStore(tmp_path / "moved").location_id() == before
+    assert FileStore(tmp_path / "copy").location_id() != before
+
+
+def test_a_workflow_is_checkpointed_when_its_last_process_has_left(store: Store, holds: Holds) -> None:
+    """What other programs read is complete then; a store that no other program reads says so at any time."""
+    log, projection = holds.open("w")
+    projection = put(log, projection, note("one"))
+    assert store.is_checkpointed("w") is isinstance(store, MemoryStore)
+    holds.leave(log, projection)
+    assert store.is_checkpointed("w")
+
+
+def test_a_sound_store_is_verified_and_needs_no_repair(store: Store, holds: Holds) -> None:
+    """Each workflow is reported as sound, with its facts; repair leaves it as it is; an unknown one raises."""
+    for workflow_id in ("one", "two"):
+        log, projection = holds.open(workflow_id)
+        holds.leave(log, put(log, projection, note(workflow_id)))
+    found = {check.workflow_id: (check.verdict, check.facts) for check in store.verify()}
+    assert found == {"one": (Verdict.SOUND, 1), "two": (Verdict.SOUND, 1)}
+    assert [check.workflow_id for check in store.verify("two")] == ["two"]
+    report = store.repair("one", RepairOptions())
+    assert (report.action, report.facts) == ("nothing", 1)
+    for look in (lambda: list(store.verify("unknown")), lambda: store.repair("unknown", RepairOptions())):
+        with pytest.raises(WorkflowNotFoundError, match="unknown") as caught:
+            look()
+        assert store.display_name in str(caught.value)
+
+
+def test_the_log_of_a_command_is_appended_to_and_read_through_the_store(store: Store, tmp_path: Path) -> None:
+    """A log is made with its folder; its lock is seen by others until the last who has the file closes it."""
+    path = str(tmp_path / "deep" / "er" / "step.log")
+    assert store.find_log(path) is None
+    for text in (b"one\n", b"two\n"):
+        log = store.open_log(path)
+        os.write(log.fd, text)
+        log.close()
+    log, reader = store.open_log(path), store.find_log(path)
+    assert reader is not None
+    assert (reader.size(), reader.read(4, 3), reader.read_all(4)) == (8, b"two", b"two\n")
+    assert not reader.is_locked()
+    assert log.try_lock()
+    assert reader.is_locked()
+    inherited = os.dup(log.fd)
+    log.close()
+    assert reader.is_locked()
+    os.close(inherited)
+    assert not reader.is_locked()
+    reader.close()
+
+
+@pytest.mark.parametrize("plant", [Path.mkdir, os.mkfifo], ids=["folder", "fifo"])
+def test_what_is_no_log_is_refused(store: Store, tmp_path: Path, plant: Any) -> None:
+    """A folder or a FIFO in the place of a log raises StoreError, which names it."""
+    path = tmp_path / "step.log"
+    plant(path)
+    for use in (store.open_log, store.find_log):
+        with pytest.raises(StoreError, match=r"step\.log"):
+            use(str(path))
+
+
+def test_stores_are_found_by_url(tmp_path: Path) -> None:
+    """A URL is a store of its kind, the same one each time; a store is itself, and None the folder."""
+    file = find_store(f"file://{tmp_path}/a%20b", "elsewhere")
+    assert isinstance(file, FileStore)
+    assert file.display_name == str(tmp_path / "a b")
+    assert file.identity == find_store(f"file://localhost{tmp_path}/a%20b", "elsewhere").identity
+    memory = find_store("memory://name/deep", "elsewhere")
+    assert isinstance(memory, MemoryStore)
+    assert memory.display_name == "memory://name/deep"
+    assert find_store("memory://name/deep", ".") is memory
+    assert find_store("memory://other", ".") is not memory
+    assert find_store(memory, "elsewhere") is memory
+    assert find_store(None, tmp_path).identity == FileStore(tmp_path).identity
+
+
+@pytest.mark.parametrize("url", ["file://host/folder", "file://", "sqlite:///x", "folder", ""])
+def test_a_url_without_a_store_is_refused(url: str) -> None:
+    """The error has the URL and says which there are."""
+    with pytest.raises(StoreError, match=r"use file:///folder or memory://name"):
+        find_store(url, ".")

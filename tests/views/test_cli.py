@@ -404,3 +404,53 @@ def test_the_console_script_is_this_one():
     """The installed command is `iso_orchestrator.views.cli:main`."""
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert project["scripts"]["iso-orchestrator"] == f"{main.__module__}:{main.__name__}"
+
+
+def test_the_command_line_works_on_any_store(root, capsys, tmp_path):
+    """With --store a command is about that store, be it a folder's URL or one in memory, which has nothing to show."""
+
+    def run(*args):
+        code = main(list(args))
+        return code, *capsys.readouterr()
+
+    by_dir = run("show", "--dir", str(root), "batch")
+    assert run("show", "--store", f"file://{root}", "batch") == by_dir
+    assert run("fold", "--store", f"file://{root}", "batch")[0] == 0
+    empty = "memory://command-line"
+    assert run("list", "--store", empty) == (0, f"no workflows in {empty}\n", "")
+    assert run("verify", "--store", empty) == (0, f"no workflows in {empty}\n", "")
+    assert run("top", "--store", empty)[0] == 0
+    for command in (
+        ["show", "w"],
+        ["fold", "w"],
+        ["reset", "w", "step"],
+        ["delete", "w"],
+        ["logs", "w", "step"],
+        ["repair", "w"],
+        ["verify", "w"],
+        ["top", "w"],
+    ):
+        code, out, err = run(command[0], "--store", empty, *command[1:])
+        assert (code in (1, 3), out) == (True, "")
+        assert err.startswith(f"iso-orchestrator: no workflow 'w' in {empty}; ")
+    assert run("list", "--store", "sqlite:///x")[0] == 1
+
+
+def test_every_command_has_a_word_for_a_workflow_in_memory(capsys):
+    """A store in memory has records to show, and neither files nor damage."""
+    store = "memory://command-line-with-work"
+    with Workflow("w", store=store) as workflow:
+        workflow.run_step("step", lambda: 1)
+
+    def run(*args):
+        code = main([args[0], "--store", store, *args[1:]])
+        return code, *capsys.readouterr()
+
+    assert run("list")[1].splitlines()[1].startswith("w")
+    assert "memory:w" in run("show", "w")[1]
+    assert run("fold", "w") == (0, "all of it is in memory:w\n", "")
+    assert run("verify")[1].splitlines()[-1] == f"1 sound in {store}"
+    assert "nothing is damaged" in run("repair", "w")[1]
+    assert "no command" in run("logs", "w", "step")[2]
+    assert run("reset", "w", "step")[1] == "reset step\n"
+    assert run("delete", "w")[1] == "deleted w\n"
