@@ -330,7 +330,7 @@ class Workflow(RecordKeeper):
         Items start in order, but for those that wait for their key, and an item that waits holds no worker.
 
         Args:
-            max_parallel: Items at a time, at most: a single worker does steps that take less than 0.3 ms.
+            max_parallel: How many items may run at a time.
             mutex_key: A format string over the function's arguments, or a function of the item. Items of one key
                 never overlap, in any process, and run in order among themselves; None: no key.
             mutex_scope: "workflow", or "store" for one key over all workflows of the root.

@@ -22,7 +22,6 @@ __all__ = [
     "Step",
     "StepKeywords",
     "check_callable",
-    "deferred_caller",
     "return_annotation",
     "run_step",
     "step_options",
@@ -101,12 +100,6 @@ class Step(Generic[P, R]):
         call = self._claimed_call(args, kwargs)
         return call.runtime.submit(call.run)
 
-    def _perform(self, *args: P.args, **kwargs: P.kwargs) -> tuple[R, Callable[[], None] | None]:
-        """As a call, but a new result survives only this process until the second, which has to be called, returns."""
-        call = self._claimed_call(args, kwargs)
-        result: R = call.perform()
-        return result, None if call.recorded is None else call.settle
-
     def step_name(self, *args: P.args, **kwargs: P.kwargs) -> str:
         """What that call is called in the record."""
         return self._name(self._parameters.bind(args, kwargs))
@@ -168,25 +161,9 @@ class BoundStep(Generic[P, R]):
         """As `Step.submit`."""
         return self._step.submit(self._instance, *args, **kwargs)
 
-    def _perform(self, *args: P.args, **kwargs: P.kwargs) -> tuple[R, Callable[[], None] | None]:
-        """As `Step._perform`."""
-        return self._step._perform(self._instance, *args, **kwargs)
-
     def step_name(self, *args: P.args, **kwargs: P.kwargs) -> str:
         """As `Step.step_name`."""
         return self._step.step_name(self._instance, *args, **kwargs)
-
-
-def is_step(fn: Callable[..., Any]) -> bool:
-    """Whether *fn* is one, or a method that is."""
-    return isinstance(fn, Step | BoundStep)
-
-
-def deferred_caller(fn: Callable[..., Any]) -> Callable[..., tuple[Any, Callable[[], None] | None]]:
-    """What calls *fn* and, where it is a step, leaves a new result to be settled by the second that it returns."""
-    if isinstance(fn, Step | BoundStep):
-        return fn._perform
-    return lambda *args, **kwargs: (fn(*args, **kwargs), None)
 
 
 def run_step(
