@@ -780,6 +780,26 @@ def test_a_batch_whose_workers_were_all_cancelled_raises(workflow: Workflow) -> 
         blocker.set()
 
 
+@pytest.mark.parametrize("is_submitted", [True, False], ids=["cancels", "refuses"])
+def test_an_executor_that_ends_keeps_no_key(workflow: Workflow, is_submitted: bool) -> None:
+    """An item that has got its key, and gets no worker, gives the key back."""
+    blocker = threading.Event()
+    pool = ThreadPoolExecutor(1)
+    with workflow.mutex("k"):
+        batch = blocked(workflow.run_for_each, [1], never, executor=pool, mutex_key="k")
+        pool.submit(blocker.wait, DEADLINE)
+        if not is_submitted:
+            pool.shutdown(wait=False)
+    pool.shutdown(wait=False, cancel_futures=True)
+    try:
+        with pytest.raises((RuntimeError, CancelledError)):
+            batch.result(DEADLINE)
+        with workflow.mutex("k", timeout=DEADLINE / 4):
+            pass
+    finally:
+        blocker.set()
+
+
 OUTLIVES_MAIN = """
 import threading, time
 all_read = threading.Event()
