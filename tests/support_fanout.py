@@ -1,4 +1,4 @@
-"""What the tests of fan-out, mutexes and leases share: who waits, who overlaps, clocks that a test moves."""
+"""Helpers of the tests of fan-out, mutexes and leases: gates, a clock, checks for waits and overlaps."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NOON = datetime(2026, 5, 14, 12, 0, 0, tzinfo=UTC)
 
 
 class Clock:
-    """A clock that stands still until it is moved. `Workflow(now=clock)` reads it."""
+    """A clock that stands still until the test moves it. `Workflow(now=clock)` reads it."""
 
     def __init__(self, start: datetime = NOON) -> None:
         self.time = start
@@ -39,15 +39,12 @@ class Clock:
         self.time += timedelta(seconds=seconds)
 
     def reads_by(self, part: str) -> int:
-        """How often threads with *part* in their name have read it."""
+        """How often threads with *part* in their name have read the clock."""
         return sum(part in name for name in self.readers)
 
 
 def blocked(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Future[Any]:
-    """Call *fn* in a thread of its own, and return when that thread waits for something.
-
-    A thread that hangs keeps no test run from ending.
-    """
+    """Call *fn* in a daemon thread, and return when that thread waits or has ended."""
     future: Future[Any] = Future()
 
     def work() -> None:
@@ -63,7 +60,7 @@ def blocked(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Future[Any]:
 
 
 def is_waiting(thread: int, *names: str) -> bool:
-    """Whether a thread waits in the package, in a condition or a latch, or in a function of one of *names*."""
+    """Whether a thread waits for a condition or an event of the package, or is in a function of one of *names*."""
     frames = list(_frames(sys._current_frames().get(thread)))
     if names:
         return any(frame.f_code.co_name in names for frame in frames)
@@ -75,7 +72,7 @@ def is_waiting(thread: int, *names: str) -> bool:
 
 
 def is_idle(thread: int) -> bool:
-    """Whether a thread of an executor has nothing to do."""
+    """Whether a thread of an executor waits for work."""
     frames = list(_frames(sys._current_frames().get(thread)))
     return bool(frames) and frames[0].f_code.co_filename == pool_thread.__file__
 
@@ -87,7 +84,7 @@ def _frames(frame: FrameType | None) -> Iterator[FrameType]:
 
 
 def say_when_main_waits(word: str, *names: str) -> None:
-    """In a child: print *word* as soon as the main thread waits, by `is_waiting`."""
+    """In a child process: print *word* as soon as the main thread waits, as `is_waiting` finds it."""
     main = threading.main_thread().ident or 0
 
     def watch() -> None:
@@ -98,7 +95,7 @@ def say_when_main_waits(word: str, *names: str) -> None:
 
 
 def mark(path: Path | str, *words: object) -> None:
-    """Append a line to a file that several processes write, in one piece."""
+    """Append a line to a file that several processes write, in one write."""
     fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:
         os.write(fd, (" ".join(map(str, words)) + "\n").encode())
@@ -112,33 +109,38 @@ def marks(path: Path | str) -> list[list[str]]:
 
 
 def assert_apart(lines: Iterable[list[str]]) -> dict[str, list[tuple[str, ...]]]:
-    """No two of one key overlap in lines of "start key who" and "end key who"; who came in which order, by key."""
+    """Check that no two entries of one key overlap in lines of "start key who" and "end key who".
+
+    Returns:
+        For each key, who entered, in order.
+    """
     inside: dict[str, tuple[str, ...]] = {}
     order: dict[str, list[tuple[str, ...]]] = {}
     for what, key, *who in lines:
         if what == "start":
-            assert key not in inside, f"{who} came into {key} while {inside[key]} was in"
+            assert key not in inside, f"{who} entered {key} while {inside[key]} was inside"
             inside[key] = tuple(who)
             order.setdefault(key, []).append(tuple(who))
         else:
-            assert inside.pop(key, None) == tuple(who), f"{who} came out of {key} without being in"
+            assert inside.pop(key, None) == tuple(who), f"{who} left {key} without being inside"
     assert not inside
     return order
 
 
 def new_seed() -> int:
-    """What a random test begins with; it is printed with the way to repeat it."""
+    """The seed of a random test. It is printed, with the command that repeats the test."""
     seed = int(os.environ.get("ISO_TEST_SEED", random.randrange(2**32)))
     print(f"ISO_TEST_SEED={seed} pytest ... repeats this test")
     return seed
 
 
 class Gate:
-    """What several threads run through, stop in, and are let on from.
+    """A place where threads stop until the test opens it for their item.
 
     Attributes:
-        entered: What has come in so far, in order.
-        most: The most that were in at one time.
+        entered: The items that have entered so far, in order.
+        left: The items that have left so far, in order.
+        most: The largest number of items that were inside at one time.
     """
 
     def __init__(self) -> None:
@@ -150,29 +152,31 @@ class Gate:
         self._changed = threading.Condition()
 
     def __call__(self, item: Any) -> Any:
-        """Come in, and stay until it is open for *item*."""
+        """Enter, and stay until the gate is open for *item*."""
         with self._changed:
             self.entered.append(item)
             self.most = max(self.most, len(self.entered) - len(self.left))
             self._changed.notify_all()
-            assert self._changed.wait_for(lambda: self._all or item in self._open, DEADLINE), "nobody opened the gate"
+            assert self._changed.wait_for(lambda: self._all or item in self._open, DEADLINE), (
+                "the test did not open the gate"
+            )
             self.left.append(item)
         return item
 
     def open(self, *items: Any) -> None:
-        """Let *items* on, now and later; all of them when none are named."""
+        """Let *items* leave, now and later; without arguments all items."""
         with self._changed:
             self._all = self._all or not items
             self._open.update(items)
             self._changed.notify_all()
 
     def until_in(self, *items: Any) -> None:
-        """Wait until *items* have come in."""
+        """Wait until *items* have entered."""
         with self._changed:
             came = self._changed.wait_for(lambda: all(item in self.entered for item in items), DEADLINE)
-        assert came, f"{items} did not come in, only {self.entered}"
+        assert came, f"{items} did not all enter, only {self.entered}"
 
 
 def codes_of(events: Iterable[Any], *types: str) -> list[str]:
-    """The types of those events that are of *types*, in order."""
+    """The types of the events that have one of *types*, in order."""
     return [event.type for event in events if event.type in types]

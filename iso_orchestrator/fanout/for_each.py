@@ -1,4 +1,4 @@
-"""`@workflow.for_each`: a function over many items, some at a time."""
+"""`@workflow.for_each`: call a function for each of many items, several at a time."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from iso_orchestrator.checks import check_key, check_wait
 from iso_orchestrator.coordination.mutex import check_scope
 from iso_orchestrator.coordination.mutex_queue import MutexScope
 from iso_orchestrator.fanout.progress import reporter
-from iso_orchestrator.fanout.scheduler import Keyed, Outcome, Scheduler
+from iso_orchestrator.fanout.scheduler import Scheduler
 from iso_orchestrator.record.markup import html_table
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.steps.identity import Parameters, compile_template
-from iso_orchestrator.steps.step import check_callable, current_runtime, deferred_caller, is_step
+from iso_orchestrator.steps.step import check_callable, current_runtime
 
 __all__ = [
     "ForEach",
@@ -29,7 +29,7 @@ __all__ = [
     "run_for_each",
 ]
 
-_SHOWN = 200  # rows of a table in a notebook
+_SHOWN = 200  # rows of the table in a notebook
 
 Item = TypeVar("Item")
 P = ParamSpec("P")
@@ -38,7 +38,7 @@ R = TypeVar("R")
 
 @attrs.frozen
 class Fulfilled(Generic[R]):
-    """An item that succeeded."""
+    """The result of an item that succeeded."""
 
     value: R
 
@@ -50,7 +50,7 @@ class Fulfilled(Generic[R]):
 
 @attrs.frozen
 class Rejected:
-    """An item that failed."""
+    """The result of an item that failed."""
 
     reason: BaseException
 
@@ -62,7 +62,7 @@ class Rejected:
 
 @attrs.frozen
 class ForEachSummary(Generic[R]):
-    """What became of all items, in their order.
+    """The results of all items, in the order of the items.
 
     Example:
         >>> summary = ForEachSummary([Fulfilled(1), Rejected(ValueError("no"))])
@@ -74,19 +74,19 @@ class ForEachSummary(Generic[R]):
 
     @property
     def fulfilled(self) -> int:
-        """How many succeeded."""
+        """The number of items that succeeded."""
         return sum(isinstance(result, Fulfilled) for result in self.results)
 
     @property
     def rejected(self) -> int:
-        """How many failed."""
+        """The number of items that failed."""
         return len(self.results) - self.fulfilled
 
     def values(self) -> list[R]:
-        """The values of all items.
+        """The values of all items, if none failed.
 
         Raises:
-            BaseException: The first reason, if any item failed.
+            BaseException: The reason of the first item that failed.
         """
         values = []
         for result in self.results:
@@ -192,7 +192,7 @@ class ForEachOptions:
 
 
 class ForEach(Generic[Item, P, R]):
-    """A function over many items. Made by `workflow.for_each` and by the free `for_each`.
+    """A function that is called for each of many items. Made by `workflow.for_each` and by the free `for_each`.
 
     Attributes:
         fn: The function of one item.
@@ -212,91 +212,62 @@ class ForEach(Generic[Item, P, R]):
         self._runtime = runtime
         self._options = options
         self._name = getattr(fn, "__name__", "for_each")
-        self._parameters = Parameters(fn, self._name)
-        literal = options.mutex_key
-        self._fill = compile_template(literal, "a mutex key", self._parameters) if isinstance(literal, str) else None
+        self._key_of = _key_function(fn, self._name, options.mutex_key)
 
     def __call__(self, items: Iterable[Item], *shared: P.args, **named: P.kwargs) -> ForEachSummary[R]:
-        """Call the function for each of *items*, with *shared* behind it.
+        """Call the function for each of *items*, with the arguments *shared* and *named* after it.
 
         Raises:
             Exception: As `Workflow.for_each` says.
         """
-        runtime = self._runtime or current_runtime()
-        key_of = self._key_function(shared, named)
-        perform = deferred_caller(self.fn)
-
-        def work(item: Item) -> Outcome:
-            return perform(item, *shared, **named)
-
-        return _run(runtime, items, work, key_of, self._options, self._name, are_steps=is_step(self.fn))
-
-    def _key_function(self, shared: tuple[Any, ...], named: dict[str, Any]) -> Callable[[Any], str | None]:
-        fill = self._fill
-        if fill is None:
-            return _key_function(self._options.mutex_key)
-
-        def key_of(item: Any) -> str | None:
-            return fill(self._parameters.bind((item, *shared), named))
-
-        return key_of
+        runtime, options = self._runtime or current_runtime(), self._options
+        total = len(items) if isinstance(items, Sized) else None
+        progress = reporter(options.progress, total, self._name)
+        executor = options.executor or ThreadPoolExecutor(options.max_parallel, "iso-orchestrator for_each")
+        scheduler = Scheduler(
+            runtime,
+            lambda item: self.fn(item, *shared, **named),
+            key_of=lambda item: self._key_of((item, *shared), named),
+            mutex_scope=options.mutex_scope,
+            mutex_timeout=options.mutex_timeout,
+            max_parallel=options.max_parallel,
+            stop_on_error=options.stop_on_error,
+            executor=executor,
+            progress=progress,
+        )
+        try:
+            with runtime.using():
+                outcomes = scheduler.run(items)
+        finally:
+            progress.close()
+            if options.executor is None:
+                executor.shutdown(wait=False)
+        return ForEachSummary([Fulfilled(value) if ok else Rejected(value) for ok, value in outcomes])
 
 
 def run_for_each(
     runtime: WorkflowRuntime, items: Iterable[Item], fn: Callable[[Item], R], options: ForEachOptions
 ) -> ForEachSummary[R]:
-    """A `for_each` without a decorator, whose mutex key is literal, or a function of the item."""
-    check_callable(fn, "what for_each calls")
-    literal = options.mutex_key
-    key_of = (lambda _: literal) if isinstance(literal, str) else _key_function(literal)
-    name = getattr(fn, "__name__", "for_each")
-    return _run(runtime, items, deferred_caller(fn), key_of, options, name, are_steps=is_step(fn))
+    """Call *fn* for each of *items*. A str as `mutex_key` is the key itself, and no format string."""
+    key = options.mutex_key
+    if isinstance(key, str):
+        options = attrs.evolve(options, mutex_key=lambda _: key)
+    return ForEach(fn, options, runtime)(items)
 
 
-def _key_function(mutex_key: MutexKey) -> Callable[[Any], str | None]:
+def _key_function(
+    fn: Callable[..., Any], name: str, mutex_key: MutexKey
+) -> Callable[[tuple[Any, ...], dict[str, Any]], str | None]:
+    """A function from the arguments of one call to the key of its item."""
     if mutex_key is None:
-        return lambda _: None
-    assert callable(mutex_key)
+        return lambda *_: None
+    if isinstance(mutex_key, str):
+        parameters = Parameters(fn, name)
+        fill = compile_template(mutex_key, "a mutex key", parameters)
+        return lambda args, kwargs: fill(parameters.bind(args, kwargs))
 
-    def key_of(item: Any) -> str | None:
-        key = mutex_key(item)
+    def key_of(args: tuple[Any, ...], _: dict[str, Any]) -> str | None:
+        key = mutex_key(args[0])
         return None if key is None else check_key(key, "a mutex key")
 
     return key_of
-
-
-def _run(
-    runtime: WorkflowRuntime,
-    items: Iterable[Any],
-    work: Callable[[Any], Outcome],
-    key_of: Callable[[Any], str | None],
-    options: ForEachOptions,
-    name: str,
-    *,
-    are_steps: bool,
-) -> ForEachSummary[Any]:
-    own = ThreadPoolExecutor(options.max_parallel, "iso-orchestrator for_each") if options.executor is None else None
-    executor = own or options.executor
-    assert executor is not None
-    progress = reporter(options.progress, len(items) if isinstance(items, Sized) else None, name)
-    scheduler = Scheduler(
-        runtime,
-        work,
-        Keyed(key_of, options.mutex_scope, options.mutex_timeout),
-        max_parallel=options.max_parallel,
-        stop_on_error=options.stop_on_error,
-        executor=executor,
-        progress=progress,
-        adapts=are_steps and own is not None,
-    )
-    try:
-        with runtime.using():
-            scheduler.run(items)
-    finally:
-        progress.close()
-        if own is not None:
-            own.shutdown(wait=False)
-    results: list[Fulfilled[Any] | Rejected] = [
-        Fulfilled(value) if ok else Rejected(value) for _, (ok, value) in sorted(scheduler.outcomes.items())
-    ]
-    return ForEachSummary(results)

@@ -1,9 +1,10 @@
-"""How far a batch is, on a terminal or in a notebook."""
+"""The progress bar of a batch, on a terminal or in a notebook."""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from threading import Lock
 from typing import Any, Protocol
 
@@ -12,44 +13,41 @@ from iso_orchestrator.record.markup import escape_terminal
 
 __all__ = ["Progress", "reporter"]
 
-# What a write to a closed terminal, pipe or file raises; no reason for a job to fail.
-_GONE = (OSError, ValueError)
+# What a write to a closed terminal, pipe or file raises. It must not make the batch fail.
+_CLOSED = (OSError, ValueError)
 _LABEL = 60  # characters; a longer label leaves no room for the bar
 
 
 class Progress(Protocol):
-    """What is told as items end."""
+    """Shows how many items are done."""
 
     def advance(self, ok: bool) -> None:
-        """One more item has ended, well or not. Any thread may call it."""
+        """Count one more item, which succeeded or failed. Any thread may call this."""
         ...
 
     def close(self) -> None:
-        """No more items will end."""
+        """End the display. No more items are counted."""
         ...
 
 
 def reporter(progress: bool | str | None, total: int | None, name: str) -> Progress:
-    """A display that does what *progress* asks for.
+    """Make the display that the option *progress* asks for.
 
     Args:
-        progress: None shows on a terminal (standard error is one) or in a notebook, where tqdm is installed.
-            A str does the same and is the label. True shows always, False never.
-        total: How many items there are; None where nobody knows.
-        name: The label when *progress* is none.
+        progress: None shows a bar if tqdm is installed, and standard error is a terminal or a notebook. A str does
+            the same, and is the label. True always shows a bar, False never.
+        total: The number of items; None if it is not known.
+        name: The label if *progress* is no str.
 
     Raises:
-        TypeError: *progress* is something else.
-        WorkflowUsageError: It is True, and tqdm is not installed.
+        WorkflowUsageError: *progress* is True, and tqdm is not installed.
 
     Example:
         >>> display = reporter(False, 3, "apply")
         >>> display.advance(ok=True)
         >>> display.close()
     """
-    if progress is not None and not isinstance(progress, bool | str):
-        raise TypeError(f"progress must be a bool, a str or None, not {type(progress).__name__}")
-    if progress is False or (progress is not True and not _is_watched()):
+    if progress is False or (progress is not True and not _is_terminal() and not _is_notebook()):
         return _Silent()
     try:
         from tqdm import tqdm
@@ -61,14 +59,14 @@ def reporter(progress: bool | str | None, total: int | None, name: str) -> Progr
         ) from error
 
     class Bar(tqdm):  # type: ignore[type-arg]
-        monitor_interval = 0  # else tqdm starts a thread that refreshes what `advance` refreshes anyway
+        monitor_interval = 0  # otherwise tqdm starts a thread that draws the bar, which `advance` does anyway
 
     label = escape_terminal(progress if isinstance(progress, str) else name)[:_LABEL]
-    # A terminal that has no size, as under some CI, has 0 columns, and tqdm would show nothing there.
+    # On a terminal that has no size, as under some CI, tqdm finds 0 columns and shows nothing.
     width: dict[str, Any] = {"ncols": 80, "dynamic_ncols": _has_width()}
     try:
         return _Shown(Bar(total=total, desc=label, file=sys.stderr, miniters=1, **width))
-    except _GONE:
+    except _CLOSED:
         return _Silent()
 
 
@@ -81,7 +79,7 @@ class _Silent:
 
 
 class _Shown:
-    """A bar of tqdm's, which is for one thread at a time."""
+    """A bar of tqdm with a lock, since one thread at a time may use a bar."""
 
     def __init__(self, bar: Any) -> None:
         self._bar = bar
@@ -93,27 +91,23 @@ class _Shown:
             if not ok:
                 self._failed += 1
                 self._bar.set_postfix_str(f"{self._failed} failed", refresh=False)
-            self._show(self._bar.update)
+            self._draw(self._bar.update)
 
     def close(self) -> None:
         with self._lock:
-            self._show(self._bar.close)
+            self._draw(self._bar.close)
 
-    def _show(self, draw: Any) -> None:
+    def _draw(self, draw: Callable[[], object]) -> None:
         try:
             draw()
-        except _GONE:
+        except _CLOSED:
             self._bar.disable = True
-
-
-def _is_watched() -> bool:
-    return _is_terminal() or _is_notebook()
 
 
 def _is_terminal() -> bool:
     try:
         return sys.stderr is not None and sys.stderr.isatty()
-    except ValueError:  # it is closed
+    except ValueError:  # standard error is closed
         return False
 
 

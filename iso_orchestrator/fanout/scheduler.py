@@ -1,7 +1,16 @@
-"""Bounded fan-out in which whoever waits for a key holds no worker.
+"""Run the items of one `for_each`: a bounded number at a time, and items of one key one after the other.
 
-There is no thread that schedules: each worker takes the next item itself, so that a slow source of items never delays
-a key that is handed on. While items are short, one worker does them alone and another stands by.
+An item without a key is *ready*, then *running*, then done. An item with a key passes through more states:
+
+- queued: an earlier item of the batch has the same key and is not done;
+- ready: the next free worker takes the item, and requests the mutex of the key;
+- requested: another batch, thread or process holds the mutex;
+- ready once more: the item holds the mutex, and waits for a worker;
+- running, then done: the mutex is free, and the next queued item of the key becomes ready.
+
+Only running items occupy workers. There is no scheduling thread: the calling thread reads the items, and each worker
+takes the next ready item by itself, so that a slow source of items never delays an item that is ready. A worker ends
+when no item is ready, and the thread that makes an item ready starts another one.
 """
 
 from __future__ import annotations
@@ -12,479 +21,380 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import CancelledError, Executor, Future
 from contextvars import copy_context
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import attrs
 
 from iso_orchestrator.coordination.mutex import record_acquired, release
-from iso_orchestrator.coordination.mutex_queue import Held, MutexScope, Waiter, find_hold, request
+from iso_orchestrator.coordination.mutex_queue import Held, MutexScope, MutexState, Waiter, find_hold, request
 from iso_orchestrator.errors import MutexTimeoutError
-from iso_orchestrator.fanout.pace import LONG, Pace
-from iso_orchestrator.fanout.settling import Settling
+from iso_orchestrator.fanout.progress import Progress
 from iso_orchestrator.runtime.context import ItemContext, LockOwner, Scope, current_owner, entered
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
-from iso_orchestrator.system.interrupts import Condition, OneShotEvent, start
+from iso_orchestrator.system.interrupts import Condition, start
 
-__all__ = ["Keyed", "Outcome", "Progress", "Scheduler"]
+__all__ = ["Outcome", "Scheduler"]
 
-_READ_AHEAD = 1000  # items, or 16 for each worker
+_READ_AHEAD = 1000  # items, or 16 for each worker if that is more
 
-
-Outcome: TypeAlias = tuple[Any, Callable[[], None] | None]
-"""What an item came to, and what has to be called before anybody is told of it; it returns when that is on the disk."""
-
-
-class Progress(Protocol):
-    """What is told of each item that ends."""
-
-    def advance(self, ok: bool) -> None:
-        """One more item has ended."""
-        ...
-
-
-@attrs.frozen
-class Keyed:
-    """How items are kept apart.
-
-    Attributes:
-        key_of: The key of an item, or None.
-        timeout: Seconds to wait for a key that is held elsewhere; None for ever.
-    """
-
-    key_of: Callable[[Any], str | None]
-    scope: MutexScope
-    timeout: float | None
+Outcome: TypeAlias = tuple[bool, Any]
+"""True and what the function returned, or False and the error."""
 
 
 @attrs.define(eq=False)
-class _Task:
+class _Item:
     index: int
-    item: Any
+    value: Any
     key: str | None
     owner: LockOwner
-    hold: Held | None = None
     waiter: Waiter | None = None
-    withdraw: Callable[[], bool] | None = None
+    requested_by: int | None = None  # the thread that is in `request`
+    mutex: MutexState | None = None  # set when `request` has returned without an answer
     timer: threading.Timer | None = None
-    asker: int | None = None
-
-    def __lt__(self, other: _Task) -> bool:
-        return self.index < other.index
+    hold: Held | None = None
 
 
 class Scheduler:
-    """One `for_each`.
+    """Run one `for_each`.
 
     Args:
-        handle: The workflow's.
-        work: What is done with an item.
-        keyed: How items are kept apart.
-        max_parallel: Items at a time.
-        stop_on_error: Start nothing more after the first error.
-        executor: Whose threads do it.
-        progress: Told of each item that ends.
-        adapts: Whether one worker alone may do short items: steps, which wait for the disk together, on threads that
-            may be hired by others (what a user's executor makes of that, nobody knows).
+        runtime: The workflow's.
+        work: The function of one item.
+        key_of: Returns the mutex key of an item, or None.
+        mutex_scope: Which workflows share the keys.
+        mutex_timeout: Seconds to wait for a mutex that is held outside of the batch; None waits for ever.
+        max_parallel: How many items may run at a time.
+        stop_on_error: Start no more items after the first error.
+        executor: Provides the threads of the workers.
+        progress: Is told of each item that is done.
     """
 
     def __init__(
         self,
         runtime: WorkflowRuntime,
-        work: Callable[[Any], Outcome],
-        keyed: Keyed,
+        work: Callable[[Any], Any],
         *,
+        key_of: Callable[[Any], str | None],
+        mutex_scope: MutexScope,
+        mutex_timeout: float | None,
         max_parallel: int,
         stop_on_error: bool,
         executor: Executor,
         progress: Progress,
-        adapts: bool,
     ) -> None:
-        self.outcomes: dict[int, tuple[bool, Any]] = {}
         self._runtime = runtime
         self._work = work
-        self._keyed = keyed
+        self._key_of = key_of
+        self._mutex_scope: MutexScope = mutex_scope
+        self._mutex_timeout = mutex_timeout
         self._max_parallel = max_parallel
+        self._read_ahead = max(_READ_AHEAD, 16 * max_parallel)
         self._stop_on_error = stop_on_error
         self._executor = executor
         self._progress = progress
         self._scope = runtime.scope()
         self._context = copy_context()
         self._parent = current_owner()
+        # What follows changes under the lock `_changed.guard` only.
         self._changed = Condition()
-        self._ready: list[_Task] = []
-        self._behind: dict[str, deque[_Task]] = {}  # a key is here while an item of it is ready, asking or running
-        self._granted: deque[_Task] = deque()
-        self._asking: set[_Task] = set()
-        self._settling: Settling[_Task] = Settling(self._changed.guard, self._finish)
-        self._adapts = adapts
-        self._pace = Pace()
-        self._stands_by: OneShotEvent | None = None  # of the worker that does: to be woken when there is no more to do
-        self._workers = 0
-        self._coming = 0  # of the workers, those that have not begun
-        self._running = 0  # of the workers, those that have begun: what a signal leaves unhired never does
-        self._hired: set[Future[None]] = set()
-        self._unfinished = 0
-        self._unstarted = 0
-        self._wake_at = 0  # how many may be unstarted when items are read on
+        self._queued: dict[str, deque[_Item]] = {}  # has the key of each item that is ready, requested or running
+        self._ready: list[tuple[bool, int, _Item]] = []  # a heap: first the items that hold a mutex, then by index
+        self._requested: set[_Item] = set()
+        self._outcomes: dict[int, Outcome] = {}
+        self._unfinished = 0  # items that were read and are not done
+        self._unstarted = 0  # items that were read and have not run
+        self._workers = 0  # those that will look for another item, among them those that the executor has not begun
+        self._running_workers = 0
+        self._futures: set[Future[None]] = set()
         self._stopped = False
         self._abandoned = False
         self._error: BaseException | None = None
 
     @property
     def is_stopped(self) -> bool:
-        """Whether nothing more starts."""
+        """Whether no more items start, here or in the `for_each` around this one."""
         around = self._scope.batch
         return self._stopped or (around is not None and around.is_stopped)
 
     @property
     def is_abandoned(self) -> bool:
-        """Whether nobody waits any more for what runs."""
+        """Whether nothing waits for the running items any more, here or in the `for_each` around this one."""
         around = self._scope.batch
         return self._abandoned or (around is not None and around.is_abandoned)
 
-    def run(self, items: Iterable[Any]) -> None:
-        """Work on all items; the outcomes are in `outcomes`, by index.
+    def run(self, items: Iterable[Any]) -> list[Outcome]:
+        """Run all items; their outcomes in the order of the items.
 
         Raises:
-            BaseException: The first error, as `for_each` says.
+            BaseException: The first error, as `Workflow.for_each` says.
         """
         try:
             try:
                 self._read(items)
-                self._wait_until_done()
-            except BaseException as error:  # noqa: BLE001 - it is raised below, when what runs has ended
-                self._stop(error)
-            self._wait_until_idle()
-        except BaseException:
-            self._abandoned = True  # a second interrupt: nobody waits any more
+                self._changed.wait_until(lambda: self._unfinished == 0 or self._stopped)
+            except BaseException as error:  # noqa: BLE001 - it is raised below, after the running items have ended
+                self._fail(error)
+            if self._stopped:
+                self._drop_waiting()
+            self._wait_for_workers()
+        except BaseException:  # a second interrupt
+            self._abandoned = True
             raise
         if self._error is not None:
             raise self._error
+        return [outcome for _, outcome in sorted(self._outcomes.items())]
+
+    # Items are read in the calling thread.
 
     def _read(self, items: Iterable[Any]) -> None:
-        limit = max(_READ_AHEAD, 16 * self._max_parallel)
-        for index, item in enumerate(items):
-            key = self._keyed.key_of(item)
+        for index, value in enumerate(items):
+            key = self._key_of(value)
             owner = LockOwner(parent=self._parent, is_item=True)
             if key is not None:
-                find_hold(self._runtime, key, self._keyed.scope, owner)
+                find_hold(self._runtime, key, self._mutex_scope, owner)  # raises if the caller holds the mutex
             with self._changed.guard:
                 if self._stopped:
                     return
-                is_ready = self._add(_Task(index, item, key, owner))
-                is_wanted = is_ready and (self._is_short_handed(0) or not self._adapts)
-                is_full = self._unstarted >= limit
-            if is_wanted:
-                self._start_worker()
-            if is_full:  # until half of them have started: to be woken for each costs more than the item
-                self._wake_at = limit // 2
-                self._changed.wait_until(lambda: self._has_room(limit))
+                self._add(_Item(index, value, key, owner))
+                is_full = self._unstarted >= self._read_ahead
+            self._start_worker()
+            if is_full:
+                self._changed.wait_until(self._has_room)
 
-    def _has_room(self, limit: int) -> bool:
-        """Whether to read on: half of them have started, or the others wait for their keys and workers are idle."""
-        if self._unstarted <= self._wake_at or self._stopped:
-            return True
-        return self._unstarted < limit and not self._ready and not self._granted
-
-    def _add(self, task: _Task) -> bool:
-        """Note an item; whether it can be worked on. Under the lock."""
+    def _add(self, item: _Item) -> None:
         self._unfinished += 1
         self._unstarted += 1
-        if task.key is not None and task.key in self._behind:
-            self._behind[task.key].append(task)
-            return False
-        if task.key is not None:
-            self._behind[task.key] = deque()
-        heapq.heappush(self._ready, task)
-        return True
+        if item.key is not None and item.key in self._queued:
+            self._queued[item.key].append(item)
+            return
+        if item.key is not None:
+            self._queued[item.key] = deque()
+        self._make_ready(item)
+
+    def _has_room(self) -> bool:
+        # Not for each item that starts: to wake this thread takes longer than a short item.
+        if self._stopped or self._unstarted <= self._read_ahead // 2:
+            return True
+        return self._unstarted < self._read_ahead and not self._ready  # most items wait for keys, and workers are free
+
+    def _make_ready(self, item: _Item) -> None:
+        heapq.heappush(self._ready, (item.hold is None, item.index, item))
+
+    # Workers.
 
     def _start_worker(self) -> None:
-        """Start a worker, if there is one to spare.
+        """Start a worker if an item is ready and there may be one more worker.
 
-        Not under the lock: an executor that is shut down calls `_on_worker_done` under its own, which `submit` needs.
+        The caller must not hold the lock: an executor that is shut down calls `_on_worker_done` under its own lock,
+        which `submit` needs.
         """
         with self._changed.guard:
-            if self._workers >= self._max_parallel:
+            if self._stopped or not self._ready or self._workers >= self._max_parallel:
                 return
             self._workers += 1
-            self._coming += 1
         try:
-            future = start(lambda: self._executor.submit(self._worker))
-        except Exception as error:  # noqa: BLE001 - the executor was shut down, or refuses it as it likes
+            future = start(lambda: self._executor.submit(self._run_worker))
+        except Exception as error:  # noqa: BLE001 - the user's executor may raise anything
             with self._changed.guard:
                 self._workers -= 1
-                self._coming -= 1
-                if self._workers == 0:
-                    self._give_up(error)
-                else:
-                    self._max_parallel = self._workers  # those that are there go on
+                self._max_parallel = self._workers  # the workers that are there go on
+            if self._max_parallel == 0:
+                self._stop(error)
             return
         with self._changed.guard:
-            self._hired.add(future)
+            self._futures.add(future)
         future.add_done_callback(self._on_worker_done)
 
     def _on_worker_done(self, future: Future[None]) -> None:
-        """A worker has ended, or never began: its executor was shut down or is broken, or it is not needed."""
-        error: BaseException | None
-        if future.cancelled():
-            error = CancelledError("the executor was shut down before all items had run")
-        else:
-            error = future.exception()
+        """Count a worker that never began, since its executor was shut down or is broken."""
         with self._changed.guard:
-            self._hired.discard(future)
+            self._futures.discard(future)
+            if future.cancelled():
+                error: BaseException | None = CancelledError("the executor was shut down before all items had run")
+            else:
+                error = future.exception()
             if error is None:
                 return
             self._workers -= 1
-            self._coming -= 1
-            self._changed.notify()
-            if self._workers == 0 and self._unfinished and not self._stopped:
-                self._give_up(error)
+            if self._workers == 0 and self._unfinished:
+                self._fail(error)  # the calling thread drops what waits: here the executor's lock may be held
 
-    def _give_up(self, error: BaseException) -> None:
-        """Stop, in whatever thread that is. Under the lock."""
-        self._error = error if self._error is None else self._error
-        self._stopped = True
-        self._changed.notify()
-
-    def _worker(self) -> None:
+    def _run_worker(self) -> None:
         with self._changed.guard:
-            self._running += 1
-            self._coming -= 1
+            self._running_workers += 1
         try:
-            try:
-                while (task := self._next()) is not None:
-                    self._work_on(task)
-            finally:
-                self._settling.rest()
-        except BaseException as error:  # noqa: BLE001 - it goes to the caller's thread
+            while (item := self._take()) is not None:
+                if item.key is not None and item.hold is None:
+                    self._request_key(item)
+                else:
+                    self._finish(item, *self._context.copy().run(self._call, item))
+        except BaseException as error:  # noqa: BLE001 - the calling thread raises it
             self._stop(error)
-            with self._changed.guard:
-                self._workers -= 1
         finally:
             with self._changed.guard:
-                self._running -= 1
+                self._running_workers -= 1
                 self._changed.notify()
 
-    def _work_on(self, task: _Task) -> None:
-        if task.key is not None and task.hold is None:
-            self._request_key(task)
-            return
-        ok, value, settle = self._context.copy().run(self._do, task)
+    def _take(self) -> _Item | None:
+        """The next ready item; None when the worker, which is no longer counted, has to end."""
         with self._changed.guard:
-            self._pace.end()
-            if self._stands_by is not None and not self._pace.is_short:
-                self._stands_by.set()
-        if settle is None:
-            self._finish(task, ok, value)
-        else:
-            # When the next item turns out to be long, it is the one who stands by that settles this one.
-            self._settling.add(task, value, settle, is_left=lambda: self._stands_by is not None and bool(self._ready))
-
-    def _next(self) -> _Task | None:
-        """What this worker does next; None when it is to end."""
-        has_hired = False
-        while True:
-            latch = None
-            with self._changed.guard:
-                is_over = self._stopped or not (self._granted or self._ready)
-                if is_over or (self._one_is_enough() and self._stands_by is not None):
-                    self._workers -= 1
-                    if is_over and self._stands_by is not None:
-                        self._stands_by.set()
-                    self._changed.notify()
-                    return None
-                if self._one_is_enough():
-                    latch = self._stands_by = OneShotEvent()
-                elif has_hired or not self._is_short_handed(1):
-                    return self._take_next()
-            has_hired = latch is None
-            if latch is not None:
-                self._stand_by(latch)
-            else:  # before it takes an item, which would begin behind the next one's
-                self._start_worker()
-
-    def _one_is_enough(self) -> bool:
-        """Whether somebody works alone, and should: what has a key waits for the disk by itself."""
-        if not self._adapts or self._granted or not self._ready or self._ready[0].key is not None:
-            return False
-        return self._pace.one_is_enough()
-
-    def _is_short_handed(self, here: int) -> bool:
-        """Whether one more is to be hired, so that nothing is ready that no worker looks at; *here* are about to."""
-        is_attended = self._coming > 0 or self._stands_by is not None or not self._adapts
-        return len(self._ready) > here and self._workers < self._max_parallel and not is_attended
-
-    def _take_next(self) -> _Task:
-        task = self._granted.popleft() if self._granted else heapq.heappop(self._ready)
-        if task.key is None or task.hold is not None:
-            self._pace.begin()
-            self._count_started()
-        if not self._ready and not self._granted:
-            self._changed.notify()  # who reads items has stopped, perhaps, since others wait for their keys
-        return task
-
-    def _stand_by(self, latch: OneShotEvent) -> None:
-        """Look every so often whether who works alone still gets on; when not, see to it that others go on."""
-        is_alone, is_wanted = True, False
-        while is_alone:
-            latch.wait(LONG)
-            with self._changed.guard:
-                is_alone = self._one_is_enough() and not self._stopped
-                latch = OneShotEvent()
-                self._stands_by = latch if is_alone else None
-                if not is_alone and self._ready and self._pace.is_anybody_at_work and not self._settling.is_at_it:
-                    self._pace.found_long()
-                is_wanted = not is_alone and not self._stopped and self._is_short_handed(0)
-        if is_wanted:  # for as long as it takes to settle
-            self._start_worker()
-        self._settling.rest()
+            if self._stopped or not self._ready:
+                self._workers -= 1
+                return None
+            *_, item = heapq.heappop(self._ready)
+            if item.key is None or item.hold is not None:
+                self._count_started()
+            if not self._ready:
+                self._changed.notify()  # for `_has_room`
+            return item
 
     def _count_started(self) -> None:
         self._unstarted -= 1
-        if self._unstarted == self._wake_at:
-            self._changed.notify()
+        if self._unstarted == self._read_ahead // 2:
+            self._changed.notify()  # for `_has_room`
 
-    def _request_key(self, task: _Task) -> None:
-        """Ask for the item's key; it comes back in `_granted` at once or when others let it go."""
-        assert task.key is not None
-        task.asker = threading.get_ident()
-        task.waiter = Waiter(
-            task.owner,
-            granted=lambda hold: self._take(task, hold),
-            failed=lambda error: self._refuse(task, error),
-        )
-        with self._changed.guard:
-            self._asking.add(task)
-        entry = request(self._runtime, task.key, self._keyed.scope, task.waiter)
-        waiter = task.waiter
-        with self._changed.guard:
-            task.asker = None
-            if task not in self._asking:
-                return
-            task.withdraw = lambda: entry.withdraw(waiter)
-            if self._keyed.timeout is not None:
-                task.timer = threading.Timer(self._keyed.timeout, self._time_out, (task, entry.holder))
-                task.timer.daemon = True
-                task.timer.start()
-            stopped = self._stopped
-        if stopped:
-            self._withdraw(task)
-
-    def _take(self, task: _Task, hold: Held) -> None:
-        with self._changed.guard:
-            self._asking.discard(task)
-            if task.timer is not None:
-                task.timer.cancel()
-            if task.hold is None and not self._stopped:  # without a call, so that a signal comes before both or behind
-                self._granted += [task]
-                task.hold = hold
-        if task.hold is None:
-            hold.entry.abandon(hold.waiter)
-        elif task.asker != threading.get_ident():
-            self._start_worker()
-
-    def _refuse(self, task: _Task, error: BaseException) -> None:
-        with self._changed.guard:
-            self._asking.discard(task)
-        self._finish_unworked(task, error)
-
-    def _time_out(self, task: _Task, holder: Callable[[], Any]) -> None:
-        if not self._withdraw(task):
-            return
-        who, timeout = holder(), self._keyed.timeout or 0.0
-        self._finish_unworked(task, MutexTimeoutError(task.key or "", timeout, who.pid, who.host, who.since))
-
-    def _withdraw(self, task: _Task) -> bool:
-        if task.withdraw is None or not task.withdraw():
-            return False
-        with self._changed.guard:
-            self._asking.discard(task)
-            self._changed.notify()
-        return True
-
-    def _do(self, task: _Task) -> tuple[bool, Any, Callable[[], None] | None]:
+    def _call(self, item: _Item) -> Outcome:
         around = self._scope
         scope = Scope(
-            around.runtime,
-            around.runs,
-            task.owner,
-            around.step,
-            ItemContext(task.index),
-            around.attempt,
-            around.fences,
-            self,
+            runtime=around.runtime,
+            runs=around.runs,
+            owner=item.owner,
+            step=around.step,
+            item=ItemContext(item.index),
+            attempt=around.attempt,
+            fences=around.fences,
+            batch=self,
         )
         with entered(scope):
             try:
-                if task.hold is not None:
-                    return True, self._do_held(task, task.hold), None
-                return True, *self._work(task.item)
-            except BaseException as error:  # noqa: BLE001 - it is the item's outcome, or the caller's error
-                return False, error, None
+                return True, self._work(item.value) if item.hold is None else self._call_holding(item, item.hold)
+            except BaseException as error:  # noqa: BLE001 - it is the item's outcome
+                return False, error
 
-    def _do_held(self, task: _Task, hold: Held) -> Any:
-        assert task.key is not None
+    def _call_holding(self, item: _Item, hold: Held) -> Any:
+        assert item.key is not None
         try:
-            record_acquired(self._runtime, task.key)
-            value, settle = self._work(task.item)
-            if settle is not None:
-                settle()
+            record_acquired(self._runtime, item.key)
+            result = self._work(item.value)
         except BaseException as error:
-            release(self._runtime, task.key, hold, error)
+            release(self._runtime, item.key, hold, error)
             raise
-        release(self._runtime, task.key, hold, None)
-        return value
+        release(self._runtime, item.key, hold, None)
+        return result
 
-    def _finish(self, task: _Task, ok: bool, value: Any) -> None:
+    def _finish(self, item: _Item, ok: bool, value: Any) -> None:
         with self._changed.guard:
-            self.outcomes[task.index] = (ok, value)
+            self._outcomes[item.index] = (ok, value)
             self._unfinished -= 1
-            if task.key is not None:
-                behind = self._behind[task.key]
-                if behind:
-                    heapq.heappush(self._ready, behind.popleft())
-                else:
-                    del self._behind[task.key]
+            if item.key is not None:
+                self._end_key(item.key)
             if self._unfinished == 0:
                 self._changed.notify()
         self._progress.advance(ok)
-        if ok:
-            return
-        if self._stop_on_error or not isinstance(value, Exception):
-            value.add_note(f"iso-orchestrator: raised by item {task.index} of for_each")
+        if not ok and (self._stop_on_error or not isinstance(value, Exception)):
+            value.add_note(f"iso-orchestrator: raised by item {item.index} of for_each")
             self._stop(value)
 
-    def _finish_unworked(self, task: _Task, error: BaseException) -> None:
-        """An item that never got its key: no worker is at hand to go on with the next."""
+    def _end_key(self, key: str) -> None:
+        if self._queued[key]:
+            self._make_ready(self._queued[key].popleft())
+        else:
+            del self._queued[key]
+
+    # Mutexes are requested in a worker. The answer comes in any thread, perhaps before `request` returns.
+
+    def _request_key(self, item: _Item) -> None:
+        assert item.key is not None
+        item.requested_by = threading.get_ident()
+        item.waiter = Waiter(
+            item.owner,
+            granted=lambda hold: self._on_granted(item, hold),
+            failed=lambda error: self._on_request_failed(item, error),
+        )
         with self._changed.guard:
-            self._count_started()
-        self._finish(task, False, error)
+            self._requested.add(item)
+        mutex = request(self._runtime, item.key, self._mutex_scope, item.waiter)
         with self._changed.guard:
-            is_ready = bool(self._ready) and not self._stopped
-        if is_ready:
+            item.requested_by = None
+            if item not in self._requested:
+                return
+            item.mutex = mutex
+            if self._mutex_timeout is not None:
+                item.timer = threading.Timer(self._mutex_timeout, self._on_timeout, (item, mutex))
+                item.timer.daemon = True
+                item.timer.start()
+            stopped = self._stopped
+        if stopped:
+            self._withdraw(item)
+
+    def _on_granted(self, item: _Item, hold: Held) -> None:
+        with self._changed.guard:
+            self._end_request(item)
+            if item.hold is None and not self._stopped:  # after an interrupt the mutex calls this again
+                item.hold = hold
+                self._make_ready(item)
+        if item.hold is None:
+            hold.entry.abandon(hold.waiter)
+        elif item.requested_by != threading.get_ident():  # else this thread is a worker, and takes the item itself
             self._start_worker()
 
+    def _on_request_failed(self, item: _Item, error: BaseException) -> None:
+        with self._changed.guard:
+            self._end_request(item)
+        self._finish_unstarted(item, error)
+
+    def _on_timeout(self, item: _Item, mutex: MutexState) -> None:
+        if not self._withdraw(item):
+            return
+        holder, timeout = mutex.holder(), self._mutex_timeout or 0.0
+        error = MutexTimeoutError(item.key or "", timeout, holder.pid, holder.host, holder.since)
+        self._finish_unstarted(item, error)
+
+    def _withdraw(self, item: _Item) -> bool:
+        """Cancel a request; False if it has been answered or cancelled already."""
+        if item.mutex is None or item.waiter is None or not item.mutex.withdraw(item.waiter):
+            return False
+        with self._changed.guard:
+            self._end_request(item)
+        return True
+
+    def _end_request(self, item: _Item) -> None:
+        self._requested.discard(item)
+        if item.timer is not None:
+            item.timer.cancel()
+
+    def _finish_unstarted(self, item: _Item, error: BaseException) -> None:
+        with self._changed.guard:
+            self._count_started()
+        self._finish(item, False, error)
+        self._start_worker()  # for the next item of the key
+
+    # The end of a batch that fails.
+
     def _stop(self, error: BaseException) -> None:
-        """Start nothing more, and let go of what waits."""
+        """Start no more items, and drop those that wait. The first error of several is kept."""
+        self._fail(error)
+        self._drop_waiting()
+
+    def _fail(self, error: BaseException) -> None:
         with self._changed.guard:
-            self._error = error if self._error is None else self._error  # an error may be falsy
-            self._stopped = True
-            asking = list(self._asking)
-            granted = list(self._granted)
-            self._granted.clear()
+            if not self._stopped:
+                self._error, self._stopped = error, True
             self._changed.notify()
-        for task in granted:
-            if task.hold is not None:
-                task.hold.release()
-        for task in asking:
-            self._withdraw(task)
 
-    def _wait_until_done(self) -> None:
-        self._changed.wait_until(lambda: self._unfinished == 0 or self._stopped)
-
-    def _wait_until_idle(self) -> None:
+    def _drop_waiting(self) -> None:
         with self._changed.guard:
-            unneeded = list(self._hired)
-        for future in unneeded:
-            future.cancel()  # those that an executor has not begun yet
-        self._changed.wait_until(lambda: self._running == 0)
+            ready, self._ready = self._ready, []
+            requested = list(self._requested)
+        for *_, item in ready:
+            if item.hold is not None:
+                item.hold.release()
+        for item in requested:
+            self._withdraw(item)
+
+    def _wait_for_workers(self) -> None:
+        with self._changed.guard:
+            futures = list(self._futures)
+        for future in futures:
+            future.cancel()  # has an effect on those that the executor has not begun
+        self._changed.wait_until(lambda: self._running_workers == 0)

@@ -25,8 +25,6 @@ __all__ = [
     "Step",
     "check_callable",
     "current_runtime",
-    "deferred_caller",
-    "is_step",
     "return_annotation",
     "run_step",
 ]
@@ -169,19 +167,6 @@ def current_runtime() -> WorkflowRuntime:
     if runtime is None:
         raise NoActiveWorkflowError("a free decorator's function")
     return runtime
-
-
-def is_step(fn: Callable[..., Any]) -> bool:
-    """Tell whether *fn* is a step, as a function or as a method."""
-    return isinstance(fn, Step | BoundStep)
-
-
-def deferred_caller(fn: Callable[..., Any]) -> Callable[..., tuple[Any, Callable[[], None] | None]]:
-    """Make a function that calls *fn* and returns its result, plus a callback that blocks until the result is durable.
-
-    The callback is None where *fn* is no step, or where the result was durable before.
-    """
-    return lambda *args, **kwargs: (fn(*args, **kwargs), None)
 
 
 def run_step(

@@ -12,7 +12,7 @@ import attrs
 from iso_orchestrator.record.model import truncate_to_ms
 from iso_orchestrator.system.interrupts import unmasked
 
-__all__ = ["Backoff", "Clock", "InjectedClock", "SystemClock", "monotonic", "sleep", "truncate_to_ms"]
+__all__ = ["Backoff", "Clock", "InjectedClock", "SystemClock", "monotonic", "nap", "sleep"]
 
 monotonic = time.monotonic
 nap = time.sleep  # in a masked block Ctrl-C does not end it, as it ends `sleep`

@@ -1,27 +1,30 @@
-"""`for_each`: a function over many items, what it returns, what stops it, and on whose threads it runs."""
+"""`for_each`: what it calls, what it returns, what stops it, and which threads it uses."""
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.thread import BrokenThreadPool
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support import DEADLINE, wait_until
-from support_fanout import Gate, is_waiting
-from support_processes import assert_waits, in_thread, killed
+from support import DEADLINE, WatchedFS, failing, wait_until
+from support_fanout import Gate, blocked, is_waiting
+from support_processes import assert_waits, child, in_thread, killed
 
 from iso_orchestrator import (
+    FileStore,
     ForEachSummary,
     Fulfilled,
     Rejected,
     StepNameError,
     StepStatus,
+    StoreError,
     Workflow,
     WorkflowUsageError,
     current_item,
@@ -36,11 +39,11 @@ def never(*_: object) -> None:
     pytest.fail("it ran")
 
 
-# What it is called with, and what it returns
+# Arguments and results
 
 
-def test_every_item_is_worked_on_with_what_they_share(workflow: Workflow) -> None:
-    """The function gets each item, and behind it the arguments that all of them share."""
+def test_the_function_is_called_with_each_item_and_the_shared_arguments(workflow: Workflow) -> None:
+    """The item comes first, then the arguments that all items share."""
 
     @workflow.for_each(max_parallel=2)
     def greet(name: str, greeting: str, *, mark: str = ".") -> str:
@@ -53,25 +56,25 @@ def test_every_item_is_worked_on_with_what_they_share(workflow: Workflow) -> Non
 
 @pytest.mark.parametrize("items", [[1, 2], (1, 2), {1: "a", 2: "b"}, range(1, 3), iter([1, 2]), (n for n in (1, 2))])
 def test_any_iterable_has_items(workflow: Workflow, items: Any) -> None:
-    """Lists, dicts, iterators and generators are all read alike."""
+    """Lists, dicts, iterators and generators all work."""
     assert workflow.run_for_each(items, double).values() == [2, 4]
 
 
 @pytest.mark.parametrize("items", [[], iter(())])
-def test_no_items_are_no_work(workflow: Workflow, items: Any) -> None:
-    """Without items the summary is empty."""
+def test_no_items_give_an_empty_summary(workflow: Workflow, items: Any) -> None:
+    """Without items nothing is called, and the summary is empty."""
     summary = workflow.run_for_each(items, never)
     assert (summary.results, summary.fulfilled, summary.rejected, summary.values()) == ([], 0, 0, [])
 
 
-def test_what_cannot_be_iterated_is_a_type_error(workflow: Workflow) -> None:
-    """Items that are no iterable raise as they do everywhere."""
+def test_items_that_are_not_iterable_raise_a_type_error(workflow: Workflow) -> None:
+    """The error is the one that a `for` loop raises."""
     with pytest.raises(TypeError, match="not iterable"):
         workflow.run_for_each(5, never)  # type: ignore[arg-type]
 
 
-def test_items_are_read_as_it_goes(workflow: Workflow) -> None:
-    """The first item runs before the second is there."""
+def test_the_first_item_runs_before_the_second_is_read(workflow: Workflow) -> None:
+    """Items are read while others run."""
     first_ran = threading.Event()
 
     def source() -> Iterator[int]:
@@ -83,7 +86,7 @@ def test_items_are_read_as_it_goes(workflow: Workflow) -> None:
 
 
 def test_results_are_in_the_order_of_the_items(workflow: Workflow, gate: Gate) -> None:
-    """An item that is done later stands where it came in."""
+    """An item that ends later keeps its place."""
     summary = in_thread(workflow.run_for_each, "abc", gate, max_parallel=3)
     gate.until_in("a", "b", "c")
     for item in "cab":
@@ -91,15 +94,15 @@ def test_results_are_in_the_order_of_the_items(workflow: Workflow, gate: Gate) -
     assert summary.result(DEADLINE).values() == ["a", "b", "c"]
 
 
-def test_one_item_at_a_time_and_in_order_unless_told_otherwise(workflow: Workflow, gate: Gate) -> None:
-    """By default the next item starts when the one before has ended."""
+def test_by_default_one_item_runs_at_a_time_in_order(workflow: Workflow, gate: Gate) -> None:
+    """The next item starts when the one before has ended."""
     gate.open()
     workflow.run_for_each(range(20), gate)
     assert (gate.entered, gate.most) == (list(range(20)), 1)
 
 
-def test_as_many_at_a_time_as_there_may_be(workflow: Workflow, gate: Gate) -> None:
-    """Three items run at once where three may, and never four."""
+def test_max_parallel_items_run_at_a_time(workflow: Workflow, gate: Gate) -> None:
+    """With `max_parallel=3` three items run at once, and never four."""
     summary = in_thread(workflow.run_for_each, range(9), gate, max_parallel=3)
     gate.until_in(0, 1, 2)
     assert_waits(summary)
@@ -109,8 +112,22 @@ def test_as_many_at_a_time_as_there_may_be(workflow: Workflow, gate: Gate) -> No
     assert gate.most == 3
 
 
-def test_the_next_item_starts_when_any_ends(workflow: Workflow, gate: Gate) -> None:
-    """One slow item does not keep the others from going on."""
+@pytest.mark.parametrize("short", [1, 300])
+def test_all_workers_take_part_after_short_items(workflow: Workflow, short: int) -> None:
+    """After any number of short steps `max_parallel` items run at a time: these wait for each other."""
+    together = threading.Barrier(8)
+
+    @workflow.step(name="job-{number}")
+    def job(number: int) -> None:
+        if number >= short:
+            together.wait(DEADLINE)
+
+    summary = in_thread(workflow.run_for_each, range(short + 16), job, max_parallel=8)
+    assert summary.result(DEADLINE).fulfilled == short + 16
+
+
+def test_the_next_item_starts_when_any_item_ends(workflow: Workflow, gate: Gate) -> None:
+    """A slow item delays no other."""
     summary = in_thread(workflow.run_for_each, range(6), gate, max_parallel=2)
     gate.until_in(0, 1)
     gate.open(1, 2, 3, 4, 5)
@@ -120,8 +137,8 @@ def test_the_next_item_starts_when_any_ends(workflow: Workflow, gate: Gate) -> N
     assert summary.result(DEADLINE).fulfilled == 6
 
 
-def test_a_summary_says_what_became_of_each(workflow: Workflow) -> None:
-    """Results say by class and by status whether an item succeeded, and the counts add up."""
+def test_a_summary_has_the_outcome_of_each_item(workflow: Workflow) -> None:
+    """Class and status say whether an item succeeded, and the counts add up."""
     error = ValueError("odd")
 
     def refuse_odd(item: int) -> int:
@@ -136,7 +153,7 @@ def test_a_summary_says_what_became_of_each(workflow: Workflow) -> None:
 
 
 def test_values_raise_the_first_reason(workflow: Workflow, gate: Gate) -> None:
-    """Where items failed, `values` raises the reason of the first of them, whichever failed first."""
+    """Of several failed items `values` raises the reason of the first in order, not in time."""
 
     def fail(item: str) -> str:
         gate(item)
@@ -153,13 +170,13 @@ def test_values_raise_the_first_reason(workflow: Workflow, gate: Gate) -> None:
 
 
 def test_an_item_knows_its_index(workflow: Workflow) -> None:
-    """`current_item` counts from 0, in every worker."""
+    """`current_item` counts from 0, in each worker."""
     summary = workflow.run_for_each("abc", lambda letter: (letter, current_item().index), max_parallel=3)
     assert summary.values() == [("a", 0), ("b", 1), ("c", 2)]
 
 
 def test_a_for_each_in_an_item_has_items_of_its_own(workflow: Workflow) -> None:
-    """Nested ones work, and each knows its own items."""
+    """Batches nest, and each knows its own items."""
 
     def outer(row: int) -> tuple[list[int], int]:
         inner = workflow.run_for_each(range(row), lambda _: current_item().index, max_parallel=2)
@@ -170,7 +187,7 @@ def test_a_for_each_in_an_item_has_items_of_its_own(workflow: Workflow) -> None:
 
 
 def test_the_callers_context_reaches_the_items(workflow: Workflow) -> None:
-    """Context variables are in the items as where the call is, and what an item sets stays in it."""
+    """An item sees the context variables of the caller, and what it sets stays in the item."""
     user: ContextVar[str] = ContextVar("user", default="nobody")
 
     def who(item: int) -> str:
@@ -183,8 +200,8 @@ def test_the_callers_context_reaches_the_items(workflow: Workflow) -> None:
     assert user.get() == "ada"
 
 
-def test_what_was_done_is_not_done_again(workflow: Workflow) -> None:
-    """Steps in a `for_each` run again only where they were not completed."""
+def test_a_completed_item_does_not_run_again(workflow: Workflow) -> None:
+    """The second call of a batch runs only the steps that were not completed."""
     ran: list[int] = []
     is_broken = True
 
@@ -203,8 +220,8 @@ def test_what_was_done_is_not_done_again(workflow: Workflow) -> None:
     assert ran == [0, 1, 2, 3, 3, 4]
 
 
-def test_a_killed_batch_goes_on_where_it_was(tmp_path: Path) -> None:
-    """After SIGKILL the items that were completed are not run again, and all others are."""
+def test_a_killed_batch_continues_where_it_was(tmp_path: Path) -> None:
+    """After SIGKILL the items that were completed do not run again, and all others do."""
     code = """
         def apply(item):
             if item == 3:
@@ -220,11 +237,117 @@ def test_a_killed_batch_goes_on_where_it_was(tmp_path: Path) -> None:
     workflow.close()
 
 
-# What stops it
+# Durability
 
 
-def test_after_an_error_nothing_more_starts(workflow: Workflow) -> None:
-    """The first error is raised, and the items behind it do not run."""
+class HeldSyncs:
+    """A hook of the file system that holds every sync while it is shut.
+
+    Attributes:
+        waiting: The number of threads that wait in a sync.
+    """
+
+    def __init__(self) -> None:
+        self.waiting = 0
+        self._open = threading.Event()
+        self._open.set()
+
+    def __call__(self, name: str, args: tuple[Any, ...]) -> None:
+        if name == "sync" and not self._open.is_set():
+            self.waiting += 1
+            assert self._open.wait(DEADLINE)
+
+    @contextmanager
+    def shut(self) -> Iterator[None]:
+        self._open.clear()
+        try:
+            yield
+        finally:
+            self._open.set()
+
+
+@pytest.fixture
+def syncs() -> HeldSyncs:
+    return HeldSyncs()
+
+
+@pytest.fixture
+def synced(tmp_path: Path, syncs: HeldSyncs) -> Iterator[Workflow]:
+    """A workflow whose syncs the test can hold."""
+    with Workflow("w", store=FileStore(tmp_path, fs=WatchedFS(syncs))) as workflow:
+        yield workflow
+
+
+def test_with_one_worker_a_step_is_durable_before_the_next_item_starts(synced: Workflow, syncs: HeldSyncs) -> None:
+    """By default a batch of steps is as durable as a loop of steps."""
+    ran: list[int] = []
+    job = synced.step(lambda number: ran.append(number), name="job-{number}")
+    with syncs.shut():
+        summary = blocked(synced.run_for_each, range(5), job)
+        wait_until(lambda: syncs.waiting == 1)
+        assert ran == [0]
+    assert summary.result(DEADLINE).fulfilled == 5
+
+
+def test_no_result_is_returned_before_it_is_durable(synced: Workflow, syncs: HeldSyncs) -> None:
+    """A batch does not end while a sync goes on, and each step runs once, though several items call it."""
+    ran: list[int] = []
+    job = synced.step(lambda number: ran.append(number) or number, name="job-{number}")
+    with syncs.shut():
+        summary = blocked(synced.run_for_each, [1, 2, 1, 2, 1], job, max_parallel=2)
+        wait_until(lambda: len(ran) == 2)
+        assert not summary.done()
+    assert summary.result(DEADLINE).values() == [1, 2, 1, 2, 1]
+    assert sorted(ran) == [1, 2]
+
+
+def test_an_item_keeps_its_key_until_its_step_is_durable(synced: Workflow, syncs: HeldSyncs) -> None:
+    """The next item of the key can rely on the results of those before it."""
+    ran: list[int] = []
+    job = synced.step(lambda number: ran.append(number), name="job-{number}")
+    with syncs.shut():
+        summary = blocked(synced.run_for_each, range(6), job, max_parallel=3, mutex_key=lambda number: str(number % 2))
+        wait_until(lambda: syncs.waiting == 1 and len(ran) == 2)
+        workers = [thread.ident or 0 for thread in threading.enumerate() if "for_each" in thread.name]
+        wait_until(lambda: sum(is_waiting(worker) for worker in workers) == 2)
+        assert sorted(ran) == [0, 1]
+    assert summary.result(DEADLINE).fulfilled == 6
+
+
+def test_code_after_a_step_runs_after_the_sync(synced: Workflow, syncs: HeldSyncs) -> None:
+    """In an item that calls a step and goes on, the step is durable when it returns."""
+    after: list[int] = []
+    job = synced.step(lambda number: number, name="job-{number}")
+    with syncs.shut():
+        summary = blocked(synced.run_for_each, range(9), lambda number: after.append(job(number)), max_parallel=3)
+        wait_until(lambda: syncs.waiting == 1)
+        assert after == []
+    assert summary.result(DEADLINE).fulfilled == 9
+
+
+def test_items_whose_sync_fails_are_rejected(tmp_path: Path) -> None:
+    """All items that waited for the failed sync are rejected."""
+    fs = WatchedFS()
+    workflow = Workflow("w", store=FileStore(tmp_path, fs=fs))
+    job = workflow.step(lambda number: number, name="job-{number}")
+    assert job(-1) == -1
+    fs.before = failing(OSError(errno.EIO, "Input/output error"), "sync")
+    summary = workflow.run_for_each(range(30), job, max_parallel=4, stop_on_error=False)
+    assert summary.rejected == 30
+    assert all(isinstance(result.reason, StoreError) for result in summary.results if isinstance(result, Rejected))
+    fs.before = None
+    workflow.close()
+    again: list[int] = []
+    with Workflow("w", dir=tmp_path) as workflow:
+        workflow.step(lambda number: again.append(number), name="job-{number}")(-1)
+    assert again == []
+
+
+# Errors
+
+
+def test_no_item_starts_after_an_error(workflow: Workflow) -> None:
+    """The first error is raised, and the items after it do not run."""
     started: list[int] = []
 
     def fail_at_two(item: int) -> None:
@@ -237,8 +360,8 @@ def test_after_an_error_nothing_more_starts(workflow: Workflow) -> None:
     assert started == [0, 1, 2]
 
 
-def test_the_error_names_the_items_index(workflow: Workflow) -> None:
-    """A note on the error says which item it was."""
+def test_the_error_names_the_index_of_the_item(workflow: Workflow) -> None:
+    """A note on the error says which item raised it."""
 
     def fail_late(item: str) -> None:
         if item == "d":
@@ -250,7 +373,7 @@ def test_the_error_names_the_items_index(workflow: Workflow) -> None:
 
 
 def test_nested_errors_name_every_index(workflow: Workflow) -> None:
-    """An error out of a nested `for_each` says the index in each."""
+    """An error from a nested `for_each` has the index in each batch."""
 
     def inner(item: int) -> None:
         if item == 5:
@@ -263,8 +386,8 @@ def test_nested_errors_name_every_index(workflow: Workflow) -> None:
     assert "0" in second
 
 
-def test_what_runs_is_let_finish_after_an_error(workflow: Workflow, gate: Gate) -> None:
-    """The error comes only when the items that run have ended, and what they did is on record."""
+def test_running_items_finish_after_an_error(workflow: Workflow, gate: Gate) -> None:
+    """The error is raised when the running items have ended, and their results are on record."""
 
     def work(item: str) -> str:
         if item == "b":
@@ -282,7 +405,7 @@ def test_what_runs_is_let_finish_after_an_error(workflow: Workflow, gate: Gate) 
 
 
 def test_of_several_errors_the_first_is_raised(workflow: Workflow, gate: Gate) -> None:
-    """An error of an item that was let finish does not take the place of the first one."""
+    """An item that fails after the batch was stopped does not replace the first error."""
 
     def fail(item: str) -> None:
         gate(item)
@@ -297,8 +420,8 @@ def test_of_several_errors_the_first_is_raised(workflow: Workflow, gate: Gate) -
         summary.result(DEADLINE)
 
 
-def test_all_items_run_where_errors_do_not_stop(workflow: Workflow) -> None:
-    """`stop_on_error=False` raises nothing, and no item is left out."""
+def test_all_items_run_when_errors_do_not_stop(workflow: Workflow) -> None:
+    """`stop_on_error=False` raises nothing, and leaves out no item."""
 
     def fail(item: int) -> None:
         raise ValueError(item)
@@ -315,14 +438,14 @@ def test_all_items_run_where_errors_do_not_stop(workflow: Workflow) -> None:
 
 
 class FalseError(Exception):
-    """An error that says that it is false."""
+    """An error that is falsy."""
 
     def __bool__(self) -> bool:
         return False
 
 
-def test_an_error_that_is_false_is_a_reason(workflow: Workflow) -> None:
-    """A falsy error is counted, kept and raised like others."""
+def test_a_falsy_error_is_a_reason(workflow: Workflow) -> None:
+    """A falsy error is counted, kept and raised like any other."""
 
     def fail(item: int) -> None:
         raise FalseError("no")
@@ -338,7 +461,7 @@ def test_an_error_that_is_false_is_a_reason(workflow: Workflow) -> None:
 def test_an_error_of_the_iterable_is_raised(
     workflow: Workflow, gate: Gate, stop_on_error: bool, kind: type[BaseException]
 ) -> None:
-    """What the items' source raises goes to the caller when the running items have ended, whatever was asked for."""
+    """The caller gets an error of the iterable when the running items have ended, whatever `stop_on_error` says."""
 
     def source() -> Iterator[str]:
         yield "a"
@@ -357,7 +480,7 @@ def test_an_error_of_the_iterable_is_raised(
 
 @pytest.mark.parametrize("stop_on_error", [True, False])
 def test_a_falsy_error_of_the_iterable_is_raised(workflow: Workflow, stop_on_error: bool) -> None:
-    """An iterable that fails with what is false has failed."""
+    """An iterable that raises a falsy error has failed."""
 
     def source() -> Iterator[str]:
         yield "a"
@@ -369,7 +492,7 @@ def test_a_falsy_error_of_the_iterable_is_raised(workflow: Workflow, stop_on_err
 
 @pytest.mark.parametrize("stop_on_error", [True, False])
 def test_an_error_of_mutex_key_is_raised(workflow: Workflow, gate: Gate, stop_on_error: bool) -> None:
-    """What `mutex_key` raises goes to the caller when the running items have ended, whatever was asked for."""
+    """The caller gets an error of `mutex_key` when the running items have ended, whatever `stop_on_error` says."""
 
     def key_of(item: str) -> str:
         if item == "b":
@@ -386,8 +509,8 @@ def test_an_error_of_mutex_key_is_raised(workflow: Workflow, gate: Gate, stop_on
     assert gate.entered == ["a"]
 
 
-def test_a_key_that_an_item_cannot_fill_is_an_error(workflow: Workflow) -> None:
-    """A `mutex_key` that names what an item has not raises, whatever `stop_on_error` says."""
+def test_an_item_that_has_no_field_of_the_key_is_an_error(workflow: Workflow) -> None:
+    """A `mutex_key` that names a missing field raises, whatever `stop_on_error` says."""
 
     @workflow.for_each(mutex_key="{job[company]}", stop_on_error=False)
     def apply(job: dict[str, str]) -> str:
@@ -404,10 +527,10 @@ class Stop(BaseException):
 
 @pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, GeneratorExit, Stop])
 @pytest.mark.parametrize("stop_on_error", [True, False])
-def test_an_error_that_is_no_exception_stops_and_goes_on(
+def test_an_error_that_is_no_exception_stops_the_batch(
     workflow: Workflow, stop_on_error: bool, kind: type[BaseException]
 ) -> None:
-    """`SystemExit` and its like end the batch, and reach the caller, whatever was asked for."""
+    """`SystemExit` and its like reach the caller, whatever `stop_on_error` says."""
     started: list[int] = []
 
     def leave(item: int) -> None:
@@ -422,7 +545,7 @@ def test_an_error_that_is_no_exception_stops_and_goes_on(
 
 
 def test_a_for_each_can_be_called_again_after_an_error(workflow: Workflow) -> None:
-    """A batch that failed leaves nothing behind that the next one would wait for."""
+    """A batch that failed keeps no key that the next one would wait for."""
     for kind in (ValueError, SystemExit, ValueError):
 
         def fail(item: int, kind: type[BaseException] = kind) -> None:
@@ -433,11 +556,11 @@ def test_a_for_each_can_be_called_again_after_an_error(workflow: Workflow) -> No
     assert workflow.run_for_each(range(10), double, max_parallel=3, mutex_key=lambda item: str(item % 2)).fulfilled
 
 
-# Whose threads
+# Threads and executors
 
 
-def test_its_threads_are_gone_when_it_is_done(workflow: Workflow) -> None:
-    """No worker of a finished batch is left."""
+def test_the_threads_of_a_batch_end_with_it(workflow: Workflow) -> None:
+    """A finished batch leaves no worker."""
     workers: set[threading.Thread] = set()
     workflow.run_for_each(range(8), lambda _: workers.add(threading.current_thread()), max_parallel=4)
     for worker in workers:
@@ -447,24 +570,24 @@ def test_its_threads_are_gone_when_it_is_done(workflow: Workflow) -> None:
     assert threading.current_thread() not in workers
 
 
-def test_a_given_executor_does_the_work(workflow: Workflow) -> None:
-    """Items run on the executor's threads, and it can be used afterwards."""
+def test_items_run_on_the_given_executor(workflow: Workflow) -> None:
+    """Items run on its threads, and it stays usable."""
     with ThreadPoolExecutor(2, thread_name_prefix="mine") as pool:
         summary = workflow.run_for_each(range(6), lambda _: threading.current_thread().name, executor=pool)
         assert {name.rpartition("_")[0] for name in summary.values()} == {"mine"}
         assert pool.submit(double, 4).result(DEADLINE) == 8
 
 
-def test_an_executor_of_fewer_threads_than_items_at_a_time_will_do(workflow: Workflow, gate: Gate) -> None:
-    """Then as many run at a time as it has threads."""
+def test_an_executor_may_have_fewer_threads_than_max_parallel(workflow: Workflow, gate: Gate) -> None:
+    """As many items run at a time as it has threads."""
     gate.open()
     with ThreadPoolExecutor(1) as pool:
         assert workflow.run_for_each(range(20), gate, executor=pool, max_parallel=8).fulfilled == 20
     assert gate.most == 1
 
 
-def test_an_executor_of_more_threads_is_not_filled(workflow: Workflow, gate: Gate) -> None:
-    """`max_parallel` holds on an executor that could do more."""
+def test_an_executor_may_have_more_threads_than_max_parallel(workflow: Workflow, gate: Gate) -> None:
+    """`max_parallel` holds on an executor that could run more."""
     with ThreadPoolExecutor(4) as pool:
         summary = in_thread(workflow.run_for_each, range(6), gate, executor=pool, max_parallel=2)
         gate.until_in(0, 1)
@@ -474,8 +597,8 @@ def test_an_executor_of_more_threads_is_not_filled(workflow: Workflow, gate: Gat
     assert gate.most == 2
 
 
-def test_other_work_on_the_executor_is_not_waited_for(workflow: Workflow) -> None:
-    """A batch whose items are all done returns, though a worker of it still stands behind other work."""
+def test_a_batch_does_not_wait_for_other_work_on_its_executor(workflow: Workflow) -> None:
+    """A batch whose items are done returns, though the executor has not begun one of its workers."""
     blocker, started, go_on = threading.Event(), threading.Event(), threading.Event()
     with ThreadPoolExecutor(1) as pool:
 
@@ -483,7 +606,7 @@ def test_other_work_on_the_executor_is_not_waited_for(workflow: Workflow) -> Non
             yield 1
             assert started.wait(DEADLINE)
             pool.submit(blocker.wait, DEADLINE)
-            yield 2  # for it a second worker is called, which stands behind the blocker
+            yield 2  # starts a second worker, which waits for the blocker to end
             go_on.set()
 
         def work(item: int) -> int:
@@ -499,7 +622,7 @@ def test_other_work_on_the_executor_is_not_waited_for(workflow: Workflow) -> Non
 
 
 def test_an_executor_of_processes_is_refused_at_decoration(workflow: Workflow) -> None:
-    """What runs in other processes could not use the workflow."""
+    """Items in other processes could not use the workflow."""
     with ProcessPoolExecutor(1) as pool:
         with pytest.raises(TypeError, match="threads"):
             workflow.for_each(executor=pool)
@@ -508,7 +631,7 @@ def test_an_executor_of_processes_is_refused_at_decoration(workflow: Workflow) -
 
 
 def test_an_executor_that_was_shut_down_is_an_error(workflow: Workflow) -> None:
-    """No item runs, and the caller hears of it."""
+    """No item runs, the caller gets the error, and no key stays held."""
     pool = ThreadPoolExecutor(1)
     pool.shutdown()
     with pytest.raises(RuntimeError, match="shutdown"):
@@ -517,8 +640,8 @@ def test_an_executor_that_was_shut_down_is_an_error(workflow: Workflow) -> None:
 
 
 @pytest.mark.parametrize("cancel_futures", [False, True])
-def test_an_executor_that_is_shut_down_meanwhile_hangs_nobody(workflow: Workflow, cancel_futures: bool) -> None:
-    """A batch on an executor that is shut down while it runs finishes its items, or raises."""
+def test_an_executor_that_is_shut_down_meanwhile_blocks_nothing(workflow: Workflow, cancel_futures: bool) -> None:
+    """The batch finishes its items, or raises."""
     pool = ThreadPoolExecutor(1)
 
     def work(item: int) -> int:
@@ -530,8 +653,8 @@ def test_an_executor_that_is_shut_down_meanwhile_hangs_nobody(workflow: Workflow
         assert batch.result(DEADLINE / 4).values() == [0, 1, 2]
 
 
-def test_an_executor_that_is_shut_down_while_a_worker_is_hired_hangs_nobody(workflow: Workflow) -> None:
-    """It drops the worker before under the lock that the next one's hiring waits for."""
+def test_an_executor_that_is_shut_down_while_a_worker_is_hired_blocks_nothing(workflow: Workflow) -> None:
+    """It cancels the worker before under the lock that the submission of the next one waits for."""
     blocker = threading.Event()
 
     class Pool(ThreadPoolExecutor):
@@ -541,14 +664,14 @@ def test_an_executor_that_is_shut_down_while_a_worker_is_hired_hangs_nobody(work
             if self.ends:
                 ending = threading.Thread(target=lambda: self.shutdown(wait=False, cancel_futures=True), daemon=True)
                 ending.start()
-                wait_until(lambda: not ending.is_alive() or is_waiting(ending.ident or 0, "_dismissed"))
+                wait_until(lambda: not ending.is_alive() or is_waiting(ending.ident or 0, "_on_worker_done"))
             return super().submit(fn, *args, **kwargs)
 
     def source() -> Iterator[int]:
         yield 0
         pool.submit(int).result(DEADLINE)  # a worker has asked for the key of 0, and ended
         pool.submit(blocker.wait, DEADLINE)
-        yield 1  # its worker waits behind the blocker
+        yield 1  # its worker waits for the blocker to end
         pool.ends = True
         ready.set()
 
@@ -560,7 +683,7 @@ def test_an_executor_that_is_shut_down_while_a_worker_is_hired_hangs_nobody(work
             assert ready.wait(DEADLINE)
 
     held = threading.Event()
-    freeing = in_thread(free_the_key)  # which hires the worker of 0
+    freeing = in_thread(free_the_key)  # which starts the worker of 0
     assert held.wait(DEADLINE)
     key_of = {0: "k"}.get
     batch = in_thread(workflow.run_for_each, source(), never, executor=pool, max_parallel=3, mutex_key=key_of)
@@ -574,7 +697,7 @@ def test_an_executor_that_is_shut_down_while_a_worker_is_hired_hangs_nobody(work
 
 @pytest.mark.parametrize("count", [1, 2, 50])
 def test_an_executor_whose_threads_do_not_begin_is_an_error(workflow: Workflow, count: int) -> None:
-    """An initializer that fails breaks the executor: the caller hears of it."""
+    """An initializer that fails breaks the executor, and the caller gets the error."""
 
     def fail() -> None:
         raise OSError("no connection")
@@ -584,7 +707,7 @@ def test_an_executor_whose_threads_do_not_begin_is_an_error(workflow: Workflow, 
 
 
 def test_an_executor_that_refuses_is_an_error(workflow: Workflow) -> None:
-    """Whatever it raises, in the thread too that frees the key of an item."""
+    """The caller gets what `submit` raises."""
 
     class Pool(ThreadPoolExecutor):
         def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
@@ -594,8 +717,8 @@ def test_an_executor_that_refuses_is_an_error(workflow: Workflow) -> None:
         in_thread(workflow.run_for_each, range(3), never, executor=Pool(1), max_parallel=3).result(DEADLINE)
 
 
-def test_an_executor_whose_submit_blocks_is_enough(workflow: Workflow) -> None:
-    """One that is bounded by a semaphore, as people make them, does all items."""
+def test_an_executor_whose_submit_blocks_works(workflow: Workflow) -> None:
+    """One that is bounded by a semaphore, as users write them, runs all items."""
     free = threading.Semaphore(1)
 
     class Pool(ThreadPoolExecutor):
@@ -612,7 +735,7 @@ def test_an_executor_whose_submit_blocks_is_enough(workflow: Workflow) -> None:
 
 
 def test_items_behind_many_that_wait_for_a_key_use_all_workers(workflow: Workflow) -> None:
-    """As many as are read ahead wait for a key that is held: the source is read on as workers are idle."""
+    """Nearly all items that are read ahead wait for a held key: more are read, since workers are free."""
     held, go_on = threading.Event(), threading.Event()
     together = threading.Barrier(4)
 
@@ -642,8 +765,8 @@ def test_items_behind_many_that_wait_for_a_key_use_all_workers(workflow: Workflo
     holding.result(DEADLINE)
 
 
-def test_a_batch_whose_workers_were_all_cancelled_is_an_error(workflow: Workflow) -> None:
-    """When the executor drops the workers before any item has run, the caller hears of it."""
+def test_a_batch_whose_workers_were_all_cancelled_raises(workflow: Workflow) -> None:
+    """When the executor cancels the workers before any item has run, the caller gets an error."""
     blocker = threading.Event()
     pool = ThreadPoolExecutor(1)
     pool.submit(blocker.wait, DEADLINE)
@@ -657,12 +780,56 @@ def test_a_batch_whose_workers_were_all_cancelled_is_an_error(workflow: Workflow
         blocker.set()
 
 
+@pytest.mark.parametrize("is_submitted", [True, False], ids=["cancels", "refuses"])
+def test_an_executor_that_ends_keeps_no_key(workflow: Workflow, is_submitted: bool) -> None:
+    """An item that has got its key, and gets no worker, gives the key back."""
+    blocker = threading.Event()
+    pool = ThreadPoolExecutor(1)
+    with workflow.mutex("k"):
+        batch = blocked(workflow.run_for_each, [1], never, executor=pool, mutex_key="k")
+        pool.submit(blocker.wait, DEADLINE)
+        if not is_submitted:
+            pool.shutdown(wait=False)
+    pool.shutdown(wait=False, cancel_futures=True)
+    try:
+        with pytest.raises((RuntimeError, CancelledError)):
+            batch.result(DEADLINE)
+        with workflow.mutex("k", timeout=DEADLINE / 4):
+            pass
+    finally:
+        blocker.set()
+
+
+OUTLIVES_MAIN = """
+import threading, time
+all_read = threading.Event()
+def source():
+    yield from range(300)
+    all_read.set()
+@workflow.step(name="job-{number}")
+def job(number):
+    time.sleep(0.02 if number % 20 == 10 else 0.0001)
+def run():
+    say(workflow.run_for_each(source(), job, max_parallel=4).fulfilled)
+    workflow.close()
+threading.Thread(target=run).start()
+all_read.wait()
+"""
+
+
+def test_a_batch_that_outlives_the_main_thread_runs_all_items(tmp_path: Path) -> None:
+    """When no more threads can be started, the workers that are there run the rest."""
+    with child(OUTLIVES_MAIN, tmp_path) as process:
+        assert process.line(DEADLINE) == "300"
+        process.end()
+
+
 # Inside a mutex
 
 
 @pytest.mark.parametrize("scope", ["workflow", "store"])
 def test_a_for_each_inside_a_mutex_that_its_items_need_raises(workflow: Workflow, scope: Any) -> None:
-    """The items would wait for their caller, and it for them."""
+    """The items would wait for their caller, and the caller for them."""
 
     @workflow.for_each(mutex_key="{item}", mutex_scope=scope)
     def work(item: str) -> None:
@@ -682,7 +849,7 @@ def test_a_for_each_inside_a_mutex_that_its_items_need_raises(workflow: Workflow
 
 
 def test_a_nested_for_each_with_the_key_of_its_item_raises(workflow: Workflow) -> None:
-    """An item owns its key, and items of its own cannot share it."""
+    """An item owns its key, and its own items cannot share it."""
 
     def outer(item: str) -> None:
         workflow.run_for_each([1], never, mutex_key="slot")
@@ -692,7 +859,7 @@ def test_a_nested_for_each_with_the_key_of_its_item_raises(workflow: Workflow) -
 
 
 def test_a_for_each_inside_another_mutex_runs(workflow: Workflow) -> None:
-    """Only the keys that its items need matter, and the scope is part of the key."""
+    """Only the keys of the items matter, and the scope is part of a key."""
     with workflow.mutex("other"), workflow.mutex("slot", scope="store"):
         assert workflow.run_for_each([1, 2], double, mutex_key="slot", max_parallel=2).values() == [2, 4]
 
@@ -714,6 +881,9 @@ WRONG_OPTIONS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"mutex_key": " "}, ValueError, "mutex key"),
     ({"executor": object()}, TypeError, "executor"),
     ({"progress": 3}, TypeError, "progress"),
+    ({"progress": 0}, TypeError, "progress"),
+    ({"progress": b"label"}, TypeError, "progress"),
+    ({"stop_on_error": 1}, TypeError, "stop_on_error"),
 ]
 
 
@@ -721,7 +891,7 @@ WRONG_OPTIONS: list[tuple[dict[str, Any], type[Exception], str]] = [
 def test_wrong_options_raise_at_decoration(
     workflow: Workflow, options: dict[str, Any], kind: type[Exception], says: str
 ) -> None:
-    """An option that can never work is told where it is given, not where it is used."""
+    """A wrong option raises where it is given, not where it is used."""
     with pytest.raises(kind, match=says):
         workflow.for_each(**options)
 
@@ -730,22 +900,22 @@ def test_wrong_options_raise_at_decoration(
 def test_wrong_options_raise_before_an_item_is_read(
     workflow: Workflow, options: dict[str, Any], kind: type[Exception], says: str
 ) -> None:
-    """Without a decorator too, nothing has been read by then."""
+    """Without a decorator it raises before anything is read."""
     items = iter([1])
     with pytest.raises(kind, match=says):
         workflow.run_for_each(items, never, **options)
     assert list(items) == [1]
 
 
-def test_a_key_that_is_no_format_string_raises_at_decoration(workflow: Workflow) -> None:
-    """A format string that cannot be one is told at once."""
+def test_a_malformed_key_raises_at_decoration(workflow: Workflow) -> None:
+    """A format string that cannot be parsed raises at once."""
     with pytest.raises((ValueError, TypeError), match="mutex"):
 
         @workflow.for_each(mutex_key="{job[company]")
         def apply(job: dict[str, str]) -> None: ...
 
 
-def test_a_key_may_name_what_the_items_share(workflow: Workflow) -> None:
+def test_a_key_may_name_the_shared_arguments(workflow: Workflow) -> None:
     """In a decorator `mutex_key` is a format string over all arguments, defaults among them."""
 
     @workflow.for_each(mutex_key="{region}/{job[company]}/{kind}")
@@ -757,7 +927,7 @@ def test_a_key_may_name_what_the_items_share(workflow: Workflow) -> None:
 
 
 def test_a_key_of_a_function_is_literal(workflow: Workflow) -> None:
-    """What a function returns is no format string; None is no key; nor is `run_for_each`'s a format string."""
+    """A key from a function, and the key of `run_for_each`, are no format strings. None is no key."""
 
     @workflow.for_each(mutex_key=lambda item: item)
     def apply(item: str | None) -> None: ...
@@ -772,7 +942,7 @@ def mutexes_of(workflow: Workflow) -> list[Any]:
 
 
 def test_progress_counts_items_and_failures(workflow: Workflow, capfd: pytest.CaptureFixture[str]) -> None:
-    """What is shown has the label, all items, and how many failed."""
+    """The display has the label, all items, and the number of failures."""
 
     def fail(item: int) -> None:
         raise ValueError(item)
@@ -784,15 +954,15 @@ def test_progress_counts_items_and_failures(workflow: Workflow, capfd: pytest.Ca
     assert "3 failed" in shown
 
 
-def test_nobody_watching_is_shown_nothing(workflow: Workflow, capfd: pytest.CaptureFixture[str]) -> None:
-    """Into a pipe nothing is written unless it is asked for."""
+def test_a_pipe_gets_no_progress(workflow: Workflow, capfd: pytest.CaptureFixture[str]) -> None:
+    """Nothing is written to a pipe unless the option asks for it."""
     workflow.run_for_each(range(3), double)
     workflow.run_for_each(range(3), double, progress="a label")
     assert capfd.readouterr() == ("", "")
 
 
 def test_a_decorated_function_keeps_its_name(workflow: Workflow) -> None:
-    """It is known by its name and its docstring, and has the function in `fn`."""
+    """It has the name and the docstring of the function, and the function in `fn`."""
 
     @workflow.for_each()
     def apply(item: int) -> int:
@@ -803,7 +973,7 @@ def test_a_decorated_function_keeps_its_name(workflow: Workflow) -> None:
 
 
 class Inline(Executor):
-    """An executor that has no threads."""
+    """An executor without threads."""
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         future: Future[Any] = Future()
@@ -811,7 +981,7 @@ class Inline(Executor):
         return future
 
 
-def test_an_executor_without_threads_works_through_the_items(workflow: Workflow) -> None:
-    """One that calls what it is given at once, as tests do, gets all of them done."""
+def test_an_executor_without_threads_runs_all_items(workflow: Workflow) -> None:
+    """One that calls the worker inside `submit`, as tests do, runs all items."""
     batch = in_thread(workflow.run_for_each, range(5), double, executor=Inline(), max_parallel=2, mutex_key="slot")
     assert batch.result(DEADLINE / 4) == ForEachSummary([Fulfilled(2 * n) for n in range(5)])

@@ -1,4 +1,4 @@
-"""Keyed scheduling: items of one key take turns, over threads and processes, and who waits holds no worker."""
+"""Keyed scheduling: items of one key take turns, over threads and processes, and a waiting item occupies no worker."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from iso_orchestrator import (
     WorkflowUsageError,
 )
 
-# What a child runs: it holds the mutexes that it is told to, says so, and lets go when it hears anything.
+# What a child process runs: it takes the mutexes that it reads, says so, and releases them at the next line.
 HOLD = """
 from contextlib import ExitStack
 with ExitStack() as stack:
@@ -40,7 +40,7 @@ hear()
 
 @contextmanager
 def held_elsewhere(root: Path, *keys: str) -> Iterator[Child]:
-    """Another process that holds mutexes of the workflow, until it is told a line."""
+    """Another process that holds mutexes of the workflow, until it reads a line."""
     with child(HOLD, root) as process:
         process.say(" ".join(keys))
         assert process.line() == "held"
@@ -51,11 +51,11 @@ def first_letter(item: str) -> str:
     return item[0]
 
 
-# Who waits holds no worker
+# A waiting item occupies no worker
 
 
-def test_b_starts_at_once_behind_three_of_a(workflow: Workflow, gate: Gate) -> None:
-    """Of A A A B and two workers, B runs beside the first A."""
+def test_another_key_does_not_wait_for_a_long_queue(workflow: Workflow, gate: Gate) -> None:
+    """Of A A A B over two workers, B runs beside the first A."""
     summary = in_thread(workflow.run_for_each, ["A1", "A2", "A3", "B"], gate, max_parallel=2, mutex_key=first_letter)
     gate.until_in("A1", "B")
     assert_waits(summary)
@@ -65,8 +65,8 @@ def test_b_starts_at_once_behind_three_of_a(workflow: Workflow, gate: Gate) -> N
     assert gate.entered[2:] == ["A2", "A3"]
 
 
-def test_every_worker_finds_work_behind_a_long_queue_for_one_key(workflow: Workflow, gate: Gate) -> None:
-    """A hundred items of one key leave all the other workers to the items of other keys."""
+def test_all_workers_find_work_after_a_long_queue_for_one_key(workflow: Workflow, gate: Gate) -> None:
+    """A hundred items of one key occupy one worker of four."""
     items = [f"A{n}" for n in range(100)] + ["B", "C", "D"]
     summary = in_thread(workflow.run_for_each, items, gate, max_parallel=4, mutex_key=first_letter)
     gate.until_in("A0", "B", "C", "D")
@@ -75,8 +75,8 @@ def test_every_worker_finds_work_behind_a_long_queue_for_one_key(workflow: Workf
     assert summary.result(DEADLINE).fulfilled == 103
 
 
-def test_an_item_whose_key_another_process_has_holds_no_worker(workflow: Workflow, tmp_path: Path) -> None:
-    """The only worker goes on with the next item, and comes back when the key is free."""
+def test_a_key_that_another_process_holds_occupies_no_worker(workflow: Workflow, tmp_path: Path) -> None:
+    """The only worker takes the next item, and comes back when the key is free."""
     order: list[str] = []
     with held_elsewhere(tmp_path, "A") as other:
         batch = blocked(workflow.run_for_each, ["A1", "B", "A2", "C"], order.append, mutex_key=first_letter)
@@ -88,8 +88,8 @@ def test_an_item_whose_key_another_process_has_holds_no_worker(workflow: Workflo
     assert order == ["B", "C", "A1", "A2"]
 
 
-def test_an_item_whose_key_another_thread_has_holds_no_worker(workflow: Workflow) -> None:
-    """It is the same in one process."""
+def test_a_key_that_another_thread_holds_occupies_no_worker(workflow: Workflow) -> None:
+    """The same holds inside one process."""
     order: list[str] = []
     with workflow.mutex("A"):
         batch = blocked(workflow.run_for_each, ["A1", "B", "A2", "C"], order.append, mutex_key=first_letter)
@@ -99,8 +99,8 @@ def test_an_item_whose_key_another_thread_has_holds_no_worker(workflow: Workflow
     assert order == ["B", "C", "A1", "A2"]
 
 
-def test_many_keys_that_are_held_elsewhere_hold_no_worker(workflow: Workflow, tmp_path: Path) -> None:
-    """Twenty waits at a time leave the only worker free."""
+def test_many_keys_that_are_held_elsewhere_occupy_no_worker(workflow: Workflow, tmp_path: Path) -> None:
+    """Twenty waiting items leave the only worker free."""
     done: list[str] = []
     keys = [f"k{n}" for n in range(20)]
     with held_elsewhere(tmp_path, *keys) as other:
@@ -111,8 +111,8 @@ def test_many_keys_that_are_held_elsewhere_hold_no_worker(workflow: Workflow, tm
     assert sorted(done) == sorted([*keys, "free"])
 
 
-def test_items_that_wait_for_their_key_keep_no_others_from_being_read(workflow: Workflow) -> None:
-    """Most of what is read ahead waits for a key that is held: the workers go on with what comes behind it."""
+def test_items_that_wait_for_a_key_keep_no_others_from_being_read(workflow: Workflow) -> None:
+    """Most items that are read ahead wait for a held key: the workers run the items after them."""
     done: list[str] = []
     items = [*(f"A{n}" for n in range(600)), *(f"{n}" for n in range(1000))]
     with workflow.mutex("A"):
@@ -128,7 +128,7 @@ def test_items_that_wait_for_their_key_keep_no_others_from_being_read(workflow: 
 
 
 def test_a_key_that_is_freed_is_used_while_others_run(workflow: Workflow, tmp_path: Path, gate: Gate) -> None:
-    """An idle worker takes up an item as soon as its key is free, whatever the others do."""
+    """An item starts as soon as its key is free, while other items run."""
     with held_elsewhere(tmp_path, "A") as other:
         batch = blocked(workflow.run_for_each, ["A", "B"], gate, mutex_key=first_letter, max_parallel=2)
         gate.until_in("B")
@@ -141,15 +141,15 @@ def test_a_key_that_is_freed_is_used_while_others_run(workflow: Workflow, tmp_pa
 # Turns
 
 
-def test_items_start_in_order_but_for_those_that_wait(workflow: Workflow) -> None:
-    """With one worker no item waits, and keys change nothing about the order."""
+def test_items_start_in_order_except_those_that_wait(workflow: Workflow) -> None:
+    """With one worker no item waits, and keys do not change the order."""
     order: list[int] = []
     workflow.run_for_each(range(60), order.append, mutex_key=lambda item: str(item % 7))
     assert order == list(range(60))
 
 
 def test_items_of_one_key_never_overlap_and_keep_their_order(workflow: Workflow) -> None:
-    """Whatever keys there are and however long items take, those of one key run one after the other, in order."""
+    """With random keys and durations, the items of one key run one after the other, in order."""
     seed = new_seed()
     rng = random.Random(seed)
     items = [(f"k{rng.randrange(6)}", number, rng.random() * 0.002) for number in range(200)]
@@ -167,7 +167,7 @@ def test_items_of_one_key_never_overlap_and_keep_their_order(workflow: Workflow)
 
 
 def test_items_of_one_key_never_overlap_over_two_processes(tmp_path: Path) -> None:
-    """Two processes with the same keys take turns, and each keeps its own order."""
+    """Two processes with the same keys take turns, and each keeps its order."""
     code = """
         from support_fanout import mark
         workflow.append_event("ready")
@@ -196,7 +196,7 @@ def test_items_of_one_key_never_overlap_over_two_processes(tmp_path: Path) -> No
 
 
 def test_two_batches_of_one_process_take_turns(workflow: Workflow) -> None:
-    """Items of one key in two `for_each` at the same time never overlap, and both get done."""
+    """Items of one key in two batches at the same time never overlap, and all run."""
     lines: list[list[str]] = []
 
     def work(item: str) -> None:
@@ -214,7 +214,7 @@ def test_two_batches_of_one_process_take_turns(workflow: Workflow) -> None:
 
 
 def test_an_item_that_fails_hands_its_key_on(workflow: Workflow) -> None:
-    """The next of the key runs though the one before it failed."""
+    """The next item of the key runs after one that failed."""
     order: list[int] = []
 
     def fail(item: int) -> None:
@@ -226,7 +226,7 @@ def test_an_item_that_fails_hands_its_key_on(workflow: Workflow) -> None:
 
 
 def test_a_killed_process_hands_its_keys_on(workflow: Workflow, tmp_path: Path) -> None:
-    """An item whose key a process has that is killed runs at once."""
+    """When a process is killed, an item that waits for its key runs at once."""
     with held_elsewhere(tmp_path, "A") as other:
         batch = blocked(workflow.run_for_each, ["A"], str.lower, mutex_key="A")
         assert_waits(batch)
@@ -234,8 +234,8 @@ def test_a_killed_process_hands_its_keys_on(workflow: Workflow, tmp_path: Path) 
         assert batch.result(DEADLINE).values() == ["a"]
 
 
-def test_keys_of_the_whole_store_keep_workflows_apart(tmp_path: Path, gate: Gate) -> None:
-    """With `mutex_scope="store"` items of two workflows exclude each other, and without it they do not."""
+def test_keys_of_the_whole_store_exclude_other_workflows(tmp_path: Path, gate: Gate) -> None:
+    """With `mutex_scope="store"` items of two workflows exclude each other; without it they do not."""
     one, two = Workflow("one", dir=tmp_path), Workflow("two", dir=tmp_path)
     first = in_thread(one.run_for_each, ["first"], gate, mutex_key="k", mutex_scope="store")
     gate.until_in("first")
@@ -254,7 +254,7 @@ def test_keys_of_the_whole_store_keep_workflows_apart(tmp_path: Path, gate: Gate
 
 
 def test_an_item_may_enter_its_own_key_again(workflow: Workflow) -> None:
-    """`workflow.mutex` of the same key inside of an item does not wait, in a step with a timeout either."""
+    """`workflow.mutex` of the same key does not wait inside an item, even in a step with a timeout."""
 
     def work(item: int) -> int:
         with workflow.mutex("slot", timeout=0):
@@ -268,7 +268,7 @@ def test_an_item_may_enter_its_own_key_again(workflow: Workflow) -> None:
 
 
 def test_an_item_keeps_its_key_when_it_leaves_the_mutex_inside(workflow: Workflow, gate: Gate) -> None:
-    """What is entered again and left again is still held."""
+    """A mutex that is entered and left inside the item is still held after it."""
 
     def work(item: str) -> None:
         with workflow.mutex("slot"):
@@ -283,8 +283,8 @@ def test_an_item_keeps_its_key_when_it_leaves_the_mutex_inside(workflow: Workflo
     assert batch.result(DEADLINE).fulfilled == 2
 
 
-def test_items_do_not_share_the_mutex_around_them(workflow: Workflow) -> None:
-    """An item that enters the mutex that its caller holds would wait for ever, and is told so."""
+def test_an_item_that_enters_the_mutex_of_its_caller_raises(workflow: Workflow) -> None:
+    """The item would wait for ever, and gets an error."""
 
     def work(item: int) -> None:
         with workflow.mutex("slot"):
@@ -301,7 +301,7 @@ def test_items_do_not_share_the_mutex_around_them(workflow: Workflow) -> None:
 
 
 def test_an_item_does_not_own_the_key_of_another(workflow: Workflow, gate: Gate) -> None:
-    """Two items of different keys exclude each other in a mutex that they enter both."""
+    """Two items of different keys exclude each other in a mutex that both enter."""
 
     def work(item: str) -> None:
         with workflow.mutex("shared"):
@@ -317,12 +317,12 @@ def test_an_item_does_not_own_the_key_of_another(workflow: Workflow, gate: Gate)
 
 
 def test_a_key_stays_held_while_a_body_that_outlived_its_timeout_runs(workflow: Workflow) -> None:
-    """The next item of the key starts when the abandoned thread has really ended."""
-    dispose = threading.Event()
+    """The next item of the key starts when the abandoned thread has ended."""
+    end = threading.Event()
     order: list[str] = []
 
     def outlive() -> None:
-        assert dispose.wait(DEADLINE)
+        assert end.wait(DEADLINE)
         order.append("the thread ended")
 
     def work(item: str) -> None:
@@ -334,7 +334,7 @@ def test_a_key_stays_held_while_a_body_that_outlived_its_timeout_runs(workflow: 
     wait_until(lambda: sorted(order) == ["a", "c"])
     assert_waits(batch)
     assert sorted(order) == ["a", "c"]
-    dispose.set()
+    end.set()
     summary = batch.result(DEADLINE)
     assert order[2:] == ["the thread ended", "b"]
     assert isinstance(summary.results[0], Rejected)
@@ -345,11 +345,11 @@ def _key(item: str) -> str | None:
     return "slot" if item in "ab" else None
 
 
-# How long an item waits
+# Timeouts
 
 
 def test_an_item_that_waits_too_long_for_another_process_fails(workflow: Workflow, tmp_path: Path) -> None:
-    """After `mutex_timeout` seconds the reason says which process has the key, and since when; the rest goes on."""
+    """After `mutex_timeout` seconds the reason says which process holds the key, and since when. Other items run."""
     before = datetime.now(UTC) - timedelta(milliseconds=1)
     with held_elsewhere(tmp_path, "A") as other:
         after = datetime.now(UTC)
@@ -367,7 +367,7 @@ def test_an_item_that_waits_too_long_for_another_process_fails(workflow: Workflo
 
 
 def test_an_item_that_waited_too_long_stops_the_batch(workflow: Workflow) -> None:
-    """Unless errors do not stop, the time-out is raised like any error, with the index; and nothing more starts."""
+    """By default the timeout is raised like any error, with the index, and no more items start."""
     started: list[str] = []
     with workflow.mutex("A"):
         batch = in_thread(
@@ -380,8 +380,8 @@ def test_an_item_that_waited_too_long_stops_the_batch(workflow: Workflow) -> Non
     assert started == ["B"]
 
 
-def test_each_item_of_a_key_waits_for_itself(workflow: Workflow) -> None:
-    """When the first of a key has given up, the next waits its own time, and runs if the key is freed in it."""
+def test_each_item_of_a_key_has_its_own_timeout(workflow: Workflow) -> None:
+    """After the first item has timed out, the second waits for its own time, and runs if the key is freed in it."""
     with workflow.mutex("A"):
         batch = in_thread(
             workflow.run_for_each, ["A1", "A2"], str.lower, mutex_key="A", mutex_timeout=0.2, stop_on_error=False
@@ -392,16 +392,16 @@ def test_each_item_of_a_key_waits_for_itself(workflow: Workflow) -> None:
     assert (summary.rejected, summary.results[1].status) == (1, "fulfilled")
 
 
-def test_waiting_for_an_item_of_the_same_batch_is_no_waiting(workflow: Workflow) -> None:
-    """`mutex_timeout` is about others: items of one key that take long behind one another are not failed."""
+def test_the_timeout_does_not_count_items_of_the_same_batch(workflow: Workflow) -> None:
+    """Items of one key may take longer than `mutex_timeout`, which is about other holders."""
     summary = workflow.run_for_each(
         range(4), lambda _: time.sleep(0.03), mutex_key="A", mutex_timeout=0.01, max_parallel=3
     )
     assert summary.fulfilled == 4
 
 
-def test_an_item_that_gave_up_leaves_the_key_to_others(workflow: Workflow, tmp_path: Path) -> None:
-    """A wait that timed out does not get the key afterwards."""
+def test_an_item_that_timed_out_does_not_get_the_key(workflow: Workflow, tmp_path: Path) -> None:
+    """When the holder releases the key after the timeout, others get it."""
     with held_elsewhere(tmp_path, "A") as other:
         summary = workflow.run_for_each(["A"], str, mutex_key="A", mutex_timeout=0.02, stop_on_error=False)
         assert summary.rejected == 1
@@ -412,18 +412,18 @@ def test_an_item_that_gave_up_leaves_the_key_to_others(workflow: Workflow, tmp_p
 
 
 def test_without_a_timeout_it_waits_for_ever(workflow: Workflow) -> None:
-    """No time is too long where none is given."""
+    """An item without a timeout gets its key at last."""
     with workflow.mutex("A"):
         batch = blocked(workflow.run_for_each, ["A"], str.lower, mutex_key="A")
         assert_waits(batch)
     assert batch.result(DEADLINE).values() == ["a"]
 
 
-# What stops it
+# Errors
 
 
 def test_waiting_items_are_dropped_after_an_error(workflow: Workflow) -> None:
-    """An error elsewhere ends the wait of items for their key at once, and they never run."""
+    """An error ends the wait of other items for their key at once, and they never run."""
     ran: list[str] = []
 
     def fail(item: str) -> None:
@@ -438,8 +438,8 @@ def test_waiting_items_are_dropped_after_an_error(workflow: Workflow) -> None:
         assert ran == ["B"]
 
 
-def test_keys_are_free_when_it_has_been_stopped(workflow: Workflow, tmp_path: Path) -> None:
-    """After an error other processes have every key at once."""
+def test_keys_are_free_after_an_error(workflow: Workflow, tmp_path: Path) -> None:
+    """After an error another process gets every key at once."""
 
     def fail(item: int) -> None:
         raise ValueError(item)
@@ -456,22 +456,22 @@ def test_keys_are_free_when_it_has_been_stopped(workflow: Workflow, tmp_path: Pa
 
 
 def test_reading_ahead_is_bounded(workflow: Workflow, gate: Gate) -> None:
-    """Behind an item that takes long a thousand are read, and no more until it has ended."""
+    """While the first item runs, at most a thousand more are read."""
     assert _read_ahead(workflow, gate, max_parallel=1) <= 1000
 
 
 def test_reading_ahead_is_bounded_with_many_workers(workflow: Workflow, gate: Gate) -> None:
-    """Sixteen items for each worker are read ahead where that is more."""
+    """With many workers the bound is 16 items for each."""
     assert _read_ahead(workflow, gate, max_parallel=100) <= 1600
 
 
-def test_reading_ahead_is_bounded_where_one_key_keeps_the_workers_idle(workflow: Workflow, gate: Gate) -> None:
-    """Items that wait for their key count as read ahead."""
+def test_reading_ahead_is_bounded_for_items_of_one_key(workflow: Workflow, gate: Gate) -> None:
+    """Items that wait for their key count too."""
     assert _read_ahead(workflow, gate, max_parallel=16, mutex_key="k") <= 1000
 
 
 def _read_ahead(workflow: Workflow, gate: Gate, **options: Any) -> int:
-    """How many items were read that have not started, when no more are read."""
+    """The number of items that were read and have not started, when reading has stopped."""
     read = 0
 
     def source() -> Iterator[int]:
@@ -492,8 +492,8 @@ def _read_ahead(workflow: Workflow, gate: Gate, **options: Any) -> int:
     return ahead
 
 
-def test_reading_goes_on_as_items_end(workflow: Workflow) -> None:
-    """A source without end is never more than so far ahead of what has been done."""
+def test_reading_stays_close_to_the_work(workflow: Workflow) -> None:
+    """All the time, no more items are read ahead than the bound allows."""
     read, done = 0, 0
     furthest = 0
 
@@ -510,11 +510,30 @@ def test_reading_goes_on_as_items_end(workflow: Workflow) -> None:
 
     workflow.run_for_each(source(), work)
     assert done == 4000
-    assert furthest <= 1002  # what is read ahead, what runs, and what has just ended
+    assert furthest <= 1002  # those read ahead, the running one, and the one that has just ended
+
+
+def test_a_source_that_takes_long_does_not_delay_a_ready_item(workflow: Workflow) -> None:
+    """A short item after a long one runs while the source prepares the next."""
+    go_on = threading.Event()
+
+    def source() -> Iterator[int]:
+        yield from range(42)
+        assert go_on.wait(DEADLINE)
+        yield 42
+
+    @workflow.step(name="job-{number}")
+    def job(number: int) -> None:
+        if number == 40:
+            assert go_on.wait(DEADLINE), "item 41 waits for the source"
+        if number == 41:
+            go_on.set()
+
+    assert in_thread(workflow.run_for_each, source(), job, max_parallel=4).result(DEADLINE).fulfilled == 43
 
 
 def test_a_source_that_takes_long_does_not_delay_a_hand_over(workflow: Workflow) -> None:
-    """The second item of a key runs while the source of items is still busy with the third."""
+    """The second item of a key runs while the source prepares the third."""
     second_ran = threading.Event()
 
     def source() -> Iterator[str]:
@@ -530,7 +549,7 @@ def test_a_source_that_takes_long_does_not_delay_a_hand_over(workflow: Workflow)
 
 
 def test_a_source_that_takes_long_does_not_delay_a_key_from_another_process(workflow: Workflow, tmp_path: Path) -> None:
-    """An item whose key another process frees runs while the source is busy."""
+    """When another process frees a key, the item that waits for it runs while the source is busy."""
     ran = threading.Event()
     with held_elsewhere(tmp_path, "A") as other:
 
@@ -542,8 +561,8 @@ def test_a_source_that_takes_long_does_not_delay_a_key_from_another_process(work
         assert workflow.run_for_each(source(), lambda item: ran.set(), mutex_key=first_letter).fulfilled == 1
 
 
-def test_a_source_that_is_full_does_not_delay_a_hand_over(workflow: Workflow, gate: Gate) -> None:
-    """When reading has come to its bound, keys are handed on as ever."""
+def test_a_full_read_ahead_does_not_delay_a_hand_over(workflow: Workflow, gate: Gate) -> None:
+    """Keys are handed over after reading has reached its bound."""
     items = ["A1", "A2", *(f"B{n}" for n in range(1500))]
     batch = blocked(workflow.run_for_each, items, gate, mutex_key=first_letter, max_parallel=2)
     gate.until_in("A1", "B0")
@@ -553,11 +572,11 @@ def test_a_source_that_is_full_does_not_delay_a_hand_over(workflow: Workflow, ga
     assert batch.result(DEADLINE).fulfilled == len(items)
 
 
-# All of it at once
+# Random batches
 
 
-def test_whatever_fails_and_waits_every_item_ends_once(workflow: Workflow) -> None:
-    """Random items, keys, failures and other holders: each item runs once, and no key overlaps or stays held."""
+def test_every_item_of_a_random_batch_ends_once(workflow: Workflow) -> None:
+    """With random keys, failures and other holders, each item runs once, and items of one key never overlap."""
     seed = new_seed()
     rng = random.Random(seed)
     lines: list[list[str]] = []
@@ -597,20 +616,20 @@ def test_whatever_fails_and_waits_every_item_ends_once(workflow: Workflow) -> No
     assert sorted(ran) == [number for number, key, _ in items if key is not None]
 
 
-def test_the_detector_sees_what_overlaps(tmp_path: Path) -> None:
-    """What the tests above rely on tells overlapping items from such that take turns."""
+def test_the_checker_finds_overlaps(tmp_path: Path) -> None:
+    """`assert_apart`, on which the tests above rely, fails for items that overlap."""
     for what, who in [("start", 1), ("end", 1), ("start", 2)]:
         mark(tmp_path / "trace", what, "k", who)
     with pytest.raises(AssertionError):
         assert_apart(marks(tmp_path / "trace"))
     mark(tmp_path / "trace", "end", "k", 2)
     assert assert_apart(marks(tmp_path / "trace")) == {"k": [("1",), ("2",)]}
-    with pytest.raises(AssertionError, match="came into k while"):
+    with pytest.raises(AssertionError, match="entered k while"):
         assert_apart([["start", "k", "1"], ["start", "k", "2"]])
 
 
-def test_several_keys_can_be_held_at_once(tmp_path: Path) -> None:
-    """What holds keys in the tests above really holds each of them."""
+def test_the_other_process_holds_all_its_keys(tmp_path: Path) -> None:
+    """`held_elsewhere`, on which the tests above rely, holds each key."""
     workflow = Workflow("w", dir=tmp_path)
     with held_elsewhere(tmp_path, "a", "b"), ExitStack() as stack:
         for key in "ab":
