@@ -379,7 +379,7 @@ class Scheduler:
                 self._granted += [task]
                 task.hold = hold
         if task.hold is None:
-            hold.entry.abandon(hold.waiter)
+            hold.release()
         elif task.asker != threading.get_ident():
             self._start_worker()
 
