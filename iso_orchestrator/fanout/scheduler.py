@@ -18,7 +18,6 @@ import attrs
 
 from iso_orchestrator.coordination.mutex import record_acquired, release
 from iso_orchestrator.coordination.mutex_queue import Held, MutexScope, Waiter, find_hold, request
-from iso_orchestrator.errors import MutexTimeoutError
 from iso_orchestrator.fanout.pace import LONG, Pace
 from iso_orchestrator.fanout.settling import Settling
 from iso_orchestrator.runtime.context import ItemContext, LockOwner, Scope, current_owner, entered
@@ -65,7 +64,6 @@ class _Task:
     hold: Held | None = None
     waiter: Waiter | None = None
     withdraw: Callable[[], bool] | None = None
-    timer: threading.Timer | None = None
     asker: int | None = None
 
     def __lt__(self, other: _Task) -> bool:
@@ -355,17 +353,13 @@ class Scheduler:
         )
         with self._changed.guard:
             self._asking.add(task)
-        entry = request(self._runtime, task.key, self._keyed.scope, task.waiter)
+        entry = request(self._runtime, task.key, self._keyed.scope, task.waiter, self._keyed.timeout)
         waiter = task.waiter
         with self._changed.guard:
             task.asker = None
             if task not in self._asking:
                 return
             task.withdraw = lambda: entry.withdraw(waiter)
-            if self._keyed.timeout is not None:
-                task.timer = threading.Timer(self._keyed.timeout, self._time_out, (task, entry.holder))
-                task.timer.daemon = True
-                task.timer.start()
             stopped = self._stopped
         if stopped:
             self._withdraw(task)
@@ -373,8 +367,6 @@ class Scheduler:
     def _take(self, task: _Task, hold: Held) -> None:
         with self._changed.guard:
             self._asking.discard(task)
-            if task.timer is not None:
-                task.timer.cancel()
             if task.hold is None and not self._stopped:  # without a call, so that a signal comes before both or behind
                 self._granted += [task]
                 task.hold = hold
@@ -387,12 +379,6 @@ class Scheduler:
         with self._changed.guard:
             self._asking.discard(task)
         self._finish_unworked(task, error)
-
-    def _time_out(self, task: _Task, holder: Callable[[], Any]) -> None:
-        if not self._withdraw(task):
-            return
-        who, timeout = holder(), self._keyed.timeout or 0.0
-        self._finish_unworked(task, MutexTimeoutError(task.key or "", timeout, who.pid, who.host, who.since))
 
     def _withdraw(self, task: _Task) -> bool:
         if task.withdraw is None or not task.withdraw():

@@ -24,7 +24,7 @@ from support import DEADLINE, Child, WatchedFS, wait_until
 from support_fanout import assert_apart, blocked, codes_of, is_waiting, mark, marks, new_seed
 from support_processes import PAUSE, assert_waits, child, in_thread
 
-from iso_orchestrator import FileStore, MemoryStore, MutexTimeoutError, StepTimeoutError, StoreError, Workflow
+from iso_orchestrator import FileStore, MemoryStore, MutexTimeoutError, Rejected, StepTimeoutError, StoreError, Workflow
 from iso_orchestrator.coordination import mutex_queue
 from iso_orchestrator.coordination.mutex_queue import Held, MutexState, Waiter, request
 from iso_orchestrator.runtime.context import LockOwner, current_owner
@@ -626,6 +626,25 @@ def test_many_waits_for_another_process_share_few_threads(on_disk: Workflow, tmp
     second.release()
     wait_until(lambda: threading.active_count() <= before, what="the end of the threads")
     assert all(is_free(on_disk, key) for key in keys[::40])
+
+
+def test_items_that_wait_for_another_process_share_few_threads(on_disk: Workflow, tmp_path: Path) -> None:
+    """200 items of a `for_each` with a `mutex_timeout` take as many threads as other waits do."""
+    most_threads = 0
+
+    def key_of(item: int) -> str:
+        nonlocal most_threads
+        most_threads = max(most_threads, threading.active_count())
+        return str(item)
+
+    with many_held_elsewhere(tmp_path, 200):
+        before = threading.active_count()
+        summary = on_disk.run_for_each(
+            range(200), str, mutex_key=key_of, mutex_timeout=0.2, stop_on_error=False, max_parallel=2, progress=False
+        )
+    assert {type(result.reason) for result in summary.results if isinstance(result, Rejected)} == {MutexTimeoutError}
+    assert summary.rejected == 200
+    assert most_threads <= before + 33 + 2
 
 
 def test_keys_that_are_freed_in_any_order_are_had_at_once(on_disk: Workflow, tmp_path: Path) -> None:
