@@ -1,4 +1,4 @@
-"""Keyed mutexes over threads and processes: in this process in order, between processes by the kernel."""
+"""`workflow.mutex`: a context manager and a decorator, and what goes on record of a mutex."""
 
 from __future__ import annotations
 
@@ -8,32 +8,17 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from iso_orchestrator.checks import check_key, check_wait
-from iso_orchestrator.coordination.mutex_queue import Held, MutexScope, Waiter, find_entry, find_hold
-from iso_orchestrator.errors import MutexTimeoutError, suppressed_as_note
+from iso_orchestrator.coordination.mutex_queue import Held, MutexScope, Waiter, find_hold, request
+from iso_orchestrator.errors import suppressed_as_note
 from iso_orchestrator.record.facts import EventAppended
 from iso_orchestrator.runtime.context import current_owner
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.steps.step import check_callable
-from iso_orchestrator.system.interrupts import OneShotEvent
+from iso_orchestrator.system.interrupts import OneShotEvent, masked
 
 __all__ = ["Mutex", "check_scope", "record_acquired", "release"]
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-def record_acquired(runtime: WorkflowRuntime, key: str) -> None:
-    """Append the event that a mutex was acquired."""
-    _record(runtime, "mutex.acquired", key)
-
-
-def release(runtime: WorkflowRuntime, key: str, hold: Held, error: BaseException | None) -> None:
-    """Record that a mutex is released, and release it; a failure to record does not hide *error*."""
-    try:
-        with suppressed_as_note(error, f"the release of mutex {key!r} was not recorded"):
-            if hold.depth == 1:
-                _record(runtime, "mutex.released", key)
-    finally:
-        hold.release()
 
 
 class Mutex(ContextDecorator):
@@ -46,64 +31,76 @@ class Mutex(ContextDecorator):
         self._scope: MutexScope = check_scope(scope)
 
     def __call__(self, fn: F) -> F:
-        """Take the mutex around every call of *fn*.
+        """Hold the mutex during each call of *fn*.
 
         Raises:
-            TypeError: It is no plain function: the body of another would run when the mutex is free again.
+            TypeError: *fn* is no plain function. The body of another kind would run when the mutex is free again.
         """
         check_callable(fn, "what a mutex guards")
         return super().__call__(fn)
 
     def __enter__(self) -> None:
-        hold = find_hold(self._runtime, self._key, self._scope, current_owner())
-        if hold is not None:
-            hold.enter_again()
-            return
-        hold = self._wait()
+        is_entered = False
+        answered = OneShotEvent()
+        errors: list[BaseException] = []
+
+        def fail(error: BaseException) -> None:
+            errors.append(error)
+            answered.set()
+
+        waiter = Waiter(current_owner(), granted=lambda _: answered.set(), failed=fail)
         try:
-            record_acquired(self._runtime, self._key)
-        except BaseException:
-            hold.release()
+            with masked():
+                hold = find_hold(self._runtime, self._key, self._scope, waiter.owner)
+                if hold is not None:
+                    hold.enter_again()
+                else:
+                    request(self._runtime, self._key, self._scope, waiter, self._timeout)
+                    answered.wait()
+                    if errors:
+                        raise errors[0]
+                    record_acquired(self._runtime, self._key)
+                is_entered = True
+        except BaseException as error:
+            # Ctrl-C comes out of the wait, or at the end of the masked block: Python then calls no `__exit__`.
+            if is_entered:
+                self.__exit__(type(error), error, error.__traceback__)
+            else:
+                waiter.cancel()
             raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        hold = find_hold(self._runtime, self._key, self._scope, current_owner())
-        if hold is not None:
-            release(self._runtime, self._key, hold, error)
-
-    def _wait(self) -> Held:
-        answered = OneShotEvent()
-        answers: list[Held | BaseException] = []
-
-        def answer(outcome: Held | BaseException) -> None:
-            answers.append(outcome)
-            answered.set()
-
-        waiter = Waiter(current_owner(), granted=answer, failed=answer)
-        entry = find_entry(self._runtime, self._key, self._scope)
-        try:
-            while not entry.enqueue(waiter):
-                entry = find_entry(self._runtime, self._key, self._scope)
-            if not answered.wait(self._timeout) and entry.withdraw(waiter):
-                who = entry.holder()
-                raise MutexTimeoutError(self._key, self._timeout or 0.0, who.pid, who.host, who.since)
-            answered.wait()
-            outcome = answers[0]
-            if isinstance(outcome, BaseException):
-                raise outcome
-            return outcome
-        except BaseException:
-            entry.abandon(waiter)
-            raise
+        with masked():
+            hold = find_hold(self._runtime, self._key, self._scope, current_owner())
+            if hold is not None:
+                release(self._runtime, self._key, hold, error)
 
 
 def check_scope(value: str) -> MutexScope:
-    """The scope, if it is one."""
+    """Return *value* if it is a scope, else raise ValueError."""
     if value not in ("workflow", "store"):
         raise ValueError(f'a mutex\'s scope is "workflow" or "store", not {value!r}')
     return value  # type: ignore[return-value]  # mypy does not narrow a str by `in`
+
+
+def record_acquired(runtime: WorkflowRuntime, key: str) -> None:
+    """Append the event that a mutex was acquired."""
+    _record(runtime, "mutex.acquired", key)
+
+
+def release(runtime: WorkflowRuntime, key: str, hold: Held, error: BaseException | None) -> None:
+    """Leave a mutex. When its owner has left it as often as it has entered it, record that and release it.
+
+    If *error* leaves the `with`, a failure to record becomes a note on it.
+    """
+    try:
+        with suppressed_as_note(error, f"the release of mutex {key!r} was not recorded"):
+            if hold.depth == 1:
+                _record(runtime, "mutex.released", key)
+    finally:
+        hold.release()
 
 
 def _record(runtime: WorkflowRuntime, kind: str, key: str) -> None:

@@ -1,297 +1,76 @@
-"""Who has which mutex in this process, and who waits for it, in order."""
+"""The waiters of this process for mutexes, and how they get them.
+
+**Between processes** a mutex is a lock of the store (`StoreMutex`). In the file store it is a lock of the kernel, which
+frees it when its process dies. **In this process** a `MutexState` hands that lock to its waiters in the order of their
+requests. It keeps the lock for at most `_TURN` seconds while waiters follow each other, then it releases the lock once,
+for other processes.
+
+**Threads.** There is no scheduler. The thread that requests or releases a mutex does what follows from that
+(`MutexState.advance`). Only a lock that another process holds needs a thread that waits for it. This thread blocks in
+the kernel's queue, since a thread that polls never gets a contended lock. There are at most `_MOST_THREADS` of them,
+one for each key. Further keys get a thread in the order in which they came, as soon as one is free. Until then the
+*clock thread* tries them all at intervals. So a key that is free does not wait for other keys, and processes that wait
+for each other's keys do not deadlock for want of threads. The clock thread also fails the waiters whose time is over.
+
+A thread in the kernel's queue cannot be cancelled. When all waiters of its key have withdrawn, it stays there until the
+lock comes, releases it and goes on to the next key. Even if all threads wait for keys without waiters, the clock
+thread serves the other keys.
+
+**Ctrl-C** is deferred in everything here (`masked`). A user's own signal handler may raise in the middle of it. After
+that a waiter may be left that is never answered, and its mutex may stay locked until this process ends. But no two
+owners ever hold one mutex.
+"""
 
 from __future__ import annotations
 
+import logging
+import math
 import os
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
-from functools import partial
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, TypeVar
 
 import attrs
 
 from iso_orchestrator.checks import host_name
-from iso_orchestrator.errors import WorkflowUsageError
+from iso_orchestrator.errors import MutexTimeoutError, StoreError, WorkflowUsageError
 from iso_orchestrator.runtime.context import LockOwner
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.store import ProcessInfo, StoreMutex
 from iso_orchestrator.system.clock import monotonic
-from iso_orchestrator.system.interrupts import start
+from iso_orchestrator.system.interrupts import OneShotEvent, masked
 
-__all__ = ["Held", "MutexScope", "MutexState", "Waiter", "find_entry", "find_hold", "request"]
+__all__ = ["Held", "MutexScope", "MutexState", "Waiter", "find_hold", "request"]
 
+_log = logging.getLogger("iso_orchestrator")
+
+T = TypeVar("T")
 MutexScope: TypeAlias = Literal["workflow", "store"]
+StateKey: TypeAlias = tuple[object, str | None, str]  # the store, the workflow (None: all of them), the mutex key
 
-# How long threads of one process may hand a mutex on among themselves while other processes wait, in seconds.
-_TURN = 0.01
-
-
-@attrs.define(eq=False)
-class Waiter:
-    """Someone who wants a mutex; one of the two functions is called, in whatever thread, and again after a signal."""
-
-    owner: LockOwner
-    granted: Callable[[Held], None]
-    failed: Callable[[BaseException], None]
-
-
-@attrs.define(eq=False)
-class Held:
-    """A mutex that is held, by its owner and by the threads that outlived their timeout under it."""
-
-    entry: MutexState
-    waiter: Waiter
-    depth: int = 1
-    left_behind: int = 0
-
-    def enter_again(self) -> None:
-        """Count one more entry of its owner."""
-        with _guard:
-            self.depth += 1
-
-    def release(self) -> None:
-        """Count one entry less; without any left the mutex goes on to the next."""
-        is_left = False
-        try:
-            with _guard:
-                self.depth -= 1
-                is_left = True
-            self.entry.advance()
-        except BaseException:  # a signal in the midst of it: others would wait for ever
-            if not is_left:
-                with _guard:
-                    self.depth -= 1
-            self.entry.advance()
-            raise
-
-    def leave_behind(self) -> Callable[[], None]:
-        """Keep the mutex for a thread that cannot be ended; returns what that thread calls at its end."""
-        with _guard:
-            self.left_behind += 1
-
-        def end() -> None:
-            with _guard:
-                self.left_behind -= 1
-            self.entry.advance()
-
-        return end
-
-
-@attrs.define(eq=False)
-class MutexState:
-    """A mutex as this process sees it. Changed under `_guard` alone; no store is called under it.
-
-    Attributes:
-        taker: Who is getting or freeing the lock between processes; nobody else may touch it meanwhile.
-        locked: Whether this process has that lock.
-    """
-
-    key: EntryKey
-    store_mutex: StoreMutex
-    now: Callable[[], datetime]
-    hold: Held | None = None
-    since: datetime | None = None
-    waiters: deque[Waiter] = attrs.field(factory=deque)
-    taker: object = None
-    locked: bool = False
-    turn_ends: float = 0.0
-
-    def enqueue(self, waiter: Waiter) -> bool:
-        """Wait, behind all who came before; False when the entry was forgotten meanwhile."""
-        with _guard:
-            if _entries.get(self.key) is not self:
-                return False
-            self.waiters.append(waiter)
-        self.advance()
-        return True
-
-    def withdraw(self, waiter: Waiter) -> bool:
-        """Wait no more; False when it has been granted already."""
-        with _guard:
-            if waiter not in self.waiters:
-                return False
-            self.waiters.remove(waiter)
-            return True
-
-    def abandon(self, waiter: Waiter) -> None:
-        """Neither wait nor have: for whoever will never enter."""
-        with _guard:
-            if waiter in self.waiters:
-                self.waiters.remove(waiter)
-            elif self.hold is not None and self.hold.waiter is waiter:
-                self.hold.depth = 0
-        self.advance()
-
-    def holder(self) -> ProcessInfo:
-        """Who has it, in this process or another."""
-        if self.hold is not None:
-            return ProcessInfo(os.getpid(), host_name(), self.since)
-        return self.store_mutex.holder()
-
-    def advance(self) -> None:
-        """Let the next have it, if nobody has it and nobody is at it."""
-        me = object()
-        try:
-            with _guard:
-                if not self._is_free():
-                    return
-                self.taker = me
-            self._take()
-        except BaseException:
-            # A signal in the midst of it: the next call does it all again.
-            if self.taker is me:
-                self.locked = False
-                self.store_mutex.release()
-                self.taker = None
-            raise
-
-    def _is_free(self) -> bool:
-        if self.hold is not None and (self.hold.depth or self.hold.left_behind):
-            return False
-        if self.hold is not None:
-            self.hold.waiter.owner.holds.remove(self.hold)
-            self.hold = None
-        return self.taker is None
-
-    def _take(self) -> None:
-        while not self._forget_if_unwanted():
-            if self.locked and (not self.waiters or monotonic() >= self.turn_ends):
-                self.locked = False
-                self.store_mutex.release()
-            if not self.waiters:
-                continue
-            try:
-                taken = self.locked or self.store_mutex.try_acquire()
-            except Exception as error:  # noqa: BLE001 - it belongs to those who wait
-                self._fail(error)
-                return
-            if not taken:
-                # In a thread of its own: in the kernel's queue it gets its turn, which polling never does.
-                self._wait_in_turn()
-                return
-            if self._grant():
-                return
-
-    def _wait_in_turn(self) -> None:
-        turn = self.taker = object()
-        take = partial(self._take_in_turn, turn)
-        try:
-            start(threading.Thread(target=take, name="iso-orchestrator-mutex", daemon=True).start)
-        except BaseException as error:
-            with _guard:
-                is_begun = self.taker is not turn
-                if not is_begun:
-                    self.taker = None
-            if is_begun or not isinstance(error, Exception):
-                raise
-            self._fail(error)  # there are no threads to be had
-
-    def _take_in_turn(self, turn: object) -> None:
-        with _guard:
-            if self.taker is not turn:
-                return  # an interrupt came in its start, and who was interrupted has given it up
-            self.taker = object()
-        try:
-            self.store_mutex.acquire()
-        except Exception as error:  # noqa: BLE001 - as above
-            self._fail(error)
-            return
-        if not self._grant():
-            self._take()
-
-    def _grant(self) -> bool:
-        """Hand the lock that was taken to the first who waits; False when nobody does any more."""
-        hold: Held | None = None
-        try:
-            with _guard:
-                if not self.locked:
-                    self.locked = True
-                    self.turn_ends = monotonic() + _TURN
-                if not self.waiters:
-                    return False
-                hold, since = Held(self, self.waiters[0]), self.now()
-                # Without a call, so that a signal comes before all of it or behind.
-                self.hold, self.since, self.taker = hold, since, None
-                hold.waiter.owner.holds += [hold]
-                del self.waiters[0]
-        finally:
-            if hold is not None and self.hold is hold:
-                try:
-                    hold.waiter.granted(hold)
-                except BaseException:  # a signal in the midst of it: he would wait for ever
-                    hold.waiter.granted(hold)
-                    raise
-        return True
-
-    def _fail(self, error: BaseException) -> None:
-        with _guard:
-            waiters = list(self.waiters)
-            self.waiters.clear()
-            self.taker = None
-            self._forget()
-        for waiter in waiters:
-            waiter.failed(error)
-
-    def _forget_if_unwanted(self) -> bool:
-        with _guard:
-            if self.waiters or self.locked:
-                return False
-            self.taker = None
-            is_known = self._forget()
-        if is_known:
-            self.store_mutex.dispose()
-        return True
-
-    def _forget(self) -> bool:
-        """Be no entry any more; False where that has happened. Under the lock."""
-        # Whoever has released it may be late to look for the next: another has its place by then, and its store mutex.
-        if _entries.get(self.key) is not self:
-            return False
-        del _entries[self.key]
-        return True
-
-
-EntryKey: TypeAlias = tuple[object, str | None, str]
-_entries: dict[EntryKey, MutexState] = {}
-_guard = threading.Lock()
-
-
-def find_entry(runtime: WorkflowRuntime, key: str, scope: MutexScope) -> MutexState:
-    """The mutex, made when this process does not know it yet."""
-    session = runtime.session()
-    entry_key = _entry_key(runtime, key, scope)
-    with _guard:
-        entry = _entries.get(entry_key)
-        if entry is None:
-            store_mutex = session.log.mutex(key, whole_store=scope == "store")
-            entry = _entries[entry_key] = MutexState(entry_key, store_mutex, runtime.clock.now)
-        return entry
-
-
-def request(runtime: WorkflowRuntime, key: str, scope: MutexScope, waiter: Waiter) -> MutexState:
-    """Ask for a mutex; the answer goes to *waiter*."""
-    entry = find_entry(runtime, key, scope)
-    while not entry.enqueue(waiter):
-        entry = find_entry(runtime, key, scope)
-    return entry
+_TURN = 0.01  # seconds
+_MOST_THREADS = 32
+_PAUSE = 0.02  # seconds between two tries of a key
+_PAUSE_A_KEY = 0.001  # seconds; likewise, where there are many keys. A try takes 10 microseconds.
 
 
 def find_hold(runtime: WorkflowRuntime, key: str, scope: MutexScope, owner: LockOwner) -> Held | None:
-    """The hold under which *owner* may enter the mutex again; None when it must wait for it.
+    """The hold under which *owner* may enter the mutex again; None if it has to request it.
 
     Raises:
-        WorkflowUsageError: Whoever waits for *owner* has it, and shares it with others that run at the same time.
+        WorkflowUsageError: The mutex is held around the `for_each` of which *owner* is an item.
     """
     if owner.parent is None and not owner.holds:
-        return None  # what a thread of no item is asked most of the time
-    entry_key = _entry_key(runtime, key, scope)
+        return None  # the usual case, at no cost
+    state_key = _state_key(runtime, key, scope)
     beyond_item = False
     for link in owner.chain():
-        with _guard:
-            held = [hold for hold in link.holds if isinstance(hold, Held)]
-            hold = next((hold for hold in held if hold.depth and hold.entry.key == entry_key), None)
+        with _registry.guard:
+            holds = [hold for hold in link.holds if isinstance(hold, Held)]
+        hold = next((hold for hold in holds if hold.depth and hold.state.key == state_key), None)
         if hold is not None and beyond_item:
             raise WorkflowUsageError(
                 f"mutex {key!r} is held around the for_each, whose items would wait for it for ever: "
@@ -303,18 +82,387 @@ def find_hold(runtime: WorkflowRuntime, key: str, scope: MutexScope, owner: Lock
     return None
 
 
-def _entry_key(runtime: WorkflowRuntime, key: str, scope: MutexScope) -> EntryKey:
+def request(
+    runtime: WorkflowRuntime, key: str, scope: MutexScope, waiter: Waiter, timeout: float | None = None
+) -> MutexState:
+    """Request a mutex. *waiter* is answered before this returns or later, in this thread or another.
+
+    Args:
+        runtime: The workflow's.
+        key: The mutex's.
+        scope: Whether the key is one of the workflow, or of the whole store.
+        waiter: Is granted the mutex, or fails: with MutexTimeoutError, or with the store's error.
+        timeout: Seconds until *waiter* fails; None waits for ever.
+    """
+    log = runtime.session().log
+    state_key = _state_key(runtime, key, scope)
+    with masked():
+        with _registry.guard:
+            state = _registry.states.get(state_key)
+            if state is None:
+                store_mutex = log.mutex(key, whole_store=scope == "store")
+                state = _registry.states[state_key] = MutexState(state_key, store_mutex, runtime.clock.now)
+            waiter.state = state
+            if timeout is not None:
+                waiter.timeout, waiter.deadline = timeout, monotonic() + timeout
+            state.waiters.append(waiter)
+        state.advance()
+        if timeout == 0:
+            state.expire()
+        elif timeout is not None:
+            _registry.watch(waiter)
+    return state
+
+
+def _state_key(runtime: WorkflowRuntime, key: str, scope: MutexScope) -> StateKey:
     return runtime.store.identity, None if scope == "store" else runtime.workflow_id, key
 
 
-def _forget_all_in_child() -> None:
-    global _guard
-    _guard = threading.Lock()
-    for entry in _entries.values():
-        if entry.hold is not None:
-            entry.hold.waiter.owner.holds.clear()  # the parent's, whoever it is in the child
-    _entries.clear()
+@attrs.define(eq=False, repr=False)
+class Waiter:
+    """A request for a mutex.
+
+    Attributes:
+        owner: Will own the mutex.
+        granted: Called once the mutex is held. It must not raise and not block.
+        failed: Called once instead, with the reason. Likewise.
+        state: The requested mutex; None before the request.
+        timeout: Seconds, as they were given; for the message.
+        deadline: When the waiter fails, by `monotonic`.
+    """
+
+    owner: LockOwner
+    granted: Callable[[Held], None]
+    failed: Callable[[BaseException], None]
+    state: MutexState | None = None
+    timeout: float = math.inf
+    deadline: float = math.inf
+
+    def cancel(self) -> None:
+        """Cancel the wait, or release the mutex if it was already granted."""
+        with masked():
+            if self.state is None or self.state.withdraw(self):
+                return
+            hold = self.state.hold
+            if hold is not None and hold.waiter is self:
+                hold.release()
+
+
+@attrs.define(eq=False, repr=False)
+class Held:
+    """A mutex that an owner holds.
+
+    Attributes:
+        state: The mutex.
+        waiter: Was granted it.
+        depth: How often its owner has entered it and not left it yet.
+        left_behind: Threads that outlived the timeout of their step while the owner held the mutex, and still run.
+    """
+
+    state: MutexState
+    waiter: Waiter
+    depth: int = 1
+    left_behind: int = 0
+
+    def enter_again(self) -> None:
+        """Count one more entry of the owner."""
+        with _registry.guard:
+            self.depth += 1
+
+    def release(self) -> None:
+        """Count one entry less. After the last one the mutex goes to the next waiter."""
+        with masked():
+            with _registry.guard:
+                self.depth -= 1
+            self.state.advance()
+
+    def leave_behind(self) -> Callable[[], None]:
+        """Keep the mutex for a thread that cannot be ended; returns what that thread calls at its end."""
+        with _registry.guard:
+            self.left_behind += 1
+
+        def end() -> None:
+            with _registry.guard:
+                self.left_behind -= 1
+            self.state.advance()
+
+        return end
+
+
+@attrs.define(eq=False, repr=False)
+class MutexState:
+    """A mutex as this process sees it, while it is held or waited for here.
+
+    Attributes:
+        key: The store, the workflow (None: the whole store) and the mutex key.
+        store_mutex: The lock between processes. Only the changer calls it, except for `holder`.
+        now: The clock that dates *since*.
+        waiters: In the order of their requests.
+        hold: What its owner has now.
+        since: When the owner was granted it.
+        is_locked: Whether this process has the lock.
+        turn_ends: When other processes get their turn, by `monotonic`.
+        changer: What is taking or releasing the lock, or waiting for it: a thread's own token, or the registry.
+    """
+
+    key: StateKey
+    store_mutex: StoreMutex
+    now: Callable[[], datetime]
+    waiters: deque[Waiter] = attrs.field(factory=deque)
+    hold: Held | None = None
+    since: datetime | None = None
+    is_locked: bool = False
+    turn_ends: float = 0.0
+    changer: object = None
+
+    def holder(self) -> ProcessInfo:
+        """The process that holds the mutex, this one or another."""
+        if self.hold is not None:
+            return ProcessInfo(os.getpid(), host_name(), self.since)
+        return self.store_mutex.holder()
+
+    def withdraw(self, waiter: Waiter) -> bool:
+        """Cancel a wait; False if the waiter has been answered already."""
+        with masked(), _registry.guard:
+            if waiter not in self.waiters:
+                return False
+            self.waiters.remove(waiter)
+            return True
+
+    def expire(self) -> float:
+        """Fail the waiters whose time is over; returns the next deadline."""
+        with _registry.guard:
+            now = monotonic()
+            late = [waiter for waiter in self.waiters if waiter.deadline <= now]
+            if late:
+                self.waiters = deque(waiter for waiter in self.waiters if waiter.deadline > now)
+            next_deadline = min((waiter.deadline for waiter in self.waiters), default=math.inf)
+        for waiter in late:
+            who = self.holder()
+            _tell(waiter.failed, MutexTimeoutError(self.key[2], waiter.timeout, who.pid, who.host, who.since))
+        return next_deadline
+
+    def advance(self) -> None:
+        """Grant the mutex to the next waiter, if it is free and no other thread is the changer."""
+        me, hold = object(), None
+        try:
+            with _registry.guard:
+                if not self._is_free():
+                    return
+                self.changer = me
+            if self.is_locked and monotonic() >= self.turn_ends:
+                self._unlock()
+            hold = self._hand_over()
+        except BaseException as error:
+            if self.changer is not me:
+                raise  # the change has not begun, or has ended
+            if isinstance(error, (StoreError, RuntimeError)):  # RuntimeError: no more threads can be started
+                self._fail(error)
+                return
+            # A user's own signal handler has raised. No handler runs in the thread that goes on.
+            self._unlock()
+            try:
+                _registry.wait_for(self)
+            finally:
+                if self.changer is me:
+                    self.changer = None
+            raise
+        if hold is not None:
+            hold.waiter.granted(hold)
+
+    def take_turn(self, *, block: bool) -> None:
+        """Continue a change that waited for the lock, in a thread of the registry.
+
+        Args:
+            block: Whether to wait for the lock in the kernel's queue; else it is only tried.
+        """
+        try:
+            if block and self.waiters:
+                self.store_mutex.acquire()
+                self._note_lock()
+            hold = self._hand_over()
+        except Exception as error:  # noqa: BLE001 - it belongs to the waiters
+            self._fail(error)
+            return
+        if hold is not None:
+            _tell(hold.waiter.granted, hold)
+
+    def _is_free(self) -> bool:
+        """Whether a change may begin. Under the guard."""
+        hold = self.hold
+        if hold is not None:
+            if hold.depth or hold.left_behind:
+                return False
+            self.hold = None
+            hold.waiter.owner.holds.remove(hold)
+        elif not self.waiters:
+            return False  # another thread was faster; the registry may have a new state for the key
+        return self.changer is None or _registry.gives_back(self)
+
+    def _hand_over(self) -> Held | None:
+        """Take or release the lock, until a waiter can be granted the mutex or none is left. For the changer."""
+        while True:
+            with _registry.guard:
+                if self.is_locked and self.waiters:
+                    self.since = self.now()
+                    hold = self.hold = Held(self, self.waiters.popleft())
+                    self.changer = None
+                    hold.waiter.owner.holds.append(hold)
+                    return hold
+                is_over = not self.is_locked and not self.waiters
+                if is_over:
+                    self.changer = None
+                    del _registry.states[self.key]
+            if is_over:
+                self.store_mutex.dispose()
+                return None
+            if self.is_locked:
+                self._unlock()
+            elif self.store_mutex.try_acquire():
+                self._note_lock()
+            else:
+                self.expire()  # first, so that a timeout of 0 costs no thread
+                if self.waiters:
+                    _registry.wait_for(self)
+                    return None
+
+    def _note_lock(self) -> None:
+        self.is_locked = True
+        self.turn_ends = monotonic() + _TURN
+
+    def _unlock(self) -> None:
+        self.is_locked = False
+        self.store_mutex.release()
+
+    def _fail(self, error: BaseException) -> None:
+        """Fail all waiters, since the lock can be neither taken nor waited for."""
+        with suppress(StoreError):
+            self._unlock()
+        with _registry.guard:
+            waiters, self.waiters = self.waiters, deque()
+            self.changer = None
+            if _registry.states.get(self.key) is self:
+                del _registry.states[self.key]
+        if not waiters:
+            _log.warning("the lock of mutex %r was not released properly: %s", self.key[2], error)
+        for waiter in waiters:
+            _tell(waiter.failed, error)
+
+
+class _Registry:
+    """The mutexes that are held or waited for in this process, and the threads that wait for other processes.
+
+    Attributes:
+        guard: Held while any state, waiter or hold changes. No store and no waiter is called under it.
+        states: The mutexes, by key.
+        unserved: Mutexes that another process holds, and that have no thread to wait for them.
+        threads: How many threads wait for other processes.
+        looks_at: When the clock thread looks next, by `monotonic`; it ends when there is nothing to look for.
+    """
+
+    def __init__(self) -> None:
+        self.guard = threading.Lock()
+        self.states: dict[StateKey, MutexState] = {}
+        self.unserved: deque[MutexState] = deque()
+        self.threads = 0
+        self.looks_at = math.inf
+        self._has_clock = False
+        self._wake = OneShotEvent()
+
+    def wait_for(self, state: MutexState) -> None:
+        """Wait for a lock that another process holds. The changer calls this, and changes nothing more."""
+        with self.guard:
+            if self.threads < _MOST_THREADS:
+                _start(self._serve, "iso-orchestrator-mutex")
+                self.threads += 1
+            else:
+                self._look_at(monotonic() + _PAUSE)
+            state.changer = self
+            self.unserved.append(state)
+
+    def gives_back(self, state: MutexState) -> bool:
+        """Let the caller try a lock again that has no thread and had no waiter until now. Under the guard."""
+        if state.changer is not self or len(state.waiters) > 1 or state not in self.unserved:
+            return False
+        self.unserved.remove(state)
+        return True
+
+    def watch(self, waiter: Waiter) -> None:
+        """Fail a waiter at its deadline."""
+        with self.guard:
+            if waiter.state is not None and waiter in waiter.state.waiters:
+                self._look_at(waiter.deadline)
+
+    def _serve(self) -> None:
+        """Wait for one lock after another, as long as there are any."""
+        while True:
+            with self.guard:
+                if not self.unserved:
+                    self.threads -= 1
+                    return
+                state = self.unserved.popleft()
+            state.take_turn(block=True)
+
+    def _look_at(self, when: float) -> None:
+        """Make the clock thread look then, or before. Under the guard."""
+        if not self._has_clock:
+            _start(self._run_clock, "iso-orchestrator-mutex-clock")
+            self._has_clock = True
+        if when < self.looks_at:
+            self.looks_at = when
+            self._wake.set()
+
+    def _run_clock(self) -> None:
+        """Fail waiters whose time is over, and try locks that have no thread, as long as there are any."""
+        tries_at = 0.0
+        while True:
+            if self.unserved and monotonic() >= tries_at:
+                tries_at = monotonic() + max(_PAUSE, _PAUSE_A_KEY * len(self.unserved))
+                self._try_unserved()
+            with self.guard:
+                self.looks_at, self._wake = math.inf, OneShotEvent()
+                states = list(self.states.values())
+            deadline = min((state.expire() for state in states), default=math.inf)
+            with self.guard:
+                self.looks_at = min(self.looks_at, deadline, tries_at if self.unserved else math.inf)
+                if self.looks_at == math.inf:
+                    self._has_clock = False
+                    return
+                wake, seconds = self._wake, self.looks_at - monotonic()
+            wake.wait(max(0.0, seconds))
+
+    def _try_unserved(self) -> None:
+        """Try all locks that have no thread, each once."""
+        for _ in range(len(self.unserved)):
+            with self.guard:
+                if not self.unserved:
+                    return
+                state = self.unserved.popleft()
+            state.take_turn(block=False)  # it comes back to the end of the queue if the lock is not free
+
+
+def _start(target: Callable[[], None], name: str) -> None:
+    threading.Thread(target=target, name=name, daemon=True).start()
+
+
+def _tell(answer: Callable[[T], None], outcome: T) -> None:
+    """Call a waiter. What it raises must not end a thread on which all mutexes depend."""
+    try:
+        answer(outcome)
+    except Exception:  # noqa: BLE001 - it is logged
+        _log.exception("the waiter of a mutex raised an error")
+
+
+_registry = _Registry()
+
+
+def _reset_in_child() -> None:
+    global _registry
+    states, _registry = _registry.states.values(), _Registry()
+    for state in states:
+        if state.hold is not None:
+            state.hold.waiter.owner.holds.clear()  # the parent holds them
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_all_in_child)
+    os.register_at_fork(after_in_child=_reset_in_child)

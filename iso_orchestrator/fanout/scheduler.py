@@ -27,7 +27,6 @@ import attrs
 
 from iso_orchestrator.coordination.mutex import record_acquired, release
 from iso_orchestrator.coordination.mutex_queue import Held, MutexScope, MutexState, Waiter, find_hold, request
-from iso_orchestrator.errors import MutexTimeoutError
 from iso_orchestrator.fanout.progress import Progress
 from iso_orchestrator.runtime.context import ItemContext, LockOwner, Scope, current_owner, entered
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
@@ -50,7 +49,6 @@ class _Item:
     waiter: Waiter | None = None
     requested_by: int | None = None  # the thread that is in `request`
     mutex: MutexState | None = None  # set when `request` has returned without an answer
-    timer: threading.Timer | None = None
     hold: Held | None = None
 
 
@@ -313,41 +311,30 @@ class Scheduler:
         )
         with self._changed.guard:
             self._requested.add(item)
-        mutex = request(self._runtime, item.key, self._mutex_scope, item.waiter)
+        mutex = request(self._runtime, item.key, self._mutex_scope, item.waiter, self._mutex_timeout)
         with self._changed.guard:
             item.requested_by = None
             if item not in self._requested:
                 return
             item.mutex = mutex
-            if self._mutex_timeout is not None:
-                item.timer = threading.Timer(self._mutex_timeout, self._on_timeout, (item, mutex))
-                item.timer.daemon = True
-                item.timer.start()
             stopped = self._stopped
         if stopped:
             self._withdraw(item)
 
     def _on_granted(self, item: _Item, hold: Held) -> None:
         with self._changed.guard:
-            self._end_request(item)
+            self._requested.discard(item)
             if item.hold is None and not self._stopped:  # after an interrupt the mutex calls this again
                 item.hold = hold
                 self._make_ready(item)
         if item.hold is None:
-            hold.entry.abandon(hold.waiter)
+            hold.release()
         elif item.requested_by != threading.get_ident():  # else this thread is a worker, and takes the item itself
             self._start_worker()
 
     def _on_request_failed(self, item: _Item, error: BaseException) -> None:
         with self._changed.guard:
-            self._end_request(item)
-        self._finish_unstarted(item, error)
-
-    def _on_timeout(self, item: _Item, mutex: MutexState) -> None:
-        if not self._withdraw(item):
-            return
-        holder, timeout = mutex.holder(), self._mutex_timeout or 0.0
-        error = MutexTimeoutError(item.key or "", timeout, holder.pid, holder.host, holder.since)
+            self._requested.discard(item)
         self._finish_unstarted(item, error)
 
     def _withdraw(self, item: _Item) -> bool:
@@ -355,13 +342,8 @@ class Scheduler:
         if item.mutex is None or item.waiter is None or not item.mutex.withdraw(item.waiter):
             return False
         with self._changed.guard:
-            self._end_request(item)
+            self._requested.discard(item)
         return True
-
-    def _end_request(self, item: _Item) -> None:
-        self._requested.discard(item)
-        if item.timer is not None:
-            item.timer.cancel()
 
     def _finish_unstarted(self, item: _Item, error: BaseException) -> None:
         with self._changed.guard:

@@ -1,29 +1,33 @@
-"""`workflow.mutex`: one holder at a time, over threads and processes, until it lets go or dies."""
+"""`workflow.mutex`: one holder at a time, over threads and processes, until it leaves or its process dies."""
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import random
 import select
+import signal
+import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
 from support import DEADLINE, Child, WatchedFS, wait_until
-from support_fanout import assert_apart, blocked, codes_of, mark, marks, new_seed
+from support_fanout import assert_apart, blocked, codes_of, is_waiting, mark, marks, new_seed
 from support_processes import PAUSE, assert_waits, child, in_thread
 
-from iso_orchestrator import FileStore, MemoryStore, MutexTimeoutError, StepTimeoutError, StoreError, Workflow
+from iso_orchestrator import FileStore, MemoryStore, MutexTimeoutError, Rejected, StepTimeoutError, StoreError, Workflow
 from iso_orchestrator.coordination import mutex_queue
 from iso_orchestrator.coordination.mutex_queue import Held, MutexState, Waiter, request
-from iso_orchestrator.runtime.context import LockOwner
+from iso_orchestrator.runtime.context import LockOwner, current_owner
 
 posix_only = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked on POSIX only")
 
@@ -43,7 +47,7 @@ def on_disk(tmp_path: Path) -> Iterator[Workflow]:
     workflow.close()
 
 
-# What a child runs: it says when it has the mutex, holds it until it hears a line, and says when it is free.
+# What a child runs: it says when it holds the mutex, holds it until it gets a line, and says when it is free.
 HOLD = """
 with workflow.mutex("slot"):
     say("held")
@@ -55,14 +59,14 @@ hear()
 
 @contextmanager
 def held_elsewhere(root: Path) -> Iterator[Child]:
-    """Another process that holds the mutex "slot", until it is told a line."""
+    """Another process that holds the mutex "slot" until it gets a line."""
     with child(HOLD, root) as process:
         assert process.line() == "held"
         yield process
 
 
 def is_free(workflow: Workflow, key: str = "slot", **options: Any) -> bool:
-    """Whether a thread of its own gets the mutex at once."""
+    """Whether another thread gets the mutex at once."""
 
     def take() -> bool:
         try:
@@ -84,7 +88,7 @@ def take(workflow: Workflow, key: str = "slot", **options: Any) -> str:
 
 
 def test_one_thread_at_a_time(workflow: Workflow) -> None:
-    """Threads that add to a number without any other lock lose no increment."""
+    """Threads that increment a number under the mutex lose no increment."""
     number = 0
 
     def add() -> None:
@@ -92,7 +96,7 @@ def test_one_thread_at_a_time(workflow: Workflow) -> None:
         for _ in range(50):
             with workflow.mutex("slot"):
                 before = number
-                time.sleep(0)  # the others get their turn here
+                time.sleep(0)  # lets the other threads run here
                 number = before + 1
 
     for future in [in_thread(add) for _ in range(4)]:
@@ -101,7 +105,7 @@ def test_one_thread_at_a_time(workflow: Workflow) -> None:
 
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:
-    """Two processes of two threads each that add to a number in a file lose no increment and never overlap."""
+    """Two processes with two threads each increment a number in a file: no increment is lost, and no two overlap."""
     code = """
         from pathlib import Path
         from support_fanout import mark
@@ -135,7 +139,7 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
 
 
 def test_keys_exclude_only_themselves(workflow: Workflow) -> None:
-    """Who has one mutex is in nobody's way to another."""
+    """A held mutex keeps no thread out of a mutex with another key."""
     with workflow.mutex("slot"):
         assert not is_free(workflow, "slot")
         assert is_free(workflow, "slots")
@@ -144,7 +148,7 @@ def test_keys_exclude_only_themselves(workflow: Workflow) -> None:
 
 
 def test_a_mutex_is_the_same_through_every_object(tmp_path: Path) -> None:
-    """Two `Workflow` objects of one id exclude each other, and one thread enters again through either."""
+    """Two `Workflow` objects of one id exclude each other, and the holder can enter again through both."""
     one, two = Workflow("w", dir=tmp_path), Workflow("w", dir=str(tmp_path) + "/.")
     with one.mutex("slot"):
         assert not is_free(two)
@@ -157,7 +161,7 @@ def test_a_mutex_is_the_same_through_every_object(tmp_path: Path) -> None:
 
 
 def test_workflows_have_mutexes_of_their_own(tmp_path: Path) -> None:
-    """A key is one for the whole root only where that is asked for, and never for another root."""
+    """A key belongs to one workflow, or with scope="store" to one root, never to two roots."""
     one, two = Workflow("one", dir=tmp_path / "a"), Workflow("two", dir=tmp_path / "a")
     elsewhere = Workflow("one", dir=tmp_path / "b")
     with one.mutex("slot"), one.mutex("store", scope="store"):
@@ -172,7 +176,7 @@ def test_workflows_have_mutexes_of_their_own(tmp_path: Path) -> None:
 
 
 def test_a_mutex_of_the_whole_store_excludes_other_processes_workflows(tmp_path: Path) -> None:
-    """`scope="store"` holds over processes that use different workflows."""
+    """`scope="store"` excludes processes that use different workflows."""
     code = """
         other = Workflow("other", dir=root)
         with other.mutex("slot", scope="store"):
@@ -193,7 +197,7 @@ def test_a_mutex_of_the_whole_store_excludes_other_processes_workflows(tmp_path:
 
 
 def test_an_error_inside_frees_it(workflow: Workflow) -> None:
-    """What is raised inside goes on as it is, and the mutex is free."""
+    """An error inside is raised as it is, and the mutex is free."""
     error = ValueError("no")
     with pytest.raises(ValueError, match="no") as raised, workflow.mutex("slot"):
         raise error
@@ -202,7 +206,7 @@ def test_an_error_inside_frees_it(workflow: Workflow) -> None:
 
 
 def test_it_is_on_record_once(workflow: Workflow) -> None:
-    """An acquisition and a release are an event each, with the key; entering again is none."""
+    """Acquiring and releasing are one event each, with the key. Entering again is no event."""
     with workflow.mutex("slot"), workflow.mutex("slot"):
         pass
     events = [event for event in workflow.record.events if event.type.startswith("mutex.")]
@@ -212,15 +216,15 @@ def test_it_is_on_record_once(workflow: Workflow) -> None:
     ]
 
 
-def test_a_refused_wait_is_not_on_record(workflow: Workflow) -> None:
-    """Who did not get it has neither acquired nor released it."""
+def test_a_wait_that_timed_out_is_not_on_record(workflow: Workflow) -> None:
+    """A wait that timed out records neither an acquisition nor a release."""
     with workflow.mutex("slot"):
         assert not is_free(workflow)
         assert codes_of(workflow.record.events, "mutex.acquired", "mutex.released") == ["mutex.acquired"]
 
 
 def test_a_closed_workflow_still_holds_it(on_disk: Workflow, tmp_path: Path) -> None:
-    """Closing the workflow inside frees no mutex, and it is freed as ever."""
+    """Closing the workflow inside frees no mutex. Leaving the mutex frees it."""
     with on_disk.mutex("slot"):
         on_disk.close()
         with child(
@@ -233,7 +237,7 @@ def test_a_closed_workflow_still_holds_it(on_disk: Workflow, tmp_path: Path) -> 
 
 
 def test_what_cannot_be_recorded_is_not_held(tmp_path: Path) -> None:
-    """A mutex whose acquisition cannot be recorded is free at once."""
+    """If the acquisition cannot be recorded, the mutex is free at once."""
     is_full = False
 
     def before(name: str, _: tuple[Any, ...]) -> None:
@@ -255,16 +259,17 @@ def test_what_cannot_be_recorded_is_not_held(tmp_path: Path) -> None:
 
 
 def test_its_owner_may_enter_it_again(workflow: Workflow) -> None:
-    """A thread that has it enters as often as it likes, and it is free after the last one has left."""
+    """The holding thread can enter many times. The mutex is free when it has left as many times."""
     with workflow.mutex("slot"):
         with workflow.mutex("slot", timeout=0), workflow.mutex("slot", timeout=0):
             assert not is_free(workflow)
         assert not is_free(workflow)
     assert is_free(workflow)
+    assert current_owner().holds == []
 
 
 def test_an_error_from_an_inner_entry_leaves_the_outer_one(workflow: Workflow) -> None:
-    """What an inner `with` raises frees nothing that the outer one holds."""
+    """An error of an inner `with` does not free what the outer one holds."""
     with workflow.mutex("slot"):
         with pytest.raises(ValueError, match="no"), workflow.mutex("slot"):
             raise ValueError("no")
@@ -273,7 +278,7 @@ def test_an_error_from_an_inner_entry_leaves_the_outer_one(workflow: Workflow) -
 
 @pytest.mark.parametrize("timeout", [None, DEADLINE], ids=["in its thread", "in a thread of its own"])
 def test_a_step_inside_of_it_may_enter_it(workflow: Workflow, timeout: float | None) -> None:
-    """A step that is called inside enters the mutex of its caller, and so does a step inside of that."""
+    """A step called inside can enter its caller's mutex, and so can a step that this step calls."""
 
     def outer() -> str:
         with workflow.mutex("slot", timeout=0):
@@ -291,7 +296,7 @@ def test_a_step_inside_of_it_may_enter_it(workflow: Workflow, timeout: float | N
 
 @pytest.mark.parametrize("timeout", [None, DEADLINE], ids=["in its thread", "in a thread of its own"])
 def test_a_step_owns_what_it_takes(workflow: Workflow, timeout: float | None) -> None:
-    """What a step's body has taken its thread's other calls do not share, and it is free when the body has left."""
+    """A mutex that a step's body holds is not shared with its thread's other calls, and is free after the body."""
 
     def body() -> str:
         with workflow.mutex("slot"), workflow.mutex("slot", timeout=0):
@@ -303,7 +308,7 @@ def test_a_step_owns_what_it_takes(workflow: Workflow, timeout: float | None) ->
 
 
 def test_a_submitted_step_does_not_own_it(workflow: Workflow) -> None:
-    """What runs beside its caller is not let into its caller's mutex."""
+    """A submitted step cannot enter its caller's mutex."""
 
     @workflow.step
     def beside() -> str:
@@ -315,8 +320,8 @@ def test_a_submitted_step_does_not_own_it(workflow: Workflow) -> None:
 
 
 def test_an_attempt_does_not_own_what_the_one_before_it_has(workflow: Workflow) -> None:
-    """A retry waits for the mutex that a body that outlived its timeout still has."""
-    dispose = threading.Event()
+    """A retry waits for the mutex that a body that outlived its timeout still holds."""
+    may_end = threading.Event()
     lines: list[list[str]] = []
     attempts: list[int] = []
 
@@ -326,43 +331,43 @@ def test_an_attempt_does_not_own_what_the_one_before_it_has(workflow: Workflow) 
             number = str(attempts[-1])
             lines.append(["start", "slot", number])
             if number == "1":
-                assert dispose.wait(DEADLINE)
+                assert may_end.wait(DEADLINE)
             lines.append(["end", "slot", number])
         return number
 
     step = in_thread(workflow.run_step, "step", body, timeout=0.5, retry=2)
     wait_until(lambda: workflow.record.steps["step"].attempts == 2 if attempts else False)
-    dispose.set()
+    may_end.set()
     assert step.result(DEADLINE) == "2"
     assert_apart(lines)
 
 
 def test_it_is_held_while_a_body_that_outlived_its_timeout_runs(workflow: Workflow) -> None:
-    """A step that timed out inside of it keeps it from others until its thread has really ended."""
-    dispose = threading.Event()
+    """A step that timed out inside keeps the mutex held until its thread ends."""
+    may_end = threading.Event()
 
     def hold() -> None:
         with workflow.mutex("slot"):
-            workflow.run_step("slow", dispose.wait, DEADLINE, timeout=0.02)
+            workflow.run_step("slow", may_end.wait, DEADLINE, timeout=0.02)
 
     with pytest.raises(StepTimeoutError):
         in_thread(hold).result(DEADLINE)
     assert not is_free(workflow)
     waiter = blocked(take, workflow)
-    dispose.set()
+    may_end.set()
     assert waiter.result(DEADLINE) == "had it"
 
 
 def test_a_body_that_outlived_its_timeout_keeps_it_from_its_own_thread(workflow: Workflow) -> None:
-    """The thread that gave the body up does not enter on it either, once it has left the mutex."""
-    dispose = threading.Event()
+    """The thread that waited for the body cannot enter again either, after it has left the mutex."""
+    may_end = threading.Event()
     try:
         with pytest.raises(StepTimeoutError), workflow.mutex("slot"):
-            workflow.run_step("slow", dispose.wait, DEADLINE, timeout=0.02)
+            workflow.run_step("slow", may_end.wait, DEADLINE, timeout=0.02)
         with pytest.raises(MutexTimeoutError):
             take(workflow, timeout=0)
     finally:
-        dispose.set()
+        may_end.set()
     assert take(workflow, timeout=DEADLINE) == "had it"
 
 
@@ -370,7 +375,7 @@ def test_a_body_that_outlived_its_timeout_keeps_it_from_its_own_thread(workflow:
 
 
 def test_waiters_of_one_process_are_served_in_order(workflow: Workflow) -> None:
-    """Threads get it in the order in which they asked."""
+    """Threads get the mutex in the order of their requests."""
     order: list[int] = []
 
     def enter(number: int) -> None:
@@ -384,8 +389,12 @@ def test_waiters_of_one_process_are_served_in_order(workflow: Workflow) -> None:
     assert order == list(range(6))
 
 
-def test_waiters_are_served_in_order_behind_another_process(on_disk: Workflow, tmp_path: Path) -> None:
-    """They keep their order where another process had it first."""
+@pytest.mark.parametrize("most_threads", [32, 0])
+def test_waiters_are_served_in_order_after_another_process(
+    on_disk: Workflow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most_threads: int
+) -> None:
+    """They keep this order if another process holds the mutex first, with a thread for the key and without."""
+    monkeypatch.setattr(mutex_queue, "_MOST_THREADS", most_threads)
     order: list[int] = []
 
     def enter(number: int) -> None:
@@ -402,7 +411,7 @@ def test_waiters_are_served_in_order_behind_another_process(on_disk: Workflow, t
 
 
 def test_processes_take_turns(tmp_path: Path) -> None:
-    """Of two processes with several threads each that all want it all the time, neither waits for the other's end."""
+    """Two processes with several threads each always want the mutex: it goes back and forth between the processes."""
     code = """
         from support_fanout import mark
         is_over = threading.Event()
@@ -438,19 +447,19 @@ def test_processes_take_turns(tmp_path: Path) -> None:
 
 
 def _changes(trace: Path) -> int:
-    """How often it went from one process to another."""
+    """How often the mutex went from one process to the other."""
     came = [line.split()[2] for line in trace.read_text().splitlines() if line.startswith("start")]
     return sum(before != after for before, after in pairwise(came))
 
 
-def test_it_is_had_at_once_where_it_is_free(workflow: Workflow) -> None:
-    """A timeout of 0 does not wait, and gets what is free."""
+def test_a_free_mutex_is_had_at_once(workflow: Workflow) -> None:
+    """A timeout of 0 does not wait, and gets a free mutex."""
     assert take(workflow, timeout=0) == "had it"
     assert take(workflow, timeout=0) == "had it"
 
 
 def test_a_wait_that_takes_too_long_says_who_has_it(workflow: Workflow) -> None:
-    """The error names key, time, process, host and since when, also where the holder is a thread of this process."""
+    """The error names key, timeout, process, host and since when, also if the holder is a thread of this process."""
     before = datetime.now(UTC) - timedelta(milliseconds=1)
     with workflow.mutex("slot"):
         after = datetime.now(UTC)
@@ -476,8 +485,8 @@ def test_a_wait_that_takes_too_long_says_which_process_has_it(on_disk: Workflow,
         assert before <= raised.value.since <= after
 
 
-def test_who_gave_up_does_not_get_it_later(on_disk: Workflow, tmp_path: Path) -> None:
-    """A wait that timed out leaves nobody in the queue, neither here nor in another process's way."""
+def test_a_waiter_that_timed_out_does_not_get_it_later(on_disk: Workflow, tmp_path: Path) -> None:
+    """A wait that timed out is in no queue: another process gets the mutex, and then this one."""
     with held_elsewhere(tmp_path) as other:
         with pytest.raises(MutexTimeoutError):
             take(on_disk, timeout=0.02)
@@ -490,8 +499,8 @@ def test_who_gave_up_does_not_get_it_later(on_disk: Workflow, tmp_path: Path) ->
     assert take(on_disk, timeout=DEADLINE) == "had it"
 
 
-def test_who_gives_up_leaves_the_others_in_the_queue(workflow: Workflow) -> None:
-    """A wait that times out in the middle of the queue changes nothing for those before and behind it."""
+def test_a_waiter_that_times_out_leaves_the_others_in_the_queue(workflow: Workflow) -> None:
+    """A wait that times out in the middle of the queue changes nothing for the others."""
     order: list[str] = []
 
     def enter(name: str, timeout: float | None = None) -> None:
@@ -509,8 +518,8 @@ def test_who_gives_up_leaves_the_others_in_the_queue(workflow: Workflow) -> None
     assert order == ["first", "last"]
 
 
-def test_threads_that_come_and_give_up_at_random_leave_it_free(workflow: Workflow) -> None:
-    """However waits time out, no two are in at once, and in the end it is free."""
+def test_waits_that_time_out_at_random_leave_it_free(workflow: Workflow) -> None:
+    """With many waits that time out, no two threads are in at once, and in the end the mutex is free."""
     seed = new_seed()
     lines: list[list[str]] = []
 
@@ -531,7 +540,357 @@ def test_threads_that_come_and_give_up_at_random_leave_it_free(workflow: Workflo
     assert is_free(workflow)
 
 
-# Handed on
+# Threads that wait for other processes
+
+# What a child runs: it holds as many keys as it is told, and frees each one that it is told.
+HOLD_MANY = """
+from contextlib import ExitStack
+holds = {key: ExitStack() for key in map(str, range(int(hear())))}
+for key, hold in holds.items():
+    hold.enter_context(workflow.mutex(key))
+say("held")
+while key := hear():
+    holds[key].close()
+"""
+
+
+@contextmanager
+def many_held_elsewhere(root: Path, number: int) -> Iterator[Child]:
+    """Another process that holds the mutexes "0", "1", ..., and frees each one when it gets its key."""
+    with child(HOLD_MANY, root) as process:
+        process.say(str(number))
+        assert process.line() == "held"
+        yield process
+
+
+class Requests:
+    """Requests for mutexes that no thread of the test waits for.
+
+    Attributes:
+        holds: What was granted, by key.
+        errors: Why a request failed, and when, by key.
+        most_threads: The largest number of threads that was seen.
+    """
+
+    def __init__(self, workflow: Workflow) -> None:
+        self.holds: dict[str, Held] = {}
+        self.errors: dict[str, tuple[BaseException, float]] = {}
+        self.most_threads = 0
+        self._workflow = workflow
+
+    def add(self, key: str, timeout: float | None = None) -> None:
+        waiter = Waiter(
+            LockOwner(),
+            granted=lambda hold: self.holds.update({key: hold}),
+            failed=lambda error: self.errors.update({key: (error, time.monotonic())}),
+        )
+        request(self._workflow._runtime, key, "workflow", waiter, timeout)
+
+    def wait(self, condition: Callable[[], object]) -> None:
+        def is_met() -> object:
+            self.most_threads = max(self.most_threads, threading.active_count())
+            return condition()
+
+        wait_until(is_met)
+
+    def release(self) -> None:
+        for hold in self.holds.values():
+            hold.release()
+
+
+def test_many_waits_for_another_process_share_few_threads(on_disk: Workflow, tmp_path: Path) -> None:
+    """400 keys take 33 threads at most. All waits time out in time, and later ones get the keys of a killed process."""
+    keys = [str(number) for number in range(400)]
+    on_disk.append_event("opened")
+    before = threading.active_count()
+    with many_held_elsewhere(tmp_path, len(keys)) as other:
+        before_request = threading.active_count()
+        first = Requests(on_disk)
+        begun: dict[str, float] = {}
+        for key in keys:
+            begun[key] = time.monotonic()
+            first.add(key, timeout=0.3)
+        first.wait(lambda: len(first.errors) == len(keys))
+        for key, (error, at) in first.errors.items():
+            assert isinstance(error, MutexTimeoutError)
+            assert (error.key, error.timeout, error.pid, error.host) == (key, 0.3, other.pid, os.uname().nodename)
+            assert 0.3 <= at - begun[key] < 1.3
+        second = Requests(on_disk)  # while all threads still wait for keys of the first
+        for key in keys:
+            second.add(key)
+        other.kill()
+        second.wait(lambda: len(second.holds) == len(keys))
+        assert max(first.most_threads, second.most_threads) <= before_request + 33
+    assert not first.holds
+    assert not second.errors
+    second.release()
+    wait_until(lambda: threading.active_count() <= before, what="the end of the threads")
+    assert all(is_free(on_disk, key) for key in keys[::40])
+
+
+def test_items_that_wait_for_another_process_share_few_threads(on_disk: Workflow, tmp_path: Path) -> None:
+    """200 items of a `for_each` with a `mutex_timeout` take as many threads as other waits do."""
+    most_threads = 0
+
+    def key_of(item: int) -> str:
+        nonlocal most_threads
+        most_threads = max(most_threads, threading.active_count())
+        return str(item)
+
+    with many_held_elsewhere(tmp_path, 200):
+        before = threading.active_count()
+        summary = on_disk.run_for_each(
+            range(200), str, mutex_key=key_of, mutex_timeout=0.2, stop_on_error=False, max_parallel=2, progress=False
+        )
+    assert {type(result.reason) for result in summary.results if isinstance(result, Rejected)} == {MutexTimeoutError}
+    assert summary.rejected == 200
+    assert most_threads <= before + 33 + 2
+
+
+def test_keys_that_are_freed_in_any_order_are_had_at_once(on_disk: Workflow, tmp_path: Path) -> None:
+    """No key waits for another key, though there are more keys than threads."""
+    keys = [str(number) for number in range(100)]
+    random.Random(new_seed()).shuffle(keys)
+    requests = Requests(on_disk)
+    with many_held_elsewhere(tmp_path, len(keys)) as other:
+        for key in map(str, range(len(keys))):
+            requests.add(key)
+        for key in keys:
+            assert key not in requests.holds
+            other.say(key)
+            requests.wait(lambda key=key: key in requests.holds)
+    requests.release()
+    assert not requests.errors
+
+
+@pytest.fixture
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One thread only waits for other processes."""
+    monkeypatch.setattr(mutex_queue, "_MOST_THREADS", 1)
+
+
+def test_a_thread_that_waits_for_an_unwanted_key_keeps_no_key_waiting(
+    on_disk: Workflow, tmp_path: Path, one_thread: None
+) -> None:
+    """The only thread waits for a key whose waiter has withdrawn; another key is had as soon as it is freed."""
+    with many_held_elsewhere(tmp_path, 2) as other:
+        with pytest.raises(MutexTimeoutError):
+            take(on_disk, "0", timeout=0.02)
+        waiter = blocked(take, on_disk, "1")
+        assert_waits(waiter)
+        other.say("1")
+        assert waiter.result(DEADLINE) == "had it"
+        assert not is_free(on_disk, "0")
+        other.say("0")
+        assert take(on_disk, "0", timeout=DEADLINE) == "had it"
+
+
+def test_a_key_gets_the_thread_that_another_key_gives_back(
+    on_disk: Workflow, tmp_path: Path, one_thread: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A key that came when all threads waited gets the next one that is free, in the order of the keys."""
+    monkeypatch.setattr(mutex_queue, "_PAUSE", 2 * DEADLINE)  # no key is tried meanwhile
+    with many_held_elsewhere(tmp_path, 3) as other:
+        waiters = [blocked(take, on_disk, str(key)) for key in range(3)]
+        for key in "10":  # "1" has no thread before "0" has given it back
+            other.say(key)
+        assert waiters[0].result(DEADLINE) == "had it"
+        assert waiters[1].result(DEADLINE) == "had it"
+        assert not waiters[2].done()
+        other.say("2")
+        assert waiters[2].result(DEADLINE) == "had it"
+
+
+def test_a_timeout_of_0_takes_no_thread(on_disk: Workflow, tmp_path: Path) -> None:
+    """Requests for held keys start no thread if they do not wait."""
+    with many_held_elsewhere(tmp_path, 10):
+        before = threading.active_count()
+        for key in map(str, range(10)):
+            with pytest.raises(MutexTimeoutError):
+                take(on_disk, key, timeout=0)
+        assert threading.active_count() == before
+
+
+def test_a_timeout_of_0_gets_a_free_mutex_that_has_no_thread(
+    on_disk: Workflow, tmp_path: Path, one_thread: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A key without a thread whose waiters have withdrawn is tried at once by the next request."""
+    monkeypatch.setattr(mutex_queue, "_PAUSE", 2 * DEADLINE)
+    with many_held_elsewhere(tmp_path, 2) as other:
+        for key in "01":
+            with pytest.raises(MutexTimeoutError):
+                take(on_disk, key, timeout=0.02)
+        other.say("1")
+        wait_until(lambda: is_unlocked(tmp_path, "1"))
+        assert take(on_disk, "1", timeout=0) == "had it"
+        other.say("0")
+        assert take(on_disk, "0", timeout=DEADLINE) == "had it"
+
+
+def is_unlocked(root: Path, key: str) -> bool:
+    """Whether the lock file of a mutex is free, by the kernel."""
+    (path,) = root.glob(f"locks/*/mutex/{key}-*.lock")
+    with path.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
+
+
+def test_a_waiter_that_raises_keeps_no_other_from_its_timeout(
+    workflow: Workflow, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The error of a callback is logged, and the clock thread goes on."""
+
+    def fail(_: BaseException) -> None:
+        raise ValueError("no")
+
+    with workflow.mutex("slot"):
+        waiter = Waiter(LockOwner(), granted=lambda _: None, failed=fail)
+        request(workflow._runtime, "slot", "workflow", waiter, 0.01)
+        with pytest.raises(MutexTimeoutError):
+            in_thread(take, workflow, timeout=0.05).result(DEADLINE)
+    assert "the waiter of a mutex raised an error" in caplog.text
+
+
+# Signals
+
+
+@pytest.fixture
+def default_handler() -> Iterator[None]:
+    """SIGINT raises KeyboardInterrupt, though a shell may have this process ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+class CtrlCAt:
+    """Presses Ctrl-C when the package's function of that number is called.
+
+    Attributes:
+        is_pressed: Whether there were so many calls.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.is_pressed = False
+        self._left = number
+
+    def __enter__(self) -> None:
+        self._before = sys.gettrace()
+        sys.settrace(self._on_call)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
+        sys.settrace(self._before)
+        return kind is KeyboardInterrupt
+
+    def _on_call(self, frame: FrameType, _: str, __: object) -> None:
+        if f"{os.sep}iso_orchestrator{os.sep}" not in frame.f_code.co_filename or _has_not_begun_to_leave(frame):
+            return
+        self._left -= 1
+        if self._left == 0:
+            self.is_pressed = True
+            signal.raise_signal(signal.SIGINT)
+
+
+def _has_not_begun_to_leave(frame: FrameType) -> bool:
+    """Whether `__exit__` was called and has masked nothing yet. No `with` in Python is left then."""
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        return False
+    names = [frame.f_code.co_qualname]
+    while frame.f_back is not None:
+        frame = frame.f_back
+        names.append(frame.f_code.co_qualname)
+    return names[0] == "Mutex.__exit__" or ("Mutex.__exit__" in names and "masked.__enter__" in names)
+
+
+def enter_once(workflow: Workflow) -> None:
+    with workflow.mutex("slot"):
+        pass
+
+
+def enter_twice(workflow: Workflow) -> None:
+    with workflow.mutex("slot"), workflow.mutex("slot"):
+        pass
+
+
+def try_in_vain(workflow: Workflow) -> None:
+    with pytest.raises(MutexTimeoutError):
+        take(workflow, "other", timeout=0)
+
+
+@posix_only
+@pytest.mark.parametrize("work", [enter_once, enter_twice, try_in_vain])
+def test_ctrl_c_at_any_call_leaves_the_mutex_free(workflow: Workflow, default_handler: None, work: Any) -> None:
+    """However far the main thread has come in entering or leaving, other threads get the mutex, and so does it."""
+    workflow.append_event("opened")
+    with ExitStack() as others:
+        other = threading.Thread(target=others.enter_context, args=(workflow.mutex("other"),))
+        other.start()
+        other.join()
+        for number in count(1):
+            ctrl_c = CtrlCAt(number)
+            with ctrl_c:
+                work(workflow)
+            assert is_free(workflow), number
+            assert take(workflow, timeout=0) == "had it"
+            if not ctrl_c.is_pressed:
+                break
+        assert number > 20
+        assert not is_free(workflow, "other")
+    events = codes_of(workflow.record.events, "mutex.acquired", "mutex.released")
+    assert events.count("mutex.acquired") == events.count("mutex.released") + 1  # that of "other"
+
+
+@posix_only
+def test_what_a_users_signal_handler_raises_inside_frees_it(workflow: Workflow) -> None:
+    """An alarm that ends the body of the `with` frees the mutex."""
+
+    def ring(*_: object) -> None:
+        raise TimeoutError("my deadline")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    try:
+        with pytest.raises(TimeoutError, match="my deadline"), workflow.mutex("slot"):
+            signal.raise_signal(signal.SIGALRM)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert is_free(workflow)
+
+
+@posix_only
+def test_a_users_signal_handler_that_ends_a_wait_leaves_the_queue(workflow: Workflow) -> None:
+    """A thread whose wait an alarm has ended does not get the mutex later, and the next waiter does."""
+
+    def ring(*_: object) -> None:
+        raise TimeoutError("my deadline")
+
+    main = threading.main_thread().ident
+    assert main is not None
+    held, may_end = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with workflow.mutex("slot"):
+            held.set()
+            wait_until(lambda: is_waiting(main))
+            signal.pthread_kill(main, signal.SIGALRM)
+            assert may_end.wait(DEADLINE)
+
+    before = signal.signal(signal.SIGALRM, ring)
+    try:
+        holder = in_thread(hold)
+        assert held.wait(DEADLINE)
+        with pytest.raises(TimeoutError, match="my deadline"):
+            take(workflow)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    waiter = blocked(take, workflow)
+    may_end.set()
+    holder.result(DEADLINE)
+    assert waiter.result(DEADLINE) == "had it"
+
+
+# Handed over
 
 
 TRY = """
@@ -545,40 +904,40 @@ hear()
 
 
 def tried_elsewhere(root: Path, scope: str = "workflow") -> str:
-    """What another process says of the mutex "slot"."""
+    """Whether another process gets the mutex "slot" at once, as it says."""
     with child(TRY.format(scope=scope), root) as process:
         return process.line()
 
 
 @contextmanager
-def handed_on(first: Workflow, second: Workflow, **options: Any) -> Iterator[None]:
-    """A thread that uses *second* has the mutex "slot", after a thread that used *first*."""
-    held, dispose = threading.Event(), threading.Event()
+def handed_over(first: Workflow, second: Workflow, **options: Any) -> Iterator[None]:
+    """A thread that uses *second* holds the mutex "slot", handed over by a thread that used *first*."""
+    held, may_end = threading.Event(), threading.Event()
 
     def hold() -> None:
         with second.mutex("slot", **options):
             held.set()
-            assert dispose.wait(DEADLINE)
+            assert may_end.wait(DEADLINE)
 
     with first.mutex("slot", **options):
         holder = blocked(hold)
     assert held.wait(DEADLINE)
     yield
-    dispose.set()
+    may_end.set()
     holder.result(DEADLINE)
 
 
 @pytest.fixture
 def no_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Other processes could have it between any two threads of this one."""
+    """Other processes get their turn between any two threads of this one."""
     monkeypatch.setattr(mutex_queue, "_TURN", 0.0)
 
 
-def test_a_mutex_that_was_handed_on_outlasts_the_use_of_many_others(
+def test_a_mutex_that_was_handed_over_outlasts_the_use_of_many_others(
     on_disk: Workflow, tmp_path: Path, no_turns: None
 ) -> None:
-    """Only so many files of free mutexes stay open, and one that a thread has got from another is none of them."""
-    with handed_on(on_disk, on_disk):
+    """A store keeps a few files of free mutexes open and closes others. A mutex that was handed over is not free."""
+    with handed_over(on_disk, on_disk):
         for number in range(40):
             with on_disk.mutex(f"other {number}"):
                 pass
@@ -586,10 +945,10 @@ def test_a_mutex_that_was_handed_on_outlasts_the_use_of_many_others(
     assert tried_elsewhere(tmp_path) == "had it"
 
 
-def test_a_mutex_that_was_handed_on_outlasts_the_workflow_of_its_first_user(tmp_path: Path, no_turns: None) -> None:
-    """What all workflows share is not freed by the close of the one that was the first to use it."""
+def test_a_mutex_that_was_handed_over_outlasts_the_workflow_of_its_first_user(tmp_path: Path, no_turns: None) -> None:
+    """Closing the workflow that used a shared mutex first does not free it."""
     first, second = Workflow("one", dir=tmp_path), Workflow("two", dir=tmp_path)
-    with handed_on(first, second, scope="store"):
+    with handed_over(first, second, scope="store"):
         first.close()
         assert tried_elsewhere(tmp_path, "store") == "refused"
     assert tried_elsewhere(tmp_path, "store") == "had it"
@@ -597,7 +956,7 @@ def test_a_mutex_that_was_handed_on_outlasts_the_workflow_of_its_first_user(tmp_
 
 
 def test_processes_share_one_hot_mutex_among_many_others(tmp_path: Path) -> None:
-    """However many files are opened and closed beside it, no two are ever in, and nobody meets an error."""
+    """While many other mutex files are opened and closed, no two are in one mutex, and no error is raised."""
     code = """
         from iso_orchestrator.coordination import mutex_queue
         from support_fanout import mark
@@ -636,7 +995,7 @@ def test_processes_share_one_hot_mutex_among_many_others(tmp_path: Path) -> None
 
 
 def test_the_release_of_a_mutex_that_is_not_taken_is_harmless(workflow: Workflow) -> None:
-    """After a signal in the midst of taking it nobody knows whether it is: it is released, and can be had."""
+    """The release after a user's signal handler may find the lock taken or not, and the mutex can be had then."""
     workflow.append_event("open")
     mutex = workflow._runtime.session().log.mutex("slot", whole_store=False)
     mutex.release()
@@ -648,7 +1007,7 @@ def test_the_release_of_a_mutex_that_is_not_taken_is_harmless(workflow: Workflow
 
 
 def test_a_release_that_is_late_lets_nobody_in(workflow: Workflow) -> None:
-    """One that looks for who is next when others have come and gone since takes nothing from whoever has it now."""
+    """A thread that is late to look for the next waiter takes nothing from the present holder."""
     holds: list[Held] = []
 
     def ask() -> MutexState:
@@ -656,7 +1015,7 @@ def test_a_release_that_is_late_lets_nobody_in(workflow: Workflow) -> None:
         return request(workflow._runtime, "slot", "workflow", waiter)
 
     first = ask()
-    holds[0].depth = 0  # as `release` begins, which is held up before it looks for who is next
+    holds[0].depth = 0  # as `release` begins; then its thread is suspended
     ask()
     holds[1].release()
     ask()
@@ -672,7 +1031,7 @@ def test_a_release_that_is_late_lets_nobody_in(workflow: Workflow) -> None:
 
 
 def test_a_killed_holder_frees_its_mutex(on_disk: Workflow, tmp_path: Path) -> None:
-    """Whoever waits has it within a second of the kill, each time."""
+    """A waiter has the mutex within a second of the kill, each time."""
     for _ in range(3):
         with held_elsewhere(tmp_path) as other:
             waiter = blocked(take, on_disk)
@@ -684,7 +1043,7 @@ def test_a_killed_holder_frees_its_mutex(on_disk: Workflow, tmp_path: Path) -> N
 
 
 def test_a_stopped_holder_keeps_its_mutex(on_disk: Workflow, tmp_path: Path) -> None:
-    """A process that does not move is not dead."""
+    """A stopped process is not dead."""
     with held_elsewhere(tmp_path) as other:
         other.stop()
         with pytest.raises(MutexTimeoutError):
@@ -694,8 +1053,8 @@ def test_a_stopped_holder_keeps_its_mutex(on_disk: Workflow, tmp_path: Path) -> 
         assert take(on_disk, timeout=DEADLINE) == "had it"
 
 
-def test_a_killed_waiter_is_in_nobodys_way(on_disk: Workflow, tmp_path: Path) -> None:
-    """The mutex goes to who is alive."""
+def test_a_killed_waiter_keeps_no_other_process_waiting(on_disk: Workflow, tmp_path: Path) -> None:
+    """The mutex goes to a live process."""
     code = """
         from support_fanout import say_when_main_waits
         workflow.append_event("open")
@@ -735,7 +1094,7 @@ def in_fork(fn: Any) -> str:
 
 @posix_only
 def test_a_forked_child_does_not_have_the_mutex_of_its_parent(on_disk: Workflow) -> None:
-    """The thread that forks owns it in the parent alone."""
+    """The thread that forks owns the mutex in the parent only."""
     with on_disk.mutex("slot"):
         assert in_fork(lambda: take(on_disk, timeout=0)) == "MutexTimeoutError"
         assert not is_free(on_disk)
@@ -743,7 +1102,7 @@ def test_a_forked_child_does_not_have_the_mutex_of_its_parent(on_disk: Workflow)
 
 @posix_only
 def test_a_forked_child_that_ends_frees_nothing(on_disk: Workflow, tmp_path: Path) -> None:
-    """A child that leaves the `with`, closes the workflow and exits leaves the mutex to its parent."""
+    """A child that leaves the `with`, closes the workflow and exits does not free the mutex of its parent."""
     mutex = on_disk.mutex("slot")
     mutex.__enter__()
 
@@ -770,7 +1129,7 @@ def test_a_forked_child_that_ends_frees_nothing(on_disk: Workflow, tmp_path: Pat
 
 @posix_only
 def test_a_forked_child_gets_the_mutex_in_its_turn(on_disk: Workflow) -> None:
-    """A child forked inside waits like any process, and its own hold is its own."""
+    """A child forked inside waits like any process, and what it then holds is its own."""
     reading, writing = os.pipe()
     with on_disk.mutex("slot"):
         pid = os.fork()
@@ -790,7 +1149,7 @@ def test_a_forked_child_gets_the_mutex_in_its_turn(on_disk: Workflow) -> None:
 
 @posix_only
 def test_a_forked_child_that_outlives_its_parent_does_not_keep_the_mutex(on_disk: Workflow, tmp_path: Path) -> None:
-    """When the holder is killed its mutex is free, though a child of its lives on."""
+    """The mutex of a killed process is free, though a child of the process lives on."""
     code = """
         workflow.mutex("slot").__enter__()
         pid = os.fork()
@@ -805,14 +1164,14 @@ def test_a_forked_child_that_outlives_its_parent_does_not_keep_the_mutex(on_disk
         assert not is_free(on_disk)
         parent.kill()
         assert take(on_disk, timeout=DEADLINE) == "had it"
-        parent.say()  # ends the child, which has the pipes still
+        parent.say()  # ends the child, which has the pipes open
 
 
 # As a decorator
 
 
 def test_it_decorates_functions(workflow: Workflow) -> None:
-    """A decorated function has the mutex while it runs, and may call itself."""
+    """A decorated function holds the mutex while it runs, and may call itself."""
 
     @workflow.mutex("slot")
     def countdown(number: int) -> list[bool]:
@@ -825,7 +1184,7 @@ def test_it_decorates_functions(workflow: Workflow) -> None:
 
 
 def test_a_decorated_function_takes_it_anew_each_time(workflow: Workflow) -> None:
-    """One decorated function in several threads runs in one at a time, with the timeout that was given."""
+    """A decorated function runs in one thread at a time, and has the timeout of its decorator."""
 
     @workflow.mutex("slot", timeout=0.02)
     def enter() -> str:
@@ -838,7 +1197,7 @@ def test_a_decorated_function_takes_it_anew_each_time(workflow: Workflow) -> Non
 
 
 def test_one_mutex_object_can_be_entered_by_many(workflow: Workflow) -> None:
-    """The object is a name; who has entered is kept elsewhere."""
+    """Several threads can use one mutex object, and one thread can enter it twice."""
     mutex = workflow.mutex("slot")
 
     def enter() -> str:
@@ -853,7 +1212,7 @@ def test_one_mutex_object_can_be_entered_by_many(workflow: Workflow) -> None:
 
 
 def test_making_one_touches_no_disk(tmp_path: Path) -> None:
-    """Only entering creates the record."""
+    """Entering creates the record; creating the object does not."""
     workflow = Workflow("w", dir=tmp_path / "root")
     mutex = workflow.mutex("slot", timeout=1, scope="store")
     assert not (tmp_path / "root").exists()
@@ -863,7 +1222,7 @@ def test_making_one_touches_no_disk(tmp_path: Path) -> None:
 
 
 def test_the_trace_of_processes_is_whole(tmp_path: Path) -> None:
-    """What several processes mark comes out as the lines that they wrote."""
+    """Lines that several processes write are read back as they were written."""
     mark(tmp_path / "trace", "start", "slot", 1)
     mark(tmp_path / "trace", "end", "slot", 1)
     assert marks(tmp_path / "trace") == [["start", "slot", "1"], ["end", "slot", "1"]]

@@ -96,6 +96,8 @@ class Schedule:
             RLock=lambda: _Lock(self, is_reentrant=True),
             Thread=lambda target, **_: SimpleNamespace(start=lambda: self.start(target)),
             TIMEOUT_MAX=threading.TIMEOUT_MAX,
+            get_ident=threading.get_ident,
+            main_thread=threading.main_thread,
         )
         with pytest.MonkeyPatch.context() as patch:
             for module in self._modules:

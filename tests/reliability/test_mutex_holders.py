@@ -1,4 +1,4 @@
-"""Mutexes under contention and under kills: one holder at a time, in order, and handed on at once when one dies."""
+"""Mutexes under contention and kills: one holder at a time, in order, and handed over at once when a holder dies."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LONGEST_WAIT = 5.0  # seconds
 
 
 def hold(link: Link, root: str, way: str) -> None:
-    """Take the mutex "slot", in one of several ways, and have it until the end."""
+    """Take the mutex "slot", in one of several ways, and hold it until the end."""
     workflow = Workflow("w", dir=root)
 
     def have(*_: object) -> None:
@@ -48,7 +48,7 @@ def hold(link: Link, root: str, way: str) -> None:
 
 
 def want(link: Link, root: str, way: str) -> None:
-    """Each time that one is told to, take the mutex "slot", and say when one had it."""
+    """At each word of the parent take the mutex "slot", and report the time of that."""
     workflow = Workflow("w", dir=root)
     workflow.append_event("open")
     link.say("open")
@@ -69,7 +69,7 @@ WAYS = [("mutex", "mutex"), ("item", "item"), ("step", "item"), ("timeout", "mut
 
 
 def test_a_killed_holder_hands_its_mutex_on(nursery: Nursery, tier: Tier, figures: Figures) -> None:
-    """Whoever waits has it 50 ms later in 95 of 100 cases, however it was held and is waited for."""
+    """A waiter has the mutex 50 ms after the kill in 95 of 100 cases, in all ways to hold it and to wait for it."""
     waits = []
     with memory_folder() as root:
         heirs = {way: nursery.start(want, str(root), way) for way in ("mutex", "item", "store")}
@@ -88,7 +88,7 @@ def test_a_killed_holder_hands_its_mutex_on(nursery: Nursery, tier: Tier, figure
 
 
 def _hand_on(holder: Process, heir: Process) -> float:
-    """Kill the holder when the heir waits; the seconds until he has it."""
+    """Kill the holder when the heir waits; returns the seconds until the heir has the mutex."""
     heir.say(True)
     wait_until(lambda: waits_for_a_lock(heir.pid))
     killed_at = time.monotonic()
@@ -101,7 +101,7 @@ def _hand_on(holder: Process, heir: Process) -> float:
 
 
 def contend(link: Link, root: str, threads: int, times: int) -> None:
-    """Enter the mutex "slot" so many times in each of so many threads; tell what was seen."""
+    """Enter the mutex "slot" *times* times in each of *threads* threads; report what was seen."""
     workflow = Workflow("w", dir=root)
     workflow.append_event("open")
     link.say("open")
@@ -120,12 +120,12 @@ def contend(link: Link, root: str, threads: int, times: int) -> None:
 
 
 class _Queue:
-    """The threads of one process before a mutex.
+    """The threads of one process that want a mutex.
 
     Attributes:
-        room: What the mutex keeps to one at a time.
-        waits: Seconds from asking for it to having it.
-        asked: When each call asked for it.
+        room: Where one thread at a time may be.
+        waits: Seconds from each request to the grant.
+        asked: When each call requested the mutex.
         seen: When a call was first seen waiting.
         entered: The calls that had it, in order.
     """
@@ -151,17 +151,17 @@ class _Queue:
                 self._asking[me] = None
                 self.entered.append(call)
                 with self.room.entered():
-                    time.sleep(0)  # whoever could come in, may
+                    time.sleep(0)  # lets another thread come in, if it can
 
     def watch(self) -> None:
-        """See who waits, so that it is known who came before whom: he who asks later is behind him."""
+        """Note which calls wait: a call that requests the mutex after that comes after them."""
         while not self.is_over.wait(0.001):
             for thread, call in list(self._asking.items()):
                 if call is not None and call not in self.seen and is_waiting(thread) and self._asking[thread] == call:
                     self.seen[call] = time.monotonic()
 
     def overtaken(self) -> list[str]:
-        """Who had it before somebody who was seen waiting when he had not even asked."""
+        """The calls that had the mutex before a call that was seen waiting when they had not requested it."""
         found, first_seen = [], float("inf")
         for call in reversed(self.entered):
             if self.asked[call] > first_seen:
@@ -174,7 +174,7 @@ class _Queue:
 def test_one_holder_at_a_time(
     nursery: Nursery, tier: Tier, figures: Figures, processes: int, threads: int, full: int
 ) -> None:
-    """No two are in at once, no increment is lost, nobody is overtaken in his process or waits for over 5 s."""
+    """No two are in at once, none is overtaken by a thread of its process, no increment is lost, no wait takes 5 s."""
     times = tier.pick(quick=-(-100 // (processes * threads)), full=full, soak=full)
     for _ in range(tier.count(quick=1, full=1, soak=20)):
         with memory_folder() as root:
