@@ -94,13 +94,12 @@ def request(
         waiter: Is granted the mutex, or fails: with MutexTimeoutError, or with the store's error.
         timeout: Seconds until *waiter* fails; None waits for ever.
     """
-    log = runtime.session().log
     state_key = _state_key(runtime, key, scope)
-    with masked():
+    with masked(), runtime.using() as session:
         with _registry.guard:
             state = _registry.states.get(state_key)
             if state is None:
-                store_mutex = log.mutex(key, whole_store=scope == "store")
+                store_mutex = session.log.mutex(key, whole_store=scope == "store")
                 state = _registry.states[state_key] = MutexState(state_key, store_mutex, runtime.clock.now)
             waiter.state = state
             if timeout is not None:
@@ -118,7 +117,7 @@ def _state_key(runtime: WorkflowRuntime, key: str, scope: MutexScope) -> StateKe
     return runtime.store.identity, None if scope == "store" else runtime.workflow_id, key
 
 
-@attrs.define(eq=False, repr=False)
+@attrs.define(eq=False)
 class Waiter:
     """A request for a mutex.
 
@@ -148,7 +147,7 @@ class Waiter:
                 hold.release()
 
 
-@attrs.define(eq=False, repr=False)
+@attrs.define(eq=False)
 class Held:
     """A mutex that an owner holds.
 
@@ -189,7 +188,7 @@ class Held:
         return end
 
 
-@attrs.define(eq=False, repr=False)
+@attrs.define(eq=False)
 class MutexState:
     """A mutex as this process sees it, while it is held or waited for here.
 

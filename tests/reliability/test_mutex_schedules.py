@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -92,8 +93,8 @@ class _Threads:
             store=SimpleNamespace(identity="store"),
             workflow_id="w",
             clock=SimpleNamespace(now=lambda: NOON),
-            session=lambda: SimpleNamespace(log=log),
-            append=lambda _: schedule.pause(may_interrupt=True),
+            using=lambda: nullcontext(SimpleNamespace(log=log)),
+            transact=lambda _, durable: schedule.pause(may_interrupt=True),
         )
         for number in range(draw.randint(2, 3)):
             schedule.start(self._enter_some, f"thread {number}")
