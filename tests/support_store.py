@@ -37,12 +37,12 @@ def opened(root: Path, fs: FileSystem | None = None, workflow_id: str = "w") -> 
 
 
 def die(log: FileWorkflowLog) -> None:
-    """What is left of a hold when its process is killed: its files, without their locks."""
+    """Leave what a killed process leaves: its files, without their locks."""
     log.close()
 
 
 def rotate(log: FileWorkflowLog, projection: Projection, text: str = "long") -> Projection:
-    """Append so much that the journal is folded, with `early_folds`."""
+    """Append so much that a fresh pair is written, with `early_checkpoints`."""
     before = os.stat(log._paths.journal).st_ino
     projection = put(log, projection, note(text), f.EventAppended(T0, "filler", "x" * 1000))
     assert os.stat(log._paths.journal).st_ino != before
@@ -64,7 +64,7 @@ def written_by_node(paths: Paths, **changes: Any) -> bytes:
 
 
 def looks(root: Path, *messages: str) -> None:
-    """Readers and whoever opens the workflow see these notes, now and again."""
+    """Check that readers, and two openings after each other, see these notes."""
     assert notes_of(looked_at(FileStore(root))) == list(messages)
     for _ in range(2):
         log, projection = opened(root)
@@ -114,7 +114,7 @@ def crashing_at(number: int) -> WatchedFS:
 
 
 def locked(place: Path) -> bool:
-    """Whether somebody holds the record's lock: who deletes would wait for ever."""
+    """Whether a process has the record's lock, so that a deletion would wait for ever."""
     lock = Paths(str(place), record_names("w").short).record_lock
     if not os.path.exists(lock):
         return False

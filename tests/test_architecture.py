@@ -135,6 +135,17 @@ def test_one_door_to_each_library(library: str) -> None:
     assert users <= DOORS[library]
 
 
+def test_only_the_store_knows_its_files() -> None:
+    """All other rooms use the protocol of stores, so that a new store takes one folder and one line."""
+    inside = {module for module in modules() if module.partition(".")[0] == "store"}
+    users = {
+        module
+        for module in modules().keys() - inside
+        if any(name.startswith("store.file") or name == "store.memory" for name in run_time_imports(module))
+    }
+    assert users == set()
+
+
 def test_one_door_to_the_file_system() -> None:
     """Files are opened, made and removed in one module."""
     users = set()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import cache
 from typing import Protocol
 
 import attrs
@@ -101,15 +102,10 @@ class Backoff:
         self.seconds = min(2 * self.seconds, _LONGEST_PAUSE)
 
 
+@cache
 def _boot_id() -> str | None:
-    global _cached_boot_id
-    if _cached_boot_id == "":
-        try:
-            with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-                _cached_boot_id = file.read().strip() or None
-        except OSError:
-            _cached_boot_id = None
-    return _cached_boot_id
-
-
-_cached_boot_id: str | None = ""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return file.read().strip() or None
+    except OSError:
+        return None

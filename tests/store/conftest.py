@@ -23,8 +23,8 @@ def paths(root: Path) -> Paths:
 
 
 @pytest.fixture
-def early_folds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Journals are folded at a kilobyte: `rotate` makes one so long."""
+def early_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fresh pair is written when the journal has a kilobyte: `rotate` makes one so long."""
     monkeypatch.setattr("iso_orchestrator.store.file.log._CHECKPOINT_AT_BYTES", 1000)
     monkeypatch.setattr("iso_orchestrator.store.file.log._CHECKPOINT_AT_RATIO", 0.0)
 

@@ -25,7 +25,7 @@ from iso_orchestrator.system.filesystem import FileSystem
 
 
 def test_append_is_one_write_and_no_sync(root: Path) -> None:
-    """A fact, or several of one moment, cost one write; only who waits for the disk pays for a sync, one for all."""
+    """A fact, or several of one moment, cost one write; only a thread that waits for the disk pays for a sync."""
     fs = WatchedFS()
     log, projection = opened(root, fs)
     fs.calls.clear()
@@ -199,8 +199,8 @@ def test_interrupt_within_an_append_neither_loses_nor_doubles_a_fact(root: Path)
     looks(root, "one", "two")
 
 
-def test_fact_that_cannot_be_folded_is_not_written(root: Path, paths: Paths) -> None:
-    """A fact about a step that is not there is not left in the journal: nobody could open the record again."""
+def test_fact_that_cannot_be_checkpointed_is_not_written(root: Path, paths: Paths) -> None:
+    """A fact about a step that does not exist is not left in the journal: the record could not be opened again."""
     log, projection = opened(root)
     projection = put(log, projection, note("one"))
     for fact in (f.StepCompleted(T0, "never", 1), f.LeaseReleased(T0, "never")):
@@ -275,7 +275,7 @@ def test_second_sync_that_would_go_well_is_not_tried() -> None:
 
 
 def test_threads_that_wait_for_a_sync_that_fails_all_hear_of_it(root: Path) -> None:
-    """When the leader's sync fails, those that waited for it are not told that they were served."""
+    """When the leader's sync fails, all threads that waited for it get the error."""
     in_sync, go_on = threading.Event(), threading.Event()
 
     def before(name: str, args: tuple[Any, ...]) -> None:
@@ -313,8 +313,8 @@ def test_threads_that_wait_for_a_sync_that_fails_all_hear_of_it(root: Path) -> N
 
 @pytest.mark.parametrize("call", ["sync", "sync_folder"])
 @pytest.mark.parametrize("after", [0, 1])
-def test_failed_sync_of_a_fold_is_as_bad(root: Path, early_folds: None, call: str, after: int) -> None:
-    """A sync that fails while a journal is folded makes the store dead too, and no fact is lost by it."""
+def test_failed_sync_of_a_checkpoint_is_as_bad(root: Path, early_checkpoints: None, call: str, after: int) -> None:
+    """A sync that fails while a fresh pair is written makes the store dead too, and no fact is lost."""
     fs = WatchedFS()
     log, projection = opened(root, fs)
     projection = put(log, projection, note("one"))
@@ -329,7 +329,7 @@ def test_failed_sync_of_a_fold_is_as_bad(root: Path, early_folds: None, call: st
 
 
 def test_failed_sync_of_opening_is_an_error_and_no_hold(root: Path, paths: Paths) -> None:
-    """Who cannot sync what it found does not open it, and nothing stays locked."""
+    """A process that cannot sync what it found does not open the workflow, and leaves nothing locked."""
     log, projection = opened(root)
     put(log, projection, note("one"))
     with pytest.raises(StoreError, match="Input/output error"):

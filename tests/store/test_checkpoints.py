@@ -38,23 +38,23 @@ from iso_orchestrator.store.file.log import FileWorkflowLog
 from iso_orchestrator.store.file.paths import Paths
 from iso_orchestrator.system.filesystem import FileSystem
 
-# Following others over folds.
+# Following checkpoints of other processes.
 
 
-def test_fold_is_followed_by_those_that_go_on(root: Path, early_folds: None) -> None:
-    """A process finds the new journal after another's fold, and has what the old one said before."""
+def test_checkpoint_is_followed_by_those_that_go_on(root: Path, early_checkpoints: None) -> None:
+    """After another process's checkpoint a process has the facts of the old journal and those of the new one."""
     log_a, a = opened(root)
     log_b, b = opened(root)
     b = put(log_b, b, note("before"))
-    rotate(log_b, b, "folded")
+    rotate(log_b, b, "checkpointed")
     assert not log_a.is_current()
     a = put(log_a, a, note("after"))
-    assert notes_of(a) == ["before", "folded", "after"]
+    assert notes_of(a) == ["before", "checkpointed", "after"]
     assert notes_of(caught_up(log_b, None)) == notes_of(a)
 
 
-def test_two_folds_are_followed_at_once(root: Path, early_folds: None) -> None:
-    """A process that slept over two folds loads anew, and misses nothing."""
+def test_two_checkpoints_are_followed_at_once(root: Path, early_checkpoints: None) -> None:
+    """A process that slept through two checkpoints misses nothing."""
     log_a, a = opened(root)
     log_b, b = opened(root)
     b = rotate(log_b, b, "one")
@@ -69,8 +69,8 @@ def test_two_folds_are_followed_at_once(root: Path, early_folds: None) -> None:
     looks(root, "one", "two", "three", "four", "five")
 
 
-def test_processes_fold_in_turns_and_lose_nothing(root: Path, early_folds: None) -> None:
-    """Folds by one and the other, with appends of both in between, leave every fact once and in order."""
+def test_processes_checkpoint_in_turns_and_lose_nothing(root: Path, early_checkpoints: None) -> None:
+    """Two processes that append and checkpoint in turns leave every fact once and in order."""
     log_a, a = opened(root)
     log_b, b = opened(root)
     expected = []
@@ -85,8 +85,8 @@ def test_processes_fold_in_turns_and_lose_nothing(root: Path, early_folds: None)
     assert notes_of(looked_at(FileStore(root))) == expected
 
 
-def test_reader_is_not_disturbed_by_folds(root: Path, early_folds: None) -> None:
-    """Whoever reads while journals are folded sees a record, never an error, and never less than before."""
+def test_reader_is_not_disturbed_by_checkpoints(root: Path, early_checkpoints: None) -> None:
+    """A reader during checkpoints sees a record, never an error, and never less than before."""
     log, projection = opened(root)
     done = threading.Event()
     seen: list[int] = []
@@ -127,34 +127,36 @@ def test_reader_between_two_pairs_looks_again(root: Path, paths: Paths) -> None:
     assert notes_of(looked_at(FileStore(root, fs))) == ["new"]
 
 
-def test_journal_that_outgrows_its_share_is_folded(root: Path, paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A journal that is long, and many times what its record is, is folded in the midst of the work."""
+def test_journal_that_outgrows_its_share_is_checkpointed(
+    root: Path, paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A journal that is long, and many times as long as its record, is replaced while the workflow is in use."""
     monkeypatch.setattr("iso_orchestrator.store.file.log._CHECKPOINT_AT_BYTES", 20_000)
     fs = WatchedFS()
     log, projection = opened(root, fs)
     fs.calls.clear()
-    folded_at = []
+    written_at = []
     for number in range(100):
         before = fs.count("replace")
         projection = put(log, projection, f.StateUpdated(T0, {"number": number, "pad": "x" * 1000}))
-        folded_at += [number] if fs.count("replace") > before else []
+        written_at += [number] if fs.count("replace") > before else []
     # At 20,000 bytes: some 18 facts of 1,100 bytes, of which the record has the last, and the event of each. These add
     # up: in the end the snapshot is more than a quarter of 20,000 bytes, and the journal has to be twice as long.
-    gaps = [after - before for before, after in pairwise([0, *folded_at])]
+    gaps = [after - before for before, after in pairwise([0, *written_at])]
     assert len(gaps) == 4
     assert all(15 < gap < 20 for gap in gaps[:-1])
     assert 30 < gaps[-1] < 40
     snapshot = json.loads(Path(paths.snapshot).read_bytes())
-    assert snapshot["isoOrchestrator"]["seq"] == folded_at[-1] + 1
-    assert snapshot["state"]["number"] == folded_at[-1]
+    assert snapshot["isoOrchestrator"]["seq"] == written_at[-1] + 1
+    assert snapshot["state"]["number"] == written_at[-1]
     log.sync(projection.seq)
     assert looked_at(FileStore(root)).state == {"number": 99, "pad": "x" * 1000}
 
 
-def test_journal_that_is_all_record_is_folded_at_the_end_only(
+def test_journal_that_is_all_record_is_checkpointed_at_the_end_only(
     root: Path, paths: Paths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing is written twice where no fold would make the files shorter; what grows later is looked at again."""
+    """No fresh pair is written where it would not be shorter; as the journal grows that is checked again."""
     monkeypatch.setattr("iso_orchestrator.store.file.log._CHECKPOINT_AT_BYTES", 20_000)
     fs = WatchedFS()
     log, projection = opened(root, fs)
@@ -171,7 +173,7 @@ def test_journal_that_is_all_record_is_folded_at_the_end_only(
 
 
 def test_long_journal_of_others_is_looked_at_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whether it is worth folding is not asked again at each fact until the threshold has caught up with its length."""
+    """A process that comes to a long journal does not make its snapshot at each fact to see whether it is shorter."""
     log, projection = opened(root)
     for number in range(300):
         projection = put(log, projection, f.EventAppended(T0, "note", str(number), "x" * 1000))
@@ -191,10 +193,10 @@ def test_long_journal_of_others_is_looked_at_once(root: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("ending", [".json.new", ".journal.new"])
-def test_fold_that_finds_the_disk_full_is_put_off(
-    root: Path, early_folds: None, ending: str, caplog: pytest.LogCaptureFixture
+def test_checkpoint_that_finds_the_disk_full_is_put_off(
+    root: Path, early_checkpoints: None, ending: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A fold in the midst of the work that fails is reported, and what was appended stands; later it is done."""
+    """A checkpoint that fails is reported in the log, the appended facts stay, and it is done later."""
     fs = WatchedFS()
     log, projection = opened(root, fs)
     fs.before = failing(NO_SPACE, "open_new", ending=ending)
@@ -209,7 +211,7 @@ def test_fold_that_finds_the_disk_full_is_put_off(
     looks(root, "one", "x" * 1000, "two")
 
 
-def test_fold_that_fails_half_way_does_not_part_the_pair(root: Path, early_folds: None) -> None:
+def test_checkpoint_that_fails_half_way_does_not_part_the_pair(root: Path, early_checkpoints: None) -> None:
     """A new snapshot beside the old journal is no reason for what is appended next, under the same lock, to be lost."""
     fs = WatchedFS()
     log, projection = opened(root, fs)
@@ -227,8 +229,8 @@ def test_fold_that_fails_half_way_does_not_part_the_pair(root: Path, early_folds
     looks(root, *expected)
 
 
-def test_failed_fold_leaves_no_rubbish_on_a_full_disk(root: Path, paths: Paths) -> None:
-    """What a fold wrote aside before the disk was full is removed: the room is needed."""
+def test_failed_checkpoint_leaves_no_rubbish_on_a_full_disk(root: Path, paths: Paths) -> None:
+    """What a checkpoint had written before the disk was full is removed: the space is needed."""
     fs = Full()
     log, projection = opened(root, fs)
     projection = put(log, projection, note("x" * 1000))
@@ -239,7 +241,7 @@ def test_failed_fold_leaves_no_rubbish_on_a_full_disk(root: Path, paths: Paths) 
     looks(root, "x" * 1000)
 
 
-# Crashes within a fold.
+# Crashes during a checkpoint.
 
 
 def test_what_a_killed_process_wrote_aside_is_no_hindrance(root: Path, paths: Paths) -> None:
@@ -267,11 +269,11 @@ def before(name, args):
 
 armed = []
 module._CHECKPOINT_AT_BYTES = module._CHECKPOINT_AT_RATIO = 0
-log, fold = FileStore(sys.argv[1], WatchedFS(before)).open("w", new_fold)
+log, projection = FileStore(sys.argv[1], WatchedFS(before)).open("w", new_fold)
 armed.append(1)
 print("open")
 input()
-put(log, fold, note("last words"))
+put(log, projection, note("last words"))
 """
 
 
@@ -281,8 +283,8 @@ def killed_between_the_renames(root: Path) -> Child:
     return child
 
 
-def test_fold_that_was_killed_between_its_renames_is_done_again(root: Path, paths: Paths) -> None:
-    """A new snapshot beside the old journal is whole for readers, and a fresh pair for who opens it."""
+def test_checkpoint_that_was_killed_between_its_renames_is_done_again(root: Path, paths: Paths) -> None:
+    """A new snapshot beside the old journal is a whole record for readers, and opening makes a fresh pair."""
     with killed_between_the_renames(root) as child:
         child.say()
         assert child.process.wait(DEADLINE) == -9
@@ -293,8 +295,8 @@ def test_fold_that_was_killed_between_its_renames_is_done_again(root: Path, path
     assert len(lines_of(paths.journal)) == 1
 
 
-def test_fold_that_was_killed_between_its_renames_is_done_by_a_live_peer(root: Path, paths: Paths) -> None:
-    """A process that goes on beside the killed one finds the new snapshot, and parts with nothing."""
+def test_checkpoint_that_was_killed_between_its_renames_is_done_by_a_live_peer(root: Path, paths: Paths) -> None:
+    """A process that was beside the killed one finds the new snapshot, and loses nothing."""
     log, projection = opened(root)
     projection = put(log, projection, note("first"))
     with killed_between_the_renames(root) as child:
@@ -310,7 +312,7 @@ def test_fold_that_was_killed_between_its_renames_is_done_by_a_live_peer(root: P
 
 
 @pytest.mark.parametrize("is_killed", [False, True])
-def test_fold_of_one_who_opens_is_seen_by_a_live_peer_at_once(
+def test_checkpoint_of_one_who_opens_is_seen_by_a_live_peer_at_once(
     root: Path, monkeypatch: pytest.MonkeyPatch, is_killed: bool
 ) -> None:
     """A process that never looks at the names again learns of a new pair, or half of one, by the lock file's length."""
@@ -335,7 +337,7 @@ def test_fold_of_one_who_opens_is_seen_by_a_live_peer_at_once(
 
 
 def lifetime(root: Path, fs: FileSystem, acknowledged: list[str]) -> None:
-    """Open, append, sync, fold in the midst, append, leave; what was synced is noted as acknowledged."""
+    """Open, append, sync, checkpoint, append, detach; what was synced is noted as acknowledged."""
     log, projection = FileStore(root, fs).open("w", new_fold)
     assert isinstance(log, FileWorkflowLog)
     try:
@@ -351,13 +353,15 @@ def lifetime(root: Path, fs: FileSystem, acknowledged: list[str]) -> None:
 
 @pytest.mark.parametrize("peer", [False, True], ids=["alone", "beside a peer"])
 @pytest.mark.parametrize("torn_before", [False, True], ids=["new", "recovering"])
-def test_crash_before_any_call_loses_nothing(root: Path, early_folds: None, peer: bool, torn_before: bool) -> None:
-    """A process killed before any one of its calls leaves a record with all that it acknowledged, for all who come."""
+def test_crash_before_any_call_loses_nothing(
+    root: Path, early_checkpoints: None, peer: bool, torn_before: bool
+) -> None:
+    """A process killed before any one of its calls leaves a record with all that it acknowledged."""
     texts = ["one", "two", "long" * 300, "three"]
     number, finished = 0, False
     while not finished:
         place = root / str(number)
-        peer_log, peer_fold = prepared(place, peer=peer, torn=torn_before)
+        peer_log, peer_projection = prepared(place, peer=peer, torn=torn_before)
         acknowledged: list[str] = []
         try:
             lifetime(place, crashing_at(number), acknowledged)
@@ -369,7 +373,7 @@ def test_crash_before_any_call_loses_nothing(root: Path, early_folds: None, peer
         assert found == texts[: len(found)], number
         assert len(found) >= len(acknowledged), number
         if peer_log is not None:
-            assert notes_of(put(peer_log, peer_fold, note("peer")))[-1 - len(found) :] == [*found, "peer"], number
+            assert notes_of(put(peer_log, peer_projection, note("peer")))[-1 - len(found) :] == [*found, "peer"], number
             found.append("peer")
             die(peer_log)
         log, projection = opened(place)
@@ -393,7 +397,7 @@ def refusing_at(number: int, error: OSError) -> WatchedFS:
 
 
 def stubborn_lifetime(root: Path, fs: FileSystem, acknowledged: list[str]) -> None:
-    """As `lifetime`, by a process that goes on after each error, with what the disk says."""
+    """As `lifetime`, by a process that continues after each error with what is on the disk."""
     log, known = FileStore(root, fs).open("w", new_fold)
     assert isinstance(log, FileWorkflowLog)
     projection: Projection | None = known
@@ -411,13 +415,13 @@ def stubborn_lifetime(root: Path, fs: FileSystem, acknowledged: list[str]) -> No
 
 
 @pytest.mark.parametrize("peer", [False, True], ids=["alone", "beside a peer"])
-def test_any_call_that_fails_is_a_typed_error(root: Path, early_folds: None, peer: bool) -> None:
-    """Whichever call the system refuses: a StoreError or no harm; what was acknowledged stays, and work goes on."""
+def test_any_call_that_fails_is_a_typed_error(root: Path, early_checkpoints: None, peer: bool) -> None:
+    """Whichever call fails, there is a StoreError or no harm; what was acknowledged stays, and work continues."""
     texts = ["one", "two", "long" * 300, "three"]
     number, finished = 0, False
     while not finished:
         place = root / str(number)
-        peer_log, peer_fold = prepared(place, peer=peer, torn=True)
+        peer_log, peer_projection = prepared(place, peer=peer, torn=True)
         acknowledged: list[str] = []
         fs = refusing_at(number, NO_SPACE)
         with suppress(StoreError):  # of opening
@@ -427,7 +431,7 @@ def test_any_call_that_fails_is_a_typed_error(root: Path, early_folds: None, pee
         assert found == [text for text in texts if text in found], number
         assert set(found) >= set(acknowledged), number
         if peer_log is not None:
-            assert notes_of(put(peer_log, peer_fold, note("peer")))[-1 - len(found) :] == [*found, "peer"], number
+            assert notes_of(put(peer_log, peer_projection, note("peer")))[-1 - len(found) :] == [*found, "peer"], number
             found.append("peer")
             peer_log.detach(None)
         log, projection = opened(place)

@@ -21,7 +21,7 @@ from iso_orchestrator.store.file.paths import Paths
 def test_torn_tail_is_kept_aside_reported_and_cut(
     root: Path, paths: Paths, caplog: pytest.LogCaptureFixture, kind: str, alive: bool
 ) -> None:
-    """Opening a torn journal succeeds: what is sound is there, the rest is kept beside it and told of in the log."""
+    """A torn journal can be opened: its sound facts are in the record, the rest is kept in a file, with a warning."""
     log, projection = opened(root)
     projection = put(log, projection, note("one"))
     end = os.stat(paths.journal).st_size
@@ -145,7 +145,7 @@ def test_blank_snapshot_without_a_journal_is_begun_anew(
 
 
 def test_newer_formats_are_refused_and_left_alone(root: Path, paths: Paths) -> None:
-    """Files of a newer release raise FormatVersionError for whoever opens or reads, and stay as they are."""
+    """Files of a newer release raise FormatVersionError when they are opened or read, and stay as they are."""
     log, projection = opened(root)
     log.detach(put(log, projection, note("one")))
     document = json.loads(Path(paths.snapshot).read_bytes())

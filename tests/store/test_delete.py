@@ -75,7 +75,7 @@ def test_damaged_record_can_be_deleted(root: Path, paths: Paths, name: str) -> N
 
 
 def test_delete_between_the_steps_of_an_opening(root: Path, paths: Paths) -> None:
-    """Who opens while another deletes gets a new record, at whatever moment that happens."""
+    """An opening at any moment of a deletion gets a new record."""
     for number in range(40):
         place = root / str(number)
         log, projection = opened(place)

@@ -1,4 +1,4 @@
-"""One sync for all who wait: whoever leaves the queue, and why, somebody leads the next."""
+"""One sync for all threads that wait: whichever leaves the queue, and why, another leads the next sync."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Disk:
 
 
 def led(group: GroupCommit, disk: Disk) -> Future[Any]:
-    """One who leads the first sync, and is in the midst of it."""
+    """A thread that leads the first sync, which is running."""
     group.written = 1
     leader = in_thread(group.wait_for, 1)
     wait_until(lambda: disk.syncs)
@@ -42,7 +42,7 @@ def until_queued(group: GroupCommit, count: int) -> None:
 
 
 def test_one_who_was_interrupted_is_not_chosen_to_lead() -> None:
-    """Ctrl-C ends the wait of one; the leader chooses another, who waited behind it."""
+    """Ctrl-C ends the wait of one thread; the leader chooses another that waited after it."""
     disk = Disk()
     group = GroupCommit(disk.sync)
     leader = led(group, disk)
@@ -81,7 +81,7 @@ class Hasty(GroupCommit):
 
 
 def test_one_who_was_interrupted_before_he_waited_is_not_chosen_to_lead() -> None:
-    """He is out of the queue, however early that was."""
+    """An interrupted thread is out of the queue, however early the interrupt came."""
     disk = Disk()
     group = Hasty(disk.sync)
     leader = led(group, disk)
@@ -95,7 +95,7 @@ def test_one_who_was_interrupted_before_he_waited_is_not_chosen_to_lead() -> Non
 
 
 class Slow(GroupCommit):
-    """A sync in which one who is woken goes on only when he is let on."""
+    """A sync after which a woken thread continues only when the test lets it."""
 
     def __init__(self, disk: Disk) -> None:
         super().__init__(disk.sync)
@@ -109,7 +109,7 @@ class Slow(GroupCommit):
 
 
 def test_one_who_is_chosen_to_lead_and_has_what_he_wants_leaves_it_to_the_next() -> None:
-    """Another process says meanwhile what is on the disk: who waits for more is woken all the same."""
+    """Another process tells meanwhile what is durable: a thread that waits for more is woken nevertheless."""
     disk = Disk()
     group = Slow(disk)
     leader = led(group, disk)
@@ -145,8 +145,8 @@ class Late(GroupCommit):
             raise KeyboardInterrupt
 
 
-def test_one_who_was_interrupted_as_he_handed_over_ends_nobody_elses_lead() -> None:
-    """Who comes then waits for the sync that runs: there are never two at once."""
+def test_thread_interrupted_as_it_hands_over_does_not_end_anothers_lead() -> None:
+    """A thread that comes then waits for the running sync: there are never two at once."""
     disk = Disk(slow=2)
     group = Late(disk)
     group.written = 1

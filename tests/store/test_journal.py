@@ -43,7 +43,7 @@ def scanned(data: bytes, synced: int = BASE) -> tuple[Header, Scan]:
 
 
 def ends(data: bytes) -> list[int]:
-    """The offsets behind each line."""
+    """The offset after each line."""
     return [index + 1 for index, byte in enumerate(data) if byte == ord("\n")]
 
 
@@ -93,7 +93,7 @@ def test_what_was_written_is_read() -> None:
 
 
 def test_lines_are_read_from_any_place_in_the_midst() -> None:
-    """Who knows its place in a journal reads on from there."""
+    """A scan can start at any line of the journal."""
     header = parse_header(JOURNAL, PATH)
     found = scan(JOURNAL[ENDS[2] :], header, ENDS[2], 10, 9, PATH)
     assert [line.seq for line in found.lines] == [10, 11, 12]
@@ -116,7 +116,7 @@ def test_journal_that_ends_anywhere_gives_whole_lines() -> None:
 
 
 def test_flipped_bit_is_noticed_wherever_it_is() -> None:
-    """One wrong bit at any byte is damage before a line that tells of a sync, and behind it begins the torn tail."""
+    """A flipped bit is damage before a line that tells of a sync, and begins a torn tail after it."""
     for place in range(len(JOURNAL)):
         data = bytearray(JOURNAL)
         data[place] ^= 1 << random.Random(place).randrange(8)  # the same bit for the same place
@@ -170,7 +170,7 @@ def test_gap_in_the_sequence_is_damage(lost: int) -> None:
 
 @pytest.mark.parametrize("lost", [4, 5])
 def test_gap_behind_the_mark_ends_the_journal(lost: int) -> None:
-    """Behind the mark nothing is taken over a gap."""
+    """After the mark no line is taken across a gap."""
     data = JOURNAL[: ENDS[lost - 1]] + JOURNAL[ENDS[lost] :]
     mark = max(SYNCED[: lost - 1] + SYNCED[lost:])
     assert mark < BASE + lost
@@ -187,7 +187,7 @@ def test_lines_out_of_order_end_the_journal(order: tuple[int, ...]) -> None:
 
 
 def test_line_of_another_journal_does_not_pass() -> None:
-    """A sound line of another journal, left behind in a recycled block, is not taken for one of this."""
+    """A sound line of another journal, as a recycled block has it, is not taken for a line of this one."""
     other = journal(base=BASE, name="other")
     mixed = JOURNAL[: ENDS[3]] + other[ends(other)[3] :]
     _, found = scanned(mixed)
@@ -197,7 +197,7 @@ def test_line_of_another_journal_does_not_pass() -> None:
 
 @pytest.mark.parametrize("tail", [b"\0" * 600, b"\xff" * 600, b"\n" * 3, b"{}\n" * 9, JOURNAL, b'{"seq":13}\n'])
 def test_rubbish_behind_the_last_line_is_the_torn_tail(tail: bytes) -> None:
-    """Zeros, garbage and old bytes behind the last line change nothing of what stands before."""
+    """Zeros, garbage and old bytes after the last line change nothing before them."""
     _, found = scanned(JOURNAL + tail)
     assert [line.fact for line in found.lines] == FACTS
     assert found.end == len(JOURNAL)

@@ -17,7 +17,7 @@ FS = FileSystem()
 
 
 def test_run_file_lives_as_long_as_its_process(tmp_path: Path) -> None:
-    """A run file's owner is alive until it leaves, gives up or is killed, for itself and for others."""
+    """A process is alive, for itself and for others, until it removes or releases its file, or is killed."""
     one, other = LivenessFiles(FS, str(tmp_path)), LivenessFiles(FS, str(tmp_path))
     owner = one.create()
     assert one.is_alive(owner)
@@ -37,7 +37,7 @@ def test_run_file_lives_as_long_as_its_process(tmp_path: Path) -> None:
 
 
 def test_killed_process_is_dead_and_swept(tmp_path: Path) -> None:
-    """The run file of a killed process says who it was until it is swept."""
+    """The liveness file of a killed process names it until the file is swept."""
     code = (
         "import sys\nfrom iso_orchestrator.system.filesystem import FileSystem\n"
         "from iso_orchestrator.store.file.liveness import LivenessFiles\n"
@@ -69,7 +69,7 @@ def test_two_that_ask_do_not_take_each_other_for_the_owner(tmp_path: Path) -> No
 
 
 def test_forked_child_does_not_keep_its_parent_alive(tmp_path: Path) -> None:
-    """The run file of a killed process is free though a forked child of it lives on."""
+    """The liveness file of a killed process is free although its forked child lives."""
     code = (
         "import os, sys\nfrom iso_orchestrator.system.filesystem import FileSystem\n"
         "from iso_orchestrator.store.file.liveness import LivenessFiles\n"

@@ -45,7 +45,7 @@ def is_free(path: str) -> bool:
 
 
 def test_killed_holder_frees_its_mutex(path: str) -> None:
-    """A mutex is held while its holder lives, and free when that was killed."""
+    """A mutex is held while its holder lives, and free when the holder was killed."""
     with run_python(TAKE + "print('taken'); input()", path) as child:
         assert child.line() == "taken"
         assert not is_free(path)
@@ -54,7 +54,7 @@ def test_killed_holder_frees_its_mutex(path: str) -> None:
 
 
 def test_who_waits_gets_the_mutex_of_a_killed_holder(path: str) -> None:
-    """A waiter goes on by itself when the holder is killed."""
+    """A waiter gets the mutex when its holder is killed."""
     with run_python(TAKE + "print('taken'); input()", path) as child:
         assert child.line() == "taken"
         mutex = FileMutex(FS, path)
@@ -70,7 +70,7 @@ def test_who_waits_gets_the_mutex_of_a_killed_holder(path: str) -> None:
 
 
 def test_stopped_holder_keeps_its_mutex(path: str) -> None:
-    """No lock is stolen by age: who stands still, holds on."""
+    """No lock is stolen by age: a stopped process keeps its mutex."""
     with run_python(TAKE + "print('taken'); input(); mutex.release(); print('freed'); input()", path) as child:
         assert child.line() == "taken"
         child.stop()
@@ -115,7 +115,7 @@ def test_forked_child_does_not_free_its_parents_mutex(path: str, deed: str) -> N
 
 
 def test_forked_child_does_not_keep_its_parents_mutex(path: str) -> None:
-    """A child that outlives its killed parent holds nothing of its."""
+    """A child that outlives its killed parent holds none of the parent's mutexes."""
     code = "if os.fork() == 0:\n    print(os.getpid()); input(); os._exit(0)\nos.wait()\n"
     with run_python(TAKE + code, path) as child:
         pid = int(child.line())
@@ -163,14 +163,14 @@ def test_mutex_says_who_has_it(path: str) -> None:
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b"null", b'{"pid":"x"}', b"\xff" * 600, b'{"pid":1,"host":"h"}'])
 def test_unreadable_holder_is_unknown(path: str, data: bytes) -> None:
-    """A lock file that says nothing sensible names nobody, and raises nothing."""
+    """A lock file without readable content names no holder, and raises nothing."""
     Path(path).parent.mkdir()
     Path(path).write_bytes(data)
     assert FileMutex(FS, path).holder() == ProcessInfo()
 
 
 def test_lock_on_a_file_that_lost_its_name_is_none(path: str) -> None:
-    """Who waited for a mutex whose file is swept in the meantime takes the new file of that name."""
+    """A waiter for a mutex whose file is swept meanwhile takes the new file of that name."""
     holder, waiter = FileMutex(FS, path), FileMutex(FS, path)
     holder.acquire()
     thread = threading.Thread(target=waiter.acquire)

@@ -39,7 +39,7 @@ not a line of it
     ],
 )
 def test_the_innermost_mount_says_what_a_folder_is_on(path: str, kind: str | None) -> None:
-    """Of the mounts around a folder the innermost counts, and of two on one folder the later."""
+    """The innermost mount around a folder counts, and of two on one folder the later."""
     assert network_type(MOUNTS, path) == kind
 
 

@@ -27,7 +27,7 @@ from iso_orchestrator.store.file.paths import Paths
 
 
 def test_opening_beside_others_syncs_what_they_wrote(root: Path, paths: Paths) -> None:
-    """Who opens a journal in use syncs it and its folder before it answers, and lets it stay."""
+    """Opening a journal that is in use syncs it and its folder, and does not replace it."""
     log, projection = opened(root)
     put(log, projection, note("one"))
     before = os.stat(paths.journal).st_ino
@@ -43,7 +43,7 @@ def test_opening_beside_others_syncs_what_they_wrote(root: Path, paths: Paths) -
 
 
 def test_reading_on_does_not_count_as_synced(root: Path) -> None:
-    """What another process wrote is synced before anybody here is told that it lasts."""
+    """Facts that another process wrote are synced before they count as durable here."""
     log, projection = opened(root)
     fs = WatchedFS()
     other, its = opened(root, fs)
@@ -55,7 +55,7 @@ def test_reading_on_does_not_count_as_synced(root: Path) -> None:
 
 
 def test_what_another_process_has_synced_is_not_synced_again(root: Path) -> None:
-    """A line that tells of a sync spares the sync to who reads it."""
+    """A line that tells of a sync spares its readers that sync."""
     log, projection = opened(root)
     fs = WatchedFS()
     other, its = opened(root, fs)
@@ -87,7 +87,7 @@ def test_first_to_open_an_unclean_journal_writes_a_fresh_pair(root: Path, paths:
 
 
 def test_clean_journal_is_not_written_anew(root: Path, paths: Paths) -> None:
-    """Opening what was closed well writes nothing but a run file."""
+    """Opening a workflow that was closed well writes a liveness file and nothing else."""
     log, projection = opened(root)
     log.detach(put(log, projection, note("one")))
     before = pair_of(paths), os.stat(paths.journal).st_ino, os.stat(paths.snapshot).st_ino
@@ -96,8 +96,8 @@ def test_clean_journal_is_not_written_anew(root: Path, paths: Paths) -> None:
     assert (pair_of(paths), os.stat(paths.journal).st_ino, os.stat(paths.snapshot).st_ino) == before
 
 
-def test_fold_is_durable_before_it_is_visible(root: Path, paths: Paths) -> None:
-    """Each file of a fold is written aside, synced, renamed and its folder synced, first the snapshot's."""
+def test_checkpoint_is_durable_before_it_is_visible(root: Path, paths: Paths) -> None:
+    """Each file of a fresh pair is written aside, synced, renamed, and its folder synced; the snapshot comes first."""
     fs = WatchedFS()
     log, projection = opened(root, fs)
     projection = put(log, projection, note("one"))
@@ -121,7 +121,7 @@ def test_fold_is_durable_before_it_is_visible(root: Path, paths: Paths) -> None:
 
 
 def test_new_folders_are_durable_before_they_are_used(root: Path) -> None:
-    """A folder's name is synced in the one above it: without that a power cut takes all that is in it."""
+    """A new folder's name is synced in the folder above: without that a power cut takes all that is in it."""
     fs = WatchedFS()
     opened(root / "deep", fs)
     for folder in (root, root / "deep", root / "deep" / "workflows"):
@@ -131,8 +131,8 @@ def test_new_folders_are_durable_before_they_are_used(root: Path) -> None:
         assert synced < used
 
 
-def test_last_to_leave_folds_and_not_the_first(root: Path, paths: Paths) -> None:
-    """While others go on a leaving process lets the journal be; the last one folds it."""
+def test_last_to_leave_checkpoints_and_not_the_first(root: Path, paths: Paths) -> None:
+    """A process that detaches leaves the journal as it is while others use it; the last one writes a fresh pair."""
     log_a, a = opened(root)
     log_b, b = opened(root)
     a = put(log_a, a, note("a"))
@@ -147,8 +147,8 @@ def test_last_to_leave_folds_and_not_the_first(root: Path, paths: Paths) -> None
     assert os.listdir(paths.runs) == []
 
 
-def test_last_to_leave_folds_what_the_others_wrote(root: Path, paths: Paths) -> None:
-    """A hold that never caught up folds everything when it is the last."""
+def test_last_to_leave_checkpoints_what_the_others_wrote(root: Path, paths: Paths) -> None:
+    """The last process to detach writes all facts into the snapshot, although it never caught up."""
     log_a, a = opened(root)
     log_b, b = opened(root)
     log_a.detach(put(log_a, a, note("a")))
@@ -157,7 +157,7 @@ def test_last_to_leave_folds_what_the_others_wrote(root: Path, paths: Paths) -> 
     looks(root, "a")
 
 
-def test_last_to_leave_sweeps_mutexes_that_nobody_holds(root: Path, paths: Paths) -> None:
+def test_last_to_detach_sweeps_free_mutexes(root: Path, paths: Paths) -> None:
     """Mutex files go with the last process, but for one that is held."""
     log, projection = opened(root)
     held, free = log.mutex("held", whole_store=False), log.mutex("free", whole_store=False)
@@ -170,11 +170,11 @@ def test_last_to_leave_sweeps_mutexes_that_nobody_holds(root: Path, paths: Paths
 
 
 def test_killed_process_is_no_reason_to_wait(root: Path) -> None:
-    """A process that is killed while it holds the record's lock hands it on at once."""
+    """The record's lock of a killed process is free at once."""
     code = (
         "import sys\nfrom support import *\nfrom iso_orchestrator.store import FileStore\n"
-        "log, fold = FileStore(sys.argv[1]).open('w', new_fold)\n"
-        "put(log, fold, note('one')); log.lock(); print(log.process_id); input()\n"
+        "log, projection = FileStore(sys.argv[1]).open('w', new_fold)\n"
+        "put(log, projection, note('one')); log.lock(); print(log.process_id); input()\n"
     )
     with run_python(code, root) as child:
         owner = child.line()
@@ -188,9 +188,9 @@ def test_process_that_stands_still_within_the_lock_loses_nothing(root: Path) -> 
     """While a process is stopped inside of the record's lock its peers wait, and go on after it when it wakes."""
     code = (
         "import sys\nfrom support import *\nfrom iso_orchestrator.store import FileStore\n"
-        "log, fold = FileStore(sys.argv[1]).open('w', new_fold)\n"
-        "log.lock(); fold = log.catch_up(fold); print('inside'); input()\n"
-        "log.append(fold, [note('stopped')]); log.unlock(); log.detach(fold)\n"
+        "log, projection = FileStore(sys.argv[1]).open('w', new_fold)\n"
+        "log.lock(); projection = log.catch_up(projection); print('inside'); input()\n"
+        "log.append(projection, [note('stopped')]); log.unlock(); log.detach(projection)\n"
     )
     log, projection = opened(root)
     with run_python(code, root) as child:
@@ -213,11 +213,11 @@ def test_forked_child_takes_nothing_from_its_parent(root: Path, deed: str) -> No
     """A process that forks stays alive for others, keeps its lock and its place, whatever becomes of the child."""
     code = (
         "import os, sys\nfrom support import *\nfrom iso_orchestrator.store import FileStore\n"
-        "log, fold = FileStore(sys.argv[1]).open('w', new_fold)\n"
-        "log.lock(); fold = log.catch_up(fold)\n"
+        "log, projection = FileStore(sys.argv[1]).open('w', new_fold)\n"
+        "log.lock(); projection = log.catch_up(projection)\n"
         f"if os.fork() == 0:\n    {deed}\n    os._exit(0)\n"
         "os.wait(); print(log.process_id); input()\n"
-        "log.append(fold, [note('parent')]); log.unlock(); log.sync(fold.seq); log.detach(fold)\n"
+        "log.append(projection, [note('parent')]); log.unlock(); log.sync(projection.seq); log.detach(projection)\n"
     )
     log, projection = opened(root)
     with run_python(code, root) as child:

@@ -20,7 +20,7 @@ from iso_orchestrator.store.file.paths import Paths
 
 
 def test_foreign_snapshot_under_a_journal_with_facts_is_a_conflict(root: Path, paths: Paths) -> None:
-    """If another program wrote the snapshot while the journal held newer facts, nobody goes on, and both files stay."""
+    """If another program wrote the snapshot while the journal held newer facts, all uses raise, and both files stay."""
     log, projection = opened(root)
     projection = put(log, projection, note("one"))
     written_by_node(paths)
@@ -56,7 +56,7 @@ def test_foreign_snapshot_under_a_journal_without_facts_wins(root: Path, paths: 
 
 
 def test_foreign_snapshot_is_seen_by_a_process_that_has_written_nothing_yet(root: Path, paths: Paths) -> None:
-    """Who has the workflow open, and nothing in the journal, goes on from what another program wrote."""
+    """A process with an empty journal continues from what another program wrote."""
     log, projection = opened(root)
     written_by_node(paths, state={"by": "node"})
     projection = put(log, projection, note("one"))
@@ -66,7 +66,7 @@ def test_foreign_snapshot_is_seen_by_a_process_that_has_written_nothing_yet(root
 
 
 def test_foreign_snapshot_is_not_lost_by_who_leaves(root: Path, paths: Paths) -> None:
-    """The last to leave does not fold over a snapshot that another program wrote."""
+    """The last process to detach does not overwrite a snapshot that another program wrote."""
     log, projection = opened(root)
     projection = put(log, projection, note("one"))
     data = written_by_node(paths, state={"by": "node"})
@@ -76,8 +76,8 @@ def test_foreign_snapshot_is_not_lost_by_who_leaves(root: Path, paths: Paths) ->
     assert len(lines_of(paths.journal)) == 2
 
 
-def test_foreign_snapshot_is_not_lost_by_growth(root: Path, paths: Paths, early_folds: None) -> None:
-    """A journal that has to be folded is not folded over a foreign snapshot that appeared within the append."""
+def test_foreign_snapshot_is_not_lost_by_growth(root: Path, paths: Paths, early_checkpoints: None) -> None:
+    """A checkpoint does not overwrite a foreign snapshot that appeared during the append."""
     data: list[bytes] = []
 
     def before(name: str, args: tuple[Any, ...]) -> None:
@@ -94,22 +94,24 @@ def test_foreign_snapshot_is_not_lost_by_growth(root: Path, paths: Paths, early_
     assert isinstance(refusal(log, projection), RecordConflictError)
 
 
-def test_foreign_snapshot_is_not_lost_by_who_follows_a_fold(root: Path, paths: Paths, early_folds: None) -> None:
+def test_foreign_snapshot_is_not_lost_by_who_follows_a_checkpoint(
+    root: Path, paths: Paths, early_checkpoints: None
+) -> None:
     """A process that goes over to a peer's new journal notices that the snapshot is not the journal's."""
     log_a, a = opened(root)
     log_b, b = opened(root)
-    rotate(log_b, b, "folded")
+    rotate(log_b, b, "checkpointed")
     die(log_b)
     written_by_node(paths, state={"by": "node"})
     a = put(log_a, a, note("after"))
     assert a.state == {"by": "node"}  # the new journal had no facts
     log_a.detach(a)
     assert looked_at(FileStore(root)).state == {"by": "node"}
-    looks(root, "folded", "after")
+    looks(root, "checkpointed", "after")
 
 
 def test_snapshot_that_is_only_touched_is_no_conflict(root: Path, paths: Paths) -> None:
-    """A backup, a chmod or a copy back changes no byte, and disturbs nobody."""
+    """A backup, a chmod or a copy back changes no byte, and is no conflict."""
     log, projection = opened(root)
     projection = put(log, projection, note("one"))
     os.utime(paths.snapshot)
@@ -135,7 +137,7 @@ def test_missing_snapshot_under_a_journal_is_a_conflict(root: Path, paths: Paths
 
 
 def test_npm_record_is_gone_on_with_and_given_back(root: Path) -> None:
-    """A record begun under Node is found by its name, and after our work holds all of it, in Node's own keys."""
+    """A record begun under Node is found by its name, and after our work has all of it, in Node's own keys."""
     original = json.loads((NPM / "failed.json").read_bytes())
     store = FileStore(root)
     path = Path(store.path_of(original["workflowId"]))

@@ -38,7 +38,7 @@ def test_ids_can_fall_on_one_short_name_but_not_on_one_full_name() -> None:
 
 @given(ids)
 def test_no_id_leads_out_of_the_root(text: str) -> None:
-    """Every file of every id stands right in its folder, under a name that every file system takes."""
+    """Every file of every id is directly in its folder, under a name that every file system takes."""
     for paths in Paths.candidates("/root", text):
         assert os.path.dirname(os.path.normpath(paths.snapshot)) == "/root/workflows"
         assert os.path.dirname(os.path.normpath(paths.journal)) == "/root/workflows"

@@ -46,7 +46,7 @@ SNAPSHOTS = RepairOptions(merge_snapshot=True, prefer="snapshot")
 
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No rest between two looks at what nobody changes."""
+    """No pause between two reads of files that no process changes."""
     monkeypatch.setattr(snapshot, "_READ_PAUSE", 0)
 
 
@@ -122,7 +122,7 @@ def kept_bytes(done: RepairReport) -> list[bytes]:
 
 @pytest.mark.parametrize("seq", range(1, FACTS))
 def test_the_longest_sound_prefix_comes_back(seq: int, root: Path, paths: Paths) -> None:
-    """Whichever fact is damaged, all before it are in the record, and those behind are said to be lost."""
+    """Whichever fact is damaged, all facts before it are in the record, and those after it are reported as lost."""
     spoil_fact(paths, seq)
     with pytest.raises(CorruptRecordError):
         FileStore(root).open("w", new_fold)
@@ -143,7 +143,7 @@ def test_a_damaged_header_costs_nothing(place: int, root: Path, paths: Paths) ->
 
 
 def test_a_header_of_another_snapshot_is_not_guessed(root: Path, paths: Paths) -> None:
-    """Facts behind a damaged header are taken only where the snapshot proves them; else their bytes are named."""
+    """Facts after a damaged header are taken only where the snapshot proves them; else their bytes are reported."""
     record = json.loads(Path(paths.snapshot).read_bytes())
     Path(paths.snapshot).write_text(json.dumps({**record, "state": "another"}))
     size = len(Path(paths.journal).read_bytes()) - starts(paths.journal)[1]
@@ -162,7 +162,7 @@ def test_an_empty_journal_leaves_the_snapshot(root: Path, paths: Paths) -> None:
 
 
 def test_steps_that_will_run_again_are_named(tmp_path: Path) -> None:
-    """Completions behind the damage are read for the report, and the steps run again."""
+    """Completions after the damage are read for the report, and the steps run again."""
     leave_behind(
         tmp_path,
         f.StepStarted(T0, "lost", 1, "o"),
@@ -186,7 +186,7 @@ def touched(key: str, token: int) -> f.LeaseTouched:
 
 
 def test_no_token_of_a_lease_is_handed_out_twice(tmp_path: Path) -> None:
-    """Tokens that facts behind the damage gave out are passed over, and so are those that it may have hidden."""
+    """Tokens of facts after the damage are not used again, nor are those of facts that cannot be read."""
     leave_behind(tmp_path, touched("a", 1), note("damaged"), touched("a", 2), touched("b", 1), note("end"), note("end"))
     paths = Paths(str(tmp_path), record_names("w").short)
     spoil_fact(paths, 2)
@@ -214,7 +214,7 @@ def test_a_damaged_snapshot_is_given_up_only_when_asked(root: Path, paths: Paths
 
 
 def test_a_missing_snapshot_is_given_up_only_when_asked(root: Path, paths: Paths) -> None:
-    """One that somebody removed is as one that is damaged; of the journal a copy is kept."""
+    """A removed snapshot is treated as a damaged one; a copy of the journal is kept."""
     os.unlink(paths.snapshot)
     with pytest.raises(CorruptRecordError):
         repair(str(root), "w")
@@ -224,7 +224,7 @@ def test_a_missing_snapshot_is_given_up_only_when_asked(root: Path, paths: Paths
 
 
 def test_what_only_the_snapshot_had_is_said_to_be_lost(root: Path, paths: Paths) -> None:
-    """Facts that were folded before the journal began are lost with the snapshot, and are counted."""
+    """Facts from before the journal began are lost with the snapshot, and are reported."""
     log, projection = FileStore(root).open("w", new_fold)
     log.detach(projection)
     leave_behind(root, note("later"))
@@ -311,7 +311,7 @@ def test_a_live_process_is_not_disturbed(root: Path, paths: Paths) -> None:
         assert caught.value.pid == holder.pid
         assert tree(root) == before
         holder.kill()
-    with pytest.raises(CorruptRecordError):  # it had folded all of them into the snapshot that is damaged now
+    with pytest.raises(CorruptRecordError):  # the snapshot that is damaged now had all of them
         repair(str(root), "w", RepairOptions(without_snapshot=True))
 
 
@@ -518,7 +518,7 @@ def results(root: str) -> dict[str, Any]:
 
 
 def test_a_merge_is_done_only_when_asked(theirs: Paths) -> None:
-    """Without the flag the conflict is told and nothing is changed."""
+    """Without the flag the conflict is reported and nothing is changed."""
     leave_behind(Path(theirs.root), *ran("a", 1))
     _written_by_another(theirs, steps={"b": _step("b", 10, 2)})
     before = tree(theirs.root)
@@ -529,7 +529,7 @@ def test_a_merge_is_done_only_when_asked(theirs: Paths) -> None:
 
 
 def test_what_only_one_has_is_in_the_merged_record(theirs: Paths) -> None:
-    """Steps, heartbeats, leases and keys of either side are there, and all events, the journal's behind the others'."""
+    """A merged record has the steps, heartbeats, leases and keys of both sides, and all events, the journal's last."""
     leave_behind(
         Path(theirs.root), *ran("a", 1), note("ours"), f.HeartbeatRecorded(T0, "beat", {"by": "us"}), touched("slot", 4)
     )
@@ -682,7 +682,7 @@ def test_facts_that_speak_of_what_is_gone_are_named(theirs: Paths) -> None:
 
 
 def test_a_damaged_journal_under_a_foreign_snapshot_is_merged_as_far_as_it_is_sound(theirs: Paths) -> None:
-    """Both at once: the facts before the damage are taken in, those behind it are said to be lost."""
+    """Facts before the damage are merged, and those after it are reported as lost."""
     leave_behind(Path(theirs.root), *ran("a", 1), *ran("b", 2), note("end"))
     spoil_fact(theirs, 4)
     _written_by_another(theirs, steps={"c": _step("c", 10, 3)})

@@ -22,7 +22,7 @@ from iso_orchestrator.store.file.paths import Paths
 
 
 def test_files_are_for_their_owner_alone(root: Path) -> None:
-    """Whatever the umask says, files are 0600 and folders 0700, and git leaves the root alone."""
+    """Files are 0600 and folders 0700 under any umask, and git ignores the root."""
     before = os.umask(0)
     try:
         log, projection = opened(root / "deep" / "er")
@@ -47,11 +47,11 @@ from iso_orchestrator.store import FileStore
 store = FileStore(sys.argv[1])
 print("ready")
 input()
-log, fold = store.open("w", lambda: new_fold("w", {"by": sys.argv[2]}))
-fold = put(log, fold, note(sys.argv[2]))
-log.sync(fold.seq)
-log.detach(fold)
-print(fold.state["by"])
+log, projection = store.open("w", lambda: new_fold("w", {"by": sys.argv[2]}))
+projection = put(log, projection, note(sys.argv[2]))
+log.sync(projection.seq)
+log.detach(projection)
+print(projection.state["by"])
 """
 
 
@@ -158,7 +158,7 @@ def test_relative_root_is_where_it_was_named(root: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("ids", [TWINS, TWINS[::-1]])
 def test_ids_of_one_short_name_have_two_records(root: Path, ids: tuple[str, str]) -> None:
-    """The second id takes the long name; both are found again by whoever opens, reads, lists and deletes."""
+    """The second id takes the long name; both are found again by opening, reading, listing and deleting."""
     store = FileStore(root)
     first, second = ids
     for workflow_id in ids:
@@ -183,7 +183,7 @@ def test_ids_of_one_short_name_have_two_records(root: Path, ids: tuple[str, str]
 
 
 def test_id_that_is_not_there_is_not_read_or_deleted_under_its_twins_name(root: Path) -> None:
-    """A workflow whose short name another id has is not there, and asking for it harms nobody."""
+    """A workflow whose short name another id has does not exist, and asking for it changes nothing."""
     store = FileStore(root)
     log, projection = opened(root, workflow_id=TWINS[0])
     log.detach(put(log, projection, note("mine")))
@@ -213,7 +213,7 @@ def test_twins_are_used_at_one_time(root: Path) -> None:
 @pytest.mark.parametrize("name", ["snapshot", "journal", "record_lock"])
 @pytest.mark.parametrize("kind", ["symlink", "fifo", "folder"])
 def test_what_is_planted_at_a_files_name_is_refused(root: Path, paths: Paths, name: str, kind: str) -> None:
-    """A symlink, a FIFO or a folder at a file's name is a StoreError without a hang; no target is touched."""
+    """A symlink, a FIFO or a folder at a file's name raises StoreError without a hang; no target is touched."""
     log, projection = opened(root)
     log.detach(put(log, projection, note("one")))
     path, target = Path(getattr(paths, name)), root.parent / "target"
@@ -236,7 +236,7 @@ def test_what_is_planted_at_a_files_name_is_refused(root: Path, paths: Paths, na
 
 @pytest.mark.parametrize("name", ["journal", "record_lock"])
 def test_second_name_of_a_file_is_refused(root: Path, paths: Paths, name: str) -> None:
-    """A hard link at the name of a file that is written in place is a StoreError: the other name may be anybody's."""
+    """A hard link to a file that is written in place raises StoreError: another program may use the other name."""
     log, projection = opened(root)
     log.detach(put(log, projection, note("one")))
     path, target = Path(getattr(paths, name)), root.parent / "target"
@@ -251,7 +251,7 @@ def test_second_name_of_a_file_is_refused(root: Path, paths: Paths, name: str) -
 
 
 def test_what_is_planted_among_the_run_files_is_refused(root: Path, paths: Paths) -> None:
-    """A FIFO or symlink in the place of a run file is a StoreError and no hang."""
+    """A FIFO or symlink in place of a liveness file raises StoreError without a hang."""
     log, projection = opened(root)
     log.detach(projection)
     os.mkfifo(Path(paths.runs) / f"{'0' * 16}.flock")
@@ -273,7 +273,7 @@ def test_one_damaged_record_does_not_hide_the_others(root: Path, paths: Paths) -
 
 
 def test_root_that_is_removed_under_a_process_is_an_error(root: Path) -> None:
-    """Who had the workflow open when its folder was removed does not go on in the one that was made since."""
+    """A process whose folder was removed does not continue in a folder that was made since."""
     log, projection = opened(root)
     projection = put(log, projection, note("old"))
     shutil.rmtree(root)

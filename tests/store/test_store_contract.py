@@ -24,7 +24,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
 
 
 class Holds:
-    """Opens holds of a store, and closes at the end of a test those that are still open."""
+    """Opens workflows of a store, and closes at the end of a test those that are still open."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -52,7 +52,7 @@ def holds(store: Store) -> Iterator[Holds]:
 
 
 def test_first_to_open_makes_the_record(store: Store, holds: Holds) -> None:
-    """The first hold writes the initial record, and the second finds it, whatever it would have written."""
+    """The first process to open writes its initial record, and the second finds that, not its own."""
     _, first = holds.open(state={"by": "first"})
     _, second = holds.open(state={"by": "second"})
     assert first.state == second.state == {"by": "first"}
@@ -60,7 +60,7 @@ def test_first_to_open_makes_the_record(store: Store, holds: Holds) -> None:
 
 
 def test_record_outlives_its_holds(holds: Holds) -> None:
-    """What was appended is there when a workflow is opened again, in its order, once."""
+    """Facts are in the record when a workflow is opened again, in their order, once."""
     log, projection = holds.open()
     projection = put(log, projection, note("one"), note("two"))
     projection = put(log, projection, note("three"))
@@ -71,7 +71,7 @@ def test_record_outlives_its_holds(holds: Holds) -> None:
 
 
 def test_nothing_is_appended_by_opening_and_leaving(holds: Holds) -> None:
-    """A hold that does nothing leaves the record as it was."""
+    """A process that appends nothing leaves the record as it was."""
     log, projection = holds.open()
     holds.leave(log, put(log, projection, note("one")))
     for _ in range(2):
@@ -80,8 +80,8 @@ def test_nothing_is_appended_by_opening_and_leaving(holds: Holds) -> None:
         holds.leave(log, projection)
 
 
-def test_append_changes_the_fold_that_it_is_given(holds: Holds) -> None:
-    """After an append the fold has the new facts, counted."""
+def test_append_changes_the_checkpoint_that_it_is_given(holds: Holds) -> None:
+    """After an append the projection has the new facts, counted."""
     log, projection = holds.open()
     log.lock()
     assert log.catch_up(projection) is projection
@@ -91,7 +91,7 @@ def test_append_changes_the_fold_that_it_is_given(holds: Holds) -> None:
 
 
 def test_two_holds_see_each_other_in_order(holds: Holds) -> None:
-    """What one hold appends another has after catching up, between its own, in the order of appending."""
+    """After catching up a process has the facts of another between its own, in the order of appending."""
     log_a, a = holds.open()
     log_b, b = holds.open()
     a = put(log_a, a, note("a1"))
@@ -103,7 +103,7 @@ def test_two_holds_see_each_other_in_order(holds: Holds) -> None:
 
 
 def test_catching_up_from_nothing_gives_the_whole_record(holds: Holds) -> None:
-    """A hold whose fold was given up gets a new one, with everything."""
+    """Catching up from None makes a new projection with all facts."""
     log_a, a = holds.open()
     log_b, _ = holds.open()
     put(log_a, a, note("one"), note("two"))
@@ -114,7 +114,7 @@ def test_catching_up_from_nothing_gives_the_whole_record(holds: Holds) -> None:
 
 
 def test_hold_is_current_until_another_appends(holds: Holds) -> None:
-    """A hold knows without the lock whether others have appended something since it looked."""
+    """A process knows without the lock whether others have appended since it caught up."""
     log_a, a = holds.open()
     log_b, b = holds.open()
     assert log_a.is_current()
@@ -126,7 +126,7 @@ def test_hold_is_current_until_another_appends(holds: Holds) -> None:
 
 
 def test_lock_keeps_others_out(holds: Holds) -> None:
-    """While one hold is locked another waits, and goes on when it is free."""
+    """While one process has the lock another waits for it, and gets it when it is free."""
     log_a, _ = holds.open()
     log_b, _ = holds.open()
     log_a.lock()
@@ -146,7 +146,7 @@ def test_lock_keeps_others_out(holds: Holds) -> None:
 
 
 def test_unlocking_what_is_not_locked_is_harmless(holds: Holds) -> None:
-    """A hold that is not locked can be unlocked, and locked after that."""
+    """A log that is not locked can be unlocked, and locked after that."""
     log, projection = holds.open()
     log.unlock()
     log.unlock()
@@ -154,7 +154,7 @@ def test_unlocking_what_is_not_locked_is_harmless(holds: Holds) -> None:
 
 
 def test_hold_lives_until_it_leaves(holds: Holds) -> None:
-    """A hold is alive for all, itself included, until it leaves; one that never was is not."""
+    """A process is alive for all, itself included, until it detaches; an unknown one is not."""
     log_a, a = holds.open()
     log_b, _ = holds.open()
     assert log_a.process_id != log_b.process_id
@@ -166,7 +166,7 @@ def test_hold_lives_until_it_leaves(holds: Holds) -> None:
 
 
 def test_dead_hold_appends_nothing_and_is_dead_to_others(store: Store, holds: Holds) -> None:
-    """A hold that gave itself up refuses to lock, append and sync, and the others go on without it."""
+    """A failed log refuses to lock, append and sync, and other processes continue without it."""
     log_a, a = holds.open()
     log_b, b = holds.open()
     log_a.lock()
@@ -187,7 +187,7 @@ def test_dead_hold_appends_nothing_and_is_dead_to_others(store: Store, holds: Ho
 
 
 def test_sync_returns_for_everything_that_was_appended(holds: Holds) -> None:
-    """What was appended can be waited for, by the one who did and by the one who read it."""
+    """The process that appended a fact can wait until it is durable, and so can one that read it."""
     log_a, a = holds.open()
     log_b, b = holds.open()
     a = put(log_a, a, note("one"), note("two"))
@@ -197,7 +197,7 @@ def test_sync_returns_for_everything_that_was_appended(holds: Holds) -> None:
     log_b.sync(0)
 
 
-def test_delete_removes_a_workflow_that_nobody_uses(store: Store, holds: Holds) -> None:
+def test_delete_removes_an_unused_workflow(store: Store, holds: Holds) -> None:
     """A deleted workflow is gone, and a new one of its id begins empty."""
     log, projection = holds.open(state={"old": True})
     holds.leave(log, put(log, projection, note("one")))
@@ -209,8 +209,8 @@ def test_delete_removes_a_workflow_that_nobody_uses(store: Store, holds: Holds) 
     assert (fresh.state, fresh.seq) == ({"old": False}, 0)
 
 
-def test_delete_is_refused_while_somebody_uses_the_workflow(store: Store, holds: Holds) -> None:
-    """A workflow that a hold is open on is not deleted, and not harmed."""
+def test_delete_is_refused_while_a_process_uses_the_workflow(store: Store, holds: Holds) -> None:
+    """A workflow that a process has open is not deleted, and not changed."""
     log, projection = holds.open()
     with pytest.raises(WorkflowBusyError) as caught:
         store.delete("w")
@@ -244,7 +244,7 @@ def test_reading_what_is_not_there_gives_nothing(store: Store, holds: Holds) -> 
 
 
 def test_reader_sees_what_a_hold_has_appended(store: Store, holds: Holds) -> None:
-    """A reader has what was appended, without the lock, while the hold is locked."""
+    """A reader sees appended facts without the lock, while another process has it."""
     log, projection = holds.open()
     log.lock()
     projection = log.catch_up(projection)
@@ -253,8 +253,8 @@ def test_reader_sees_what_a_hold_has_appended(store: Store, holds: Holds) -> Non
     log.unlock()
 
 
-def test_reader_gets_a_fold_of_its_own(store: Store, holds: Holds) -> None:
-    """What is done to a fold that was read changes no other."""
+def test_reader_gets_a_checkpoint_of_its_own(store: Store, holds: Holds) -> None:
+    """Changes to a projection that was read change no other."""
     log, projection = holds.open(state={"n": 1})
     put(log, projection, f.EventAppended(T0, "note", "one", {"deep": [1]}))
     mine = looked_at(store)
@@ -281,7 +281,7 @@ def test_workflows_are_kept_apart(store: Store, holds: Holds) -> None:
 
 @pytest.mark.parametrize("whole_store", [False, True])
 def test_mutex_has_one_holder(holds: Holds, whole_store: bool) -> None:
-    """A mutex that one hold has another does not get, until it is given back."""
+    """A mutex has one holder: another process gets it after the release."""
     log_a, _ = holds.open("a")
     log_b, _ = holds.open("b" if whole_store else "a")
     one, other = (log.mutex("k", whole_store=whole_store) for log in (log_a, log_b))
@@ -295,7 +295,7 @@ def test_mutex_has_one_holder(holds: Holds, whole_store: bool) -> None:
 
 @pytest.mark.parametrize("whole_store", [False, True])
 def test_mutex_is_handed_to_who_waits(holds: Holds, whole_store: bool) -> None:
-    """Who waits for a mutex gets it when its holder gives it back."""
+    """A waiter gets the mutex when its holder releases it."""
     log_a, _ = holds.open()
     log_b, _ = holds.open()
     one, other = (log.mutex("k", whole_store=whole_store) for log in (log_a, log_b))
@@ -316,7 +316,7 @@ def test_mutex_is_handed_to_who_waits(holds: Holds, whole_store: bool) -> None:
 
 
 def test_mutexes_of_different_keys_are_different(holds: Holds) -> None:
-    """Keys and scopes that differ exclude nobody."""
+    """Mutexes of different keys or scopes do not exclude each other."""
     log, _ = holds.open()
     mutexes = [
         log.mutex("k", whole_store=False),
@@ -331,7 +331,7 @@ def test_mutexes_of_different_keys_are_different(holds: Holds) -> None:
 
 
 def test_many_threads_lose_nothing(store: Store, holds: Holds) -> None:
-    """Four holds that append at one time lose no fact, and each one's facts stay in order."""
+    """Four threads that append at one time lose no fact, and each one's facts stay in order."""
     errors: list[BaseException] = []
 
     def work(name: str) -> None:
@@ -357,7 +357,7 @@ def test_many_threads_lose_nothing(store: Store, holds: Holds) -> None:
 
 
 def test_every_fact_goes_through_the_store(store: Store, holds: Holds) -> None:
-    """A record that is read again is the fold of what was appended, whatever kinds of facts there were."""
+    """A record that is read again is the projection of the appended facts, of every kind."""
     log, projection = holds.open()
     projection = put(
         log,
@@ -379,7 +379,7 @@ def test_every_fact_goes_through_the_store(store: Store, holds: Holds) -> None:
 
 
 def test_path_speaks_of_the_workflow(store: Store, holds: Holds) -> None:
-    """A store can say where a workflow is, before it is there and after."""
+    """A store has a path for a workflow, the same before it exists and after."""
     before = store.path_of("w")
     log, _ = holds.open("w")
     assert log.path == store.path_of("w") == before
@@ -387,7 +387,7 @@ def test_path_speaks_of_the_workflow(store: Store, holds: Holds) -> None:
 
 
 def test_a_store_knows_who_is_alive_without_opening(store: Store, holds: Holds) -> None:
-    """Who only looks can ask whether a process still has a workflow open; of what is not there it has none."""
+    """Whether a process has a workflow open can be asked without opening it; it has none that does not exist."""
     log, projection = holds.open("w")
     assert store.is_alive("w", log.process_id)
     assert not store.is_alive("other", log.process_id)
@@ -444,7 +444,7 @@ def test_a_sound_store_is_verified_and_needs_no_repair(store: Store, holds: Hold
 
 
 def test_the_log_of_a_command_is_appended_to_and_read_through_the_store(store: Store, tmp_path: Path) -> None:
-    """A log is made with its folder; its lock is seen by others until the last who has the file closes it."""
+    """A log is made with its folder, and stays locked until the last process that has the file open closes it."""
     path = str(tmp_path / "deep" / "er" / "step.log")
     assert store.find_log(path) is None
     for text in (b"one\n", b"two\n"):
@@ -467,7 +467,7 @@ def test_the_log_of_a_command_is_appended_to_and_read_through_the_store(store: S
 
 @pytest.mark.parametrize("plant", [Path.mkdir, os.mkfifo], ids=["folder", "fifo"])
 def test_what_is_no_log_is_refused(store: Store, tmp_path: Path, plant: Any) -> None:
-    """A folder or a FIFO in the place of a log raises StoreError, which names it."""
+    """A folder or a FIFO in place of a log raises StoreError, which names it."""
     path = tmp_path / "step.log"
     plant(path)
     for use in (store.open_log, store.find_log):
@@ -476,7 +476,7 @@ def test_what_is_no_log_is_refused(store: Store, tmp_path: Path, plant: Any) -> 
 
 
 def test_stores_are_found_by_url(tmp_path: Path) -> None:
-    """A URL is a store of its kind, the same one each time; a store is itself, and None the folder."""
+    """A URL means a store of its kind, the same one each time; a store means itself, and None the folder."""
     file = find_store(f"file://{tmp_path}/a%20b", "elsewhere")
     assert isinstance(file, FileStore)
     assert file.display_name == str(tmp_path / "a b")

@@ -33,7 +33,7 @@ def root(memory_path: Path) -> Path:
     for number in range(5):
         projection = put(log, projection, note(number))
         log.sync(projection.seq)
-    log.close()  # as a kill does: nothing is folded
+    log.close()  # as a kill does: no fresh pair is written
     return root
 
 
@@ -44,7 +44,7 @@ def paths(root: Path) -> Paths:
 
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No rest between two looks, for tests in which nobody is at work."""
+    """No pause between two reads, for tests in which no process writes."""
     monkeypatch.setattr(snapshot, "_READ_PAUSE", 0)
 
 
@@ -253,7 +253,7 @@ HARMLESS = {("snapshot", "hard link"), ("record_lock", "folder")}
     ],
 )
 def test_what_is_no_plain_file_is_refused(name: str, kind: str, paths: Paths, verify: Any) -> None:
-    """A link, a FIFO or a folder in a file's place is named; nothing in it is read as if it were ours."""
+    """A link, a FIFO or a folder in place of a file is reported; nothing in it is read."""
     path = Path(getattr(paths, name))
     path.unlink()
     PLANTS[kind](path)
@@ -294,7 +294,7 @@ def test_one_workflow_is_shown_with_all_its_files(root: Path, paths: Paths, veri
 
 
 def test_what_lies_beside_is_no_damage(root: Path, paths: Paths, verify: Any) -> None:
-    """Tails kept aside, what a killed process left and files of somebody else are said, and are sound."""
+    """Torn tails, what a killed process left and unknown files are listed, and are sound."""
     for name in ("torn-7", "json.new", "journal.new", "json.kept-1"):
         Path(paths.folder, f"{paths.name}.{name}").write_bytes(b"anything")
     Path(paths.folder, "README").write_bytes(b"anything")
@@ -307,8 +307,8 @@ def test_what_lies_beside_is_no_damage(root: Path, paths: Paths, verify: Any) ->
     assert "left alone" in said[str(Path(paths.folder, "README"))]
 
 
-def test_the_done_with_journal_of_a_broken_off_fold_is_sound(root: Path, paths: Paths) -> None:
-    """A snapshot that is ahead of its journal is a fold that a kill has broken off, and nothing is wrong."""
+def test_the_done_with_journal_of_a_broken_off_checkpoint_is_sound(root: Path, paths: Paths) -> None:
+    """A snapshot newer than its journal, as a kill during a checkpoint leaves it, is sound."""
     journal = Path(paths.journal).read_bytes()
     log, projection = FileStore(root).open("w", new_fold)
     log.detach(projection)
@@ -374,8 +374,8 @@ def test_nothing_is_opened_for_writing_locked_or_made(kind: str, root: Path, pat
     assert {path: path.lstat().st_ctime_ns for path in root.rglob("*")} == times
 
 
-def test_nobody_is_waited_for(root: Path, paths: Paths, verify: Any) -> None:
-    """It answers while another process holds the record's lock."""
+def test_it_waits_for_no_lock(root: Path, paths: Paths, verify: Any) -> None:
+    """It answers while another process has the record's lock."""
     with open(paths.record_lock, "rb+") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         assert verify()[0] == 0
@@ -388,16 +388,16 @@ from iso_orchestrator.store.file import log as module
 from support import new_fold, note, put
 module._CHECKPOINT_AT_BYTES = 3000
 module._CHECKPOINT_AT_RATIO = 0.1
-log, fold = FileStore(sys.argv[1]).open("w", new_fold)
+log, projection = FileStore(sys.argv[1]).open("w", new_fold)
 print("at work")
 for number in range(int(sys.argv[2])):
-    fold = put(log, fold, note("x" * (number % 500)))
-log.detach(fold)
+    projection = put(log, projection, note("x" * (number % 500)))
+log.detach(projection)
 """
 
 
 def test_a_live_writer_is_never_taken_for_damage(root: Path) -> None:
-    """While a process appends and folds, every look finds the workflow sound, or its end being written."""
+    """While a process appends and checkpoints, every check finds the workflow sound, or its end being written."""
     with run_python(WRITER, root, 1500) as writer:
         assert writer.line() == "at work"
         looks = 0

@@ -25,7 +25,7 @@ from iso_orchestrator.store.file.files import (
     write_all,
 )
 from iso_orchestrator.store.file.group_commit import GroupCommit
-from iso_orchestrator.store.file.journal import Header, encode_lines, parse_header, scan
+from iso_orchestrator.store.file.journal import encode_lines, scan
 from iso_orchestrator.store.file.liveness import LivenessFiles
 from iso_orchestrator.store.file.mutex import MutexFiles
 from iso_orchestrator.store.file.paths import Paths, refuse_links
@@ -296,44 +296,19 @@ class FileWorkflowLog:
         """Apply what has changed since the last look, by the names of the pair."""
         snapshot_now = self._fs.identify_path(self._paths.snapshot)
         journal_now = self._fs.identify_path(self._paths.journal)
-        if not is_same_file(journal_now, journal.file):
-            return self._switch(projection, journal)
-        if not is_unchanged(snapshot_now, self._snapshot):
-            # Another program wrote it, or a process died between the two renames of a pair.
+        if not is_same_file(journal_now, journal.file) or not is_unchanged(snapshot_now, self._snapshot):
+            # Another process wrote a fresh pair, or died between its renames; or another program wrote the snapshot.
             return self._reload()
         if journal_now.st_size != journal.end:
-            self._read_on(projection, journal, cut=True)
+            self._read_on(projection, journal)
         self._note_look()
         return projection
 
-    def _switch(self, projection: Projection, journal: OpenJournal) -> Projection:
-        """Go on with the journal that another process has put in place of the old one."""
-        self._refuse_removed()
-        self._read_on(projection, journal, cut=False)
-        fd = self._open_journal()
-        if fd is None:
-            return self._reload()
-        try:
-            header = parse_header(read_all(self._fs, fd), self._paths.journal)
-            snapshot = self._fs.identify_path(self._paths.snapshot)
-            if header.base != projection.seq or not self._is_snapshot_of(header):
-                return self._reload()
-            sync_folder(
-                self._fs, self._paths.folder
-            )  # the process that renamed it may have been killed before it could
-            new = OpenJournal(fd, self._fs.identify(fd), header, header.size)
-            fd = None
-            self._use_journal(new, projection.seq, snapshot)
-        finally:
-            if fd is not None:
-                self._fs.close(fd)
-        return self.catch_up(projection)
-
-    def _read_on(self, projection: Projection, journal: OpenJournal, *, cut: bool) -> None:
-        """Apply the facts after this process's place in the journal; with *cut*, remove a torn tail after them."""
+    def _read_on(self, projection: Projection, journal: OpenJournal) -> None:
+        """Apply the facts after this process's place in the journal, and remove a torn tail after them."""
         data = read_all(self._fs, journal.fd, journal.end)
         found = scan(data, journal.header, journal.end, projection.seq + 1, self._commits.synced, self._paths.journal)
-        if cut and found.end < journal.end + len(data):
+        if found.end < journal.end + len(data):
             self._quarantine(found.end, data[found.end - journal.end :])
             self._fs.truncate(journal.fd, found.end)
         replay(projection, found.lines, self._paths.journal)
@@ -401,12 +376,9 @@ class FileWorkflowLog:
     def _refuse_foreign_snapshot(self) -> None:
         if self._journal is None or is_unchanged(self._fs.identify_path(self._paths.snapshot), self._snapshot):
             return
-        if not self._is_snapshot_of(self._journal.header):
-            raise RecordConflictError(self._paths.snapshot, self._paths.journal)
-
-    def _is_snapshot_of(self, header: Header) -> bool:
         data = read_file(self._fs, self._paths.snapshot)
-        return data is not None and digest(data) == header.snapshot
+        if data is None or digest(data) != self._journal.header.snapshot:
+            raise RecordConflictError(self._paths.snapshot, self._paths.journal)
 
     def _quarantine(self, offset: int, tail: bytes) -> None:
         """Keep the torn end of a file in a file of its own."""
