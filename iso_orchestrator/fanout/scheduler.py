@@ -20,6 +20,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import CancelledError, Executor, Future
+from contextlib import ExitStack
 from contextvars import copy_context
 from typing import Any, TypeAlias
 
@@ -30,7 +31,7 @@ from iso_orchestrator.coordination.mutex_queue import Held, MutexScope, MutexSta
 from iso_orchestrator.fanout.progress import Progress
 from iso_orchestrator.runtime.context import ItemContext, LockOwner, Scope, current_owner, entered
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
-from iso_orchestrator.system.interrupts import Condition, start
+from iso_orchestrator.system.interrupts import Condition, start, undo_on_error
 
 __all__ = ["Outcome", "Scheduler"]
 
@@ -126,7 +127,7 @@ class Scheduler:
         Raises:
             BaseException: The first error, as `Workflow.for_each` says.
         """
-        try:
+        with undo_on_error(self._abandon):  # a second interrupt
             try:
                 self._read(items)
                 self._changed.wait_until(lambda: self._unfinished == 0 or self._stopped)
@@ -135,9 +136,6 @@ class Scheduler:
             if self._stopped:
                 self._drop_waiting()
             self._wait_for_workers()
-        except BaseException:  # a second interrupt
-            self._abandoned = True
-            raise
         if self._error is not None:
             raise self._error
         return [outcome for _, outcome in sorted(self._outcomes.items())]
@@ -270,15 +268,12 @@ class Scheduler:
                 return False, error
 
     def _call_holding(self, item: _Item, hold: Held) -> Any:
-        assert item.key is not None
-        try:
-            record_acquired(self._runtime, item.key)
-            result = self._work(item.value)
-        except BaseException as error:
-            release(self._runtime, item.key, hold, error)
-            raise
-        release(self._runtime, item.key, hold, None)
-        return result
+        key = item.key
+        assert key is not None
+        with ExitStack() as stack:
+            stack.push(lambda _, error, __: release(self._runtime, key, hold, error))
+            record_acquired(self._runtime, key)
+            return self._work(item.value)
 
     def _finish(self, item: _Item, ok: bool, value: Any) -> None:
         with self._changed.guard:
@@ -363,6 +358,9 @@ class Scheduler:
             if not self._stopped:
                 self._error, self._stopped = error, True
             self._changed.notify()
+
+    def _abandon(self) -> None:
+        self._abandoned = True
 
     def _drop_waiting(self) -> None:
         with self._changed.guard:

@@ -16,6 +16,7 @@ from iso_orchestrator.record.facts import Fact
 from iso_orchestrator.record.projection import Projection
 from iso_orchestrator.store.log_files import LogFile
 from iso_orchestrator.store.protocol import ProcessInfo, StoreMutex, WorkflowLog
+from iso_orchestrator.system.interrupts import undo_on_error
 
 __all__ = ["MemoryStore", "store_at"]
 
@@ -212,11 +213,8 @@ class _MemoryWorkflowLog:
         self._refuse_after_failure()
         before = len(self._workflow.facts)
         self._workflow.facts.extend(facts)
-        try:
-            self.catch_up(projection)
-        except BaseException:
-            del self._workflow.facts[before:]  # a fact that cannot be applied must not stay
-            raise
+        with undo_on_error(lambda: self._workflow.facts.__delitem__(slice(before, None))):
+            self.catch_up(projection)  # a fact that cannot be applied must not stay
 
     def sync(self, seq: int) -> None:
         del seq  # nothing outlives the process

@@ -217,14 +217,6 @@ MORE_FAULTS = [
         _SHARED_SYNC,
     ),
     Fault(
-        "one who was interrupted ends the lead of another",
-        "store/file/group_commit.py",
-        "                except BaseException:  # a signal in the midst of it: others would wait for ever\n",
-        "                except BaseException:\n                    self._leader = None\n",
-        _SHARED_SYNC,
-        ("--tier", "full", "--seed", "1"),
-    ),
-    Fault(
         "a lock that comes when no waiter is left kept",
         "coordination/mutex_queue.py",
         "                is_over = not self.is_locked and not self.waiters\n",

@@ -11,6 +11,7 @@ from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 from iso_orchestrator.errors import StoreError
 from iso_orchestrator.system.filesystem import FileSystem, is_os_error
+from iso_orchestrator.system.interrupts import undo_on_error
 
 __all__ = [
     "SyncError",
@@ -114,17 +115,18 @@ def atomic_write(fs: FileSystem, path: str, data: bytes) -> tuple[int, os.stat_r
     aside = f"{path}.new"
     remove(fs, aside)  # left by a process that was killed here: it no longer has the lock
     fd = fs.open_new(aside)
-    try:
+
+    def undo() -> None:
+        fs.close(fd)
+        with suppress(OSError):
+            remove(fs, aside)  # a full disk needs the space
+
+    with undo_on_error(undo):
         write_all(fs, fd, data, 0)
         sync_file(fs, fd)
         fs.replace(aside, path)
         sync_folder(fs, os.path.dirname(path))
         return fd, fs.identify(fd)
-    except BaseException:
-        fs.close(fd)
-        with suppress(OSError):
-            remove(fs, aside)  # a full disk needs the space
-        raise
 
 
 def sync_file(fs: FileSystem, fd: int) -> None:

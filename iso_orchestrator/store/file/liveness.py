@@ -18,6 +18,7 @@ from iso_orchestrator.store.protocol import ProcessInfo
 from iso_orchestrator.system.clock import SystemClock
 from iso_orchestrator.system.file_lock import FileLock
 from iso_orchestrator.system.filesystem import FileSystem
+from iso_orchestrator.system.interrupts import undo_on_error
 
 __all__ = ["PROCESS_SIZE", "LivenessFiles", "Survey", "process_json", "read_process"]
 
@@ -55,13 +56,10 @@ class LivenessFiles:
         self._fs.make_folder(self._folder)
         lock = FileLock(self._fs, self._path(process_id))
         self._held = lock  # before it is locked, so that `release` frees it at whatever point this fails
-        try:
+        with undo_on_error(self.remove):
             lock.open_new()
             lock.acquire()
             write_all(self._fs, lock.fd, process_json(), 0)
-        except BaseException:
-            self.remove()
-            raise
         return process_id
 
     def remove(self) -> None:

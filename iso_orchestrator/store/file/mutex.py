@@ -48,7 +48,7 @@ class FileMutex:
         """Free the mutex. The file stays open, so that the next `acquire` is cheap."""
         try:
             self._file.release()
-        except BaseException:
+        except Exception:
             self.close()
             raise
 
@@ -86,7 +86,7 @@ class FileMutex:
         except OSError as error:
             self.close()
             raise store_error(self._file.path, error) from error
-        except BaseException:
+        except Exception:
             self.close()
             raise
         return True

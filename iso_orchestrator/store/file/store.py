@@ -28,6 +28,7 @@ from iso_orchestrator.store.file.snapshot import read_once, read_unlocked, write
 from iso_orchestrator.store.log_files import LogFile
 from iso_orchestrator.store.protocol import WorkflowLog
 from iso_orchestrator.system.filesystem import FileSystem
+from iso_orchestrator.system.interrupts import undo_on_error
 
 __all__ = ["FileStore", "network_type"]
 
@@ -62,13 +63,10 @@ class FileStore:
         full, short = Paths.candidates(self.root, workflow_id)
         for paths in [full] if exists(self._fs, full.snapshot, full.journal) else [short, full]:
             log = FileWorkflowLog(self._fs, paths, RecordLock(self._fs, paths))
-            try:
+            with undo_on_error(log.close):
                 log.record_lock.take()
                 projection = log.open(new, lambda projection: projection.workflow_id == workflow_id)
                 log.unlock()
-            except BaseException:
-                log.close()
-                raise
             if projection is not None:
                 return log, projection
         raise StoreError(f"both names of workflow {workflow_id!r} are taken by other ids; use another root")
