@@ -60,6 +60,7 @@ def test_an_answer_is_recorded_with_all_that_is_known_of_it(
     assert len(runs_in(tmp_path / "log")) == 1
 
 
+@pytest.mark.slow
 @each_kind
 @pytest.mark.parametrize("behaviour", ["empty", "refused", "fails", "dies"])
 def test_what_is_no_answer_fails_whatever_the_exit_code(
@@ -80,6 +81,7 @@ def test_what_is_no_answer_fails_whatever_the_exit_code(
     assert review().parsed.text == "Done: Review."
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [Claude, OpenCode])  # codex tells no seconds: a minute is too long for a test
 def test_a_limit_is_waited_for_by_all_of_that_agent(workflow: Workflow, tmp_path: Path, kind: type[Agent]) -> None:
     """A run that meets a limit is no attempt, and nothing of that agent starts before its end."""
@@ -97,6 +99,7 @@ def test_a_limit_is_waited_for_by_all_of_that_agent(workflow: Workflow, tmp_path
     assert [limit["limitKey"] for limit in limits] == [kind.name]
 
 
+@pytest.mark.slow
 def test_a_limit_is_that_of_the_key_that_the_step_names(workflow: Workflow, tmp_path: Path) -> None:
     """An agent that is used by two accounts is limited in one of them."""
     agent = stand_in(Claude, tmp_path / "log", "limited", "ok", seconds=1)
@@ -140,6 +143,7 @@ def test_a_stalled_agent_is_ended(workflow: Workflow, tmp_path: Path) -> None:
     assert not Path(f"/proc/{run['pid']}").exists()
 
 
+@pytest.mark.slow
 @each_kind
 def test_a_retry_goes_on_with_the_session(workflow: Workflow, tmp_path: Path, kind: type[Agent]) -> None:
     """The second attempt resumes what the first began."""
@@ -174,6 +178,7 @@ def test_a_step_that_is_reset_begins_a_new_session(workflow: Workflow, tmp_path:
     assert len(set(sessions)) == 3
 
 
+@pytest.mark.slow
 @each_kind
 def test_a_retry_after_an_answer_that_was_not_accepted_goes_on_too(
     workflow: Workflow, tmp_path: Path, kind: type[Agent]
@@ -226,6 +231,7 @@ review()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", [None, "2"])
 def test_who_starts_again_goes_on_with_the_session_of_a_killed_run(tmp_path: Path, version: str | None) -> None:
     """The agent of the killed run is ended, and its session resumed, unless the step has become another one."""

@@ -432,6 +432,7 @@ def nobody_stays(tmp_path: Path) -> Iterator[None]:
             os.killpg(pid, signal.SIGKILL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_reset", [False, True])
 def test_what_a_killed_run_left_is_ended_before_it_starts_again(tmp_path: Path, is_reset: bool) -> None:
     """No two ever work on one step, also where it was reset in between."""
@@ -449,6 +450,7 @@ def test_what_a_killed_run_left_is_ended_before_it_starts_again(tmp_path: Path, 
     workflow.close()
 
 
+@pytest.mark.slow
 def test_what_a_killed_run_left_can_be_waited_for(tmp_path: Path) -> None:
     """`if_left="wait"` lets it end by itself."""
     first = left_behind(tmp_path, RUNNER.replace('"3600"', '"1.5"'))
@@ -465,6 +467,7 @@ def test_what_a_killed_run_left_can_be_waited_for(tmp_path: Path) -> None:
     workflow.close()
 
 
+@pytest.mark.slow
 def test_a_copy_of_the_root_ends_nothing_of_the_original(tmp_path: Path) -> None:
     """Not even where both have the same steps; a root that was moved knows what is left of its own."""
     original, copy, moved = tmp_path / "original", tmp_path / "copy", tmp_path / "moved"
@@ -483,6 +486,7 @@ def test_a_copy_of_the_root_ends_nothing_of_the_original(tmp_path: Path) -> None
     assert said_of(pid, moved) == "gone\n"
 
 
+@pytest.mark.slow
 def test_a_root_that_was_moved_knows_who_has_its_logs_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They were moved with it."""
     monkeypatch.setattr(processes, "KILLING", 0.1)
@@ -505,6 +509,7 @@ def said_of(pid: int, root: Path) -> Any:
     return result.parsed
 
 
+@pytest.mark.slow
 def test_deleting_a_workflow_ends_what_a_killed_run_left_of_it(tmp_path: Path) -> None:
     """A new one of that name would not know of it."""
     first = left_behind(tmp_path)
@@ -543,6 +548,7 @@ except KeyboardInterrupt:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("if_left", ["wait", "end"])
 def test_ctrl_c_while_leftovers_are_looked_after_leaves_them_to_the_next(
     workflow: Workflow, tmp_path: Path, if_left: str
@@ -566,6 +572,7 @@ def test_ctrl_c_while_leftovers_are_looked_after_leaves_them_to_the_next(
     assert work().parsed == "gone\n"
 
 
+@pytest.mark.slow
 def test_a_retry_does_not_begin_beside_what_cannot_be_ended(
     workflow: Workflow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -597,6 +604,7 @@ say("go")
 """
 
 
+@pytest.mark.slow
 def test_a_retry_does_not_begin_beside_one_who_cannot_be_found(
     workflow: Workflow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -658,6 +666,7 @@ def was_killed(folder: Path) -> None:
         between.kill()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("between", [gave_up, was_interrupted, was_killed])
 @pytest.mark.parametrize("log_dir", [None, "other"])
 def test_a_later_call_does_not_begin_beside_one_who_cannot_be_found(
@@ -716,6 +725,7 @@ def test_a_log_that_was_removed_tells_nothing(workflow: Workflow, tmp_path: Path
     assert workflow.command(name="work", log_dir=tmp_path / "other")(lambda: ["true"])().exit_code == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_interrupted", [False, True])
 def test_a_workflow_of_which_somebody_is_left_is_not_deleted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_interrupted: bool
@@ -732,6 +742,7 @@ def test_a_workflow_of_which_somebody_is_left_is_not_deleted(
     assert list(list_workflows(tmp_path)) == []
 
 
+@pytest.mark.slow
 def test_an_attempt_that_was_fenced_out_leaves_them_to_the_next(
     workflow: Workflow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -851,6 +862,7 @@ def work(item):
 """
 
 
+@pytest.mark.slow
 @each_use
 def test_a_second_ctrl_c_ends_the_commands_that_run(tmp_path: Path, use: str) -> None:
     """The first lets them finish, the second does not wait for them: they are ended, and the process with them."""
@@ -873,6 +885,7 @@ def work(item):
 """
 
 
+@pytest.mark.slow
 @each_use
 def test_ctrl_c_ends_the_waits_for_a_limit(tmp_path: Path, use: str) -> None:
     """Nothing is at work there that would be let finish: the process ends."""
@@ -891,6 +904,7 @@ def limits_in(root: Path) -> int:
     return sum(event.type == "step.limited" for event in events)
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_ends_the_wait_for_what_a_killed_run_left(tmp_path: Path) -> None:
     """It is left as it is, and nothing is begun beside it."""
     code = STUBBORN.replace("IF_LEFT", "'wait'")

@@ -189,6 +189,7 @@ def test_it_has_no_descriptors_but_the_standard_ones(tmp_path: Path) -> None:
     assert {name for name in shown if int(name) < 10} == {"0", "1", "2"}  # shells keep higher ones for themselves
 
 
+@pytest.mark.slow
 @on_linux
 @pytest.mark.parametrize("program", ["grep", "/bin/grep", "./grep"])
 def test_all_signals_are_at_their_defaults(tmp_path: Path, program: str) -> None:
@@ -288,6 +289,7 @@ def test_a_very_long_line_is_cut(tmp_path: Path) -> None:
     assert [len(line) for line in lines] == [LONGEST_LINE, 4]
 
 
+@pytest.mark.slow
 def test_a_program_that_writes_faster_than_it_is_read_is_ended_in_time(tmp_path: Path) -> None:
     """Lines that never cease keep nobody from looking at the clock."""
     began = time.monotonic()
@@ -374,6 +376,7 @@ def test_an_error_of_who_reads_its_lines_ends_it(tmp_path: Path) -> None:
     assert find(run.tag) == []
 
 
+@pytest.mark.slow
 def test_an_exit_code_that_others_take_is_no_success(tmp_path: Path) -> None:
     """A program that ignores SIGCHLD is told so; `subprocess` would say 0."""
     code = """
@@ -423,6 +426,7 @@ def interrupted(folder: Path, code: str, tag: str, grace: float) -> Child:
     return run_python(INTERRUPTED, folder, code, tag, grace)
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_all_of_it(tmp_path: Path) -> None:
     """The interrupt goes on when nobody is left."""
     tag = unique_name()
@@ -435,6 +439,7 @@ def test_ctrl_c_ends_all_of_it(tmp_path: Path) -> None:
         child.end()
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_takes_the_time_to_finish_away(tmp_path: Path) -> None:
     """Those who do not obey are killed then, and nobody is left."""
     tag = unique_name()
@@ -498,6 +503,7 @@ print("everywhere", count // step)
 """
 
 
+@pytest.mark.slow
 def test_an_interrupt_at_any_place_leaves_nobody(memory_path: Path) -> None:
     """Wherever in the package it comes, all that was started has ended when it goes on."""
     with run_python(EVERYWHERE, memory_path) as child:
@@ -507,6 +513,7 @@ def test_an_interrupt_at_any_place_leaves_nobody(memory_path: Path) -> None:
         child.end()
 
 
+@pytest.mark.slow
 def test_what_a_killed_runner_leaves_is_found(tmp_path: Path) -> None:
     """By its tag alone, and its output is complete."""
     tag = unique_name()

@@ -100,6 +100,7 @@ def test_one_thread_at_a_time(workflow: Workflow) -> None:
     assert number == 200
 
 
+@pytest.mark.slow
 def test_one_process_at_a_time(tmp_path: Path) -> None:
     """Two processes of two threads each that add to a number in a file lose no increment and never overlap."""
     code = """
@@ -171,6 +172,7 @@ def test_workflows_have_mutexes_of_their_own(tmp_path: Path) -> None:
         workflow.close()
 
 
+@pytest.mark.slow
 def test_a_mutex_of_the_whole_store_excludes_other_processes_workflows(tmp_path: Path) -> None:
     """`scope="store"` holds over processes that use different workflows."""
     code = """
@@ -219,6 +221,7 @@ def test_a_refused_wait_is_not_on_record(workflow: Workflow) -> None:
         assert codes_of(workflow.record.events, "mutex.acquired", "mutex.released") == ["mutex.acquired"]
 
 
+@pytest.mark.slow
 def test_a_closed_workflow_still_holds_it(on_disk: Workflow, tmp_path: Path) -> None:
     """Closing the workflow inside frees no mutex, and it is freed as ever."""
     with on_disk.mutex("slot"):
@@ -232,6 +235,7 @@ def test_a_closed_workflow_still_holds_it(on_disk: Workflow, tmp_path: Path) -> 
     assert is_free(on_disk)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_recorded_is_not_held(tmp_path: Path) -> None:
     """A mutex whose acquisition cannot be recorded is free at once."""
     is_full = False
@@ -384,6 +388,7 @@ def test_waiters_of_one_process_are_served_in_order(workflow: Workflow) -> None:
     assert order == list(range(6))
 
 
+@pytest.mark.slow
 def test_waiters_are_served_in_order_behind_another_process(on_disk: Workflow, tmp_path: Path) -> None:
     """They keep their order where another process had it first."""
     order: list[int] = []
@@ -401,6 +406,7 @@ def test_waiters_are_served_in_order_behind_another_process(on_disk: Workflow, t
     assert order == list(range(5))
 
 
+@pytest.mark.slow
 def test_processes_take_turns(tmp_path: Path) -> None:
     """Of two processes with several threads each that all want it all the time, neither waits for the other's end."""
     code = """
@@ -464,6 +470,7 @@ def test_a_wait_that_takes_too_long_says_who_has_it(workflow: Workflow) -> None:
     assert all(part in str(error) for part in ("'slot'", "0.02 s", str(os.getpid()), os.uname().nodename))
 
 
+@pytest.mark.slow
 def test_a_wait_that_takes_too_long_says_which_process_has_it(on_disk: Workflow, tmp_path: Path) -> None:
     """The error names the other process, and since when."""
     before = datetime.now(UTC) - timedelta(milliseconds=1)
@@ -476,6 +483,7 @@ def test_a_wait_that_takes_too_long_says_which_process_has_it(on_disk: Workflow,
         assert before <= raised.value.since <= after
 
 
+@pytest.mark.slow
 def test_who_gave_up_does_not_get_it_later(on_disk: Workflow, tmp_path: Path) -> None:
     """A wait that timed out leaves nobody in the queue, neither here nor in another process's way."""
     with held_elsewhere(tmp_path) as other:
@@ -574,6 +582,7 @@ def no_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mutex_queue, "_TURN", 0.0)
 
 
+@pytest.mark.slow
 def test_a_mutex_that_was_handed_on_outlasts_the_use_of_many_others(
     on_disk: Workflow, tmp_path: Path, no_turns: None
 ) -> None:
@@ -586,6 +595,7 @@ def test_a_mutex_that_was_handed_on_outlasts_the_use_of_many_others(
     assert tried_elsewhere(tmp_path) == "had it"
 
 
+@pytest.mark.slow
 def test_a_mutex_that_was_handed_on_outlasts_the_workflow_of_its_first_user(tmp_path: Path, no_turns: None) -> None:
     """What all workflows share is not freed by the close of the one that was the first to use it."""
     first, second = Workflow("one", dir=tmp_path), Workflow("two", dir=tmp_path)
@@ -596,6 +606,7 @@ def test_a_mutex_that_was_handed_on_outlasts_the_workflow_of_its_first_user(tmp_
     second.close()
 
 
+@pytest.mark.slow
 def test_processes_share_one_hot_mutex_among_many_others(tmp_path: Path) -> None:
     """However many files are opened and closed beside it, no two are ever in, and nobody meets an error."""
     code = """
@@ -671,6 +682,7 @@ def test_a_release_that_is_late_lets_nobody_in(workflow: Workflow) -> None:
 # Holders that die
 
 
+@pytest.mark.slow
 def test_a_killed_holder_frees_its_mutex(on_disk: Workflow, tmp_path: Path) -> None:
     """Whoever waits has it within a second of the kill, each time."""
     for _ in range(3):
@@ -683,6 +695,7 @@ def test_a_killed_holder_frees_its_mutex(on_disk: Workflow, tmp_path: Path) -> N
             assert time.monotonic() - killed_at < 1
 
 
+@pytest.mark.slow
 def test_a_stopped_holder_keeps_its_mutex(on_disk: Workflow, tmp_path: Path) -> None:
     """A process that does not move is not dead."""
     with held_elsewhere(tmp_path) as other:
@@ -694,6 +707,7 @@ def test_a_stopped_holder_keeps_its_mutex(on_disk: Workflow, tmp_path: Path) -> 
         assert take(on_disk, timeout=DEADLINE) == "had it"
 
 
+@pytest.mark.slow
 def test_a_killed_waiter_is_in_nobodys_way(on_disk: Workflow, tmp_path: Path) -> None:
     """The mutex goes to who is alive."""
     code = """

@@ -203,6 +203,7 @@ def test_what_was_done_is_not_done_again(workflow: Workflow) -> None:
     assert ran == [0, 1, 2, 3, 3, 4]
 
 
+@pytest.mark.slow
 def test_a_killed_batch_goes_on_where_it_was(tmp_path: Path) -> None:
     """After SIGKILL the items that were completed are not run again, and all others are."""
     code = """

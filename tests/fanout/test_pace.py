@@ -164,6 +164,7 @@ def test_an_executor_with_one_thread_leaves_nothing_unsettled(workflow: Workflow
         assert summary.result(DEADLINE).fulfilled == 60
 
 
+@pytest.mark.slow
 def test_others_begin_while_what_was_left_is_settled(tmp_path: Path) -> None:
     """A sync that takes long keeps one worker, and not those who could be hired."""
     slow, go_on = threading.Event(), threading.Event()
@@ -207,6 +208,7 @@ all_read.wait()
 """
 
 
+@pytest.mark.slow
 def test_a_thread_that_outlives_the_main_one_ends_its_items(tmp_path: Path) -> None:
     """No worker can be hired any more then: those that are there do the rest."""
     with child(OUTLIVES_MAIN, tmp_path) as process:

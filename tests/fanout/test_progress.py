@@ -214,6 +214,7 @@ def test_a_reader_that_is_gone_harms_nothing(is_closed_first, monkeypatch):
         file.close()
 
 
+@pytest.mark.slow
 def test_tqdm_is_loaded_only_to_be_shown():
     """A display that shows nothing does not import tqdm."""
     code = (

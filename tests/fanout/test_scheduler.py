@@ -75,6 +75,7 @@ def test_every_worker_finds_work_behind_a_long_queue_for_one_key(workflow: Workf
     assert summary.result(DEADLINE).fulfilled == 103
 
 
+@pytest.mark.slow
 def test_an_item_whose_key_another_process_has_holds_no_worker(workflow: Workflow, tmp_path: Path) -> None:
     """The only worker goes on with the next item, and comes back when the key is free."""
     order: list[str] = []
@@ -99,6 +100,7 @@ def test_an_item_whose_key_another_thread_has_holds_no_worker(workflow: Workflow
     assert order == ["B", "C", "A1", "A2"]
 
 
+@pytest.mark.slow
 def test_many_keys_that_are_held_elsewhere_hold_no_worker(workflow: Workflow, tmp_path: Path) -> None:
     """Twenty waits at a time leave the only worker free."""
     done: list[str] = []
@@ -127,6 +129,7 @@ def test_items_that_wait_for_their_key_keep_no_others_from_being_read(workflow: 
     assert batch.result(DEADLINE).fulfilled == 1600
 
 
+@pytest.mark.slow
 def test_a_key_that_is_freed_is_used_while_others_run(workflow: Workflow, tmp_path: Path, gate: Gate) -> None:
     """An idle worker takes up an item as soon as its key is free, whatever the others do."""
     with held_elsewhere(tmp_path, "A") as other:
@@ -166,6 +169,7 @@ def test_items_of_one_key_never_overlap_and_keep_their_order(workflow: Workflow)
     assert order == {key: [(str(n),) for k, n, _ in items if k == key] for key in {item[0] for item in items}}
 
 
+@pytest.mark.slow
 def test_items_of_one_key_never_overlap_over_two_processes(tmp_path: Path) -> None:
     """Two processes with the same keys take turns, and each keeps its own order."""
     code = """
@@ -225,6 +229,7 @@ def test_an_item_that_fails_hands_its_key_on(workflow: Workflow) -> None:
     assert (summary.rejected, order) == (4, [0, 1, 2, 3])
 
 
+@pytest.mark.slow
 def test_a_killed_process_hands_its_keys_on(workflow: Workflow, tmp_path: Path) -> None:
     """An item whose key a process has that is killed runs at once."""
     with held_elsewhere(tmp_path, "A") as other:
@@ -348,6 +353,7 @@ def _key(item: str) -> str | None:
 # How long an item waits
 
 
+@pytest.mark.slow
 def test_an_item_that_waits_too_long_for_another_process_fails(workflow: Workflow, tmp_path: Path) -> None:
     """After `mutex_timeout` seconds the reason says which process has the key, and since when; the rest goes on."""
     before = datetime.now(UTC) - timedelta(milliseconds=1)
@@ -400,6 +406,7 @@ def test_waiting_for_an_item_of_the_same_batch_is_no_waiting(workflow: Workflow)
     assert summary.fulfilled == 4
 
 
+@pytest.mark.slow
 def test_an_item_that_gave_up_leaves_the_key_to_others(workflow: Workflow, tmp_path: Path) -> None:
     """A wait that timed out does not get the key afterwards."""
     with held_elsewhere(tmp_path, "A") as other:
@@ -438,6 +445,7 @@ def test_waiting_items_are_dropped_after_an_error(workflow: Workflow) -> None:
         assert ran == ["B"]
 
 
+@pytest.mark.slow
 def test_keys_are_free_when_it_has_been_stopped(workflow: Workflow, tmp_path: Path) -> None:
     """After an error other processes have every key at once."""
 
@@ -465,6 +473,7 @@ def test_reading_ahead_is_bounded_with_many_workers(workflow: Workflow, gate: Ga
     assert _read_ahead(workflow, gate, max_parallel=100) <= 1600
 
 
+@pytest.mark.slow
 def test_reading_ahead_is_bounded_where_one_key_keeps_the_workers_idle(workflow: Workflow, gate: Gate) -> None:
     """Items that wait for their key count as read ahead."""
     assert _read_ahead(workflow, gate, max_parallel=16, mutex_key="k") <= 1000
@@ -609,6 +618,7 @@ def test_the_detector_sees_what_overlaps(tmp_path: Path) -> None:
         assert_apart([["start", "k", "1"], ["start", "k", "2"]])
 
 
+@pytest.mark.slow
 def test_several_keys_can_be_held_at_once(tmp_path: Path) -> None:
     """What holds keys in the tests above really holds each of them."""
     workflow = Workflow("w", dir=tmp_path)

@@ -54,6 +54,7 @@ def workflow(tmp_path: Path, syncs: HeldSyncs) -> Iterator[Workflow]:
         yield workflow
 
 
+@pytest.mark.slow
 def test_others_go_on_while_one_syncs(workflow: Workflow, syncs: HeldSyncs) -> None:
     """Two workers do all items while the first's sync lasts; no outcome is had before it has ended."""
     ran: list[int] = []
@@ -66,6 +67,7 @@ def test_others_go_on_while_one_syncs(workflow: Workflow, syncs: HeldSyncs) -> N
     assert summary.result(DEADLINE).values() == list(range(20))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [2, 8])
 def test_only_so_many_are_unsettled(workflow: Workflow, syncs: HeldSyncs, workers: int) -> None:
     """A sync that takes long does not let the workers run ahead without end."""

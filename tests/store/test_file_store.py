@@ -171,6 +171,7 @@ print(fold.state["by"])
 """
 
 
+@pytest.mark.slow
 def test_many_processes_that_open_at_once_make_one_record(root: Path) -> None:
     """Of processes that all find nothing, one makes the record, and all others use it."""
     children = [run_python(OPENER, root, name) for name in "abcde"]
@@ -751,6 +752,7 @@ def test_last_to_leave_sweeps_mutexes_that_nobody_holds(root: Path, paths: Paths
     held.release()
 
 
+@pytest.mark.slow
 def test_killed_process_is_no_reason_to_wait(root: Path) -> None:
     """A process that is killed while it holds the record's lock hands it on at once."""
     code = (
@@ -766,6 +768,7 @@ def test_killed_process_is_no_reason_to_wait(root: Path) -> None:
         assert not log.is_alive(owner)
 
 
+@pytest.mark.slow
 def test_process_that_stands_still_within_the_lock_loses_nothing(root: Path) -> None:
     """While a process is stopped inside of the record's lock its peers wait, and go on after it when it wakes."""
     code = (
@@ -790,6 +793,7 @@ def test_process_that_stands_still_within_the_lock_loses_nothing(root: Path) -> 
     assert found == ["stopped", "waited"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("deed", ["log.detach_after_fork()", "pass"])
 def test_forked_child_takes_nothing_from_its_parent(root: Path, deed: str) -> None:
     """A process that forks stays alive for others, keeps its lock and its place, whatever becomes of the child."""
@@ -1232,6 +1236,7 @@ def test_fold_that_was_killed_between_its_renames_is_done_again(root: Path, path
     assert len(lines_of(paths.journal)) == 1
 
 
+@pytest.mark.slow
 def test_fold_that_was_killed_between_its_renames_is_done_by_a_live_peer(root: Path, paths: Paths) -> None:
     """A process that goes on beside the killed one finds the new snapshot, and parts with nothing."""
     log, projection = opened(root)
@@ -1304,6 +1309,7 @@ def lifetime(root: Path, fs: FileSystem, acknowledged: list[str]) -> None:
         raise
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("peer", [False, True], ids=["alone", "beside a peer"])
 @pytest.mark.parametrize("torn_before", [False, True], ids=["new", "recovering"])
 def test_crash_before_any_call_loses_nothing(root: Path, early_folds: None, peer: bool, torn_before: bool) -> None:
@@ -1365,6 +1371,7 @@ def stubborn_lifetime(root: Path, fs: FileSystem, acknowledged: list[str]) -> No
         die(log)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("peer", [False, True], ids=["alone", "beside a peer"])
 def test_any_call_that_fails_is_a_typed_error(root: Path, early_folds: None, peer: bool) -> None:
     """Whichever call the system refuses: a StoreError or no harm; what was acknowledged stays, and work goes on."""
@@ -1754,6 +1761,7 @@ def test_damaged_record_can_be_deleted(root: Path, paths: Paths, name: str) -> N
     assert os.listdir(paths.folder) == []
 
 
+@pytest.mark.slow
 def test_delete_between_the_steps_of_an_opening(root: Path, paths: Paths) -> None:
     """Who opens while another deletes gets a new record, at whatever moment that happens."""
     for number in range(40):

@@ -391,6 +391,7 @@ log.detach(fold)
 """
 
 
+@pytest.mark.slow
 def test_a_live_writer_is_never_taken_for_damage(root: Path) -> None:
     """While a process appends and folds, every look finds the workflow sound, or its end being written."""
     with run_python(WRITER, root, 1500) as writer:
@@ -431,6 +432,7 @@ def _is_readable(root: Path) -> bool:
     return not isinstance(found, StoreError)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["journal", "snapshot"])
 def test_damaged_is_what_a_reader_refuses(
     name: str, root: Path, paths: Paths, tmp_path: Path, hasty: None, monkeypatch: pytest.MonkeyPatch

@@ -43,6 +43,7 @@ def is_free(path: str) -> bool:
     return True
 
 
+@pytest.mark.slow
 def test_killed_holder_frees_its_mutex(path: str) -> None:
     """A mutex is held while its holder lives, and free when that was killed."""
     with run_python(TAKE + "print('taken'); input()", path) as child:
@@ -52,6 +53,7 @@ def test_killed_holder_frees_its_mutex(path: str) -> None:
         assert is_free(path)
 
 
+@pytest.mark.slow
 def test_who_waits_gets_the_mutex_of_a_killed_holder(path: str) -> None:
     """A waiter goes on by itself when the holder is killed."""
     with run_python(TAKE + "print('taken'); input()", path) as child:
@@ -108,6 +110,7 @@ FORKED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("deed", FORKED.values(), ids=FORKED.keys())
 def test_forked_child_does_not_free_its_parents_mutex(path: str, deed: str) -> None:
     """Whatever a forked child does with a lock that it got from its parent, the parent has it."""
@@ -120,6 +123,7 @@ def test_forked_child_does_not_free_its_parents_mutex(path: str, deed: str) -> N
         assert is_free(path)
 
 
+@pytest.mark.slow
 def test_forked_child_does_not_keep_its_parents_mutex(path: str) -> None:
     """A child that outlives its killed parent holds nothing of its."""
     code = "if os.fork() == 0:\n    print(os.getpid()); input(); os._exit(0)\nos.wait()\n"
@@ -133,6 +137,7 @@ def test_forked_child_does_not_keep_its_parents_mutex(path: str) -> None:
         wait_until(lambda: state_of(pid) == "Z", what="the end of the forked child")
 
 
+@pytest.mark.slow
 def test_forked_child_can_take_the_mutex_itself(path: str) -> None:
     """A child waits for its parent's lock as everybody does, and gets it after the release."""
     code = (
@@ -202,6 +207,7 @@ def test_threads_do_not_share_a_lock(path: str) -> None:
     one.release()
 
 
+@pytest.mark.slow
 def test_waiting_for_a_mutex_ends_with_a_signal(path: str) -> None:
     """Ctrl-C ends the wait for a mutex."""
     code = (

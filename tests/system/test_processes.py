@@ -106,6 +106,7 @@ def test_a_zombie_is_not_alive(tag: str) -> None:
         assert living_tree(tag, [zombie]) == set()
 
 
+@pytest.mark.slow
 def test_a_process_is_found_while_it_changes_its_program(tag: str) -> None:
     """Between two programs it has no environment for a moment; it is not taken for another's."""
     code = (
@@ -118,6 +119,7 @@ def test_a_process_is_found_while_it_changes_its_program(tag: str) -> None:
             assert find(tag) == [process.pid]
 
 
+@pytest.mark.slow
 def test_a_process_that_hands_over_to_its_child_is_found(tag: str) -> None:
     """Again and again it forks and exits: however short each lives, one of them is found."""
     code = """
@@ -251,6 +253,7 @@ def test_who_is_born_while_the_others_are_ended_is_ended_too(tag: str, tmp_path:
         process.wait(DEADLINE)
 
 
+@pytest.mark.slow
 def test_those_who_multiply_are_ended(tag: str) -> None:
     """A program of which each process starts two, up to a hundred at a time, in sessions of their own."""
     code = """
@@ -272,6 +275,7 @@ while True:
         assert process.wait(DEADLINE) == -signal.SIGKILL
 
 
+@pytest.mark.slow
 def test_nobody_ends_himself(tag: str) -> None:
     """A process of the tree that asks for its end is refused, and nobody is signalled."""
     code = """
