@@ -208,6 +208,7 @@ MORE_FAULTS = [
         "                self._leader = None\n            if self._leader is None:\n",
         "                self._leader = None\n",
         _SHARED_SYNC,
+        ("--tier", "full", "--seed", "1"),
     ),
     Fault(
         "one who was interrupted left in the queue for a sync",
@@ -215,6 +216,7 @@ MORE_FAULTS = [
         "            self._waiting = [entry for entry in self._waiting if entry[1] is not latch]\n",
         "",
         _SHARED_SYNC,
+        ("--tier", "full", "--seed", "1"),
     ),
     Fault(
         "one who was interrupted ends the lead of another",
@@ -230,5 +232,6 @@ MORE_FAULTS = [
         "        if not self._grant():\n            self._take()\n",
         "        self._grant()\n",
         "tests/reliability/test_mutex_schedules.py::test_a_mutex_is_handed_on_to_one_at_a_time_and_to_all",
+        ("--tier", "full", "--seed", "1"),
     ),
 ]
