@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import statistics
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,7 @@ FILE_DOORS = {
 }
 
 
+@cache
 def modules() -> dict[str, Path]:
     return {
         ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
@@ -66,6 +68,7 @@ def modules() -> dict[str, Path]:
     }
 
 
+@cache
 def imported(tree: ast.AST) -> set[str]:
     """All that a module imports, by full names."""
     found = set()
@@ -84,6 +87,13 @@ def named(tree: ast.AST) -> set[str]:
     return {name for name in names if name in known}
 
 
+@cache
+def parsed(module: str) -> ast.Module:
+    """The module's code; not to be changed."""
+    return ast.parse(modules()[module].read_text())
+
+
+@cache
 def run_time_imports(module: str) -> set[str]:
     """The package's modules that a module imports when it runs, at once or at first use."""
     tree = ast.parse(modules()[module].read_text())
@@ -130,8 +140,8 @@ def test_one_door_to_each_library(library: str) -> None:
     """Time, locks, converters and processes are each known to the modules that are for them, and to no other."""
     users = {
         module
-        for module, path in modules().items()
-        if any(name == library or name.startswith(f"{library}.") for name in imported(ast.parse(path.read_text())))
+        for module in modules()
+        if any(name == library or name.startswith(f"{library}.") for name in imported(parsed(module)))
     }
     assert users <= DOORS[library]
 
@@ -139,8 +149,8 @@ def test_one_door_to_each_library(library: str) -> None:
 def test_one_door_to_the_file_system() -> None:
     """Files are opened, made and removed in one module."""
     users = set()
-    for module, path in modules().items():
-        for node in ast.walk(ast.parse(path.read_text())):
+    for module in modules():
+        for node in ast.walk(parsed(module)):
             if not isinstance(node, ast.Call):
                 continue
             called = node.func
@@ -157,8 +167,8 @@ def test_nobody_waits_where_a_signal_leaves_a_lock() -> None:
     """The standard library's conditions and events are used nowhere: `system.interrupts` says why."""
     users = {
         module
-        for module, path in modules().items()
-        for node in ast.walk(ast.parse(path.read_text()))
+        for module in modules()
+        for node in ast.walk(parsed(module))
         if isinstance(node, ast.Attribute)
         and isinstance(node.value, ast.Name)
         and node.value.id == "threading"

@@ -19,7 +19,10 @@ from iso_orchestrator import CommandResult, CommandTimeoutError
 from iso_orchestrator.checks import unique_name
 from iso_orchestrator.commands.process import end_orphans
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the programs of these tests are for Linux")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="the programs of these tests are for Linux"),
+]
 
 GRACE = 0.1  # seconds
 PARTS = 2
@@ -160,7 +163,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, len(result.st
 @pytest.mark.parametrize("consumer", ["nobody", "lines"])
 def test_much_output_costs_no_memory(tier: Tier, figures: Figures, tmp_path: Path, consumer: str) -> None:
     """A GiB of it, or less in the quick tier: the process grows by less than 20 MB, whoever reads it."""
-    size = tier.pick(quick=1 << 24, full=1 << 30, soak=1 << 32)
+    size = tier.pick(quick=1 << 26, full=1 << 30, soak=1 << 32)
     with run_python(MUCH, tmp_path, size, consumer) as child:
         grown, kept = map(int, child.line(DEADLINE * 10).split())
         child.end()

@@ -497,6 +497,7 @@ _BULK: dict[str, Callable[[int], bytes]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["snapshot", "journal", "a fact", "the state"])
 @pytest.mark.parametrize("name", _BULK)
 def test_memory_is_bounded_by_the_size_of_the_files(

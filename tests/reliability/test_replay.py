@@ -64,8 +64,9 @@ def test_no_short_sequence_loses_what_was_acknowledged(
     own = short_sequences(3)[part::PARTS]
     for names in own if tier.name != "quick" else [own[0], *draw.sample(own, 1)]:
         replay(checker, names, locks, share=0.05 if len(names) == 3 else 1.0, torn=0.01, inside=0.02)
+    inside = tier.share(quick=0.05, full=0.3, soak=0.3)
     while checker.count < target:
-        replay(checker, draw.choice(own), locks, share=1.0, torn=0.1, inside=0.3)
+        replay(checker, draw.choice(own), locks, share=1.0, torn=0.1, inside=inside)
     add(figures, checker)
 
 
