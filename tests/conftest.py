@@ -1,4 +1,4 @@
-"""What many tests begin with, and the tiers of the reliability tests."""
+"""Fixtures of many tests, the slow tests that plain `pytest` leaves out, and the tiers of the reliability tests."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import os
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import hypothesis
 import pytest
 from reliability.tiers import Figures, Tier
 from support import Run, memory_folder
@@ -25,14 +27,14 @@ def workflow(tmp_path: Path) -> Iterator[Workflow]:
 
 @pytest.fixture
 def memory_path() -> Iterator[Path]:
-    """A folder in memory, where there is one."""
+    """A folder in memory, if the machine has one."""
     with memory_folder() as folder:
         yield folder
 
 
 @pytest.fixture
 def run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run a command on the root; its exit code, output and errors."""
+    """Runs a command on the root: exit code, output and errors."""
 
     def run(*args: str) -> tuple[int, str, str]:
         code = main([args[0], "--dir", str(tmp_path), *args[1:]])
@@ -48,16 +50,50 @@ def gate() -> Iterator[Gate]:
     gate.open()
 
 
+LEFT_OUT = pytest.StashKey[int]()
+"""How many slow tests this run does not run."""
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all", action="store_true", help="run the slow tests too, which start whole processes")
     group = parser.getgroup("reliability")
-    group.addoption("--tier", choices=("quick", "full", "soak"), default="quick", help="how much is tried")
-    group.addoption("--seed", type=int, default=None, help="what the randomised tests draw from")
+    group.addoption("--tier", choices=("quick", "full", "soak"), default="quick", help="how many cases are tried")
+    group.addoption("--seed", type=int, default=None, help="the seed of the randomised tests")
     group.addoption("--soak-factor", type=float, default=1.0, help="a part of the soak tier's figures")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if config.option.seed is None:
-        config.option.seed = int.from_bytes(os.urandom(4))  # the workers of xdist are given this one
+    option = config.option
+    if option.seed is None:
+        option.seed = int.from_bytes(os.urandom(4))  # the workers of xdist get this one
+    option.all = option.all or option.tier != "quick"
+    config.stash[LEFT_OUT] = 0
+    # A loaded machine is no failure, so no example has a deadline.
+    hypothesis.settings.register_profile(
+        "iso",
+        max_examples=100 if option.all else 20,
+        deadline=None,
+        suppress_health_check=[hypothesis.HealthCheck.too_slow],
+    )
+    hypothesis.settings.load_profile("iso")
+
+
+@pytest.hookimpl(trylast=True)  # after -k and -m, so that only tests that would have run are counted
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.option.all:
+        return
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    items[:] = [item for item in items if not item.get_closest_marker("slow")]
+    config.hook.pytest_deselected(items=slow)
+    config.stash[LEFT_OUT] = len(slow)
+    if hasattr(config, "workeroutput"):
+        config.workeroutput["left_out"] = len(slow)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take the count from a worker of xdist: all workers collect the same tests."""
+    node.config.stash[LEFT_OUT] = max(node.config.stash[LEFT_OUT], getattr(node, "workeroutput", {}).get("left_out", 0))
 
 
 def pytest_report_header(config: pytest.Config) -> str:
@@ -66,6 +102,8 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if left_out := terminalreporter.config.stash[LEFT_OUT]:
+        terminalreporter.write_line(f"slow tests left out: {left_out} (`pytest --all` runs them)")
     rows: dict[tuple[int, str], list[float]] = defaultdict(lambda: [0, 0, 0])
     for reports in terminalreporter.stats.values():
         for report in reports:
@@ -80,19 +118,20 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for (row, what), (count, violations, seconds) in sorted(rows.items()):
         terminalreporter.write_line(f"{row:>3}  {what:<58} {count:>10,.0f} {violations:>10.0f} {seconds:>8.1f}")
     option = terminalreporter.config.option
+    more = " --all" if option.all and option.tier == "quick" else ""
     part = f" --soak-factor {option.soak_factor:g} --timeout 0" if option.tier == "soak" else ""
-    again = f"pytest tests/reliability --tier {option.tier} --seed {option.seed}{part}"
+    again = f"pytest tests/reliability --tier {option.tier} --seed {option.seed}{more}{part}"
     terminalreporter.write_line(f"again with: {again}")
 
 
 @pytest.fixture
 def tier(request: pytest.FixtureRequest) -> Tier:
-    """How much this run tries, and its randomness."""
+    """How many cases this run tries, and its randomness."""
     option = request.config.option
     return Tier(option.tier, option.seed, option.soak_factor)
 
 
 @pytest.fixture
 def figures(request: pytest.FixtureRequest) -> Figures:
-    """What the test says that it has tried."""
+    """Collects what the test has tried."""
     return Figures(request.node)

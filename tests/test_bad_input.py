@@ -306,6 +306,7 @@ def test_a_root_without_the_right_to_write_is_refused_and_can_be_read(root: Path
             assert workflow.run_step("next", lambda: "goes on") == "goes on"
 
 
+@pytest.mark.slow
 def test_a_read_only_disk_is_refused_and_can_be_read(root: Path) -> None:
     """A root on a read-only disk raises at the first use; reading works, and nothing changes."""
     with unharmed(root):
@@ -353,11 +354,13 @@ def loses_nothing_when_full(disk: Path) -> None:
     assert calls == [1]
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_an_error_and_loses_nothing(tmp_path: Path) -> None:
     """A result without room on the disk raises, nothing is lost, and work continues when there is room."""
     run_with_mounts(loses_nothing_when_full, tmp_path, ["-t", "tmpfs", "-o", "size=512k", "tmpfs"])
 
 
+@pytest.mark.slow
 def test_a_file_that_may_not_grow_is_an_error_and_loses_nothing(root: Path) -> None:
     """A process at its limit of file size gets a typed error and loses nothing."""
     code = """

@@ -87,6 +87,7 @@ def test_all_holds_the_contract() -> None:
     assert contract <= set(iso_orchestrator.__all__)
 
 
+@pytest.mark.slow
 def test_importing_loads_nothing_optional_and_starts_no_thread() -> None:
     """A bare import starts no thread, and loads no extra, no heavy library, no command, agent or view."""
     code = f"import sys, threading, iso_orchestrator; print({LATER!r} & sys.modules.keys(), threading.active_count())"
@@ -116,6 +117,7 @@ def test_public_classes_and_functions_have_docstrings() -> None:
     assert [name for name in iso_orchestrator.__all__ if not getattr(iso_orchestrator, name).__doc__] == []
 
 
+@pytest.mark.slow
 def test_no_module_takes_the_name_of_an_export() -> None:
     """Importing a module later does not replace an export of the same name."""
     code = (

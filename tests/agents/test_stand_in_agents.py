@@ -71,6 +71,7 @@ def performed(agent: Agent, command: AgentCommand, **settings: object) -> tuple[
     return stream, stream.result(process.returncode, err, now=datetime.now(UTC))
 
 
+@pytest.mark.slow
 @each_agent
 @pytest.mark.parametrize("behaviour", OUTCOMES)
 def test_each_behaviour_has_its_outcome(agent: Agent, behaviour: str) -> None:
@@ -82,6 +83,7 @@ def test_each_behaviour_has_its_outcome(agent: Agent, behaviour: str) -> None:
         assert result.usage is not None
 
 
+@pytest.mark.slow
 def test_it_runs_as_a_module_too() -> None:
     """It runs with `-m`."""
     agent = Claude(program=[sys.executable, "-m", "iso_orchestrator.agents.stand_in", "claude"])
@@ -103,6 +105,7 @@ def test_a_limit_lasts_as_long_as_it_says(agent: Agent) -> None:
     assert abs(result.until - datetime.now(UTC) - timedelta(hours=1)) < timedelta(seconds=90)
 
 
+@pytest.mark.slow
 @each_agent
 def test_one_run_after_another(agent: Agent, tmp_path: Path) -> None:
     """Behaviours follow each other over runs, the log has each run, and a session is resumed by its name."""

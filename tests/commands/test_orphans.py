@@ -22,7 +22,10 @@ from iso_orchestrator.commands.output import is_output_open
 from iso_orchestrator.commands.process import await_orphans, end_orphans
 from iso_orchestrator.system import processes
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="the programs of these tests are for a POSIX system")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(os.name != "posix", reason="the programs of these tests are for a POSIX system"),
+]
 
 RUNNER = """
 import sys

@@ -133,6 +133,7 @@ def test_the_token_grows_with_every_acquisition(workflow: Workflow, clock: Clock
     assert workflow.touch_lease("other", holder="alpha", ttl=TTL).token == 1
 
 
+@pytest.mark.slow
 def test_the_token_grows_over_closing_and_processes(tmp_path: Path) -> None:
     """What comes after a snapshot, and from another process, goes on from the highest token."""
     tokens = []
@@ -679,6 +680,7 @@ workflow.close()
 """
 
 
+@pytest.mark.slow
 def test_a_stopped_holder_that_wakes_up_records_nothing(tmp_path: Path) -> None:
     """A process that slept past its time, and was followed by another, learns of it before it records."""
     workflow = Workflow("w", dir=tmp_path)
@@ -702,6 +704,7 @@ def test_a_stopped_holder_that_wakes_up_records_nothing(tmp_path: Path) -> None:
     workflow.close()
 
 
+@pytest.mark.slow
 def test_a_killed_holder_keeps_its_lease_until_it_runs_out(tmp_path: Path) -> None:
     """Death frees no lease at once, and time does."""
     workflow = Workflow("w", dir=tmp_path)
@@ -721,6 +724,7 @@ def test_a_killed_holder_keeps_its_lease_until_it_runs_out(tmp_path: Path) -> No
     workflow.close()
 
 
+@pytest.mark.slow
 def test_a_conflict_is_seen_over_processes(tmp_path: Path) -> None:
     """Whoever has it in whatever process, others are told who."""
     workflow = Workflow("w", dir=tmp_path)

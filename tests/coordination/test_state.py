@@ -137,6 +137,7 @@ def test_threads_lose_no_update(workflow: Workflow) -> None:
     assert workflow.state == {"count": 200}
 
 
+@pytest.mark.slow
 def test_processes_lose_no_update(workflow: Workflow, tmp_path: Path) -> None:
     """Four processes that count at the same time count everything, and each update is on record."""
     code = """
@@ -252,6 +253,7 @@ workflow.close()
 """
 
 
+@pytest.mark.slow
 def test_using_the_workflow_inside_raises(tmp_path: Path) -> None:
     """It would wait for itself; it raises instead, nothing is recorded, and everything goes on as before."""
     said: list[str] = []
@@ -330,6 +332,7 @@ def test_an_attempt_that_fails_drops_its_updates(workflow: Workflow) -> None:
     assert workflow.state == {"count": 1}
 
 
+@pytest.mark.slow
 def test_a_step_that_a_crash_repeats_counts_once(tmp_path: Path) -> None:
     """A step killed behind its update, and run again, has counted once."""
     code = """

@@ -16,7 +16,10 @@ from support_processes import assert_waits, child
 
 from iso_orchestrator import StepStatus, Workflow, WorkflowStatus, read_workflow_record
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="SIGINT cannot be sent to one process elsewhere")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(os.name != "posix", reason="SIGINT cannot be sent to one process elsewhere"),
+]
 
 # A child says what it does in lines that no other thread's can break, and listens in a thread of its own.
 FIRST = """

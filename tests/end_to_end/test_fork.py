@@ -30,6 +30,7 @@ from iso_orchestrator import (
 )
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform does not fork"),
     # Python 3.12 and later warn of what is tested here.
     pytest.mark.filterwarnings("ignore:This process:DeprecationWarning"),

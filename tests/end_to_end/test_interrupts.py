@@ -19,6 +19,8 @@ from support_processes import child
 
 from iso_orchestrator import FileStore, MutexTimeoutError, StoreError, Workflow
 
+pytestmark = pytest.mark.slow
+
 
 class InterruptAt:
     """Sends this thread SIGINT as the package's function of that number is called, and keeps the KeyboardInterrupt.

@@ -19,7 +19,10 @@ from iso_orchestrator import StepStatus, WorkflowStatus, read_workflow_record
 jupyter_client = pytest.importorskip("jupyter_client", reason="needs the extra `test`: a kernel is started")
 pytest.importorskip("ipykernel", reason="needs the extra `test`: a kernel is started")
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:jupyter_client", "ignore::DeprecationWarning:zmq")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:jupyter_client", "ignore::DeprecationWarning:zmq"),
+]
 
 PAUSE = 0.1  # seconds in which what should not happen would have happened
 DEADLINE = 60.0  # seconds; a kernel's start is slow on a busy machine

@@ -30,6 +30,8 @@ from iso_orchestrator import (
 )
 from iso_orchestrator.store import FileStore
 
+pytestmark = pytest.mark.slow
+
 PAUSE = 0.2  # seconds in which what should not happen would have happened
 
 # What a child begins with.

@@ -27,6 +27,8 @@ from iso_orchestrator import (
     read_workflow_record,
 )
 
+pytestmark = pytest.mark.slow
+
 TESTS = Path(__file__).parents[1]
 DEFAULT_PACKAGE = TESTS.parent / ".ci" / "node" / "node_modules" / "@razroo" / "iso-orchestrator"
 PACKAGE = Path(os.environ.get("ISO_ORCHESTRATOR_NPM") or DEFAULT_PACKAGE).resolve()

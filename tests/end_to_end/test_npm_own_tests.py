@@ -22,6 +22,8 @@ from iso_orchestrator import (
     run_workflow,
 )
 
+pytestmark = pytest.mark.slow
+
 NOON = datetime(2026, 5, 14, 12, 0, 0, tzinfo=UTC)
 
 

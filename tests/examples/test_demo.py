@@ -24,6 +24,8 @@ from iso_orchestrator import WorkflowNotFoundError, open_workflow, read_workflow
 from iso_orchestrator.examples.demo import AGENT, JOBS, WORKFLOW_ID
 from iso_orchestrator.views.cli import main
 
+pytestmark = pytest.mark.slow
+
 REPOSITORY = Path(__file__).parents[2]
 PACE = "0.02"
 STEPS = [f"apply:{job['company']}:{job['role']}" for job in JOBS]

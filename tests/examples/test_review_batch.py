@@ -19,6 +19,8 @@ from support import DEADLINE, wait_until
 from iso_orchestrator import WorkflowNotFoundError, WorkflowRecord, list_workflows, read_workflow_record
 from iso_orchestrator.examples.review_batch import SAMPLE, main
 
+pytestmark = pytest.mark.slow
+
 REPOSITORY = Path(__file__).parents[2]
 ITEMS = [
     {"repository": "shop", "subject": "prices are floats"},

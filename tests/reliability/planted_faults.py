@@ -208,6 +208,7 @@ MORE_FAULTS = [
         "                self._leader = None\n            if self._leader is None:\n",
         "                self._leader = None\n",
         _SHARED_SYNC,
+        ("--tier", "full", "--seed", "1"),
     ),
     Fault(
         "one who was interrupted left in the queue for a sync",
@@ -215,6 +216,7 @@ MORE_FAULTS = [
         "            self._waiting = [entry for entry in self._waiting if entry[1] is not latch]\n",
         "",
         _SHARED_SYNC,
+        ("--tier", "full", "--seed", "1"),
     ),
     Fault(
         "a lock that comes when no waiter is left kept",
@@ -222,5 +224,6 @@ MORE_FAULTS = [
         "                is_over = not self.is_locked and not self.waiters\n",
         "                is_over = not self.waiters\n",
         "tests/reliability/test_mutex_schedules.py::test_a_mutex_is_handed_on_to_one_at_a_time_and_to_all",
+        ("--tier", "full", "--seed", "1"),
     ),
 ]

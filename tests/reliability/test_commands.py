@@ -19,7 +19,10 @@ from iso_orchestrator import CommandResult, CommandTimeoutError
 from iso_orchestrator.checks import unique_name
 from iso_orchestrator.commands.process import end_orphans
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the programs of these tests are for Linux")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="the programs of these tests are for Linux"),
+]
 
 GRACE = 0.1  # seconds
 PARTS = 2

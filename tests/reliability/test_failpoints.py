@@ -432,7 +432,7 @@ def drawn(server: Server, tier: Tier, number: int, part: int) -> list[Case]:
     """The cases of a part of the failpoints: in full, before and behind each, in two of the lives that come there."""
     names = NAMES[part::PARTS]
     if tier.name == "quick":
-        names = tier.random("failpoints").sample(names, min(len(names), 8 if number == signal.SIGKILL else 3))
+        names = tier.random("failpoints").sample(names, min(len(names), 4 if number == signal.SIGKILL else 1))
     cases = []
     for seed in range(tier.count(quick=1, full=1, soak=20)):
         for name in names:

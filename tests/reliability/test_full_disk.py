@@ -21,6 +21,8 @@ from iso_orchestrator import StoreError, Workflow, list_workflows, read_workflow
 from iso_orchestrator.store import FileStore
 from iso_orchestrator.store.file import log as log_module
 
+pytestmark = pytest.mark.slow
+
 NOBODY = 65534
 
 # Of <sched.h> and <sys/mount.h>, which Python has only in later versions, or not at all.

@@ -461,7 +461,7 @@ class Violations:
 @pytest.mark.parametrize("part", range(PARTS))
 def test_damaged_files_are_read_or_refused(tier: Tier, figures: Figures, folder: Path, part: int) -> None:
     """Fuzzed bytes and mutated files give a record or a documented error, and nothing damaged is overwritten."""
-    count = tier.count(quick=2_000, full=50_000, soak=10_000_000) // PARTS
+    count = tier.count(quick=400, full=50_000, soak=10_000_000) // PARTS
     samples = _samples(folder)
     prefixes = [_prefixes(files) for files in samples]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -496,6 +496,7 @@ _BULK: dict[str, Callable[[int], bytes]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["snapshot", "journal", "a fact", "the state"])
 @pytest.mark.parametrize("name", _BULK)
 def test_memory_is_bounded_by_the_size_of_the_files(

@@ -43,6 +43,7 @@ def test_a_fault_can_still_be_planted(fault: Fault) -> None:
     compile(with_fault(fault, PROJECT), fault.module, "exec")
 
 
+@pytest.mark.slow
 def test_each_fault_names_a_test_that_exists() -> None:
     """There are as many faults as matter, no two of one name, and pytest finds the tests that are to catch them."""
     faults = [*FAULTS, *MORE_FAULTS]
@@ -71,8 +72,7 @@ def test_a_planted_fault_is_caught(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The test that is named for a fault fails with it and passes without it."""
-    if tier.name == "quick":
-        pytest.skip("two runs of pytest for each fault: in the full tier and in the soak")
+    tier.skip_quick("two runs of pytest for each fault")
     sound = passes(fault.caught_by, fault.options)
     assert sound.returncode == 0, f"{fault.caught_by} fails without any fault:\n{sound.stdout}"
     copy(memory_path)
@@ -113,7 +113,7 @@ def run(project: Path, *args: str) -> Run:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     path = os.pathsep.join(filter(None, [str(project), environment.get("PYTHONPATH")]))
     done = subprocess.run(
-        [*command, *(["-p", "tested_package"] if is_copy else []), *args],
+        [*command, *(["-p", "tested_package"] if is_copy else []), "--all", *args],
         cwd=project,
         env={**environment, "PYTHONPATH": path},
         capture_output=True,

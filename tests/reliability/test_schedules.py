@@ -7,7 +7,10 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 
+import pytest
 from reliability.schedules import Interrupt, Schedule
+
+pytestmark = pytest.mark.slow
 
 SCHEDULES = 600
 

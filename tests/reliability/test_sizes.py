@@ -175,6 +175,7 @@ def test_facts_that_leave_no_trace_take_no_memory(root: Path, tier: Tier, figure
     figures.add(ROW, "heartbeats in a row", 3 * count)
 
 
+@pytest.mark.slow
 def test_reading_takes_memory_by_the_size_of_the_files(root: Path, tier: Tier, figures: Figures) -> None:
     """Opening, looking and checking take a few times the files' size, whether these are small or large."""
     for count in (tier.count(quick=500, full=20_000, soak=100_000), tier.count(quick=2000, full=80_000, soak=400_000)):
@@ -298,6 +299,7 @@ def test_a_workflow_costs_the_same_however_many_are_beside_it(
     figures.add(ROW, "workflows in a root", count)
 
 
+@pytest.mark.slow
 def test_a_listing_holds_one_workflow_at_a_time(root: Path, tier: Tier, figures: Figures) -> None:
     """Memory of going through a root grows by its names alone, not by its records."""
     count = tier.count(quick=50, full=500, soak=5000)
@@ -359,6 +361,7 @@ def test_a_large_result_is_written_once_and_folded_once(
     figures.add(ROW, "megabytes in a result", size >> 20)
 
 
+@pytest.mark.slow
 def test_a_large_result_takes_a_few_times_its_size_of_memory(root: Path, tier: Tier, figures: Figures) -> None:
     """Recording, opening, looking and checking take memory in proportion to the result, not to its square."""
     for size in (tier.count(quick=1, full=3, soak=12) << 20, tier.count(quick=4, full=12, soak=50) << 20):

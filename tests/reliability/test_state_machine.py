@@ -1121,7 +1121,7 @@ PARTS = 4
 @pytest.mark.parametrize("kind", ["file", "memory"])
 def test_a_workflow_is_what_a_dict_would_be(tier: Tier, figures: Figures, folder: Path, kind: str, part: int) -> None:
     """After any calls, deaths and openings all see the record that a dict would have become."""
-    whole = {"file": tier.count(quick=50, full=500, soak=20_000), "memory": tier.count(quick=12, full=100, soak=4_000)}
+    whole = {"file": tier.count(quick=12, full=500, soak=20_000), "memory": tier.count(quick=4, full=100, soak=4_000)}
     examples = -(-whole[kind] // PARTS)
     seed = tier.random(f"test_a_workflow_is_what_a_dict_would_be {kind} {part}").getrandbits(32)
     machine: Any = type("SeededMachine", (Machine,), {"kind": kind, "folder": folder, "rules": 0, "crashes": 0})

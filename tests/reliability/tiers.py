@@ -1,4 +1,4 @@
-"""How much is tried: quick with every change, full in CI, soak in a night."""
+"""How many cases are tried: quick with every change, full in CI, soak in a night."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ T = TypeVar("T")
 
 @attrs.frozen
 class Tier:
-    """The tier that this run is of.
+    """The tier of this run.
 
     Attributes:
-        seed: What all randomness of a test is drawn from, by `random`.
-        factor: By which the figures of the soak are multiplied: a short soak has less than 1.
+        seed: The seed of all randomness, see `random`.
+        factor: The figures of the soak are multiplied by it: a short soak has less than 1.
     """
 
     name: TierName
@@ -30,20 +30,25 @@ class Tier:
     factor: float
 
     def pick(self, *, quick: T, full: T, soak: T) -> T:
-        """What is to be used in this tier."""
+        """The value for this tier."""
         return {"quick": quick, "full": full, "soak": soak}[self.name]
 
     def count(self, *, quick: int, full: int, soak: int) -> int:
-        """How often something is to be tried in this tier."""
+        """The number of cases in this tier."""
         return (
             max(1, round(soak * self.factor)) if self.name == "soak" else self.pick(quick=quick, full=full, soak=soak)
         )
 
     def share(self, *, quick: float, full: float, soak: float) -> float:
-        """Which part of all cases is to be tried in this tier: a short soak tries no less than the full tier."""
+        """The part of all cases that this tier tries: a short soak tries no less than the full tier."""
         if self.name == "soak":
             return min(soak, max(full, soak * self.factor))
         return self.pick(quick=quick, full=full, soak=soak)
+
+    def skip_quick(self, why: str) -> None:
+        """Skip the test in the quick tier: it says little with few cases, and many take too long."""
+        if self.name == "quick":
+            pytest.skip(f"not in the quick tier: {why}")
 
     def random(self, test: str) -> random.Random:
         """The randomness of a test, the same for one seed whatever other tests run."""
@@ -51,20 +56,20 @@ class Tier:
 
 
 class Figures:
-    """What a test has tried and found; printed as a table when the run ends."""
+    """The number of cases that a test tried, and of violations: printed as a table when the run ends."""
 
     def __init__(self, item: pytest.Item) -> None:
         self._item = item
         self._since = time.monotonic()
 
     def add(self, row: int, what: str, count: int, violations: int = 0) -> None:
-        """Say that *count* of *what* were tried for a row of the table of promises.
+        """Record that *count* of *what* were tried for a row of the table of promises.
 
         Args:
             row: Its number.
             what: In the plural: ``"crash states, ordered model"``. Equal ones are added up.
-            count: How many.
-            violations: How many of them broke a promise.
+            count: The number of cases.
+            violations: The number of cases that broke a promise.
         """
         seconds, self._since = time.monotonic() - self._since, time.monotonic()
         self._item.user_properties.append(("figure", (row, what, count, violations, round(seconds, 1))))

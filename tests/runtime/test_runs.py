@@ -313,6 +313,7 @@ def test_runs_of_one_workflow_may_overlap(tmp_path: Path) -> None:
     assert run_events(first) == ["running", "running", "completed", "completed"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["first", "second"])
 def test_a_failure_of_one_is_the_groups(tmp_path: Path, which: str) -> None:
     """Runs that overlap have failed if any of them failed, the last to end or not; its error is kept."""
@@ -415,6 +416,7 @@ def test_a_run_cancels_only_its_own_submitted_work(tmp_path: Path) -> None:
 # on_busy
 
 
+@pytest.mark.slow
 def test_a_busy_workflow_can_be_refused(tmp_path: Path) -> None:
     """`on_busy="fail"` raises while another run is alive, says whose it is and since when, and records no run."""
     before = datetime.now(UTC) - timedelta(seconds=1)
@@ -469,6 +471,7 @@ def test_a_dead_run_is_not_busy(tmp_path: Path, on_busy: Any) -> None:
     assert workflow.record.status is WorkflowStatus.COMPLETED
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ["end", "kill"])
 def test_a_busy_workflow_can_be_waited_for(tmp_path: Path, end: str) -> None:
     """`on_busy="wait"` begins when the other run has ended, or died."""
@@ -521,6 +524,7 @@ def test_a_run_that_would_wait_for_the_one_around_it_raises(tmp_path: Path) -> N
 # Runs that died
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_running_to_a_reader(tmp_path: Path) -> None:
     """A reader writes nothing, so that it shows what was last known."""
     killed(RUN, tmp_path, "in")
@@ -529,6 +533,7 @@ def test_a_killed_run_is_running_to_a_reader(tmp_path: Path) -> None:
     assert tree(tmp_path) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "use",
     [
@@ -552,6 +557,7 @@ def test_the_next_to_open_records_that_a_run_died(tmp_path: Path, use: Callable[
     Workflow("w", dir=tmp_path).close()
 
 
+@pytest.mark.slow
 def test_a_run_that_died_fails_the_group(tmp_path: Path) -> None:
     """A run that died counts as failed for those that overlapped it."""
     with child(RUN, tmp_path) as process, Workflow("w", dir=tmp_path) as workflow:
@@ -562,6 +568,7 @@ def test_a_run_that_died_fails_the_group(tmp_path: Path) -> None:
     assert workflow.record.status is WorkflowStatus.FAILED
 
 
+@pytest.mark.slow
 def test_a_run_of_a_stopped_process_is_alive(tmp_path: Path) -> None:
     """A run is dead when its process is, not when it has not been heard of."""
     with child(RUN, tmp_path) as process:
@@ -651,6 +658,7 @@ def test_a_run_cannot_be_closed_from_inside(workflow: Workflow) -> None:
         assert workflow.run_step("step", lambda: 1) == 1
 
 
+@pytest.mark.slow
 def test_the_last_to_close_folds(tmp_path: Path) -> None:
     """While another process uses the workflow the journal stays; the last one writes the snapshot."""
     code = """
@@ -682,6 +690,7 @@ def test_one_of_two_objects_may_close(tmp_path: Path) -> None:
     assert journal_of(first) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["pass", "sys.exit(3)", "1 // 0"])
 def test_the_end_of_the_interpreter_folds(tmp_path: Path, ending: str) -> None:
     """A script that never closes its workflow leaves a snapshot, however it ends."""
@@ -769,6 +778,7 @@ def test_reading_sees_what_is_not_folded(workflow: Workflow, tmp_path: Path) -> 
     assert record.steps["step"].result == 1
 
 
+@pytest.mark.slow
 def test_the_record_of_another_process_is_seen_at_once(workflow: Workflow, tmp_path: Path) -> None:
     """`record` and `state` have all that other processes wrote before."""
     code = """
@@ -833,6 +843,7 @@ def test_deleting_removes_all(tmp_path: Path) -> None:
     fresh.close()
 
 
+@pytest.mark.slow
 def test_a_workflow_in_use_is_not_deleted(tmp_path: Path) -> None:
     """While a process uses a workflow, this one or another, deleting it is refused and changes nothing."""
     workflow = Workflow("w", dir=tmp_path)
@@ -915,6 +926,7 @@ def test_reset_takes_a_name_or_a_pattern(tmp_path: Path, pattern: str, names: li
     workflow.close()
 
 
+@pytest.mark.slow
 def test_a_running_step_is_not_reset(workflow: Workflow, tmp_path: Path) -> None:
     """A step that a live thread or process runs is refused, and with it all that the pattern chose."""
     workflow.run_step("step 1", lambda: 1)
@@ -967,6 +979,7 @@ def test_the_status_can_be_set_by_hand(workflow: Workflow) -> None:
         workflow.set_status("done")
 
 
+@pytest.mark.slow
 def test_a_python_without_a_tty_needs_nothing(tmp_path: Path) -> None:
     """A script may have no standard streams at all: a run writes to none of them."""
     code = """

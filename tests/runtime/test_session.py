@@ -227,6 +227,7 @@ workflow.run_step("step", lambda: "result")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kills", [False, True], ids=["it lives", "it was killed"])
 @pytest.mark.parametrize(
     "look",
@@ -249,6 +250,7 @@ def test_what_another_process_has_not_synced_is_synced_before_it_is_returned(
         assert fs.count("sync") > before
 
 
+@pytest.mark.slow
 def test_who_opens_after_a_kill_makes_the_record_durable_first(tmp_path: Path, fs: WatchedFS) -> None:
     """What a killed process left behind is written anew and synced before anything of it is returned."""
     killed(UNSYNCED, tmp_path, "syncing")
@@ -260,6 +262,7 @@ def test_who_opens_after_a_kill_makes_the_record_durable_first(tmp_path: Path, f
     workflow.close()
 
 
+@pytest.mark.slow
 def test_the_start_that_a_killed_process_wrote_is_there(workflow: Workflow, tmp_path: Path) -> None:
     """The start of a step, though not synced, survives its process: the next one knows that it was begun."""
     code = """
@@ -291,6 +294,7 @@ def test_after_a_failed_sync_nothing_is_acknowledged(workflow: Workflow, fs: Wat
             use()
 
 
+@pytest.mark.slow
 def test_after_a_failed_sync_others_take_over(workflow: Workflow, fs: WatchedFS, tmp_path: Path) -> None:
     """To others a process whose store is dead is dead: its step is not waited for, and it cannot complete it."""
     in_body, go_on = threading.Event(), threading.Event()
@@ -322,6 +326,7 @@ def test_after_a_failed_sync_others_take_over(workflow: Workflow, fs: WatchedFS,
 # Attempts without an outcome
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("for_good", [False, True], ids=["once", "for good"])
 def test_an_outcome_that_could_not_be_written_keeps_no_other_process_waiting(
     workflow: Workflow, fs: WatchedFS, tmp_path: Path, for_good: bool
@@ -350,6 +355,7 @@ def once(error: BaseException, name: str) -> Callable[..., None]:
     return before
 
 
+@pytest.mark.slow
 def test_a_failure_that_could_not_be_written_keeps_nobody_waiting(
     workflow: Workflow, fs: WatchedFS, tmp_path: Path
 ) -> None:
@@ -367,6 +373,7 @@ def test_a_failure_that_could_not_be_written_keeps_nobody_waiting(
     assert workflow.run_step("step", pytest.fail) == "theirs"
 
 
+@pytest.mark.slow
 def test_an_attempt_that_was_fenced_out_keeps_nobody_waiting(workflow: Workflow, tmp_path: Path) -> None:
     """A step whose lease was lost has no outcome, and another process runs it while this one lives on."""
 
@@ -481,6 +488,7 @@ def test_an_interrupt_inside_leaves_a_true_cache(tmp_path: Path, use: str, after
     assert interrupted >= 2, "the file system was hardly used"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nth", [1, 2, 3, 4])
 def test_an_interrupt_while_facts_are_taken_in_leaves_a_true_cache(
     workflow: Workflow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nth: int
@@ -571,6 +579,7 @@ def test_two_objects_of_one_workflow_share_what_they_know(workflow: Workflow, fs
     other.close()
 
 
+@pytest.mark.slow
 def test_a_session_catches_up_with_a_fold_of_another(workflow: Workflow, tmp_path: Path) -> None:
     """What another process wrote before and after it folded the journal is all seen, and nothing is run again."""
     code = """
@@ -653,6 +662,7 @@ def test_an_updater_may_use_another_workflow_while_its_own_is_closed(tmp_path: P
     other.close()
 
 
+@pytest.mark.slow
 def test_a_workflow_that_cannot_be_opened_now_keeps_no_other_waiting(tmp_path: Path) -> None:
     """While one workflow waits for a process that is stopped in its lock, another opens and closes in this process."""
     code = """
@@ -682,6 +692,7 @@ def test_a_workflow_that_cannot_be_opened_now_keeps_no_other_waiting(tmp_path: P
     workflow.close()
 
 
+@pytest.mark.slow
 def test_a_workflow_that_could_not_be_opened_is_not_held(tmp_path: Path) -> None:
     """Whatever call of the file system fails when a workflow is opened, nobody seems to use it afterwards."""
     killed('with workflow: workflow.run_step("step", lambda: 1); say("in"); hear()', tmp_path / "killed", "in")

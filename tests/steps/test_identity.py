@@ -178,6 +178,7 @@ def test_long_arguments_are_cut_with_a_hash(step: iso_orchestrator.Step[..., str
     assert name != step.step_name("a" * (length - 1) + "b")
 
 
+@pytest.mark.slow
 def test_long_arguments_are_one_step_in_every_process(workflow: Workflow) -> None:
     """Neither the hash nor the order of a set or a dict depends on the process."""
     words = [f"word {number}" for number in range(30)]

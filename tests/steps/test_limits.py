@@ -91,6 +91,7 @@ Workflow("w", dir=sys.argv[1]).run_step("ask", ask)
 """
 
 
+@pytest.mark.slow
 def test_who_starts_again_waits_for_the_rest(tmp_path: Path) -> None:
     """Killed in the wait and started again, a step begins when its limit ends, and not before."""
     with run_python(KILLED, tmp_path, 2.0) as child:

@@ -172,6 +172,7 @@ def test_numbers_and_texts_come_back_exactly(tmp_path: Path, value: Any) -> None
         workflow.close()
 
 
+@pytest.mark.slow
 def test_a_result_that_another_process_wrote_is_the_same(tmp_path: Path) -> None:
     """A result that another process recorded is read back with its type."""
     code = """

@@ -20,6 +20,8 @@ from iso_orchestrator import (
     read_workflow_record,
 )
 
+pytestmark = pytest.mark.slow
+
 # A process that completes a step and is in the midst of the next one, for good.
 TWO_STEPS = """
 def first():

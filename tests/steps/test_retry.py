@@ -114,6 +114,7 @@ def test_the_budget_is_for_one_call(workflow: Workflow) -> None:
     assert workflow.record.steps["flaky"].attempts == 6
 
 
+@pytest.mark.slow
 def test_attempts_are_counted_over_crashes(tmp_path: Path) -> None:
     """Attempts of a killed process count in the record, but not in the budget of the next call."""
     code = """
@@ -220,6 +221,7 @@ def test_what_is_no_exception_is_recorded_and_goes_on(
     assert workflow.run_step("flaky", flaky) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("statement", "code", "name"),
     [("raise KeyboardInterrupt", None, "KeyboardInterrupt"), ("sys.exit(3)", 3, "SystemExit")],

@@ -306,6 +306,7 @@ def test_waiting_for_a_step_that_waits_for_none_is_no_circle(workflow: Workflow)
 # Processes
 
 
+@pytest.mark.slow
 def test_processes_share_one_running(workflow: Workflow, tmp_path: Path) -> None:
     """A process that calls a step while another runs it waits, and gets its result."""
     with child(GATE, tmp_path) as runner:
@@ -317,6 +318,7 @@ def test_processes_share_one_running(workflow: Workflow, tmp_path: Path) -> None
     assert workflow.record.steps["gate"].attempts == 1
 
 
+@pytest.mark.slow
 def test_a_failure_in_another_process_is_told(workflow: Workflow, tmp_path: Path) -> None:
     """A process that waits for another's failure gets `StepFailedError` with what is recorded of it."""
     with child(GATE, tmp_path) as runner:
@@ -333,6 +335,7 @@ def test_a_failure_in_another_process_is_told(workflow: Workflow, tmp_path: Path
     assert workflow.run_step("gate", lambda: "my own") == "my own"
 
 
+@pytest.mark.slow
 def test_another_process_waits_for_all_attempts(workflow: Workflow, tmp_path: Path) -> None:
     """A failure that is retried in another process is no outcome, and a retry that succeeds is one."""
     code = """
@@ -376,6 +379,7 @@ def test_a_killed_runner_is_followed_at_once(workflow: Workflow, tmp_path: Path)
     assert (step.status, step.attempts) == (StepStatus.COMPLETED, 2)
 
 
+@pytest.mark.slow
 def test_of_several_waiters_one_follows_a_killed_runner(workflow: Workflow, tmp_path: Path) -> None:
     """One of those who waited, in whatever process, runs the step, and the rest wait for that one."""
     with child(GATE, tmp_path) as runner:
@@ -438,6 +442,7 @@ def test_a_wait_for_another_process_outlives_a_run_in_this_one(workflow: Workflo
         assert waiter.result(DEADLINE) == f"done by {runner.pid}"
 
 
+@pytest.mark.slow
 def test_a_completion_is_seen_by_a_process_that_has_read_the_record_before(workflow: Workflow, tmp_path: Path) -> None:
     """What another process has completed since is not run again."""
     assert workflow.record.steps == {}

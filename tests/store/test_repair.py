@@ -300,6 +300,7 @@ input()
 """
 
 
+@pytest.mark.slow
 def test_a_live_process_is_not_disturbed(root: Path, paths: Paths) -> None:
     """While a process uses the workflow nothing is changed, and the error says which; once it is killed, it goes."""
     with run_python(HOLDER, root) as holder:
@@ -411,6 +412,7 @@ CASES: dict[str, tuple[Callable[[Paths], RepairOptions], list[int]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_a_kill_at_any_call_loses_nothing(case: str, root: Path, paths: Paths, memory_path: Path) -> None:
     """Wherever a repair is killed, another one gives the same record, and the first bytes are still there."""
@@ -451,6 +453,7 @@ print("done")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("writes", [1, 3, 5, 8, 9, 12, 14])
 def test_a_killed_repair_is_done_by_the_next(writes: int, root: Path, paths: Paths) -> None:
     """A process that is killed for real in a repair leaves no lock, and nothing that another cannot mend."""
@@ -740,6 +743,7 @@ def test_a_refusal_ends_with_1(root: Path, paths: Paths, capsys: pytest.CaptureF
 # With the npm package itself
 
 
+@pytest.mark.slow
 def test_a_merge_with_what_node_wrote(tmp_path: Path) -> None:
     """After a kill, and a Node run that did not see the journal, one record has what both did, and both go on."""
     import end_to_end.test_npm_interop as npm

@@ -396,6 +396,7 @@ log.detach(projection)
 """
 
 
+@pytest.mark.slow
 def test_a_live_writer_is_never_taken_for_damage(root: Path) -> None:
     """While a process appends and checkpoints, every check finds the workflow sound, or its end being written."""
     with run_python(WRITER, root, 1500) as writer:
@@ -436,6 +437,7 @@ def _is_readable(root: Path) -> bool:
     return not isinstance(found, StoreError)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["journal", "snapshot"])
 def test_damaged_is_what_a_reader_refuses(
     name: str, root: Path, paths: Paths, memory_path: Path, hasty: None, monkeypatch: pytest.MonkeyPatch

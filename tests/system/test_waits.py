@@ -130,6 +130,7 @@ print("every moment")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(__import__("signal"), "setitimer"), reason="this platform has no timer's signals")
 def test_an_interrupt_leaves_no_lock_taken() -> None:
     """Wherever in a wait an interrupt comes, at every place and at random moments, others go on with the monitor."""

@@ -157,6 +157,7 @@ def test_a_missing_root_has_no_workflows(run, tmp_path):
     assert run("list", "--json", root=missing)[:2] == (0, "[]\n")
 
 
+@pytest.mark.slow
 def test_looking_waits_for_no_lock(root):
     """`list` and `show` answer while another process holds the records' locks."""
     locks = list(root.glob("locks/*/record.flock"))
@@ -233,6 +234,7 @@ def test_long_texts_are_cut_in_tables(tmp_path, run):
     assert json.loads(out)["steps"]["say"]["result"] == "x" * 10_000
 
 
+@pytest.mark.slow
 def test_a_terminal_without_unicode_shows_what_it_can(tmp_path):
     """Characters of an id that the output encoding lacks are escaped."""
     open_workflow("Zoë", dir=tmp_path).close()
@@ -288,6 +290,7 @@ def test_wrong_usage_ends_with_2(args, capsys, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_fold_lets_other_programs_see_what_a_killed_process_did(tmp_path, run):
     """After a kill `fold` writes all acknowledged steps into the snapshot."""
     with run_python(
@@ -306,6 +309,7 @@ def test_fold_lets_other_programs_see_what_a_killed_process_did(tmp_path, run):
     assert json.loads(path.read_bytes())["steps"]["apply"]["result"] == "done"
 
 
+@pytest.mark.slow
 def test_fold_says_that_others_are_still_at_it(tmp_path, run):
     """While another process uses the workflow, `fold` ends with 1: the snapshot is not complete."""
     with run_python(
@@ -351,6 +355,7 @@ def test_delete_removes_a_workflow(run, root):
     assert [entry["workflowId"] for entry in json.loads(run("list", "--json")[1])] == ["broken"]
 
 
+@pytest.mark.slow
 def test_delete_is_refused_while_the_workflow_is_in_use(run, root):
     """`delete` keeps a workflow that a process uses, and names the process."""
     with run_python(
@@ -367,6 +372,7 @@ def test_delete_is_refused_while_the_workflow_is_in_use(run, root):
     assert run("show", "batch")[0] == 0
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
     """`show ... | head -1` ends without an error message."""
     with Workflow("large", dir=tmp_path) as workflow:
@@ -379,6 +385,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
     process.stderr.close()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/locks").exists(), reason="needs /proc to see that the command waits")
 def test_ctrl_c_ends_a_waiting_command_with_130(root):
     """Ctrl-C ends a command with 130 and one line, without a traceback."""

@@ -77,6 +77,7 @@ def test_an_unknown_workflow_is_one_helpful_line(run: Run) -> None:
 # Followed
 
 
+@pytest.mark.slow
 def test_a_running_command_is_followed_to_its_end(workflow: Workflow, tmp_path: Path) -> None:
     """`logs -f` prints each line when it is written, and ends with the step."""
     step = workflow.command(name="say", timeout=DEADLINE)(
@@ -94,6 +95,7 @@ def test_a_running_command_is_followed_to_its_end(workflow: Workflow, tmp_path: 
     assert ended.result(DEADLINE).exit_code == 0
 
 
+@pytest.mark.slow
 def test_a_step_that_is_tried_again_is_followed_from_log_to_log(workflow: Workflow, tmp_path: Path) -> None:
     """`logs -f` prints the rest of the first attempt's log before the second one's."""
     step = workflow.command(name="say", retry=2, timeout=DEADLINE)(
@@ -123,6 +125,7 @@ work()
 """
 
 
+@pytest.mark.slow
 def test_following_ends_with_the_runner(tmp_path: Path) -> None:
     """`logs -f` ends when the process that runs the step was killed."""
     with child(KILLED, tmp_path) as runner:

@@ -135,6 +135,7 @@ ask("second")
 """
 
 
+@pytest.mark.slow
 def test_what_waits_before_it_begins_is_shown_too(tmp_path: Path, run: Run) -> None:
     """A step that waits for a limit that another step met is shown once for each wait, while its process lives."""
     with child(WAITING, tmp_path) as runner:
@@ -159,6 +160,7 @@ def waiting_in(root: Path) -> list[Any]:
     return [event for event in read_workflow_record("w", dir=root).events if event.type == "step.waiting"]
 
 
+@pytest.mark.slow
 def test_the_next_run_s_wait_is_shown_as_its_own(tmp_path: Path, run: Run) -> None:
     """A step whose process was killed while it waited waits for the rest in the next run."""
     with child(WAITING, tmp_path) as runner:
@@ -212,6 +214,7 @@ def test_what_waits_for_its_next_attempt_says_why(workflow: Workflow, tmp_path: 
     ended.result(DEADLINE)
 
 
+@pytest.mark.slow
 def test_what_a_killed_run_left_is_nobody_s(tmp_path: Path, run: Run) -> None:
     """A step whose process was killed is shown as such."""
     code = "workflow.run_step('ask', lambda: (say('go'), hear()))"
@@ -232,6 +235,7 @@ def test_a_damaged_record_hides_no_other(workflow: Workflow, tmp_path: Path, run
     assert str(path) in shown[2]
 
 
+@pytest.mark.slow
 def test_it_can_be_watched(workflow: Workflow, tmp_path: Path) -> None:
     """`top --every` repeats until Ctrl-C, and prints no control characters into a pipe."""
     code = "import sys; from iso_orchestrator.views.cli import main; sys.exit(main(sys.argv[1:]))"
