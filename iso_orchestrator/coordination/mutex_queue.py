@@ -106,8 +106,8 @@ def request(
                 waiter.timeout, waiter.deadline = timeout, monotonic() + timeout
             state.waiters.append(waiter)
         state.advance()
-        if timeout == 0:
-            state.expire()
+        if timeout == 0 and state.withdraw(waiter):
+            state.tell_late(waiter)
         elif timeout is not None:
             _registry.watch(waiter)
     return state
@@ -228,18 +228,27 @@ class MutexState:
             self.waiters.remove(waiter)
             return True
 
-    def expire(self) -> float:
-        """Fail the waiters whose time is over; returns the next deadline."""
+    def expire(self, *, is_tried: bool = False) -> float:
+        """Fail the waiters whose time is over; returns the next deadline.
+
+        Args:
+            is_tried: The lock was just tried and is not free. Only then a waiter with a timeout of 0 fails: otherwise its
+                own thread may be trying the lock.
+        """
         with _registry.guard:
             now = monotonic()
-            late = [waiter for waiter in self.waiters if waiter.deadline <= now]
+            late = [waiter for waiter in self.waiters if waiter.deadline <= now and (is_tried or waiter.timeout)]
             if late:
-                self.waiters = deque(waiter for waiter in self.waiters if waiter.deadline > now)
-            next_deadline = min((waiter.deadline for waiter in self.waiters), default=math.inf)
+                self.waiters = deque(waiter for waiter in self.waiters if waiter not in late)
+            next_deadline = min((waiter.deadline for waiter in self.waiters if waiter.timeout), default=math.inf)
         for waiter in late:
-            who = self.holder()
-            _tell(waiter.failed, MutexTimeoutError(self.key[2], waiter.timeout, who.pid, who.host, who.since))
+            self.tell_late(waiter)
         return next_deadline
+
+    def tell_late(self, waiter: Waiter) -> None:
+        """Fail a waiter that has been withdrawn, since its time is over."""
+        who = self.holder()
+        _tell(waiter.failed, MutexTimeoutError(self.key[2], waiter.timeout, who.pid, who.host, who.since))
 
     def advance(self) -> None:
         """Grant the mutex to the next waiter, if it is free and no other thread is the changer."""
@@ -320,7 +329,7 @@ class MutexState:
             elif self.store_mutex.try_acquire():
                 self._note_lock()
             else:
-                self.expire()  # first, so that a timeout of 0 costs no thread
+                self.expire(is_tried=True)  # first, so that a timeout of 0 costs no thread
                 if self.waiters:
                     _registry.wait_for(self)
                     return None

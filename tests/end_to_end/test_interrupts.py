@@ -187,6 +187,24 @@ def test_a_mutex_whose_thread_does_not_start_can_be_had_later(
         assert not is_free(path)
 
 
+def test_a_step_that_is_given_up_while_others_are_recorded_is_not_forgotten(workflow: Workflow) -> None:
+    """Of two attempts that end without an outcome at one time, both are recorded as abandoned in the end."""
+    session = workflow._runtime.session()
+    session.ensure_open()
+    real = session.transact
+
+    def transact(*args: Any, **named: Any) -> Any:
+        answer = real(*args, **named)
+        session._orphans.add("late")
+        return answer
+
+    session._orphans.add("early")
+    session.transact = transact  # type: ignore[method-assign]  # another thread adds its own just after it
+    session._abandon(ending="early")
+    assert session._orphans == {"late"}
+    session._orphans.clear()
+
+
 def test_a_failed_sync_still_kills_the_store(tmp_path: Path) -> None:
     """What the system refuses has a number."""
     fs = WatchedFS()

@@ -219,6 +219,14 @@ MORE_FAULTS = [
         ("--tier", "full", "--seed", "1"),
     ),
     Fault(
+        "one who was interrupted ends the lead of another",
+        "store/file/group_commit.py",
+        "                except BaseException:  # a signal handler raised: other threads would wait for ever\n",
+        "                except BaseException:\n                    self._leader = None\n",
+        _SHARED_SYNC,
+        ("--tier", "full", "--seed", "1"),
+    ),
+    Fault(
         "a lock that comes when no waiter is left kept",
         "coordination/mutex_queue.py",
         "                is_over = not self.is_locked and not self.waiters\n",

@@ -138,7 +138,7 @@ while True:
 def test_a_process_that_keeps_its_environment_empty_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """It looks like one that changes its program: a search pauses for it at most 20 ms, and only while it is busy."""
     pauses: list[float] = []
-    monkeypatch.setattr(processes, "sleep", pauses.append)
+    monkeypatch.setattr(processes, "nap", pauses.append)
     quiet = subprocess.Popen(python("input()"), env={}, stdin=subprocess.PIPE)
     busy = subprocess.Popen(python("while True: pass"), env={})
     try:

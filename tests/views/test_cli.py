@@ -439,7 +439,7 @@ def test_the_command_line_works_on_any_store(root, capsys, tmp_path):
     ):
         code, out, err = run(command[0], "--store", empty, *command[1:])
         assert (code in (1, 3), out) == (True, "")
-        assert err.startswith(f"iso-orchestrator: no workflow 'w' in {empty}; ")
+        assert err.startswith(f"iso-orchestrator: no workflow 'w' in {empty}: ")
     assert run("list", "--store", "sqlite:///x")[0] == 1
 
 
@@ -455,7 +455,7 @@ def test_every_command_has_a_word_for_a_workflow_in_memory(capsys):
 
     assert run("list")[1].splitlines()[1].startswith("w")
     assert "memory:w" in run("show", "w")[1]
-    assert run("fold", "w") == (0, "all of it is in memory:w\n", "")
+    assert run("fold", "w") == (0, "the snapshot is complete: memory:w\n", "")
     assert run("verify")[1].splitlines()[-1] == f"1 sound in {store}"
     assert "nothing is damaged" in run("repair", "w")[1]
     assert "no command" in run("logs", "w", "step")[2]

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from iso_orchestrator.errors import StoreError
 from iso_orchestrator.system.filesystem import is_os_error
-from iso_orchestrator.system.interrupts import OneShotEvent, masked
+from iso_orchestrator.system.interrupts import OneShotEvent
 
 __all__ = ["GroupCommit"]
 
@@ -48,23 +48,26 @@ class GroupCommit:
             StoreError: A sync has failed.
         """
         while self.synced < seq or self.failure is not None:
-            event = OneShotEvent()
-            with masked():
+            latch = OneShotEvent()
+            try:
+                with self._guard:
+                    if self.failure is not None:
+                        self.check()
+                    follows = self._leader is not None
+                    if follows:
+                        self._waiting.append((seq, latch))
+                    elif self.synced < seq:
+                        self._leader = latch
+                if self._leader is latch:
+                    self._lead()
+                elif follows:
+                    self._follow(latch)
+            finally:
                 try:
-                    with self._guard:
-                        if self.failure is not None:
-                            self.check()
-                        follows = self._leader is not None
-                        if follows:
-                            self._waiting.append((seq, event))
-                        elif self.synced < seq:
-                            self._leader = event
-                    if self._leader is event:
-                        self._lead()
-                    elif follows:
-                        self._follow(event)
-                finally:
-                    self._hand_over(event)
+                    self._hand_over(latch)
+                except BaseException:  # a signal handler raised: other threads would wait for ever
+                    self._hand_over(latch)
+                    raise
 
     def check(self) -> None:
         """Raise when a sync has failed."""
