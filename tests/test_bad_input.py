@@ -510,6 +510,7 @@ WRONG_OPTIONS: dict[str, tuple[Callable[[Workflow], object], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", WRONG_OPTIONS)
 def test_an_option_out_of_its_range_is_refused_at_once(workflow: Workflow, root: Path, option: str) -> None:
     """An option out of its range raises where it is given, and the error names it."""

@@ -89,6 +89,7 @@ def parse(page: str, text: str) -> list[Section]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("section", list(sections()), ids=lambda section: f"{section.page}: {section.heading}")
 def test_examples_run(
     section: Section, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -232,8 +232,8 @@ class MutexState:
         """Fail the waiters whose time is over; returns the next deadline.
 
         Args:
-            is_tried: The lock was just tried and is not free. Only then a waiter with a timeout of 0 fails: otherwise its
-                own thread may be trying the lock.
+            is_tried: The lock was just tried and is not free. Only then a waiter with a timeout of 0 fails: otherwise
+                its own thread may be trying the lock.
         """
         with _registry.guard:
             now = monotonic()

@@ -78,6 +78,7 @@ def test_a_run_without_an_answer_fails_with_any_exit_code(
     assert review().parsed.text == "Done: Review."
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [Claude, OpenCode])  # codex names no seconds, and a minute is too long for a test
 def test_all_steps_of_an_agent_wait_for_its_limit(workflow: Workflow, tmp_path: Path, kind: type[Agent]) -> None:
     """A run that meets a limit does not count as an attempt, and no step of that agent starts before its end."""
@@ -95,6 +96,7 @@ def test_all_steps_of_an_agent_wait_for_its_limit(workflow: Workflow, tmp_path: 
     assert [limit["limitKey"] for limit in limits] == [kind.name]
 
 
+@pytest.mark.slow
 def test_a_step_may_name_the_key_of_its_limit(workflow: Workflow, tmp_path: Path) -> None:
     """An agent with two accounts is limited in one of them."""
     agent = stand_in(Claude, tmp_path / "log", "limited", "ok", seconds=1)
@@ -122,6 +124,7 @@ def test_the_tokens_of_a_resumed_session_are_kept() -> None:
         assert usage["input_tokens"] == tokens
 
 
+@pytest.mark.slow
 def test_a_stalled_agent_is_ended(workflow: Workflow, tmp_path: Path) -> None:
     """No output for the idle timeout ends it."""
     agent = stand_in(Codex, tmp_path / "log", "stalls")

@@ -544,6 +544,7 @@ except KeyboardInterrupt:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("if_left", ["wait", "end"])
 def test_ctrl_c_while_orphans_are_ended_leaves_them_to_the_next_call(
     workflow: Workflow, tmp_path: Path, if_left: str
@@ -659,6 +660,7 @@ def was_killed(folder: Path) -> None:
         between.kill()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("between", [gave_up, was_interrupted, was_killed])
 @pytest.mark.parametrize("log_dir", [None, "other"])
 def test_a_later_call_does_not_begin_beside_an_orphan_that_cannot_be_found(
@@ -717,6 +719,7 @@ def test_a_log_that_was_removed_does_not_keep_a_step_from_running(workflow: Work
     assert workflow.command(name="work", log_dir=tmp_path / "other")(lambda: ["true"])().exit_code == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_interrupted", [False, True])
 def test_a_workflow_with_an_orphan_that_cannot_be_found_is_not_deleted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_interrupted: bool
@@ -852,6 +855,7 @@ def work(item):
 """
 
 
+@pytest.mark.slow
 @each_use
 def test_a_second_ctrl_c_ends_the_commands_that_run(tmp_path: Path, use: str) -> None:
     """The first lets them finish, the second does not wait for them: they are ended, and so is the process."""
@@ -892,6 +896,7 @@ def limits_in(root: Path) -> int:
     return sum(event.type == "step.limited" for event in events)
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_ends_the_wait_for_orphans(tmp_path: Path) -> None:
     """They are left as they are, and no command begins beside them."""
     code = STUBBORN.replace("IF_LEFT", "'wait'")

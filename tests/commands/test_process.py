@@ -505,6 +505,7 @@ print("everywhere", count // step)
 """
 
 
+@pytest.mark.slow
 def test_an_interrupt_at_any_place_leaves_no_process(memory_path: Path) -> None:
     """It may come at any call in the package: all that was started has ended when it is raised."""
     with run_python(EVERYWHERE, memory_path) as child:

@@ -598,6 +598,7 @@ class Requests:
             hold.release()
 
 
+@pytest.mark.slow
 def test_many_waits_for_another_process_share_few_threads(on_disk: Workflow, tmp_path: Path) -> None:
     """400 keys take 33 threads at most. All waits time out in time, and later ones get the keys of a killed process."""
     keys = [str(number) for number in range(400)]
@@ -647,6 +648,7 @@ def test_items_that_wait_for_another_process_share_few_threads(on_disk: Workflow
     assert most_threads <= before + 33 + 2
 
 
+@pytest.mark.slow
 def test_keys_that_are_freed_in_any_order_are_had_at_once(on_disk: Workflow, tmp_path: Path) -> None:
     """No key waits for another key, though there are more keys than threads."""
     keys = [str(number) for number in range(100)]
@@ -955,6 +957,7 @@ def test_a_mutex_that_was_handed_over_outlasts_the_workflow_of_its_first_user(tm
     second.close()
 
 
+@pytest.mark.slow
 def test_processes_share_one_hot_mutex_among_many_others(tmp_path: Path) -> None:
     """While many other mutex files are opened and closed, no two are in one mutex, and no error is raised."""
     code = """
@@ -1030,6 +1033,7 @@ def test_a_release_that_is_late_lets_nobody_in(workflow: Workflow) -> None:
 # Holders that die
 
 
+@pytest.mark.slow
 def test_a_killed_holder_frees_its_mutex(on_disk: Workflow, tmp_path: Path) -> None:
     """A waiter has the mutex within a second of the kill, each time."""
     for _ in range(3):

@@ -444,6 +444,7 @@ def drawn(server: Server, tier: Tier, number: int, part: int) -> list[Case]:
     return cases
 
 
+@pytest.mark.slow
 def test_every_failpoint_in_the_source_is_come_to(server: Server) -> None:
     """The lives come to each place at which the store calls the file system, and to none that is not listed."""
     come_to = {name for hits in server.hits.values() for name in hits}

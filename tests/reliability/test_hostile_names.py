@@ -348,6 +348,7 @@ print("\\0".join(sorted(seen)))
 """
 
 
+@pytest.mark.slow
 def test_the_interpreter_sees_no_path_outside(home: Path, figures: Figures) -> None:
     """Nothing outside of the root is opened, made, renamed or removed by any way past the door either."""
     root = str(home / "root")

@@ -273,6 +273,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", range(2))
 def test_texts_on_a_terminal_are_texts(part: int, folder: Path, tier: Tier, figures: Figures, run: Any) -> None:
     """Each command prints as many lines as for plain texts, and no control character, to either stream."""

@@ -302,6 +302,7 @@ class Storm:
         return found
 
 
+@pytest.mark.slow
 @attrs.frozen
 class _Running:
     """A process: how it is to be killed, and when."""

@@ -1,7 +1,7 @@
 """Row 25: many threads of two processes want more mutexes than a process keeps open, and some time out.
 
-In half of the runs Ctrl-C comes to the main thread while it enters a mutex. None comes while it leaves one: no `with` in
-Python is left if a signal comes as `__exit__` begins.
+In half of the runs Ctrl-C comes to the main thread while it enters a mutex. None comes while it leaves one: no `with`
+in Python is left if a signal comes as `__exit__` begins.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import pytest
 from reliability.oracle import Link, Nursery, Oracle, Room, held_locks, violations
 from reliability.tiers import Figures, Tier
 from support import DEADLINE, memory_folder, wait_until
@@ -168,6 +169,7 @@ def _descriptors() -> dict[str, str]:
     return found
 
 
+@pytest.mark.slow
 def test_many_mutexes_exclude_as_one_does(nursery: Nursery, tier: Tier, figures: Figures) -> None:
     """No two threads are in one mutex at once, each thread gets what it waits for, and none stays locked or open."""
     times = tier.pick(quick=25, full=60, soak=60)

@@ -68,6 +68,7 @@ def want(link: Link, root: str, way: str) -> None:
 WAYS = [("mutex", "mutex"), ("item", "item"), ("step", "item"), ("timeout", "mutex"), ("store", "store")]
 
 
+@pytest.mark.slow
 def test_a_killed_holder_hands_its_mutex_on(nursery: Nursery, tier: Tier, figures: Figures) -> None:
     """A waiter has the mutex 50 ms after the kill in 95 of 100 cases, in all ways to hold it and to wait for it."""
     waits = []

@@ -53,6 +53,7 @@ def add(figures: Figures, checker: Checker) -> None:
     figures.add(1, "crash states of recoveries from them", checker.recoveries)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", range(PARTS))
 def test_no_short_sequence_loses_what_was_acknowledged(
     part: int, locks: LockFiles, tier: Tier, figures: Figures

@@ -55,6 +55,7 @@ print(projection.state["by"])
 """
 
 
+@pytest.mark.slow
 def test_many_processes_that_open_at_once_make_one_record(root: Path) -> None:
     """Of processes that all find nothing, one makes the record, and all others use it."""
     children = [run_python(OPENER, root, name) for name in "abcde"]

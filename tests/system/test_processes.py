@@ -118,6 +118,7 @@ def test_a_process_is_found_while_it_changes_its_program(tag: str) -> None:
             assert find(tag) == [process.pid]
 
 
+@pytest.mark.slow
 def test_a_process_that_hands_over_to_its_child_is_found(tag: str) -> None:
     """It forks and exits again and again: each process lives for a moment, and one of them is always found."""
     code = """
@@ -251,6 +252,7 @@ def test_a_process_that_starts_during_the_end_is_ended_too(tag: str, tmp_path: P
         process.wait(DEADLINE)
 
 
+@pytest.mark.slow
 def test_processes_that_multiply_are_ended(tag: str) -> None:
     """Processes that start others all the time, over sixty at a time, in sessions of their own, are ended."""
     code = """

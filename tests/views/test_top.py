@@ -93,6 +93,7 @@ def test_a_plain_step_is_shown_too(workflow: Workflow, run: Run) -> None:
     assert [row[:3] for row in rows(shown)] == [["w", "look", "1"]]
 
 
+@pytest.mark.slow
 def test_what_waits_for_a_limit_says_until_when(workflow: Workflow, run: Run) -> None:
     """A step that waits for a limit shows its name and end; limits with the same end are kept apart."""
     until = datetime.now(UTC) + timedelta(seconds=2)
