@@ -95,7 +95,7 @@ def _hold(runtime: WorkflowRuntime, touch: _Touch) -> Iterator[HeldLease]:
                 current = _give_back(session, touch, held)
 
         stack.push(give_back)
-        with masked():  # Ctrl-C comes out when the token is known, by which the lease is released
+        with masked():  # until the token is known: without it the lease could not be released
             held.token = _lease_of(session.transact(touch.decide)).token
         scope = current_scope()
         stack.enter_context(entered(attrs.evolve(scope, fences=(*scope.fences, Fence(session.key, key, held.token)))))

@@ -54,7 +54,7 @@ StateKey: TypeAlias = tuple[object, str | None, str]  # the store, the workflow 
 _TURN = 0.01  # seconds
 _MOST_THREADS = 32
 _PAUSE = 0.02  # seconds between two tries of a key
-_PAUSE_A_KEY = 0.001  # seconds; likewise, where there are many keys. A try takes 10 microseconds.
+_PAUSE_A_KEY = 0.001  # seconds for each key, if that makes more than `_PAUSE`. A try takes 10 microseconds.
 
 
 def find_hold(runtime: WorkflowRuntime, key: str, scope: MutexScope, owner: LockOwner) -> Held | None:
@@ -201,7 +201,8 @@ class MutexState:
         since: When the owner was granted it.
         is_locked: Whether this process has the lock.
         turn_ends: When other processes get their turn, by `monotonic`.
-        changer: What is taking or releasing the lock, or waiting for it: a thread's own token, or the registry.
+        changer: What alone may change the lock now: a token of one `advance` call, the registry while it waits for
+            another process, or None.
     """
 
     key: StateKey
@@ -267,7 +268,8 @@ class MutexState:
             if isinstance(error, (StoreError, RuntimeError)):  # RuntimeError: no more threads can be started
                 self._fail(error)
                 return
-            # A user's own signal handler has raised. No handler runs in the thread that goes on.
+            # A user's own signal handler has raised. A thread of the registry continues the change: Python runs signal
+            # handlers in the main thread only.
             self._unlock()
             try:
                 _registry.wait_for(self)
@@ -389,7 +391,10 @@ class _Registry:
             self.unserved.append(state)
 
     def gives_back(self, state: MutexState) -> bool:
-        """Let the caller try a lock again that has no thread and had no waiter until now. Under the guard."""
+        """Take *state* back, for the caller to try its lock. The caller holds the guard.
+
+        False if a thread serves the state, or it had a waiter before.
+        """
         if state.changer is not self or len(state.waiters) > 1 or state not in self.unserved:
             return False
         self.unserved.remove(state)

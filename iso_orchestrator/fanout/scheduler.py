@@ -102,7 +102,7 @@ class Scheduler:
         self._outcomes: dict[int, Outcome] = {}
         self._unfinished = 0  # items that were read and are not done
         self._unstarted = 0  # items that were read and have not run
-        self._workers = 0  # those that will look for another item, among them those that the executor has not begun
+        self._workers = 0  # workers that have not decided to end, including those that the executor has not started
         self._running_workers = 0
         self._futures: set[Future[None]] = set()
         self._stopped = False
@@ -168,7 +168,7 @@ class Scheduler:
         self._make_ready(item)
 
     def _has_room(self) -> bool:
-        # Not for each item that starts: to wake this thread takes longer than a short item.
+        # After half of the read-ahead has started: to wake this thread for each item takes longer than a short item.
         if self._stopped or self._unstarted <= self._read_ahead // 2:
             return True
         return self._unstarted < self._read_ahead and not self._ready  # most items wait for keys, and workers are free

@@ -74,7 +74,7 @@ class Fence:
 
 
 class HeldMutex(Protocol):
-    """A mutex that is held, as far as others than mutexes know it."""
+    """What code outside of `coordination` knows of a held mutex."""
 
     def leave_behind(self) -> Callable[[], None]:
         """Keep the mutex for a thread that cannot be ended; returns what that thread calls at its end."""
@@ -109,10 +109,10 @@ class InFlightStep:
 
     Attributes:
         name: The step's.
-        attempt: The number of the attempt that the thread makes, or waited for; 0 before.
+        attempt: The number of the attempt that the thread runs, or of the one elsewhere that it waited for; 0 before.
         error: What its caller gets, if it failed.
         thread: The thread's identifier.
-        is_settled: Whether nothing is on record that another process would wait for.
+        is_settled: False while the record may say that this step runs, so that other processes wait for it.
         waits_for: The steps in flight that its body waits for, in any of its threads.
         ended: Set at its end; None while no thread waits for it.
     """

@@ -125,7 +125,10 @@ class Session:
             return other, other.ended
 
     def end_flight(self, step: InFlightStep) -> None:
-        """Let others run the step. If its outcome is not on record, record that nobody need wait for it."""
+        """Note that this thread no longer runs the step.
+
+        If its outcome is not on record, also record that no process has to wait for it.
+        """
         try:
             if not step.is_settled:
                 self._orphans.add(step.name)
@@ -193,7 +196,7 @@ class Session:
     def detach_after_fork(self) -> None:
         """In a forked child: all of this is the parent's."""
         self.is_closed = True
-        # A thread that the child does not have may have had these.
+        # A thread of the parent, which the child does not have, may have held these locks.
         self._guard, self._in_flight_guard, self._inside = threading.Lock(), threading.Lock(), None
         log, self._log, self._projection = self._log, None, None
         if log is not None:

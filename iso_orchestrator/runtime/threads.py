@@ -80,7 +80,7 @@ class Pool:
 
 
 class _WorkFuture(Future[T]):
-    """A future whose error may be falsy, which the standard library's takes for none."""
+    """A future that also raises errors whose truth value is False, which the standard library's ignores."""
 
     def result(self, timeout: float | None = None) -> T:
         error = self.exception(timeout)

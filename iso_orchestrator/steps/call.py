@@ -101,7 +101,10 @@ _Beginning: TypeAlias = _Started | _Completed | _RunsElsewhere | _Waits | _Refus
 
 
 class _NotRecorded(Exception):  # noqa: N818 - never leaves this module
-    """The body succeeded, and its outcome is not on record: it cannot be recorded, or another attempt's counts."""
+    """The attempt is over, and its outcome is not on record.
+
+    Either it could not be recorded (*error*), or another attempt has taken over the step (None).
+    """
 
     def __init__(self, error: BaseException | None) -> None:
         self.error = error
@@ -352,7 +355,7 @@ class StepCall:
 
     def _is_limited(self, attempt: int, limit: Limited) -> bool:
         """Record that an attempt met a limit; False if that is over already, which is a failure like any other."""
-        # Up to the next millisecond, as records have them: a moment before its end the limit still stands.
+        # Rounded up to a whole millisecond, as records have them: rounded down, the limit would end too early.
         at, until = self.runtime.clock.now(), truncate_to_ms(limit.until + timedelta(microseconds=999))
         if until <= at:
             return False

@@ -16,7 +16,7 @@ from iso_orchestrator.system.interrupts import unmasked
 __all__ = ["Backoff", "Clock", "InjectedClock", "SystemClock", "monotonic", "nap", "sleep"]
 
 monotonic = time.monotonic
-nap = time.sleep  # in a masked block Ctrl-C does not end it, as it ends `sleep`
+nap = time.sleep  # unlike `sleep`, Ctrl-C does not end it in a masked block
 
 _FIRST_PAUSE = 0.0005  # seconds
 _LONGEST_PAUSE = 0.02  # seconds; a look takes some 20 microseconds, so that waiting costs a thousandth of a core

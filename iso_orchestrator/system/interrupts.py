@@ -52,7 +52,7 @@ def _note(_: int, __: FrameType | None) -> None:
 class masked:  # noqa: N801 - used like a function; a generator would cost three times as much
     """Defer Ctrl-C to the end of the block.
 
-    What the process's handler of SIGINT is says whether a block is around: there is no other state to go wrong.
+    The installed SIGINT handler tells whether a masked block is active: no second variable could disagree with it.
 
     Raises:
         KeyboardInterrupt: Ctrl-C came inside. At the end of the outermost block.
@@ -85,7 +85,7 @@ class unmasked:  # noqa: N801 - as above
             try:
                 _restore()
             except BaseException:
-                _install()  # the block is not entered, so that its end does not do this
+                _install()  # __exit__ will not run, since the block was not entered
                 raise
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
@@ -199,7 +199,7 @@ def _install() -> None:
     _is_noted = False
     try:
         _signal.signal(signal.SIGINT, _note)
-    except BaseException:  # another signal's handler: the block is not entered, so that its end does not do this
+    except BaseException:  # another signal's handler raised: __exit__ will not run, since the block was not entered
         _signal.signal(signal.SIGINT, _DEFAULT)
         raise
 
@@ -214,7 +214,8 @@ def _restore() -> None:
 
 
 def _forget_after_fork() -> None:
-    # The block may be one of the parent's main thread, and the child forked by another thread: its main thread now.
+    # Another thread may have forked while the parent's main thread was in a masked block. That thread is the child's
+    # main thread, and is in no block.
     global _main, _is_noted
     if _main != threading.get_ident():
         _main, _is_noted = threading.get_ident(), False

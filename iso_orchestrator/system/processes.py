@@ -332,7 +332,7 @@ def _with_descendants(roots: Iterable[Process]) -> set[Process]:
 
 
 def _parents_first(processes: Iterable[Process]) -> list[Process]:
-    """By number, so that as a rule no parent starts another child because it has lost one."""
+    """Sort by pid, which usually puts parents first: a parent that lost a child first could start a new one."""
     return sorted(processes, key=lambda process: process.pid)
 
 

@@ -1,4 +1,4 @@
-"""The file store: a snapshot and a journal for each workflow, under the kernel's locks. FORMAT.md defines the files."""
+"""The file store: a snapshot and a journal for each workflow, under the kernel's locks. Format: docs/format.md."""
 
 from __future__ import annotations
 

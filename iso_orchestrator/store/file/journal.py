@@ -1,4 +1,4 @@
-"""The bytes of a journal, as FORMAT.md defines them: a header line, then a line for each fact."""
+"""The bytes of a journal, as docs/format.md defines them: a header line, then a line for each fact."""
 
 from __future__ import annotations
 

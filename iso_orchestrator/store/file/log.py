@@ -127,7 +127,8 @@ class FileWorkflowLog:
         try:
             projection = self._load()
         except SyncError:
-            # The next process must not take for durable what it can read: leave a dead process's liveness file.
+            # Leave an unlocked liveness file, as a dead process does. It tells the next process that what it can read may
+            # not be durable.
             with suppress(OSError):
                 self._liveness.create()
             self._liveness.release()

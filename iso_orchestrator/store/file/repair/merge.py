@@ -1,4 +1,4 @@
-"""Merge a journal's facts into a snapshot that another program wrote, as FORMAT.md says under "Repair"."""
+"""Merge a journal's facts into a snapshot that another program wrote, as docs/format.md says under "Repair"."""
 
 from __future__ import annotations
 

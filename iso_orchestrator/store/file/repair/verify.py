@@ -132,7 +132,7 @@ def _check_readable(fs: FileSystem, paths: Paths, pair: SnapshotAndJournal) -> l
 
 
 def _check_unreadable(fs: FileSystem, paths: Paths, error: StoreError) -> list[FileCheck]:
-    """Check each file alone, since *error*, of both together, tells only of the first that is wrong."""
+    """Check each file alone: *error*, from reading both, names only the first bad one."""
     files = [
         _check_file(paths.snapshot, lambda: _describe_snapshot(fs, paths)),
         _check_file(paths.journal, lambda: _describe_journal(fs, paths)),
