@@ -127,8 +127,8 @@ class FileWorkflowLog:
         try:
             projection = self._load()
         except SyncError:
-            # Leave an unlocked liveness file, as a dead process does. It tells the next process that what it can read may
-            # not be durable.
+            # Leave an unlocked liveness file, as a dead process does. It tells the next process that what it can read
+            # may not be durable.
             with suppress(OSError):
                 self._liveness.create()
             self._liveness.release()
