@@ -94,7 +94,11 @@ def tree(root: Path | str) -> dict[str, tuple[int, bytes]]:
 def memory_folder() -> Iterator[Path]:
     """A folder in memory where there is one: for what is tried so often that a disk's syncs would take minutes."""
     memory = "/dev/shm"
-    with tempfile.TemporaryDirectory(prefix="iso-", dir=memory if os.access(memory, os.W_OK) else None) as folder:
+    with tempfile.TemporaryDirectory(
+        prefix="iso-",
+        dir=memory if os.access(memory, os.W_OK) else None,
+        ignore_cleanup_errors=True,  # a thread that waited for a lock there may get it, and make the folder again
+    ) as folder:
         yield Path(folder)
 
 
