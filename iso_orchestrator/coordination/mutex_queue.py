@@ -8,8 +8,8 @@ for other processes.
 **Threads.** There is no scheduler. The thread that requests or releases a mutex does what follows from that
 (`MutexState.advance`). Only a lock that another process holds needs a thread that waits for it. This thread blocks in
 the kernel's queue, since a thread that polls never gets a contended lock. There are at most `_MOST_THREADS` of them,
-one for each key. Further keys get a thread in the order in which they came, as soon as one is free. Until then the
-*clock thread* tries them all at intervals. So a key that is free does not wait for other keys, and processes that wait
+one for each key. Further keys get a thread as soon as one is free, about in the order in which they came. Until then
+the *clock thread* tries them all at intervals. So a key that is free does not wait for other keys, and processes that wait
 for each other's keys do not deadlock for want of threads. The clock thread also fails the waiters whose time is over.
 
 A thread in the kernel's queue cannot be cancelled. When all waiters of its key have withdrawn, it stays there until the
