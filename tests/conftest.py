@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,9 @@ from support_fanout import Gate
 
 from iso_orchestrator import Workflow
 from iso_orchestrator.views.cli import main
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a shell's background job; all children would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

@@ -125,7 +125,7 @@ def test_other_exit_codes_can_be_a_success(tmp_path: Path) -> None:
         (Command(["no-such-program"]), "no such executable program on the PATH"),
         (Command(["no-such-program"], env={"PATH": "/nowhere"}), "on the PATH '/nowhere'"),
         (Command(["/no/such/program"]), "No such file"),
-        (Command(["/etc/passwd"]), "Permission denied"),
+        (Command([__file__]), "Permission denied"),
         (Command(["true"], cwd="/no/such/folder"), "its folder '/no/such/folder' does not exist"),
         (Command(["/bin/sh", "-c", "x" * 3_000_000]), "give long texts as input="),
     ],

@@ -24,16 +24,16 @@ NOTHING = "nothing is running\n"
 
 @contextmanager
 def working(workflow: Workflow, folder: Path, says: str) -> Iterator[Future[Any]]:
-    """Run the step "work" inside the `with` block: a command that prints a text and then waits."""
-    go_on = folder / f"{workflow.workflow_id} go on"
+    """Run the step "work" inside the `with` block: a command that has printed a text and waits."""
+    go_on, printed = (folder / f"{workflow.workflow_id} {what}" for what in ("go on", "printed"))
 
     @workflow.command(name="work", timeout=DEADLINE)
     def work() -> list[str]:
-        return shell('printf %s "$1"; until [ -e "$2" ]; do sleep 0.02; done', says, go_on)
+        return shell('printf %s "$1"; touch "$3"; until [ -e "$2" ]; do sleep 0.02; done', says, go_on, printed)
 
     ended = in_thread(work)
     try:
-        wait_until(lambda: "command:work" in workflow.record.heartbeats, what="a heartbeat")
+        wait_until(lambda: printed.exists() and "command:work" in workflow.record.heartbeats, what="a heartbeat")
         yield ended
     finally:
         go_on.touch()
