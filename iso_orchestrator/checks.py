@@ -7,14 +7,6 @@ import os
 import platform
 from threading import TIMEOUT_MAX
 
-__all__ = [
-    "check_key",
-    "check_seconds",
-    "check_wait",
-    "host_name",
-    "unique_name",
-]
-
 
 def check_key(value: object, what: str) -> str:
     """Return *value* if it can be an id or a key: a str that is not blank and that UTF-8 can encode.

@@ -21,40 +21,35 @@ import signal
 import subprocess
 import sys
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from itertools import pairwise
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 from uuid import uuid4
 
 __all__ = ["BEHAVIOURS", "main"]
 
-Events: TypeAlias = list[dict[str, Any]]
+Event: TypeAlias = dict[str, Any]
+
+BEHAVIOURS: dict[str, tuple[list[str], int]] = {
+    "ok": (["answer"], 0),
+    "tool": (["tool", "answer"], 0),
+    "empty": (["empty"], 0),
+    "refused": (["refused"], 0),
+    "limited": (["limited"], 1),
+    "fails": (["failed"], 1),
+    "dies": ([], 1),  # prints an error to standard error
+    "stalls": ([], 0),
+    "ignores_sigterm": (["tool"], 0),  # ignores SIGTERM from the tool on, and stalls
+    "leaves_child": (["answer"], 0),
+}
+"""What each behaviour prints after the beginning of the run, and its exit code."""
 
 _COMMAND = "echo hi"
+_FAILURE = "the model is not there"
 _SESSION_FLAGS = ("resume", "--resume", "--session", "--session-id")
 _FOR_EVER = 600  # seconds
 _READ, _WRITTEN = 120, 7  # tokens
-
-
-class Turn:
-    """One run: the events that it prints, and what it was asked."""
-
-    def __init__(self, events: FakeEvents, prompt: str, seconds: float) -> None:
-        self.events = events
-        self.prompt = prompt
-        self.seconds = seconds
-
-    def say(self, events: Events) -> None:
-        """Print events."""
-        for event in events:
-            print(json.dumps(event), flush=True)
-
-    def answer(self, text: str) -> int:
-        """Answer, and close the turn."""
-        self.say(self.events.answer(text))
-        return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,19 +62,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code that the agent would have.
     """
     name, *args = sys.argv[1:] if argv is None else argv
-    events = _EVENTS[name](_session(args))
     prompt = sys.stdin.read()
-    sessions = _note({"pid": os.getpid(), "args": args, "session": events.session_id, "prompt": prompt})
-    events.run = 1 + sessions.count(events.session_id)
+    named = (value for flag, value in pairwise(args) if flag in _SESSION_FLAGS)
+    session = next(named, f"ses_{uuid4().hex}" if name == "opencode" else str(uuid4()))
+    sessions = _note({"pid": os.getpid(), "args": args, "session": session, "prompt": prompt})
     planned = os.environ.get("STAND_IN_AGENT", "ok").split(",")
-    behaviour = BEHAVIOURS[planned[min(len(sessions), len(planned) - 1)]]
-    turn = Turn(events, prompt, float(os.environ.get("STAND_IN_SECONDS", "1")))
-    turn.say(events.begin())
-    return behaviour(turn)
+    behaviour = planned[min(len(sessions), len(planned) - 1)]
+    seconds = float(os.environ.get("STAND_IN_SECONDS", "1"))
+    first_line, *_ = prompt.strip().split("\n")
+    run = Run(session, 1 + sessions.count(session), f"Done: {first_line}", seconds)
+    kinds, code = BEHAVIOURS[behaviour]
 
-
-def _session(args: Sequence[str]) -> str | None:
-    return next((value for flag, value in pairwise(args) if flag in _SESSION_FLAGS), None)
+    _say(name, run, "begin")
+    _prepare(behaviour)
+    for kind in kinds:
+        if kind == "answer":
+            time.sleep(seconds)
+        _say(name, run, kind)
+    if behaviour in ("stalls", "ignores_sigterm"):
+        time.sleep(_FOR_EVER)
+    return code
 
 
 def _note(entry: dict[str, object]) -> list[str]:
@@ -97,226 +99,115 @@ def _note(entry: dict[str, object]) -> list[str]:
         os.close(fd)
 
 
-def _ok(turn: Turn) -> int:
-    time.sleep(turn.seconds)
-    return turn.answer(f"Done: {turn.prompt.strip().splitlines()[0]}")
+def _prepare(behaviour: str) -> None:
+    match behaviour:
+        case "dies":
+            print("error: out of memory", file=sys.stderr)
+        case "ignores_sigterm":
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        case "leaves_child":  # in a session of its own, with standard output open
+            code = f"import time; time.sleep({_FOR_EVER})"
+            child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.DEVNULL, start_new_session=True)
+            print(f"left child {child.pid}", file=sys.stderr, flush=True)
 
 
-def _tool(turn: Turn) -> int:
-    turn.say(turn.events.tool(_COMMAND))
-    return _ok(turn)
+class Run(NamedTuple):
+    """One run: its session, its number in that, counted from 1, its answer, and how long a limit lasts."""
+
+    session: str
+    number: int
+    answer: str
+    seconds: float
 
 
-def _empty(turn: Turn) -> int:
-    return turn.answer("")
+def _say(name: str, run: Run, kind: str) -> None:
+    for event in _EVENTS[name](run)[kind]:
+        print(json.dumps(event), flush=True)
 
 
-def _refused(turn: Turn) -> int:
-    turn.say(turn.events.refuse(_COMMAND))
-    return 0
-
-
-def _limited(turn: Turn) -> int:
-    turn.say(turn.events.limit(time.time() + turn.seconds))
-    return 1
-
-
-def _fails(turn: Turn) -> int:
-    turn.say(turn.events.fail("the model is not there"))
-    return 1
-
-
-def _dies(_: Turn) -> int:
-    print("error: out of memory", file=sys.stderr)
-    return 1
-
-
-def _stalls(_: Turn) -> int:
-    time.sleep(_FOR_EVER)
-    return 0
-
-
-def _ignores_sigterm(turn: Turn) -> int:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    turn.say(turn.events.tool(_COMMAND))  # says that SIGTERM is ignored from now on
-    return _stalls(turn)
-
-
-def _leaves_child(turn: Turn) -> int:
-    """Leave a child in a session of its own that keeps standard output open; print its pid to standard error."""
-    code = f"import time; time.sleep({_FOR_EVER})"
-    child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.DEVNULL, start_new_session=True)
-    print(f"left child {child.pid}", file=sys.stderr, flush=True)
-    return _ok(turn)
-
-
-BEHAVIOURS: dict[str, Callable[[Turn], int]] = {
-    "ok": _ok,
-    "tool": _tool,
-    "empty": _empty,
-    "refused": _refused,
-    "limited": _limited,
-    "fails": _fails,
-    "dies": _dies,
-    "stalls": _stalls,
-    "ignores_sigterm": _ignores_sigterm,
-    "leaves_child": _leaves_child,
-}
-
-
-# The events
-
-
-class FakeEvents(ABC):
-    """The events of one CLI, in one run of a session.
-
-    Args:
-        session_id: The session; None for a new one.
-    """
-
-    run = 1
-    """Which run of the session this is, counted from 1."""
-
-    def __init__(self, session_id: str | None) -> None:
-        self.session_id = session_id or self.new_session()
-
-    def new_session(self) -> str:
-        """A new name for a session."""
-        return str(uuid4())
-
-    @abstractmethod
-    def begin(self) -> Events:
-        """The run begins."""
-
-    @abstractmethod
-    def tool(self, command: str) -> Events:
-        """The agent ran a command."""
-
-    @abstractmethod
-    def answer(self, text: str) -> Events:
-        """The answer, which may be empty, and a good end."""
-
-    @abstractmethod
-    def refuse(self, command: str) -> Events:
-        """A command was refused, and the run ends."""
-
-    @abstractmethod
-    def limit(self, until: float) -> Events:
-        """A usage limit was hit; *until* is in seconds since 1970."""
-
-    @abstractmethod
-    def fail(self, message: str) -> Events:
-        """The run failed."""
-
-
-class _Codex(FakeEvents):
-    def begin(self) -> Events:
-        return [{"type": "thread.started", "thread_id": self.session_id}, {"type": "turn.started"}]
-
-    def tool(self, command: str) -> Events:
-        return [self._command(command, "completed")]
-
-    def answer(self, text: str) -> Events:
-        # Tokens of the whole session.
-        usage = {"input_tokens": self.run * _READ, "cached_input_tokens": 0, "output_tokens": self.run * _WRITTEN}
-        message = {"type": "item.completed", "item": {"id": "item_1", "type": "agent_message", "text": text}}
-        return [*([message] if text else []), {"type": "turn.completed", "usage": usage}]
-
-    def refuse(self, command: str) -> Events:
-        return [self._command(command, "declined"), *self.answer("")]
-
-    def limit(self, until: float) -> Events:
-        # As codex writes it: to the minute, without a time zone.
-        moment = datetime.fromtimestamp(until, UTC).astimezone()
-        return self.fail(f"You've hit your usage limit. Try again at {moment:%b %d, %Y %I:%M %p}.")
-
-    def fail(self, message: str) -> Events:
-        return [{"type": "error", "message": message}, {"type": "turn.failed", "error": {"message": message}}]
-
-    def _command(self, command: str, status: str) -> dict[str, Any]:
-        item = {"id": "item_0", "type": "command_execution", "command": command, "status": status}
+def _codex(run: Run) -> dict[str, list[Event]]:
+    def command(status: str) -> Event:
+        item = {"id": "item_0", "type": "command_execution", "command": _COMMAND, "status": status}
         return {"type": "item.completed", "item": item}
 
+    def failure(message: str) -> list[Event]:
+        return [{"type": "error", "message": message}, {"type": "turn.failed", "error": {"message": message}}]
 
-class _Claude(FakeEvents):
-    def begin(self) -> Events:
-        return [{"type": "system", "subtype": "init", "session_id": self.session_id}]
-
-    def tool(self, command: str) -> Events:
-        part = {"type": "tool_use", "name": "Bash", "input": {"command": command}}
-        return [{"type": "assistant", "message": {"content": [part]}, "session_id": self.session_id}]
-
-    def answer(self, text: str) -> Events:
-        return [self._result(text, is_error=False)]
-
-    def refuse(self, command: str) -> Events:
-        denial = {"tool_name": "Bash", "tool_input": {"command": command}}
-        return [{**self._result("", is_error=False), "permission_denials": [denial]}]
-
-    def limit(self, until: float) -> Events:
-        info = {"status": "rejected", "resetsAt": until, "rateLimitType": "five_hour"}
-        event = {"type": "rate_limit_event", "rate_limit_info": info, "session_id": self.session_id}
-        return [event, {**self._result("You've hit your limit", is_error=True), "api_error_status": 429}]
-
-    def fail(self, message: str) -> Events:
-        return [self._result(message, is_error=True)]
-
-    def _result(self, text: str, *, is_error: bool) -> dict[str, Any]:
-        return {
-            "type": "result",
-            "subtype": "success",
-            "is_error": is_error,
-            "result": text,
-            "session_id": self.session_id,
-            "total_cost_usd": 0.001,
-            "usage": {"input_tokens": _READ, "output_tokens": _WRITTEN},
-        }
+    # Tokens of the whole session.
+    usage = {"input_tokens": run.number * _READ, "cached_input_tokens": 0, "output_tokens": run.number * _WRITTEN}
+    end = {"type": "turn.completed", "usage": usage}
+    # As codex writes it: to the minute, without a time zone.
+    until = datetime.fromtimestamp(time.time() + run.seconds, UTC).astimezone()
+    return {
+        "begin": [{"type": "thread.started", "thread_id": run.session}, {"type": "turn.started"}],
+        "tool": [command("completed")],
+        "answer": [
+            {"type": "item.completed", "item": {"id": "item_1", "type": "agent_message", "text": run.answer}},
+            end,
+        ],
+        "empty": [end],
+        "refused": [command("declined"), end],
+        "limited": failure(f"You've hit your usage limit. Try again at {until:%b %d, %Y %I:%M %p}."),
+        "failed": failure(_FAILURE),
+    }
 
 
-class _OpenCode(FakeEvents):
-    def new_session(self) -> str:
-        return f"ses_{uuid4().hex}"
+def _claude(run: Run) -> dict[str, list[Event]]:
+    def event(kind: str, **rest: Any) -> Event:
+        return {"type": kind, "session_id": run.session, **rest}
 
-    def begin(self) -> Events:
-        return []  # the first event comes with the first answer
+    def result(text: str, *, is_error: bool = False, **rest: Any) -> Event:
+        usage = {"input_tokens": _READ, "output_tokens": _WRITTEN}
+        more = {"total_cost_usd": 0.001, "usage": usage, **rest}
+        return event("result", subtype="success", is_error=is_error, result=text, **more)
 
-    def tool(self, command: str) -> Events:
-        return [*self._step(), self._tool(command, {"status": "completed"})]
+    tool = {"type": "tool_use", "name": "Bash", "input": {"command": _COMMAND}}
+    denial = {"tool_name": "Bash", "tool_input": {"command": _COMMAND}}
+    limit = {"status": "rejected", "resetsAt": time.time() + run.seconds, "rateLimitType": "five_hour"}
+    return {
+        "begin": [event("system", subtype="init")],
+        "tool": [event("assistant", message={"content": [tool]})],
+        "answer": [result(run.answer)],
+        "empty": [result("")],
+        "refused": [result("", permission_denials=[denial])],
+        "limited": [
+            event("rate_limit_event", rate_limit_info=limit),
+            result("You've hit your limit", is_error=True, api_error_status=429),
+        ],
+        "failed": [result(_FAILURE, is_error=True)],
+    }
 
-    def answer(self, text: str) -> Events:
-        said = [self._event("text", part={"type": "text", "text": text})] if text else []
-        return [*self._step(), *said, self._finish("stop")]
 
-    def refuse(self, command: str) -> Events:
-        error = "The user rejected permission to use this specific tool call."
-        refused = self._tool(command, {"status": "error", "error": error})
-        return [*self._step(), refused, self._finish("tool-calls")]
+def _opencode(run: Run) -> dict[str, list[Event]]:
+    def event(kind: str, **rest: Any) -> Event:
+        return {"type": kind, "timestamp": time.time_ns() // 1_000_000, "sessionID": run.session, **rest}
 
-    def limit(self, until: float) -> Events:
-        headers = {"retry-after-ms": str(round(1000 * (until - time.time())))}
-        data = {"message": "Rate limit reached.", "statusCode": 429, "responseHeaders": headers}
-        return [self._event("error", error={"name": "APIError", "data": data})]
+    def tool(**state: str) -> Event:
+        part = {"type": "tool", "tool": "bash", "state": {"input": {"command": _COMMAND}, **state}}
+        return event("tool_use", part=part)
 
-    def fail(self, message: str) -> Events:
-        return [self._event("error", error={"name": "APIError", "data": {"message": message}})]
-
-    def _step(self) -> Events:
-        return [self._event("step_start", part={"type": "step-start"})]
-
-    def _tool(self, command: str, state: dict[str, Any]) -> dict[str, Any]:
-        part = {"type": "tool", "tool": "bash", "state": {"input": {"command": command}, **state}}
-        return self._event("tool_use", part=part)
-
-    def _finish(self, reason: str) -> dict[str, Any]:
+    def finish(reason: str) -> Event:
         tokens = {"input": _READ, "output": _WRITTEN, "reasoning": 0, "cache": {"read": 0, "write": 0}}
-        part = {"type": "step-finish", "reason": reason, "tokens": tokens, "cost": 0.001}
-        return self._event("step_finish", part=part)
+        return event("step_finish", part={"type": "step-finish", "reason": reason, "tokens": tokens, "cost": 0.001})
 
-    def _event(self, kind: str, **rest: Any) -> dict[str, Any]:
-        return {"type": kind, "timestamp": time.time_ns() // 1_000_000, "sessionID": self.session_id, **rest}
+    def failure(message: str, **data: Any) -> list[Event]:
+        return [event("error", error={"name": "APIError", "data": {"message": message, **data}})]
+
+    step = event("step_start", part={"type": "step-start"})
+    refusal = "The user rejected permission to use this specific tool call."
+    headers = {"retry-after-ms": str(round(1000 * run.seconds))}
+    return {
+        "begin": [],  # the first event comes with the first answer
+        "tool": [step, tool(status="completed")],
+        "answer": [step, event("text", part={"type": "text", "text": run.answer}), finish("stop")],
+        "empty": [step, finish("stop")],
+        "refused": [step, tool(status="error", error=refusal), finish("tool-calls")],
+        "limited": failure("Rate limit reached.", statusCode=429, responseHeaders=headers),
+        "failed": failure(_FAILURE),
+    }
 
 
-_EVENTS: dict[str, type[FakeEvents]] = {"codex": _Codex, "claude": _Claude, "opencode": _OpenCode}
+_EVENTS = {"codex": _codex, "claude": _claude, "opencode": _opencode}
 
 
 if __name__ == "__main__":

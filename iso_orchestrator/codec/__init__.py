@@ -1,8 +1,9 @@
 """Facts, records and users' values to JSON and back; what JSON cannot hold without loss is refused."""
 
-from iso_orchestrator.codec.facts import fact_from_json, fact_to_json
 from iso_orchestrator.codec.json import decode, encode, to_json
 from iso_orchestrator.codec.records import (
+    fact_from_json,
+    fact_to_json,
     is_as_written,
     projection_from_snapshot,
     record_to_json,

@@ -24,8 +24,6 @@ from cattrs.preconf.json import make_converter
 from iso_orchestrator.codec.json import SCALAR_HOOKS, decode
 from iso_orchestrator.record.model import Json
 
-__all__ = ["converter", "first_reason"]
-
 T = TypeVar("T")
 
 

@@ -11,8 +11,6 @@ from typing import Any, TypeAlias
 from iso_orchestrator.errors import SerializationError
 from iso_orchestrator.record.model import Json
 
-__all__ = ["MAX_DEPTH", "SCALAR_HOOKS", "decode", "encode", "to_json"]
-
 Convert: TypeAlias = Callable[[object], object]
 
 MAX_DEPTH = 128

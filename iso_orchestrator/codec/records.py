@@ -16,16 +16,39 @@ import attrs
 
 from iso_orchestrator.codec.json import SCALAR_HOOKS, decode, encode
 from iso_orchestrator.errors import FormatVersionError
-from iso_orchestrator.record.facts import Fact
+from iso_orchestrator.record.facts import FACTS, Fact
 from iso_orchestrator.record.model import Json, StepRecord, WorkflowRecord, truncate_to_ms
 from iso_orchestrator.record.projection import Projection, StepState
 
 if TYPE_CHECKING:
     from cattrs import Converter
 
-__all__ = ["is_as_written", "projection_from_snapshot", "read", "record_to_json", "snapshot_from_projection", "write"]
-
 T = TypeVar("T")
+
+
+def fact_to_json(fact: Fact) -> tuple[str, dict[str, Json]]:
+    """The tag of a fact and its fields."""
+    return fact.tag, write(fact)
+
+
+def fact_from_json(tag: Json, fields: dict[str, Json], path: str) -> Fact:
+    """The fact with *tag* and *fields*, from the file *path*.
+
+    Raises:
+        FormatVersionError: A newer release wrote it: the tag or a field is unknown.
+        ValueError: A field is missing, or of another type.
+    """
+    kind = FACTS.get(tag) if isinstance(tag, str) else None
+    if kind is None:
+        raise FormatVersionError(path, f"the unknown fact {tag!r}")
+    try:
+        return read(kind, fields)
+    except Exception as error:
+        unknown = getattr(error, "extra_fields", None)  # of cattrs' ForbiddenExtraKeysError
+        if not unknown:
+            raise
+        names = ", ".join(sorted(unknown))
+        raise FormatVersionError(path, f"a fact {tag!r} with the unknown {names}") from error
 
 
 def snapshot_from_projection(projection: Projection) -> bytes:

@@ -12,8 +12,6 @@ from iso_orchestrator.errors import SerializationError
 from iso_orchestrator.record.model import Json
 from iso_orchestrator.record.projection import copy_json
 
-__all__ = ["ResultCodec", "plain_json", "updated_state"]
-
 if TYPE_CHECKING:
     from cattrs import Converter
 

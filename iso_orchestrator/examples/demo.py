@@ -19,7 +19,7 @@ from iso_orchestrator import (
     current_step,
     delete_workflow,
 )
-from iso_orchestrator.record.markup import escape_terminal
+from iso_orchestrator.record.model import escape_terminal
 
 __all__ = ["AGENT", "JOBS", "WORKFLOW_ID", "run", "start_over"]
 

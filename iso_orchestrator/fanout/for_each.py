@@ -14,7 +14,7 @@ from iso_orchestrator.coordination.mutex import check_scope
 from iso_orchestrator.coordination.mutex_queue import MutexScope
 from iso_orchestrator.fanout.progress import reporter
 from iso_orchestrator.fanout.scheduler import Scheduler
-from iso_orchestrator.record.markup import html_table
+from iso_orchestrator.record.model import html_table
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.steps.identity import Parameters, compile_template
 from iso_orchestrator.steps.step import check_callable, current_runtime

@@ -9,7 +9,7 @@ from threading import Lock
 from typing import Any, Protocol
 
 from iso_orchestrator.errors import WorkflowUsageError
-from iso_orchestrator.record.markup import escape_terminal
+from iso_orchestrator.record.model import escape_terminal
 
 __all__ = ["Progress", "reporter"]
 

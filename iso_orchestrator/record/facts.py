@@ -27,30 +27,6 @@ from iso_orchestrator.record.projection import LastCommand, LeaseClock, LiveRun,
 if TYPE_CHECKING:
     from iso_orchestrator.record.projection import Projection
 
-__all__ = [
-    "ABSENT",
-    "FACTS",
-    "CommandBegun",
-    "CommandsMarked",
-    "EventAppended",
-    "Fact",
-    "HeartbeatRecorded",
-    "LeaseReleased",
-    "LeaseTouched",
-    "RunDied",
-    "RunEnded",
-    "RunStarted",
-    "StateUpdated",
-    "StatusSet",
-    "StepAbandoned",
-    "StepCompleted",
-    "StepFailed",
-    "StepLimited",
-    "StepStarted",
-    "StepWaiting",
-    "StepsReset",
-]
-
 
 class _Absent(Enum):
     ABSENT = "absent"

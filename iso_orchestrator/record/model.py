@@ -1,36 +1,23 @@
-"""The records that users see, with the fields of the npm package in snake_case."""
+"""What users see: records, with the fields of the npm package in snake_case, and texts that can do no harm."""
 
 from __future__ import annotations
 
+import html
+import re
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, TypeAlias
 
 import attrs
 
-from iso_orchestrator.record.markup import html_table
-
-__all__ = [
-    "ErrorInfo",
-    "Heartbeat",
-    "Json",
-    "Lease",
-    "LeaseStatus",
-    "StepRecord",
-    "StepStatus",
-    "WorkflowEvent",
-    "WorkflowRecord",
-    "WorkflowStatus",
-    "WorkflowSummary",
-    "lease_status",
-    "truncate_to_ms",
-]
-
 Json: TypeAlias = Any
 """JSON: dicts with str keys, lists, str, int, finite float, bool and None, nested."""
 
+# C0 and C1 controls, DEL, line and paragraph separators, characters that change the text's direction, surrogates.
+_CONTROL = "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+_CELL = "text-align:left;vertical-align:top;white-space:pre-wrap"
 _SHOWN = 200  # rows of a table: a notebook cannot show 100,000
 
 
@@ -234,6 +221,34 @@ def truncate_to_ms(moment: datetime) -> datetime:
     """Cut *moment* to milliseconds, as records do."""
     beyond = moment.microsecond % 1000
     return moment.replace(microsecond=moment.microsecond - beyond) if beyond else moment
+
+
+def escape_terminal(text: str) -> str:
+    """Escape all characters of *text* that could control a terminal.
+
+    Example:
+        >>> escape_terminal("red: " + chr(27) + "[31m").replace(chr(92), "/")
+        'red: /x1b[31m'
+    """
+    return re.sub(_CONTROL, lambda match: ascii(match[0])[1:-1], text)
+
+
+def html_table(caption: str, head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Make an HTML table in which all texts are escaped.
+
+    Example:
+        >>> html_table("<b>", ["n"], [[1]]).startswith("<table><caption>&lt;b&gt;</caption>")
+        True
+    """
+    header = "".join(f"<th>{_html(cell)}</th>" for cell in head)
+    body = "".join(
+        "<tr>" + "".join(f'<td style="{_CELL}">{_html(cell)}</td>' for cell in row) + "</tr>" for row in rows
+    )
+    return f"<table><caption>{_html(caption)}</caption><thead><tr>{header}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _html(value: object) -> str:
+    return html.escape(escape_terminal(str(value)))
 
 
 def _message(error: BaseException) -> str:

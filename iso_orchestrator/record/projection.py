@@ -24,17 +24,6 @@ from iso_orchestrator.record.model import (
 if TYPE_CHECKING:
     from iso_orchestrator.record.facts import Fact
 
-__all__ = [
-    "LastCommand",
-    "LeaseClock",
-    "Limit",
-    "LiveRun",
-    "Projection",
-    "StepState",
-    "Wait",
-    "copy_json",
-]
-
 
 @attrs.frozen
 class LiveRun:

@@ -13,8 +13,6 @@ import attrs
 from iso_orchestrator.record.model import truncate_to_ms
 from iso_orchestrator.system.interrupts import unmasked
 
-__all__ = ["Backoff", "Clock", "InjectedClock", "SystemClock", "monotonic", "nap", "sleep"]
-
 monotonic = time.monotonic
 nap = time.sleep  # unlike `sleep`, Ctrl-C does not end it in a masked block
 

@@ -16,8 +16,6 @@ from iso_orchestrator.errors import StoreError
 from iso_orchestrator.system.filesystem import FileSystem, is_os_error, is_same_file
 from iso_orchestrator.system.interrupts import undo_on_error, unmasked
 
-__all__ = ["FileLock"]
-
 
 class FileLock:
     """A lock on a file that stays open, so that taking it costs one system call.

@@ -14,8 +14,6 @@ from iso_orchestrator.errors import StoreError
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-__all__ = ["FileSystem", "is_os_error", "is_same_file", "is_unchanged"]
-
 # Not every platform has all of them. NONBLOCK: a FIFO that was put under a file's name must not block its opening.
 _SAFE = (
     getattr(os, "O_NOFOLLOW", 0)

@@ -34,21 +34,6 @@ import psutil  # type: ignore[import-untyped]
 from iso_orchestrator.errors import CommandLeftoverError, WorkflowUsageError
 from iso_orchestrator.system.clock import Backoff, monotonic, nap
 
-__all__ = [
-    "GRACE",
-    "KILLING",
-    "TAG_VARIABLE",
-    "Process",
-    "end_tree",
-    "exit_code",
-    "has_ended",
-    "is_alive",
-    "living_tree",
-    "start",
-    "tagged",
-    "tagged_environment",
-]
-
 Process: TypeAlias = Any
 """A `psutil.Process`: known by its number and the time of its start, so that no later process is taken for it."""
 

@@ -23,16 +23,13 @@ from iso_orchestrator import (
 from iso_orchestrator.checks import check_key
 from iso_orchestrator.codec import record_to_json
 from iso_orchestrator.examples import demo
-from iso_orchestrator.record.markup import escape_terminal
-from iso_orchestrator.record.model import WorkflowSummary
+from iso_orchestrator.record.model import WorkflowSummary, escape_terminal
 from iso_orchestrator.record.projection import Projection
 from iso_orchestrator.store import Store, find_store
 from iso_orchestrator.store.maintenance import RepairOptions
 from iso_orchestrator.system.clock import SystemClock, sleep
 from iso_orchestrator.views import doctor, logs, top
 from iso_orchestrator.views.report import json_text, record_text, summaries_text, summary_json
-
-__all__ = ["main"]
 
 _ROOT = ".iso-orchestrator"
 _CLEAR = "\x1b[H\x1b[J"

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 
-from iso_orchestrator.record.markup import escape_terminal
-from iso_orchestrator.record.model import Json
+from iso_orchestrator.record.model import Json, escape_terminal
 from iso_orchestrator.store import Store
 from iso_orchestrator.store.maintenance import Difference, FileCheck, RepairReport, Verdict, WorkflowCheck
 from iso_orchestrator.views.report import json_text
-
-__all__ = ["EXIT_CODES", "REPAIR_HELP", "VERIFY_HELP", "repaired_text", "verify"]
 
 EXIT_CODES = {Verdict.SOUND: 0, Verdict.TORN: 0, Verdict.REFUSED: 3, Verdict.CONFLICT: 1, Verdict.DAMAGED: 1}
 

@@ -7,11 +7,9 @@ from collections.abc import Iterator
 
 from iso_orchestrator.commands.output import LogReader, log_path
 from iso_orchestrator.errors import WorkflowNotFoundError, WorkflowUsageError
-from iso_orchestrator.record.markup import escape_terminal
+from iso_orchestrator.record.model import escape_terminal
 from iso_orchestrator.store import Store
 from iso_orchestrator.system.clock import sleep
-
-__all__ = ["output"]
 
 _PAUSE = 0.2  # seconds between two looks at a log that is followed
 

@@ -9,7 +9,6 @@ from datetime import UTC, datetime
 import attrs
 
 from iso_orchestrator.commands.output import log_path
-from iso_orchestrator.record.markup import escape_terminal
 from iso_orchestrator.record.model import (
     ErrorInfo,
     Json,
@@ -18,10 +17,9 @@ from iso_orchestrator.record.model import (
     WorkflowEvent,
     WorkflowRecord,
     WorkflowSummary,
+    escape_terminal,
     lease_status,
 )
-
-__all__ = ["json_text", "record_text", "summaries_text", "summary_json", "text_table", "time_text"]
 
 _CELL = 100  # characters, at most: results and errors can be long, and `--json` shows all of them
 _EVENTS = 20  # the last ones are shown

@@ -11,8 +11,6 @@ from iso_orchestrator.record.projection import Projection, StepState, Wait
 from iso_orchestrator.store import Store
 from iso_orchestrator.views.report import text_table, time_text
 
-__all__ = ["top_text"]
-
 _LINE = 60  # characters of a last line
 
 

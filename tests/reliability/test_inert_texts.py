@@ -28,7 +28,7 @@ from iso_orchestrator import (
 )
 from iso_orchestrator.fanout.progress import reporter
 from iso_orchestrator.record import facts as f
-from iso_orchestrator.record.markup import escape_terminal
+from iso_orchestrator.record.model import escape_terminal
 from iso_orchestrator.record.projection import Projection
 from iso_orchestrator.store import FileStore
 from iso_orchestrator.store.file import snapshot
