@@ -11,8 +11,6 @@ from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.steps.options import CallKeywords, StepKeywords, StepOptions, documented
 from iso_orchestrator.steps.step import Step
 
-__all__ = ["Decorators", "command", "for_each", "step"]
-
 if TYPE_CHECKING:
     from iso_orchestrator.agents import Agent, AgentResult
     from iso_orchestrator.commands.step import CommandLine, CommandStep

@@ -16,15 +16,6 @@ from iso_orchestrator.runtime.runs import RunResult
 from iso_orchestrator.store import Store, find_store
 from iso_orchestrator.workflow import Workflow
 
-__all__ = [
-    "current_workflow",
-    "delete_workflow",
-    "list_workflows",
-    "open_workflow",
-    "read_workflow_record",
-    "run_workflow",
-]
-
 _log = logging.getLogger("iso_orchestrator")
 
 _ROOT = ".iso-orchestrator"

@@ -34,8 +34,6 @@ from iso_orchestrator.store import Store, find_store
 from iso_orchestrator.system.clock import Clock, InjectedClock, SystemClock
 from iso_orchestrator.system.interrupts import masked
 
-__all__ = ["Workflow"]
-
 R = TypeVar("R")
 Item = TypeVar("Item")
 

@@ -20,8 +20,6 @@ from iso_orchestrator.errors import AgentError, CommandIdleError, CommandTimeout
 from iso_orchestrator.record.model import Json
 from iso_orchestrator.runtime.context import current_scope, current_step
 
-__all__ = ["Agent", "AgentCommand", "last_session"]
-
 
 def last_session() -> str | None:
     """The session of the last attempt at the current step, to resume it after a kill or a failure.

@@ -11,8 +11,6 @@ from iso_orchestrator.agents.agent import Agent
 from iso_orchestrator.agents.result import Usage
 from iso_orchestrator.agents.turn import Event, Transcript, as_count, as_session_id, last_error_line
 
-__all__ = ["Codex"]
-
 _NOISE = re.compile(r"^Reading (?:additional input|prompt) from stdin\.\.\.$", re.MULTILINE)
 
 

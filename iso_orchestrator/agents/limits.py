@@ -8,8 +8,6 @@ from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from email.utils import parsedate_to_datetime
 from zoneinfo import ZoneInfo
 
-__all__ = ["from_epoch", "is_limit", "retry_after", "until_of"]
-
 # Sentences of the CLIs, from their recorded output and from users' reports.
 _LIMIT = re.compile(
     r"(?:hit|reached) your (?:[\w-]+ )?limit|(?:usage|rate|session|hour|daily|weekly|monthly)[ _-]limit"

@@ -10,8 +10,6 @@ import attrs
 
 from iso_orchestrator.commands.model import printable
 
-__all__ = ["AgentResult", "Outcome", "Usage"]
-
 
 def _optional(text: str | None) -> str | None:
     return None if text is None else printable(text)

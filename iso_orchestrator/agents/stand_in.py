@@ -27,8 +27,6 @@ from itertools import pairwise
 from typing import Any, NamedTuple, TypeAlias
 from uuid import uuid4
 
-__all__ = ["BEHAVIOURS", "main"]
-
 Event: TypeAlias = dict[str, Any]
 
 BEHAVIOURS: dict[str, tuple[list[str], int]] = {

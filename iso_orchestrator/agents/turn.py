@@ -18,16 +18,6 @@ from iso_orchestrator.commands.model import printable
 if TYPE_CHECKING:
     from iso_orchestrator.agents.agent import Agent
 
-__all__ = [
-    "AgentStream",
-    "Event",
-    "Transcript",
-    "as_cost",
-    "as_count",
-    "as_session_id",
-    "last_error_line",
-]
-
 Event: TypeAlias = dict[str, Any]
 """One line of a CLI's output: a JSON object."""
 

@@ -10,16 +10,6 @@ import attrs
 
 from iso_orchestrator.steps.options import StepKeywords
 
-__all__ = [
-    "Command",
-    "CommandKeywords",
-    "CommandResult",
-    "IfLeft",
-    "as_command",
-    "heartbeat_key",
-    "printable",
-]
-
 T = TypeVar("T")
 
 IfLeft: TypeAlias = Literal["end", "wait"]

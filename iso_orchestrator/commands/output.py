@@ -19,18 +19,6 @@ from iso_orchestrator.store.log_files import LogFile
 from iso_orchestrator.system.clock import Backoff, monotonic
 from iso_orchestrator.system.interrupts import undo_on_error
 
-__all__ = [
-    "LONGEST_LINE",
-    "TAIL",
-    "LogReader",
-    "OutputFiles",
-    "input_file",
-    "is_output_open",
-    "last_line_of",
-    "log_path",
-    "text_of",
-]
-
 TAIL = 1 << 16
 """Bytes of the end of each file that a result has."""
 

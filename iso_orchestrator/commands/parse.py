@@ -15,8 +15,6 @@ from iso_orchestrator.errors import CommandError, CommandTimeoutError, Orchestra
 from iso_orchestrator.record.model import Json
 from iso_orchestrator.steps.step import return_annotation
 
-__all__ = ["Ended", "Parse", "Parser", "Reader", "as_parser"]
-
 Parse: TypeAlias = Literal["text", "json", "jsonl"] | Callable[[str], Any]
 
 

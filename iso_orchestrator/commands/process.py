@@ -25,8 +25,6 @@ from iso_orchestrator.system.clock import Backoff, monotonic, sleep
 from iso_orchestrator.system.interrupts import is_interrupted, masked
 from iso_orchestrator.system.processes import GRACE, Process, end_tree, living_tree
 
-__all__ = ["CommandBeat", "ProcessRunner", "await_orphans", "end_orphans"]
-
 _LOOK = 1.0  # seconds between two looks at the files
 _LOOK_FOR_LINES = 0.05  # the same where lines are read
 _LOOK_FOR_ORPHANS = 0.05

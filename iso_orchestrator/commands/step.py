@@ -29,15 +29,6 @@ from iso_orchestrator.steps.step import UNRESOLVED, Step
 from iso_orchestrator.store.log_files import LogFile, log_folder, log_path
 from iso_orchestrator.system.clock import monotonic
 
-__all__ = [
-    "CommandAttempt",
-    "CommandLine",
-    "CommandOptions",
-    "CommandStep",
-    "end_workflow_orphans",
-    "last_beat",
-]
-
 P = ParamSpec("P")
 T = TypeVar("T")
 

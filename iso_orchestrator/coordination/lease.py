@@ -24,8 +24,6 @@ from iso_orchestrator.runtime.session import Session
 from iso_orchestrator.system.clock import Clock
 from iso_orchestrator.system.interrupts import masked
 
-__all__ = ["HeldLease", "hold_lease", "release_lease", "touch_lease"]
-
 _log = logging.getLogger("iso_orchestrator")
 
 _RENEWALS = 3  # in each ttl, so that two may fail before the lease expires

@@ -13,10 +13,8 @@ from iso_orchestrator.errors import suppressed_as_note
 from iso_orchestrator.record.facts import EventAppended
 from iso_orchestrator.runtime.context import current_owner
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
-from iso_orchestrator.steps.step import check_callable
+from iso_orchestrator.steps.options import check_callable
 from iso_orchestrator.system.interrupts import OneShotEvent, masked
-
-__all__ = ["Mutex", "check_scope", "record_acquired", "release"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 

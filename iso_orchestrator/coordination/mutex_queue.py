@@ -9,8 +9,9 @@ for other processes.
 (`MutexState.advance`). Only a lock that another process holds needs a thread that waits for it. This thread blocks in
 the kernel's queue, since a thread that polls never gets a contended lock. There are at most `_MOST_THREADS` of them,
 one for each key. Further keys get a thread as soon as one is free, about in the order in which they came. Until then
-the *clock thread* tries them all at intervals. So a key that is free does not wait for other keys, and processes that wait
-for each other's keys do not deadlock for want of threads. The clock thread also fails the waiters whose time is over.
+the *clock thread* tries them all at intervals. So a key that is free does not wait for other keys, and processes that
+wait for each other's keys do not deadlock for want of threads. The clock thread also fails the waiters whose time is
+over.
 
 A thread in the kernel's queue cannot be cancelled. When all waiters of its key have withdrawn, it stays there until the
 lock comes, releases it and goes on to the next key. Even if all threads wait for keys without waiters, the clock
@@ -42,8 +43,6 @@ from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.store import ProcessInfo, StoreMutex
 from iso_orchestrator.system.clock import monotonic
 from iso_orchestrator.system.interrupts import OneShotEvent, masked
-
-__all__ = ["Held", "MutexScope", "MutexState", "Waiter", "find_hold", "request"]
 
 _log = logging.getLogger("iso_orchestrator")
 

@@ -27,17 +27,6 @@ from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.runtime.session import Session
 from iso_orchestrator.system.interrupts import OneShotEvent, masked, start, unmasked
 
-__all__ = [
-    "append_event",
-    "heartbeat",
-    "heartbeating",
-    "repeat",
-    "reset_steps",
-    "set_status",
-    "update_state",
-    "update_with_step",
-]
-
 _log = logging.getLogger("iso_orchestrator")
 
 

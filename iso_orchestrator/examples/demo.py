@@ -21,8 +21,6 @@ from iso_orchestrator import (
 )
 from iso_orchestrator.record.model import escape_terminal
 
-__all__ = ["AGENT", "JOBS", "WORKFLOW_ID", "run", "start_over"]
-
 WORKFLOW_ID = "iso-orchestrator-demo"
 
 _ROLES = {

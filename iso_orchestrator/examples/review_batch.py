@@ -23,8 +23,6 @@ from iso_orchestrator import CommandResult, ForEachSummary, Fulfilled, Workflow
 from iso_orchestrator.agents import Agent, AgentCommand, AgentResult, Claude, Codex, OpenCode, last_session, stand_in
 from iso_orchestrator.record.model import escape_terminal
 
-__all__ = ["main"]
-
 Item = dict[str, str]
 
 SAMPLE: list[Item] = [

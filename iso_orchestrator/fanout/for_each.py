@@ -17,17 +17,8 @@ from iso_orchestrator.fanout.scheduler import Scheduler
 from iso_orchestrator.record.model import html_table
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.steps.identity import Parameters, compile_template
-from iso_orchestrator.steps.step import check_callable, current_runtime
-
-__all__ = [
-    "ForEach",
-    "ForEachKeywords",
-    "ForEachOptions",
-    "ForEachSummary",
-    "Fulfilled",
-    "Rejected",
-    "run_for_each",
-]
+from iso_orchestrator.steps.options import check_callable
+from iso_orchestrator.steps.step import current_runtime
 
 _SHOWN = 200  # rows of the table in a notebook
 

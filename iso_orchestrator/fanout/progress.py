@@ -11,8 +11,6 @@ from typing import Any, Protocol
 from iso_orchestrator.errors import WorkflowUsageError
 from iso_orchestrator.record.model import escape_terminal
 
-__all__ = ["Progress", "reporter"]
-
 # What a write to a closed terminal, pipe or file raises. It must not make the batch fail.
 _CLOSED = (OSError, ValueError)
 _LABEL = 60  # characters; a longer label leaves no room for the bar

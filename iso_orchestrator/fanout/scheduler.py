@@ -33,8 +33,6 @@ from iso_orchestrator.runtime.context import ItemContext, LockOwner, Scope, curr
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.system.interrupts import Condition, start, undo_on_error
 
-__all__ = ["Outcome", "Scheduler"]
-
 _READ_AHEAD = 1000  # items, or 16 for each worker if that is more
 
 Outcome: TypeAlias = tuple[bool, Any]

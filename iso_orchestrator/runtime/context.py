@@ -22,23 +22,6 @@ if TYPE_CHECKING:
     from iso_orchestrator.runtime.runtime import WorkflowRuntime
     from iso_orchestrator.runtime.session import Session
 
-__all__ = [
-    "Attempt",
-    "Batch",
-    "Fence",
-    "HeldMutex",
-    "InFlightStep",
-    "ItemContext",
-    "LockOwner",
-    "Scope",
-    "StepContext",
-    "current_item",
-    "current_owner",
-    "current_scope",
-    "current_step",
-    "entered",
-]
-
 
 @attrs.frozen
 class StepContext:

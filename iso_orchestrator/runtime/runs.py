@@ -18,8 +18,6 @@ from iso_orchestrator.runtime.session import Session
 from iso_orchestrator.system.clock import Backoff
 from iso_orchestrator.system.interrupts import undo_on_error, unmasked
 
-__all__ = ["OnBusy", "Run", "RunResult", "begin_run", "end_run"]
-
 R = TypeVar("R")
 
 OnBusy: TypeAlias = Literal["share", "wait", "fail"]

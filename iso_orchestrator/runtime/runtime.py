@@ -20,8 +20,6 @@ from iso_orchestrator.runtime.threads import Pool
 from iso_orchestrator.store import Store
 from iso_orchestrator.system.clock import Clock
 
-__all__ = ["WorkflowRuntime"]
-
 T = TypeVar("T")
 
 

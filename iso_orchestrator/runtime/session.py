@@ -22,8 +22,6 @@ from iso_orchestrator.store import Store, WorkflowLog
 from iso_orchestrator.system.clock import Clock
 from iso_orchestrator.system.interrupts import OneShotEvent, masked, undo_on_error, wait_until_free
 
-__all__ = ["Decision", "Session", "acquire_session", "find_session"]
-
 _log = logging.getLogger("iso_orchestrator")
 
 T = TypeVar("T")

@@ -13,8 +13,6 @@ from iso_orchestrator.errors import StepTimeoutError
 from iso_orchestrator.runtime.context import current_owner
 from iso_orchestrator.system.interrupts import OneShotEvent, masked, start
 
-__all__ = ["Pool", "call_with_timeout"]
-
 T = TypeVar("T")
 
 

@@ -52,8 +52,6 @@ from iso_orchestrator.steps.retry import RetryContext
 from iso_orchestrator.system.clock import Backoff, sleep
 from iso_orchestrator.system.interrupts import OneShotEvent, masked, unmasked
 
-__all__ = ["StepCall"]
-
 _log = logging.getLogger("iso_orchestrator")
 
 _LONGEST_NAP = 0.5  # seconds between two looks whether the for_each around a wait for a limit was stopped

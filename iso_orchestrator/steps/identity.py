@@ -17,8 +17,6 @@ import attrs
 from iso_orchestrator.checks import check_key
 from iso_orchestrator.errors import StepNameError
 
-__all__ = ["Arguments", "Parameters", "Template", "base_name", "compile_template", "is_constant"]
-
 _LONGEST = 120  # characters of rendered arguments; longer ones are cut, and end with a hash
 
 Arguments: TypeAlias = Mapping[str, Any]

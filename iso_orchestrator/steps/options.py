@@ -13,17 +13,6 @@ from iso_orchestrator.checks import check_key, check_seconds
 from iso_orchestrator.steps.identity import Template
 from iso_orchestrator.steps.retry import Retry, as_retry
 
-__all__ = [
-    "CallKeywords",
-    "IfInterrupted",
-    "StepKeywords",
-    "StepOptions",
-    "check_callable",
-    "documented",
-    "unwrap_function",
-    "validate_seconds",
-]
-
 F = TypeVar("F", bound=Callable[..., Any])
 
 IfInterrupted: TypeAlias = Literal["rerun", "fail"]

@@ -9,8 +9,6 @@ import attrs
 
 from iso_orchestrator.checks import check_wait
 
-__all__ = ["Retry", "RetryContext", "as_retry"]
-
 
 @attrs.frozen
 class RetryContext:

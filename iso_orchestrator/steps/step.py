@@ -19,16 +19,6 @@ from iso_orchestrator.steps.call import StepCall
 from iso_orchestrator.steps.identity import Arguments, Parameters, Template, base_name, compile_template, is_constant
 from iso_orchestrator.steps.options import StepOptions, check_callable, unwrap_function
 
-__all__ = [
-    "UNRESOLVED",
-    "BoundStep",
-    "Step",
-    "check_callable",
-    "current_runtime",
-    "return_annotation",
-    "run_step",
-]
-
 P = ParamSpec("P")
 Q = ParamSpec("Q")
 R = TypeVar("R")

@@ -9,8 +9,6 @@ from iso_orchestrator.store.file.paths import record_names, safe_name
 from iso_orchestrator.system.file_lock import FileLock
 from iso_orchestrator.system.filesystem import FileSystem
 
-__all__ = ["LogFile", "log_folder", "log_path"]
-
 
 def log_folder(root: str, workflow_id: str) -> str:
     """The folder of a workflow's logs in *root*, for a store that has no folder."""

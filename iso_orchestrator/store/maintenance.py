@@ -10,17 +10,6 @@ import attrs
 
 from iso_orchestrator.record.model import Json
 
-__all__ = [
-    "Difference",
-    "FileCheck",
-    "RepairAction",
-    "RepairOptions",
-    "RepairReport",
-    "Side",
-    "Verdict",
-    "WorkflowCheck",
-]
-
 Side: TypeAlias = Literal["journal", "snapshot"]
 RepairAction: TypeAlias = Literal["nothing", "repaired", "merged", "rebuilt"]
 

@@ -18,8 +18,6 @@ from iso_orchestrator.store.log_files import LogFile
 from iso_orchestrator.store.protocol import ProcessInfo, StoreMutex, WorkflowLog
 from iso_orchestrator.system.interrupts import undo_on_error
 
-__all__ = ["MemoryStore", "store_at"]
-
 if TYPE_CHECKING:
     from iso_orchestrator.store.maintenance import RepairOptions, RepairReport, WorkflowCheck
 

@@ -12,13 +12,6 @@ from iso_orchestrator.errors import StoreError
 from iso_orchestrator.record.facts import Fact
 from iso_orchestrator.record.projection import Projection
 
-__all__ = [
-    "ProcessInfo",
-    "Store",
-    "StoreMutex",
-    "WorkflowLog",
-]
-
 if TYPE_CHECKING:
     from iso_orchestrator.store.log_files import LogFile
     from iso_orchestrator.store.maintenance import RepairOptions, RepairReport, WorkflowCheck

@@ -26,17 +26,6 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import TypeVar
 
-__all__ = [
-    "Condition",
-    "OneShotEvent",
-    "is_interrupted",
-    "masked",
-    "start",
-    "undo_on_error",
-    "unmasked",
-    "wait_until_free",
-]
-
 T = TypeVar("T")
 
 _DEFAULT = signal.default_int_handler

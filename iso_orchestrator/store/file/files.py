@@ -13,22 +13,6 @@ from iso_orchestrator.errors import StoreError
 from iso_orchestrator.system.filesystem import FileSystem, is_os_error
 from iso_orchestrator.system.interrupts import undo_on_error
 
-__all__ = [
-    "SyncError",
-    "atomic_write",
-    "exists",
-    "make_folders",
-    "missing_folders",
-    "read_all",
-    "read_file",
-    "remove",
-    "store_error",
-    "store_errors",
-    "sync_file",
-    "sync_folder",
-    "write_all",
-]
-
 _CHUNK = 1 << 24  # bytes
 
 P = ParamSpec("P")

@@ -10,8 +10,6 @@ from iso_orchestrator.errors import StoreError
 from iso_orchestrator.system.filesystem import is_os_error
 from iso_orchestrator.system.interrupts import OneShotEvent
 
-__all__ = ["GroupCommit"]
-
 
 class GroupCommit:
     """Up to which sequence a journal is known to be durable.

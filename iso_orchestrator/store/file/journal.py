@@ -12,8 +12,6 @@ from iso_orchestrator.errors import CorruptRecordError, FormatVersionError
 from iso_orchestrator.record.facts import Fact
 from iso_orchestrator.record.model import Json
 
-__all__ = ["JOURNAL_FORMAT", "Header", "Line", "Scan", "encode_header", "encode_lines", "parse_header", "scan"]
-
 JOURNAL_FORMAT = 1
 _CRC_SIZE = len(',"crc":"00000000"}')
 

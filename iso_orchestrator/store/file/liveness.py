@@ -20,8 +20,6 @@ from iso_orchestrator.system.file_lock import FileLock
 from iso_orchestrator.system.filesystem import FileSystem
 from iso_orchestrator.system.interrupts import undo_on_error
 
-__all__ = ["PROCESS_SIZE", "LivenessFiles", "Survey", "process_json", "read_process"]
-
 PROCESS_SIZE = 512  # bytes, padded with spaces, so that a short name overwrites all of a longer one
 _clock = SystemClock()
 _SUFFIX = ".flock"

@@ -42,8 +42,6 @@ from iso_orchestrator.system.clock import monotonic
 from iso_orchestrator.system.file_lock import FileLock
 from iso_orchestrator.system.filesystem import FileSystem, is_same_file, is_unchanged
 
-__all__ = ["FileWorkflowLog", "RecordLock"]
-
 _log = logging.getLogger("iso_orchestrator")
 
 # While the workflow is in use, a fresh pair is written when the journal is longer than this, and so many times as long

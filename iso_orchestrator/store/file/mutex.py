@@ -15,8 +15,6 @@ from iso_orchestrator.store.protocol import ProcessInfo
 from iso_orchestrator.system.file_lock import FileLock
 from iso_orchestrator.system.filesystem import FileSystem
 
-__all__ = ["FileMutex", "MutexFiles"]
-
 _KEPT_OPEN = 16  # free mutexes of each open workflow
 
 _Name: TypeAlias = tuple[str, bool]  # key, and whether it is of the whole store

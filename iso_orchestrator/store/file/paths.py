@@ -11,8 +11,6 @@ from typing import NamedTuple
 from iso_orchestrator.errors import StoreError
 from iso_orchestrator.system.filesystem import FileSystem
 
-__all__ = ["Paths", "RecordNames", "is_mutex_file_name", "mutex_file_name", "record_names", "refuse_links", "safe_name"]
-
 _UNSAFE = re.compile(r"[^a-z0-9._-]+")
 _MUTEX = re.compile(r"-[0-9a-f]{40}\.lock$")
 

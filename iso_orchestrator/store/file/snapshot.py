@@ -19,19 +19,6 @@ from iso_orchestrator.store.file.paths import Paths
 from iso_orchestrator.system.clock import sleep
 from iso_orchestrator.system.filesystem import FileSystem
 
-__all__ = [
-    "OpenJournal",
-    "SnapshotAndJournal",
-    "digest",
-    "read_files",
-    "read_once",
-    "read_unlocked",
-    "replay",
-    "write_journal",
-    "write_pair",
-    "write_snapshot",
-]
-
 _READ_TRIES = 20
 _READ_PAUSE = 0.005  # seconds; writing a fresh pair of a large record takes a few of them
 

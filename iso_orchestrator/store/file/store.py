@@ -30,8 +30,6 @@ from iso_orchestrator.store.protocol import WorkflowLog
 from iso_orchestrator.system.filesystem import FileSystem
 from iso_orchestrator.system.interrupts import undo_on_error
 
-__all__ = ["FileStore", "network_type"]
-
 if TYPE_CHECKING:
     from iso_orchestrator.store.maintenance import RepairOptions, RepairReport, WorkflowCheck
 

@@ -17,8 +17,6 @@ from iso_orchestrator.store.file.journal import Line
 from iso_orchestrator.store.file.snapshot import replay
 from iso_orchestrator.store.maintenance import Difference, Side
 
-__all__ = ["Merged", "apply_all", "edited", "merge"]
-
 _OURS = "isoOrchestrator"
 _OUTCOME = ("status", "result", "error", "idempotencyKey")  # of a step; times and attempts differ in any case
 

@@ -31,8 +31,6 @@ from iso_orchestrator.store.file.snapshot import digest, read_once, replay, writ
 from iso_orchestrator.store.maintenance import Difference, RepairAction, RepairOptions, RepairReport, Side
 from iso_orchestrator.system.filesystem import FileSystem
 
-__all__ = ["UndecidedError", "repair"]
-
 
 class UndecidedError(StoreError):
     """Both sides of a merge changed the same, and the options do not say whose to take; nothing was changed."""

@@ -18,8 +18,6 @@ from iso_orchestrator.store.file.snapshot import SnapshotAndJournal, digest, rea
 from iso_orchestrator.store.maintenance import FileCheck, Verdict, WorkflowCheck
 from iso_orchestrator.system.filesystem import FileSystem
 
-__all__ = ["existing_paths", "verify_all", "verify_one"]
-
 _BESIDE = re.compile(r"(?P<name>.+)\.(?:torn-[\d-]+(?:\.new)?|(?:json|journal)\..+)")
 _KEPT = re.compile(r".+\.(?:torn-[\d-]+|(?:json|journal)\.kept-\d+)")
 
