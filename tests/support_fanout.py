@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import sys
@@ -61,7 +62,7 @@ def blocked(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Future[Any]:
 
 def is_waiting(thread: int, *names: str) -> bool:
     """Whether a thread waits for a condition or an event of the package, or is in a function of one of *names*."""
-    frames = list(_frames(sys._current_frames().get(thread)))
+    frames = list(_frames(frame_of(thread)))
     if names:
         return any(frame.f_code.co_name in names for frame in frames)
     return (
@@ -73,8 +74,23 @@ def is_waiting(thread: int, *names: str) -> bool:
 
 def is_idle(thread: int) -> bool:
     """Whether a thread of an executor waits for work."""
-    frames = list(_frames(sys._current_frames().get(thread)))
+    frames = list(_frames(frame_of(thread)))
     return bool(frames) and frames[0].f_code.co_filename == pool_thread.__file__
+
+
+def frame_of(thread: int) -> FrameType | None:
+    """The innermost frame of a thread.
+
+    Without garbage collection: `sys._current_frames` holds a lock of the interpreter, and a `threading.local` that is
+    collected meanwhile waits for it for ever (python/cpython#106883).
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        return sys._current_frames().get(thread)
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _frames(frame: FrameType | None) -> Iterator[FrameType]:

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from support import DEADLINE
+from support_fanout import frame_of
 
 __all__ = ["Interrupt", "Schedule"]
 
@@ -45,7 +46,7 @@ class _Thread:
 
     def calls(self) -> Iterator[str]:
         """The functions that it is in; one that is called just now has not begun."""
-        frame = sys._current_frames().get(self.thread.ident or 0)
+        frame = frame_of(self.thread.ident or 0)
         while frame is not None:
             if frame.f_lasti > 0 and frame.f_lineno != frame.f_code.co_firstlineno:
                 yield frame.f_code.co_qualname
