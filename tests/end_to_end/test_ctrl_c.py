@@ -301,9 +301,9 @@ def test_ctrl_c_between_attempts_ends_the_step(tmp_path: Path) -> None:
     """A pause before a retry is ended at once, and nobody waits for the step."""
     code = """
 def fail():
+    say_when_main_waits("waiting", "sleep")
     raise OSError("no route")
 
-say_when_main_waits("waiting", "pause", "_attempts")
 try:
     workflow.run_step("step", fail, retry=iso_orchestrator.Retry(attempts=3, wait=3600))
 except KeyboardInterrupt:
