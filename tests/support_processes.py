@@ -16,7 +16,7 @@ PAUSE = 0.05  # seconds in which what should not happen would have happened
 
 # What a child begins with: `say` and `hear` are its lines to the test and from it.
 PROLOGUE = """
-import os, signal, sys, threading
+import os, signal, sys, threading, time
 import iso_orchestrator
 from iso_orchestrator import *
 from iso_orchestrator.store import FileStore
@@ -26,6 +26,9 @@ root = sys.argv[1]
 hear = input
 def say(what):
     sys.stdout.write(f"{what}\\n")  # in one piece: several threads speak
+def wait_for_ctrl_c():
+    while True:
+        time.sleep(0.01)  # unlike a wait of `threading`, it is ended by an interrupt at any moment, as itself
 workflow = Workflow("w", dir=root)
 """
 

@@ -11,7 +11,7 @@ from typing import Protocol
 import attrs
 
 from iso_orchestrator.record.model import truncate_to_ms
-from iso_orchestrator.system.interrupts import unmasked
+from iso_orchestrator.system.interrupts import LONGEST_WAIT, unmasked
 
 monotonic = time.monotonic
 nap = time.sleep  # unlike `sleep`, Ctrl-C does not end it in a masked block
@@ -80,7 +80,10 @@ class InjectedClock:
 def sleep(seconds: float) -> None:
     """Sleep. Ctrl-C ends it, in a masked block too."""
     with unmasked():
-        time.sleep(seconds)
+        end = monotonic() + seconds
+        while (left := end - monotonic()) > LONGEST_WAIT:
+            time.sleep(LONGEST_WAIT)
+        time.sleep(max(0.0, left))
 
 
 @attrs.define

@@ -28,6 +28,9 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+# Seconds. Ctrl-C that comes just before the system call of a wait does not end that call: the next one does not begin.
+LONGEST_WAIT = 1.0
+
 _DEFAULT = signal.default_int_handler
 _main = threading.main_thread().ident
 _is_noted = False  # whether Ctrl-C has come in a masked block, and was not raised yet
@@ -144,15 +147,18 @@ class OneShotEvent:
         """Wait for the event; whether it has happened.
 
         Args:
-            timeout: Seconds; None waits for ever. Only one thread may wait with a timeout, since it shuts the gate.
+            timeout: Seconds; None waits for ever.
         """
         if self._is_set:
             return True
+        left = threading.TIMEOUT_MAX if timeout is None else timeout
         with unmasked():
-            if timeout is not None:
-                return self._gate.acquire(timeout=min(timeout, threading.TIMEOUT_MAX)) or self._is_set
-            with self._gate:
-                return True
+            while not self._is_set:
+                if self._gate.acquire(timeout=min(left, LONGEST_WAIT)):
+                    self._gate.release()
+                elif (left := left - LONGEST_WAIT) <= 0:
+                    break
+        return self._is_set
 
 
 class Condition:

@@ -495,7 +495,7 @@ count = min(places(unique_name()) for _ in range(3))
 # A search does the same for each process: some of these places are enough.
 step = max(1, count // 150)
 for place in range(1, count, step):
-    faulthandler.dump_traceback_later(15, exit=True)
+    faulthandler.dump_traceback_later(60, exit=True)
     tag = unique_name()
     places(tag, place)
     if find(tag):

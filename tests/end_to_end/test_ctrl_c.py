@@ -183,7 +183,7 @@ def test_ctrl_c_ends_reading_the_items(tmp_path: Path) -> None:
     code = """
         def source():
             yield 0
-            threading.Event().wait()
+            wait_for_ctrl_c()
         def work(item):
             tell("start", item)
             assert told.wait(DEADLINE)
@@ -245,7 +245,7 @@ def test_ctrl_c_inside_of_a_mutex_frees_it(tmp_path: Path) -> None:
 try:
     with workflow.mutex("slot"):
         tell("in")
-        threading.Event().wait()
+        wait_for_ctrl_c()
 except KeyboardInterrupt:
     tell("interrupted")
 hear()
@@ -266,7 +266,7 @@ workflow.close()
 STEP = """
 def body():
     tell("in")
-    threading.Event().wait()
+    wait_for_ctrl_c()
 
 try:
     with workflow:
@@ -483,7 +483,7 @@ def test_ctrl_c_gives_a_lease_back(tmp_path: Path) -> None:
 try:
     with workflow.lease("slot", ttl=3600), workflow.heartbeating("alive", every=3600):
         tell("in")
-        threading.Event().wait()
+        wait_for_ctrl_c()
 except KeyboardInterrupt:
     tell("interrupted")
 hear()
@@ -509,7 +509,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.stderr = open(os.devnull, "w")
 with workflow:
     tell("in")
-    threading.Event().wait()
+    wait_for_ctrl_c()
 """
     with run(code, tmp_path) as process:
         assert process.line() == "in"
@@ -527,7 +527,7 @@ with workflow:
 MANY = """
 def work(item):
     mark(f"{root}/trace", "start", item)
-    threading.Event().wait(0.002)
+    time.sleep(0.002)
     mark(f"{root}/trace", "end", item)
     return item
 
@@ -673,10 +673,10 @@ workflow.append_event("opened")
 work("first")  # what is made only once is made
 count, _ = places(work, "second")
 for place in range(1, count + 1):
-    faulthandler.dump_traceback_later(15, exit=True)
+    faulthandler.dump_traceback_later(60, exit=True)
     _, where = places(work, place, place)
     tell("interrupted in", where)
-    signal.setitimer(signal.ITIMER_REAL, 10)
+    signal.setitimer(signal.ITIMER_REAL, 40)
     try:
         assert work(place) == place
     except BaseException as error:

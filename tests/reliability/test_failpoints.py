@@ -46,7 +46,7 @@ from iso_orchestrator.system import file_lock
 
 STORE = Path(log_module.__file__).parent
 FILE_LOCK = Path(file_lock.__file__)
-DEADLINE = 20.0  # seconds; reached only by what hangs
+DEADLINE = 60.0  # seconds; reached only by what hangs
 GRACE = 0.1  # seconds that a peer works beside a process that stands still, at most
 
 

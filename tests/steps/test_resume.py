@@ -290,7 +290,7 @@ def test_ctrl_c_leaves_a_record_that_goes_on(tmp_path: Path) -> None:
     code = """
         def second():
             say("second")
-            threading.Event().wait()
+            wait_for_ctrl_c()
         sys.stderr = open(os.devnull, "w")
         with workflow:
             workflow.run_step("first", lambda: 1)
