@@ -17,7 +17,7 @@ import attrs
 from iso_orchestrator.codec.json import SCALAR_HOOKS, decode, encode
 from iso_orchestrator.errors import FormatVersionError
 from iso_orchestrator.record.facts import FACTS, Fact
-from iso_orchestrator.record.model import Json, StepRecord, WorkflowRecord, truncate_to_ms
+from iso_orchestrator.record.model import Json, WorkflowRecord, truncate_to_ms
 from iso_orchestrator.record.projection import Projection, StepState
 
 if TYPE_CHECKING:
@@ -54,8 +54,7 @@ def fact_from_json(tag: Json, fields: dict[str, Json], path: str) -> Fact:
 def snapshot_from_projection(projection: Projection) -> bytes:
     """The bytes of a snapshot: one step and one event a line.
 
-    What the npm package does not know goes into `isoOrchestrator`: the fields of the projection that a `WorkflowRecord`
-    lacks, and the fields of its steps that a `StepRecord` lacks.
+    Fields of the projection and of its steps that the npm package does not know go into `isoOrchestrator`.
     """
     document = record_to_json(projection)
     ours = dict(_FORMAT_1)
@@ -112,10 +111,13 @@ def projection_from_snapshot(data: bytes, path: str) -> Projection:
     fields["heartbeats"] = fields["heartbeats"] or {}
     # Put the parts of steps and leases that stand under `isoOrchestrator` back into them.
     fields["steps"] = read(_OBJECTS, fields["steps"])
-    extras = read(dict[str, dict[str, str]], ours.get("steps", {}))
+    extras = read(_OBJECTS, ours.get("steps", {}))
     for name, step in fields["steps"].items():
         extra = extras.get(name, {})
-        step.update({key: extra.get(key) for key in _STEP_EXTRAS})
+        for key in _STEP_EXTRAS:
+            step.pop(key, None)  # another program's
+            if key in extra:
+                step[key] = extra[key]
     fields["leases"] = read(_OBJECTS, fields["leases"] or {})
     tokens = read(dict[str, int], ours.get("tokens", {}))
     for key, lease in fields["leases"].items():
@@ -244,10 +246,12 @@ def _keys(kind: type[Any]) -> list[str]:
 _VERSION = 1
 _OURS = "isoOrchestrator"
 _OBJECTS = dict[str, dict[str, Json]]
+# The keys of the npm package. They are not derived from our classes: a field that a class gets must not become one.
 _HEAD = ("version", "workflowId", "status", "createdAt", "updatedAt", "state")
-_RECORD = [key for key in _keys(WorkflowRecord) if key != "version"]
+_RECORD = (*_HEAD[1:], "steps", "events", "heartbeats", "leases", "lastError")
+_STEP = ("name", "status", "attempts", "updatedAt", "startedAt", "completedAt", "idempotencyKey", "result", "error")
 _EXTRAS = [key for key in _keys(Projection) if key not in (*_RECORD, "unknown")]
-_STEP_EXTRAS = [key for key in _keys(StepState) if key not in _keys(StepRecord)]
+_STEP_EXTRAS = [key for key in _keys(StepState) if key not in _STEP]
 # What `isoOrchestrator` has even where it is empty. Keys that came later are left out then.
 _FORMAT_1 = {"format": 1, "seq": 0, "runs": {}, "runFailed": False, "steps": {}, "tokens": {}, "leaseClocks": {}}
 _END = b',"crc":"%08x"}}\n'

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from datetime import datetime
-from typing import TYPE_CHECKING
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
 
@@ -24,6 +25,8 @@ from iso_orchestrator.record.model import (
 if TYPE_CHECKING:
     from iso_orchestrator.record.facts import Fact
 
+T = TypeVar("T", WorkflowRecord, WorkflowSummary)
+
 
 @attrs.frozen
 class LiveRun:
@@ -33,6 +36,9 @@ class LiveRun:
     pid: int
     host: str
     since: datetime
+
+
+_step_record_values = attrgetter(*[field.name for field in attrs.fields(StepRecord)])
 
 
 @attrs.define
@@ -60,17 +66,7 @@ class StepState:
 
     def record(self) -> StepRecord:
         """The step as users see it."""
-        return StepRecord(
-            self.name,
-            self.status,
-            self.attempts,
-            self.updated_at,
-            self.started_at,
-            self.completed_at,
-            self.idempotency_key,
-            copy_json(self.result),
-            self.error,
-        )
+        return StepRecord(*map(copy_json, _step_record_values(self)))
 
 
 @attrs.frozen
@@ -111,7 +107,7 @@ class LastCommand:
 class Projection:
     """A record in the making. A fact changes it in place, so that its cost does not depend on how many came before.
 
-    A snapshot holds all fields: those that `WorkflowRecord` has too at its top level, the others in `isoOrchestrator`.
+    A snapshot holds all fields. `WorkflowRecord` and `WorkflowSummary` get those that they have too, by their names.
 
     Attributes:
         seq: The sequence of the last fact.
@@ -175,31 +171,23 @@ class Projection:
 
     def record(self) -> WorkflowRecord:
         """The record as users see it. It shares no mutable value with this projection."""
-        return WorkflowRecord(
-            workflow_id=self.workflow_id,
-            status=self.status,
-            created_at=self.created_at,
-            updated_at=self.updated_at,
-            state=copy_json(self.state),
+        return self._shown_as(
+            WorkflowRecord,
             steps={name: step.record() for name, step in self.steps.items()},
             events=tuple([WorkflowEvent(e.at, e.type, e.message, copy_json(e.detail)) for e in self.events]),
             heartbeats={
                 key: attrs.evolve(beat, detail=copy_json(beat.detail)) for key, beat in self.heartbeats.items()
             },
             leases={key: attrs.evolve(lease, detail=copy_json(lease.detail)) for key, lease in self.leases.items()},
-            last_error=self.last_error,
         )
 
     def summary(self) -> WorkflowSummary:
         """The workflow in one line."""
-        return WorkflowSummary(
-            workflow_id=self.workflow_id,
-            status=self.status,
-            created_at=self.created_at,
-            updated_at=self.updated_at,
-            steps=Counter(step.status for step in self.steps.values()),
-            last_error=self.last_error,
-        )
+        return self._shown_as(WorkflowSummary, steps=Counter(step.status for step in self.steps.values()))
+
+    def _shown_as(self, kind: type[T], **made: Any) -> T:
+        names = (attrs.fields_dict(kind).keys() & attrs.fields_dict(type(self)).keys()) - made.keys()
+        return kind(**made, **{name: copy_json(getattr(self, name)) for name in names})
 
     def matching(self, name: str, idempotency_key: str | None, version: str | None) -> StepState | None:
         """The step *name*, if its key and version are equal too."""

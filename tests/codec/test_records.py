@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import attrs
@@ -24,10 +27,13 @@ from iso_orchestrator.codec import (
 )
 from iso_orchestrator.errors import FormatVersionError
 from iso_orchestrator.record import facts as f
+from iso_orchestrator.record import model
+from iso_orchestrator.record import projection as projection_module
 from iso_orchestrator.record.model import (
     ErrorInfo,
     Heartbeat,
     Lease,
+    StepRecord,
     StepStatus,
     WorkflowEvent,
     WorkflowRecord,
@@ -43,6 +49,7 @@ from iso_orchestrator.record.projection import (
 )
 
 NPM = Path(__file__).parents[1] / "data/npm-0.2.0"
+GOLDEN = Path(__file__).parents[1] / "reliability/golden/format-1/snapshot alone"
 STAMP = "2026-05-14T12:00:00.007Z"
 
 times = st.datetimes(datetime(1, 1, 2), datetime(9999, 12, 30), timezones=st.just(UTC)).map(
@@ -284,9 +291,8 @@ def test_the_page_of_the_format_is_complete() -> None:
     rows = [line for line in only(pages).read_text().splitlines() if line.startswith("| `")]
     named = {name for row in rows for name in re.findall("`([^`]*)`", row.split("|")[1])}
     assert set(f.FACTS) <= named
-    record = {field.name for field in attrs.fields(WorkflowRecord)}
-    fields = [field.name for field in attrs.fields(Projection) if field.name not in (*record, "unknown")]
-    assert set(map(camel, fields)) <= named
+    fields = {camel(field.name) for field in attrs.fields(Projection)} - NPM_RECORD_KEYS - {"unknown"}
+    assert fields <= named
 
 
 def camel(name: str) -> str:
@@ -352,6 +358,19 @@ def test_npm_record_is_read_field_by_field() -> None:
 
 
 # The types of the npm package (dist/types.d.ts): its own objects hold these keys and no others.
+NPM_RECORD_KEYS = {
+    "version",
+    "workflowId",
+    "status",
+    "createdAt",
+    "updatedAt",
+    "state",
+    "steps",
+    "events",
+    "heartbeats",
+    "leases",
+    "lastError",
+}
 NPM_KEYS = {
     "steps": {
         "name",
@@ -381,20 +400,81 @@ def test_npm_objects_hold_npm_keys_and_no_others(projection: Projection) -> None
     for step in document["steps"].values():
         assert set(step.get("error", {})) <= {"name", "message", "stack", "code", "cause"}
         assert step["status"] != "completed" or "result" in step
-    known = {
-        "version",
-        "workflowId",
-        "status",
-        "createdAt",
-        "updatedAt",
-        "state",
-        "steps",
-        "events",
-        "heartbeats",
-        "leases",
-        "lastError",
-    }
-    assert set(document) == known & set(document) | set(projection.unknown) | {"isoOrchestrator"}
+    assert set(document) == NPM_RECORD_KEYS & set(document) | set(projection.unknown) | {"isoOrchestrator"}
+
+
+@attrs.define
+class GrownStep(StepState):
+    reviewers: list[str] = attrs.field(factory=list)
+
+
+@attrs.define(kw_only=True)
+class GrownProjection(Projection):
+    steps: dict[str, GrownStep] = attrs.field(factory=dict)
+    approvals: dict[str, datetime] = attrs.field(factory=dict)
+
+
+@attrs.frozen
+class GrownRecord(WorkflowRecord):
+    approvals: Mapping[str, datetime] = attrs.field(factory=dict)
+
+
+@attrs.frozen
+class GrownStepRecord(StepRecord):
+    reviewers: Sequence[str] = ()
+
+
+@pytest.fixture
+def grown_codec(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The codec of a release in which records and steps have a field more."""
+    monkeypatch.setattr(model, "WorkflowRecord", GrownRecord)
+    monkeypatch.setattr(model, "StepRecord", GrownStepRecord)
+    monkeypatch.setattr(projection_module, "Projection", GrownProjection)
+    monkeypatch.setattr(projection_module, "StepState", GrownStep)
+    spec = importlib.util.find_spec("iso_orchestrator.codec.records")
+    assert spec is not None
+    assert spec.loader is not None
+    codec = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(codec)
+    return codec
+
+
+def test_a_new_field_goes_into_our_own_part(grown_codec: ModuleType) -> None:
+    """A field that records or steps get later is in `isoOrchestrator`, and is read back."""
+    step = GrownStep("a", StepStatus.RUNNING, 1, T0, reviewers=["eve"])
+    projection = GrownProjection(
+        workflow_id="w",
+        status=WorkflowStatus.IDLE,
+        created_at=T0,
+        updated_at=T0,
+        state=1,
+        steps={"a": step},
+        approvals={"release": T0},
+    )
+    data = grown_codec.snapshot_from_projection(projection)
+    document = json.loads(data)
+    assert set(document) <= {*NPM_RECORD_KEYS, "isoOrchestrator"}
+    assert set(document["steps"]["a"]) <= NPM_KEYS["steps"]
+    assert document["isoOrchestrator"]["approvals"] == {"release": STAMP}
+    assert document["isoOrchestrator"]["steps"] == {"a": {"reviewers": ["eve"]}}
+    assert repr(grown_codec.projection_from_snapshot(data, "p")) == repr(projection)
+
+
+@pytest.mark.parametrize("path", [NPM / "failed.json", GOLDEN / "golden-1-a-5b666e92.json"], ids=["npm", "ours"])
+def test_an_old_record_has_the_default_of_a_new_field(grown_codec: ModuleType, path: Path) -> None:
+    """A record that was written before a field existed is read as before, with the field's default."""
+    found = grown_codec.projection_from_snapshot(path.read_bytes(), "p")
+    assert found.approvals == {}
+    assert [step.reviewers for step in found.steps.values()] == [[] for _ in found.steps]
+    before = projection_from_snapshot(path.read_bytes(), "p")
+    assert before.steps
+    assert grown_codec.snapshot_from_projection(found) == snapshot_from_projection(before)
+
+
+def test_another_programs_key_in_a_step_is_not_taken_for_ours() -> None:
+    """A step's owner is read from `isoOrchestrator` alone."""
+    step = {"name": "a", "status": "running", "attempts": 1, "updatedAt": STAMP, "owner": "theirs"}
+    assert projection_from_snapshot(changed(steps={"a": step}), "p").owner("a") is None
 
 
 def test_unknown_top_level_keys_are_kept() -> None:
