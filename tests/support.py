@@ -25,9 +25,6 @@ from iso_orchestrator.system.filesystem import FileSystem
 T0 = datetime(2026, 5, 14, 12, 0, 0, 7000, tzinfo=UTC)
 DEADLINE = 60.0  # seconds; reached only by what hangs
 
-
-FACT_KINDS = list(f.FACTS.values())
-
 Run = Callable[..., tuple[int, str, str]]
 """Runs a command of the package on a root: exit code, output and errors."""
 

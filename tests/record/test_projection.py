@@ -9,6 +9,7 @@ from typing import Any
 import attrs
 import pytest
 from support import T0, at, new_fold, note
+from support_facts import FACT_KINDS, full
 
 from iso_orchestrator.codec import snapshot_from_projection
 from iso_orchestrator.record import facts as f
@@ -327,53 +328,24 @@ def test_order_is_by_sequence_whatever_clocks_say() -> None:
     assert (projection.seq, projection.updated_at) == (2, at(5))
 
 
-SOME_FACTS = [
-    run("r"),
-    started("done"),
-    f.StepCompleted(T0, "done", {"deep": [1]}),
-    started("running"),
-    f.HeartbeatRecorded(T0, "k", {"deep": [1]}),
-    lease(3),
-    f.StateUpdated(T0, {"deep": [1]}),
-    f.EventAppended(T0, "note", None, {"deep": [1]}),
-]
+@pytest.mark.parametrize("kind", FACT_KINDS, ids=lambda kind: kind.__name__)
+def test_every_fact_changes_the_projection_and_no_record_made_before(kind: type[f.Fact]) -> None:
+    """It changes more than time and sequence.
 
-ANY_FACTS = [
-    run("s"),
-    f.RunEnded(at(1), "r"),
-    f.RunDied(at(1), "r"),
-    started("new"),
-    started("done", 2),
-    f.StepCompleted(at(1), "running", 1),
-    f.StepCompleted(at(1), "running", 1, {"n": 1}),
-    f.StepFailed(at(1), "running", BOOM),
-    f.StepFailed(at(1), "running", BOOM, retrying=True),
-    f.StepLimited(at(1), "running", at(9), "api"),
-    f.StepWaiting(at(1), "new", "owner", at(9), "api"),
-    f.StepAbandoned(at(1), "running"),
-    f.StepsReset(at(1), ("done",)),
-    f.StateUpdated(at(1), 2),
-    f.StatusSet(at(1), WorkflowStatus.IDLE),
-    f.CommandsMarked(at(1), "seed"),
-    f.CommandBegun(at(1), "running", "mark", "/log"),
-    note("x", 1),
-    f.HeartbeatRecorded(at(1), "k"),
-    lease(4),
-    f.LeaseReleased(at(1), "k"),
-]
-
-
-@pytest.mark.parametrize("fact", ANY_FACTS, ids=[type(fact).__name__ for fact in ANY_FACTS])
-def test_every_fact_changes_the_record_and_no_record_made_before(fact: f.Fact) -> None:
-    """A fact gives another record, with its time, and leaves the records made before it unchanged."""
-    projection = projected(*SOME_FACTS)
-    before = projection.record()
+    Before it come the facts that are declared above it, then the start of an attempt.
+    """
+    above = FACT_KINDS[: FACT_KINDS.index(kind)]
+    projection = projected(*map(full, above))
+    if f.StepStarted in above:
+        projection.apply(full(f.StepStarted))
+    before, unchanged, fact = projection.record(), copy.deepcopy(projection), full(kind)
     expected = copy.deepcopy(before)
     projection.apply(fact)
     after = projection.record()
     assert before == expected
     assert after.updated_at == fact.at
-    assert after != before
+    unchanged.updated_at, unchanged.seq = fact.at, projection.seq
+    assert projection != unchanged
     spoil(after)
     assert before == expected
 

@@ -10,7 +10,8 @@ import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import FACT_KINDS, T0, at, note, only
+from support import T0, at, note, only
+from support_facts import FACT_KINDS
 
 from iso_orchestrator.errors import CorruptRecordError, FormatVersionError
 from iso_orchestrator.record import facts as f
