@@ -78,12 +78,6 @@ def lines() -> list[str]:
     return FILE.read_text().splitlines() if FILE.exists() else []
 
 
-def missing_lines() -> list[str]:
-    """The examples of today that the file does not have yet."""
-    examples = dict.fromkeys(line_of(example(kind)) for kind in FACT_KINDS for example in (least, full))
-    return [line for line in examples if line not in set(lines())]
-
-
 def _example(kind: type[f.Fact], names: list[str]) -> f.Fact:
     types = get_type_hints(kind)
     return kind(**{"at": at(1), **{name: _made(name, types[name])[0] for name in names if name != "at"}})
@@ -113,6 +107,7 @@ def _made(name: str, kind: Any) -> tuple[Any, st.SearchStrategy[Any]]:
 
 
 if __name__ == "__main__":
-    added = [line + "\n" for line in missing_lines()]
+    examples = dict.fromkeys(line_of(example(kind)) for kind in FACT_KINDS for example in (least, full))
+    missing = [line + "\n" for line in examples if line not in lines()]
     with FILE.open("a") as file:
-        file.writelines(added)
+        file.writelines(missing)
