@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -183,6 +184,7 @@ class _Run:
 
     def run(self) -> CommandResult[Any]:
         plan = self._plan
+        _running.add(self)
         try:
             process = self._process = _start(plan, self._files)
             limit = self._watch(process)
@@ -192,8 +194,10 @@ class _Run:
             self._pass_on_the_last_lines(limit)
         except BaseException as error:  # Ctrl-C too: what it leaves of the command is ended
             with masked(), suppressed_as_note(error, "not all of the command was ended"):
-                self._end()
+                self.end()
             raise
+        finally:
+            _running.discard(self)
         return self._result(limit, duration, code)
 
     def _watch(self, process: Process) -> _Limit | None:
@@ -248,9 +252,11 @@ class _Run:
             for line in self._files.stdout.rest():
                 self._plan.on_line(line)
 
-    def _end(self) -> None:
+    def end(self, *, at_once: bool = False) -> None:
+        """End what runs of it, after its time to finish or *at_once*."""
         known = [] if self._process is None else [self._process]
-        end_tree(self._plan.tag, grace=self._plan.grace, known=known, is_urgent=is_interrupted)
+        grace = 0 if at_once else self._plan.grace
+        end_tree(self._plan.tag, grace=grace, known=known, is_urgent=is_interrupted)
         for process in known:
             processes.has_ended(process, processes.KILLING)  # takes its exit code, so that no zombie stays
 
@@ -270,6 +276,21 @@ class _Run:
         if code not in plan.ok_codes:
             raise CommandError(plan.name, result)
         return result
+
+
+_running = set[_Run]()
+
+
+def _end_all_at_exit() -> None:
+    # One more Ctrl-C has ended the interpreter's wait for the threads that end their commands.
+    with masked():
+        for run in list(_running):
+            run.end(at_once=True)
+
+
+atexit.register(_end_all_at_exit)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_running.clear)  # they are the parent's
 
 
 def _after(moment: float, seconds: float | None) -> float:

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import stat
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -811,7 +812,7 @@ def interrupts(runner: Child) -> bool:
     """Press Ctrl-C once more; whether it had its effect, which it has not inside of the handler of the last one."""
     runner.process.send_signal(signal.SIGINT)
     with suppress(AssertionError):
-        while runner.line(0.5) != "interrupted":
+        while runner.line(5) != "interrupted":
             pass
         return True
     return False
@@ -866,6 +867,36 @@ def test_a_second_ctrl_c_ends_the_commands_that_run(tmp_path: Path, use: str) ->
         assert all(map(is_alive, pids))
         wait_until(lambda: interrupts(runner), what="the end of the wait")
         runner.process.wait(DEADLINE)
+    assert not any(map(is_alive, pids))
+
+
+@pytest.mark.slow
+def test_ctrl_c_at_the_exit_ends_the_commands_at_once(tmp_path: Path) -> None:
+    """A third one, while the process waits for commands that take their time to end, leaves none of them."""
+    code = WORK.replace("exec", 'trap "" TERM; exec')
+    code += """
+from functools import partial
+from iso_orchestrator.commands import step
+from support_fanout import say_when_main_waits
+step.ProcessRunner = partial(step.ProcessRunner, grace=3600)
+say_when_main_waits("exiting", "_shutdown")
+sys.stderr = open(os.devnull, "w")
+"""
+    with child(code + BUSY.replace("USE", USES["for_each"]), tmp_path) as runner:
+        assert runner.line() == "go"
+        pids = wait_until(lambda: len(found := pids_in(tmp_path)) == 2 and found)
+        press_ctrl_c(runner)
+        wait_until(lambda: interrupts(runner), what="the end of the wait")
+        assert runner.line() == "exiting"
+        assert all(map(is_alive, pids))
+
+        def ends() -> bool:
+            runner.process.send_signal(signal.SIGINT)
+            with suppress(subprocess.TimeoutExpired):
+                runner.process.wait(5)
+            return runner.process.poll() is not None
+
+        wait_until(ends)
     assert not any(map(is_alive, pids))
 
 

@@ -72,7 +72,7 @@ class Verdict:
         tried: How many pairs of calls made and state were seen.
         thing: What the calls that have no order were asked of.
         longest: The longest order that was possible.
-        stuck: The calls of which none can come next behind it.
+        stuck: The calls of which none can come next after it.
     """
 
     legal: bool
@@ -170,7 +170,7 @@ class _Search:
 
     @property
     def stuck(self) -> tuple[Call, ...]:
-        """What could come next behind the longest."""
+        """What could come next after the longest."""
         return tuple(self._calls[index] for index in self._next(self._longest_done))
 
     def _ways(self, done: int, state: Hashable) -> Iterator[tuple[int, int, Hashable]]:

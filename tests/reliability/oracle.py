@@ -91,7 +91,7 @@ class Oracle:
     Args:
         path: The file.
         who: The process that writes.
-        last: A kind of line, behind the first of which this process kills itself, and how many seconds behind it.
+        last: A kind of line, after the first of which this process kills itself, and how many seconds after it.
     """
 
     def __init__(self, path: Path | str, who: str, last: tuple[str, float] | None = None) -> None:
@@ -178,7 +178,7 @@ PHASES = {
     "begin": "in the body",
     "end": "between body and completion",
     "leaving": "in leaving",
-    "told": "behind the completion",
+    "told": "after the completion",
     "wants": "waiting for a mutex",
     "enter": "in a mutex",
     "adding": "in changing the state",
@@ -256,7 +256,7 @@ class _Checker:
 
     def _begin(self, line: Line) -> None:
         if line.about in self._told:
-            self._blame(line, "it runs again behind its acknowledgement")
+            self._blame(line, "it runs again after its acknowledgement")
         if line.about.startswith("once") and line.about in self._begun:
             self._blame(line, "it begins twice, and must not")
         self._begun.add(line.about)
@@ -337,7 +337,7 @@ def violations_of_record(lines: Iterable[Line], record: WorkflowRecord) -> list[
 
 
 def violations_of_leases(record: WorkflowRecord) -> list[str]:
-    """The events of type "under" (detail: lease and token) that are on record behind a newer token."""
+    """The events of type "under" (detail: lease and token) that are on record after a newer token."""
     found = []
     tokens: Counter[str] = Counter()
     for event in record.events:

@@ -182,7 +182,7 @@ FAULTS = [
         "tests/steps/test_retry.py::test_what_is_no_exception_is_recorded_and_goes_on",
     ),
     Fault(
-        "another's unsynced result returned",
+        "another process's unsynced result returned",
         "store/file/log.py",
         "self._commits.raise_to(found.mark)",
         "self._commits.raise_to(projection.seq)",
@@ -203,7 +203,7 @@ MORE_FAULTS = [
         ("--tier", "full", "--seed", "1"),
     ),
     Fault(
-        "one who was chosen to lead and has what he wants wakes nobody",
+        "a chosen leader that has nothing to sync wakes nobody",
         "store/file/group_commit.py",
         "                self._leader = None\n            if self._leader is None:\n",
         "                self._leader = None\n",
@@ -211,7 +211,7 @@ MORE_FAULTS = [
         ("--tier", "full", "--seed", "1"),
     ),
     Fault(
-        "one who was interrupted left in the queue for a sync",
+        "an interrupted thread left in the queue for a sync",
         "store/file/group_commit.py",
         "            self._waiting = [entry for entry in self._waiting if entry[1] is not latch]\n",
         "",
@@ -219,7 +219,7 @@ MORE_FAULTS = [
         ("--tier", "full", "--seed", "1"),
     ),
     Fault(
-        "one who was interrupted ends the lead of another",
+        "an interrupted thread ends another thread's lead",
         "store/file/group_commit.py",
         "                except BaseException:  # a signal handler raised: other threads would wait for ever\n",
         "                except BaseException:\n                    self._leader = None\n",

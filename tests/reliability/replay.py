@@ -62,7 +62,7 @@ class Violation(AssertionError):  # noqa: N818 - it is no error of the program
 
 
 class Killed(BaseException):
-    """The process was killed, in the midst of a write or behind an operation."""
+    """The process was killed, in the midst of a write or after an operation."""
 
 
 # --- what is recorded ---
@@ -205,7 +205,7 @@ class Machine:
         failing: Numbers, counted from 0, of the syncs that fail.
         syncs: How many syncs there were.
         operations: How many there were on the disk.
-        fatal: The one behind which its process is killed, counted from 1.
+        fatal: The one after which its process is killed, counted from 1.
         failed: The processes of which a sync has failed.
         synced: Called after each that succeeded: what others do before its caller gets on.
     """
@@ -990,7 +990,7 @@ class Oracle:
         own = self._current
         if own is not None and own.created_at == projection.created_at and own.seq == projection.seq:
             return own
-        self.facts = self.facts[: projection.seq]  # what is behind was torn when its process was killed
+        self.facts = self.facts[: projection.seq]  # what is after was torn when its process was killed
         own = self._current = self._initial[projection.created_at]()
         for fact in self.facts:
             own.apply(fact)
@@ -1236,6 +1236,6 @@ def _told_of(error: Exception, what: str, model: str, log: Sequence[Operation], 
     last = "\n  ".join(f"{operation!r:.300}" for operation in log[-12:])
     files = "\n  ".join(f"{path}: {'a folder' if data is None else data!r:.1500}" for path, data in state.items())
     return (
-        f"{what}: crash behind operation {len(log)}, {model} model: {type(error).__name__}: {error}\n"
+        f"{what}: crash after operation {len(log)}, {model} model: {type(error).__name__}: {error}\n"
         f"the last operations:\n  {last}\nthe state:\n  {files}"
     )

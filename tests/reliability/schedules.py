@@ -180,7 +180,7 @@ class Schedule:
         return holds()
 
     def watch(self) -> None:
-        """Go on by lines, also behind an error that came from where that is seen to: it ends the watching."""
+        """Go on by lines, also after an error that came from where that is seen to: it ends the watching."""
         if self.running is not None:
             sys.settrace(self._trace)
 
@@ -275,7 +275,7 @@ class _Lock:
     def __enter__(self) -> None:
         self._schedule.watch()
         self._schedule.pause(may_interrupt=True)
-        self._take()  # and no signal is looked for behind it
+        self._take()  # and no signal is looked for after it
 
     def __exit__(self, *_: object) -> None:
         self.release()

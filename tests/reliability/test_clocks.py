@@ -315,7 +315,7 @@ def test_whatever_the_clock_does_order_is_by_sequence_and_no_lease_ends_early_or
         except BaseException as error:
             error.add_note(f"{kind}, seed {seed}, {store.identity[0]} store")
             raise
-    figures.add(8, f"walks of the clock, {kind}", count)
+    figures.add(8, f"runs under a clock that jumps, {kind}", count)
 
 
 @pytest.mark.parametrize("ttl", [0.0005, 1.0005, 29.9999])
@@ -349,7 +349,7 @@ def test_the_times_of_others_do_not_order_what_happened(memory: Path, tier: Tier
     assert workflows[0].state == list(range(60))
     for workflow in workflows:
         workflow.close()
-    figures.add(8, "turns of clocks that are decades apart", 60)
+    figures.add(8, "writes by clocks that are decades apart", 60)
 
 
 @pytest.mark.parametrize("backwards", [False, True], ids=["stands still", "runs back"])
@@ -387,4 +387,4 @@ def test_waits_end_whatever_the_wall_clock_does(memory: Path, figures: Figures, 
     workflow.close()
     os.close(reader)
     os.close(writer)
-    figures.add(8, "waits under a clock that does not go on", 3)
+    figures.add(8, "waits under a clock that stands still", 3)

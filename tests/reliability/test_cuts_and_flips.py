@@ -58,7 +58,7 @@ class Sound:
     """A sound workflow on disk.
 
     Attributes:
-        lines: Those of the journal, behind its first.
+        lines: Those of the journal, after its first.
         records: The record after none, one, two, ... of them.
     """
 
@@ -70,7 +70,7 @@ class Sound:
 
 @attrs.frozen
 class Torn:
-    """What is to be found: so many lines, and behind them a tail that counts for nothing."""
+    """What is to be found: so many lines, and after them a tail that counts for nothing."""
 
     lines: int
     end: int
@@ -247,7 +247,7 @@ def test_a_journal_that_ends_anywhere_gives_its_whole_lines(
 def test_a_flipped_bit_of_a_journal_is_noticed(
     workflows: dict[str, Sound], tier: Tier, figures: Figures, age: str
 ) -> None:
-    """It is the torn tail's begin behind what was synced, and before that damage with its offset."""
+    """It is the torn tail's begin after what was synced, and before that damage with its offset."""
     whole = workflows[age]
     places = flips(whole.journal, tier, f"journal {age}")
     count = each(age, places, lambda *place: check_reading(whole, flipped(whole.journal, *place)))
@@ -282,7 +282,7 @@ def refuses(snapshot: bytes, journal: bytes | None) -> None:
 
 
 def check_alone(whole: Sound, snapshot: bytes, journal: bytes | None) -> None:
-    """A snapshot without facts behind it may be anybody's: it is refused by name, or taken as it is."""
+    """A snapshot without facts after it may be anybody's: it is refused by name, or taken as it is."""
     try:
         projection = read(snapshot, journal)
     except (CorruptRecordError, FormatVersionError) as error:
@@ -345,7 +345,9 @@ def test_two_wounds_of_a_journal_are_noticed(
     whole = workflows[age]
     randomness = tier.random(f"pairs {age}")
     seeds = [(randomness.randrange(1 << 32),) for _ in range(tier.count(quick=300, full=5000, soak=1_000_000))]
-    figures.add(2, "pairs of wounds", each(age, seeds, lambda seed: check_reading(whole, wounded(whole.journal, seed))))
+    figures.add(
+        2, "pairs of damaged places", each(age, seeds, lambda seed: check_reading(whole, wounded(whole.journal, seed)))
+    )
 
 
 def wounded(journal: bytes, seed: int) -> bytes:

@@ -127,6 +127,6 @@ def test_two_calls_that_fail_lose_nothing(memory: Path, tier: Tier, figures: Fig
 
 
 def close_pair(faults: list[Fault], randomness: random.Random) -> tuple[Fault, ...]:
-    """A failure and another soon behind it: most likely in what is done about the first."""
+    """A failure and another soon after it: most likely in what is done about the first."""
     one = randomness.choice(faults)
     return one, Fault(randomness.choice(["EIO", one.kind]), one.at + randomness.randint(1, 8))

@@ -54,7 +54,7 @@ def test_a_failed_sync_acknowledges_nothing(part: int, locks: LockFiles, tier: T
             share = tier.share(quick=0.15, full=0.12, soak=1.0)
             checker.replay(log, what, since=since, share=share, torn=rare, inside=rare)
     figures.add(6, "failed syncs in short sequences", count)
-    figures.add(6, "crash states behind failed syncs", checker.count)
+    figures.add(6, "crash states after failed syncs", checker.count)
 
 
 FOUND = ("unsynced, other_appends", "other_does_not_wait, reopen")  # they lost something once
@@ -87,7 +87,7 @@ def test_no_user_is_told_of_what_a_failed_sync_lost(name: str, locks: LockFiles,
         share = tier.share(quick=0.15, full=0.12, soak=1.0)
         checker.replay(log, f"{name}, of which sync {number} fails", since=since, share=share, torn=rare, inside=rare)
     figures.add(6, "failed syncs in scripts", count)
-    figures.add(6, "crash states behind failed syncs", checker.count)
+    figures.add(6, "crash states after failed syncs", checker.count)
 
 
 def script_with_failed_sync(locks: LockFiles, name: str, number: int) -> tuple[int | None, list[Operation]]:

@@ -114,7 +114,7 @@ def name_of(frame: FrameType | None, method: str) -> str:
 
 @attrs.frozen
 class Strike:
-    """When a process is struck: at its *nth* call at a failpoint, before it or behind it."""
+    """When a process is struck: at its *nth* call at a failpoint, before it or after it."""
 
     name: str
     nth: int
@@ -429,7 +429,7 @@ PARTS = 4  # of the failpoints, for as many workers
 
 
 def drawn(server: Server, tier: Tier, number: int, part: int) -> list[Case]:
-    """The cases of a part of the failpoints: in full, before and behind each, in two of the lives that come there."""
+    """The cases of a part of the failpoints: in full, before and after each, in two of the lives that come there."""
     names = NAMES[part::PARTS]
     if tier.name == "quick":
         names = tier.random("failpoints").sample(names, min(len(names), 4 if number == signal.SIGKILL else 1))

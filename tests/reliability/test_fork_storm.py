@@ -353,7 +353,7 @@ def _hold(workflow: Workflow, link: Link) -> None:
 def test_a_child_that_was_forked_while_a_lock_was_opened_holds_nothing(
     nursery: Nursery, root: Path, figures: Figures
 ) -> None:
-    """A lock file that was open at the fork, and locked behind it, is not the child's when the parent is killed."""
+    """A lock file that was open at the fork, and locked after it, is not the child's when the parent is killed."""
     parent = nursery.start(fork_while_opening, str(root))
     assert {parent.hear(), parent.hear()} == {"held", "lives"}
     assert len(held_locks(root)) == 2  # the mutex, and the run file

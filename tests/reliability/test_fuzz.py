@@ -286,7 +286,7 @@ def _case(rng: random.Random, root: str, samples: list[Files], prefixes: list[Re
 
 
 def _prefixes(files: Files) -> Records:
-    """The records that the first facts behind a snapshot make, by sequence."""
+    """The records that the first facts after a snapshot make, by sequence."""
     projection = projection_from_snapshot(files[SNAPSHOT], SNAPSHOT)
     records = {projection.seq: projection.record()}
     for fact in FACTS[projection.seq :]:  # those of other samples too, whose journals have the same first line

@@ -94,7 +94,7 @@ CONTROLS = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u20
 
 
 def drawn(draw: random.Random, count: int) -> list[str]:
-    """The pieces one by one, as far as *count* goes, then some of them one behind the other."""
+    """The pieces one by one, as far as *count* goes, then some of them one after the other."""
     texts = [*MARKUP, *TERMINAL][:count]
     while len(texts) < count:
         parts = [draw.choice([*PIECES, chr(draw.randrange(0x3000)), "word "]) for _ in range(draw.randrange(1, 8))]

@@ -48,7 +48,7 @@ PROCESSES = 4  # at a time, of three threads each and those that renew leases
 STEPS_OF_A_LIFE = 5
 PARTS = 2
 EVERYWHERE = [PHASES[word] for word in ("opening", "call", "begin", "end", "leaving")]
-HOW = ["at a random moment", "at a random call", "at a random moment", "behind a word", "not"]
+HOW = ["at a random moment", "at a random call", "at a random moment", "after a message", "not"]
 
 
 # The life of a process
@@ -59,7 +59,7 @@ class Plan:
     """What a process is to do, and when it kills itself, where it is not left to be killed.
 
     Attributes:
-        last: The kind of line behind which it does, and how many seconds behind it.
+        last: The kind of line after which it does, and how many seconds after it.
         last_call: The file system's call before which it does; 0 for none.
     """
 
@@ -249,7 +249,7 @@ class Storm:
                 kill_after = self._random.uniform(0, 1.1 * median(self._lives))
             case "at a random call":
                 plan = attrs.evolve(plan, last_call=self._random.randint(1, int(1.1 * median(self._calls))))
-            case "behind a word":
+            case "after a message":
                 plan = attrs.evolve(plan, last=(next(self._words), self._random.choice([0, 0.0001, 0.0005, 0.002])))
         process = self._nursery.start(live, attrs.asdict(plan))
         self._running[plan.who] = _Running(process, how, time.monotonic() + kill_after)
@@ -385,7 +385,7 @@ def test_a_legal_history_is_legal() -> None:
     ids=lambda value: value.replace(" ", "-"),
 )
 def test_an_illegal_history_is_not(line: str, complaint: str) -> None:
-    """One line that breaks a promise, behind a legal history, is found, and it alone."""
+    """One line that breaks a promise, after a legal history, is found, and it alone."""
     (found,) = violations(history(*LEGAL, line))
     assert complaint in found
 

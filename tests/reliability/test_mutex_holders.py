@@ -195,7 +195,7 @@ def test_one_holder_at_a_time(
         lost = processes * threads * times - len(overlaps) - entries
         figures.add(13, f"entries into one mutex, {processes} x {threads}", entries, len(overlaps) + lost)
         if threads > 1:
-            figures.add(13, "waits watched for their order", watched, len(overtaken))
+            figures.add(13, "waits checked for their order", watched, len(overtaken))
         assert not overlaps
         assert not lost
         assert not overtaken

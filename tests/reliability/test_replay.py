@@ -118,10 +118,10 @@ def test_what_a_killed_process_left_is_not_taken_for_durable(
         for fatal in draw.sample(moments, min(count, len(moments))):
             kills += 1
             log, since = killed(locks, names, fatal)
-            what = f"{', '.join(names) or 'opening'}, killed behind operation {fatal}"
+            what = f"{', '.join(names) or 'opening'}, killed after operation {fatal}"
             share = tier.share(quick=0.2, full=0.15, soak=1.0)
             checker.replay(log, what, since=since, share=share, torn=0.01, inside=0.01)
-    figures.add(1, "kills, with crashes behind them", kills)
+    figures.add(1, "kills, each followed by crashes", kills)
     add(figures, checker)
 
 

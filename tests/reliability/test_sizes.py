@@ -314,7 +314,7 @@ def test_a_listing_holds_one_workflow_at_a_time(root: Path, tier: Tier, figures:
         peaks.append((_peak_of_a_listing(store), _peak_of_a_check(store.root)))
     for one, four in zip(*peaks, strict=True):
         assert four - one < 3 * count * 3000, peaks  # a few names and verdicts each, where a record has 20,000
-    figures.add(ROW, "workflows gone through", 5 * count)
+    figures.add(ROW, "workflows opened in turn", 5 * count)
 
 
 def _peak_of_a_listing(store: FileStore) -> int:

@@ -285,7 +285,7 @@ PLACES = {
     "leaving, before the snapshot's name": ("replace", 1, True),
     "leaving, before the folder's sync": ("sync_folder", 1, True),
     "leaving, before the journal's name": ("replace", 2, True),
-    "leaving, behind both": ("sync_folder", 2, True),
+    "leaving, after both": ("sync_folder", 2, True),
 }
 
 

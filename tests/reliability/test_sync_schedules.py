@@ -59,7 +59,7 @@ class _Journal:
         is_dead = self._group.failure is not None
         self._group.wait_for(seq)
         if is_dead:
-            self._schedule.blame("one goes on behind a failed sync")
+            self._schedule.blame("one goes on after a failed sync")
         if self._durable < seq:
             self._schedule.blame(f"one goes on without {seq}, with {self._durable} on the disk")
 
@@ -81,7 +81,7 @@ class _Journal:
 
     def _sync(self) -> None:
         if self._has_failed:
-            self._schedule.blame("a sync behind one that failed")
+            self._schedule.blame("a sync after one that failed")
         seq = self._group.written
         self._use("sync")
         self._syncs += 1

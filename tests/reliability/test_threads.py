@@ -35,7 +35,7 @@ class _Crowd:
     """The threads, and what each of them was told.
 
     Attributes:
-        numbers: What the state's counter was behind each of their updates.
+        numbers: What the state's counter was after each of their updates.
         in_mutex: A counter without any lock of its own.
         ran: The steps whose bodies ran.
         results: What callers got of the steps that all of them call.

@@ -140,7 +140,7 @@ class World:
         self.holds[:1] = [Held(self)]
 
     def go_on(self, *, others_first: bool) -> None:
-        """What comes behind a mishap: the next process, and those that knew nothing of it, in either order."""
+        """What comes after a mishap: the next process, and those that knew nothing of it, in either order."""
         others = [hold for hold in self.holds if not hold.is_over and not hold.fs.is_killed]
         self.holds.clear()
         turns = [self._next_begins, *(partial(self._other_goes_on, hold) for hold in others)]
@@ -299,7 +299,7 @@ def recorded(locks: LockFiles, names: Sequence[str]) -> tuple[list[Operation], i
 
 
 def killed(locks: LockFiles, names: Sequence[str], fatal: int) -> tuple[list[Operation], int]:
-    """As `recorded`, by a process that is killed behind operation *fatal* on the disk, counted from 1.
+    """As `recorded`, by a process that is killed after operation *fatal* on the disk, counted from 1.
 
     Returns:
         The log, of what others do then too; and where in it the kill is.
@@ -358,7 +358,7 @@ def _assert_refuses(hold: Held, world: World) -> None:
             attempt()
         except StoreError:
             continue
-        raise AssertionError("a store went on behind a sync that failed")
+        raise AssertionError("a store went on after a sync that failed")
     assert not any(isinstance(operation, Wrote | Told) for operation in world.machine.log[before:])
 
 
