@@ -421,9 +421,9 @@ def leaves():
         return wait_until(lambda: is_waiting(main, "drain"), 5)
 
 def interrupt():
-    wait_until(lambda: is_waiting(main, "_follow"))
+    wait_until(lambda: is_waiting(main, "wait_until_free"))
     ends.set()
-    wait_until(lambda: is_waiting(threads[0], "_follow"))
+    wait_until(lambda: is_waiting(threads[0], "wait_until_free"))
     wait_until(leaves)
     synced.set()
 

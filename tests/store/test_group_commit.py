@@ -1,163 +1,157 @@
-"""One sync for all threads that wait: whichever leaves the queue, and why, another leads the next sync."""
+"""One sync for all threads that wait: an interrupt or an error of one thread leaves no other waiting."""
 
 from __future__ import annotations
 
+import errno
 import signal
+import sys
 import threading
 from concurrent.futures import Future
 from typing import Any
 
 import pytest
 from support import DEADLINE, wait_until
+from support_fanout import is_waiting
 from support_processes import in_thread
 
+from iso_orchestrator.errors import StoreError
 from iso_orchestrator.store.file.group_commit import GroupCommit
-from iso_orchestrator.system.interrupts import OneShotEvent
 
 
 class Disk:
-    """A file of whose syncs one, the first as a rule, takes until it is let on."""
+    """A file whose first sync takes until the test lets it continue; then it raises *error*, if there is one."""
 
-    def __init__(self, slow: int = 1) -> None:
+    def __init__(self, error: OSError | None = None) -> None:
         self.syncs = 0
-        self.slow = slow
+        self.error = error
         self.goes_on = threading.Event()
 
     def sync(self) -> None:
         self.syncs += 1
-        if self.syncs == self.slow:
+        if self.syncs == 1:
             assert self.goes_on.wait(DEADLINE)
+            if self.error is not None:
+                raise self.error
 
 
-def led(group: GroupCommit, disk: Disk) -> Future[Any]:
-    """A thread that leads the first sync, which is running."""
+def syncing(group: GroupCommit, disk: Disk) -> Future[Any]:
+    """A thread whose sync is running."""
     group.written = 1
-    leader = in_thread(group.wait_for, 1)
+    thread = in_thread(group.wait_for, 1)
     wait_until(lambda: disk.syncs)
-    return leader
+    return thread
 
 
-def until_queued(group: GroupCommit, count: int) -> None:
-    wait_until(lambda: len(group._waiting) == count, what=f"a queue of {count}")
+def waiting(call: Any, *args: Any) -> Future[Any]:
+    """A thread that waits for the running sync."""
+    threads: list[int] = []
+
+    def work() -> None:
+        threads.append(threading.get_ident())
+        call(*args)
+
+    thread = in_thread(work)
+    wait_until(lambda: threads and is_waiting(threads[0], "wait_until_free"))
+    return thread
 
 
-def test_one_who_was_interrupted_is_not_chosen_to_lead() -> None:
-    """Ctrl-C ends the wait of one thread; the leader chooses another that waited after it."""
+def test_a_thread_that_is_interrupted_while_it_waits_keeps_no_other_waiting() -> None:
+    """Ctrl-C ends the wait of one thread; one that waited after it gets its sync."""
     disk = Disk()
     group = GroupCommit(disk.sync)
-    leader = led(group, disk)
+    first = syncing(group, disk)
     group.written = 3
-    other: list[Future[Any]] = []
+    others: list[Future[Any]] = []
     main, left = threading.get_ident(), threading.Event()
 
     def leaves() -> bool:
-        signal.pthread_kill(main, signal.SIGINT)  # one that comes just as he begins to wait does not wake him
+        signal.pthread_kill(main, signal.SIGINT)  # one that comes just as the wait begins does not end it
         return left.wait(5)
 
     def interrupt() -> None:
-        until_queued(group, 1)
-        other.append(in_thread(group.wait_for, 3))
-        until_queued(group, 2)
-        wait_until(leaves, what="the end of his wait")
+        wait_until(lambda: is_waiting(main, "wait_until_free"))
+        others.append(waiting(group.wait_for, 3))
+        wait_until(leaves, what="the end of the wait")
 
     interrupting = in_thread(interrupt)
     with pytest.raises(KeyboardInterrupt):
         group.wait_for(2)
     left.set()
     interrupting.result(DEADLINE)
+    assert disk.syncs == 1, "the interrupt ended the sync of another thread"
     disk.goes_on.set()
-    leader.result(DEADLINE)
-    other[0].result(DEADLINE)
+    for thread in (first, *others):
+        thread.result(DEADLINE)
     assert disk.syncs == 2
 
 
-class Hasty(GroupCommit):
-    """A sync in which Ctrl-C comes when one is in the queue, and does not wait yet."""
-
-    def _follow(self, latch: OneShotEvent) -> None:
-        if len(self._waiting) == 1:
-            raise KeyboardInterrupt
-        super()._follow(latch)
-
-
-def test_one_who_was_interrupted_before_he_waited_is_not_chosen_to_lead() -> None:
-    """An interrupted thread is out of the queue, however early the interrupt came."""
+def test_a_thread_whose_facts_became_durable_while_it_waited_leaves_the_sync_to_another() -> None:
+    """Another process says meanwhile what is durable: a thread that waits for more syncs nevertheless."""
     disk = Disk()
-    group = Hasty(disk.sync)
-    leader = led(group, disk)
+    group = GroupCommit(disk.sync)
+    first = syncing(group, disk)
     group.written = 3
-    with pytest.raises(KeyboardInterrupt):
-        group.wait_for(2)
-    assert group._waiting == []
-    disk.goes_on.set()
-    leader.result(DEADLINE)
-    group.wait_for(3)
-
-
-class Slow(GroupCommit):
-    """A sync after which a woken thread continues only when the test lets it."""
-
-    def __init__(self, disk: Disk) -> None:
-        super().__init__(disk.sync)
-        self.woken, self.goes_on = threading.Event(), threading.Event()
-
-    def _follow(self, latch: OneShotEvent) -> None:
-        super()._follow(latch)
-        if not self.woken.is_set():
-            self.woken.set()
-            assert self.goes_on.wait(DEADLINE)
-
-
-def test_one_who_is_chosen_to_lead_and_has_what_he_wants_leaves_it_to_the_next() -> None:
-    """Another process tells meanwhile what is durable: a thread that waits for more is woken nevertheless."""
-    disk = Disk()
-    group = Slow(disk)
-    leader = led(group, disk)
-    group.written = 3
-    chosen = in_thread(group.wait_for, 2)
-    until_queued(group, 1)
-    other = in_thread(group.wait_for, 3)
-    until_queued(group, 2)
-    disk.goes_on.set()
-    leader.result(DEADLINE)
-    assert group.woken.wait(DEADLINE)
+    done, more = waiting(group.wait_for, 2), waiting(group.wait_for, 3)
     group.raise_to(2)
-    group.goes_on.set()
-    chosen.result(DEADLINE)
+    disk.goes_on.set()
+    for thread in (first, done, more):
+        thread.result(DEADLINE)
+    assert (disk.syncs, group.synced) == (2, 3)
+
+
+def test_a_file_is_replaced_after_the_running_sync() -> None:
+    """No file is replaced while it is synced, and a thread that waits needs no sync of the new one."""
+    disk = Disk()
+    group = GroupCommit(disk.sync)
+    first = syncing(group, disk)
+    durable_at_swap: list[int] = []
+    group.written = 2
+
+    def swap() -> None:
+        with group.swapping(2):
+            durable_at_swap.append(group.synced)
+
+    swapped = in_thread(swap)
+    disk.goes_on.set()
+    for thread in (first, swapped):
+        thread.result(DEADLINE)
+    group.wait_for(2)
+    assert (durable_at_swap, disk.syncs, group.synced) == ([1], 1, 2)
+
+
+def test_a_signal_handlers_error_in_a_sync_is_no_failure_of_the_disk() -> None:
+    """It goes on to the thread that it came to, and another thread syncs."""
+    disk = Disk(TimeoutError("a handler's"))
+    group = GroupCommit(disk.sync)
+    first = syncing(group, disk)
+    other = waiting(group.wait_for, 1)
+    disk.goes_on.set()
+    with pytest.raises(TimeoutError, match="a handler's"):
+        first.result(DEADLINE)
     other.result(DEADLINE)
-    assert disk.syncs == 2
+    assert (disk.syncs, group.failure) == (2, None)
 
 
-class Late(GroupCommit):
-    """A sync in which Ctrl-C comes when one has handed over, and another leads already."""
+def test_a_signal_handler_that_raises_hides_no_failed_sync() -> None:
+    """However soon after the failed sync it raises, no thread syncs again."""
+    calls: list[int] = []
 
-    def __init__(self, disk: Disk) -> None:
-        super().__init__(disk.sync)
-        self.next: Future[Any] | None = None
-        self._disk = disk
-
-    def _hand_over(self, *args: Any) -> None:
-        super()._hand_over(*args)
-        if self.next is None:
-            self.written = 2
-            self.next = in_thread(self.wait_for, 2)
-            wait_until(lambda: self._disk.syncs == 2)
+    def handler(_: Any, event: str, __: Any) -> None:
+        if event == "call":  # where the interpreter runs the handlers of signals
             raise KeyboardInterrupt
 
+    def sync() -> None:
+        calls.append(1)
+        sys.setprofile(handler)
+        raise OSError(errno.EIO, "Input/output error")
 
-def test_thread_interrupted_as_it_hands_over_does_not_end_anothers_lead() -> None:
-    """A thread that comes then waits for the running sync: there are never two at once."""
-    disk = Disk(slow=2)
-    group = Late(disk)
+    group = GroupCommit(sync)
     group.written = 1
-    with pytest.raises(KeyboardInterrupt):
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            group.wait_for(1)
+    finally:
+        sys.setprofile(None)
+    with pytest.raises(StoreError, match="Input/output error"):
         group.wait_for(1)
-    group.written = 3
-    last = in_thread(group.wait_for, 3)
-    wait_until(lambda: group._waiting or disk.syncs > 2)
-    assert disk.syncs == 2
-    disk.goes_on.set()
-    for waiter in (group.next, last):
-        assert waiter is not None
-        waiter.result(DEADLINE)
-    assert disk.syncs == 3
+    assert len(calls) == 1
