@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
-from iso_orchestrator.store.file.files import make_folders, missing_folders, read_all, store_error
-from iso_orchestrator.store.file.paths import record_names, safe_name
+from iso_orchestrator.store.files import make_folders, missing_folders, read_all, store_error
+from iso_orchestrator.store.names import record_names, safe_name
 from iso_orchestrator.system.file_lock import FileLock
 from iso_orchestrator.system.filesystem import FileSystem
 

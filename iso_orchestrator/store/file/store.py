@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING
 
 from iso_orchestrator.errors import StoreError, WorkflowBusyError, WorkflowNotFoundError
 from iso_orchestrator.record.projection import Projection
-from iso_orchestrator.store.file.files import (
+from iso_orchestrator.store.file.log import FileWorkflowLog, RecordLock
+from iso_orchestrator.store.file.paths import Paths
+from iso_orchestrator.store.file.snapshot import read_once, read_unlocked, write_pair
+from iso_orchestrator.store.files import (
     exists,
     make_folders,
     missing_folders,
@@ -21,10 +24,7 @@ from iso_orchestrator.store.file.files import (
     store_errors,
     write_all,
 )
-from iso_orchestrator.store.file.liveness import LivenessFiles
-from iso_orchestrator.store.file.log import FileWorkflowLog, RecordLock
-from iso_orchestrator.store.file.paths import Paths
-from iso_orchestrator.store.file.snapshot import read_once, read_unlocked, write_pair
+from iso_orchestrator.store.liveness import LivenessFiles
 from iso_orchestrator.store.log_files import LogFile
 from iso_orchestrator.store.protocol import WorkflowLog
 from iso_orchestrator.system.filesystem import FileSystem
