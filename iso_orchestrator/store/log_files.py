@@ -44,13 +44,13 @@ class LogFile:
         self._file = file
 
     @classmethod
-    def append(cls, path: str, fs: FileSystem | None = None) -> LogFile:
+    def append(cls, path: str) -> LogFile:
         """Open a log so that every write goes to its end; made, with its folder, when it is missing.
 
         Raises:
             StoreError: It cannot be opened.
         """
-        fs = fs or FileSystem()
+        fs = FileSystem()
         file = FileLock(fs, path)
         try:
             make_folders(fs, *missing_folders(fs, os.path.dirname(path)))
@@ -60,13 +60,13 @@ class LogFile:
         return cls(fs, file)
 
     @classmethod
-    def find(cls, path: str, fs: FileSystem | None = None) -> LogFile | None:
+    def find(cls, path: str) -> LogFile | None:
         """Open a log to read it; None when there is none.
 
         Raises:
             StoreError: It cannot be opened.
         """
-        fs = fs or FileSystem()
+        fs = FileSystem()
         file = FileLock(fs, path)
         try:
             file.open_read()

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import shutil
 import threading
 from collections.abc import Iterator
@@ -441,38 +440,6 @@ def test_a_sound_store_is_verified_and_needs_no_repair(store: Store, holds: Hold
         with pytest.raises(WorkflowNotFoundError, match="unknown") as caught:
             look()
         assert store.display_name in str(caught.value)
-
-
-def test_the_log_of_a_command_is_appended_to_and_read_through_the_store(store: Store, tmp_path: Path) -> None:
-    """A log is made with its folder, and stays locked until the last process that has the file open closes it."""
-    path = str(tmp_path / "deep" / "er" / "step.log")
-    assert store.find_log(path) is None
-    for text in (b"one\n", b"two\n"):
-        log = store.open_log(path)
-        os.write(log.fd, text)
-        log.close()
-    log, reader = store.open_log(path), store.find_log(path)
-    assert reader is not None
-    assert (reader.size(), reader.read(4, 3), reader.read_all(4)) == (8, b"two", b"two\n")
-    assert not reader.is_locked()
-    assert log.try_lock()
-    assert reader.is_locked()
-    inherited = os.dup(log.fd)
-    log.close()
-    assert reader.is_locked()
-    os.close(inherited)
-    assert not reader.is_locked()
-    reader.close()
-
-
-@pytest.mark.parametrize("plant", [Path.mkdir, os.mkfifo], ids=["folder", "fifo"])
-def test_what_is_no_log_is_refused(store: Store, tmp_path: Path, plant: Any) -> None:
-    """A folder or a FIFO in place of a log raises StoreError, which names it."""
-    path = tmp_path / "step.log"
-    plant(path)
-    for use in (store.open_log, store.find_log):
-        with pytest.raises(StoreError, match=r"step\.log"):
-            use(str(path))
 
 
 def test_stores_are_found_by_url(tmp_path: Path) -> None:
