@@ -19,11 +19,19 @@ from typing import Any
 from iso_orchestrator.errors import StoreError
 from iso_orchestrator.record import facts as f
 from iso_orchestrator.record.projection import Projection
-from iso_orchestrator.store import Store, WorkflowLog
+from iso_orchestrator.store import FileStore, Store, WorkflowLog
+from iso_orchestrator.store.memory import MemoryStore
 from iso_orchestrator.system.filesystem import FileSystem
 
 T0 = datetime(2026, 5, 14, 12, 0, 0, 7000, tzinfo=UTC)
 DEADLINE = 60.0  # seconds; reached only by what hangs
+
+
+# Makes an empty store of each kind, in that folder if it needs one. All tests of what every store promises use it.
+STORES: dict[str, Callable[[Path], Store]] = {
+    "file": FileStore,
+    "memory": lambda _: MemoryStore(),
+}
 
 Run = Callable[..., tuple[int, str, str]]
 """Runs a command of the package on a root: exit code, output and errors."""

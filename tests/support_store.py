@@ -15,7 +15,8 @@ from iso_orchestrator.record import facts as f
 from iso_orchestrator.record.projection import Projection
 from iso_orchestrator.store import FileStore
 from iso_orchestrator.store.file.log import FileWorkflowLog
-from iso_orchestrator.store.file.paths import Paths, record_names
+from iso_orchestrator.store.file.paths import Paths
+from iso_orchestrator.store.names import record_names
 from iso_orchestrator.system.filesystem import FileSystem
 
 NPM = Path(__file__).parent / "data/npm-0.2.0"

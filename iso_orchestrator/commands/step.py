@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Collection, Sequence
-from contextlib import closing
 from hashlib import sha256
 from typing import Any, ParamSpec, Protocol, TypeAlias, TypeVar, cast
 
@@ -14,7 +13,7 @@ import attrs
 from iso_orchestrator.checks import check_key, unique_name
 from iso_orchestrator.codec import ResultCodec
 from iso_orchestrator.commands.model import Command, CommandResult, IfLeft, as_command, heartbeat_key
-from iso_orchestrator.commands.output import is_output_open, text_of
+from iso_orchestrator.commands.output import is_output_open, size_of, text_of
 from iso_orchestrator.commands.parse import Ended, Parser, Reader, as_parser
 from iso_orchestrator.commands.process import CommandBeat, ProcessRunner, await_orphans, end_orphans
 from iso_orchestrator.errors import CommandTimeoutError, LeaseLostError, OrchestratorError, WorkflowUsageError
@@ -26,7 +25,7 @@ from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.runtime.session import Session
 from iso_orchestrator.steps.options import StepOptions, validate_seconds
 from iso_orchestrator.steps.step import UNRESOLVED, Step
-from iso_orchestrator.store.log_files import LogFile, log_folder, log_path
+from iso_orchestrator.store.log_files import log_folder, log_path
 from iso_orchestrator.system.clock import monotonic
 
 P = ParamSpec("P")
@@ -140,7 +139,7 @@ class CommandAttempt:
         command = as_command(line)
         reader = self.options.parser.begin(line, last_beat(key))
         path = self._log_path(name, _attempt(self.scope).number)
-        start = _size_of(path)
+        start = size_of(path)
         runner = ProcessRunner(
             name=name,
             command=command,
@@ -297,11 +296,3 @@ def _attempt(scope: Scope) -> Attempt:
     if scope.attempt is None:
         raise WorkflowUsageError("a command runs inside of its step alone")
     return scope.attempt
-
-
-def _size_of(path: str) -> int:
-    file = LogFile.find(path)
-    if file is None:
-        return 0
-    with closing(file):
-        return file.size()

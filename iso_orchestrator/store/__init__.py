@@ -12,11 +12,11 @@ from iso_orchestrator.store.protocol import ProcessInfo, Store, StoreMutex, Work
 
 __all__ = ["FileStore", "ProcessInfo", "Store", "StoreMutex", "WorkflowLog", "find_store"]
 
-# The module for each scheme of URLs. It has a function `store_at`, which takes the split URL, and returns the store or
+# The module for each kind of URL. It has a function `store_at`, which takes the split URL, and returns the store or
 # None. A new store is a module or a folder, and a line here.
 _STORES = {
-    "file": "iso_orchestrator.store.file",
-    "memory": "iso_orchestrator.store.memory",
+    "file:///folder": "iso_orchestrator.store.file",
+    "memory://name": "iso_orchestrator.store.memory",
 }
 
 
@@ -44,8 +44,9 @@ def find_store(store: Store | str | None, root: str | os.PathLike[str]) -> Store
 
 def _store_at(url: str) -> Store:
     parts = urlsplit(url)
-    if parts.scheme in _STORES:
-        found: Store | None = import_module(_STORES[parts.scheme]).store_at(parts)
-        if found is not None:
-            return found
-    raise StoreError(f"no store serves {url!r}: use file:///folder or memory://name, or pass dir= alone")
+    for kind, module in _STORES.items():
+        if parts.scheme == urlsplit(kind).scheme:
+            found: Store | None = import_module(module).store_at(parts)
+            if found is not None:
+                return found
+    raise StoreError(f"no store serves {url!r}: use {' or '.join(_STORES)}, or pass dir= alone")

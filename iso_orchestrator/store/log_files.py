@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
-from iso_orchestrator.store.file.files import make_folders, missing_folders, read_all, store_error
-from iso_orchestrator.store.file.paths import record_names, safe_name
+from iso_orchestrator.store.files import make_folders, missing_folders, read_all, store_error
+from iso_orchestrator.store.names import record_names, safe_name
 from iso_orchestrator.system.file_lock import FileLock
 from iso_orchestrator.system.filesystem import FileSystem
 
@@ -44,13 +44,13 @@ class LogFile:
         self._file = file
 
     @classmethod
-    def append(cls, path: str, fs: FileSystem | None = None) -> LogFile:
+    def append(cls, path: str) -> LogFile:
         """Open a log so that every write goes to its end; made, with its folder, when it is missing.
 
         Raises:
             StoreError: It cannot be opened.
         """
-        fs = fs or FileSystem()
+        fs = FileSystem()
         file = FileLock(fs, path)
         try:
             make_folders(fs, *missing_folders(fs, os.path.dirname(path)))
@@ -60,13 +60,13 @@ class LogFile:
         return cls(fs, file)
 
     @classmethod
-    def find(cls, path: str, fs: FileSystem | None = None) -> LogFile | None:
+    def find(cls, path: str) -> LogFile | None:
         """Open a log to read it; None when there is none.
 
         Raises:
             StoreError: It cannot be opened.
         """
-        fs = fs or FileSystem()
+        fs = FileSystem()
         file = FileLock(fs, path)
         try:
             file.open_read()

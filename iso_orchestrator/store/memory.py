@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
 from urllib.parse import SplitResult
 
 import attrs
 
 from iso_orchestrator.checks import unique_name
 from iso_orchestrator.codec import projection_from_snapshot, snapshot_from_projection
-from iso_orchestrator.errors import StoreError, WorkflowBusyError, WorkflowNotFoundError
+from iso_orchestrator.errors import StoreError, WorkflowBusyError
 from iso_orchestrator.record.facts import Fact
 from iso_orchestrator.record.projection import Projection
-from iso_orchestrator.store.log_files import LogFile
-from iso_orchestrator.store.protocol import ProcessInfo, StoreMutex, WorkflowLog
+from iso_orchestrator.store.protocol import ProcessInfo, Store, StoreMutex, WorkflowLog
 from iso_orchestrator.system.interrupts import undo_on_error
-
-if TYPE_CHECKING:
-    from iso_orchestrator.store.maintenance import RepairOptions, RepairReport, WorkflowCheck
 
 _stores: dict[str, MemoryStore] = {}
 
@@ -30,7 +25,7 @@ def store_at(url: SplitResult) -> MemoryStore:
     return _stores.setdefault(name, MemoryStore(f"memory://{name}"))
 
 
-class MemoryStore:
+class MemoryStore(Store):
     """Workflows that end with the process.
 
     Args:
@@ -44,11 +39,21 @@ class MemoryStore:
     """
 
     def __init__(self, display_name: str = "memory") -> None:
-        self.identity = ("memory", unique_name())
-        self.display_name = display_name
+        self._id = unique_name()
+        self._display_name = display_name
         self._workflows: dict[str, _Workflow] = {}
         self._mutexes: dict[str, _Mutex] = {}
         self._guard = threading.Lock()
+
+    @property
+    def identity(self) -> tuple[str, str]:
+        """Equal to no other store's."""
+        return "memory", self._id
+
+    @property
+    def display_name(self) -> str:
+        """How messages name it."""
+        return self._display_name
 
     def open(self, workflow_id: str, new: Callable[[], Projection]) -> tuple[WorkflowLog, Projection]:
         """Open a workflow for appending."""
@@ -94,7 +99,7 @@ class MemoryStore:
 
     def location_id(self) -> str:
         """A name that no other store has."""
-        return self.identity[1]
+        return self._id
 
     def path_of(self, workflow_id: str) -> str:
         """A name for messages: there is no file."""
@@ -105,37 +110,9 @@ class MemoryStore:
         del workflow_id
         return True
 
-    def open_log(self, path: str) -> LogFile:
-        """Open the log of a command to write to its end."""
-        return LogFile.append(path)
-
-    def find_log(self, path: str) -> LogFile | None:
-        """Open the log of a command to read it; None when there is none."""
-        return LogFile.find(path)
-
-    def verify(self, workflow_id: str | None = None) -> Iterable[WorkflowCheck]:
-        """Report what is there as sound."""
-        from iso_orchestrator.store.maintenance import WorkflowCheck  # rarely used
-
-        found = [self._existing(workflow_id)] if workflow_id is not None else self.list()
-        return [WorkflowCheck(it.workflow_id, it.workflow_id, it.seq, ()) for it in found if isinstance(it, Projection)]
-
-    def repair(self, workflow_id: str, options: RepairOptions) -> RepairReport:
-        """Do nothing: memory is not damaged."""
-        from iso_orchestrator.store.maintenance import RepairReport  # rarely used
-
-        del options
-        return RepairReport("nothing", self._existing(workflow_id).seq)
-
     def _find(self, workflow_id: str) -> _Workflow | None:
         with self._guard:
             return self._workflows.get(workflow_id)
-
-    def _existing(self, workflow_id: str) -> Projection:
-        projection = self.read(workflow_id)
-        if projection is None:
-            raise WorkflowNotFoundError(workflow_id, self.display_name)
-        return projection
 
 
 @attrs.define(eq=False)

@@ -8,17 +8,16 @@ from typing import TYPE_CHECKING, Protocol
 
 import attrs
 
-from iso_orchestrator.errors import StoreError
+from iso_orchestrator.errors import StoreError, WorkflowNotFoundError
 from iso_orchestrator.record.facts import Fact
 from iso_orchestrator.record.projection import Projection
 
 if TYPE_CHECKING:
-    from iso_orchestrator.store.log_files import LogFile
     from iso_orchestrator.store.maintenance import RepairOptions, RepairReport, WorkflowCheck
 
 
 class Store(Protocol):
-    """A place where workflows are kept."""
+    """A place where workflows are kept. A store that derives from it has its `verify` and `repair`."""
 
     @property
     def identity(self) -> Hashable:
@@ -70,25 +69,28 @@ class Store(Protocol):
         """Whether other programs, which know the snapshot alone, find all of the workflow there."""
         ...
 
-    def open_log(self, path: str) -> LogFile:
-        """Open the log of a command to write to its end; made, with its folder, when it is missing."""
-        ...
-
-    def find_log(self, path: str) -> LogFile | None:
-        """Open the log of a command to read it; None when there is none."""
-        ...
-
     def verify(self, workflow_id: str | None = None) -> Iterable[WorkflowCheck]:
         """Check a workflow, or all of the store. Nothing is locked, made or changed.
+
+        By default all that can be read is sound.
 
         Raises:
             StoreError: The store cannot be looked at.
             WorkflowNotFoundError: There is no such workflow.
         """
-        ...
+        from iso_orchestrator.store.maintenance import FileCheck, Verdict, WorkflowCheck  # rarely used
+
+        name = self.display_name
+        for found in self.list() if workflow_id is None else [_existing(self, workflow_id)]:
+            if isinstance(found, StoreError):
+                yield WorkflowCheck(name, None, None, (FileCheck(name, Verdict.DAMAGED, str(found)),))
+            else:
+                yield WorkflowCheck(found.workflow_id, found.workflow_id, found.seq, ())
 
     def repair(self, workflow_id: str, options: RepairOptions) -> RepairReport:
         """Make a damaged workflow one that opens. A sound one is left as it is.
+
+        By default nothing is ever repaired.
 
         Raises:
             CorruptRecordError: Nothing sound is left, or *options* do not allow what it takes.
@@ -96,7 +98,17 @@ class Store(Protocol):
             WorkflowBusyError: A process has the workflow open.
             WorkflowNotFoundError: There is no such workflow.
         """
-        ...
+        from iso_orchestrator.store.maintenance import RepairReport  # rarely used
+
+        del options
+        return RepairReport("nothing", _existing(self, workflow_id).seq)
+
+
+def _existing(store: Store, workflow_id: str) -> Projection:
+    projection = store.read(workflow_id)
+    if projection is None:
+        raise WorkflowNotFoundError(workflow_id, store.display_name)
+    return projection
 
 
 class WorkflowLog(Protocol):

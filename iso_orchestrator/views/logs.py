@@ -9,6 +9,7 @@ from iso_orchestrator.commands.output import LogReader, log_path
 from iso_orchestrator.errors import WorkflowNotFoundError, WorkflowUsageError
 from iso_orchestrator.record.model import escape_terminal
 from iso_orchestrator.store import Store
+from iso_orchestrator.store.log_files import LogFile
 from iso_orchestrator.system.clock import sleep
 
 _PAUSE = 0.2  # seconds between two looks at a log that is followed
@@ -44,7 +45,7 @@ def output(store: Store, workflow_id: str, step: str, *, follow: bool) -> Iterat
         if path is not None and (log is None or log.path != path):
             if log is not None:
                 yield from _last_lines(log)
-            log = _open(store, path)
+            log = _open(path)
         if log is None and is_last:
             raise WorkflowUsageError(
                 f"step {step!r} has no log: it is no command, or its first heartbeat is not recorded yet"
@@ -56,8 +57,8 @@ def output(store: Store, workflow_id: str, step: str, *, follow: bool) -> Iterat
         sleep(_PAUSE)
 
 
-def _open(store: Store, path: str) -> LogReader:
-    file = store.find_log(path)
+def _open(path: str) -> LogReader:
+    file = LogFile.find(path)
     if file is None:
         raise WorkflowUsageError(f"the log {path!r} does not exist any more: it was removed, or the folder was moved")
     return LogReader(file, longest_line=sys.maxsize)

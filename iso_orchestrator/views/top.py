@@ -46,7 +46,7 @@ def _steps(projection: Projection, waits: dict[str, Wait], now: datetime, store:
     for step in projection.steps.values():
         if step.owner is not None and step.name not in waits:
             lives = store.is_alive(projection.workflow_id, step.owner)
-            what = _activity(projection, step, store) if lives else "its process is gone; the next run takes it over"
+            what = _activity(projection, step) if lives else "its process is gone; the next run takes it over"
             since = _span(step.started_at or step.updated_at, now)
             yield projection.workflow_id, step.name, str(step.attempts), since, what
     for name, wait in waits.items():
@@ -55,11 +55,11 @@ def _steps(projection: Projection, waits: dict[str, Wait], now: datetime, store:
         yield projection.workflow_id, name, str(attempts), _span(wait.since, now), what
 
 
-def _activity(projection: Projection, step: StepState, store: Store) -> str:
+def _activity(projection: Projection, step: StepState) -> str:
     if step.status is StepStatus.FAILED:
         return f"waits for its next attempt: {step.error.message if step.error else ''}"
     path = log_path(step, projection.heartbeats)
-    return last_line_of(store, path)[:_LINE] if path is not None else ""
+    return last_line_of(path)[:_LINE] if path is not None else ""
 
 
 def _limits(projection: Projection, waits: dict[str, Wait], now: datetime) -> Iterator[tuple[str, ...]]:

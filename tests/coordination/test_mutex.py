@@ -20,11 +20,11 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from support import DEADLINE, Child, WatchedFS, wait_until
+from support import DEADLINE, STORES, Child, WatchedFS, wait_until
 from support_fanout import assert_apart, blocked, codes_of, is_waiting, mark, marks, new_seed
 from support_processes import PAUSE, assert_waits, child, in_thread
 
-from iso_orchestrator import FileStore, MemoryStore, MutexTimeoutError, Rejected, StepTimeoutError, StoreError, Workflow
+from iso_orchestrator import FileStore, MutexTimeoutError, Rejected, StepTimeoutError, StoreError, Workflow
 from iso_orchestrator.coordination import mutex_queue
 from iso_orchestrator.coordination.mutex_queue import Held, MutexState, Waiter, request
 from iso_orchestrator.runtime.context import LockOwner, current_owner
@@ -32,10 +32,9 @@ from iso_orchestrator.runtime.context import LockOwner, current_owner
 posix_only = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked on POSIX only")
 
 
-@pytest.fixture(params=["file", "memory"])
+@pytest.fixture(params=STORES)
 def workflow(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Workflow]:
-    store = FileStore(tmp_path) if request.param == "file" else MemoryStore()
-    workflow = Workflow("w", store=store)
+    workflow = Workflow("w", store=STORES[request.param](tmp_path))
     yield workflow
     workflow.close()
 

@@ -16,7 +16,8 @@ from support import new_fold, note, put
 
 from iso_orchestrator import StoreError, Workflow, WorkflowRecord, open_workflow
 from iso_orchestrator.store import FileStore
-from iso_orchestrator.store.file.paths import Paths, record_names
+from iso_orchestrator.store.file.paths import Paths
+from iso_orchestrator.store.names import record_names
 from iso_orchestrator.system.filesystem import FileSystem
 
 __all__ = [

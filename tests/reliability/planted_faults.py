@@ -42,14 +42,14 @@ FAULTS = [
     ),
     Fault(
         "no folder sync after create or rename",
-        "store/file/files.py",
+        "store/files.py",
         "        fs.sync_folder(path)\n",
         "        pass\n",
         f"{_SCRIPT}[a_run]",
     ),
     Fault(
         "snapshot renamed before its sync",
-        "store/file/files.py",
+        "store/files.py",
         "        sync_file(fs, fd)\n        fs.replace(aside, path)\n",
         "        fs.replace(aside, path)\n        sync_file(fs, fd)\n",
         f"{_SCRIPT}[a_run]",
@@ -145,9 +145,9 @@ FAULTS = [
     ),
     Fault(
         "lock file unlinked on release",
-        "store/file/mutex.py",
+        "store/mutex.py",
         "            self._file.release()\n",
-        "            from iso_orchestrator.store.file.files import remove\n\n"
+        "            from iso_orchestrator.store.files import remove\n\n"
         "            self._file.release()\n"
         "            remove(self._fs, self._file.path)\n",
         "tests/reliability/test_mutex_holders.py::test_one_holder_at_a_time[8]",
@@ -161,7 +161,7 @@ FAULTS = [
     ),
     Fault(
         "a raw id as a file name",
-        "store/file/paths.py",
+        "store/names.py",
         'short=f"{stem}-{digest[:8]}"',
         "short=workflow_id",
         # It makes no files: those of a test that does would be anywhere.
@@ -196,7 +196,7 @@ _SHARED_SYNC = "tests/reliability/test_sync_schedules.py::test_nobody_is_forgott
 MORE_FAULTS = [
     Fault(
         "a mutex in use kept among the free ones",
-        "store/file/mutex.py",
+        "store/mutex.py",
         "            self._file.release()\n",
         "            self._file.release()\n            self.dispose()\n",
         "tests/reliability/test_many_mutexes.py::test_many_mutexes_exclude_as_one_does",

@@ -13,7 +13,7 @@ from typing import Any
 import attrs
 import pytest
 from reliability.tiers import Figures, Tier
-from support import memory_folder, new_fold
+from support import STORES, memory_folder, new_fold
 from support_fanout import NOON, Clock
 
 from iso_orchestrator import (
@@ -21,7 +21,6 @@ from iso_orchestrator import (
     LeaseConflictError,
     LeaseLostError,
     LeaseStatus,
-    MemoryStore,
     MutexTimeoutError,
     Retry,
     StepTimeoutError,
@@ -309,11 +308,12 @@ def test_whatever_the_clock_does_order_is_by_sequence_and_no_lease_ends_early_or
         seed = randomness.getrandbits(32)
         drawn = random.Random(seed)
         clock = Injected(drawn) if kind == "injected" else Machine(drawn, monkeypatch)
-        store = MemoryStore() if number % 2 else FileStore(memory / f"{kind}{part}-{number}")
+        new_store = list(STORES.values())[number % len(STORES)]
+        store = new_store(memory / f"{kind}{part}-{number}")
         try:
             walk(store, clock, drawn)
         except BaseException as error:
-            error.add_note(f"{kind}, seed {seed}, {store.identity[0]} store")
+            error.add_note(f"{kind}, seed {seed}, store {store.display_name}")
             raise
     figures.add(8, f"runs under a clock that jumps, {kind}", count)
 

@@ -27,8 +27,9 @@ from iso_orchestrator.codec import projection_from_snapshot
 from iso_orchestrator.record import facts as f
 from iso_orchestrator.record.projection import Projection
 from iso_orchestrator.store import FileStore
-from iso_orchestrator.store.file.paths import Paths, mutex_file_name, record_names
+from iso_orchestrator.store.file.paths import Paths
 from iso_orchestrator.store.file.snapshot import read_files
+from iso_orchestrator.store.names import mutex_file_name, record_names
 from iso_orchestrator.system.filesystem import FileSystem
 
 PARTS = 4

@@ -16,7 +16,7 @@ from support import WatchedFS, at, new_fold, put, run_python, tree
 
 from iso_orchestrator import FileStore, MutexTimeoutError, Workflow, delete_workflow, list_workflows
 from iso_orchestrator.record import facts as f
-from iso_orchestrator.store.file.paths import mutex_file_name, record_names
+from iso_orchestrator.store.names import mutex_file_name, record_names
 from iso_orchestrator.system.filesystem import FileSystem
 
 REFUSED = ["", " ", "\t\n ", "\u2003", "\ud800", "a\udfff", "\udc80.json"]

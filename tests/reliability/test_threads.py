@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from reliability.oracle import held_locks
 from reliability.tiers import Figures, Tier
-from support import DEADLINE, memory_folder
+from support import DEADLINE, STORES, memory_folder
 from support_processes import in_thread
 
-from iso_orchestrator import FileStore, MemoryStore, StepStatus, Workflow
+from iso_orchestrator import StepStatus, Workflow
 from iso_orchestrator.store import Store
 
 THREADS = 32
@@ -96,18 +96,17 @@ def _add(key: str) -> Any:
     return lambda state: {**state, key: state[key] + 1}
 
 
-@pytest.mark.parametrize("kind", ["file", "memory"])
+@pytest.mark.parametrize("kind", STORES)
 def test_no_update_is_lost_between_threads(tier: Tier, figures: Figures, kind: str) -> None:
     """Of what threads do at the same time everything is on record once, and each is told what is true."""
     rounds = tier.count(quick=1, full=20, soak=500)
     for _ in range(rounds):
         with memory_folder() as root:
-            crowd = _Crowd(FileStore(root) if kind == "file" else MemoryStore())
+            crowd = _Crowd(STORES[kind](root))
             crowd.work()
             _check(crowd)
-            if kind == "file":
-                assert held_locks(root) == []
-                assert list(Path(root, "locks").rglob("runs/*")) == []
+            assert held_locks(root) == []
+            assert list(Path(root, "locks").rglob("runs/*")) == []
     figures.add(23, f"rounds of 32 threads, {kind} store", rounds)
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from iso_orchestrator.store.file.log import FileWorkflowLog
-from iso_orchestrator.store.file.paths import Paths, record_names
+from iso_orchestrator.store.file.paths import Paths
+from iso_orchestrator.store.names import record_names
 
 
 @pytest.fixture

@@ -41,6 +41,13 @@ from iso_orchestrator.system.filesystem import FileSystem
 # Following checkpoints of other processes.
 
 
+def test_a_workflow_with_facts_in_its_journal_is_not_checkpointed(root: Path) -> None:
+    """Other programs do not read the journal."""
+    log, projection = opened(root)
+    put(log, projection, note("one"))
+    assert not FileStore(root).is_checkpointed("w")
+
+
 def test_checkpoint_is_followed_by_those_that_go_on(root: Path, early_checkpoints: None) -> None:
     """After another process's checkpoint a process has the facts of the old journal and those of the new one."""
     log_a, a = opened(root)

@@ -1,4 +1,4 @@
-"""Mutexes of the file store, over processes."""
+"""Mutexes in files, over processes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from support import DEADLINE, WatchedFS, failing, run_python, wait_until, waits_
 from support_processes import state_of
 
 from iso_orchestrator.errors import StoreError
-from iso_orchestrator.store.file.mutex import FileMutex
+from iso_orchestrator.store.mutex import FileMutex
 from iso_orchestrator.store.protocol import ProcessInfo
 from iso_orchestrator.system.filesystem import FileSystem
 
@@ -24,7 +24,7 @@ FS = FileSystem()
 TAKE = """
 import os, subprocess, sys
 from iso_orchestrator.system.filesystem import FileSystem
-from iso_orchestrator.store.file.mutex import FileMutex
+from iso_orchestrator.store.mutex import FileMutex
 
 mutex = FileMutex(FileSystem(), sys.argv[1])
 mutex.acquire()

@@ -8,7 +8,7 @@ from pathlib import Path
 from support import only, run_python, wait_until
 from support_processes import state_of
 
-from iso_orchestrator.store.file.liveness import LivenessFiles
+from iso_orchestrator.store.liveness import LivenessFiles
 from iso_orchestrator.store.protocol import ProcessInfo
 from iso_orchestrator.system.file_lock import FileLock
 from iso_orchestrator.system.filesystem import FileSystem
@@ -40,7 +40,7 @@ def test_killed_process_is_dead_and_swept(tmp_path: Path) -> None:
     """The liveness file of a killed process names it until the file is swept."""
     code = (
         "import sys\nfrom iso_orchestrator.system.filesystem import FileSystem\n"
-        "from iso_orchestrator.store.file.liveness import LivenessFiles\n"
+        "from iso_orchestrator.store.liveness import LivenessFiles\n"
         "runs = LivenessFiles(FileSystem(), sys.argv[1]); print(runs.create()); input()\n"
     )
     runs = LivenessFiles(FS, str(tmp_path))
@@ -72,7 +72,7 @@ def test_forked_child_does_not_keep_its_parent_alive(tmp_path: Path) -> None:
     """The liveness file of a killed process is free although its forked child lives."""
     code = (
         "import os, sys\nfrom iso_orchestrator.system.filesystem import FileSystem\n"
-        "from iso_orchestrator.store.file.liveness import LivenessFiles\n"
+        "from iso_orchestrator.store.liveness import LivenessFiles\n"
         "runs = LivenessFiles(FileSystem(), sys.argv[1]); owner = runs.create()\n"
         "if os.fork() == 0:\n    runs.release(); print(owner, os.getpid()); input(); os._exit(0)\n"
         "os.wait()\n"

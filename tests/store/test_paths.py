@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iso_orchestrator.store.file.paths import Paths, mutex_file_name, record_names
+from iso_orchestrator.store.file.paths import Paths
+from iso_orchestrator.store.names import mutex_file_name, record_names
 
 # What the npm package 0.2.0 makes of these ids, written down by Node.
 NPM_NAMES = json.loads((Path(__file__).parents[1] / "data/npm-0.2.0/names.json").read_text("ascii"))

@@ -31,9 +31,10 @@ from iso_orchestrator.record import facts as f
 from iso_orchestrator.record.model import ErrorInfo
 from iso_orchestrator.store import FileStore
 from iso_orchestrator.store.file import snapshot
-from iso_orchestrator.store.file.paths import Paths, record_names
+from iso_orchestrator.store.file.paths import Paths
 from iso_orchestrator.store.file.repair.repair import UndecidedError
 from iso_orchestrator.store.maintenance import RepairOptions, RepairReport, Verdict
+from iso_orchestrator.store.names import record_names
 from iso_orchestrator.system.filesystem import FileSystem
 from iso_orchestrator.views.cli import main
 

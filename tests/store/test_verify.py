@@ -18,9 +18,10 @@ from support import WatchedFS, failing, new_fold, note, put, run_python, tree
 from iso_orchestrator import StoreError
 from iso_orchestrator.store import FileStore
 from iso_orchestrator.store.file import snapshot
-from iso_orchestrator.store.file.paths import Paths, record_names
+from iso_orchestrator.store.file.paths import Paths
 from iso_orchestrator.store.file.repair.verify import verify_all, verify_one
 from iso_orchestrator.store.maintenance import Verdict, WorkflowCheck
+from iso_orchestrator.store.names import record_names
 from iso_orchestrator.system.filesystem import FileSystem
 from iso_orchestrator.views.cli import main
 

@@ -12,7 +12,18 @@ from iso_orchestrator.codec import snapshot_from_projection
 from iso_orchestrator.errors import RecordConflictError, StoreError
 from iso_orchestrator.record.facts import Fact
 from iso_orchestrator.record.projection import Projection
-from iso_orchestrator.store.file.files import (
+from iso_orchestrator.store.file.group_commit import GroupCommit
+from iso_orchestrator.store.file.journal import encode_lines, scan
+from iso_orchestrator.store.file.paths import Paths, refuse_links
+from iso_orchestrator.store.file.snapshot import (
+    OpenJournal,
+    digest,
+    read_files,
+    replay,
+    write_journal,
+    write_snapshot,
+)
+from iso_orchestrator.store.files import (
     SyncError,
     atomic_write,
     exists,
@@ -24,19 +35,8 @@ from iso_orchestrator.store.file.files import (
     sync_folder,
     write_all,
 )
-from iso_orchestrator.store.file.group_commit import GroupCommit
-from iso_orchestrator.store.file.journal import encode_lines, scan
-from iso_orchestrator.store.file.liveness import LivenessFiles
-from iso_orchestrator.store.file.mutex import MutexFiles
-from iso_orchestrator.store.file.paths import Paths, refuse_links
-from iso_orchestrator.store.file.snapshot import (
-    OpenJournal,
-    digest,
-    read_files,
-    replay,
-    write_journal,
-    write_snapshot,
-)
+from iso_orchestrator.store.liveness import LivenessFiles
+from iso_orchestrator.store.mutex import MutexFiles
 from iso_orchestrator.store.protocol import ProcessInfo, StoreMutex
 from iso_orchestrator.system.clock import monotonic
 from iso_orchestrator.system.file_lock import FileLock
@@ -112,7 +112,7 @@ class FileWorkflowLog:
         self._fs = fs
         self._paths = paths
         self._liveness = LivenessFiles(fs, paths.runs)
-        self._mutexes = MutexFiles(fs, paths)
+        self._mutexes = MutexFiles(fs, paths.mutexes, paths.store_mutexes)
         self._journal: OpenJournal | None = None
         self._snapshot: os.stat_result | None = None  # the file that the journal continues; None while it is replaced
         self._generation = 0  # of the pair that was looked at last

@@ -13,9 +13,9 @@ import attrs
 from iso_orchestrator.codec import is_as_written, projection_from_snapshot, snapshot_from_projection
 from iso_orchestrator.errors import CorruptRecordError, RecordConflictError
 from iso_orchestrator.record.projection import Projection
-from iso_orchestrator.store.file.files import atomic_write, read_all, read_file
 from iso_orchestrator.store.file.journal import Header, Line, Scan, encode_header, parse_header, scan
 from iso_orchestrator.store.file.paths import Paths
+from iso_orchestrator.store.files import atomic_write, read_all, read_file
 from iso_orchestrator.system.clock import sleep
 from iso_orchestrator.system.filesystem import FileSystem
 

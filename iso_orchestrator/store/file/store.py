@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING
 
 from iso_orchestrator.errors import StoreError, WorkflowBusyError, WorkflowNotFoundError
 from iso_orchestrator.record.projection import Projection
-from iso_orchestrator.store.file.files import (
+from iso_orchestrator.store.file.log import FileWorkflowLog, RecordLock
+from iso_orchestrator.store.file.paths import Paths
+from iso_orchestrator.store.file.snapshot import read_once, read_unlocked, write_pair
+from iso_orchestrator.store.files import (
     exists,
     make_folders,
     missing_folders,
@@ -21,11 +24,7 @@ from iso_orchestrator.store.file.files import (
     store_errors,
     write_all,
 )
-from iso_orchestrator.store.file.liveness import LivenessFiles
-from iso_orchestrator.store.file.log import FileWorkflowLog, RecordLock
-from iso_orchestrator.store.file.paths import Paths
-from iso_orchestrator.store.file.snapshot import read_once, read_unlocked, write_pair
-from iso_orchestrator.store.log_files import LogFile
+from iso_orchestrator.store.liveness import LivenessFiles
 from iso_orchestrator.store.protocol import WorkflowLog
 from iso_orchestrator.system.filesystem import FileSystem
 from iso_orchestrator.system.interrupts import undo_on_error
@@ -124,14 +123,6 @@ class FileStore:
         """Whether the snapshot has all facts of the workflow."""
         pair = read_unlocked(self._fs, self._paths_of(workflow_id))
         return pair.projection is not None and not pair.lines
-
-    def open_log(self, path: str) -> LogFile:
-        """Open the log of a command to write to its end."""
-        return LogFile.append(path, self._fs)
-
-    def find_log(self, path: str) -> LogFile | None:
-        """Open the log of a command to read it; None when there is none."""
-        return LogFile.find(path, self._fs)
 
     def verify(self, workflow_id: str | None = None) -> Iterable[WorkflowCheck]:
         """Check the files of a workflow, or all of the store; see `Store.verify`."""

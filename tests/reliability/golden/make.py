@@ -23,7 +23,7 @@ from iso_orchestrator.record import facts as f
 from iso_orchestrator.record.model import ErrorInfo, WorkflowStatus
 from iso_orchestrator.record.projection import Projection
 from iso_orchestrator.store import WorkflowLog
-from iso_orchestrator.store.file.paths import record_names
+from iso_orchestrator.store.names import record_names
 
 ID = "Golden, № 1/a"
 NAME = record_names(ID).short

@@ -20,14 +20,14 @@ from iso_orchestrator.errors import (
 )
 from iso_orchestrator.record import facts as f
 from iso_orchestrator.record.projection import Projection
-from iso_orchestrator.store.file.files import atomic_write, make_folders, read_file, store_error
 from iso_orchestrator.store.file.journal import Header, Line, encode_header, parse_header, scan
-from iso_orchestrator.store.file.liveness import LivenessFiles
 from iso_orchestrator.store.file.log import RecordLock
 from iso_orchestrator.store.file.paths import Paths
 from iso_orchestrator.store.file.repair.merge import apply_all, edited, merge
 from iso_orchestrator.store.file.repair.verify import existing_paths
 from iso_orchestrator.store.file.snapshot import digest, read_once, replay, write_pair
+from iso_orchestrator.store.files import atomic_write, make_folders, read_file, store_error
+from iso_orchestrator.store.liveness import LivenessFiles
 from iso_orchestrator.store.maintenance import Difference, RepairAction, RepairOptions, RepairReport, Side
 from iso_orchestrator.system.filesystem import FileSystem
 

@@ -11,10 +11,10 @@ from typing import TypeVar
 import attrs
 
 from iso_orchestrator.errors import CorruptRecordError, RecordConflictError, StoreError
-from iso_orchestrator.store.file.files import exists, read_all, read_file, store_error
 from iso_orchestrator.store.file.journal import parse_header, scan
 from iso_orchestrator.store.file.paths import Paths
 from iso_orchestrator.store.file.snapshot import SnapshotAndJournal, digest, read_files, read_unlocked
+from iso_orchestrator.store.files import exists, read_all, read_file, store_error
 from iso_orchestrator.store.maintenance import FileCheck, Verdict, WorkflowCheck
 from iso_orchestrator.system.filesystem import FileSystem
 

@@ -13,7 +13,7 @@ import attrs
 from iso_orchestrator.checks import host_name, unique_name
 from iso_orchestrator.codec import decode, encode
 from iso_orchestrator.errors import StoreError
-from iso_orchestrator.store.file.files import remove, write_all
+from iso_orchestrator.store.files import remove, write_all
 from iso_orchestrator.store.protocol import ProcessInfo
 from iso_orchestrator.system.clock import SystemClock
 from iso_orchestrator.system.file_lock import FileLock

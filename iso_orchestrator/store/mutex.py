@@ -8,9 +8,9 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TypeAlias
 
-from iso_orchestrator.store.file.files import remove, store_error
-from iso_orchestrator.store.file.liveness import PROCESS_SIZE, process_json, read_process
-from iso_orchestrator.store.file.paths import Paths, is_mutex_file_name, mutex_file_name
+from iso_orchestrator.store.files import remove, store_error
+from iso_orchestrator.store.liveness import PROCESS_SIZE, process_json, read_process
+from iso_orchestrator.store.names import is_mutex_file_name, mutex_file_name
 from iso_orchestrator.store.protocol import ProcessInfo
 from iso_orchestrator.system.file_lock import FileLock
 from iso_orchestrator.system.filesystem import FileSystem
@@ -104,12 +104,14 @@ class MutexFiles:
 
     Args:
         fs: The file system.
-        paths: The workflow's paths.
+        folder: The folder of the workflow's mutexes.
+        store_folder: The folder of mutexes of the whole store.
     """
 
-    def __init__(self, fs: FileSystem, paths: Paths) -> None:
+    def __init__(self, fs: FileSystem, folder: str, store_folder: str) -> None:
         self._fs = fs
-        self._paths = paths
+        self._folder = folder
+        self._store_folder = store_folder
         self._free: dict[_Name, FileMutex] = {}
         self._guard = threading.Lock()
         self._is_closed = False
@@ -121,14 +123,14 @@ class MutexFiles:
             known = self._free.pop(name, None)
         if known is not None:
             return known
-        folder = self._paths.store_mutexes if whole_store else self._paths.mutexes
+        folder = self._store_folder if whole_store else self._folder
         path = os.path.join(folder, mutex_file_name(key))
         return FileMutex(self._fs, path, lambda mutex: self._keep(name, mutex))
 
     def sweep(self) -> None:
         """Remove the files of the workflow's mutexes that no process has."""
-        for name in filter(is_mutex_file_name, self._fs.list_folder(self._paths.mutexes)):
-            path = os.path.join(self._paths.mutexes, name)
+        for name in filter(is_mutex_file_name, self._fs.list_folder(self._folder)):
+            path = os.path.join(self._folder, name)
             mutex = FileMutex(self._fs, path)
             if mutex.try_acquire():
                 try:
