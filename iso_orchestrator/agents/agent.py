@@ -11,8 +11,16 @@ from typing import Any, ClassVar
 
 import attrs
 
-from iso_orchestrator.agents.result import AgentResult, Outcome, Usage
-from iso_orchestrator.agents.turn import AgentStream, Event, Transcript, as_session_id, last_error_line
+from iso_orchestrator.agents.turn import (
+    AgentResult,
+    AgentStream,
+    Event,
+    Outcome,
+    Transcript,
+    Usage,
+    as_session_id,
+    last_error_line,
+)
 from iso_orchestrator.commands.model import Command, CommandResult, heartbeat_key
 from iso_orchestrator.commands.parse import Ended, Reader
 from iso_orchestrator.commands.step import last_beat

@@ -10,8 +10,7 @@ import attrs
 
 from iso_orchestrator.agents.agent import Agent
 from iso_orchestrator.agents.limits import from_epoch, is_limit
-from iso_orchestrator.agents.result import Usage
-from iso_orchestrator.agents.turn import Event, Transcript, as_cost, as_count, as_session_id
+from iso_orchestrator.agents.turn import Event, Transcript, Usage, as_cost, as_count, as_session_id
 
 # The keys of an event's `usage`, and of one model's part of its `modelUsage`.
 _KEYS = ("input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")

@@ -8,8 +8,7 @@ from typing import Any, ClassVar
 import attrs
 
 from iso_orchestrator.agents.agent import Agent
-from iso_orchestrator.agents.result import Usage
-from iso_orchestrator.agents.turn import Event, Transcript, as_count, as_session_id, last_error_line
+from iso_orchestrator.agents.turn import Event, Transcript, Usage, as_count, as_session_id, last_error_line
 
 _NOISE = re.compile(r"^Reading (?:additional input|prompt) from stdin\.\.\.$", re.MULTILINE)
 

@@ -10,8 +10,7 @@ import attrs
 
 from iso_orchestrator.agents.agent import Agent
 from iso_orchestrator.agents.limits import from_epoch, is_limit, retry_after
-from iso_orchestrator.agents.result import Usage
-from iso_orchestrator.agents.turn import Event, Transcript, as_cost, as_count, as_session_id, last_error_line
+from iso_orchestrator.agents.turn import Event, Transcript, Usage, as_cost, as_count, as_session_id, last_error_line
 
 _MOMENT = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"
 _LOG = re.compile(r"^timestamp=.*\n?", re.MULTILINE)
