@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from os import PathLike, fspath
 from typing import Any, ClassVar
@@ -237,19 +237,16 @@ class Agent(ABC):
         return transcript.error or last_error_line(stderr)
 
 
-class _AgentReader:
+class _AgentReader(Reader):
     """Reads one run of an agent for its step."""
 
     def __init__(self, agent: str, session_id: str | None, stream: AgentStream, before: Usage | None) -> None:
         self._agent = agent
         self._session_id = session_id
         self._stream = stream
+        self.on_line = stream.feed
         self._before = before
         self._result: AgentResult | None = None
-
-    @property
-    def on_line(self) -> Callable[[str], None]:
-        return self._stream.feed
 
     def detail(self) -> dict[str, Json]:
         """The session, to resume it; and its tokens so far, if the agent counts only those."""
