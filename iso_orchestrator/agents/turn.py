@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import signal
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime, tzinfo
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -51,6 +51,11 @@ def as_count(value: object) -> int | None:
 def as_cost(value: object) -> float | None:
     """*value* if it can be a sum of US dollars, else None."""
     return float(value) if isinstance(value, int | float) and 0 <= value <= _MOST else None
+
+
+def as_usage(counts: dict[str, Any], keys: Sequence[str]) -> Usage:
+    """The counts under *keys*, which stand in the order of the fields of `Usage`."""
+    return Usage(*(as_count(counts.get(key)) for key in keys))
 
 
 def last_error_line(stderr: str) -> str:

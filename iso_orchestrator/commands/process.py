@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import attrs
 
 from iso_orchestrator.commands.model import Command, CommandResult, printable
-from iso_orchestrator.commands.output import OutputFiles, input_file, is_output_open
+from iso_orchestrator.commands.output import OutputFiles, input_file, is_output_open, text_of
 from iso_orchestrator.errors import (
     CommandIdleError,
     CommandLeftoverError,
@@ -88,8 +88,8 @@ class ProcessRunner:
     def run(self) -> CommandResult[Any]:
         """Start it, and return when it and all that it has started have ended, by themselves or by force.
 
-        The result may have any exit code. What it leaves running in the background when it ends is ended too, also when this raises. A second Ctrl-C
-        meanwhile only takes the grace time away.
+        The result may have any exit code. What the command leaves running in the background when it ends is ended too,
+        also when this raises. A second Ctrl-C meanwhile only takes the grace time away.
 
         Raises:
             CommandStartError: It cannot be started.
@@ -122,6 +122,14 @@ class ProcessRunner:
         # With any exit code: a program that was asked to end may well say that it has done its work.
         error_class, seconds = limit
         raise error_class(self.name, seconds, result)
+
+    def output(self) -> str:
+        """All of its standard output, once `run` has returned.
+
+        Raises:
+            StoreError: The log is gone.
+        """
+        return text_of(self.log_path, self._files.stdout.start)
 
     def _start(self) -> Process:
         command = self.command

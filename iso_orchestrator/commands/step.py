@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Collection, Sequence
-from contextlib import closing
 from datetime import datetime
 from hashlib import sha256
 from typing import Any, ParamSpec, Protocol, TypeAlias, TypeVar, cast
@@ -15,7 +14,7 @@ import attrs
 from iso_orchestrator.checks import check_key, unique_name
 from iso_orchestrator.codec import ResultCodec
 from iso_orchestrator.commands.model import Command, CommandResult, IfLeft, as_command, heartbeat_key
-from iso_orchestrator.commands.output import is_output_open, text_of
+from iso_orchestrator.commands.output import is_output_open
 from iso_orchestrator.commands.parse import Ended, Parser, Reader, as_parser
 from iso_orchestrator.commands.process import CommandBeat, ProcessRunner, await_orphans, end_orphans
 from iso_orchestrator.errors import CommandTimeoutError, LeaseLostError, OrchestratorError
@@ -26,7 +25,7 @@ from iso_orchestrator.runtime.context import current_scope
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.steps.options import StepOptions, validate_seconds
 from iso_orchestrator.steps.step import UNRESOLVED, Step
-from iso_orchestrator.store.log_files import LogFile, log_folder, log_path
+from iso_orchestrator.store.log_files import log_folder, log_path
 from iso_orchestrator.system.clock import monotonic
 
 P = ParamSpec("P")
@@ -151,7 +150,6 @@ class CommandAttempt:
         line = fn(*args, **kwargs)
         command = as_command(line)
         reader = self._options.parser.begin(line, last_beat(self._key))
-        start = _size_of(self._log)
         runner = ProcessRunner(
             name=self._step,
             command=command,
@@ -168,7 +166,7 @@ class CommandAttempt:
             self._beat_again(reader)
         try:
             result = self._run(runner, reader)
-            done = reader.on_exit(Ended(self._step, result, self._now(), lambda: text_of(self._log, start)))
+            done = reader.on_exit(Ended(self._step, result, self._now(), runner.output))
         except Exception:
             self._beat_again(reader)  # says where the output is, however soon the command ended
             raise
@@ -247,7 +245,7 @@ def end_workflow_orphans(projection: Projection, place: str, is_alive: Callable[
 
     Args:
         projection: The workflow.
-        place: Of its record, as `Store.location_id` says it: a copy's commands are those of its original.
+        place: The location id of its record: a copy's commands are those of its original.
         is_alive: Whether the process with that id lives.
 
     Raises:
@@ -278,11 +276,3 @@ def last_beat(key: str) -> dict[str, Json]:
 def _process_tag(seed: str, place: str, step: str) -> str:
     # A copy of the root has another place, so that it does not end the commands of the original.
     return sha256(f"{seed}\0{place}\0{step}".encode()).hexdigest()[:32]
-
-
-def _size_of(path: str) -> int:
-    file = LogFile.find(path)
-    if file is None:
-        return 0
-    with closing(file):
-        return file.size()

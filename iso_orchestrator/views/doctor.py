@@ -52,15 +52,7 @@ exit codes: 0 the workflow opens; 1 refused, and nothing was changed; 2 wrong us
 
 
 def verify(store: Store, workflow_id: str | None, *, as_json: bool) -> tuple[str, int]:
-    """Check the files of a workflow, or of all workflows.
-
-    Args:
-        store: The store.
-        workflow_id: The workflow; None: all of them.
-        as_json: Whether to report in JSON.
-
-    Returns:
-        The report, and the exit code.
+    """Check the files of a workflow, or of all workflows; the report, and the exit code.
 
     Raises:
         StoreError: The store cannot be read.
@@ -77,13 +69,7 @@ def verify(store: Store, workflow_id: str | None, *, as_json: bool) -> tuple[str
 
 
 def repaired_text(workflow_id: str, done: RepairReport, *, as_json: bool) -> str:
-    """Report a repair.
-
-    Args:
-        workflow_id: The workflow.
-        done: What `repair` returned.
-        as_json: Whether to report in JSON.
-    """
+    """Report a repair."""
     if as_json:
         return json_text(_repaired_json(workflow_id, done))
     lines = [_action(done)]

@@ -19,13 +19,7 @@ _PAUSE = 0.2  # seconds between two looks at a log that is followed
 
 
 def top_text(projections: Iterable[Projection], now: datetime, store: Store) -> str:
-    """Show the steps that run or wait, each with its last line of output, and the limits that have a name.
-
-    Args:
-        projections: The workflows.
-        now: The time, aware.
-        store: Where they are.
-    """
+    """Show the steps that run or wait, each with its last line of output, and the limits that have a name."""
     steps: list[tuple[str, ...]] = []
     limits: list[tuple[str, ...]] = []
     for projection in projections:
@@ -41,12 +35,8 @@ def top_text(projections: Iterable[Projection], now: datetime, store: Store) -> 
 def log_lines(store: Store, workflow_id: str, step: str, *, follow: bool) -> Iterator[str]:
     """Yield the lines of a step's log, escaped for a terminal.
 
-    Args:
-        store: The store.
-        workflow_id: The workflow.
-        step: The step's name.
-        follow: Wait for more lines until the step or its process has ended. If the step is tried again, continue with
-            the log of the next attempt.
+    With *follow*, wait for more lines until the step or its process has ended. If the step is tried again, continue
+    with the log of the next attempt.
 
     Raises:
         WorkflowNotFoundError: There is no such workflow.
