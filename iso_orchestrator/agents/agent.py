@@ -21,6 +21,7 @@ from iso_orchestrator.agents.turn import (
     as_session_id,
     last_error_line,
 )
+from iso_orchestrator.checks import check_count, validated_by
 from iso_orchestrator.commands.model import Command, CommandResult, heartbeat_key
 from iso_orchestrator.commands.parse import Ended, Reader
 from iso_orchestrator.commands.step import last_beat
@@ -64,13 +65,6 @@ def _program(value: str | Iterable[str]) -> tuple[str, ...]:
     if not words or not words[0]:
         raise ValueError("program is empty")
     return words
-
-
-def _check_retries(_: object, __: object, value: Any) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"max_retries must be an int, not {value!r}")
-    if value < 0:
-        raise ValueError(f"max_retries must be 0 or more, not {value}")
 
 
 @attrs.frozen
@@ -151,7 +145,7 @@ class Agent(ABC):
     model: str | None = None
     args: tuple[str, ...] = attrs.field(default=(), converter=_words)
     env: Mapping[str, str] = attrs.field(factory=dict)
-    max_retries: int = attrs.field(default=1, validator=_check_retries)
+    max_retries: int = attrs.field(default=1, validator=validated_by(check_count, 0))
 
     @property
     def limit_key(self) -> str:

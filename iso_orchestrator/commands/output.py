@@ -14,7 +14,6 @@ from iso_orchestrator.commands.model import heartbeat_key
 from iso_orchestrator.errors import CommandLeftoverError, StoreError
 from iso_orchestrator.record.model import Heartbeat, StepRecord, StepStatus
 from iso_orchestrator.record.projection import StepState
-from iso_orchestrator.store import Store
 from iso_orchestrator.store.log_files import LogFile
 from iso_orchestrator.system.clock import Backoff, monotonic
 from iso_orchestrator.system.interrupts import undo_on_error
@@ -176,9 +175,9 @@ def log_path(step: StepRecord | StepState, heartbeats: Mapping[str, Heartbeat]) 
     return None
 
 
-def last_line_of(store: Store, path: str) -> str:
+def last_line_of(path: str) -> str:
     """The last line of a log that is not blank; "" where the log is gone."""
-    file = store.find_log(path)
+    file = LogFile.find(path)
     if file is None:
         return ""
     with closing(LogReader(file)) as log:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -105,6 +106,7 @@ class ProcessRunner:
             self._end_at = _after(began, self.timeout)
             self._idle_at = _after(began, self.idle_timeout)
             self._beat_at = began  # at once, so that a look at the record shows the command
+            _running.add(self)
             try:
                 process = self._process = self._start()
                 limit = self._watch(process)
@@ -114,8 +116,10 @@ class ProcessRunner:
                 self._pass_on_the_last_lines(limit)
             except BaseException as error:  # Ctrl-C too: what it leaves of the command is ended
                 with masked(), suppressed_as_note(error, "not all of the command was ended"):
-                    self._end()
+                    self.end()
                 raise
+            finally:
+                _running.discard(self)
             result = self._result(duration, code)
         if limit is None:
             return result
@@ -199,9 +203,11 @@ class ProcessRunner:
             for line in self._files.stdout.rest():
                 self.on_line(line)
 
-    def _end(self) -> None:
+    def end(self, *, at_once: bool = False) -> None:
+        """End what runs of it, after its time to finish or *at_once*."""
         known = [] if self._process is None else [self._process]
-        end_tree(self.tag, grace=self.grace, known=known, is_urgent=is_interrupted)
+        grace = 0 if at_once else self.grace
+        end_tree(self.tag, grace=grace, known=known, is_urgent=is_interrupted)
         for process in known:
             processes.has_ended(process, processes.KILLING)  # takes its exit code, so that no zombie stays
 
@@ -214,6 +220,21 @@ class ProcessRunner:
             stderr=self._files.stderr.tail(),
             log_path=self._files.stdout.path,
         )
+
+
+_running = set[ProcessRunner]()
+
+
+def _end_all_at_exit() -> None:
+    # One more Ctrl-C has ended the interpreter's wait for the threads that end their commands.
+    with masked():
+        for run in list(_running):
+            run.end(at_once=True)
+
+
+atexit.register(_end_all_at_exit)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_running.clear)  # they are the parent's
 
 
 def end_orphans(tag: str, *log_paths: str, grace: float = GRACE) -> int:

@@ -11,7 +11,7 @@ from typing import Any, ParamSpec, Protocol, TypeAlias, TypeVar, cast
 
 import attrs
 
-from iso_orchestrator.checks import check_key, unique_name
+from iso_orchestrator.checks import check_choice, check_key, check_seconds, unique_name, validated_by
 from iso_orchestrator.codec import ResultCodec
 from iso_orchestrator.commands.model import Command, CommandResult, IfLeft, as_command, heartbeat_key
 from iso_orchestrator.commands.output import is_output_open
@@ -23,7 +23,7 @@ from iso_orchestrator.record.model import Json
 from iso_orchestrator.record.projection import Projection, copy_json
 from iso_orchestrator.runtime.context import current_scope
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
-from iso_orchestrator.steps.options import StepOptions, validate_seconds
+from iso_orchestrator.steps.options import StepOptions
 from iso_orchestrator.steps.step import UNRESOLVED, Step
 from iso_orchestrator.store.log_files import log_folder, log_path
 from iso_orchestrator.system.clock import monotonic
@@ -59,16 +59,6 @@ def _absolute(folder: str | os.PathLike[str] | None) -> str | None:
     return None if folder is None else os.path.abspath(os.fspath(folder))
 
 
-def _check_limit_key(_: object, __: object, value: str | None) -> None:
-    if value is not None:
-        check_key(value, "limit_key")
-
-
-def _check_if_left(_: object, __: object, value: IfLeft) -> None:
-    if value not in ("end", "wait"):
-        raise ValueError(f'if_left is "end" or "wait", not {value!r}')
-
-
 def _parser(options: CommandOptions) -> Parser:
     return as_parser(options.parse, options.ok_codes)
 
@@ -77,12 +67,12 @@ def _parser(options: CommandOptions) -> Parser:
 class CommandOptions(StepOptions):
     """The options of a command, checked; `CommandKeywords` says what each one does."""
 
-    idle_timeout: float | None = attrs.field(default=None, validator=validate_seconds)
+    idle_timeout: float | None = attrs.field(default=None, validator=validated_by(check_seconds))
     parse: Any = None
     ok_codes: tuple[int, ...] = attrs.field(default=(0,), converter=_exit_codes)
     log_dir: str | None = attrs.field(default=None, converter=_absolute)
-    limit_key: str | None = attrs.field(default=None, validator=_check_limit_key)
-    if_left: IfLeft = attrs.field(default="end", validator=_check_if_left)
+    limit_key: str | None = attrs.field(default=None, validator=attrs.validators.optional(validated_by(check_key)))
+    if_left: IfLeft = attrs.field(default="end", validator=validated_by(check_choice, "end", "wait"))
     parser: Parser = attrs.field(init=False, default=attrs.Factory(_parser, takes_self=True))
 
 

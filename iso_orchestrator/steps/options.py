@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias, TypedDict, TypeVar
 
 import attrs
 
-from iso_orchestrator.checks import check_key, check_seconds, check_wait
+from iso_orchestrator.checks import check_choice, check_count, check_key, check_seconds, check_wait, validated_by
 from iso_orchestrator.steps.identity import Template
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -36,10 +36,7 @@ WaitStrategy: TypeAlias = Callable[[Any], float]
 
 
 def _check_attempts(_: object, __: object, value: Any) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"retry attempts must be an int, not {value!r}")
-    if value < 1:
-        raise ValueError(f"retry attempts must be at least 1, since it counts the first attempt too; not {value}")
+    check_count(value, "retry attempts, the first one among them,")
 
 
 def _check_on(_: object, __: object, value: Any) -> None:
@@ -146,43 +143,6 @@ def documented(*keywords: type) -> Callable[[F], F]:
     return decorate
 
 
-def validate_seconds(_: object, field: attrs.Attribute[Any], value: float | None) -> None:
-    """Check an option in seconds, as an attrs validator."""
-    check_seconds(value, field.name)
-
-
-def _check_accept(_: object, __: object, value: Any) -> None:
-    if value is not None:
-        check_callable(value, "accept")
-
-
-def _check_if_interrupted(_: object, __: object, value: IfInterrupted) -> None:
-    if value not in ("rerun", "fail"):
-        raise ValueError(f'if_interrupted is "rerun" or "fail", not {value!r}')
-
-
-def _version(value: str | int | None) -> str | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, str | int):
-        raise TypeError(f"version must be a str or an int, not {value!r}")
-    return check_key(str(value), "version")
-
-
-@attrs.frozen(kw_only=True)
-class StepOptions:
-    """The options of a step, checked; `StepKeywords` says what each one does."""
-
-    name: Template | None = None
-    idempotency_key: Template | None = None
-    retry: Retry = attrs.field(default=Retry(attempts=1), converter=as_retry)
-    timeout: float | None = attrs.field(default=None, validator=validate_seconds)
-    accept: Callable[[Any], bool] | None = attrs.field(default=None, validator=_check_accept)
-    if_interrupted: IfInterrupted = attrs.field(default="rerun", validator=_check_if_interrupted)
-    version: str | None = attrs.field(default=None, converter=_version)
-    limit_key: str | None = attrs.field(default=None, init=False)  # an option of commands alone
-
-
 def check_callable(fn: object, what: str) -> None:
     """Raise where a call of *fn* would not run its body.
 
@@ -210,6 +170,30 @@ def unwrap_function(fn: Any) -> Any:
     if inspect.isroutine(fn) or isinstance(fn, type):
         return fn
     return getattr(fn, "__call__", fn)  # noqa: B004 - the method itself is looked at
+
+
+def _version(value: str | int | None) -> str | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise TypeError(f"version must be a str or an int, not {value!r}")
+    return check_key(str(value), "version")
+
+
+@attrs.frozen(kw_only=True)
+class StepOptions:
+    """The options of a step, checked; `StepKeywords` says what each one does."""
+
+    name: Template | None = None
+    idempotency_key: Template | None = None
+    retry: Retry = attrs.field(default=Retry(attempts=1), converter=as_retry)
+    timeout: float | None = attrs.field(default=None, validator=validated_by(check_seconds))
+    accept: Callable[[Any], bool] | None = attrs.field(
+        default=None, validator=attrs.validators.optional(validated_by(check_callable))
+    )
+    if_interrupted: IfInterrupted = attrs.field(default="rerun", validator=validated_by(check_choice, "rerun", "fail"))
+    version: str | None = attrs.field(default=None, converter=_version)
+    limit_key: str | None = attrs.field(default=None, init=False)  # an option of commands alone
 
 
 def _tenacity_state(error: Exception, attempt: int) -> object:

@@ -36,11 +36,9 @@ even if they can be read, because the facts that they depend on are lost. Steps 
 listed, and run again. No lease gets a token that was in use before.
 
 Snapshot that another program (the npm package) wrote while there was a journal: refused, unless --merge-snapshot is
-given. Then the journal's facts are added to that snapshot. Steps, state, heartbeats, leases and events that only one
-side has are kept; the journal's events come after the snapshot's. Where both sides have a different version, the
-report names it and the side that was taken: for a step, the completed one; else the journal's, if the other
-program has not changed the step since the journal began (by the clocks of both); for heartbeats, leases and the
-status, the later one. For a step or a state that both sides changed, the repair stops and does nothing, until you
+given. Then the journal's facts are added to that snapshot. What only one side has is kept. Where both sides have a
+different version, the report names the side that was taken: for a step, the completed one; for heartbeats, leases and
+the status, the later one. For a step or a state that both sides changed, the repair stops and does nothing, until you
 decide with --prefer journal or --prefer snapshot. The other version is then only in the kept files.
 
 Damaged or missing snapshot: refused, unless --without-snapshot is given. Then the record is rebuilt from the journal

@@ -11,6 +11,7 @@ from iso_orchestrator.errors import WorkflowNotFoundError, WorkflowUsageError
 from iso_orchestrator.record.model import StepStatus, escape_terminal
 from iso_orchestrator.record.projection import Projection, StepState, Wait
 from iso_orchestrator.store import Store
+from iso_orchestrator.store.log_files import LogFile
 from iso_orchestrator.system.clock import sleep
 from iso_orchestrator.views.report import text_table, time_text
 
@@ -58,7 +59,7 @@ def log_lines(store: Store, workflow_id: str, step: str, *, follow: bool) -> Ite
         if path is not None and (log is None or log.path != path):
             if log is not None:
                 yield from _last_lines(log)
-            log = _open(store, path)
+            log = _open(path)
         if log is None and is_last:
             raise WorkflowUsageError(
                 f"step {step!r} has no log: it is no command, or its first heartbeat is not recorded yet"
@@ -82,7 +83,7 @@ def _steps(projection: Projection, waits: dict[str, Wait], now: datetime, store:
     for step in projection.steps.values():
         if step.owner is not None and step.name not in waits:
             lives = store.is_alive(projection.workflow_id, step.owner)
-            what = _activity(projection, step, store) if lives else "its process is gone; the next run takes it over"
+            what = _activity(projection, step) if lives else "its process is gone; the next run takes it over"
             since = _span(step.started_at or step.updated_at, now)
             yield projection.workflow_id, step.name, str(step.attempts), since, what
     for name, wait in waits.items():
@@ -91,11 +92,11 @@ def _steps(projection: Projection, waits: dict[str, Wait], now: datetime, store:
         yield projection.workflow_id, name, str(attempts), _span(wait.since, now), what
 
 
-def _activity(projection: Projection, step: StepState, store: Store) -> str:
+def _activity(projection: Projection, step: StepState) -> str:
     if step.status is StepStatus.FAILED:
         return f"waits for its next attempt: {step.error.message if step.error else ''}"
     path = log_path(step, projection.heartbeats)
-    return last_line_of(store, path)[:_LINE] if path is not None else ""
+    return last_line_of(path)[:_LINE] if path is not None else ""
 
 
 def _limits(projection: Projection, waits: dict[str, Wait], now: datetime) -> Iterator[tuple[str, ...]]:
@@ -118,8 +119,8 @@ def _span(begin: datetime, end: datetime) -> str:
     return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
 
 
-def _open(store: Store, path: str) -> LogReader:
-    file = store.find_log(path)
+def _open(path: str) -> LogReader:
+    file = LogFile.find(path)
     if file is None:
         raise WorkflowUsageError(f"the log {path!r} does not exist any more: it was removed, or the folder was moved")
     return LogReader(file, longest_line=sys.maxsize)
