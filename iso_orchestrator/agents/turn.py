@@ -223,15 +223,6 @@ class Transcript:
         self.closing = self.line
         self.error, self.limited = None, False
 
-    def keep_unparsed(self) -> None:
-        """Keep the line being read as one that was not understood."""
-        self.unparsed_lines.append(self.line[:_LONGEST_UNPARSED])
-        self.show(self.line[:_LONGEST_UNPARSED])
-
-    def raw_closing(self) -> str | None:
-        """The closing event, unless it is too long to be recorded beside the answer."""
-        return self.closing if self.closing is not None and len(self.closing) <= _LONGEST_CLOSING else None
-
 
 class AgentStream:
     """Reads what one run prints, line by line, and classifies it at the end. No output makes it raise."""
@@ -259,7 +250,9 @@ class AgentStream:
             return
         event = _event(transcript.line)
         if event is None or not self._agent.read(event, transcript):
-            transcript.keep_unparsed()
+            unparsed = transcript.line[:_LONGEST_UNPARSED]
+            transcript.unparsed_lines.append(unparsed)
+            transcript.show(unparsed)
 
     def result(
         self,
@@ -342,7 +335,7 @@ def _classify(agent: str, transcript: Transcript, message: str, end: _End, befor
         until=(transcript.until or until_of(message, end.now, end.zone)) if outcome is Outcome.LIMITED else None,
         reason=_reason(outcome, transcript, message, end),
         refusals=transcript.refusals,
-        closing=transcript.raw_closing(),
+        closing=transcript.closing if len(transcript.closing or "") <= _LONGEST_CLOSING else None,
         strays=transcript.unparsed_lines,
     )
 

@@ -204,10 +204,7 @@ class ForEach(Generic[Item, P, R]):
             runtime,
             lambda item: self.fn(item, *shared, **named),
             key_of=lambda item: self._key_of((item, *shared), named),
-            mutex_scope=options.mutex_scope,
-            mutex_timeout=options.mutex_timeout,
-            max_parallel=options.max_parallel,
-            stop_on_error=options.stop_on_error,
+            options=options,
             executor=executor,
             progress=progress,
         )
