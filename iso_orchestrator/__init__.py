@@ -57,7 +57,7 @@ from iso_orchestrator.record.model import (
 )
 from iso_orchestrator.runtime.context import ItemContext, StepContext, current_item, current_step
 from iso_orchestrator.runtime.runs import RunResult
-from iso_orchestrator.steps.retry import Retry, RetryContext
+from iso_orchestrator.steps.options import Retry, RetryContext
 from iso_orchestrator.steps.step import Step
 from iso_orchestrator.store import FileStore, Store
 from iso_orchestrator.store.memory import MemoryStore

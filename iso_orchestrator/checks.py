@@ -1,11 +1,15 @@
-"""Checks of ids, keys and seconds, and names for this machine and its processes."""
+"""Checks of ids, keys, counts and seconds, and names for this machine and its processes."""
 
 from __future__ import annotations
 
 import math
 import os
 import platform
+from collections.abc import Callable
 from threading import TIMEOUT_MAX
+from typing import Any
+
+import attrs
 
 
 def check_key(value: object, what: str) -> str:
@@ -60,6 +64,32 @@ def check_wait(value: float | None, what: str) -> float | None:
     if not math.isfinite(value) or not 0 <= value <= TIMEOUT_MAX:
         raise ValueError(f"{what} must be from 0 to {TIMEOUT_MAX:.0f} seconds, not {value!r}")
     return value
+
+
+def check_count(value: object, what: str, least: int = 1) -> int:
+    """Return *value* if it is an int, and *least* or more.
+
+    Raises:
+        TypeError: It is no int.
+        ValueError: It is less than *least*.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{what} must be an int, not {value!r}")
+    if value < least:
+        raise ValueError(f"{what} must be at least {least}, not {value}")
+    return value
+
+
+def check_choice(value: str, what: str, *choices: str) -> None:
+    """Raise ValueError if *value* is none of *choices*."""
+    if value not in choices:
+        words = " or ".join(f'"{choice}"' for choice in choices)
+        raise ValueError(f"{what} is {words}, not {value!r}")
+
+
+def validated_by(check: Callable[..., object], *args: Any) -> Callable[[object, attrs.Attribute[Any], Any], Any]:
+    """Make a check an attrs validator, which calls it with the value, the field's name and *args*."""
+    return lambda _, field, value: check(value, field.name, *args)
 
 
 def unique_name() -> str:

@@ -20,36 +20,6 @@ if TYPE_CHECKING:
     from iso_orchestrator.commands.model import CommandResult
     from iso_orchestrator.record.model import ErrorInfo
 
-__all__ = [
-    "AgentError",
-    "CommandError",
-    "CommandIdleError",
-    "CommandLeftoverError",
-    "CommandStartError",
-    "CommandTimeoutError",
-    "CorruptRecordError",
-    "DuplicateStepError",
-    "FormatVersionError",
-    "LeaseConflictError",
-    "LeaseLostError",
-    "Limited",
-    "MutexTimeoutError",
-    "NoActiveWorkflowError",
-    "OrchestratorError",
-    "RecordConflictError",
-    "SerializationError",
-    "StepFailedError",
-    "StepInterruptedError",
-    "StepNameError",
-    "StepRejectedError",
-    "StepTimeoutError",
-    "StoreError",
-    "WorkflowBusyError",
-    "WorkflowNotFoundError",
-    "WorkflowUsageError",
-    "suppressed_as_note",
-]
-
 
 class OrchestratorError(Exception):
     """The root of all errors of this package."""
@@ -336,16 +306,14 @@ class MutexTimeoutError(OrchestratorError, TimeoutError):
 class LeaseConflictError(OrchestratorError):
     """Another holder has the lease, and it has not expired."""
 
+    _message = (
+        "lease {lease_key!r} is held by {current_holder!r} until {expires_at}; {holder!r} can take it after that, or "
+        "when it is released"
+    )
     lease_key: str
     holder: str
     current_holder: str
     expires_at: datetime
-
-    def __str__(self) -> str:
-        return (
-            f"lease {self.lease_key!r} is held by {self.current_holder!r} until {self.expires_at.isoformat()}; "
-            f"{self.holder!r} can take it after that, or when it is released"
-        )
 
 
 @attrs.define(slots=False)

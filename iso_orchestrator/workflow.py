@@ -13,7 +13,7 @@ from typing import Any, TypeVar, Unpack
 
 import attrs
 
-from iso_orchestrator.checks import check_key
+from iso_orchestrator.checks import check_choice, check_count, check_key
 from iso_orchestrator.codec import plain_json
 from iso_orchestrator.coordination import state as states
 from iso_orchestrator.coordination.lease import HeldLease, hold_lease, release_lease, touch_lease
@@ -86,12 +86,7 @@ class Workflow(Decorators):
         if not os.fspath(dir):
             raise ValueError('dir is empty: the current folder is "."')
         self.dir = os.path.abspath(os.fspath(dir))
-        if on_busy not in ("share", "wait", "fail"):
-            raise ValueError(f'on_busy is "share", "wait" or "fail", not {on_busy!r}')
-        if isinstance(max_workers, bool) or not isinstance(max_workers, int):
-            raise TypeError(f"max_workers must be an int, not {max_workers!r}")
-        if max_workers < 1:
-            raise ValueError(f"max_workers must be at least 1, not {max_workers}")
+        check_choice(on_busy, "on_busy", "share", "wait", "fail")
         self._on_busy: OnBusy = on_busy
         self._runtime = WorkflowRuntime(
             self,
@@ -100,7 +95,7 @@ class Workflow(Decorators):
             find_store(store, self.dir),
             _clock(now),
             plain_json(initial_state, "the initial state"),
-            max_workers,
+            check_count(max_workers, "max_workers"),
         )
         self._entered: dict[int, contextlib.ExitStack] = {}
 

@@ -43,7 +43,7 @@ DOORS = {
     "subprocess": {"agents.stand_in", "system.processes"},
     "psutil": {"system.processes"},
     "tqdm": {"fanout.progress"},
-    "tenacity": {"steps.retry"},
+    "tenacity": {"steps.options"},
     "argparse": {"examples.review_batch", "views.cli"},
 }
 

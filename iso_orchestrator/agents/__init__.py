@@ -21,8 +21,7 @@ from iso_orchestrator.agents.agent import Agent, AgentCommand, last_session
 from iso_orchestrator.agents.claude import Claude
 from iso_orchestrator.agents.codex import Codex
 from iso_orchestrator.agents.opencode import OpenCode
-from iso_orchestrator.agents.result import AgentResult, Outcome, Usage
-from iso_orchestrator.agents.turn import AgentStream, Event, Transcript, as_session_id
+from iso_orchestrator.agents.turn import AgentResult, AgentStream, Event, Outcome, Transcript, Usage, as_session_id
 
 Turn = Transcript  # its earlier name
 

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from os import PathLike, fspath
 from typing import Any, ClassVar
 
 import attrs
 
-from iso_orchestrator.agents.result import AgentResult, Outcome, Usage
-from iso_orchestrator.agents.turn import AgentStream, Event, Transcript, as_session_id, last_error_line
+from iso_orchestrator.agents.turn import (
+    AgentResult,
+    AgentStream,
+    Event,
+    Outcome,
+    Transcript,
+    Usage,
+    as_session_id,
+    last_error_line,
+)
+from iso_orchestrator.checks import check_count, validated_by
 from iso_orchestrator.commands.model import Command, CommandResult, heartbeat_key
 from iso_orchestrator.commands.parse import Ended, Reader
 from iso_orchestrator.commands.step import last_beat
@@ -56,13 +65,6 @@ def _program(value: str | Iterable[str]) -> tuple[str, ...]:
     if not words or not words[0]:
         raise ValueError("program is empty")
     return words
-
-
-def _check_retries(_: object, __: object, value: Any) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"max_retries must be an int, not {value!r}")
-    if value < 0:
-        raise ValueError(f"max_retries must be 0 or more, not {value}")
 
 
 @attrs.frozen
@@ -143,7 +145,7 @@ class Agent(ABC):
     model: str | None = None
     args: tuple[str, ...] = attrs.field(default=(), converter=_words)
     env: Mapping[str, str] = attrs.field(factory=dict)
-    max_retries: int = attrs.field(default=1, validator=_check_retries)
+    max_retries: int = attrs.field(default=1, validator=validated_by(check_count, 0))
 
     @property
     def limit_key(self) -> str:
@@ -229,19 +231,16 @@ class Agent(ABC):
         return transcript.error or last_error_line(stderr)
 
 
-class _AgentReader:
+class _AgentReader(Reader):
     """Reads one run of an agent for its step."""
 
     def __init__(self, agent: str, session_id: str | None, stream: AgentStream, before: Usage | None) -> None:
         self._agent = agent
         self._session_id = session_id
         self._stream = stream
+        self.on_line = stream.feed
         self._before = before
         self._result: AgentResult | None = None
-
-    @property
-    def on_line(self) -> Callable[[str], None]:
-        return self._stream.feed
 
     def detail(self) -> dict[str, Json]:
         """The session, to resume it; and its tokens so far, if the agent counts only those."""

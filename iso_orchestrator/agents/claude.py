@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import ClassVar
 from uuid import uuid4
 
 import attrs
 
 from iso_orchestrator.agents.agent import Agent
 from iso_orchestrator.agents.limits import from_epoch, is_limit
-from iso_orchestrator.agents.result import Usage
-from iso_orchestrator.agents.turn import Event, Transcript, as_cost, as_count, as_session_id
+from iso_orchestrator.agents.turn import Event, Transcript, Usage, as_cost, as_session_id, as_usage
 
 # The keys of an event's `usage`, and of one model's part of its `modelUsage`.
 _KEYS = ("input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
@@ -91,7 +90,7 @@ def _read_limit(info: Event, transcript: Transcript) -> None:
 
 
 def _read_result(event: Event, transcript: Transcript) -> None:
-    transcript.usage = _model_usage(event.get("modelUsage")) or _usage(event.get("usage"), _KEYS)
+    transcript.usage = _usage(event)
     transcript.cost_usd = as_cost(event.get("total_cost_usd"))
     _read_refusals(event, transcript)
     match event:
@@ -132,14 +131,11 @@ def _message(event: Event) -> str:
     return str(event.get("subtype"))
 
 
-def _model_usage(shares: object) -> Usage | None:
+def _usage(event: Event) -> Usage | None:
     """The sum over all models; right also where `usage` has only zeros, after a request repeated without a stream."""
-    total: Usage | None = None
-    for share in shares.values() if isinstance(shares, dict) else ():
-        usage = _usage(share, _MODEL_KEYS)
-        total = usage if total is None or usage is None else total + usage
-    return total
-
-
-def _usage(counts: Any, keys: tuple[str, ...]) -> Usage | None:
-    return Usage(*(as_count(counts.get(key)) for key in keys)) if isinstance(counts, dict) else None
+    match event:
+        case {"modelUsage": dict(shares)} if shares:
+            return sum((as_usage(share, _MODEL_KEYS) for share in shares.values() if isinstance(share, dict)), Usage())
+        case {"usage": dict(counts)}:
+            return as_usage(counts, _KEYS)
+    return None

@@ -8,10 +8,11 @@ from typing import Any, ClassVar
 import attrs
 
 from iso_orchestrator.agents.agent import Agent
-from iso_orchestrator.agents.result import Usage
-from iso_orchestrator.agents.turn import Event, Transcript, as_count, as_session_id, last_error_line
+from iso_orchestrator.agents.turn import Event, Transcript, as_session_id, as_usage, last_error_line
 
 _NOISE = re.compile(r"^Reading (?:additional input|prompt) from stdin\.\.\.$", re.MULTILINE)
+# The keys of a turn's `usage`.
+_KEYS = ("input_tokens", "output_tokens", "cached_input_tokens", "cache_write_input_tokens", "reasoning_output_tokens")
 
 
 def _check_provider(_: object, __: object, value: Any) -> None:
@@ -66,7 +67,8 @@ class Codex(Agent):
             case {"type": "item.started" | "item.updated" | "item.completed", "item": dict(item)}:
                 _read_item(item, transcript)
             case {"type": "turn.completed", **rest}:
-                transcript.session_usage = _usage(rest.get("usage"))
+                if isinstance(counts := rest.get("usage"), dict):
+                    transcript.session_usage = as_usage(counts, _KEYS)
                 transcript.close()
             case {"type": "turn.failed", "error": {"message": str(message)}} | {
                 "type": "error",
@@ -102,15 +104,3 @@ def _read_item(item: Event, transcript: Transcript) -> None:
             transcript.refuse(command)
         case {"type": "command_execution", "command": str(command)}:
             transcript.show(f"$ {command}")
-
-
-def _usage(counts: object) -> Usage | None:
-    if not isinstance(counts, dict):
-        return None
-    return Usage(
-        input_tokens=as_count(counts.get("input_tokens")),
-        output_tokens=as_count(counts.get("output_tokens")),
-        cache_read_tokens=as_count(counts.get("cached_input_tokens")),
-        cache_write_tokens=as_count(counts.get("cache_write_input_tokens")),
-        reasoning_tokens=as_count(counts.get("reasoning_output_tokens")),
-    )

@@ -10,9 +10,9 @@ import attrs
 
 from iso_orchestrator.agents.agent import Agent
 from iso_orchestrator.agents.limits import from_epoch, is_limit, retry_after
-from iso_orchestrator.agents.result import Usage
-from iso_orchestrator.agents.turn import Event, Transcript, as_cost, as_count, as_session_id, last_error_line
+from iso_orchestrator.agents.turn import Event, Transcript, Usage, as_cost, as_session_id, as_usage, last_error_line
 
+_KEYS = ("input", "output", "read", "write", "reasoning")  # of a step's `tokens`, and of the `cache` among them
 _MOMENT = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"
 _LOG = re.compile(r"^timestamp=.*\n?", re.MULTILINE)
 # Without the errors of the small model, which makes a title for the session.
@@ -105,7 +105,10 @@ def _what(state: Event) -> object:
 
 
 def _read_finish(part: Event, transcript: Transcript) -> None:
-    transcript.usage = _usage(part.get("tokens"), transcript.usage)
+    if isinstance(tokens := part.get("tokens"), dict):
+        cache = tokens.get("cache")
+        usage = as_usage({**cache, **tokens} if isinstance(cache, dict) else tokens, _KEYS)
+        transcript.usage = usage + (transcript.usage or Usage())
     if (cost := as_cost(part.get("cost"))) is not None:
         transcript.cost_usd = (transcript.cost_usd or 0.0) + cost
     match part.get("reason"):
@@ -130,18 +133,3 @@ def _read_error(error: Event, transcript: Transcript) -> None:
 
 def _until(headers: object, at: datetime | None) -> datetime | None:
     return retry_after(headers, at) if isinstance(headers, dict) and at is not None else None
-
-
-def _usage(tokens: object, so_far: Usage | None) -> Usage | None:
-    if not isinstance(tokens, dict):
-        return so_far
-    cache = tokens.get("cache")
-    cache = cache if isinstance(cache, dict) else {}
-    usage = Usage(
-        input_tokens=as_count(tokens.get("input")),
-        output_tokens=as_count(tokens.get("output")),
-        cache_read_tokens=as_count(cache.get("read")),
-        cache_write_tokens=as_count(cache.get("write")),
-        reasoning_tokens=as_count(tokens.get("reasoning")),
-    )
-    return usage if so_far is None else so_far + usage

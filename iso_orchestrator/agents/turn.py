@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 import signal
 from collections import deque
+from collections.abc import Iterable, Sequence
 from datetime import datetime, tzinfo
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import attrs
 
 from iso_orchestrator.agents.limits import is_limit, until_of
-from iso_orchestrator.agents.result import AgentResult, Outcome, Usage
 from iso_orchestrator.codec.json import decode
 from iso_orchestrator.commands.model import printable
 
@@ -52,11 +53,104 @@ def as_cost(value: object) -> float | None:
     return float(value) if isinstance(value, int | float) and 0 <= value <= _MOST else None
 
 
+def as_usage(counts: dict[str, Any], keys: Sequence[str]) -> Usage:
+    """The counts under *keys*, which stand in the order of the fields of `Usage`."""
+    return Usage(*(as_count(counts.get(key)) for key in keys))
+
+
 def last_error_line(stderr: str) -> str:
     """The last line of a standard error that begins with "error", else the last line; without its colours."""
     lines = [line.strip() for line in _ANSI.sub("", stderr).splitlines() if line.strip()]
     errors = [line for line in lines if _ERROR.match(line)]
     return (errors or lines or [""])[-1]
+
+
+class Outcome(StrEnum):
+    """How a run ended. The exit code does not say it: empty answers and refused tools end with 0 too."""
+
+    OK = "ok"
+    EMPTY = "empty"
+    REFUSED = "refused"
+    LIMITED = "limited"
+    FAILED = "failed"
+
+
+@attrs.frozen
+class Usage:
+    """Tokens by kind, as the CLI counts them; None where it does not say.
+
+    Attributes:
+        input_tokens: Read by the model. codex includes tokens from its cache, claude and opencode do not.
+        output_tokens: Written by the model.
+        cache_read_tokens: Read from the provider's cache.
+        cache_write_tokens: Written to the provider's cache.
+        reasoning_tokens: Spent on reasoning that is not shown.
+
+    Example:
+        >>> Usage(input_tokens=240) - Usage(input_tokens=120)
+        Usage(input_tokens=120, output_tokens=None, cache_read_tokens=None, cache_write_tokens=None, \
+reasoning_tokens=None)
+    """
+
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cache_read_tokens: int | None = None
+    cache_write_tokens: int | None = None
+    reasoning_tokens: int | None = None
+
+    def __add__(self, other: Usage) -> Usage:
+        return self._with(other, 1)
+
+    def __sub__(self, other: Usage) -> Usage:
+        return self._with(other, -1)
+
+    def is_possible(self) -> bool:
+        """Whether no count is below zero: the difference of totals of two sessions may be."""
+        return all(count is None or count >= 0 for count in attrs.astuple(self))
+
+    def _with(self, other: Usage, sign: int) -> Usage:
+        pairs = zip(attrs.astuple(self), attrs.astuple(other), strict=True)
+        return Usage(*(None if one is None and two is None else (one or 0) + sign * (two or 0) for one, two in pairs))
+
+
+def _printable(texts: Iterable[str]) -> tuple[str, ...]:
+    return tuple(map(printable, texts))
+
+
+@attrs.frozen
+class AgentResult:
+    """The result of an agent's run. Can be recorded as the result of a step.
+
+    Attributes:
+        agent: The agent's name: ``"codex"``.
+        outcome: `ok` only if the CLI closed the turn, there is an answer, it ended with 0, and it was not stopped.
+        text: The final answer; ``""`` if there is none.
+        session_id: The argument for `resume=`. None if there is no session to resume: none was begun, or the CLI says
+            that it has none of that name.
+        usage: Tokens of this run alone. None if they are not known.
+        session_usage: Tokens of the whole session, if the CLI counts only those (codex): the argument `before=` of the
+            next run that resumes it.
+        cost_usd: US dollars of this run, as the CLI estimates them.
+        until: When a limit is lifted: aware, in UTC; the end of the minute if only that is known. It may have passed.
+            None if the CLI did not say.
+        reason: Why it is not `ok`.
+        refusals: What the agent was not allowed to do, or the model would not do.
+        closing: The CLI's closing event, as it came: a line of JSON. None if it is longer than 64 KiB.
+        strays: The last 20 lines that were not understood, cut at 500 characters.
+    """
+
+    agent: str
+    outcome: Outcome
+    text: str = attrs.field(default="", converter=printable)
+    session_id: str | None = None
+    usage: Usage | None = None
+    session_usage: Usage | None = None
+    cost_usd: float | None = None
+    until: datetime | None = None
+    reason: str | None = attrs.field(default=None, converter=attrs.converters.optional(printable))
+    refusals: tuple[str, ...] = attrs.field(default=(), converter=_printable)
+    closing: str | None = attrs.field(default=None, converter=attrs.converters.optional(printable))
+    strays: tuple[str, ...] = attrs.field(default=(), converter=_printable)
 
 
 @attrs.define
@@ -129,15 +223,6 @@ class Transcript:
         self.closing = self.line
         self.error, self.limited = None, False
 
-    def keep_unparsed(self) -> None:
-        """Keep the line being read as one that was not understood."""
-        self.unparsed_lines.append(self.line[:_LONGEST_UNPARSED])
-        self.show(self.line[:_LONGEST_UNPARSED])
-
-    def raw_closing(self) -> str | None:
-        """The closing event, unless it is too long to be recorded beside the answer."""
-        return self.closing if self.closing is not None and len(self.closing) <= _LONGEST_CLOSING else None
-
 
 class AgentStream:
     """Reads what one run prints, line by line, and classifies it at the end. No output makes it raise."""
@@ -165,7 +250,9 @@ class AgentStream:
             return
         event = _event(transcript.line)
         if event is None or not self._agent.read(event, transcript):
-            transcript.keep_unparsed()
+            unparsed = transcript.line[:_LONGEST_UNPARSED]
+            transcript.unparsed_lines.append(unparsed)
+            transcript.show(unparsed)
 
     def result(
         self,
@@ -248,7 +335,7 @@ def _classify(agent: str, transcript: Transcript, message: str, end: _End, befor
         until=(transcript.until or until_of(message, end.now, end.zone)) if outcome is Outcome.LIMITED else None,
         reason=_reason(outcome, transcript, message, end),
         refusals=transcript.refusals,
-        closing=transcript.raw_closing(),
+        closing=transcript.closing if len(transcript.closing or "") <= _LONGEST_CLOSING else None,
         strays=transcript.unparsed_lines,
     )
 

@@ -30,29 +30,23 @@ _LAST_LINE = 1 << 12  # bytes that are searched for the last line
 
 
 class LogReader:
-    """Reads a command's log while it grows.
-
-    Args:
-        file: The log.
-        start: How many bytes of its beginning are left out.
-        longest_line: Bytes after which a line is cut.
-    """
+    """Reads a command's log while it grows, without its first *start* bytes. A longer line is cut at *longest_line*."""
 
     def __init__(self, file: LogFile, start: int = 0, longest_line: int = LONGEST_LINE) -> None:
         self.path = file.path
         self._file = file
-        self._start = start
+        self.start = start
         self._longest_line = longest_line
         self._offset = 0  # of the next byte that is searched for lines
         self._begun = bytearray()  # a line without its end
 
     def size(self) -> int:
         """Bytes that were written so far."""
-        return self._file.size() - self._start
+        return self._file.size() - self.start
 
     def read(self, offset: int, size: int) -> bytes:
         """At most *size* bytes from *offset* on."""
-        return self._file.read(self._start + offset, size)
+        return self._file.read(self.start + offset, size)
 
     def tail(self, limit: int = TAIL) -> str:
         """The last *limit* bytes, from a whole character on."""
@@ -167,12 +161,7 @@ class OutputFiles:
 def log_path(step: StepRecord | StepState, heartbeats: Mapping[str, Heartbeat]) -> str | None:
     """The file that the last attempt at a step writes to, or wrote to.
 
-    Args:
-        step: The step's record.
-        heartbeats: Those of the workflow.
-
-    Returns:
-        The path; None where the step is no command, or its first heartbeat has not come yet.
+    None where the step is no command, or its first heartbeat has not come yet.
     """
     if step.status is StepStatus.COMPLETED:
         match step.result:
@@ -208,25 +197,8 @@ def is_output_open(path: str) -> bool:
         return file.is_locked()
 
 
-def size_of(path: str) -> int:
-    """Bytes of a log; 0 where there is none.
-
-    Raises:
-        StoreError: The log cannot be opened.
-    """
-    file = LogFile.find(path)
-    if file is None:
-        return 0
-    with closing(file):
-        return file.size()
-
-
 def text_of(path: str, start: int) -> str:
-    """The text of a log from byte *start* on.
-
-    Raises:
-        StoreError: The log is gone.
-    """
+    """The text of a log from byte *start* on; `StoreError` if it is gone."""
     file = LogFile.find(path)
     if file is None:
         raise StoreError(f"{path} was removed while its command ran: call the step again")

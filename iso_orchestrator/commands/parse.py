@@ -35,17 +35,15 @@ class Ended:
     stdout: Callable[[], str]
 
 
-class Reader(Protocol):
+class Reader:
     """Reads the output of one run."""
 
-    @property
-    def on_line(self) -> Callable[[str], None] | None:
-        """Called with each line as it comes; None where lines are not read."""
-        ...
+    on_line: Callable[[str], None] | None = None
+    """Called with each line as it comes; None where lines are not read."""
 
     def detail(self) -> dict[str, Json]:
         """Facts for the heartbeat, which must be recorded before the end, as the name of an agent's session."""
-        ...
+        return {}
 
     def on_exit(self, ended: Ended) -> CommandResult[Any]:
         """The parsed result of a run that ended by itself.
@@ -53,11 +51,12 @@ class Reader(Protocol):
         Raises:
             CommandError: It is no success.
         """
-        ...
+        raise NotImplementedError
 
     def on_timeout(self, error: CommandTimeoutError, at: datetime) -> OrchestratorError:
         """The error to raise for a run that was ended at a time limit."""
-        ...
+        del at
+        return error
 
 
 class Parser(Protocol):
@@ -92,39 +91,42 @@ def as_parser(parse: Any, ok_codes: Collection[int]) -> Parser:
     if hasattr(parse, "begin"):  # an agent is one itself; agents are imported by their users alone
         parser: Parser = parse
         return parser
-    make = _FUNCTIONS.get(parse) if parse is None or isinstance(parse, str) else parse
-    if not callable(make):
-        known = ", ".join(repr(name) for name in _FUNCTIONS if name)
+    make = _FUNCTIONS.get(parse, parse) if isinstance(parse, str) else parse
+    if make is not None and not callable(make):
+        known = ", ".join(map(repr, _FUNCTIONS))
         raise TypeError(f"parse takes {known}, a function of the output or an agent, not {parse!r:.80}")
     return _FunctionParser(frozenset(ok_codes), make)
 
 
+def _json_lines(output: str) -> list[Any]:
+    return [decode(line) for line in output.split("\n") if line.strip()]
+
+
+_FUNCTIONS: dict[str, Callable[[str], Any]] = {"text": str, "json": decode, "jsonl": _json_lines}
+
+
 @attrs.frozen
-class _FunctionParser:
+class _FunctionParser(Reader):
     """Takes an exit code for success, and then calls a function with the output. It is its own reader."""
 
     ok_codes: frozenset[int]
-    make: Callable[[str], Any]
+    make: Callable[[str], Any] | None
     limit_key: str | None = None
-    on_line: None = None
 
     @property
     def annotation(self) -> Any:
-        found = return_annotation(self.make)
+        found = inspect.Signature.empty if self.make is None else return_annotation(self.make)
         return Any if found is inspect.Signature.empty else found
 
     def begin(self, command: Any, before: dict[str, Json]) -> Reader:
         del command, before
         return self
 
-    def detail(self) -> dict[str, Json]:
-        return {}
-
     def on_exit(self, ended: Ended) -> CommandResult[Any]:
         result = ended.result
         if result.exit_code not in self.ok_codes:
             raise CommandError(ended.step, result)
-        if self.make is _nothing:
+        if self.make is None:
             return result
         try:
             parsed = self.make(ended.stdout())
@@ -132,31 +134,3 @@ class _FunctionParser:
             error.add_note(f"iso-orchestrator: in parse= of step {ended.step!r}; the output: {result.log_path}")
             raise
         return attrs.evolve(result, parsed=parsed)
-
-    def on_timeout(self, error: CommandTimeoutError, at: datetime) -> OrchestratorError:
-        del at
-        return error
-
-
-def _nothing(_: str) -> None:
-    return None
-
-
-def _text(output: str) -> str:
-    return output
-
-
-def _json(output: str) -> Any:
-    return decode(output)
-
-
-def _json_lines(output: str) -> list[Any]:
-    return [decode(line) for line in output.split("\n") if line.strip()]
-
-
-_FUNCTIONS: dict[str | None, Callable[[str], Any]] = {
-    None: _nothing,
-    "text": _text,
-    "json": _json,
-    "jsonl": _json_lines,
-}

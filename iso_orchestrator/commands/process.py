@@ -5,16 +5,15 @@ from __future__ import annotations
 import atexit
 import errno
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
-from typing import Any
+from typing import Any, TypeAlias
 
 import attrs
 
 from iso_orchestrator.commands.model import Command, CommandResult, printable
-from iso_orchestrator.commands.output import OutputFiles, input_file, is_output_open
+from iso_orchestrator.commands.output import OutputFiles, input_file, is_output_open, text_of
 from iso_orchestrator.errors import (
-    CommandError,
     CommandIdleError,
     CommandLeftoverError,
     CommandStartError,
@@ -29,6 +28,9 @@ from iso_orchestrator.system.processes import GRACE, Process, end_tree, living_t
 _LOOK = 1.0  # seconds between two looks at the files
 _LOOK_FOR_LINES = 0.05  # the same where lines are read
 _LOOK_FOR_ORPHANS = 0.05
+
+_Limit: TypeAlias = tuple[type[CommandTimeoutError], float]
+"""A time limit that was reached, and its seconds."""
 
 
 @attrs.frozen
@@ -46,13 +48,9 @@ class CommandBeat:
     last_line: str
 
 
-def _ignore(_: object) -> None:
-    pass
-
-
-@attrs.frozen(kw_only=True)
+@attrs.define(kw_only=True, eq=False)
 class ProcessRunner:
-    """A command line, and how to run it.
+    """One run of a command line.
 
     Attributes:
         name: The step's name, for errors.
@@ -64,7 +62,6 @@ class ProcessRunner:
         timeout: Seconds that it may take; None for no limit.
         idle_timeout: Seconds that it may print nothing; None for no limit.
         grace: Seconds from SIGTERM to SIGKILL when it has to end.
-        ok_codes: The exit codes of a success.
         on_line: Called with each line of standard output as it comes, without its end. One longer than a MiB is cut.
             After a time limit it gets only the lines that it can take in a second.
         on_beat: Called every *beat_every* seconds. An exception of either function ends the command.
@@ -77,20 +74,26 @@ class ProcessRunner:
     timeout: float | None = None
     idle_timeout: float | None = None
     grace: float = GRACE
-    ok_codes: Collection[int] = (0,)
     on_line: Callable[[str], None] | None = None
-    on_beat: Callable[[CommandBeat], None] = _ignore
+    on_beat: Callable[[CommandBeat], None] = lambda _: None
     beat_every: float = 30.0
+
+    _process: Process | None = attrs.field(init=False, default=None)
+    _files: OutputFiles = attrs.field(init=False)
+    _size: int = attrs.field(init=False, default=0)
+    _are_lines_left: bool = attrs.field(init=False, default=False)
+    _end_at: float = attrs.field(init=False)
+    _idle_at: float = attrs.field(init=False)
+    _beat_at: float = attrs.field(init=False)
 
     def run(self) -> CommandResult[Any]:
         """Start it, and return when it and all that it has started have ended, by themselves or by force.
 
-        What it leaves running in the background when it ends is ended too, also when this raises. A second Ctrl-C
-        meanwhile only takes the grace time away.
+        The result may have any exit code. What the command leaves running in the background when it ends is ended too,
+        also when this raises. A second Ctrl-C meanwhile only takes the grace time away.
 
         Raises:
             CommandStartError: It cannot be started.
-            CommandError: Its exit code is none of `ok_codes`.
             CommandTimeoutError: It took longer than `timeout`.
             CommandIdleError: It printed nothing for `idle_timeout`.
             CommandLeftoverError: A process of it is left that cannot be ended.
@@ -98,107 +101,55 @@ class ProcessRunner:
             WorkflowUsageError: Other code in this process has taken its exit code.
         """
         with closing(OutputFiles(self.log_path)) as files:
-            return _Run(self, files).run()
+            self._files = files
+            began = monotonic()
+            self._end_at = _after(began, self.timeout)
+            self._idle_at = _after(began, self.idle_timeout)
+            self._beat_at = began  # at once, so that a look at the record shows the command
+            _running.add(self)
+            try:
+                process = self._process = self._start()
+                limit = self._watch(process)
+                duration = monotonic() - began
+                end_tree(self.tag, grace=self.grace, known=[process])
+                code = processes.exit_code(process)
+                self._pass_on_the_last_lines(limit)
+            except BaseException as error:  # Ctrl-C too: what it leaves of the command is ended
+                with masked(), suppressed_as_note(error, "not all of the command was ended"):
+                    self.end()
+                raise
+            finally:
+                _running.discard(self)
+            result = self._result(duration, code)
+        if limit is None:
+            return result
+        # With any exit code: a program that was asked to end may well say that it has done its work.
+        error_class, seconds = limit
+        raise error_class(self.name, seconds, result)
 
+    def output(self) -> str:
+        """All of its standard output, once `run` has returned.
 
-def end_orphans(tag: str, *log_paths: str, grace: float = GRACE, known: Collection[Process] = ()) -> int:
-    """End the processes that a dead runner has left of a command, until none has its tag or its output open.
+        Raises:
+            StoreError: The log is gone.
+        """
+        return text_of(self.log_path, self._files.stdout.start)
 
-    Call it after the runner's death and before the command is started again under another tag. Then no two runs of it
-    work at one time.
-
-    Args:
-        tag: The process tag.
-        log_paths: Where the file of its standard output may be. If that was removed, the tag alone decides. A process
-            that was forked for the command just before the runner's death does not have it yet, and one that has
-            cleared its environment does not have it any more.
-        grace: Seconds from SIGTERM to SIGKILL.
-        known: Processes that are ended with their descendants whether or not they have the tag.
-
-    Returns:
-        How many processes there were.
-
-    Raises:
-        CommandLeftoverError: Some are left, or a process that cannot be found has the output open.
-        WorkflowUsageError: This process is one of them.
-    """
-    open_path = _first_open(log_paths)
-    count = end_tree(tag, grace=grace, known=known)
-    give_up_at = monotonic() + processes.KILLING
-    pause = Backoff()
-    # Once more after the output was closed: before it ended, the process with the output may have started others with
-    # another output.
-    while open_path is not None:
-        if monotonic() >= give_up_at:
-            raise CommandLeftoverError((), processes.KILLING, open_path)
-        pause.rest()
-        open_path = _first_open(log_paths)
-        count += end_tree(tag, grace=grace, known=known)
-    return count
-
-
-def await_orphans(tag: str, *log_paths: str, timeout: float | None = None, known: Collection[Process] = ()) -> bool:
-    """Wait until the processes that a dead runner has left of a command have ended by themselves; whether they have.
-
-    Args:
-        tag: As in `end_orphans`, and so are *log_paths* and *known*.
-        log_paths: Where the file of its standard output may be.
-        timeout: Seconds; None for no limit.
-        known: Processes that are waited for with their descendants whether or not they have the tag.
-
-    Raises:
-        WorkflowUsageError: This process is one of them.
-    """
-    give_up_at = _after(monotonic(), timeout)
-    # In this order: the process with the output may start others with another output before it ends.
-    while _first_open(log_paths) is not None or living_tree(tag, known):
-        if monotonic() >= give_up_at:
-            return False
-        sleep(_LOOK_FOR_ORPHANS)
-    return True
-
-
-def _first_open(log_paths: Iterable[str]) -> str | None:
-    return next(filter(is_output_open, log_paths), None)
-
-
-@attrs.frozen
-class _Limit:
-    """A time limit that was reached, and its seconds."""
-
-    error: type[CommandTimeoutError]
-    seconds: float
-
-
-class _Run:
-    def __init__(self, plan: ProcessRunner, files: OutputFiles) -> None:
-        self._plan = plan
-        self._files = files
-        self._process: Process | None = None
-        self._began = monotonic()
-        self._size = 0
-        self._are_lines_left = False
-        self._end_at = _after(self._began, plan.timeout)
-        self._idle_at = _after(self._began, plan.idle_timeout)
-        self._beat_at = self._began  # at once, so that a look at the record shows the command
-
-    def run(self) -> CommandResult[Any]:
-        plan = self._plan
-        _running.add(self)
+    def _start(self) -> Process:
+        command = self.command
+        environment = processes.tagged_environment(command.env, self.tag)
         try:
-            process = self._process = _start(plan, self._files)
-            limit = self._watch(process)
-            duration = monotonic() - self._began
-            end_tree(plan.tag, grace=plan.grace, known=[process])
-            code = processes.exit_code(process)
-            self._pass_on_the_last_lines(limit)
-        except BaseException as error:  # Ctrl-C too: what it leaves of the command is ended
-            with masked(), suppressed_as_note(error, "not all of the command was ended"):
-                self.end()
-            raise
-        finally:
-            _running.discard(self)
-        return self._result(limit, duration, code)
+            with input_file(command.input, os.path.dirname(self.log_path)) as stdin:
+                return processes.start(
+                    command.args,
+                    env=environment,
+                    cwd=command.cwd,
+                    stdin=stdin,
+                    stdout=self._files.stdout.fd,
+                    stderr=self._files.stderr.fd,
+                )
+        except OSError as error:
+            raise CommandStartError(self.name, command.args[0], _reason(error, command, environment)) from error
 
     def _watch(self, process: Process) -> _Limit | None:
         """Wait for the end of the command, or a time limit."""
@@ -207,8 +158,8 @@ class _Run:
             if (limit := self._look(now)) is not None:
                 return limit
             if now >= self._beat_at:
-                self._beat_at = now + self._plan.beat_every
-                self._plan.on_beat(CommandBeat(process.pid, self._files.size(), self._files.last_line()))
+                self._beat_at = now + self.beat_every
+                self.on_beat(CommandBeat(process.pid, self._files.size(), self._files.last_line()))
         return None
 
     def _pause(self) -> float:
@@ -216,10 +167,10 @@ class _Run:
         return max(0.0, min(look_in, min(self._end_at, self._idle_at, self._beat_at) - monotonic()))
 
     def _look_every(self) -> float:
-        if self._plan.on_line is not None:
+        if self.on_line is not None:
             return _LOOK_FOR_LINES
-        if self._plan.idle_timeout is not None:
-            return min(_LOOK, self._plan.idle_timeout / 4)
+        if self.idle_timeout is not None:
+            return min(_LOOK, self.idle_timeout / 4)
         return float("inf")
 
     def _look(self, now: float) -> _Limit | None:
@@ -227,19 +178,19 @@ class _Run:
         size = self._files.size()
         if size != self._size:
             self._size = size
-            self._idle_at = _after(now, self._plan.idle_timeout)
-        if self._plan.timeout is not None and now >= self._end_at:
-            return _Limit(CommandTimeoutError, self._plan.timeout)
-        if self._plan.idle_timeout is not None and now >= self._idle_at:
-            return _Limit(CommandIdleError, self._plan.idle_timeout)
+            self._idle_at = _after(now, self.idle_timeout)
+        if self.timeout is not None and now >= self._end_at:
+            return CommandTimeoutError, self.timeout
+        if self.idle_timeout is not None and now >= self._idle_at:
+            return CommandIdleError, self.idle_timeout
         return None
 
     def _pass_on_lines(self, until: float = float("inf")) -> bool:
         """Pass on the lines that are complete by now, none after *until*; whether that was all."""
-        if self._plan.on_line is None:
+        if self.on_line is None:
             return True
         for line in self._files.stdout.lines():
-            self._plan.on_line(line)
+            self.on_line(line)
             if monotonic() >= until:
                 return False
         return True
@@ -247,38 +198,31 @@ class _Run:
     def _pass_on_the_last_lines(self, limit: _Limit | None) -> None:
         if limit is not None:
             self._pass_on_lines(monotonic() + _LOOK)  # they may say what the run has cost; but the time is over
-        elif self._plan.on_line is not None:
+        elif self.on_line is not None:
             self._pass_on_lines()
             for line in self._files.stdout.rest():
-                self._plan.on_line(line)
+                self.on_line(line)
 
     def end(self, *, at_once: bool = False) -> None:
         """End what runs of it, after its time to finish or *at_once*."""
         known = [] if self._process is None else [self._process]
-        grace = 0 if at_once else self._plan.grace
-        end_tree(self._plan.tag, grace=grace, known=known, is_urgent=is_interrupted)
+        grace = 0 if at_once else self.grace
+        end_tree(self.tag, grace=grace, known=known, is_urgent=is_interrupted)
         for process in known:
             processes.has_ended(process, processes.KILLING)  # takes its exit code, so that no zombie stays
 
-    def _result(self, limit: _Limit | None, duration: float, code: int) -> CommandResult[Any]:
-        plan = self._plan
-        result: CommandResult[Any] = CommandResult(
-            args=[printable(arg) for arg in plan.command.args],
+    def _result(self, duration: float, code: int) -> CommandResult[Any]:
+        return CommandResult(
+            args=[printable(arg) for arg in self.command.args],
             exit_code=code,
             duration=duration,
             stdout=self._files.stdout.tail(),
             stderr=self._files.stderr.tail(),
             log_path=self._files.stdout.path,
         )
-        if limit is not None:
-            # With any exit code: a program that was asked to end may well say that it has done its work.
-            raise limit.error(plan.name, limit.seconds, result)
-        if code not in plan.ok_codes:
-            raise CommandError(plan.name, result)
-        return result
 
 
-_running = set[_Run]()
+_running = set[ProcessRunner]()
 
 
 def _end_all_at_exit() -> None:
@@ -293,25 +237,67 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_running.clear)  # they are the parent's
 
 
+def end_orphans(tag: str, *log_paths: str, grace: float = GRACE) -> int:
+    """End the processes that a dead runner has left of a command, until none has its tag or its output open.
+
+    Call it after the runner's death and before the command is started again under another tag. Then no two runs of it
+    work at one time.
+
+    Args:
+        tag: The process tag.
+        log_paths: Where the file of its standard output may be. If that was removed, the tag alone decides. A process
+            that was forked for the command just before the runner's death does not have it yet, and one that has
+            cleared its environment does not have it any more.
+        grace: Seconds from SIGTERM to SIGKILL.
+
+    Returns:
+        How many processes there were.
+
+    Raises:
+        CommandLeftoverError: Some are left, or a process that cannot be found has the output open.
+        WorkflowUsageError: This process is one of them.
+    """
+    open_path = _first_open(log_paths)
+    count = end_tree(tag, grace=grace)
+    give_up_at = monotonic() + processes.KILLING
+    pause = Backoff()
+    # Once more after the output was closed: before it ended, the process with the output may have started others with
+    # another output.
+    while open_path is not None:
+        if monotonic() >= give_up_at:
+            raise CommandLeftoverError((), processes.KILLING, open_path)
+        pause.rest()
+        open_path = _first_open(log_paths)
+        count += end_tree(tag, grace=grace)
+    return count
+
+
+def await_orphans(tag: str, *log_paths: str, timeout: float | None = None) -> bool:
+    """Wait until the processes that a dead runner has left of a command have ended by themselves; whether they have.
+
+    Args:
+        tag: As in `end_orphans`.
+        log_paths: Where the file of its standard output may be.
+        timeout: Seconds; None for no limit.
+
+    Raises:
+        WorkflowUsageError: This process is one of them.
+    """
+    give_up_at = _after(monotonic(), timeout)
+    # In this order: the process with the output may start others with another output before it ends.
+    while _first_open(log_paths) is not None or living_tree(tag):
+        if monotonic() >= give_up_at:
+            return False
+        sleep(_LOOK_FOR_ORPHANS)
+    return True
+
+
+def _first_open(log_paths: Iterable[str]) -> str | None:
+    return next(filter(is_output_open, log_paths), None)
+
+
 def _after(moment: float, seconds: float | None) -> float:
     return float("inf") if seconds is None else moment + seconds
-
-
-def _start(plan: ProcessRunner, files: OutputFiles) -> Process:
-    command = plan.command
-    environment = processes.tagged_environment(command.env, plan.tag)
-    try:
-        with input_file(command.input, os.path.dirname(plan.log_path)) as stdin:
-            return processes.start(
-                command.args,
-                env=environment,
-                cwd=command.cwd,
-                stdin=stdin,
-                stdout=files.stdout.fd,
-                stderr=files.stderr.fd,
-            )
-    except OSError as error:
-        raise CommandStartError(plan.name, command.args[0], _reason(error, command, environment)) from error
 
 
 def _reason(error: OSError, command: Command, environment: Mapping[str, str]) -> str:

@@ -5,25 +5,25 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Collection, Sequence
+from datetime import datetime
 from hashlib import sha256
 from typing import Any, ParamSpec, Protocol, TypeAlias, TypeVar, cast
 
 import attrs
 
-from iso_orchestrator.checks import check_key, unique_name
+from iso_orchestrator.checks import check_choice, check_key, check_seconds, unique_name, validated_by
 from iso_orchestrator.codec import ResultCodec
 from iso_orchestrator.commands.model import Command, CommandResult, IfLeft, as_command, heartbeat_key
-from iso_orchestrator.commands.output import is_output_open, size_of, text_of
+from iso_orchestrator.commands.output import is_output_open
 from iso_orchestrator.commands.parse import Ended, Parser, Reader, as_parser
 from iso_orchestrator.commands.process import CommandBeat, ProcessRunner, await_orphans, end_orphans
-from iso_orchestrator.errors import CommandTimeoutError, LeaseLostError, OrchestratorError, WorkflowUsageError
+from iso_orchestrator.errors import CommandTimeoutError, LeaseLostError, OrchestratorError
 from iso_orchestrator.record.facts import CommandBegun, CommandsMarked, Fact, HeartbeatRecorded
 from iso_orchestrator.record.model import Json
-from iso_orchestrator.record.projection import LastCommand, Projection, copy_json
-from iso_orchestrator.runtime.context import Attempt, Scope, current_scope
+from iso_orchestrator.record.projection import Projection, copy_json
+from iso_orchestrator.runtime.context import current_scope
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
-from iso_orchestrator.runtime.session import Session
-from iso_orchestrator.steps.options import StepOptions, validate_seconds
+from iso_orchestrator.steps.options import StepOptions
 from iso_orchestrator.steps.step import UNRESOLVED, Step
 from iso_orchestrator.store.log_files import log_folder, log_path
 from iso_orchestrator.system.clock import monotonic
@@ -35,7 +35,6 @@ _log = logging.getLogger("iso_orchestrator")
 
 _LOOK_EVERY = 0.5  # seconds between two looks whether the caller still waits
 _BEAT_EVERY = 20.0  # seconds between two recorded heartbeats
-_ANY_CODE = range(-64, 256)
 
 
 class Buildable(Protocol):
@@ -60,16 +59,6 @@ def _absolute(folder: str | os.PathLike[str] | None) -> str | None:
     return None if folder is None else os.path.abspath(os.fspath(folder))
 
 
-def _check_limit_key(_: object, __: object, value: str | None) -> None:
-    if value is not None:
-        check_key(value, "limit_key")
-
-
-def _check_if_left(_: object, __: object, value: IfLeft) -> None:
-    if value not in ("end", "wait"):
-        raise ValueError(f'if_left is "end" or "wait", not {value!r}')
-
-
 def _parser(options: CommandOptions) -> Parser:
     return as_parser(options.parse, options.ok_codes)
 
@@ -78,12 +67,12 @@ def _parser(options: CommandOptions) -> Parser:
 class CommandOptions(StepOptions):
     """The options of a command, checked; `CommandKeywords` says what each one does."""
 
-    idle_timeout: float | None = attrs.field(default=None, validator=validate_seconds)
+    idle_timeout: float | None = attrs.field(default=None, validator=validated_by(check_seconds))
     parse: Any = None
     ok_codes: tuple[int, ...] = attrs.field(default=(0,), converter=_exit_codes)
     log_dir: str | None = attrs.field(default=None, converter=_absolute)
-    limit_key: str | None = attrs.field(default=None, validator=_check_limit_key)
-    if_left: IfLeft = attrs.field(default="end", validator=_check_if_left)
+    limit_key: str | None = attrs.field(default=None, validator=attrs.validators.optional(validated_by(check_key)))
+    if_left: IfLeft = attrs.field(default="end", validator=validated_by(check_choice, "end", "wait"))
     parser: Parser = attrs.field(init=False, default=attrs.Factory(_parser, takes_self=True))
 
 
@@ -113,72 +102,77 @@ class CommandStep(Step[P, CommandResult[T]]):
         return self._codec
 
     def _body(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any]:
-        return lambda: CommandAttempt(self._command).run(lambda: self.fn(*args, **kwargs))
+        return lambda: CommandAttempt(self._command).run(self.fn, args, kwargs)
 
 
-@attrs.define(eq=False)
 class CommandAttempt:
     """One attempt at a command: ends the orphans of the last one, runs the command, reads its output."""
 
-    options: CommandOptions
-    scope: Scope = attrs.field(factory=current_scope)
-    beat_at: float = 0.0
-    known: dict[str, Json] | None = None  # what the last heartbeat said, except for size and last line
+    def __init__(self, options: CommandOptions) -> None:
+        scope = current_scope()
+        assert scope.runtime is not None
+        assert scope.step is not None
+        assert scope.attempt is not None
+        self._options = options
+        self._runtime = scope.runtime
+        self._session = scope.attempt.session
+        self._batch = scope.batch
+        self._step = scope.step.name
+        self._key = heartbeat_key(self._step)
+        self._log_folder = (
+            options.log_dir or self._session.log.logs or log_folder(self._runtime.dir, self._runtime.workflow_id)
+        )
+        # Other workflows may have logs in a folder that is given, of steps with the same name.
+        owner = None if options.log_dir is None else self._runtime.workflow_id
+        self._log = log_path(self._log_folder, self._step, scope.attempt.number, workflow_id=owner)
+        self._beat_at = 0.0
+        self._known: dict[str, Json] | None = None  # what the last heartbeat said, except for size and last line
 
-    def run(self, make: Callable[[], CommandLine]) -> CommandResult[Any]:
-        """Run the command that *make* gives.
+    def run(self, fn: Callable[..., CommandLine], args: tuple[Any, ...], kwargs: dict[str, Any]) -> CommandResult[Any]:
+        """Run the command that *fn* returns.
 
         Raises:
             Limited: What the command needs is limited.
             CommandError: It was no success.
         """
-        name, key = self._name(), heartbeat_key(self._name())
-        tag = self._process_tag(name)
-        self._end_orphans(name, tag)
-        line = make()
+        tag = self._process_tag()
+        self._end_orphans(tag)
+        line = fn(*args, **kwargs)
         command = as_command(line)
-        reader = self.options.parser.begin(line, last_beat(key))
-        path = self._log_path(name, _attempt(self.scope).number)
-        start = size_of(path)
+        reader = self._options.parser.begin(line, last_beat(self._key))
         runner = ProcessRunner(
-            name=name,
+            name=self._step,
             command=command,
             tag=tag,
-            log_path=path,
-            timeout=self.options.timeout,
-            idle_timeout=self.options.idle_timeout,
-            ok_codes=_ANY_CODE,  # the reader decides what a success is
+            log_path=self._log,
+            timeout=self._options.timeout,
+            idle_timeout=self._options.idle_timeout,
             on_line=reader.on_line,
-            on_beat=lambda beat: self._beat(key, path, beat, reader),
+            on_beat=lambda beat: self._beat(beat, reader),
             beat_every=_LOOK_EVERY,
         )
-        self._record_begin(name, tag, path)
+        self._record(CommandBegun(self._now(), self._step, tag, self._log))
         if reader.detail():  # a session id that is recorded before the start can be resumed after an immediate kill
-            self._beat_again(key, path, reader)
+            self._beat_again(reader)
         try:
             result = self._run(runner, reader)
-            done = reader.on_exit(Ended(name, result, self._runtime().clock.now(), lambda: text_of(path, start)))
+            done = reader.on_exit(Ended(self._step, result, self._now(), runner.output))
         except Exception:
-            self._beat_again(key, path, reader)  # says where the output is, however soon the command ended
+            self._beat_again(reader)  # says where the output is, however soon the command ended
             raise
         if reader.detail():  # a result that is not accepted is tried for again, in the same session
-            self._beat_again(key, path, reader)
+            self._beat_again(reader)
         return done
 
     def _run(self, runner: ProcessRunner, reader: Reader) -> CommandResult[Any]:
         try:
             return runner.run()
         except CommandTimeoutError as error:
-            raise reader.on_timeout(error, self._runtime().clock.now()) from error.__cause__
+            raise reader.on_timeout(error, self._now()) from error.__cause__
 
-    def _name(self) -> str:
-        if self.scope.step is None:
-            raise WorkflowUsageError("a command runs inside of its step alone")
-        return self.scope.step.name
-
-    def _process_tag(self, name: str) -> str:
+    def _process_tag(self) -> str:
         """The process tag of all attempts at the step: it cannot be guessed, and is recorded before any attempt."""
-        at = self._runtime().clock.now()
+        at = self._now()
 
         def decide(projection: Projection) -> tuple[Sequence[Fact], str]:
             if projection.command_seed is not None:
@@ -186,74 +180,54 @@ class CommandAttempt:
             seed = unique_name() + unique_name()
             return [CommandsMarked(at, seed)], seed
 
-        seed = self._session().transact(decide, durable=False)
-        return _process_tag(seed, self._runtime().store.location_id(), name)
+        seed = self._session.transact(decide, durable=False)
+        return _process_tag(seed, self._runtime.store.location_id(), self._step)
 
-    def _end_orphans(self, name: str, tag: str) -> None:
+    def _end_orphans(self, tag: str) -> None:
         """End what is left of the last command that began, so that no two commands ever work on one step."""
-        last = self._session().transact(lambda projection: ((), projection.commands.get(name)), durable=False)
+        last = self._session.transact(lambda projection: ((), projection.commands.get(self._step)), durable=False)
         if last is None:
             return  # no command of this step has begun yet
-        logs = self._logs_of_the_last(last, tag)
-        if self.options.if_left == "end":
+        logs: Sequence[str] = ()  # if this root is a copy, and the command is the original's
+        if last.mark == tag:  # where its output was, or in today's folder, if the root has been moved with it
+            logs = last.log, os.path.join(self._log_folder, os.path.basename(last.log))
+        if self._options.if_left == "end":
             end_orphans(tag, *logs)
             return
         while not await_orphans(tag, *logs, timeout=_LOOK_EVERY):
             self._refuse_abandoned()
 
-    def _logs_of_the_last(self, last: LastCommand, tag: str) -> Sequence[str]:
-        """Where its output may be: where it was, or in today's folder, if the root has been moved with it."""
-        if last.mark != tag:  # this root is a copy, and the command is the original's
-            return ()
-        return last.log, os.path.join(self._log_folder(), os.path.basename(last.log))
-
-    def _record_begin(self, name: str, tag: str, path: str) -> None:
-        fact = CommandBegun(self._runtime().clock.now(), name, tag, path)
-        self._session().transact(lambda _: ([fact], None), durable=False)
-
-    def _beat(self, key: str, path: str, beat: CommandBeat, reader: Reader) -> None:
+    def _beat(self, beat: CommandBeat, reader: Reader) -> None:
         """End the command if its caller waits no more; record its progress from time to time."""
         self._refuse_abandoned()
-        detail = {"pid": beat.pid, "log": path, **reader.detail()}
+        detail = {"pid": beat.pid, "log": self._log, **reader.detail()}
         now = monotonic()
-        if now >= self.beat_at or detail != self.known:
-            is_first = self.known is None
-            self._record_beat(key, {**detail, "bytes": beat.size, "line": beat.last_line}, silent=not is_first)
+        if now >= self._beat_at or detail != self._known:
+            is_first = self._known is None
+            self._record_beat({**detail, "bytes": beat.size, "line": beat.last_line}, silent=not is_first)
             # The second follows soon: at the first, as the command begins, it has printed nothing.
-            self.beat_at, self.known = now + (0 if is_first else _BEAT_EVERY), detail
+            self._beat_at, self._known = now + (0 if is_first else _BEAT_EVERY), detail
 
-    def _beat_again(self, key: str, path: str, reader: Reader) -> None:
-        self._record_beat(key, {"log": path, **reader.detail()}, silent=True)
+    def _beat_again(self, reader: Reader) -> None:
+        self._record_beat({"log": self._log, **reader.detail()}, silent=True)
 
     def _refuse_abandoned(self) -> None:
-        batch = self.scope.batch
-        if batch is not None and batch.is_abandoned:
+        if self._batch is not None and self._batch.is_abandoned:
             raise KeyboardInterrupt("the caller of the command waits no more")
 
-    def _record_beat(self, key: str, detail: dict[str, Json], *, silent: bool) -> None:
-        fact = HeartbeatRecorded(self._runtime().clock.now(), key, detail, silent)
+    def _record_beat(self, detail: dict[str, Json], *, silent: bool) -> None:
         try:
-            self._session().transact(lambda _: ([fact], None), durable=False)
+            self._record(HeartbeatRecorded(self._now(), self._key, detail, silent))
         except LeaseLostError:
             raise
         except OrchestratorError as error:  # a full disk is no reason to end a command that has cost much already
-            _log.warning("heartbeat %r was not recorded: %s", key, error)
+            _log.warning("heartbeat %r was not recorded: %s", self._key, error)
 
-    def _log_path(self, name: str, number: int) -> str:
-        is_shared = self.options.log_dir is not None  # other workflows may have logs there, of steps with the same name
-        workflow_id = self._runtime().workflow_id if is_shared else None
-        return log_path(self._log_folder(), name, number, workflow_id=workflow_id)
+    def _record(self, fact: Fact) -> None:
+        self._session.transact(lambda _: ([fact], None), durable=False)
 
-    def _log_folder(self) -> str:
-        runtime = self._runtime()
-        return self.options.log_dir or self._session().log.logs or log_folder(runtime.dir, runtime.workflow_id)
-
-    def _runtime(self) -> WorkflowRuntime:
-        assert self.scope.runtime is not None
-        return self.scope.runtime
-
-    def _session(self) -> Session:
-        return _attempt(self.scope).session
+    def _now(self) -> datetime:
+        return self._runtime.clock.now()
 
 
 def end_workflow_orphans(projection: Projection, place: str, is_alive: Callable[[str], bool]) -> None:
@@ -261,7 +235,7 @@ def end_workflow_orphans(projection: Projection, place: str, is_alive: Callable[
 
     Args:
         projection: The workflow.
-        place: Of its record, as `Store.location_id` says it: a copy's commands are those of its original.
+        place: The location id of its record: a copy's commands are those of its original.
         is_alive: Whether the process with that id lives.
 
     Raises:
@@ -277,22 +251,18 @@ def end_workflow_orphans(projection: Projection, place: str, is_alive: Callable[
 
 def last_beat(key: str) -> dict[str, Json]:
     """The detail of the last heartbeat with that key in the workflow of the current step; empty where there is none."""
-    session = _attempt(current_scope()).session
+    attempt = current_scope().attempt
+    if attempt is None:
+        return {}
 
     def look(projection: Projection) -> tuple[tuple[()], Json]:
         beat = projection.heartbeats.get(key)
         return (), None if beat is None else copy_json(beat.detail)
 
-    detail = session.transact(look, durable=False)
+    detail = attempt.session.transact(look, durable=False)
     return detail if isinstance(detail, dict) else {}
 
 
 def _process_tag(seed: str, place: str, step: str) -> str:
     # A copy of the root has another place, so that it does not end the commands of the original.
     return sha256(f"{seed}\0{place}\0{step}".encode()).hexdigest()[:32]
-
-
-def _attempt(scope: Scope) -> Attempt:
-    if scope.attempt is None:
-        raise WorkflowUsageError("a command runs inside of its step alone")
-    return scope.attempt

@@ -57,13 +57,9 @@ Job = dict[str, str]
 
 
 def run(root: str, *, pace: float, ledger: str | None, command: str) -> int:
-    """Do the jobs that are left, and print the record.
+    """Do the jobs that are left, each in some *pace* seconds, and print the record.
 
-    Args:
-        root: The folder of workflows.
-        pace: Seconds that the agent takes for a job, on average.
-        ledger: A file that gets a line for each job that the agent has done; None for none.
-        command: The command line to continue with, for messages.
+    The file *ledger* gets a line for each job that the agent has done. Messages say how to continue with *command*.
 
     Returns:
         The exit code: 0, 1 when a job failed for good, 130 after Ctrl-C.

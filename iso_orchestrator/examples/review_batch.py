@@ -67,9 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted; the same command continues", file=sys.stderr)
         return 130
-    options.results.write_text("".join(f"{json.dumps(row)}\n" for row in _rows(items, summary)), encoding="utf-8")
-    for row in _rows(items, summary):
-        print(_line(row))
+    rows = list(_rows(items, summary))
+    options.results.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    print("\n".join(map(_line, rows)))
     print(f"\n{summary.fulfilled} of {len(items)} reviewed, all of them in {escape_terminal(str(options.results))}")
     return 1 if summary.rejected else 0
 

@@ -9,8 +9,7 @@ from typing import Any, Concatenate, Generic, Literal, ParamSpec, TypeAlias, Typ
 
 import attrs
 
-from iso_orchestrator.checks import check_key, check_wait
-from iso_orchestrator.coordination.mutex import check_scope
+from iso_orchestrator.checks import check_choice, check_count, check_key, check_wait, validated_by
 from iso_orchestrator.coordination.mutex_queue import MutexScope
 from iso_orchestrator.fanout.progress import reporter
 from iso_orchestrator.fanout.scheduler import Scheduler
@@ -124,26 +123,11 @@ class ForEachKeywords(TypedDict, total=False):
     progress: bool | str | None
 
 
-def _check_max_parallel(_: object, __: object, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"max_parallel must be an int, not {value!r}")
-    if value < 1:
-        raise ValueError(f"max_parallel must be at least 1, not {value}")
-
-
 def _check_mutex_key(_: object, __: object, value: MutexKey) -> None:
     if isinstance(value, str):
         check_key(value, "a mutex key")
     elif value is not None and not callable(value):
         raise TypeError(f"mutex_key must be a str, a function of the item or None, not {value!r}")
-
-
-def _check_mutex_scope(_: object, __: object, value: MutexScope) -> None:
-    check_scope(value)
-
-
-def _check_mutex_timeout(_: object, __: object, value: float | None) -> None:
-    check_wait(value, "mutex_timeout")
 
 
 def _check_stop_on_error(_: object, __: object, value: bool) -> None:
@@ -174,10 +158,10 @@ def _check_progress(_: object, __: object, value: bool | str | None) -> None:
 class ForEachOptions:
     """The options of a `for_each`, checked; `ForEachKeywords` says what each one does."""
 
-    max_parallel: int = attrs.field(default=1, validator=_check_max_parallel)
+    max_parallel: int = attrs.field(default=1, validator=validated_by(check_count))
     mutex_key: MutexKey = attrs.field(default=None, validator=_check_mutex_key)
-    mutex_scope: MutexScope = attrs.field(default="workflow", validator=_check_mutex_scope)
-    mutex_timeout: float | None = attrs.field(default=None, validator=_check_mutex_timeout)
+    mutex_scope: MutexScope = attrs.field(default="workflow", validator=validated_by(check_choice, "workflow", "store"))
+    mutex_timeout: float | None = attrs.field(default=None, validator=validated_by(check_wait))
     stop_on_error: bool = attrs.field(default=True, validator=_check_stop_on_error)
     executor: Executor | None = attrs.field(default=None, validator=_check_executor)
     progress: bool | str | None = attrs.field(default=None, validator=_check_progress)
@@ -220,10 +204,7 @@ class ForEach(Generic[Item, P, R]):
             runtime,
             lambda item: self.fn(item, *shared, **named),
             key_of=lambda item: self._key_of((item, *shared), named),
-            mutex_scope=options.mutex_scope,
-            mutex_timeout=options.mutex_timeout,
-            max_parallel=options.max_parallel,
-            stop_on_error=options.stop_on_error,
+            options=options,
             executor=executor,
             progress=progress,
         )

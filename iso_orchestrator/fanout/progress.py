@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from threading import Lock
-from typing import Any, Protocol
+from typing import Any
 
 from iso_orchestrator.errors import WorkflowUsageError
 from iso_orchestrator.record.model import escape_terminal
@@ -16,16 +16,14 @@ _CLOSED = (OSError, ValueError)
 _LABEL = 60  # characters; a longer label leaves no room for the bar
 
 
-class Progress(Protocol):
-    """Shows how many items are done."""
+class Progress:
+    """Shows how many items are done; this one shows nothing."""
 
     def advance(self, ok: bool) -> None:
         """Count one more item, which succeeded or failed. Any thread may call this."""
-        ...
 
     def close(self) -> None:
         """End the display. No more items are counted."""
-        ...
 
 
 def reporter(progress: bool | str | None, total: int | None, name: str) -> Progress:
@@ -46,12 +44,12 @@ def reporter(progress: bool | str | None, total: int | None, name: str) -> Progr
         >>> display.close()
     """
     if progress is False or (progress is not True and not _is_terminal() and not _is_notebook()):
-        return _Silent()
+        return Progress()
     try:
         from tqdm import tqdm
     except ModuleNotFoundError as error:
         if progress is not True:
-            return _Silent()
+            return Progress()
         raise WorkflowUsageError(
             'progress=True needs tqdm: pip install "iso-orchestrator[progress]", or leave progress out'
         ) from error
@@ -63,20 +61,12 @@ def reporter(progress: bool | str | None, total: int | None, name: str) -> Progr
     # On a terminal that has no size, as under some CI, tqdm finds 0 columns and shows nothing.
     width: dict[str, Any] = {"ncols": 80, "dynamic_ncols": _has_width()}
     try:
-        return _Shown(Bar(total=total, desc=label, file=sys.stderr, miniters=1, **width))
+        return _Bar(Bar(total=total, desc=label, file=sys.stderr, miniters=1, **width))
     except _CLOSED:
-        return _Silent()
+        return Progress()
 
 
-class _Silent:
-    def advance(self, ok: bool) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-
-class _Shown:
+class _Bar(Progress):
     """A bar of tqdm with a lock, since one thread at a time may use a bar."""
 
     def __init__(self, bar: Any) -> None:

@@ -22,16 +22,19 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import CancelledError, Executor, Future
 from contextlib import ExitStack
 from contextvars import copy_context
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import attrs
 
 from iso_orchestrator.coordination.mutex import record_acquired, release
-from iso_orchestrator.coordination.mutex_queue import Held, MutexScope, MutexState, Waiter, find_hold, request
+from iso_orchestrator.coordination.mutex_queue import Held, MutexState, Waiter, find_hold, request
 from iso_orchestrator.fanout.progress import Progress
-from iso_orchestrator.runtime.context import ItemContext, LockOwner, Scope, current_owner, entered
+from iso_orchestrator.runtime.context import ItemContext, LockOwner, current_owner, entered
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.system.interrupts import Condition, start, undo_on_error
+
+if TYPE_CHECKING:
+    from iso_orchestrator.fanout.for_each import ForEachOptions
 
 _READ_AHEAD = 1000  # items, or 16 for each worker if that is more
 
@@ -58,10 +61,7 @@ class Scheduler:
         runtime: The workflow's.
         work: The function of one item.
         key_of: Returns the mutex key of an item, or None.
-        mutex_scope: Which workflows share the keys.
-        mutex_timeout: Seconds to wait for a mutex that is held outside of the batch; None waits for ever.
-        max_parallel: How many items may run at a time.
-        stop_on_error: Start no more items after the first error.
+        options: Those of the call.
         executor: Provides the threads of the workers.
         progress: Is told of each item that is done.
     """
@@ -72,21 +72,16 @@ class Scheduler:
         work: Callable[[Any], Any],
         *,
         key_of: Callable[[Any], str | None],
-        mutex_scope: MutexScope,
-        mutex_timeout: float | None,
-        max_parallel: int,
-        stop_on_error: bool,
+        options: ForEachOptions,
         executor: Executor,
         progress: Progress,
     ) -> None:
         self._runtime = runtime
         self._work = work
         self._key_of = key_of
-        self._mutex_scope: MutexScope = mutex_scope
-        self._mutex_timeout = mutex_timeout
-        self._max_parallel = max_parallel
-        self._read_ahead = max(_READ_AHEAD, 16 * max_parallel)
-        self._stop_on_error = stop_on_error
+        self._options = options
+        self._max_parallel = options.max_parallel
+        self._read_ahead = max(_READ_AHEAD, 16 * options.max_parallel)
         self._executor = executor
         self._progress = progress
         self._scope = runtime.scope()
@@ -145,7 +140,7 @@ class Scheduler:
             key = self._key_of(value)
             owner = LockOwner(parent=self._parent, is_item=True)
             if key is not None:
-                find_hold(self._runtime, key, self._mutex_scope, owner)  # raises if the caller holds the mutex
+                find_hold(self._runtime, key, self._options.mutex_scope, owner)  # raises if the caller holds the mutex
             with self._changed.guard:
                 if self._stopped:
                     return
@@ -248,18 +243,7 @@ class Scheduler:
             self._changed.notify()  # for `_has_room`
 
     def _call(self, item: _Item) -> Outcome:
-        around = self._scope
-        scope = Scope(
-            runtime=around.runtime,
-            runs=around.runs,
-            owner=item.owner,
-            step=around.step,
-            item=ItemContext(item.index),
-            attempt=around.attempt,
-            fences=around.fences,
-            batch=self,
-        )
-        with entered(scope):
+        with entered(attrs.evolve(self._scope, owner=item.owner, item=ItemContext(item.index), batch=self)):
             try:
                 return True, self._work(item.value) if item.hold is None else self._call_holding(item, item.hold)
             except BaseException as error:  # noqa: BLE001 - it is the item's outcome
@@ -282,7 +266,7 @@ class Scheduler:
             if self._unfinished == 0:
                 self._changed.notify()
         self._progress.advance(ok)
-        if not ok and (self._stop_on_error or not isinstance(value, Exception)):
+        if not ok and (self._options.stop_on_error or not isinstance(value, Exception)):
             value.add_note(f"iso-orchestrator: raised by item {item.index} of for_each")
             self._stop(value)
 
@@ -304,7 +288,8 @@ class Scheduler:
         )
         with self._changed.guard:
             self._requested.add(item)
-        mutex = request(self._runtime, item.key, self._mutex_scope, item.waiter, self._mutex_timeout)
+        scope, timeout = self._options.mutex_scope, self._options.mutex_timeout
+        mutex = request(self._runtime, item.key, scope, item.waiter, timeout)
         with self._changed.guard:
             item.requested_by = None
             if item not in self._requested:

@@ -47,8 +47,7 @@ from iso_orchestrator.runtime.context import (
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.runtime.session import Session
 from iso_orchestrator.runtime.threads import call_with_timeout
-from iso_orchestrator.steps.options import StepOptions
-from iso_orchestrator.steps.retry import RetryContext
+from iso_orchestrator.steps.options import RetryContext, StepOptions
 from iso_orchestrator.system.clock import Backoff, sleep
 from iso_orchestrator.system.interrupts import OneShotEvent, masked, unmasked
 

@@ -39,11 +39,7 @@ def base_name(fn: Callable[..., object]) -> str:
 
 
 class Parameters:
-    """A function's parameters. They bind the arguments of a call and render them as a name.
-
-    Args:
-        fn: The function.
-        base: The first part of the names.
+    """A function's parameters. They bind the arguments of a call and render them as a name, which begins with *base*.
 
     Raises:
         ValueError: The function has no signature, as some builtins.
@@ -139,12 +135,7 @@ def is_constant(template: Template | None) -> bool:
 
 
 def compile_template(template: Template, what: str, parameters: Parameters) -> Callable[[Arguments], str | None]:
-    """Make a function that makes a name or a key from a call's arguments.
-
-    Args:
-        template: A format string over the arguments, or a function of them.
-        what: What it makes, for error messages.
-        parameters: The parameters of the called function.
+    """Make a function that makes a name or a key, called *what* in error messages, from a call's arguments.
 
     Raises:
         TypeError: The template is neither.

@@ -9,13 +9,95 @@ from typing import Any, Literal, TypeAlias, TypedDict, TypeVar
 
 import attrs
 
-from iso_orchestrator.checks import check_key, check_seconds
+from iso_orchestrator.checks import check_choice, check_count, check_key, check_seconds, check_wait, validated_by
 from iso_orchestrator.steps.identity import Template
-from iso_orchestrator.steps.retry import Retry, as_retry
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 IfInterrupted: TypeAlias = Literal["rerun", "fail"]
+
+
+@attrs.frozen
+class RetryContext:
+    """The attempt that failed, for `should_retry`.
+
+    Attributes:
+        step: The step's name.
+        attempt: The number of the attempt, from 1 in each call.
+        max_attempts: The attempts of one call, at most.
+    """
+
+    step: str
+    attempt: int
+    max_attempts: int
+
+
+WaitStrategy: TypeAlias = Callable[[Any], float]
+
+
+def _check_attempts(_: object, __: object, value: Any) -> None:
+    check_count(value, "retry attempts, the first one among them,")
+
+
+def _check_on(_: object, __: object, value: Any) -> None:
+    kinds = value if isinstance(value, tuple) else (value,)
+    if not kinds or not all(isinstance(kind, type) and issubclass(kind, Exception) for kind in kinds):
+        raise TypeError(f"Retry(on=...) takes an Exception class or a tuple of them, not {value!r}")
+
+
+def _check_wait(_: object, __: object, value: Any) -> None:
+    if not callable(value) and check_wait(value, "Retry(wait=...)") is None:
+        raise TypeError("Retry(wait=...) takes seconds or a tenacity wait strategy, not None")
+
+
+def _check_should_retry(_: object, __: object, value: Any) -> None:
+    if value is not None and not callable(value):
+        raise TypeError(f"Retry(should_retry=...) takes a function of the error and a RetryContext, not {value!r}")
+
+
+@attrs.frozen
+class Retry:
+    """A rule for when a failed step is tried again.
+
+    Args:
+        attempts: Attempts of one call in all, including the first.
+        on: An exception class or a tuple of them. Other errors are not retried.
+        should_retry: A function of the error and a `RetryContext`. Where it returns False, an error that *on* names
+            is not retried either.
+        wait: Seconds between attempts, or any tenacity wait strategy (needs the extra `retry`).
+
+    Raises:
+        TypeError: An argument is of the wrong type.
+        ValueError: *attempts* is less than 1, or *wait* less than 0.
+
+    Example:
+        >>> Retry(attempts=3, on=(TimeoutError, ConnectionError), wait=1.5).attempts
+        3
+    """
+
+    attempts: int = attrs.field(default=3, validator=_check_attempts)
+    on: type[Exception] | tuple[type[Exception], ...] = attrs.field(default=Exception, validator=_check_on)
+    should_retry: Callable[[Exception, RetryContext], bool] | None = attrs.field(
+        default=None, validator=_check_should_retry
+    )
+    wait: float | WaitStrategy = attrs.field(default=0.0, validator=_check_wait)
+
+    def wants(self, error: BaseException, context: RetryContext) -> bool:
+        """Tell whether another attempt follows *error*."""
+        if context.attempt >= self.attempts or not isinstance(error, Exception) or not isinstance(error, self.on):
+            return False
+        return self.should_retry is None or bool(self.should_retry(error, context))
+
+    def pause(self, error: Exception, attempt: int) -> float:
+        """Return the seconds between attempt number *attempt*, which failed with *error*, and the next."""
+        if not callable(self.wait):
+            return self.wait
+        return max(0.0, float(self.wait(_tenacity_state(error, attempt))))
+
+
+def as_retry(retry: int | Retry) -> Retry:
+    """Turn the option `retry`, which may be a number of attempts, into a `Retry`."""
+    return retry if isinstance(retry, Retry) else Retry(attempts=retry)
 
 
 class CallKeywords(TypedDict, total=False):
@@ -61,43 +143,6 @@ def documented(*keywords: type) -> Callable[[F], F]:
     return decorate
 
 
-def validate_seconds(_: object, field: attrs.Attribute[Any], value: float | None) -> None:
-    """Check an option in seconds, as an attrs validator."""
-    check_seconds(value, field.name)
-
-
-def _check_accept(_: object, __: object, value: Any) -> None:
-    if value is not None:
-        check_callable(value, "accept")
-
-
-def _check_if_interrupted(_: object, __: object, value: IfInterrupted) -> None:
-    if value not in ("rerun", "fail"):
-        raise ValueError(f'if_interrupted is "rerun" or "fail", not {value!r}')
-
-
-def _version(value: str | int | None) -> str | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, str | int):
-        raise TypeError(f"version must be a str or an int, not {value!r}")
-    return check_key(str(value), "version")
-
-
-@attrs.frozen(kw_only=True)
-class StepOptions:
-    """The options of a step, checked; `StepKeywords` says what each one does."""
-
-    name: Template | None = None
-    idempotency_key: Template | None = None
-    retry: Retry = attrs.field(default=Retry(attempts=1), converter=as_retry)
-    timeout: float | None = attrs.field(default=None, validator=validate_seconds)
-    accept: Callable[[Any], bool] | None = attrs.field(default=None, validator=_check_accept)
-    if_interrupted: IfInterrupted = attrs.field(default="rerun", validator=_check_if_interrupted)
-    version: str | None = attrs.field(default=None, converter=_version)
-    limit_key: str | None = attrs.field(default=None, init=False)  # an option of commands alone
-
-
 def check_callable(fn: object, what: str) -> None:
     """Raise where a call of *fn* would not run its body.
 
@@ -125,3 +170,36 @@ def unwrap_function(fn: Any) -> Any:
     if inspect.isroutine(fn) or isinstance(fn, type):
         return fn
     return getattr(fn, "__call__", fn)  # noqa: B004 - the method itself is looked at
+
+
+def _version(value: str | int | None) -> str | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise TypeError(f"version must be a str or an int, not {value!r}")
+    return check_key(str(value), "version")
+
+
+@attrs.frozen(kw_only=True)
+class StepOptions:
+    """The options of a step, checked; `StepKeywords` says what each one does."""
+
+    name: Template | None = None
+    idempotency_key: Template | None = None
+    retry: Retry = attrs.field(default=Retry(attempts=1), converter=as_retry)
+    timeout: float | None = attrs.field(default=None, validator=validated_by(check_seconds))
+    accept: Callable[[Any], bool] | None = attrs.field(
+        default=None, validator=attrs.validators.optional(validated_by(check_callable))
+    )
+    if_interrupted: IfInterrupted = attrs.field(default="rerun", validator=validated_by(check_choice, "rerun", "fail"))
+    version: str | None = attrs.field(default=None, converter=_version)
+    limit_key: str | None = attrs.field(default=None, init=False)  # an option of commands alone
+
+
+def _tenacity_state(error: Exception, attempt: int) -> object:
+    from tenacity import Future, RetryCallState, Retrying
+
+    state = RetryCallState(Retrying(), fn=None, args=(), kwargs={})
+    state.attempt_number = attempt
+    state.outcome = Future.construct(attempt, error, has_exception=True)
+    return state

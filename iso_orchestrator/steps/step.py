@@ -50,7 +50,10 @@ class Step(Generic[P, R]):
         self.fn = fn
         self._options = options
         self._base = base_name(fn) if options.name is None else ""
-        self._parameters = _parameters(fn, self._base)
+        try:
+            self._parameters = Parameters(fn, self._base)
+        except ValueError as error:  # some builtins have no signature
+            raise TypeError(f"{error}: wrap it in a function of your own, or use run_step()") from error
         self._make_name = self._compile(options.name, "a step's name")
         self._make_key = self._compile(options.idempotency_key, "an idempotency key")
         self._constant_name = self._base or (str(options.name).format() if is_constant(options.name) else None)
@@ -180,13 +183,6 @@ def run_step(
     )
     result: R = call.run()
     return result
-
-
-def _parameters(fn: Callable[..., object], base: str) -> Parameters:
-    try:
-        return Parameters(fn, base)
-    except ValueError as error:  # some builtins have no signature
-        raise TypeError(f"{error}: wrap it in a function of your own, or use run_step()") from error
 
 
 def return_annotation(fn: Callable[..., object]) -> Any:

@@ -28,7 +28,7 @@ from iso_orchestrator.record.projection import Projection
 from iso_orchestrator.store import Store, find_store
 from iso_orchestrator.store.maintenance import RepairOptions
 from iso_orchestrator.system.clock import SystemClock, sleep
-from iso_orchestrator.views import doctor, logs, top
+from iso_orchestrator.views import doctor, live
 from iso_orchestrator.views.report import json_text, record_text, summaries_text, summary_json
 
 _ROOT = ".iso-orchestrator"
@@ -115,7 +115,7 @@ def _show(options: argparse.Namespace) -> int:
 
 
 def _logs(options: argparse.Namespace) -> int:
-    for line in logs.output(_store(options), options.workflow, options.step, follow=options.follow):
+    for line in live.log_lines(_store(options), options.workflow, options.step, follow=options.follow):
         print(line, flush=options.follow)
     return 0
 
@@ -132,7 +132,7 @@ def _top(options: argparse.Namespace) -> int:
             if isinstance(projection, Projection) and options.workflow in (None, projection.workflow_id)
         ]
         errors = [error for error in found if isinstance(error, StoreError)] if options.workflow is None else []
-        text = top.top_text(projections, SystemClock().now(), store)
+        text = live.top_text(projections, SystemClock().now(), store)
         print(f"{_CLEAR if options.every is not None and sys.stdout.isatty() else ''}{text}", flush=True)
         for error in errors:
             _fail(str(error))

@@ -36,11 +36,9 @@ even if they can be read, because the facts that they depend on are lost. Steps 
 listed, and run again. No lease gets a token that was in use before.
 
 Snapshot that another program (the npm package) wrote while there was a journal: refused, unless --merge-snapshot is
-given. Then the journal's facts are added to that snapshot. Steps, state, heartbeats, leases and events that only one
-side has are kept; the journal's events come after the snapshot's. Where both sides have a different version, the
-report names it and the side that was taken: for a step, the completed one; else the journal's, if the other
-program has not changed the step since the journal began (by the clocks of both); for heartbeats, leases and the
-status, the later one. For a step or a state that both sides changed, the repair stops and does nothing, until you
+given. Then the journal's facts are added to that snapshot. What only one side has is kept. Where both sides have a
+different version, the report names the side that was taken: for a step, the completed one; for heartbeats, leases and
+the status, the later one. For a step or a state that both sides changed, the repair stops and does nothing, until you
 decide with --prefer journal or --prefer snapshot. The other version is then only in the kept files.
 
 Damaged or missing snapshot: refused, unless --without-snapshot is given. Then the record is rebuilt from the journal
@@ -52,15 +50,7 @@ exit codes: 0 the workflow opens; 1 refused, and nothing was changed; 2 wrong us
 
 
 def verify(store: Store, workflow_id: str | None, *, as_json: bool) -> tuple[str, int]:
-    """Check the files of a workflow, or of all workflows.
-
-    Args:
-        store: The store.
-        workflow_id: The workflow; None: all of them.
-        as_json: Whether to report in JSON.
-
-    Returns:
-        The report, and the exit code.
+    """Check the files of a workflow, or of all workflows; the report, and the exit code.
 
     Raises:
         StoreError: The store cannot be read.
@@ -77,13 +67,7 @@ def verify(store: Store, workflow_id: str | None, *, as_json: bool) -> tuple[str
 
 
 def repaired_text(workflow_id: str, done: RepairReport, *, as_json: bool) -> str:
-    """Report a repair.
-
-    Args:
-        workflow_id: The workflow.
-        done: What `repair` returned.
-        as_json: Whether to report in JSON.
-    """
+    """Report a repair."""
     if as_json:
         return json_text(_repaired_json(workflow_id, done))
     lines = [_action(done)]

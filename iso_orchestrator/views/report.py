@@ -6,8 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 
-import attrs
-
+from iso_orchestrator.codec.records import write
 from iso_orchestrator.commands.output import log_path
 from iso_orchestrator.record.model import (
     ErrorInfo,
@@ -26,12 +25,7 @@ _EVENTS = 20  # the last ones are shown
 
 
 def record_text(record: WorkflowRecord, path: str) -> str:
-    """Show a record on a terminal: its status, steps, logs, last events, heartbeats and leases.
-
-    Args:
-        record: The record.
-        path: The path of its snapshot.
-    """
+    """Show a record on a terminal: its path, status, steps, logs, last events, heartbeats and leases."""
     parts = [
         _head(record, path),
         _section(
@@ -90,17 +84,7 @@ def summaries_text(summaries: Iterable[WorkflowSummary]) -> str:
 
 def summary_json(summary: WorkflowSummary) -> dict[str, Json]:
     """Turn a summary into JSON, with keys in camelCase as in a record, and a count for every step status."""
-    fields: dict[str, Json] = {
-        "workflowId": summary.workflow_id,
-        "status": summary.status.value,
-        "createdAt": _iso(summary.created_at),
-        "updatedAt": _iso(summary.updated_at),
-        "steps": {status.value: summary.steps.get(status, 0) for status in StepStatus},
-    }
-    if summary.last_error is not None:
-        error = attrs.asdict(summary.last_error)
-        fields["lastError"] = {name: value for name, value in error.items() if value is not None}
-    return fields
+    return {**write(summary), "steps": {status.value: summary.steps.get(status, 0) for status in StepStatus}}
 
 
 def json_text(value: Json) -> str:
@@ -202,7 +186,3 @@ def _json_cell(value: Json) -> str:
 def _cell(text: str) -> str:
     escaped = escape_terminal(text[: _CELL + 1])  # escaping makes a text longer, never shorter
     return escaped if len(escaped) <= _CELL else f"{escaped[: _CELL - 3]}..."
-
-
-def _iso(moment: datetime) -> str:
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -744,10 +744,10 @@ def test_an_attempt_that_was_fenced_out_leaves_orphans_to_the_next(
     first = left_behind(tmp_path)
     process_tag = CommandAttempt._process_tag
 
-    def lose_the_lease(call: CommandAttempt, name: str) -> str:
+    def lose_the_lease(call: CommandAttempt) -> str:
         workflow.release_lease("slot")
         workflow.touch_lease("slot", holder="another", ttl=60)
-        return process_tag(call, name)
+        return process_tag(call)
 
     @workflow.command(parse="text")
     def work() -> list[str]:

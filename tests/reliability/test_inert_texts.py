@@ -33,7 +33,7 @@ from iso_orchestrator.record.projection import Projection
 from iso_orchestrator.store import FileStore
 from iso_orchestrator.store.file import snapshot
 from iso_orchestrator.store.memory import MemoryStore
-from iso_orchestrator.views import logs, top
+from iso_orchestrator.views import live
 from iso_orchestrator.views.cli import main
 
 ROW = 21
@@ -368,10 +368,10 @@ def test_what_a_command_prints_is_text(folder: Path, tier: Tier, figures: Figure
         projection.apply(f.HeartbeatRecorded(T0, f"command:runs {text}", {"log": str(path)}))
         path.write_bytes(f"{text}\n{text}.".encode())
         store = _StoreOf(projection)
-        lines = list(logs.output(store, text, f"runs {text}", follow=False))
+        lines = list(live.log_lines(store, text, f"runs {text}", follow=False))
         assert lines_without_controls("\n".join(lines)) == 2 * text.count("\n") + 1
         assert lines[-1] == escape_terminal(text.split("\n")[-1] + ".")
-        table = top.top_text([projection], T0, store)
+        table = live.top_text([projection], T0, store)
         assert lines_without_controls(table) == 1
     figures.add(ROW, "texts in logs", len(texts))
 

@@ -1,27 +1,26 @@
-"""A table of the steps that run or wait now, and one of the limits in force."""
+"""What runs now: a table of steps, one of limits, and the log of a step's command, followed while it runs."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator
 from datetime import datetime
 
-from iso_orchestrator.commands.output import last_line_of, log_path
-from iso_orchestrator.record.model import StepStatus
+from iso_orchestrator.commands.output import LogReader, last_line_of, log_path
+from iso_orchestrator.errors import WorkflowNotFoundError, WorkflowUsageError
+from iso_orchestrator.record.model import StepStatus, escape_terminal
 from iso_orchestrator.record.projection import Projection, StepState, Wait
 from iso_orchestrator.store import Store
+from iso_orchestrator.store.log_files import LogFile
+from iso_orchestrator.system.clock import sleep
 from iso_orchestrator.views.report import text_table, time_text
 
 _LINE = 60  # characters of a last line
+_PAUSE = 0.2  # seconds between two looks at a log that is followed
 
 
 def top_text(projections: Iterable[Projection], now: datetime, store: Store) -> str:
-    """Show the steps that run or wait, each with its last line of output, and the limits that have a name.
-
-    Args:
-        projections: The workflows.
-        now: The time, aware.
-        store: Where they are.
-    """
+    """Show the steps that run or wait, each with its last line of output, and the limits that have a name."""
     steps: list[tuple[str, ...]] = []
     limits: list[tuple[str, ...]] = []
     for projection in projections:
@@ -32,6 +31,44 @@ def top_text(projections: Iterable[Projection], now: datetime, store: Store) -> 
     if limits:
         shown.append(text_table(["workflow", "limit", "until", "left", "steps"], limits))
     return "\n\n".join(shown)
+
+
+def log_lines(store: Store, workflow_id: str, step: str, *, follow: bool) -> Iterator[str]:
+    """Yield the lines of a step's log, escaped for a terminal.
+
+    With *follow*, wait for more lines until the step or its process has ended. If the step is tried again, continue
+    with the log of the next attempt.
+
+    Raises:
+        WorkflowNotFoundError: There is no such workflow.
+        WorkflowUsageError: There is no such step, or it has no log.
+    """
+    log: LogReader | None = None
+    while True:
+        projection = store.read(workflow_id)
+        if projection is None:
+            raise WorkflowNotFoundError(workflow_id, store.display_name)
+        state = projection.steps.get(step)
+        if state is None:
+            raise WorkflowUsageError(
+                f"workflow {projection.workflow_id!r} has no step {step!r}; `show` lists its steps"
+            )
+        owner, path = projection.owner(step), log_path(state, projection.heartbeats)
+        # Before the last lines are read: a process that ends afterwards has written all of them.
+        is_last = not follow or owner is None or not store.is_alive(workflow_id, owner)
+        if path is not None and (log is None or log.path != path):
+            if log is not None:
+                yield from _last_lines(log)
+            log = _open(path)
+        if log is None and is_last:
+            raise WorkflowUsageError(
+                f"step {step!r} has no log: it is no command, or its first heartbeat is not recorded yet"
+            )
+        if log is not None:
+            yield from _last_lines(log) if is_last else map(escape_terminal, log.lines())
+        if is_last:
+            return
+        sleep(_PAUSE)
 
 
 def _waits(projection: Projection, now: datetime, store: Store) -> dict[str, Wait]:
@@ -80,3 +117,17 @@ def _span(begin: datetime, end: datetime) -> str:
     """
     seconds = max(0, int((end - begin).total_seconds()))
     return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+
+
+def _open(path: str) -> LogReader:
+    file = LogFile.find(path)
+    if file is None:
+        raise WorkflowUsageError(f"the log {path!r} does not exist any more: it was removed, or the folder was moved")
+    return LogReader(file, longest_line=sys.maxsize)
+
+
+def _last_lines(log: LogReader) -> Iterator[str]:
+    """The lines that are left, also the last one without an end."""
+    yield from map(escape_terminal, log.lines())
+    yield from map(escape_terminal, log.rest())
+    log.close()
