@@ -278,11 +278,26 @@ class AgentStream:
         """
         if now.tzinfo is None:
             raise ValueError("now is a naive datetime: use datetime.now(UTC)")
-        message = self._agent.error_message(self._transcript, stderr)
-        end = _End(exit_code, stopped, now, zone)
-        result = _classify(self._agent.name, self._transcript, message[:_LONGEST_REASON], end, self._before)
-        knows_session = self._agent.no_session is None or self._agent.no_session not in message
-        return result if knows_session else attrs.evolve(result, session_id=None)
+        agent, transcript = self._agent, self._transcript
+        whole_message = agent.error_message(transcript, stderr)
+        is_session_gone = agent.no_session is not None and agent.no_session in whole_message
+        message = whole_message[:_LONGEST_REASON]
+        end = _End(exit_code, stopped)
+        outcome = _outcome(transcript, message, end)
+        return AgentResult(
+            agent=agent.name,
+            outcome=outcome,
+            text=transcript.text,
+            session_id=None if is_session_gone else transcript.session_id,
+            usage=transcript.usage or _difference(transcript.session_usage, self._before),
+            session_usage=transcript.session_usage,
+            cost_usd=transcript.cost_usd,
+            until=(transcript.until or until_of(message, now, zone)) if outcome is Outcome.LIMITED else None,
+            reason=_reason(outcome, transcript, message, end),
+            refusals=transcript.refusals,
+            closing=transcript.closing if len(transcript.closing or "") <= _LONGEST_CLOSING else None,
+            strays=transcript.unparsed_lines,
+        )
 
 
 def _event(line: str) -> Event | None:
@@ -298,12 +313,10 @@ def _event(line: str) -> Event | None:
 
 @attrs.frozen
 class _End:
-    """How a run ended: its exit code, why it was stopped if it was, when, and in which time zone."""
+    """How a run ended: its exit code, and why it was stopped if it was."""
 
     exit_code: int | None
     stopped: str | None
-    now: datetime
-    zone: tzinfo | None
 
     @property
     def is_good(self) -> bool:
@@ -320,24 +333,6 @@ class _End:
         if self.exit_code in _SHELL_SIGNALS:
             return f"ended with {self.exit_code}, killed by {_signal_name(self.exit_code - 128)}"
         return f"ended with {self.exit_code}"
-
-
-def _classify(agent: str, transcript: Transcript, message: str, end: _End, before: Usage | None) -> AgentResult:
-    outcome = _outcome(transcript, message, end)
-    return AgentResult(
-        agent=agent,
-        outcome=outcome,
-        text=transcript.text,
-        session_id=transcript.session_id,
-        usage=transcript.usage or _difference(transcript.session_usage, before),
-        session_usage=transcript.session_usage,
-        cost_usd=transcript.cost_usd,
-        until=(transcript.until or until_of(message, end.now, end.zone)) if outcome is Outcome.LIMITED else None,
-        reason=_reason(outcome, transcript, message, end),
-        refusals=transcript.refusals,
-        closing=transcript.closing if len(transcript.closing or "") <= _LONGEST_CLOSING else None,
-        strays=transcript.unparsed_lines,
-    )
 
 
 def _outcome(transcript: Transcript, message: str, end: _End) -> Outcome:

@@ -33,21 +33,6 @@ _Limit: TypeAlias = tuple[type[CommandTimeoutError], float]
 """A time limit that was reached, and its seconds."""
 
 
-@attrs.frozen
-class CommandBeat:
-    """The progress of a running command.
-
-    Attributes:
-        pid: Its process id.
-        size: Bytes that it has written so far to standard output and standard error.
-        last_line: The last line of its output, whether or not its end is there yet.
-    """
-
-    pid: int
-    size: int
-    last_line: str
-
-
 @attrs.define(kw_only=True, eq=False)
 class ProcessRunner:
     """One run of a command line.
@@ -64,7 +49,8 @@ class ProcessRunner:
         grace: Seconds from SIGTERM to SIGKILL when it has to end.
         on_line: Called with each line of standard output as it comes, without its end. One longer than a MiB is cut.
             After a time limit it gets only the lines that it can take in a second.
-        on_beat: Called every *beat_every* seconds. An exception of either function ends the command.
+        on_beat: Called every *beat_every* seconds with the process id, the bytes that were written so far, and the last
+            line of output, whether or not its end is there yet. An exception of either function ends the command.
     """
 
     name: str
@@ -75,7 +61,7 @@ class ProcessRunner:
     idle_timeout: float | None = None
     grace: float = GRACE
     on_line: Callable[[str], None] | None = None
-    on_beat: Callable[[CommandBeat], None] = lambda _: None
+    on_beat: Callable[[int, int, str], None] = lambda *_: None
     beat_every: float = 30.0
 
     _process: Process | None = attrs.field(init=False, default=None)
@@ -159,7 +145,7 @@ class ProcessRunner:
                 return limit
             if now >= self._beat_at:
                 self._beat_at = now + self.beat_every
-                self.on_beat(CommandBeat(process.pid, self._files.size(), self._files.last_line()))
+                self.on_beat(process.pid, self._files.size(), self._files.last_line())
         return None
 
     def _pause(self) -> float:

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
+from functools import partial
 from hashlib import sha256
 from typing import Any, ParamSpec, Protocol, TypeAlias, TypeVar, cast
 
@@ -16,7 +17,7 @@ from iso_orchestrator.codec import ResultCodec
 from iso_orchestrator.commands.model import Command, CommandResult, IfLeft, as_command, heartbeat_key
 from iso_orchestrator.commands.output import is_output_open
 from iso_orchestrator.commands.parse import Ended, Parser, Reader, as_parser
-from iso_orchestrator.commands.process import CommandBeat, ProcessRunner, await_orphans, end_orphans
+from iso_orchestrator.commands.process import ProcessRunner, await_orphans, end_orphans
 from iso_orchestrator.errors import CommandTimeoutError, LeaseLostError, OrchestratorError
 from iso_orchestrator.record.facts import CommandBegun, CommandsMarked, Fact, HeartbeatRecorded
 from iso_orchestrator.record.model import Json
@@ -148,7 +149,7 @@ class CommandAttempt:
             timeout=self._options.timeout,
             idle_timeout=self._options.idle_timeout,
             on_line=reader.on_line,
-            on_beat=lambda beat: self._beat(beat, reader),
+            on_beat=partial(self._beat, reader),
             beat_every=_LOOK_EVERY,
         )
         self._record(CommandBegun(self._now(), self._step, tag, self._log))
@@ -197,14 +198,14 @@ class CommandAttempt:
         while not await_orphans(tag, *logs, timeout=_LOOK_EVERY):
             self._refuse_abandoned()
 
-    def _beat(self, beat: CommandBeat, reader: Reader) -> None:
+    def _beat(self, reader: Reader, pid: int, size: int, last_line: str) -> None:
         """End the command if its caller waits no more; record its progress from time to time."""
         self._refuse_abandoned()
-        detail = {"pid": beat.pid, "log": self._log, **reader.detail()}
+        detail = {"pid": pid, "log": self._log, **reader.detail()}
         now = monotonic()
         if now >= self._beat_at or detail != self._known:
             is_first = self._known is None
-            self._record_beat({**detail, "bytes": beat.size, "line": beat.last_line}, silent=not is_first)
+            self._record_beat({**detail, "bytes": size, "line": last_line}, silent=not is_first)
             # The second follows soon: at the first, as the command begins, it has printed nothing.
             self._beat_at, self._known = now + (0 if is_first else _BEAT_EVERY), detail
 

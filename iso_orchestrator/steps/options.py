@@ -1,4 +1,4 @@
-"""The options of a step: their types and documentation for callers, and their checked values."""
+"""The options of a step: its retries, the types and documentation for callers, and the checked values."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ WaitStrategy: TypeAlias = Callable[[Any], float]
 
 
 def _check_attempts(_: object, __: object, value: Any) -> None:
-    check_count(value, "retry attempts, the first one among them,")
+    check_count(value, "retry attempts (the first one counts too)")
 
 
 def _check_on(_: object, __: object, value: Any) -> None:
