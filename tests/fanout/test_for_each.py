@@ -309,7 +309,7 @@ def test_an_item_keeps_its_key_until_its_step_is_durable(synced: Workflow, syncs
         summary = blocked(synced.run_for_each, range(6), job, max_parallel=3, mutex_key=lambda number: str(number % 2))
         wait_until(lambda: syncs.waiting == 1 and len(ran) == 2)
         workers = [thread.ident or 0 for thread in threading.enumerate() if "for_each" in thread.name]
-        wait_until(lambda: sum(is_waiting(worker) for worker in workers) == 2)
+        wait_until(lambda: sum(is_waiting(worker, "wait_for") for worker in workers) == 2)
         assert sorted(ran) == [0, 1]
     assert summary.result(DEADLINE).fulfilled == 6
 

@@ -69,14 +69,22 @@ def modules(first: str) -> dict[str, ast.Module]:
     names = [first]
     while names:
         name = names.pop()
-        path = FILE_LOCK if name == FILE_LOCK.stem else STORE / f"{name}.py"
+        (path,) = [
+            path for path in (FILE_LOCK, STORE / f"{name}.py", STORE.parent / f"{name}.py") if is_module(path, name)
+        ]
         found[name] = ast.parse(path.read_text("utf-8"))
         imports = [node.module or "" for node in ast.walk(found[name]) if isinstance(node, ast.ImportFrom)]
         places = [module.rpartition(".") for module in imports]
-        names += [stem for package, _, stem in places if package.endswith("store.file") and stem not in found]
+        names += [
+            stem for package, _, stem in places if package.endswith((".store.file", ".store")) and stem not in found
+        ]
         if FILE_LOCK.stem not in found and FILE_LOCK.stem in {stem for _, _, stem in places}:
             names.append(FILE_LOCK.stem)
     return found
+
+
+def is_module(path: Path, name: str) -> bool:
+    return path.stem == name and path.exists()
 
 
 def calls_in(function: ast.FunctionDef) -> Iterator[str]:
@@ -97,7 +105,7 @@ def calls_in(function: ast.FunctionDef) -> Iterator[str]:
 
 def is_of_store(path: Path) -> bool:
     """Whether a module is one of those that have failpoints."""
-    return path.parent == STORE or path == FILE_LOCK
+    return path.parent in (STORE, STORE.parent) or path == FILE_LOCK
 
 
 def name_of(frame: FrameType | None, method: str) -> str:
