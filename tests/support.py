@@ -71,7 +71,7 @@ def put(log: WorkflowLog, projection: Projection, *facts: f.Fact) -> Projection:
 
 
 def caught_up(log: WorkflowLog, projection: Projection) -> Projection:
-    """*fold* with all that others have written."""
+    """*projection* with all that others have written."""
     log.lock()
     try:
         return log.catch_up(projection)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Store(Protocol):
-    """A place where workflows are kept. A store that derives from it has its `verify` and `repair`."""
+    """A place where workflows are kept. A subclass may leave out `verify` and `repair`."""
 
     @property
     def identity(self) -> Hashable:
