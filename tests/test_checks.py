@@ -38,4 +38,4 @@ def test_a_choice_is_one_of_the_words() -> None:
     """Another value raises ValueError, which names the option and all words."""
     check_choice("wait", "on_busy", "share", "wait", "fail")
     with pytest.raises(ValueError, match='on_busy is "share" or "wait" or "fail", not None'):
-        check_choice(None, "on_busy", "share", "wait", "fail")  # type: ignore[arg-type]
+        check_choice(None, "on_busy", "share", "wait", "fail")  # type: ignore[arg-type]  # as untyped code may

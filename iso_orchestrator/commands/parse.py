@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
 from datetime import datetime
 from typing import Any, Literal, Protocol, TypeAlias
@@ -35,7 +36,7 @@ class Ended:
     stdout: Callable[[], str]
 
 
-class Reader:
+class Reader(ABC):
     """Reads the output of one run."""
 
     on_line: Callable[[str], None] | None = None
@@ -45,13 +46,13 @@ class Reader:
         """Facts for the heartbeat, which must be recorded before the end, as the name of an agent's session."""
         return {}
 
+    @abstractmethod
     def on_exit(self, ended: Ended) -> CommandResult[Any]:
         """The parsed result of a run that ended by itself.
 
         Raises:
             CommandError: It is no success.
         """
-        raise NotImplementedError
 
     def on_timeout(self, error: CommandTimeoutError, at: datetime) -> OrchestratorError:
         """The error to raise for a run that was ended at a time limit."""
