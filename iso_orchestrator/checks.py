@@ -38,6 +38,17 @@ def check_key(value: object, what: str) -> str:
     return value
 
 
+def check_path(value: object, what: str) -> str:
+    """Return *value*, a str or a path, as an absolute path.
+
+    Raises:
+        TypeError: It is neither.
+    """
+    if not isinstance(value, str | os.PathLike):
+        raise TypeError(f"{what} must be a str or a path, not {value!r:.80}")
+    return os.path.abspath(os.fsdecode(value))
+
+
 def check_seconds(value: float | None, what: str) -> float | None:
     """Return *value* if it is None or a number of seconds above 0.
 

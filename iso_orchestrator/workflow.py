@@ -13,7 +13,7 @@ from typing import Any, TypeVar, Unpack
 
 import attrs
 
-from iso_orchestrator.checks import check_choice, check_count, check_key
+from iso_orchestrator.checks import check_choice, check_count, check_key, check_path
 from iso_orchestrator.codec import plain_json
 from iso_orchestrator.coordination import state as states
 from iso_orchestrator.coordination.lease import HeldLease, hold_lease, release_lease, touch_lease
@@ -83,9 +83,9 @@ class Workflow(Decorators):
         max_workers: int = 32,
     ) -> None:
         self.workflow_id = check_key(workflow_id, "a workflow id")
-        if not os.fspath(dir):
+        if dir == "":
             raise ValueError('dir is empty: the current folder is "."')
-        self.dir = os.path.abspath(os.fspath(dir))
+        self.dir = check_path(dir, "dir")
         check_choice(on_busy, "on_busy", "share", "wait", "fail")
         self._on_busy: OnBusy = on_busy
         self._runtime = WorkflowRuntime(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import json
 import os
 import shlex
@@ -11,14 +12,15 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from zlib import crc32
 
 import pytest
 from support import run_python
+from support_api import FUNCTIONS, METHODS, call, never, parameters
 
 import iso_orchestrator
 from iso_orchestrator import (
@@ -28,12 +30,12 @@ from iso_orchestrator import (
     StepStatus,
     StoreError,
     Workflow,
+    WorkflowUsageError,
     delete_workflow,
     lease_status,
     list_workflows,
     open_workflow,
     read_workflow_record,
-    run_workflow,
     step,
 )
 
@@ -74,9 +76,20 @@ def unharmed(root: Path) -> Iterator[None]:
     assert record_files(root) == before
 
 
-def never(*_: object) -> Any:
-    """A body that must not run."""
-    pytest.fail("it ran")
+TAKERS = METHODS | {"Workflow": Workflow}
+
+
+def use(workflow: Workflow, taker: str, **given: Any) -> object:
+    """Use what *taker* makes of *given*: call a method, decorate with a decorator, enter a context manager."""
+    if taker == "Workflow":
+        return call(Workflow, **{"dir": workflow.dir, **given})
+    made = call(TAKERS[taker], workflow, **given)
+    if inspect.isfunction(made):
+        return made(never)
+    if isinstance(made, AbstractContextManager):
+        with made:
+            return None
+    return made
 
 
 # Ids and keys
@@ -91,23 +104,13 @@ BAD_TEXTS = {
     "bytes": (b"key", TypeError, "must be a"),
 }
 
-ID_TAKERS: dict[str, Callable[[Path, Any], object]] = {
-    "Workflow": lambda root, name: Workflow(name, dir=root),
-    "open_workflow": lambda root, name: open_workflow(name, dir=root),
-    "run_workflow": lambda root, name: run_workflow(name, never, dir=root),
-    "read_workflow_record": lambda root, name: read_workflow_record(name, dir=root),
-    "delete_workflow": lambda root, name: delete_workflow(name, dir=root),
-}
-
-KEY_TAKERS: dict[str, Callable[[Workflow, Any], object]] = {
-    "run_step": lambda workflow, key: workflow.run_step(key, never),
-    "mutex": lambda workflow, key: workflow.mutex(key),
-    "heartbeat": lambda workflow, key: workflow.heartbeat(key),
-    "heartbeating": lambda workflow, key: workflow.heartbeating(key),
-    "touch_lease": lambda workflow, key: workflow.touch_lease(key, holder="me", ttl=1),
-    "release_lease": lambda workflow, key: workflow.release_lease(key),
-    "lease": lambda workflow, key: workflow.lease(key),
-}
+ID_TAKERS = [name for name, function in FUNCTIONS.items() if "workflow_id" in (p.name for p in parameters(function))]
+TEXT_TAKERS = [
+    (taker, parameter.name)
+    for taker, function in TAKERS.items()
+    for parameter in parameters(function)
+    if parameter.is_required and parameter.annotation is str
+]
 
 
 @pytest.mark.parametrize("bad", BAD_TEXTS)
@@ -116,16 +119,16 @@ def test_what_can_be_no_id_is_refused_at_once(root: Path, taker: str, bad: str) 
     """An id that is empty, blank, no str or not UTF-8 raises where it is given."""
     value, kind, says = BAD_TEXTS[bad]
     with unharmed(root), pytest.raises(kind, match=says):
-        ID_TAKERS[taker](root, value)
+        call(FUNCTIONS[taker], workflow_id=value, dir=root)
 
 
 @pytest.mark.parametrize("bad", BAD_TEXTS)
-@pytest.mark.parametrize("taker", KEY_TAKERS)
-def test_what_can_be_no_key_is_refused_at_once(workflow: Workflow, root: Path, taker: str, bad: str) -> None:
-    """A key or name that is empty, blank, no str or not UTF-8 raises where it is given."""
+@pytest.mark.parametrize(("taker", "name"), TEXT_TAKERS)
+def test_what_can_be_no_key_is_refused_at_once(workflow: Workflow, root: Path, taker: str, name: str, bad: str) -> None:
+    """A key, name or holder that is empty, blank, no str or not UTF-8 raises where it is given."""
     value, kind, says = BAD_TEXTS[bad]
     with unharmed(root), pytest.raises(kind, match=says):
-        KEY_TAKERS[taker](workflow, value)
+        use(workflow, taker, **{name: value})
 
 
 @pytest.mark.parametrize("option", ["name", "idempotency_key"])
@@ -421,13 +424,12 @@ NOT_JSON: dict[str, tuple[Callable[[], Any], str]] = {
     "a key that is None": (lambda: {None: "nothing"}, "$"),
 }
 
-VALUE_TAKERS: dict[str, Callable[[Workflow, Any], object]] = {
-    "update_state": lambda workflow, value: workflow.update_state(value),
-    "update_state by a function": lambda workflow, value: workflow.update_state(lambda state: value),
-    "append_event": lambda workflow, value: workflow.append_event("seen", detail=value),
-    "heartbeat": lambda workflow, value: workflow.heartbeat("me", value),
-    "touch_lease": lambda workflow, value: workflow.touch_lease("slot", holder="me", ttl=1, detail=value),
-}
+VALUE_TAKERS = [
+    (taker, parameter.name)
+    for taker, function in METHODS.items()
+    for parameter in parameters(function)
+    if parameter.annotation is Any
+]
 
 
 @pytest.mark.parametrize("case", NOT_JSON)
@@ -449,12 +451,13 @@ def test_a_result_that_is_not_json_is_refused(workflow: Workflow, case: str) -> 
 
 
 @pytest.mark.parametrize("case", NOT_JSON)
-@pytest.mark.parametrize("taker", VALUE_TAKERS)
-def test_a_value_that_is_not_json_is_refused(workflow: Workflow, root: Path, taker: str, case: str) -> None:
+@pytest.mark.parametrize(("taker", "name"), [*VALUE_TAKERS, ("update_state", "by a function")])
+def test_a_value_that_is_not_json_is_refused(workflow: Workflow, root: Path, taker: str, name: str, case: str) -> None:
     """A state or detail that is not JSON raises with the place, and nothing is recorded."""
     make, place = NOT_JSON[case]
+    given = {"update": lambda _: make()} if name == "by a function" else {name: make()}
     with unharmed(root), pytest.raises(SerializationError) as refused:
-        VALUE_TAKERS[taker](workflow, make())
+        use(workflow, taker, **given)
     assert refused.value.place.startswith(place)
 
 
@@ -476,44 +479,45 @@ def test_what_is_nested_less_than_the_limit_is_kept(workflow: Workflow) -> None:
 # Numbers, times and options
 
 
-NO_TIME = timedelta(0)
-NAN, INFINITE = float("nan"), float("inf")
+OBJECT = object()
+
+
+@pytest.mark.parametrize("taker", TAKERS)
+def test_no_parameter_takes_any_object(workflow: Workflow, root: Path, taker: str) -> None:
+    """What has a wrong type raises where it is given, and the error of an option names it."""
+    for parameter in parameters(TAKERS[taker]):
+        if parameter.annotation is not Any:
+            what = parameter.name.rpartition("_")[2] if parameter.is_option else None
+            with unharmed(root), pytest.raises((TypeError, ValueError, WorkflowUsageError), match=what):
+                use(workflow, taker, **{parameter.name: OBJECT})
+
+
+@pytest.mark.parametrize("taker", TAKERS)
+def test_a_number_or_word_out_of_its_range_is_refused_at_once(workflow: Workflow, root: Path, taker: str) -> None:
+    """Seconds below 0 and NaN, counts below 1 and unknown words raise where they are given; the error names them."""
+    wrong: dict[Any, list[Any]] = {float: [-1, float("nan")], int: [-1, 0], Literal: ["galaxy"]}
+    for parameter in parameters(TAKERS[taker]):
+        kinds = parameter.kinds()
+        for value in [] if str in kinds else [value for kind in kinds for value in wrong.get(kind, [])]:
+            with unharmed(root), pytest.raises(ValueError, match=parameter.name.rpartition("_")[2]):
+                use(workflow, taker, **{parameter.name: value})
+
+
 WRONG_OPTIONS: dict[str, tuple[Callable[[Workflow], object], str]] = {
-    "step(timeout=-1)": (lambda workflow: workflow.step(timeout=-1)(never), "timeout"),
-    "step(timeout=nan)": (lambda workflow: workflow.step(timeout=NAN)(never), "timeout"),
-    "run_step(timeout=-1)": (lambda workflow: workflow.run_step("new", never, timeout=-1), "timeout"),
-    "step(if_interrupted)": (lambda workflow: workflow.step(if_interrupted="or")(never), "if_interrupted"),
-    "max_parallel=0": (lambda workflow: workflow.for_each(max_parallel=0)(never), "max_parallel"),
-    "max_parallel=-1": (lambda workflow: workflow.for_each(max_parallel=-1)(never), "max_parallel"),
-    "run_for_each": (lambda workflow: workflow.run_for_each([1], never, max_parallel=0), "max_parallel"),
-    "mutex_timeout=-1": (lambda workflow: workflow.for_each(mutex_timeout=-1)(never), "timeout"),
-    "mutex_scope": (lambda workflow: workflow.for_each(mutex_scope="galaxy")(never), "scope"),
-    "mutex(timeout=-1)": (lambda workflow: workflow.mutex("slot", timeout=-1), "timeout"),
-    "mutex(timeout=nan)": (lambda workflow: workflow.mutex("slot", timeout=NAN), "timeout"),
-    "mutex(scope)": (lambda workflow: workflow.mutex("slot", scope="galaxy"), "scope"),
     "touch_lease(ttl=0)": (lambda workflow: workflow.touch_lease("slot", holder="me", ttl=0), "ttl"),
-    "touch_lease(ttl=-1)": (lambda workflow: workflow.touch_lease("slot", holder="me", ttl=-1), "ttl"),
-    "touch_lease(ttl=nan)": (lambda workflow: workflow.touch_lease("slot", holder="me", ttl=NAN), "ttl"),
-    "touch_lease(timedelta)": (
-        lambda workflow: workflow.touch_lease("slot", holder="me", ttl=NO_TIME),
-        "ttl",
-    ),
+    "touch_lease(timedelta)": (lambda workflow: workflow.touch_lease("slot", holder="me", ttl=timedelta(0)), "ttl"),
     "lease(ttl=0)": (lambda workflow: workflow.lease("slot", ttl=0), "ttl"),
-    "lease(ttl=-1)": (lambda workflow: workflow.lease("slot", ttl=-1), "ttl"),
+    "lease(holder)": (lambda workflow: workflow.lease("slot", holder="  \n"), "holder"),
     "heartbeating(every=0)": (lambda workflow: workflow.heartbeating("me", every=0), "every"),
-    "heartbeating(every=-1)": (lambda workflow: workflow.heartbeating("me", every=-1), "every"),
-    "heartbeating(every=inf)": (lambda workflow: workflow.heartbeating("me", every=INFINITE), "every"),
-    "on_busy": (lambda workflow: Workflow("kept", dir=workflow.dir, on_busy="panic"), "on_busy"),
-    "dir": (lambda workflow: Workflow("kept", dir=""), "dir is empty"),
-    "max_workers=0": (lambda workflow: Workflow("kept", dir=workflow.dir, max_workers=0), "max_workers"),
+    "heartbeating(every=inf)": (lambda workflow: workflow.heartbeating("me", every=float("inf")), "every"),
+    "dir": (lambda _: Workflow("kept", dir=""), "dir is empty"),
     "set_status": (lambda workflow: workflow.set_status("on holiday"), "(?i)status"),
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("option", WRONG_OPTIONS)
-def test_an_option_out_of_its_range_is_refused_at_once(workflow: Workflow, root: Path, option: str) -> None:
-    """An option out of its range raises where it is given, and the error names it."""
+def test_an_option_out_of_its_own_range_is_refused_at_once(workflow: Workflow, root: Path, option: str) -> None:
+    """An option out of the range that it alone has raises where it is given, and the error names it."""
     give, says = WRONG_OPTIONS[option]
     with unharmed(root), pytest.raises(ValueError, match=says):
         give(workflow)
@@ -539,19 +543,9 @@ WRONG_TYPES: dict[str, Callable[[Workflow], object]] = {
 
 @pytest.mark.parametrize("option", WRONG_TYPES)
 def test_an_option_of_a_wrong_type_is_refused_at_once(workflow: Workflow, root: Path, option: str) -> None:
-    """An option of a wrong type, and an unknown option, raise where they are given, and the error names them."""
+    """An option of nearly its type, and an unknown option, raise where they are given, and the error names them."""
     with unharmed(root), pytest.raises(TypeError, match=option):
         WRONG_TYPES[option](workflow)
-
-
-@pytest.mark.parametrize("holder", ["", "  \n"])
-def test_a_lease_needs_a_holder(workflow: Workflow, root: Path, holder: str) -> None:
-    """A lease holder that is empty or blank raises."""
-    with unharmed(root):
-        with pytest.raises(ValueError, match="holder"):
-            workflow.touch_lease("slot", holder=holder, ttl=30)
-        with pytest.raises(ValueError, match="holder"):
-            workflow.lease("slot", holder=holder)
 
 
 # Clocks

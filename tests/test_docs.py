@@ -14,24 +14,23 @@ The rules for a page:
 from __future__ import annotations
 
 import doctest
-import inspect
 import os
 import re
 import signal
 import subprocess
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import attrs
 import pytest
 import test_architecture
+from support_api import FUNCTIONS, METHODS, options
 
 import iso_orchestrator
 from iso_orchestrator import Retry, Workflow
 from iso_orchestrator.agents import Agent
-from iso_orchestrator.commands.model import CommandKeywords
 from iso_orchestrator.views.cli import main
 
 ROOT = Path(__file__).parents[1]
@@ -202,28 +201,15 @@ def test_readme_is_short() -> None:
     assert sum(line.startswith("python3 -m venv") and "pytest" in line for line in lines) == 1
 
 
-def options(function: Callable[..., object]) -> set[str]:
-    return {
-        name
-        for name, parameter in inspect.signature(function).parameters.items()
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
-    }
-
-
 @pytest.mark.parametrize(
     ("what", "names"),
     list(
         {
-            "Workflow": options(Workflow),
-            "step": options(Workflow.step),
-            "for_each": options(Workflow.for_each),
-            "mutex": options(Workflow.mutex),
-            "lease": options(Workflow.lease),
-            "command": set(CommandKeywords.__annotations__) | {"parse"},
-            "Retry": {field.name for field in attrs.fields(Retry)},
-            "Agent": {field.name for field in attrs.fields(Agent)},
+            **{f"the options of {name}": options(method) for name, method in METHODS.items()},
+            **{kind.__name__: {field.name for field in attrs.fields(kind)} for kind in (Retry, Agent)},
+            "the options of Workflow": options(Workflow),
             "methods": {name for name in dir(Workflow) if not name.startswith("_")},
-            "functions": {name for name in iso_orchestrator.__all__ if name.islower()},
+            "functions": set(FUNCTIONS),
             "errors": {name for name in iso_orchestrator.__all__ if name.endswith("Error")},
         }.items()
     ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import datetime
 from functools import partial
 from hashlib import sha256
@@ -12,7 +12,7 @@ from typing import Any, ParamSpec, Protocol, TypeAlias, TypeVar, cast
 
 import attrs
 
-from iso_orchestrator.checks import check_choice, check_key, check_seconds, unique_name, validated_by
+from iso_orchestrator.checks import check_choice, check_key, check_path, check_seconds, unique_name, validated_by
 from iso_orchestrator.codec import ResultCodec
 from iso_orchestrator.commands.model import Command, CommandResult, IfLeft, as_command, heartbeat_key
 from iso_orchestrator.commands.output import is_output_open
@@ -50,14 +50,14 @@ CommandLine: TypeAlias = Sequence[str | os.PathLike[str]] | Command | Buildable
 
 
 def _exit_codes(codes: Collection[int]) -> tuple[int, ...]:
-    checked = () if isinstance(codes, int | str) else tuple(codes)
+    checked = tuple(codes) if isinstance(codes, Iterable) else ()
     if not checked or not all(type(code) is int for code in checked):
         raise TypeError(f"ok_codes must be a collection of ints, not {codes!r:.80}")
     return checked
 
 
-def _absolute(folder: str | os.PathLike[str] | None) -> str | None:
-    return None if folder is None else os.path.abspath(os.fspath(folder))
+def _log_dir(folder: str | os.PathLike[str] | None) -> str | None:
+    return None if folder is None else check_path(folder, "log_dir")
 
 
 def _parser(options: CommandOptions) -> Parser:
@@ -71,7 +71,7 @@ class CommandOptions(StepOptions):
     idle_timeout: float | None = attrs.field(default=None, validator=validated_by(check_seconds))
     parse: Any = None
     ok_codes: tuple[int, ...] = attrs.field(default=(0,), converter=_exit_codes)
-    log_dir: str | None = attrs.field(default=None, converter=_absolute)
+    log_dir: str | None = attrs.field(default=None, converter=_log_dir)
     limit_key: str | None = attrs.field(default=None, validator=attrs.validators.optional(validated_by(check_key)))
     if_left: IfLeft = attrs.field(default="end", validator=validated_by(check_choice, "end", "wait"))
     parser: Parser = attrs.field(init=False, default=attrs.Factory(_parser, takes_self=True))
