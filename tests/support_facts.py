@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from types import NoneType
@@ -49,6 +50,11 @@ def full(kind: type[f.Fact]) -> f.Fact:
     return _example(kind, [field.name for field in attrs.fields(kind)])
 
 
+def saying(kind: type[f.Fact], said: Callable[[str], str]) -> f.Fact:
+    """An example in which no field has its default, and each text is what *said* makes of its field's name."""
+    return _example(kind, [field.name for field in attrs.fields(kind)], said)
+
+
 def objects_of(kind: type[Any], **given: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     """All objects of an attrs class, but for the fields in *given*."""
     types = get_type_hints(kind)
@@ -78,31 +84,33 @@ def lines() -> list[str]:
     return FILE.read_text().splitlines() if FILE.exists() else []
 
 
-def _example(kind: type[f.Fact], names: list[str]) -> f.Fact:
+def _example(kind: type[f.Fact], names: list[str], said: Callable[[str], str] | None = None) -> f.Fact:
     types = get_type_hints(kind)
-    return kind(**{"at": at(1), **{name: _made(name, types[name])[0] for name in names if name != "at"}})
+    return kind(**{"at": at(1), **{name: _made(name, types[name], said)[0] for name in names if name != "at"}})
 
 
-def _made(name: str, kind: Any) -> tuple[Any, st.SearchStrategy[Any]]:
-    """An example of a type, for the field *name*, and all values."""
+def _made(name: str, kind: Any, said: Callable[[str], str] | None = None) -> tuple[Any, st.SearchStrategy[Any]]:
+    """An example of a type, for the field *name*, and all values. Its texts are made by *said*, if that is given."""
     origin, inner = get_origin(kind), [one for one in get_args(kind) if one is not NoneType]
     if kind is str:
-        return name, texts
+        return name if said is None else said(name), texts
+    if kind is Any and said is not None:
+        return {said(name): [said(name)]}, values
     if kind in _TYPES:
         return _TYPES[kind]
     if origin in (tuple, list):  # `steps` has the step that `step` names
-        example, drawn = _made(name.removesuffix("s"), inner[0])
+        example, drawn = _made(name.removesuffix("s"), inner[0], said)
         return origin([example]), st.lists(drawn, max_size=3).map(origin)
     if origin is dict:
-        (key, keys), (example, drawn) = _made("key", inner[0]), _made(name, inner[1])
+        (key, keys), (example, drawn) = _made("key", inner[0], said), _made(name, inner[1], said)
         return {key: example}, st.dictionaries(keys, drawn, max_size=2)
     if len(inner) == 1:
-        example, drawn = _made(name, inner[0])
+        example, drawn = _made(name, inner[0], said)
         return example, st.none() | drawn
     if issubclass(kind, enum.Enum):
         return next(iter(kind)), st.sampled_from(kind)
     types = get_type_hints(kind)
-    made = {field.name: _made(field.name, types[field.name])[0] for field in attrs.fields(kind) if field.init}
+    made = {field.name: _made(field.name, types[field.name], said)[0] for field in attrs.fields(kind) if field.init}
     return kind(**made), objects_of(kind)
 
 

@@ -7,14 +7,15 @@ import json
 import random
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 from reliability.tiers import Figures, Tier
-from support import T0, at, new_fold, put
+from support import T0, new_fold, put
+from support_facts import FACT_KINDS, saying
 
 from iso_orchestrator import (
     ErrorInfo,
@@ -34,7 +35,7 @@ from iso_orchestrator.store import FileStore
 from iso_orchestrator.store.file import snapshot
 from iso_orchestrator.store.memory import MemoryStore
 from iso_orchestrator.views import live
-from iso_orchestrator.views.cli import main
+from iso_orchestrator.views.cli import _parser, main
 
 ROW = 21
 PLAIN = "plain"
@@ -112,28 +113,20 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _facts(text: str, number: int) -> list[f.Fact]:
-    error = ErrorInfo(text, text, stack=text, code=text, cause=text)
-    key = f"{text} {number}"
+    """Every kind of fact, each about a step of its own, and those that views read in a way of their own."""
+    key, facts = f"{text} {number}", list[f.Fact]()
+    for kind in FACT_KINDS:
+        names = {"step": f"{kind.tag} {key}", "key": key, "run": key}
+        fact = saying(kind, lambda name, names=names: names.get(name, text))
+        step = getattr(fact, "step", None)
+        facts += [fact] if step is None else [f.StepStarted(T0, step, 1, "o"), fact]
     return [
-        f.StepStarted(T0, f"done {key}", 1, "o", idempotency_key=text),
-        f.StepCompleted(T0, f"done {key}", {text: [text]}),
+        *facts,
+        f.StepCompleted(T0, f"step.started {key}", _command_result(text)),
         f.StepStarted(T0, f"text {key}", 1, "o"),
         f.StepCompleted(T0, f"text {key}", text),
-        f.StepStarted(T0, f"failed {key}", 1, "o"),
-        f.StepFailed(T0, f"failed {key}", error),
-        f.StepStarted(T0, f"command {key}", 1, "o"),
-        f.StepCompleted(T0, f"command {key}", _command_result(text)),
-        f.StepStarted(T0, f"runs {key}", 1, "o"),
-        f.CommandBegun(T0, f"runs {key}", text, text),
-        f.HeartbeatRecorded(T0, f"command:runs {key}", {"log": text, "line": text}),
-        f.StepStarted(T0, f"limited {key}", 1, "o"),
-        f.StepLimited(T0, f"limited {key}", at(1), key=text),
-        f.StepWaiting(T0, f"waits {key}", "o", at(1), key=text),
-        f.EventAppended(T0, text, text, {text: text}),
-        f.HeartbeatRecorded(T0, key, text),
-        f.LeaseTouched(T0, key, text, 1.0, T0, at(1), 1, renewed=False, detail=text),
-        f.StateUpdated(T0, {text: text}),
-        f.StatusSet(T0, WorkflowStatus.FAILED, error),
+        f.HeartbeatRecorded(T0, f"command:command.begun {key}", {"log": text, "line": text}),
+        f.StatusSet(T0, WorkflowStatus.FAILED, ErrorInfo(text, text, stack=text, code=text, cause=text)),
     ]
 
 
@@ -234,31 +227,24 @@ def lines_without_controls(said: str) -> int:
     return said.count("\n")
 
 
-COMMANDS: list[tuple[str, ...]] = [
-    ("list",),
-    ("list", "--json"),
-    ("top",),
-    ("top", "ID"),
-    ("logs", "ID", "no such TEXT"),
-    ("show", "ID"),
-    ("show", "--json", "ID"),
-    ("verify",),
-    ("verify", "ID"),
-    ("verify", "--json"),
-    ("repair", "ID"),
-    ("repair", "--json", "ID"),
-    ("fold", "ID"),
-    ("reset", "ID", "done *"),
-    ("reset", "ID", "no such TEXT"),
-    ("show", "no such TEXT"),
-    ("top", "no such TEXT"),
-    ("logs", "no such TEXT", "no such TEXT"),
-    ("fold", "no such TEXT"),
-    ("verify", "no such TEXT"),
-    ("repair", "no such TEXT"),
-    ("delete", "no such TEXT"),
-    ("delete", "ID"),
-]
+def _commands() -> Iterator[tuple[str, ...]]:
+    """Each command that takes a store, about everything, about no workflow that there is, and about one."""
+    parsers = next(action.choices for action in _parser()._actions if isinstance(action.choices, dict))
+    for name in sorted(parsers, key="delete".__eq__):  # last
+        actions = parsers[name]._actions
+        flags = {flag for action in actions for flag in action.option_strings}
+        first, *rest = [action for action in actions if not action.option_strings] or [None]
+        others = [action.choices[0] if action.choices else "no such TEXT" for action in rest]
+        abouts = [[]] if first is None or first.nargs == "?" else []
+        abouts += [] if first is None else [["no such TEXT", *others], ["ID", *others]]
+        for about in abouts if "--store" in flags else []:
+            yield name, *about
+            if "--json" in flags:
+                yield name, "--json", *about
+
+
+COMMANDS = [("reset", "ID", "step.completed *"), *_commands()]
+MENDING = ("repair", "fold", "reset", "delete")
 
 
 @pytest.fixture
@@ -285,7 +271,7 @@ def test_texts_on_a_terminal_are_texts(part: int, folder: Path, tier: Tier, figu
         workflow_id, found = build(root, batch), list[object]()
         for command in COMMANDS:
             code, out, err = run(root, command, workflow_id, batch[-1])
-            shape = _shape(json.loads(out)) if "--json" in command else None
+            shape = _shape(json.loads(out)) if out and "--json" in command else None
             assert out.isascii() or "--json" not in command
             found.append((command, code, lines_without_controls(out), lines_without_controls(err), shape))
         return found
@@ -336,7 +322,11 @@ def test_what_is_said_of_damage_is_text(damage: str, folder: Path, tier: Tier, f
         put(log, projection, *_facts(text, 0))
         log.close()
         DAMAGES[damage](root / "workflows")
-        for command in (*COMMANDS[:9], ("repair", "ID", "--merge-snapshot"), ("repair", "ID", "--without-snapshot")):
+        for command in (
+            *[command for command in COMMANDS if command[0] not in MENDING],
+            ("repair", "ID", "--merge-snapshot"),
+            ("repair", "ID", "--without-snapshot"),
+        ):
             _, out, err = run(root, command, workflow_id, text)
             lines_without_controls(out)
             assert lines_without_controls(err) <= 2  # `list` has a line for each file that it cannot read
