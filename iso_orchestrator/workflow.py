@@ -49,7 +49,7 @@ class Workflow(Decorators):
         initial_state: JSON, or anything that cattrs unstructures; written only when the record is new.
         dir: The folder of all workflows; made absolute now.
         now: A function that returns an aware datetime and replaces every clock, for tests.
-        store: A store, a URL (``file:///folder``, ``memory://name``), or None for the files in *dir*.
+        store: A store, the URL of one (the guide lists them), or None for the files in *dir*.
         on_busy: What to do when another run of this id is live: "share" the workflow, "wait" for its end, or "fail".
         max_workers: Threads for `.submit`, at most.
 

@@ -16,6 +16,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import attrs
+
 from iso_orchestrator.errors import StoreError
 from iso_orchestrator.record import facts as f
 from iso_orchestrator.record.projection import Projection
@@ -27,10 +29,25 @@ T0 = datetime(2026, 5, 14, 12, 0, 0, 7000, tzinfo=UTC)
 DEADLINE = 60.0  # seconds; reached only by what hangs
 
 
-# Makes an empty store of each kind, in that folder if it needs one. All tests of what every store promises use it.
-STORES: dict[str, Callable[[Path], Store]] = {
-    "file": FileStore,
-    "memory": lambda _: MemoryStore(),
+@attrs.frozen
+class StoreKind:
+    """A kind of store: called, it makes one in that folder, or without a folder if it needs none.
+
+    Attributes:
+        takes_fs: Whether *make* takes a `FileSystem` too, by which the store does all that it does on the disk.
+    """
+
+    make: Callable[..., Store]
+    takes_fs: bool = False
+
+    def __call__(self, folder: Path) -> Store:
+        return self.make(folder)
+
+
+# By the scheme of its URL. All tests of what every store promises use it.
+STORES = {
+    "file": StoreKind(FileStore, takes_fs=True),
+    "memory": StoreKind(lambda _: MemoryStore()),
 }
 
 Run = Callable[..., tuple[int, str, str]]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import iso_orchestrator
-from iso_orchestrator.store import _STORES
+from iso_orchestrator.store import STORE_URLS
 
 PACKAGE = Path(iso_orchestrator.__file__).parent
 
@@ -138,7 +138,7 @@ def test_one_door_to_each_library(library: str) -> None:
 
 def test_only_the_store_knows_its_files() -> None:
     """All other rooms use the protocol of stores, so that a new store is known to `store/__init__.py` alone."""
-    kinds = tuple(_STORES.values())
+    kinds = tuple(STORE_URLS.values())
     inside = {module for module in modules() if module.partition(".")[0] == "store"} | {"__init__"}
     users = {
         module

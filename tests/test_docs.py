@@ -31,6 +31,7 @@ from support_api import FUNCTIONS, METHODS, options
 import iso_orchestrator
 from iso_orchestrator import Retry, Workflow
 from iso_orchestrator.agents import Agent
+from iso_orchestrator.store import STORE_URLS
 from iso_orchestrator.views.cli import main
 
 ROOT = Path(__file__).parents[1]
@@ -218,6 +219,11 @@ def test_guide_names_everything(what: str, names: set[str]) -> None:
     """The guide explains each option, method, function and error."""
     words = set(re.findall(r"\w+", code(PAGES["guide.md"].read_text("utf-8"))))
     assert names - words == set()
+
+
+def test_guide_shows_the_url_of_each_store() -> None:
+    """The guide has each kind of URL that a store is found by."""
+    assert [url for url in STORE_URLS if url not in code(PAGES["guide.md"].read_text("utf-8"))] == []
 
 
 def test_architecture_lists_the_rooms() -> None:

@@ -1,4 +1,4 @@
-"""Stores: where facts are kept, in order and durably. The file store is the one that outlives the process."""
+"""Stores: where facts are kept, in order and durably."""
 
 from __future__ import annotations
 
@@ -13,17 +13,15 @@ from iso_orchestrator.store.protocol import ProcessInfo, Store, StoreMutex, Work
 __all__ = ["FileStore", "ProcessInfo", "Store", "StoreMutex", "WorkflowLog", "find_store"]
 
 # The module for each kind of URL. It has a function `store_at`, which takes the split URL, and returns the store or
-# None. A new store is a module or a folder, and a line here.
-_STORES = {
+# None. A new store is a module or a folder, and a line here; the guide shows the URL.
+STORE_URLS = {
     "file:///folder": "iso_orchestrator.store.file",
     "memory://name": "iso_orchestrator.store.memory",
 }
 
 
 def find_store(store: Store | str | None, root: str | os.PathLike[str]) -> Store:
-    """The store that *store* means: a store, a URL, or None for the file store in the folder *root*.
-
-    ``file:///folder`` is the file store in that folder, ``memory://name`` a store in this process for each name.
+    """The store that *store* means: a store, a URL of `STORE_URLS`, or None for the file store in the folder *root*.
 
     Raises:
         StoreError: No store has that kind of URL.
@@ -44,9 +42,9 @@ def find_store(store: Store | str | None, root: str | os.PathLike[str]) -> Store
 
 def _store_at(url: str) -> Store:
     parts = urlsplit(url)
-    for kind, module in _STORES.items():
+    for kind, module in STORE_URLS.items():
         if parts.scheme == urlsplit(kind).scheme:
             found: Store | None = import_module(module).store_at(parts)
             if found is not None:
                 return found
-    raise StoreError(f"no store serves {url!r}: use {' or '.join(_STORES)}, or pass dir= alone")
+    raise StoreError(f"no store serves {url!r}: use {' or '.join(STORE_URLS)}, or pass dir= alone")

@@ -282,7 +282,7 @@ def test_mutexes_of_hostile_keys_are_apart(home: Path, figures: Figures, scope: 
     """Who has the mutex of one key keeps nobody from that of another, and everybody from this one."""
     root = str(home / "root")
     here, there = FileStore(root, FoldingFS(root)), FileStore(root, FoldingFS(root))
-    there.identity = ("another process", root)
+    there._identity = ("another process", root)
     one, other = Workflow("w", store=here), Workflow("w", store=there)
     keys = [*IDS, *EQUAL_STEMS]
     for index, key in enumerate(keys):

@@ -464,7 +464,7 @@ def test_a_call_begun_after_a_reset_runs_the_body(tmp_path: Path) -> None:
             assert go_on.wait(DEADLINE)
 
     there = FileStore(tmp_path)
-    there.identity = ("file", "as another process has it")
+    there._identity = ("file", "as another process has it")
     here, other = Workflow("w", store=FileStore(tmp_path, WatchedFS(before))), Workflow("w", store=there)
     here.append_event("opened")
     other.append_event("opened")

@@ -25,7 +25,7 @@ from iso_orchestrator.store.files import (
     write_all,
 )
 from iso_orchestrator.store.liveness import LivenessFiles
-from iso_orchestrator.store.protocol import WorkflowLog
+from iso_orchestrator.store.protocol import Store, WorkflowLog
 from iso_orchestrator.system.filesystem import FileSystem
 from iso_orchestrator.system.interrupts import undo_on_error
 
@@ -36,7 +36,7 @@ _log = logging.getLogger("iso_orchestrator")
 _warned: set[str] = set()  # roots on network file systems: one warning each is enough
 
 
-class FileStore:
+class FileStore(Store):
     """The store in a folder, `.iso-orchestrator/` by default.
 
     Args:
@@ -45,13 +45,22 @@ class FileStore:
 
     Attributes:
         root: The folder's absolute path.
-        identity: Equal for two stores on one folder, by whatever path.
     """
 
     def __init__(self, root: str | os.PathLike[str], fs: FileSystem | None = None) -> None:
         self.root = os.path.abspath(os.fspath(root))
-        self.identity = ("file", os.path.realpath(self.root))
+        self._identity = ("file", os.path.realpath(self.root))
         self._fs = fs or FileSystem()
+
+    @property
+    def identity(self) -> tuple[str, str]:
+        """Equal for two stores on one folder, by whatever path."""
+        return self._identity
+
+    @property
+    def display_name(self) -> str:
+        """The folder's path."""
+        return self.root
 
     @store_errors
     def open(self, workflow_id: str, new: Callable[[], Projection]) -> tuple[WorkflowLog, Projection]:
@@ -107,11 +116,6 @@ class FileStore:
         """The number of the workflows' folder on its device: a rename keeps it, and a copy has another."""
         folder = self._fs.identify_path(Paths(self.root, "").folder)
         return "" if folder is None else f"{folder.st_dev}:{folder.st_ino}"
-
-    @property
-    def display_name(self) -> str:
-        """The folder's path."""
-        return self.root
 
     @store_errors
     def path_of(self, workflow_id: str) -> str:
