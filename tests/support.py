@@ -13,15 +13,17 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from inspect import signature
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import attrs
 
 from iso_orchestrator.errors import StoreError
 from iso_orchestrator.record import facts as f
 from iso_orchestrator.record.projection import Projection
-from iso_orchestrator.store import FileStore, Store, WorkflowLog
+from iso_orchestrator.store import STORE_URLS, Store, WorkflowLog, find_store
 from iso_orchestrator.store.memory import MemoryStore
 from iso_orchestrator.system.filesystem import FileSystem
 
@@ -31,24 +33,38 @@ DEADLINE = 60.0  # seconds; reached only by what hangs
 
 @attrs.frozen
 class StoreKind:
-    """A kind of store: called, it makes one in that folder, or without a folder if it needs none.
+    """A kind of store. All tests of what every store promises use it.
 
     Attributes:
-        takes_fs: Whether *make* takes a `FileSystem` too, by which the store does all that it does on the disk.
+        scheme: The scheme of its URL.
     """
 
-    make: Callable[..., Store]
-    takes_fs: bool = False
+    scheme: str
 
-    def __call__(self, folder: Path) -> Store:
-        return self.make(folder)
+    def url(self, path: Path) -> str:
+        """The URL of a store at a path where nothing is."""
+        return f"{self.scheme}://{quote(str(path))}"
+
+    def __call__(self, path: Path) -> Store:
+        """An empty store, at that path if it is on the disk."""
+        return find_store(self.url(path), path) if self.is_on_disk else MemoryStore()
+
+    @property
+    def is_on_disk(self) -> bool:
+        """Whether several processes can share it."""
+        return self.scheme != "memory"
+
+    @property
+    def takes_fs(self) -> bool:
+        """Whether its class takes a path and a `FileSystem`, by which it does all that it does on the disk."""
+        return "fs" in signature(type(self(Path("/nowhere")))).parameters
+
+    def with_fs(self, path: Path, fs: FileSystem) -> Any:
+        """A store that uses *fs*."""
+        return type(self(path))(path, fs)  # type: ignore[call-arg]  # it takes them
 
 
-# By the scheme of its URL. All tests of what every store promises use it.
-STORES = {
-    "file": StoreKind(FileStore, takes_fs=True),
-    "memory": StoreKind(lambda _: MemoryStore()),
-}
+STORES = {scheme: StoreKind(scheme) for scheme in (url.partition("://")[0] for url in STORE_URLS)}
 
 Run = Callable[..., tuple[int, str, str]]
 """Runs a command of the package on a root: exit code, output and errors."""

@@ -34,7 +34,7 @@ posix_only = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are f
 
 @pytest.fixture(params=STORES)
 def workflow(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Workflow]:
-    workflow = Workflow("w", store=STORES[request.param](tmp_path))
+    workflow = Workflow("w", store=STORES[request.param](tmp_path / "store"))
     yield workflow
     workflow.close()
 

@@ -127,7 +127,7 @@ class FileSite:
 
     def __init__(self, kind: str, root: Path, name: str) -> None:
         self.fs = MortalFS(str(root.parent))
-        self.store: Any = STORES[kind].make(root, self.fs)
+        self.store = STORES[kind].with_fs(root, self.fs)
         self.store._identity = ("site", name)
 
     def die(self) -> None:

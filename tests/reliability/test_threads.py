@@ -6,7 +6,6 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -102,11 +101,11 @@ def test_no_update_is_lost_between_threads(tier: Tier, figures: Figures, kind: s
     rounds = tier.count(quick=1, full=20, soak=500)
     for _ in range(rounds):
         with memory_folder() as root:
-            crowd = _Crowd(STORES[kind](root))
+            crowd = _Crowd(STORES[kind](root / "store"))
             crowd.work()
             _check(crowd)
-            assert held_locks(root) == []
-            assert list(Path(root, "locks").rglob("runs/*")) == []
+            assert held_locks(root / "store") == []
+            assert list(root.rglob("runs/*")) == []
     figures.add(23, f"rounds of 32 threads, {kind} store", rounds)
 
 

@@ -8,9 +8,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import DEADLINE, STORES, T0, at, caught_up, looked_at, new_fold, note, notes_of, put, wait_until
+from support import (
+    DEADLINE,
+    STORES,
+    T0,
+    StoreKind,
+    at,
+    caught_up,
+    looked_at,
+    new_fold,
+    note,
+    notes_of,
+    put,
+    run_python,
+    wait_until,
+)
 
-from iso_orchestrator.errors import StoreError, WorkflowBusyError, WorkflowNotFoundError
+from iso_orchestrator import Workflow
+from iso_orchestrator.errors import MutexTimeoutError, StoreError, WorkflowBusyError, WorkflowNotFoundError
 from iso_orchestrator.record import facts as f
 from iso_orchestrator.record.projection import Projection
 from iso_orchestrator.store import STORE_URLS, FileStore, Store, WorkflowLog, find_store
@@ -442,6 +457,35 @@ def test_a_sound_store_is_verified_and_needs_no_repair(store: Store, holds: Hold
         assert store.display_name in str(caught.value)
 
 
+WORKER = """
+import itertools, sys
+from iso_orchestrator import Workflow
+workflow = Workflow("w", store=sys.argv[1])
+with workflow.mutex("key"):
+    for number in itertools.count():
+        print(workflow.run_step(f"step {number}", lambda: number))
+"""
+
+
+@pytest.mark.parametrize("kind", [kind for kind in STORES.values() if kind.is_on_disk], ids=lambda kind: kind.scheme)
+def test_processes_share_a_store_and_a_killed_one_loses_nothing(kind: StoreKind, tmp_path: Path) -> None:
+    """What a process was told is on record when it is killed; nobody waits for it, for its mutex or for its steps."""
+    url = kind.url(tmp_path / "root")
+    workflow = Workflow("w", store=url)
+    with run_python(WORKER, url) as child:
+        for number in range(20):
+            assert child.line() == str(number)
+        with pytest.raises(MutexTimeoutError), workflow.mutex("key", timeout=0):
+            pass
+        assert workflow.record.steps["step 0"].result == 0
+        child.kill()
+    with workflow.mutex("key", timeout=DEADLINE):
+        assert [workflow.run_step(f"step {number}", lambda: "again") for number in range(20)] == list(range(20))
+        last = len(workflow.record.steps) - 1
+        assert workflow.run_step(f"step {last}", lambda: "again") in (last, "again")
+    workflow.close()
+
+
 def test_stores_are_found_by_url(tmp_path: Path) -> None:
     """A URL means a store of its kind, the same one each time; a store means itself, and None the folder."""
     file = find_store(f"file://{tmp_path}/a%20b", "elsewhere")
@@ -462,4 +506,3 @@ def test_a_url_without_a_store_is_refused(url: str) -> None:
     """The error says which there are: those that the contract's tests try."""
     with pytest.raises(StoreError, match=re.escape(f"use {' or '.join(STORE_URLS)}")):
         find_store(url, ".")
-    assert [kind.partition("://")[0] for kind in STORE_URLS] == list(STORES)
