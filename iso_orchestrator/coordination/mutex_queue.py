@@ -200,8 +200,8 @@ class MutexState:
         since: When the owner was granted it.
         is_locked: Whether this process has the lock.
         turn_ends: When other processes get their turn, by `monotonic`.
-        changer: What alone may change the lock now: a token of one `advance` call, the registry while it waits for
-            another process, or None.
+        changer: Who may lock and unlock *store_mutex* now, one at a time: an `advance` call, by a token of its own, or
+            the registry, which waits there for another process. None while no change is in progress.
     """
 
     key: StateKey
