@@ -28,6 +28,7 @@ from iso_orchestrator.system.processes import GRACE, Process, end_tree, living_t
 _LOOK = 1.0  # seconds between two looks at the files
 _LOOK_FOR_LINES = 0.05  # the same where lines are read
 _LOOK_FOR_ORPHANS = 0.05
+_PATH_SHOWN = 1000  # characters in an error
 
 _Limit: TypeAlias = tuple[type[CommandTimeoutError], float]
 """A time limit that was reached, and its seconds."""
@@ -295,5 +296,6 @@ def _reason(error: OSError, command: Command, environment: Mapping[str, str]) ->
     # PermissionError also where this user may not read a folder of the PATH, and the program is in none of the others.
     if isinstance(error, FileNotFoundError | PermissionError) and not os.path.dirname(command.args[0]):
         path = environment.get("PATH", os.defpath)
-        return f"no such executable program on the PATH {path!r:.200}: install it, or give its whole path"
+        shown = path if len(path) <= _PATH_SHOWN else f"{path[:_PATH_SHOWN]}..."
+        return f"no such executable program on the PATH {shown!r}: install it, or give its whole path"
     return f"{reason}; give the path of an executable program"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -18,7 +19,7 @@ from iso_orchestrator.commands.model import Command, CommandResult, IfLeft, as_c
 from iso_orchestrator.commands.output import is_output_open
 from iso_orchestrator.commands.parse import Ended, Parser, Reader, as_parser
 from iso_orchestrator.commands.process import ProcessRunner, await_orphans, end_orphans
-from iso_orchestrator.errors import CommandTimeoutError, LeaseLostError, OrchestratorError
+from iso_orchestrator.errors import CommandStartError, CommandTimeoutError, LeaseLostError, OrchestratorError
 from iso_orchestrator.record.facts import CommandBegun, CommandsMarked, Fact, HeartbeatRecorded
 from iso_orchestrator.record.model import Json
 from iso_orchestrator.record.projection import Projection, copy_json
@@ -36,6 +37,9 @@ _log = logging.getLogger("iso_orchestrator")
 
 _LOOK_EVERY = 0.5  # seconds between two looks whether the caller still waits
 _BEAT_EVERY = 20.0  # seconds between two recorded heartbeats
+
+# Why a program may not start now, and start later: the machine is short of something, or the program is being written.
+_PASSING = {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ETXTBSY, errno.EIO}
 
 
 class Buildable(Protocol):
@@ -117,6 +121,7 @@ class CommandAttempt:
         self._options = options
         self._runtime = scope.runtime
         self._session = scope.attempt.session
+        self._flight = scope.attempt.flight
         self._batch = scope.batch
         self._step = scope.step.name
         self._key = heartbeat_key(self._step)
@@ -139,7 +144,11 @@ class CommandAttempt:
         tag = self._process_tag()
         self._end_orphans(tag)
         line = fn(*args, **kwargs)
-        command = as_command(line)
+        try:
+            command = as_command(line)
+        except (TypeError, ValueError):
+            self._flight.is_hopeless = True
+            raise
         reader = self._options.parser.begin(line, last_beat(self._key))
         runner = ProcessRunner(
             name=self._step,
@@ -170,6 +179,9 @@ class CommandAttempt:
             return runner.run()
         except CommandTimeoutError as error:
             raise reader.on_timeout(error, self._now()) from error.__cause__
+        except CommandStartError as error:
+            self._flight.is_hopeless = getattr(error.__cause__, "errno", None) not in _PASSING
+            raise
 
     def _process_tag(self) -> str:
         """The process tag of all attempts at the step: it cannot be guessed, and is recorded before any attempt."""

@@ -94,6 +94,7 @@ class InFlightStep:
         name: The step's.
         attempt: The number of the attempt that the thread runs, or of the one elsewhere that it waited for; 0 before.
         error: What its caller gets, if it failed.
+        is_hopeless: Whether each further attempt would fail likewise, so that none is made.
         thread: The thread's identifier.
         is_settled: False while the record may say that this step runs, so that other processes wait for it.
         waits_for: The steps in flight that its body waits for, in any of its threads.
@@ -103,6 +104,7 @@ class InFlightStep:
     name: str
     attempt: int = 0
     error: BaseException | None = None
+    is_hopeless: bool = False
     thread: int = attrs.field(factory=threading.get_ident)
     is_settled: bool = True
     waits_for: list[InFlightStep] = attrs.field(factory=list)

@@ -259,7 +259,7 @@ class StepCall:
                 if isinstance(error, Limited) and self._is_limited(attempt, error):
                     self._begin_again(attempt)  # the same one: a limit is no failure
                     continue
-                pause = self._pause_before_retry(error, context)
+                pause = None if flight.is_hopeless else self._pause_before_retry(error, context)
                 if not self._record_failure(flight, attempt, error, retrying=pause is not None) or pause is None:
                     raise
                 sleep(pause)

@@ -944,3 +944,50 @@ def test_a_second_ctrl_c_ends_the_wait_for_orphans(tmp_path: Path) -> None:
 
 def starts_in(root: Path) -> int:
     return sum(event.type == "step.started" for event in read_workflow_record("w", dir=root).events)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "echo hello",
+        [],
+        ["echo", 7],
+        ["no-such-program"],
+        ["/no/such/program"],
+        Command(["true"], cwd="/no/such/folder"),
+    ],
+    ids=str,
+)
+def test_a_command_line_that_can_never_work_is_not_retried(workflow: Workflow, line: Any) -> None:
+    """It fails in its first attempt, with the error that says what is wrong with it."""
+    calls = []
+
+    @workflow.command(name="bad", retry=3)
+    def bad() -> Any:
+        calls.append(1)
+        return line
+
+    with pytest.raises((TypeError, ValueError, CommandStartError), match=r"command line|program|folder"):
+        bad()
+    assert calls == [1]
+    assert (workflow.record.steps["bad"].status, workflow.record.steps["bad"].attempts) == (StepStatus.FAILED, 1)
+
+
+def test_a_program_that_cannot_be_started_for_now_is_retried(workflow: Workflow, tmp_path: Path) -> None:
+    """A program that is open for writing, as while it is installed, is started by a later attempt."""
+    program = tmp_path / "program"
+    installing = program.open("w")
+    installing.write("#!/bin/sh\necho works\n")
+    installing.flush()
+    program.chmod(0o755)
+    calls = []
+
+    @workflow.command(name="new", retry=2, parse="text")
+    def new() -> list[str]:
+        calls.append(1)
+        if len(calls) == 2:
+            installing.close()
+        return [str(program)]
+
+    assert new().parsed.strip() == "works"
+    assert len(calls) == 2
