@@ -177,8 +177,8 @@ FAULTS = [
     Fault(
         "a non-Exception retried or swallowed",
         "steps/call.py",
-        "pause = self._pause_before_retry(error, context)\n",
-        "pause = self._pause_before_retry(error, context) if isinstance(error, Exception) else 0.0\n",
+        "else self._pause_before_retry(error, context)\n",
+        "else self._pause_before_retry(error, context) if isinstance(error, Exception) else 0.0\n",
         "tests/steps/test_retry.py::test_what_is_no_exception_is_recorded_and_goes_on",
     ),
     Fault(
