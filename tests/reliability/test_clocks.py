@@ -302,7 +302,7 @@ def test_whatever_the_clock_does_order_is_by_sequence_and_no_lease_ends_early_or
     memory: Path, tier: Tier, figures: Figures, monkeypatch: pytest.MonkeyPatch, kind: str, part: int
 ) -> None:
     """Words, events and steps stay as they were recorded; a lease ends when its time has gone by, and not before."""
-    count = tier.count(quick=8, full=250, soak=250)
+    count = tier.count(quick=8, full=125, soak=250)
     randomness = tier.random(f"clocks {kind} {part}")
     for number in range(count):
         seed = randomness.getrandbits(32)

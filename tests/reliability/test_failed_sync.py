@@ -51,7 +51,7 @@ def test_a_failed_sync_acknowledges_nothing(part: int, locks: LockFiles, tier: T
             log, since = with_failed_sync(locks, names, number, others_first=draw.random() < 0.5)
             what = f"{', '.join(names) or 'opening'}, of which sync {number} fails"
             rare = tier.share(quick=0.01, full=0.01, soak=0.2)
-            share = tier.share(quick=0.15, full=0.12, soak=1.0)
+            share = tier.share(quick=0.15, full=0.06, soak=1.0)
             checker.replay(log, what, since=since, share=share, torn=rare, inside=rare)
     figures.add(6, "failed syncs in short sequences", count)
     figures.add(6, "crash states after failed syncs", checker.count)

@@ -53,8 +53,9 @@ def _files(root: str) -> Files:
     found = {}
     for folder, _, names in os.walk(root):
         for name in names:
-            path = os.path.join(folder, name)
-            found[os.path.relpath(path, root)] = Path(path).read_bytes()
+            path = f"{folder}/{name}"
+            with open(path, "rb") as file:
+                found[path[len(root) + 1 :]] = file.read()
     return found
 
 
@@ -462,7 +463,7 @@ class Violations:
 @pytest.mark.parametrize("part", range(PARTS))
 def test_damaged_files_are_read_or_refused(tier: Tier, figures: Figures, folder: Path, part: int) -> None:
     """Fuzzed bytes and mutated files give a record or a documented error, and nothing damaged is overwritten."""
-    count = tier.count(quick=400, full=50_000, soak=10_000_000) // PARTS
+    count = tier.count(quick=400, full=20_000, soak=10_000_000) // PARTS
     samples = _samples(folder)
     prefixes = [_prefixes(files) for files in samples]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -385,7 +385,7 @@ def test_generated_ids_have_records_of_their_own(tier: Tier, figures: Figures, h
     """Any ids at all live side by side in one root, also where names that look alike are one."""
     root = str(home / "root")
     store = FileStore(root, FoldingFS(root))
-    count = tier.count(quick=200, full=5_000, soak=50_000)
+    count = tier.count(quick=200, full=2_000, soak=50_000)
     ids = list(dict.fromkeys(generated(tier.random("test_generated_ids_have_records_of_their_own"), count)))
     before = outside(home)
     for workflow_id in ids:

@@ -196,7 +196,7 @@ def documents(root: Path, workflow_id: str, texts: Sequence[str]) -> list[str]:
 @pytest.mark.parametrize("part", range(2))
 def test_texts_in_a_notebook_are_texts(part: int, folder: Path, tier: Tier, figures: Figures) -> None:
     """The HTML of records, summaries and workflows is built as for plain texts, and shows the text."""
-    texts = drawn(tier.random(f"notebook {part}"), tier.count(quick=42, full=500, soak=20_000))
+    texts = drawn(tier.random(f"notebook {part}"), tier.count(quick=42, full=250, soak=20_000))
     plain: dict[int, list[list[object]]] = {}
     for number in range(0, len(texts), BATCH):
         batch = texts[number : number + BATCH]
@@ -263,7 +263,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str
 @pytest.mark.parametrize("part", range(2))
 def test_texts_on_a_terminal_are_texts(part: int, folder: Path, tier: Tier, figures: Figures, run: Any) -> None:
     """Each command prints as many lines as for plain texts, and no control character, to either stream."""
-    texts = drawn(tier.random(f"terminal {part}"), tier.count(quick=42, full=500, soak=20_000))
+    texts = drawn(tier.random(f"terminal {part}"), tier.count(quick=42, full=250, soak=20_000))
     plain: dict[int, list[object]] = {}
 
     def said(root: Path, batch: Sequence[str]) -> list[object]:
@@ -314,7 +314,7 @@ def _change_state(path: Path) -> None:
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_what_is_said_of_damage_is_text(damage: str, folder: Path, tier: Tier, figures: Figures, run: Any) -> None:
     """Reports and errors about files that somebody made drive no terminal either, whatever they hold and are called."""
-    texts, groups, tried = [*TERMINAL, *BIDI], tier.count(quick=2, full=22, soak=22), 0
+    texts, groups, tried = [*TERMINAL, *BIDI], tier.count(quick=2, full=11, soak=22), 0
     for number, text in enumerate("".join(texts[start::groups]) for start in range(groups)):
         root = folder / f"{number} {text[:60]}".replace("\0", "").replace("/", "")
         workflow_id = f"w{text}"
@@ -350,7 +350,7 @@ class _StoreOf(MemoryStore):
 
 def test_what_a_command_prints_is_text(folder: Path, tier: Tier, figures: Figures) -> None:
     """Each line of its log is one line of `logs`, and its last one is a cell of one row of `top`."""
-    texts = drawn(tier.random("logs"), tier.count(quick=42, full=500, soak=20_000))
+    texts = drawn(tier.random("logs"), tier.count(quick=42, full=250, soak=20_000))
     path = folder / "log"
     for text in texts:
         projection = new_fold(text)

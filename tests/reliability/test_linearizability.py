@@ -37,7 +37,7 @@ def assert_legal(history: list[Call], plan: Plan) -> None:
 @pytest.mark.parametrize("part", range(PARTS))
 def test_real_histories_are_legal(tier: Tier, figures: Figures, recorder: Child, folder: Path, part: int) -> None:
     """What processes saw of one store, some of them killed, could have come about one call after the other."""
-    count = tier.count(quick=6, full=300, soak=10_000)
+    count = tier.count(quick=6, full=150, soak=10_000)
     calls = tier.pick(quick=100, full=300, soak=500)
     seen = 0
     for number in range(part, count, PARTS):
@@ -491,7 +491,7 @@ def _random_history(rng: random.Random) -> list[Call]:
 def test_the_search_agrees_with_trying_everything(tier: Tier, figures: Figures) -> None:
     """On short histories the checker says what a search through all orders says."""
     rng = tier.random("test_the_search_agrees_with_trying_everything")
-    count = tier.count(quick=60, full=5_000, soak=200_000)
+    count = tier.count(quick=60, full=3_000, soak=200_000)
     legal = 0
     for _ in range(count):
         history = _random_history(rng)

@@ -173,7 +173,7 @@ def _descriptors() -> dict[str, str]:
 def test_many_mutexes_exclude_as_one_does(nursery: Nursery, tier: Tier, figures: Figures) -> None:
     """No two threads are in one mutex at once, each thread gets what it waits for, and none stays locked or open."""
     times = tier.pick(quick=25, full=60, soak=60)
-    for number in range(tier.count(quick=2, full=8, soak=800)):
+    for number in range(tier.count(quick=2, full=4, soak=800)):
         signals = number % 2 == 1
         with memory_folder() as root:
             seeds = [f"{tier.seed} mutexes {number} {process}" for process in range(PROCESSES)]

@@ -150,7 +150,7 @@ def test_a_mutex_is_handed_on_to_one_at_a_time_and_to_all(tier: Tier, figures: F
     """Each thread that wants a mutex has it, alone, or gives up in time or by Ctrl-C; in the end it is free."""
     tier.skip_quick("thousands of schedules")
     found = {}
-    schedules = tier.count(quick=0, full=4_000, soak=600_000)
+    schedules = tier.count(quick=0, full=2_000, soak=600_000)
     for number in range(schedules):
         schedule = Schedule(f"{tier.seed} mutex {number}", [mutex_queue, mutex, interrupts, memory])
         raises = schedule.random.choice(tuple(PLACES))

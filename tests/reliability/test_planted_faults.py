@@ -99,9 +99,9 @@ def pytest_terminal_summary(terminalreporter):
 
 
 def copy(project: Path) -> None:
-    """A copy of the package and its tests, to be changed."""
+    """A copy of the package and its tests, to be changed; what is compiled already goes with them."""
     for name in (PACKAGE, "tests"):
-        shutil.copytree(PROJECT / name, project / name, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+        shutil.copytree(PROJECT / name, project / name, ignore=shutil.ignore_patterns(".*"))
     shutil.copy(PROJECT / "pyproject.toml", project)
     (project / "tested_package.py").write_text(_PLUGIN, encoding="utf-8")
 

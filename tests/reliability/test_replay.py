@@ -61,7 +61,7 @@ def test_no_short_sequence_loses_what_was_acknowledged(
     """Whatever one to three operations a crash follows, the record is a prefix with everything acknowledged."""
     draw = tier.random(f"short sequences {part}")
     checker = Checker(locks, draw)
-    target = tier.count(quick=800, full=100_000, soak=2_000_000) // PARTS
+    target = tier.count(quick=800, full=50_000, soak=2_000_000) // PARTS
     own = short_sequences(3)[part::PARTS]
     for names in own if tier.name != "quick" else [own[0], *draw.sample(own, 1)]:
         replay(checker, names, locks, share=0.05 if len(names) == 3 else 1.0, torn=0.01, inside=0.02)
@@ -94,7 +94,7 @@ def test_no_script_loses_what_was_acknowledged(name: str, locks: LockFiles, tier
     checker.replay(
         played(locks, name),
         name,
-        share=tier.share(quick=0.25, full=0.5, soak=1.0),
+        share=tier.share(quick=0.25, full=0.3, soak=1.0),
         torn=tier.share(quick=0.01, full=0.2, soak=1.0),
         inside=tier.share(quick=0.02, full=0.1, soak=1.0),
     )
@@ -114,7 +114,7 @@ def test_what_a_killed_process_left_is_not_taken_for_durable(
         clean, since = recorded(locks, names)
         first, end = (sum(isinstance(operation, DiskOperation) for operation in log) for log in (clean[:since], clean))
         moments = range(first + 1, end + 1)
-        count = tier.pick(quick=1, full=3 if len(names) == 2 else end, soak=end)
+        count = tier.pick(quick=1, full=2 if len(names) == 2 else end, soak=end)
         for fatal in draw.sample(moments, min(count, len(moments))):
             kills += 1
             log, since = killed(locks, names, fatal)
@@ -131,7 +131,7 @@ def test_no_long_sequence_loses_what_was_acknowledged(locks: LockFiles, tier: Ti
 
     @hypothesis.seed(tier.seed)
     @hypothesis.settings(
-        max_examples=tier.count(quick=2, full=100, soak=5_000),
+        max_examples=tier.count(quick=2, full=40, soak=5_000),
         database=None,
         deadline=None,
         suppress_health_check=list(hypothesis.HealthCheck),

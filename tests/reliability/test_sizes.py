@@ -178,7 +178,7 @@ def test_facts_that_leave_no_trace_take_no_memory(root: Path, tier: Tier, figure
 @pytest.mark.slow
 def test_reading_takes_memory_by_the_size_of_the_files(root: Path, tier: Tier, figures: Figures) -> None:
     """Opening, looking and checking take a few times the files' size, whether these are small or large."""
-    for count in (tier.count(quick=500, full=20_000, soak=100_000), tier.count(quick=2000, full=80_000, soak=400_000)):
+    for count in (tier.count(quick=500, full=8_000, soak=100_000), tier.count(quick=2000, full=32_000, soak=400_000)):
         store = FileStore(root / str(count))
         log, projection = store.open("w", new_fold)
         append_all(log, projection, (note(f"{seq:09}" + "x" * 100, seq) for seq in range(count)), 100)

@@ -1121,7 +1121,7 @@ PARTS = 4
 def test_a_workflow_is_what_a_dict_would_be(tier: Tier, figures: Figures, folder: Path, kind: str, part: int) -> None:
     """After any calls, deaths and openings all see the record that a dict would have become."""
     dies_in_calls = STORES[kind].takes_fs
-    whole = tier.count(quick=12, full=500, soak=20_000) if dies_in_calls else tier.count(quick=8, full=100, soak=4_000)
+    whole = tier.count(quick=12, full=250, soak=20_000) if dies_in_calls else tier.count(quick=8, full=100, soak=4_000)
     examples = -(-whole // PARTS)  # two at least: the first one of a part does the first rule alone, again and again
     seed = tier.random(f"test_a_workflow_is_what_a_dict_would_be {kind} {part}").getrandbits(32)
     machine: Any = type("SeededMachine", (Machine,), {"kind": kind, "folder": folder, "rules": 0, "crashes": 0})

@@ -106,7 +106,7 @@ def test_nobody_is_forgotten_and_nobody_goes_on_too_early(tier: Tier, figures: F
     """Whoever waits for a sync has it or an error in the end, and what is told to be on the disk is there."""
     tier.skip_quick("thousands of schedules")
     found = {}
-    schedules = tier.count(quick=0, full=6_000, soak=1_000_000)
+    schedules = tier.count(quick=0, full=4_000, soak=1_000_000)
     for number in range(schedules):
         schedule = Schedule(f"{tier.seed} sync {number}", [group_sync, waiting])
         with schedule.locks():
