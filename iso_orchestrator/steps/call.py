@@ -131,12 +131,8 @@ class StepCall:
         if step is not None:
             return self._load(step.result)
         self.scope = current_scope()
-        with masked():
-            self.session = self.runtime.acquire()
-            try:
-                return self._run()
-            finally:
-                self.session.release()
+        with masked(), self.runtime.acquire() as self.session:
+            return self._run()
 
     def _run(self) -> Any:
         self._refuse_recursion()
