@@ -84,7 +84,7 @@ def hold_lease(
 @contextmanager
 def _hold(runtime: WorkflowRuntime, touch: _Touch) -> Iterator[HeldLease]:
     key, current = touch.key, 0
-    with runtime.using() as session, ExitStack() as stack:
+    with runtime.acquire() as session, ExitStack() as stack:
         held = HeldLease(key, touch.holder, token=0)
 
         def give_back(_: object, error: BaseException | None, __: object) -> None:

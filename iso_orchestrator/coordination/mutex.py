@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ContextDecorator
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from iso_orchestrator.checks import check_key, check_wait
-from iso_orchestrator.coordination.mutex_queue import Held, MutexScope, Waiter, find_hold, request
+from iso_orchestrator.coordination.mutex_queue import Held, MutexScope, Waiter, find_hold, request, state_key_of
 from iso_orchestrator.errors import suppressed_as_note
 from iso_orchestrator.record.facts import EventAppended
 from iso_orchestrator.runtime.context import current_owner
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
+from iso_orchestrator.runtime.session import Session
 from iso_orchestrator.steps.options import check_callable
+from iso_orchestrator.system.clock import Clock
 from iso_orchestrator.system.interrupts import OneShotEvent, masked
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -26,7 +28,7 @@ class Mutex(ContextDecorator):
         self._runtime = runtime
         self._key = check_key(key, "a mutex key")
         self._timeout = check_wait(timeout, "timeout")
-        self._scope: MutexScope = check_scope(scope)
+        self._state_key = state_key_of(runtime, key, check_scope(scope))
 
     def __call__(self, fn: F) -> F:
         """Hold the mutex during each call of *fn*.
@@ -49,15 +51,16 @@ class Mutex(ContextDecorator):
         waiter = Waiter(current_owner(), granted=lambda _: answered.set(), failed=fail)
         try:
             with masked():
-                hold = find_hold(self._runtime, self._key, self._scope, waiter.owner)
+                hold = find_hold(self._state_key, waiter.owner)
                 if hold is not None:
                     hold.enter_again()
                 else:
-                    request(self._runtime, self._key, self._scope, waiter, self._timeout)
-                    answered.wait()
-                    if errors:
-                        raise errors[0]
-                    record_acquired(self._runtime, self._key)
+                    with self._runtime.acquire() as session:
+                        request(session, self._state_key, waiter, self._timeout)
+                        answered.wait()
+                        if errors:
+                            raise errors[0]
+                        record(session, self._runtime.clock, "mutex.acquired", self._key)
                 is_entered = True
         except BaseException as error:
             # Ctrl-C comes out of the wait, or at the end of the masked block: Python then calls no `__exit__`.
@@ -71,7 +74,7 @@ class Mutex(ContextDecorator):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with masked():
-            hold = find_hold(self._runtime, self._key, self._scope, current_owner())
+            hold = find_hold(self._state_key, current_owner())
             if hold is not None:
                 release(self._runtime, self._key, hold, error)
 
@@ -83,9 +86,10 @@ def check_scope(value: str) -> MutexScope:
     return value  # type: ignore[return-value]  # mypy does not narrow a str by `in`
 
 
-def record_acquired(runtime: WorkflowRuntime, key: str) -> None:
-    """Append the event that a mutex was acquired."""
-    _record(runtime, "mutex.acquired", key)
+def record(session: Session, clock: Clock, kind: Literal["mutex.acquired", "mutex.released"], key: str) -> None:
+    """Append the event that a mutex was acquired or released."""
+    at = clock.now()
+    session.transact(lambda _: ([EventAppended(at, kind, detail={"key": key})], None), durable=False)
 
 
 def release(runtime: WorkflowRuntime, key: str, hold: Held, error: BaseException | None) -> None:
@@ -96,11 +100,7 @@ def release(runtime: WorkflowRuntime, key: str, hold: Held, error: BaseException
     try:
         with suppressed_as_note(error, f"the release of mutex {key!r} was not recorded"):
             if hold.depth == 1:
-                _record(runtime, "mutex.released", key)
+                with runtime.acquire() as session:
+                    record(session, runtime.clock, "mutex.released", key)
     finally:
         hold.release()
-
-
-def _record(runtime: WorkflowRuntime, kind: str, key: str) -> None:
-    at = runtime.clock.now()
-    runtime.transact(lambda _: ([EventAppended(at, kind, detail={"key": key})], None), durable=False)

@@ -31,16 +31,15 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import datetime
 from typing import Literal, TypeAlias, TypeVar
 
 import attrs
 
-from iso_orchestrator.checks import host_name
 from iso_orchestrator.errors import MutexTimeoutError, StoreError, WorkflowUsageError
 from iso_orchestrator.runtime.context import LockOwner
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
-from iso_orchestrator.store import ProcessInfo, StoreMutex
+from iso_orchestrator.runtime.session import Session
+from iso_orchestrator.store import StoreMutex
 from iso_orchestrator.system.clock import monotonic
 from iso_orchestrator.system.interrupts import OneShotEvent, masked
 
@@ -56,7 +55,12 @@ _PAUSE = 0.02  # seconds between two tries of a key
 _PAUSE_A_KEY = 0.001  # seconds for each key, if that makes more than `_PAUSE`. A try takes 10 microseconds.
 
 
-def find_hold(runtime: WorkflowRuntime, key: str, scope: MutexScope, owner: LockOwner) -> Held | None:
+def state_key_of(runtime: WorkflowRuntime, key: str, scope: MutexScope) -> StateKey:
+    """What makes a mutex equal to another one."""
+    return runtime.store.identity, None if scope == "store" else runtime.workflow_id, key
+
+
+def find_hold(state_key: StateKey, owner: LockOwner) -> Held | None:
     """The hold under which *owner* may enter the mutex again; None if it has to request it.
 
     Raises:
@@ -64,7 +68,6 @@ def find_hold(runtime: WorkflowRuntime, key: str, scope: MutexScope, owner: Lock
     """
     if owner.parent is None and not owner.holds:
         return None  # the usual case, at no cost
-    state_key = _state_key(runtime, key, scope)
     beyond_item = False
     for link in owner.chain():
         with _registry.guard:
@@ -72,7 +75,7 @@ def find_hold(runtime: WorkflowRuntime, key: str, scope: MutexScope, owner: Lock
         hold = next((hold for hold in holds if hold.depth and hold.state.key == state_key), None)
         if hold is not None and beyond_item:
             raise WorkflowUsageError(
-                f"mutex {key!r} is held around the for_each, whose items would wait for it for ever: "
+                f"mutex {state_key[2]!r} is held around the for_each, whose items would wait for it for ever: "
                 "take it inside the items, or not at all"
             )
         if hold is not None:
@@ -81,25 +84,22 @@ def find_hold(runtime: WorkflowRuntime, key: str, scope: MutexScope, owner: Lock
     return None
 
 
-def request(
-    runtime: WorkflowRuntime, key: str, scope: MutexScope, waiter: Waiter, timeout: float | None = None
-) -> MutexState:
+def request(session: Session, state_key: StateKey, waiter: Waiter, timeout: float | None = None) -> MutexState:
     """Request a mutex. *waiter* is answered before this returns or later, in this thread or another.
 
     Args:
-        runtime: The workflow's.
-        key: The mutex's.
-        scope: Whether the key is one of the workflow, or of the whole store.
+        session: The workflow's, which the caller keeps open meanwhile.
+        state_key: The mutex's.
         waiter: Is granted the mutex, or fails: with MutexTimeoutError, or with the store's error.
         timeout: Seconds until *waiter* fails; None waits for ever.
     """
-    state_key = _state_key(runtime, key, scope)
-    with masked(), runtime.using() as session:
+    with masked():
         with _registry.guard:
             state = _registry.states.get(state_key)
             if state is None:
-                store_mutex = session.log.mutex(key, whole_store=scope == "store")
-                state = _registry.states[state_key] = MutexState(state_key, store_mutex, runtime.clock.now)
+                _, workflow_id, key = state_key
+                store_mutex = session.log.mutex(key, whole_store=workflow_id is None)
+                state = _registry.states[state_key] = MutexState(state_key, store_mutex)
             waiter.state = state
             if timeout is not None:
                 waiter.timeout, waiter.deadline = timeout, monotonic() + timeout
@@ -110,10 +110,6 @@ def request(
         elif timeout is not None:
             _registry.watch(waiter)
     return state
-
-
-def _state_key(runtime: WorkflowRuntime, key: str, scope: MutexScope) -> StateKey:
-    return runtime.store.identity, None if scope == "store" else runtime.workflow_id, key
 
 
 @attrs.define(eq=False)
@@ -194,10 +190,8 @@ class MutexState:
     Attributes:
         key: The store, the workflow (None: the whole store) and the mutex key.
         store_mutex: The lock between processes. Only the changer calls it, except for `holder`.
-        now: The clock that dates *since*.
         waiters: In the order of their requests.
         hold: What its owner has now.
-        since: When the owner was granted it.
         is_locked: Whether this process has the lock.
         turn_ends: When other processes get their turn, by `monotonic`.
         changer: Who may lock and unlock *store_mutex* now, one at a time: an `advance` call, by a token of its own, or
@@ -206,19 +200,11 @@ class MutexState:
 
     key: StateKey
     store_mutex: StoreMutex
-    now: Callable[[], datetime]
     waiters: deque[Waiter] = attrs.field(factory=deque)
     hold: Held | None = None
-    since: datetime | None = None
     is_locked: bool = False
     turn_ends: float = 0.0
     changer: object = None
-
-    def holder(self) -> ProcessInfo:
-        """The process that holds the mutex, this one or another."""
-        if self.hold is not None:
-            return ProcessInfo(os.getpid(), host_name(), self.since)
-        return self.store_mutex.holder()
 
     def withdraw(self, waiter: Waiter) -> bool:
         """Cancel a wait; False if the waiter has been answered already."""
@@ -247,7 +233,7 @@ class MutexState:
 
     def tell_late(self, waiter: Waiter) -> None:
         """Fail a waiter that has been withdrawn, since its time is over."""
-        who = self.holder()
+        who = self.store_mutex.holder()
         _tell(waiter.failed, MutexTimeoutError(self.key[2], waiter.timeout, who.pid, who.host, who.since))
 
     def advance(self) -> None:
@@ -313,7 +299,6 @@ class MutexState:
         while True:
             with _registry.guard:
                 if self.is_locked and self.waiters:
-                    self.since = self.now()
                     hold = self.hold = Held(self, self.waiters.popleft())
                     self.changer = None
                     hold.waiter.owner.holds.append(hold)

@@ -131,7 +131,7 @@ def set_status(
     """Set the status by hand."""
     at, value = runtime.clock.now(), _status(status)
     info = None if error is None else _error_info(error)
-    with runtime.using() as session:
+    with runtime.acquire() as session:
         session.transact(lambda _: ([StatusSet(at, value, info)], None), durable=False)
         return session.transact(lambda projection: ((), projection.record()))
 
@@ -145,7 +145,7 @@ def reset_steps(runtime: WorkflowRuntime, name_or_pattern: str) -> list[str]:
     check_key(name_or_pattern, "a step's name or pattern")
     at = runtime.clock.now()
 
-    with runtime.using() as session:
+    with runtime.acquire() as session:
 
         def decide(projection: Projection) -> tuple[Sequence[Fact], list[str] | WorkflowBusyError]:
             names = _matching(projection, name_or_pattern)

@@ -209,7 +209,7 @@ class ForEach(Generic[Item, P, R]):
             progress=progress,
         )
         try:
-            with runtime.using():
+            with runtime.acquire():
                 outcomes = scheduler.run(items)
         finally:
             progress.close()

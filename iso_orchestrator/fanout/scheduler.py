@@ -26,8 +26,16 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import attrs
 
-from iso_orchestrator.coordination.mutex import record_acquired, release
-from iso_orchestrator.coordination.mutex_queue import Held, MutexState, Waiter, find_hold, request
+from iso_orchestrator.coordination.mutex import record, release
+from iso_orchestrator.coordination.mutex_queue import (
+    Held,
+    MutexState,
+    StateKey,
+    Waiter,
+    find_hold,
+    request,
+    state_key_of,
+)
 from iso_orchestrator.fanout.progress import Progress
 from iso_orchestrator.runtime.context import ItemContext, LockOwner, current_owner, entered
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
@@ -140,7 +148,7 @@ class Scheduler:
             key = self._key_of(value)
             owner = LockOwner(parent=self._parent, is_item=True)
             if key is not None:
-                find_hold(self._runtime, key, self._options.mutex_scope, owner)  # raises if the caller holds the mutex
+                find_hold(self._state_key(key), owner)  # raises if the caller holds the mutex
             with self._changed.guard:
                 if self._stopped:
                     return
@@ -254,7 +262,8 @@ class Scheduler:
         assert key is not None
         with ExitStack() as stack:
             stack.push(lambda _, error, __: release(self._runtime, key, hold, error))
-            record_acquired(self._runtime, key)
+            with self._runtime.acquire() as session:
+                record(session, self._runtime.clock, "mutex.acquired", key)
             return self._work(item.value)
 
     def _finish(self, item: _Item, ok: bool, value: Any) -> None:
@@ -288,8 +297,8 @@ class Scheduler:
         )
         with self._changed.guard:
             self._requested.add(item)
-        scope, timeout = self._options.mutex_scope, self._options.mutex_timeout
-        mutex = request(self._runtime, item.key, scope, item.waiter, timeout)
+        with self._runtime.acquire() as session:
+            mutex = request(session, self._state_key(item.key), item.waiter, self._options.mutex_timeout)
         with self._changed.guard:
             item.requested_by = None
             if item not in self._requested:
@@ -298,6 +307,9 @@ class Scheduler:
             stopped = self._stopped
         if stopped:
             self._withdraw(item)
+
+    def _state_key(self, key: str) -> StateKey:
+        return state_key_of(self._runtime, key, self._options.mutex_scope)
 
     def _on_granted(self, item: _Item, hold: Held) -> None:
         with self._changed.guard:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
 from typing import TypeVar
 
 import attrs
@@ -72,7 +71,9 @@ class WorkflowRuntime:
             return self._session
 
     def acquire(self) -> Session:
-        """The session with one more reference, which keeps it open until `Session.release`.
+        """The session with one more reference, which `Session.release` or the end of a `with` releases.
+
+        Until then it stays open, or can be opened, whatever is closed meanwhile.
 
         Raises:
             WorkflowUsageError: Inside a function given to update_state().
@@ -81,32 +82,17 @@ class WorkflowRuntime:
         session.refuse_inside()
         return session if session.retain() else self.acquire()
 
-    @contextmanager
-    def using(self) -> Iterator[Session]:
-        """The session, opened if it is not, and kept open inside a `with`, whatever is closed meanwhile."""
-        session = self.acquire()
-        try:
-            session.ensure_open()
-            yield session
-        finally:
-            session.release()
-
     def transact(self, decide: Decision[T], *, durable: bool = True, fences: Sequence[Fence] | None = None) -> T:
         """`Session.transact`."""
-        session = self.acquire()
-        try:
+        with self.acquire() as session:
             return session.transact(decide, durable=durable, fences=fences)
-        finally:
-            session.release()
 
     def look(self, view: Callable[[Projection], T]) -> T:
         """What *view* returns for the record, which looking does not create."""
         session = find_session(self.store, self.workflow_id)
         if session is not None:
-            try:
+            with session:
                 return session.transact(lambda projection: ((), view(projection)))
-            finally:
-                session.release()
         projection = self.store.read(self.workflow_id)
         return view(self._new_projection() if projection is None else projection)
 

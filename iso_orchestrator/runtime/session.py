@@ -162,6 +162,12 @@ class Session:
                 "it must only make the new state from the old one"
             )
 
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
     def retain(self) -> bool:
         """Add a reference; False if the session is closed."""
         with _registry_guard:

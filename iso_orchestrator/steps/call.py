@@ -1,4 +1,7 @@
-"""One call of a step: begin, run the body, record the outcome; or wait for the thread or process that runs it."""
+"""One call of a step: begin an attempt, run the body, commit its outcome; or wait for another runner of the step.
+
+The methods of `StepCall` stand in the order in which a call goes through them.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,7 @@ from iso_orchestrator.record.facts import (
     StepWaiting,
 )
 from iso_orchestrator.record.model import ErrorInfo, Json, StepStatus, truncate_to_ms
-from iso_orchestrator.record.projection import Limit, Projection, StepState
+from iso_orchestrator.record.projection import Limit, Projection
 from iso_orchestrator.runtime.context import (
     Attempt,
     InFlightStep,
@@ -58,7 +61,7 @@ _LONGEST_NAP = 0.5  # seconds between two looks whether the for_each around a wa
 
 @attrs.frozen
 class _Started:
-    """The attempt of that number is on record, and this call's; whether it is the first at this step."""
+    """An attempt was recorded as started; *is_first* if none at this step was on record."""
 
     attempt: int
     is_first: bool
@@ -66,7 +69,7 @@ class _Started:
 
 @attrs.frozen
 class _Completed:
-    """The step has been completed, by the fact with that sequence."""
+    """The step has been completed, by the fact *seq*."""
 
     result: Json
     seq: int
@@ -74,36 +77,26 @@ class _Completed:
 
 @attrs.frozen
 class _RunsElsewhere:
-    """Another process runs the step, in its attempt of that number."""
+    """Another process runs the step: its attempt of that number."""
 
     attempt: int
 
 
 @attrs.frozen
-class _Waits:
-    """The step is limited."""
-
-    limit: Limit
-
-
-@attrs.frozen
 class _Refused:
-    """The step does not run, for that reason, given by the fact with that sequence."""
+    """The step must not run, because of the fact *seq*."""
 
     error: OrchestratorError
     seq: int
 
 
-_Beginning: TypeAlias = _Started | _Completed | _RunsElsewhere | _Waits | _Refused
+_Decided: TypeAlias = _Started | _Completed | _RunsElsewhere | _Refused | Limit
 
 
-class _NotRecorded(Exception):  # noqa: N818 - never leaves this module
-    """The attempt is over, and its outcome is not on record.
+class _Unrecordable(Exception):  # noqa: N818 - never leaves this module
+    """The body's result cannot be recorded, and no retry would change that."""
 
-    Either it could not be recorded (*error*), or another attempt has taken over the step (None).
-    """
-
-    def __init__(self, error: BaseException | None) -> None:
+    def __init__(self, error: SerializationError) -> None:
         self.error = error
 
 
@@ -119,7 +112,7 @@ class StepCall:
     options: StepOptions
     session: Session = attrs.field(init=False)
     scope: Scope = attrs.field(init=False)
-    is_first: bool = attrs.field(init=False, default=True)
+    is_first: bool | None = attrs.field(init=False, default=None)
 
     def run(self) -> Any:
         """The step's result, recorded or new.
@@ -131,33 +124,25 @@ class StepCall:
         if step is not None:
             return self._load(step.result)
         self.scope = current_scope()
-        with masked():
-            self.session = self.runtime.acquire()
-            try:
-                return self._run()
-            finally:
-                self.session.release()
+        with masked(), self.runtime.acquire() as self.session:
+            return self._run_in_turn()
 
-    def _run(self) -> Any:
-        self._refuse_recursion()
-        awaited, error = 0, None
-        while True:
-            flight = InFlightStep(self.name, attempt=awaited, error=error)
-            in_flight = self.session.begin_flight(flight)
-            if in_flight is not None:
-                other, ended = in_flight
-                self._wait_for(other, ended)
-                awaited, error = max(awaited, other.attempt), other.error or error
-                continue
-            try:
-                return self._fly(flight)
-            except _NotRecorded as given_up:
-                if given_up.error is not None:
-                    raise given_up.error from given_up.error.__cause__
-            finally:
-                self.session.end_flight(flight)
+    def _run_in_turn(self) -> Any:
+        """Run the step once no other thread of this process runs it."""
+        if any(around.session.key == self.session.key and around.flight.name == self.name for around in self._around()):
+            raise self._recursion()
+        flight = InFlightStep(self.name)
+        while (in_flight := self.session.begin_flight(flight)) is not None:
+            other, ended = in_flight
+            self._wait_for_thread(other, ended)
+            flight.attempt = max(flight.attempt, other.attempt)
+            flight.error = flight.error if other.error is None else other.error
+        try:
+            return self._run_attempts(flight)
+        finally:
+            self.session.end_flight(flight)
 
-    def _wait_for(self, other: InFlightStep, ended: OneShotEvent) -> None:
+    def _wait_for_thread(self, other: InFlightStep, ended: OneShotEvent) -> None:
         """Wait until another thread's run of the step has ended.
 
         Raises:
@@ -165,7 +150,7 @@ class StepCall:
         """
         if other.thread == threading.get_ident():
             raise self._recursion()
-        mine = [link.flight for link in self._attempts_around()]
+        mine = [around.flight for around in self._around()]
         for own in mine:
             own.waits_for.append(other)
         try:
@@ -179,34 +164,57 @@ class StepCall:
             for own in mine:
                 own.waits_for.remove(other)
 
-    def _fly(self, flight: InFlightStep) -> Any:
-        beginning = self._begin(flight)
-        if isinstance(beginning, _Completed):
-            return self._load(beginning.result)
-        self.is_first = beginning.is_first
-        return self._attempts(flight, beginning.attempt)
+    def _run_attempts(self, flight: InFlightStep) -> Any:
+        number = 1
+        while True:
+            begun = self._begin(flight)
+            if isinstance(begun, _Completed):
+                return self._load(begun.result)
+            flight.attempt = begun.attempt
+            self.is_first = begun.is_first if self.is_first is None else self.is_first
+            attempt = Attempt(self.session, flight, self.scope.attempt, begun.attempt, self.is_first)
+            context = StepContext(self.name, number, self.options.retry.attempts, self.idempotency_key)
+            try:
+                data, result = self._execute(attempt, context)
+            except _Unrecordable as unrecordable:
+                error = unrecordable.error
+                self._record_failure(attempt, error, retrying=False)
+                raise error from error.__cause__
+            except BaseException as error:  # it is recorded, then raised or retried
+                if not isinstance(error, CommandLeftoverError):  # which came before the command began
+                    self.is_first = False
+                if isinstance(error, Limited) and self._record_limit(attempt, error):
+                    continue  # with the same number: a limit is no failure
+                pause = None if flight.is_hopeless else self._pause_before_retry(error, context)
+                if not self._record_failure(attempt, error, retrying=pause is not None) or pause is None:
+                    raise
+                sleep(pause)
+                number += 1
+            else:
+                if self._commit(attempt, data):
+                    return result
 
     def _begin(self, flight: InFlightStep) -> _Started | _Completed:
-        pause = Backoff()
+        """Record that an attempt starts, as soon as no other process and no limit is in the way."""
+        pause, was_settled = Backoff(), flight.is_settled
         while True:
             at = self.runtime.clock.now()
             flight.is_settled = False
             try:
-                beginning: _Beginning = self.session.transact(
+                decided: _Decided = self.session.transact(
                     lambda projection: self._decide(projection, at, flight.attempt),  # noqa: B023 - called at once
                     durable=self.options.if_interrupted == "fail",
-                    fences=self.scope.fences,
                 )
             except StoreError:
-                flight.is_settled = True  # nothing was appended, or the store is dead in this process
+                flight.is_settled = was_settled  # nothing was appended, or the store is dead in this process
                 raise
-            flight.is_settled = not isinstance(beginning, _Started)
-            match beginning:
-                case _Started():
-                    return beginning
+            if isinstance(decided, _Started):
+                return decided
+            flight.is_settled = was_settled
+            match decided:
                 case _Completed(_, seq):
                     self.session.sync(seq)
-                    return beginning
+                    return decided
                 case _Refused(error, seq):
                     self.session.sync(seq)
                     if isinstance(error, StepFailedError) and isinstance(flight.error, Exception):
@@ -215,168 +223,31 @@ class StepCall:
                 case _RunsElsewhere(attempt):
                     flight.attempt = attempt
                     pause.rest()
-                case _Waits(limit):
-                    self._wait_until(limit)
+                case Limit():
+                    self._wait_until(decided)
 
-    def _decide(self, projection: Projection, at: datetime, awaited: int) -> tuple[Sequence[Fact], _Beginning]:
+    def _decide(self, projection: Projection, at: datetime, awaited: int) -> tuple[Sequence[Fact], _Decided]:
+        """Decide whether the next attempt starts at the time *at*, after the caller waited for attempt *awaited*."""
         log, step = self.session.log, projection.steps.get(self.name)
         same = projection.matching(self.name, self.idempotency_key, self.options.version)
         if same is not None and same.status is StepStatus.COMPLETED:
             return (), _Completed(same.result, same.seq)
         if step is not None and step.owner not in (None, log.process_id) and log.is_alive(step.owner):
             return (), _RunsElsewhere(step.attempts)
-        if same is not None and (error := self._refusal(same, awaited)) is not None:
-            return (), _Refused(error, same.seq)
-        limit = self._limit(projection, at)
-        if limit is not None:
-            return self._waiting(projection, limit, at), _Waits(limit)
-        attempt = 1 if same is None else same.attempts + 1
-        return [self._started(attempt, at)], _Started(attempt, is_first=same is None)
-
-    def _refusal(self, step: StepState, awaited: int) -> OrchestratorError | None:
-        if step.error is not None and step.owner is None and 0 < awaited <= step.attempts:
-            return StepFailedError(self.name, step.error)
-        if step.status is StepStatus.RUNNING and self.options.if_interrupted == "fail":
-            return StepInterruptedError(self.name, step.attempts)
-        return None
-
-    def _started(self, attempt: int, at: datetime) -> StepStarted:
-        return StepStarted(
-            at, self.name, attempt, self.session.log.process_id, self.idempotency_key, self.options.version
-        )
-
-    def _attempts(self, flight: InFlightStep, attempt: int) -> Any:
-        budget, number = self.options.retry.attempts, 1
-        while True:
-            context = StepContext(self.name, number, budget, self.idempotency_key)
-            try:
-                return self._attempt(flight, attempt, context)
-            except _NotRecorded:
-                raise
-            except BaseException as error:  # it is recorded, then raised or retried
-                if not isinstance(error, CommandLeftoverError):  # which came before the command began
-                    self.is_first = False
-                if isinstance(error, Limited) and self._is_limited(attempt, error):
-                    self._begin_again(attempt)  # the same one: a limit is no failure
-                    continue
-                pause = None if flight.is_hopeless else self._pause_before_retry(error, context)
-                if not self._record_failure(flight, attempt, error, retrying=pause is not None) or pause is None:
-                    raise
-                sleep(pause)
-            number, attempt = number + 1, attempt + 1
-            self._begin_again(attempt)
-
-    def _begin_again(self, attempt: int) -> None:
-        while True:
-            at = self.runtime.clock.now()
-
-            def decide(projection: Projection, at: datetime = at) -> tuple[Sequence[Fact], Limit | None]:
-                limit = self._limit(projection, at)
-                facts = [self._started(attempt, at)] if limit is None else self._waiting(projection, limit, at)
-                return facts, limit
-
-            limit = self.session.transact(
-                decide, durable=self.options.if_interrupted == "fail", fences=self.scope.fences
-            )
-            if limit is None:
-                return
-            self._wait_until(limit)
-
-    def _attempt(self, flight: InFlightStep, attempt: int, context: StepContext) -> Any:
-        scope, flight.attempt = self.scope, attempt
-        work = Attempt(self.session, flight, scope.attempt, attempt, self.is_first)
-        owner = LockOwner(scope.owner or current_owner())
-        inside = Scope(self.runtime, scope.runs, owner, context, scope.item, work, scope.fences, scope.batch)
-        context_of_body = inside.context()
-        with unmasked():
-            if self.options.timeout is None:
-                value = context_of_body.run(self.body)
-            else:
-                value = context_of_body.run(call_with_timeout, self.name, self.body, self.options.timeout)
-        try:
-            data = self.codec.dump(value, self._subject())
-            result = self._load(data)
-        except SerializationError as error:
-            self._record_failure(flight, attempt, error, retrying=False)
-            raise _NotRecorded(error) from error
-        if self.options.accept is not None:
-            with unmasked():
-                if not context_of_body.run(self.options.accept, self._load(data)):
-                    raise StepRejectedError(self.name, result)
-        self._complete(flight, attempt, data, work)
-        return result
-
-    def _complete(self, flight: InFlightStep, attempt: int, data: Json, work: Attempt) -> None:
-        at = self.runtime.clock.now()
-
-        def decide(projection: Projection) -> tuple[Sequence[Fact], bool]:
-            if not self._is_mine(projection, attempt):
-                return (), False
-            state = projection.state
-            for update in work.updates:
-                with unmasked():
-                    state = updated_state(update, state)
-            return [StepCompleted(at, self.name, data, state if work.updates else ABSENT)], True
-
-        try:
-            is_recorded = self.session.transact(decide, fences=self.scope.fences)
-        except LeaseLostError as error:
-            raise _NotRecorded(error) from error
-        except StoreError as error:
-            lost = StoreError(f"step {self.name!r} succeeded, and its result could not be recorded: {error}")
-            lost.__cause__ = error
-            raise _NotRecorded(lost) from error
-        except Exception as error:  # an update of the state, or what it returned
-            self._record_failure(flight, attempt, error, retrying=False)
-            raise _NotRecorded(error) from error
-        if not is_recorded:
-            raise _NotRecorded(None)
-        flight.is_settled = True
-
-    def _record_failure(self, flight: InFlightStep, attempt: int, error: BaseException, *, retrying: bool) -> bool:
-        """Record that an attempt failed; whether that could be done. Never hides *error*."""
-        try:
-            fact = StepFailed(self.runtime.clock.now(), self.name, ErrorInfo.of(error), retrying)
-            self.session.transact(
-                lambda projection: ([fact] if self._is_mine(projection, attempt) else [], None),
-                durable=not retrying,
-                fences=self.scope.fences,
-            )
-        except Exception as trouble:  # noqa: BLE001 - the step's own error is what counts
-            if not isinstance(error, LeaseLostError):
-                error.add_note(f"iso-orchestrator: the failure of step {self.name!r} was not recorded: {trouble}")
-            return False
-        if not retrying:
-            flight.is_settled, flight.error = True, error
-        return True
-
-    def _is_limited(self, attempt: int, limit: Limited) -> bool:
-        """Record that an attempt met a limit; False if that is over already, which is a failure like any other."""
-        # Rounded up to a whole millisecond, as records have them: rounded down, the limit would end too early.
-        at, until = self.runtime.clock.now(), truncate_to_ms(limit.until + timedelta(microseconds=999))
-        if until <= at:
-            return False
-        fact = StepLimited(at, self.name, until, limit.key or self.options.limit_key)
-
-        def decide(projection: Projection) -> tuple[Sequence[Fact], bool]:
-            is_mine = self._is_mine(projection, attempt)
-            return [fact] if is_mine else [], is_mine
-
-        if not self.session.transact(decide, fences=self.scope.fences):
-            raise _NotRecorded(None)
-        return True
-
-    def _limit(self, projection: Projection, at: datetime) -> Limit | None:
-        """The limit that holds the step back; None when none does."""
+        if same is not None:
+            if same.error is not None and same.owner is None and 0 < awaited <= same.attempts:
+                return (), _Refused(StepFailedError(self.name, same.error), same.seq)
+            if same.status is StepStatus.RUNNING and self.options.if_interrupted == "fail":
+                return (), _Refused(StepInterruptedError(self.name, same.attempts), same.seq)
         limit = projection.limit(self.name, self.options.limit_key)
-        return limit if limit is not None and limit.until > at else None
-
-    def _waiting(self, projection: Projection, limit: Limit, at: datetime) -> Sequence[Fact]:
-        """The fact that it waits for *limit*, unless that is on record."""
-        owner, wait = self.session.log.process_id, projection.waits.get(self.name)
-        if wait is not None and (wait.owner, wait.until, wait.key) == (owner, limit.until, limit.key):
-            return ()
-        return [StepWaiting(at, self.name, owner, limit.until, limit.key)]
+        if limit is not None and limit.until > at:
+            wait = projection.waits.get(self.name)
+            if wait is not None and (wait.owner, wait.until, wait.key) == (log.process_id, limit.until, limit.key):
+                return (), limit  # which is on record
+            return [StepWaiting(at, self.name, log.process_id, limit.until, limit.key)], limit
+        attempt = 1 if same is None else same.attempts + 1
+        fact = StepStarted(at, self.name, attempt, log.process_id, self.idempotency_key, self.options.version)
+        return [fact], _Started(attempt, is_first=same is None)
 
     def _wait_until(self, limit: Limit) -> None:
         """Wait for the end of a limit.
@@ -399,6 +270,53 @@ class StepCall:
                 with suppress(OrchestratorError):  # it only informs those who look
                     self.session.transact(lambda _: ([ended], None), durable=False, fences=())
 
+    def _execute(self, attempt: Attempt, context: StepContext) -> tuple[Json, Any]:
+        """Run the body: its result as it is recorded, and as it is read back."""
+        scope = self.scope
+        owner = LockOwner(scope.owner or current_owner())
+        inside = Scope(self.runtime, scope.runs, owner, context, scope.item, attempt, scope.fences, scope.batch)
+        context_of_body = inside.context()
+        with unmasked():
+            if self.options.timeout is None:
+                value = context_of_body.run(self.body)
+            else:
+                value = context_of_body.run(call_with_timeout, self.name, self.body, self.options.timeout)
+        try:
+            data = self.codec.dump(value, self._subject())
+            result = self._load(data)
+        except SerializationError as error:
+            raise _Unrecordable(error) from error
+        if self.options.accept is not None:
+            with unmasked():
+                if not context_of_body.run(self.options.accept, self._load(data)):
+                    raise StepRejectedError(self.name, result)
+        return data, result
+
+    def _commit(self, attempt: Attempt, data: Json) -> bool:
+        """Record that the step completed; False where another attempt has taken over the step."""
+        at = self.runtime.clock.now()
+
+        def decide(projection: Projection) -> tuple[Sequence[Fact], bool]:
+            if not self._is_mine(projection, attempt):
+                return (), False
+            state = projection.state
+            for update in attempt.updates:
+                with unmasked():
+                    state = updated_state(update, state)
+            return [StepCompleted(at, self.name, data, state if attempt.updates else ABSENT)], True
+
+        try:
+            is_recorded = self.session.transact(decide)
+        except LeaseLostError:
+            raise
+        except StoreError as error:
+            raise StoreError(f"step {self.name!r} succeeded, and its result could not be recorded: {error}") from error
+        except BaseException as error:  # an update of the state raised, or Ctrl-C came
+            self._record_failure(attempt, error, retrying=False)
+            raise
+        attempt.flight.is_settled = is_recorded
+        return is_recorded
+
     def _pause_before_retry(self, error: BaseException, context: StepContext) -> float | None:
         """Seconds until the next attempt; None when there is to be none."""
         if not isinstance(error, Exception) or isinstance(error, LeaseLostError | WorkflowUsageError):
@@ -409,26 +327,51 @@ class StepCall:
                 if not self.runtime.scope().context().run(self.options.retry.wants, error, retry_context):
                     return None
                 return self.options.retry.pause(error, context.attempt)
-        except Exception as trouble:  # noqa: BLE001 - as above
+        except Exception as trouble:  # noqa: BLE001 - the step's own error is what counts
             error.add_note(f"iso-orchestrator: the retry policy raised {type(trouble).__name__}: {trouble}")
             return None
 
-    def _is_mine(self, projection: Projection, attempt: int) -> bool:
-        step = projection.steps.get(self.name)
-        return step is not None and step.attempts == attempt and step.owner == self.session.log.process_id
+    def _record_failure(self, attempt: Attempt, error: BaseException, *, retrying: bool) -> bool:
+        """Record that an attempt failed; whether that could be done. Never hides *error*."""
+        try:
+            fact = StepFailed(self.runtime.clock.now(), self.name, ErrorInfo.of(error), retrying)
+            self._record_outcome(attempt, fact, durable=not retrying)
+        except Exception as trouble:  # noqa: BLE001 - the step's own error is what counts
+            if not isinstance(error, LeaseLostError):
+                error.add_note(f"iso-orchestrator: the failure of step {self.name!r} was not recorded: {trouble}")
+            return False
+        if not retrying:
+            attempt.flight.is_settled, attempt.flight.error = True, error
+        return True
 
-    def _refuse_recursion(self) -> None:
-        for link in self._attempts_around():
-            if link.session.key == self.session.key and link.flight.name == self.name:
-                raise self._recursion()
+    def _record_limit(self, attempt: Attempt, limit: Limited) -> bool:
+        """Record that an attempt met a limit; False if that is over already, which is a failure like any other."""
+        # Rounded up to a whole millisecond, as records have them: rounded down, the limit would end too early.
+        at, until = self.runtime.clock.now(), truncate_to_ms(limit.until + timedelta(microseconds=999))
+        if until <= at:
+            return False
+        fact = StepLimited(at, self.name, until, limit.key or self.options.limit_key)
+        self._record_outcome(attempt, fact, durable=True)
+        return True
+
+    def _record_outcome(self, attempt: Attempt, fact: Fact, *, durable: bool) -> None:
+        """Append *fact*, unless another attempt has taken over the step."""
+        self.session.transact(
+            lambda projection: ([fact] if self._is_mine(projection, attempt) else [], None), durable=durable
+        )
+
+    def _is_mine(self, projection: Projection, attempt: Attempt) -> bool:
+        step = projection.steps.get(self.name)
+        return step is not None and step.attempts == attempt.number and step.owner == self.session.log.process_id
+
+    def _around(self) -> Sequence[Attempt]:
+        """The attempts that this call is made in."""
+        return list(self.scope.attempt.chain()) if self.scope.attempt is not None else []
 
     def _recursion(self) -> WorkflowUsageError:
         return WorkflowUsageError(
             f"step {self.name!r} called itself: it would wait for its own end; call the plain function (.fn)"
         )
-
-    def _attempts_around(self) -> Sequence[Attempt]:
-        return list(self.scope.attempt.chain()) if self.scope.attempt is not None else []
 
     def _load(self, data: Json) -> Any:
         return self.codec.load(data, self._subject())

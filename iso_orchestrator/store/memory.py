@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
 from urllib.parse import SplitResult
 
 import attrs
 
-from iso_orchestrator.checks import unique_name
+from iso_orchestrator.checks import host_name, unique_name
 from iso_orchestrator.codec import projection_from_snapshot, snapshot_from_projection
 from iso_orchestrator.errors import StoreError, WorkflowBusyError
 from iso_orchestrator.record.facts import Fact
 from iso_orchestrator.record.projection import Projection
 from iso_orchestrator.store.protocol import ProcessInfo, Store, StoreMutex, WorkflowLog
+from iso_orchestrator.system.clock import SystemClock
 from iso_orchestrator.system.interrupts import undo_on_error
 
 _stores: dict[str, MemoryStore] = {}
@@ -118,12 +121,17 @@ class MemoryStore(Store):
 @attrs.define(eq=False)
 class _Mutex:
     lock: threading.Lock = attrs.field(factory=threading.Lock)
+    since: datetime | None = None
 
     def try_acquire(self) -> bool:
-        return self.lock.acquire(blocking=False)
+        if not self.lock.acquire(blocking=False):
+            return False
+        self.since = SystemClock().now()
+        return True
 
     def acquire(self) -> None:
         self.lock.acquire()
+        self.since = SystemClock().now()
 
     def release(self) -> None:
         if self.lock.locked():
@@ -133,7 +141,7 @@ class _Mutex:
         pass
 
     def holder(self) -> ProcessInfo:
-        return ProcessInfo()
+        return ProcessInfo(os.getpid(), host_name(), self.since)
 
 
 @attrs.define(eq=False)

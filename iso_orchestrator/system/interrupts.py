@@ -16,13 +16,14 @@ lock or a waiter of this process may be left behind.
 
 from __future__ import annotations
 
-# signal.signal() and getsignal() convert to enums and back, which takes many times as long as the call itself.
-import _signal  # type: ignore[import-not-found]
 import os
-import signal
 import threading
+
+# The functions of the module `signal` convert to enums and back, which takes many times as long as the call itself.
+from _signal import SIGINT, default_int_handler, getsignal, signal  # type: ignore[import-not-found]
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import get_ident
 from types import FrameType, TracebackType
 from typing import TypeVar
 
@@ -31,7 +32,6 @@ T = TypeVar("T")
 # Seconds. Ctrl-C that comes just before the system call of a wait does not end that call: the next one does not begin.
 LONGEST_WAIT = 1.0
 
-_DEFAULT = signal.default_int_handler
 _main = threading.main_thread().ident
 _is_noted = False  # whether Ctrl-C has come in a masked block, and was not raised yet
 
@@ -53,7 +53,7 @@ class masked:  # noqa: N801 - used like a function; a generator would cost three
     __slots__ = ("_is_outermost",)
 
     def __enter__(self) -> None:
-        self._is_outermost = threading.get_ident() == _main and _signal.getsignal(signal.SIGINT) is _DEFAULT
+        self._is_outermost = get_ident() == _main and getsignal(SIGINT) is default_int_handler
         if self._is_outermost:
             _install()
 
@@ -72,7 +72,7 @@ class unmasked:  # noqa: N801 - as above
     __slots__ = ("_was_masked",)
 
     def __enter__(self) -> None:
-        self._was_masked = threading.get_ident() == _main and _signal.getsignal(signal.SIGINT) is _note
+        self._was_masked = get_ident() == _main and getsignal(SIGINT) is _note
         if self._was_masked:
             try:
                 _restore()
@@ -81,7 +81,7 @@ class unmasked:  # noqa: N801 - as above
                 raise
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
-        if self._was_masked and _signal.getsignal(signal.SIGINT) is _DEFAULT:
+        if self._was_masked and getsignal(SIGINT) is default_int_handler:
             _install()
 
 
@@ -97,7 +97,7 @@ def undo_on_error(undo: Callable[[], object]) -> Iterator[None]:
 
 def is_interrupted() -> bool:
     """Whether Ctrl-C has come in this masked block, for work that it should shorten."""
-    return _is_noted and threading.get_ident() == _main
+    return _is_noted and get_ident() == _main
 
 
 def wait_until_free(lock: threading.Lock) -> None:
@@ -193,16 +193,16 @@ def _install() -> None:
     global _is_noted
     _is_noted = False
     try:
-        _signal.signal(signal.SIGINT, _note)
+        signal(SIGINT, _note)
     except BaseException:  # another signal's handler raised: __exit__ will not run, since the block was not entered
-        _signal.signal(signal.SIGINT, _DEFAULT)
+        signal(SIGINT, default_int_handler)
         raise
 
 
 def _restore() -> None:
     global _is_noted
-    if _signal.getsignal(signal.SIGINT) is _note:  # else the user's code has installed a handler, which stays
-        _signal.signal(signal.SIGINT, _DEFAULT)
+    if getsignal(SIGINT) is _note:  # else the user's code has installed a handler, which stays
+        signal(SIGINT, default_int_handler)
     if _is_noted:
         _is_noted = False
         raise KeyboardInterrupt
@@ -212,10 +212,10 @@ def _forget_after_fork() -> None:
     # Another thread may have forked while the parent's main thread was in a masked block. That thread is the child's
     # main thread, and is in no block.
     global _main, _is_noted
-    if _main != threading.get_ident():
-        _main, _is_noted = threading.get_ident(), False
-        if _signal.getsignal(signal.SIGINT) is _note:
-            _signal.signal(signal.SIGINT, _DEFAULT)
+    if _main != get_ident():
+        _main, _is_noted = get_ident(), False
+        if getsignal(SIGINT) is _note:
+            signal(SIGINT, default_int_handler)
 
 
 if hasattr(os, "register_at_fork"):

@@ -26,7 +26,7 @@ from support_processes import PAUSE, assert_waits, child, in_thread
 
 from iso_orchestrator import FileStore, MutexTimeoutError, Rejected, StepTimeoutError, StoreError, Workflow
 from iso_orchestrator.coordination import mutex_queue
-from iso_orchestrator.coordination.mutex_queue import Held, MutexState, Waiter, request
+from iso_orchestrator.coordination.mutex_queue import Held, MutexState, Waiter, request, state_key_of
 from iso_orchestrator.runtime.context import LockOwner, current_owner
 
 posix_only = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked on POSIX only")
@@ -84,6 +84,12 @@ def take(workflow: Workflow, key: str = "slot", **options: Any) -> str:
 
 
 # One holder
+
+
+def ask(workflow: Workflow, key: str, waiter: Waiter, timeout: float | None = None) -> MutexState:
+    """Request the mutex without waiting for it."""
+    with workflow._runtime.acquire() as session:
+        return request(session, state_key_of(workflow._runtime, key, "workflow"), waiter, timeout)
 
 
 def test_one_thread_at_a_time(workflow: Workflow) -> None:
@@ -583,7 +589,7 @@ class Requests:
             granted=lambda hold: self.holds.update({key: hold}),
             failed=lambda error: self.errors.update({key: (error, time.monotonic())}),
         )
-        request(self._workflow._runtime, key, "workflow", waiter, timeout)
+        ask(self._workflow, key, waiter, timeout)
 
     def wait(self, condition: Callable[[], object]) -> None:
         def is_met() -> object:
@@ -746,7 +752,7 @@ def test_a_waiter_that_raises_keeps_no_other_from_its_timeout(
 
     with workflow.mutex("slot"):
         waiter = Waiter(LockOwner(), granted=lambda _: None, failed=fail)
-        request(workflow._runtime, "slot", "workflow", waiter, 0.01)
+        ask(workflow, "slot", waiter, 0.01)
         with pytest.raises(MutexTimeoutError):
             in_thread(take, workflow, timeout=0.05).result(DEADLINE)
     assert "the waiter of a mutex raised an error" in caplog.text
@@ -1009,17 +1015,17 @@ def test_a_release_that_is_late_lets_nobody_in(workflow: Workflow) -> None:
     """A thread that is late to look for the next waiter takes nothing from the present holder."""
     holds: list[Held] = []
 
-    def ask() -> MutexState:
+    def ask_again() -> MutexState:
         waiter = Waiter(LockOwner(), granted=holds.append, failed=lambda error: pytest.fail(repr(error)))
-        return request(workflow._runtime, "slot", "workflow", waiter)
+        return ask(workflow, "slot", waiter)
 
-    first = ask()
+    first = ask_again()
     holds[0].depth = 0  # as `release` begins; then its thread is suspended
-    ask()
+    ask_again()
     holds[1].release()
-    ask()
+    ask_again()
     first.advance()
-    ask()
+    ask_again()
     assert len(holds) == 3
     holds[2].release()
     assert len(holds) == 4

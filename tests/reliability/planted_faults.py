@@ -139,7 +139,7 @@ FAULTS = [
     Fault(
         "lease not checked after waiting",
         "coordination/mutex.py",
-        "            record_acquired(self._runtime, self._key)\n",
+        '            record(session, self._runtime.clock, "mutex.acquired", self._key)\n',
         "            pass\n",
         f"{_SLEEPERS}::test_a_lease_is_looked_at_again_when_the_wait_for_a_mutex_ends[before it is free-mutex]",
     ),

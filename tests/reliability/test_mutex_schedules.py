@@ -88,13 +88,13 @@ class _Threads:
         is_in_memory = draw.random() < 0.3
         in_memory = {key: memory._Mutex(memory.threading.Lock()) for key in KEYS}
         log = SimpleNamespace(mutex=lambda key, *, whole_store: in_memory[key] if is_in_memory else self._mutex(key))
+        session = SimpleNamespace(log=log, transact=lambda _, durable: schedule.pause(may_interrupt=True))
         # All of a runtime that mutexes use.
         self._runtime: Any = SimpleNamespace(
             store=SimpleNamespace(identity="store"),
             workflow_id="w",
             clock=SimpleNamespace(now=lambda: NOON),
-            using=lambda: nullcontext(SimpleNamespace(log=log)),
-            transact=lambda _, durable: schedule.pause(may_interrupt=True),
+            acquire=lambda: nullcontext(session),
         )
         for number in range(draw.randint(2, 3)):
             schedule.start(self._enter_some, f"thread {number}")

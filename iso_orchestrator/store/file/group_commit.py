@@ -13,8 +13,9 @@ from iso_orchestrator.system.interrupts import wait_until_free
 class GroupCommit:
     """Up to which sequence a journal is known to be durable.
 
-    A thread syncs under a lock, for all facts that are written by then. Threads that wait for the lock meanwhile find
-    their facts durable, or one of them syncs for all.
+    One thread syncs, for all facts that are written by then. The threads whose facts came too late for a sync wait for
+    the next one, each sync with a lock of its own. With one lock for all syncs, a thread whose facts are durable could
+    get it only after the next sync, and there would be fewer facts in each sync.
 
     After a failed sync all waits fail, in this process for good: the kernel marks the pages that it could not write as
     clean, so that a second sync would succeed without them (Rebello et al. 2020, "Can Applications Recover from fsync
@@ -34,7 +35,8 @@ class GroupCommit:
         self.synced = 0
         self.failure: str | None = None
         self._sync_file = sync_file
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # held during a sync
+        self._turn = threading.Lock()  # for the next sync: held by the thread that will do it, until its end
 
     def wait_for(self, seq: int) -> None:
         """Return when all facts up to *seq* are durable.
@@ -43,10 +45,13 @@ class GroupCommit:
             StoreError: A sync has failed.
         """
         while self.failure is None and self.synced < seq:
-            wait_until_free(self._lock)  # Ctrl-C ends this wait, and never a sync
-            if self.failure is None and self.synced < seq:  # else the lock would only cost the wait for the next sync
-                with self._lock:
-                    self._sync_up_to(seq)
+            turn = self._turn
+            wait_until_free(turn)  # Ctrl-C ends the waits, and never a sync
+            if self.failure is None and self.synced < seq:
+                with turn:
+                    wait_until_free(self._lock)
+                    with self._lock:
+                        self._sync_up_to(seq)
         self.check()
 
     def check(self) -> None:
@@ -75,7 +80,8 @@ class GroupCommit:
 
     def _sync_up_to(self, seq: int) -> None:
         if self.failure is not None or self.synced >= seq:
-            return  # another thread's sync, while this one waited for the lock
+            return  # another thread's sync, while this one waited
+        self._turn = threading.Lock()  # first, so that this sync is enough for all threads that wait for the old one
         target = self.written  # what all threads have written by now
         try:
             self._sync_file()
