@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 from collections.abc import Callable, Collection, Sequence
@@ -94,6 +95,10 @@ class CommandStep(Step[P, CommandResult[T]]):
         step = attrs.evolve(options, timeout=None, limit_key=limit_key)
         super().__init__(cast("Any", fn), step, runtime)
         self._command = options
+        returned = (
+            CommandResult if options.parser.annotation is UNRESOLVED else CommandResult[options.parser.annotation]
+        )
+        self.__signature__ = inspect.signature(self.fn).replace(return_annotation=returned)
 
     def _result_codec(self) -> ResultCodec:
         annotation = self._command.parser.annotation

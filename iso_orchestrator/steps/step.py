@@ -28,13 +28,14 @@ class Step(Generic[P, R]):
     """A function whose calls are steps. `workflow.step` and the free `step` make it.
 
     Args:
-        fn: The plain function.
+        fn: The plain function; or a class or static method, as `classmethod` and `staticmethod` make it.
         options: What holds for all its calls.
         runtime: That of the workflow whose `step` made it; None for the free `step`, whose calls belong to the
             workflow that is current then.
 
     Attributes:
         fn: The plain function.
+        method_kind: `classmethod`, `staticmethod` or None.
 
     Raises:
         TypeError: *fn* is no plain function.
@@ -45,13 +46,14 @@ class Step(Generic[P, R]):
     fn: Callable[P, R]
 
     def __init__(self, fn: Callable[P, R], options: StepOptions, runtime: WorkflowRuntime | None = None) -> None:
+        fn, self.method_kind = split_method(fn)
         check_callable(fn, "a step")
         functools.update_wrapper(self, fn, updated=())  # not its attributes: they could hide a method
         self.fn = fn
         self._options = options
         self._base = base_name(fn) if options.name is None else ""
         try:
-            self._parameters = Parameters(fn, self._base)
+            self._parameters = Parameters(fn, self._base, options.exclude)
         except ValueError as error:  # some builtins have no signature
             raise TypeError(f"{error}: wrap it in a function of your own, or use run_step()") from error
         self._make_name = self._compile(options.name, "a step's name")
@@ -65,17 +67,21 @@ class Step(Generic[P, R]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the step, or return its recorded result."""
-        result: R = self._new_call(args, kwargs).run()
+        result: R = self.prepare(args, kwargs).run()
         return result
+
+    def __repr__(self) -> str:
+        return f"<step {self._constant_name or self._options.name or self.fn!r}>"
 
     @overload
     def __get__(self, instance: None, owner: type) -> Step[P, R]: ...
     @overload
     def __get__(self: Step[Concatenate[Any, Q], R], instance: object, owner: type) -> BoundStep[Q, R]: ...
-    def __get__(self, instance: object, owner: type) -> Any:
-        """Bind the step as a method, whose first argument is the instance."""
+    def __get__(self, instance: object, owner: type | None = None) -> Any:
+        """Bind the step as a method, whose first argument is the instance, or the class of a class method."""
         step: Any = self
-        return self if instance is None else BoundStep(step, instance)
+        leading = leading_arguments(self.method_kind, instance, owner)
+        return BoundStep(step, *leading) if leading else self
 
     def submit(self, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
         """Call the step on the workflow's threads.
@@ -83,19 +89,28 @@ class Step(Generic[P, R]):
         Returns:
             A future of its result.
         """
-        call = self._new_call(args, kwargs)
+        call = self.prepare(args, kwargs)
         return call.runtime.submit(call.run)
 
     def step_name(self, *args: P.args, **kwargs: P.kwargs) -> str:
         """Compute the name that the record has for a call with these arguments."""
         return self._name(self._parameters.bind(args, kwargs))
 
+    def fingerprint(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
+        """Return what tells calls with one name apart, that of `name=`; None where the name itself shows the arguments.
+
+        Raises:
+            Unrenderable: An argument has no text of its own.
+        """
+        return None if self._make_name is None else self._parameters.fingerprint(self._parameters.bind(args, kwargs))
+
     def _claim(self, runtime: WorkflowRuntime) -> None:
         if self._constant_name is not None:
             runtime.claim(self._constant_name, self.fn)
         self._claimed_by = runtime
 
-    def _new_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> StepCall:
+    def prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> StepCall:
+        """Make a call with these arguments, to be run."""
         runtime = self._runtime or current_runtime()
         if runtime is not self._claimed_by:
             self._claim(runtime)
@@ -132,14 +147,17 @@ class BoundStep(Generic[P, R]):
     """A step that is a method, bound to an instance."""
 
     def __init__(self, step: Step[Concatenate[Any, P], R], instance: object) -> None:
-        functools.update_wrapper(self, step, updated=())
         self.fn = types.MethodType(step.fn, instance)
+        functools.update_wrapper(self, self.fn, updated=())
         self._step = step
         self._instance = instance
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """As `Step.__call__`."""
         return self._step(self._instance, *args, **kwargs)
+
+    def __repr__(self) -> str:
+        return repr(self._step)
 
     def submit(self, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
         """As `Step.submit`."""
@@ -148,6 +166,26 @@ class BoundStep(Generic[P, R]):
     def step_name(self, *args: P.args, **kwargs: P.kwargs) -> str:
         """As `Step.step_name`."""
         return self._step.step_name(self._instance, *args, **kwargs)
+
+    def prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> StepCall:
+        """As `Step.prepare`."""
+        return self._step.prepare((self._instance, *args), kwargs)
+
+    def fingerprint(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
+        """As `Step.fingerprint`."""
+        return self._step.fingerprint((self._instance, *args), kwargs)
+
+
+def split_method(fn: Any) -> tuple[Any, type | None]:
+    """Split a class or static method into its function and its kind; the kind of anything else is None."""
+    return (fn.__func__, type(fn)) if isinstance(fn, classmethod | staticmethod) else (fn, None)
+
+
+def leading_arguments(method_kind: type | None, instance: object, owner: type | None) -> tuple[object, ...]:
+    """Return what a call through an instance or a class has before its own arguments."""
+    if method_kind is classmethod:
+        return (owner,)
+    return () if instance is None or method_kind is staticmethod else (instance,)
 
 
 def current_runtime() -> WorkflowRuntime:
