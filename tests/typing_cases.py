@@ -62,7 +62,20 @@ class Shop:
     def price(self, page: int) -> float:
         return page / 2
 
+    @classmethod
+    @workflow.step
+    def town(cls, page: int) -> str:
+        return cls.__name__ * page
 
+    @staticmethod
+    @workflow.step
+    def country(page: int) -> str:
+        return "de" * page
+
+
+assert_type(Shop.town(1), str)
+assert_type(Shop().town(1), str)
+assert_type(Shop.country(1), str)
 assert_type(Shop().price(1), float)
 assert_type(Shop().price.submit(page=1), Future[float])
 assert_type(plain(1, size="b"), list[str])

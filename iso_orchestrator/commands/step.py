@@ -95,17 +95,19 @@ class CommandStep(Step[P, CommandResult[T]]):
         step = attrs.evolve(options, timeout=None, limit_key=limit_key)
         super().__init__(cast("Any", fn), step, runtime)
         self._command = options
-        returned = (
-            CommandResult if options.parser.annotation is UNRESOLVED else CommandResult[options.parser.annotation]
-        )
-        self.__signature__ = inspect.signature(self.fn).replace(return_annotation=returned)
+        self.__signature__ = inspect.signature(self.fn).replace(return_annotation=self._result_type())
 
-    def _result_codec(self) -> ResultCodec:
+    def _result_type(self) -> Any:
         annotation = self._command.parser.annotation
         if annotation is UNRESOLVED:
-            return ResultCodec(CommandResult[Any])  # it may resolve at the next call
-        self._codec = ResultCodec(CommandResult[annotation])  # type: ignore[valid-type]  # it is known at run time
-        return self._codec
+            return CommandResult[Any]  # it may resolve at the next call
+        return CommandResult[annotation]  # type: ignore[valid-type]  # it is known at run time
+
+    def _result_codec(self) -> ResultCodec:
+        codec = ResultCodec(self._result_type())
+        if self._command.parser.annotation is not UNRESOLVED:
+            self._codec = codec
+        return codec
 
     def _body(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any]:
         return lambda: CommandAttempt(self._command).run(self.fn, args, kwargs)
