@@ -9,7 +9,7 @@ import reprlib
 from collections.abc import Callable, Iterable, Sized
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any, Concatenate, Generic, Literal, ParamSpec, TypeAlias, TypedDict, TypeVar, overload
+from typing import Any, Concatenate, Generic, Literal, ParamSpec, Protocol, TypeAlias, TypedDict, TypeVar, overload
 
 import attrs
 
@@ -29,9 +29,11 @@ _SHOWN = 200  # rows of the table in a notebook
 _SHOWN_OF_ITEM = 100  # characters of an item in an error
 
 Item = TypeVar("Item")
-Q = TypeVar("Q")
+First = TypeVar("First", contravariant=True)
+Second = TypeVar("Second", contravariant=True)
 P = ParamSpec("P")
-P2 = ParamSpec("P2")
+Q = ParamSpec("Q")
+T = TypeVar("T")
 R = TypeVar("R")
 
 
@@ -176,6 +178,14 @@ class ForEachOptions:
     progress: bool | str | None = attrs.field(default=None, validator=_check_progress)
 
 
+class _TakesFirst(Protocol[First, Second, Q, R]):
+    """What a `for_each` over a method is, for type checkers: the first of its arguments is no item."""
+
+    def __call__(
+        self, items: Iterable[First], second: Second, /, *args: Q.args, **kwargs: Q.kwargs
+    ) -> ForEachSummary[R]: ...
+
+
 class ForEach(Generic[Item, P, R]):
     """A function that is called for each of many items. Made by `workflow.for_each` and by the free `for_each`.
 
@@ -205,9 +215,15 @@ class ForEach(Generic[Item, P, R]):
             self.__signature__ = _signature(fn, self._leading)
 
     @overload
+    def __get__(
+        self: _TakesFirst[type[T], Second, Q, R], instance: T | None, owner: type[T]
+    ) -> ForEach[Second, Q, R]: ...
+    @overload
     def __get__(self, instance: None, owner: type) -> ForEach[Item, P, R]: ...
     @overload
-    def __get__(self: ForEach[Any, Concatenate[Q, P2], R], instance: object, owner: type) -> ForEach[Q, P2, R]: ...
+    def __get__(self: _TakesFirst[T, Second, Q, R], instance: T, owner: type[T]) -> ForEach[Second, Q, R]: ...
+    @overload
+    def __get__(self, instance: object, owner: type) -> ForEach[Item, P, R]: ...
     def __get__(self, instance: object, owner: type | None = None) -> Any:
         """Bind the function as a method, whose items come after the instance, or the class of a class method."""
         leading = leading_arguments(self._method_kind, instance, owner)

@@ -8,7 +8,7 @@ import types
 import typing
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
+from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, overload
 
 from iso_orchestrator.checks import check_key
 from iso_orchestrator.codec import ResultCodec
@@ -22,6 +22,15 @@ from iso_orchestrator.steps.options import StepOptions, check_callable, unwrap_f
 P = ParamSpec("P")
 Q = ParamSpec("Q")
 R = TypeVar("R")
+T = TypeVar("T")
+First = TypeVar("First", contravariant=True)
+R_co = TypeVar("R_co", covariant=True)
+
+
+class _Takes(Protocol[First, Q, R_co]):
+    """A function with a first argument: for type checkers, which tell methods by its type from static methods."""
+
+    def __call__(self, first: First, /, *args: Q.args, **kwargs: Q.kwargs) -> R_co: ...
 
 
 class Step(Generic[P, R]):
@@ -74,9 +83,13 @@ class Step(Generic[P, R]):
         return f"<step {self._constant_name or self._options.name or self.fn!r}>"
 
     @overload
+    def __get__(self: _Takes[type[T], Q, R], instance: T | None, owner: type[T]) -> BoundStep[Q, R]: ...
+    @overload
     def __get__(self, instance: None, owner: type) -> Step[P, R]: ...
     @overload
-    def __get__(self: Step[Concatenate[Any, Q], R], instance: object, owner: type) -> BoundStep[Q, R]: ...
+    def __get__(self: _Takes[T, Q, R], instance: T, owner: type[T]) -> BoundStep[Q, R]: ...
+    @overload
+    def __get__(self, instance: object, owner: type) -> Step[P, R]: ...
     def __get__(self, instance: object, owner: type | None = None) -> Any:
         """Bind the step as a method, whose first argument is the instance, or the class of a class method."""
         step: Any = self
