@@ -9,14 +9,13 @@ from __future__ import annotations
 import datetime as dt
 import os
 import sys
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Callable, Collection, Iterable, Set
 from enum import Enum
-from functools import cached_property
 from json.encoder import encode_basestring, encode_basestring_ascii
 from types import BuiltinFunctionType, FunctionType
 from typing import TYPE_CHECKING, Any
 
-import attrs
+from iso_orchestrator.codec.objects import attributes_besides, fields_of, is_pydantic, python_scalar
 
 if TYPE_CHECKING:
     from pathlib import PurePath
@@ -82,48 +81,26 @@ def _render_subclass(value: Any, base: type[Any], form: Callable[[Any], str]) ->
     kind = type(value)
     if kind is base or base is Enum:
         return form(value)
-    parents = kind.__mro__
-    _refuse_unless_shown(value, (), parents[: parents.index(base)] if base in parents else parents)
+    _refuse_unless_shown(value, (), base)
     # Those of the standard library and numpy mean the same as what they derive from, and are equal to it.
     is_plain = kind.__module__.partition(".")[0] in _PLAIN_ROOTS or hasattr(kind, "_fields")
     return form(value) if is_plain else f"{qualified_name(kind)}({form(value)})"
 
 
 def _render_fields(value: Any) -> str:
-    kind = type(value)
     if isinstance(value, type | FunctionType | BuiltinFunctionType):
         return _render_definition(value)
-    if attrs.has(kind):
-        fields = [(field.name, field.eq, field.repr is True) for field in attrs.fields(kind)]
-        makes_fields = "__attrs_attrs__"
-    elif hasattr(kind, "__dataclass_fields__"):
-        import dataclasses  # imported by now, where the value's class was made
-
-        fields = [(field.name, field.compare, field.repr) for field in dataclasses.fields(kind)]
-        makes_fields = "__dataclass_fields__"
-    elif (plain := _numpy_scalar(value)) is not None:
+    fields, kind = fields_of(value), type(value)
+    if fields is None:
+        plain = python_scalar(value)
+        if plain is value:
+            raise Unrenderable(f"a value of type {kind.__qualname__}")
         return render(plain)
-    elif _is_pydantic(kind):
-        return _render_pydantic(value)
-    else:
-        raise Unrenderable(f"a value of type {kind.__qualname__}")
-    # A class made with slots has slots for its fields, and for what is computed from them.
-    others = [parent for parent in kind.__mro__ if makes_fields not in vars(parent)]
-    _refuse_unless_shown(value, [name for name, _, _ in fields], others)
-    return _call(
-        kind,
-        [(name, getattr(value, name), shown) for name, counts, shown in fields if counts and hasattr(value, name)],
-    )
-
-
-def _render_pydantic(value: Any) -> str:
-    kind = type(value)
-    fields = [(name, getattr(value, name), field.repr) for name, field in kind.model_fields.items()]
-    if getattr(value, "__pydantic_private__", None):
+    if is_pydantic(kind) and value.__pydantic_private__:
         raise Unrenderable(f"a value of type {kind.__qualname__} with private attributes")
-    _refuse_unless_shown(value, kind.model_fields, ())
-    extra = getattr(value, "__pydantic_extra__", None) or {}
-    return _call(kind, fields + [(name, extra[name], True) for name in sorted(extra)])
+    _refuse_unless_shown(value, [field.name for field in fields])
+    compared = [field for field in fields if field.is_compared and hasattr(value, field.name)]
+    return _call(kind, [(field.name, getattr(value, field.name), field.is_shown) for field in compared])
 
 
 def _render_definition(value: Any) -> str:
@@ -137,22 +114,11 @@ def _render_definition(value: Any) -> str:
     return qualified_name(value)
 
 
-def _refuse_unless_shown(value: Any, shown: Iterable[str], parents: Iterable[type[Any]]) -> None:
-    """Raise where *value* has attributes besides *shown*: in its `__dict__`, or in slots of *parents*."""
-    kind = type(value)
-    slots = [slot for parent in parents for slot in _slots(parent) if hasattr(value, slot)]
-    more = sorted(
-        name
-        for name in {*getattr(value, "__dict__", ()), *slots}.difference(shown)
-        if not isinstance(getattr(kind, name, None), cached_property) and not name.startswith("_attrs_cached")
-    )
+def _refuse_unless_shown(value: Any, shown: Collection[str], base: type[Any] = object) -> None:
+    more = attributes_besides(value, shown, base)
     if more:
-        raise Unrenderable(f"a value of type {kind.__qualname__} that has more than its fields ({', '.join(more)})")
-
-
-def _slots(parent: type[Any]) -> list[str]:
-    slots = vars(parent).get("__slots__", ())
-    return [slot for slot in ([slots] if isinstance(slots, str) else slots) if slot not in ("__dict__", "__weakref__")]
+        kind = type(value).__qualname__
+        raise Unrenderable(f"a value of type {kind} that has more than its fields ({', '.join(more)})")
 
 
 def _call(kind: type[Any], fields: Iterable[tuple[str, Any, bool]]) -> str:
@@ -161,20 +127,6 @@ def _call(kind: type[Any], fields: Iterable[tuple[str, Any, bool]]) -> str:
         f"{name}={render(value)}" if shown else f"{name}=#{digest(render(value))}" for name, value, shown in fields
     ]
     return f"{qualified_name(kind)}({', '.join(parts)})"
-
-
-def _numpy_scalar(value: Any) -> Any:
-    """The Python value of a numpy scalar; None where it has no equal one."""
-    numpy: Any = sys.modules.get("numpy")
-    if numpy is None or not isinstance(value, numpy.bool_ | numpy.integer | numpy.floating):
-        return None
-    plain = value.item()
-    return plain if type(plain) in (bool, int, float) and not isinstance(value, numpy.timedelta64) else None
-
-
-def _is_pydantic(kind: type[Any]) -> bool:
-    model = getattr(sys.modules.get("pydantic"), "BaseModel", None)
-    return model is not None and issubclass(kind, model)
 
 
 def _enum(value: Enum) -> str:

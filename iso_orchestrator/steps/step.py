@@ -8,11 +8,12 @@ import types
 import typing
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, overload
 
 from iso_orchestrator.checks import check_key
-from iso_orchestrator.codec import ResultCodec
-from iso_orchestrator.errors import NoActiveWorkflowError
+from iso_orchestrator.codec import ResultCodec, Unresolved
+from iso_orchestrator.errors import NoActiveWorkflowError, SerializationError
 from iso_orchestrator.runtime.context import current_scope
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.steps.call import StepCall
@@ -71,6 +72,8 @@ class Step(Generic[P, R]):
         self._runtime = runtime
         self._claimed_by: WorkflowRuntime | None = None
         self._codec: ResultCodec | None = None
+        with suppress(Unresolved):  # the first call tries again
+            self._codec = self._make_codec()
         if runtime is not None:
             self._claim(runtime)
 
@@ -148,12 +151,18 @@ class Step(Generic[P, R]):
             return self._parameters.render(arguments)
         return check_key(self._make_name(arguments), "a step's name")
 
+    def _make_codec(self) -> ResultCodec:
+        return ResultCodec(return_annotation(self.fn), self._subject())
+
     def _result_codec(self) -> ResultCodec:
-        annotation = return_annotation(self.fn)
-        if annotation is UNRESOLVED:  # the next call may resolve it
-            return ResultCodec(inspect.Signature.empty)
-        self._codec = ResultCodec(annotation)
+        try:
+            self._codec = self._make_codec()
+        except Unresolved as missing:
+            raise _unresolved(self._subject(), missing) from missing
         return self._codec
+
+    def _subject(self) -> str:
+        return f"the result of {getattr(self.fn, '__qualname__', self.fn)}()"
 
 
 class BoundStep(Generic[P, R]):
@@ -223,21 +232,35 @@ def run_step(
 ) -> R:
     """Run ``fn(*args)`` as the step *name*, without a decorator."""
     check_callable(fn, "a step")
-    annotation = return_annotation(fn)
+    subject = f"the result of step {name!r:.80}"
+    try:
+        codec = ResultCodec(return_annotation(fn), subject)
+    except Unresolved as missing:
+        raise _unresolved(subject, missing) from missing
     call = StepCall(
         runtime=runtime,
         name=check_key(name, "a step's name"),
         idempotency_key=None if idempotency_key is None else check_key(idempotency_key, "an idempotency key"),
         body=functools.partial(fn, *args),
-        codec=ResultCodec(inspect.Signature.empty if annotation is UNRESOLVED else annotation),
+        codec=codec,
         options=options,
     )
     result: R = call.run()
     return result
 
 
+def _unresolved(subject: str, missing: Unresolved) -> SerializationError:
+    return SerializationError(
+        subject, "$", f"its annotation cannot be resolved ({missing}): define or import what it names, or leave it out"
+    )
+
+
 def return_annotation(fn: Callable[..., object]) -> Any:
-    """Resolve the return annotation of *fn*; `UNRESOLVED` where that fails, which the next call may change."""
+    """Resolve the return annotation of *fn*; `inspect.Signature.empty` where it has none.
+
+    Raises:
+        Unresolved: That fails, which the next call may change.
+    """
     plain = unwrap_function(fn)
     annotation = getattr(plain, "__annotations__", {}).get("return", inspect.Signature.empty)
     if annotation is inspect.Signature.empty:
@@ -248,8 +271,5 @@ def return_annotation(fn: Callable[..., object]) -> Any:
         closure = inspect.getclosurevars(function).nonlocals if isinstance(function, types.FunctionType) else {}
         names = getattr(function, "__globals__", {})
         return typing.get_type_hints(namespace, names, closure, include_extras=True)["return"]
-    except Exception:  # noqa: BLE001 - evaluating an annotation can raise anything
-        return UNRESOLVED
-
-
-UNRESOLVED: Any = object()
+    except Exception as error:
+        raise Unresolved(str(error)) from error  # evaluating an annotation can raise anything
