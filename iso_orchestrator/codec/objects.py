@@ -26,7 +26,8 @@ class Field(NamedTuple):
 
 def fields_of(value: Any) -> tuple[Field, ...] | None:
     """Return the fields of an object, with those that it has beyond its class; None if it has no such class."""
-    fields = _fields_of_class(type(value))
+    kind: Any = type(value)
+    fields = _fields_of_class(kind)
     extra = getattr(value, "__pydantic_extra__", None)
     return (*fields, *map(Field, sorted(extra))) if extra and fields is not None else fields
 
@@ -52,7 +53,7 @@ def is_pydantic(kind: Any) -> bool:
 
 def attributes_besides(value: Any, fields: Container[str], base: type = object) -> list[str]:
     """Return the attributes of *value* that are not *fields*, not computed from them, and not those of *base*."""
-    kind = type(value)
+    kind: Any = type(value)
     more = [name for name in getattr(value, "__dict__", ()) if name not in fields]
     more += [slot for slot in _slots(kind, base) if slot not in fields and hasattr(value, slot)]
     return more and sorted(
