@@ -79,12 +79,27 @@ class StepTimeoutError(OrchestratorError, TimeoutError):
 
 @attrs.define(slots=False)
 class SerializationError(OrchestratorError, TypeError):
-    """A value cannot be recorded without loss; `place` is the place in the value, such as `$.jobs[3].at`."""
+    """A value cannot be recorded without loss; `place` is the place in the value, such as `$.jobs[3].at`.
+
+    Attributes:
+        value: What the step's body returned, so that paid work can be saved; None for an error of another kind.
+    """
 
     _message = "{subject} cannot be recorded as JSON without loss: at {place}: {reason}"
     subject: str
     place: str
     reason: str
+    value: Any = attrs.field(init=False, default=None, repr=False, eq=False)
+
+
+@attrs.define(slots=False)
+class ResultMismatchError(SerializationError):
+    """A recorded result does not fit the annotation of its step any more; nothing is lost."""
+
+    _message = (
+        "{subject}, as recorded, does not fit its annotation any more: at {place}: {reason}; mend the annotation, or "
+        "let the step run again: give it another version=, or call workflow.reset()"
+    )
 
 
 @attrs.define(slots=False)

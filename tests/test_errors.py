@@ -44,6 +44,7 @@ SAMPLES: list[tuple[OrchestratorError, type[Exception], list[str]]] = [
         ["/logs/a.log", "could not be identified", "end it"],
     ),
     (errors.CommandLeftoverError((7, 8), 10.0), RuntimeError, ["2 processes", "7, 8", "10 s", "end them"]),
+    (errors.ResultMismatchError("the result of step 'a'", "$.at[3]", "no"), TypeError, ["'a'", "$.at[3]", "reset"]),
     (errors.SerializationError("the state", "$.at[3]", "NaN is not JSON"), TypeError, ["the state", "$.at[3]", "NaN"]),
     (
         errors.StepFailedError("a", ErrorInfo("ValueError", "no")),

@@ -71,6 +71,7 @@ def test_all_holds_the_contract() -> None:
         "NoActiveWorkflowError",
         "StepNameError",
         "StepTimeoutError",
+        "ResultMismatchError",
         "SerializationError",
         "StepFailedError",
         "StepRejectedError",

@@ -62,7 +62,47 @@ class Shop:
     def price(self, page: int) -> float:
         return page / 2
 
+    @classmethod
+    @workflow.step
+    def town(cls, page: int) -> str:
+        return cls.__name__ * page
 
+    @workflow.step(retry=2)
+    @classmethod
+    def street(cls, page: int) -> str:
+        return cls.__name__ * page
+
+    @staticmethod
+    @workflow.step
+    def country(page: int) -> str:
+        return "de" * page
+
+    @workflow.step
+    @staticmethod
+    def planet(page: int) -> str:
+        return "earth" * page
+
+    @workflow.for_each()
+    @workflow.step
+    def prices(self, page: int, size: str = "a") -> float:
+        return page / 2
+
+    @workflow.for_each()
+    @classmethod
+    def towns(cls, page: int) -> str:
+        return cls.__name__ * page
+
+
+assert_type(Shop.town(1), str)
+assert_type(Shop().town(1), str)
+assert_type(Shop.street(1), str)
+assert_type(Shop().street.submit(1), Future[str])
+assert_type(Shop.country(1), str)
+assert_type(Shop().country(1), str)
+assert_type(Shop.planet(1), str)
+assert_type(Shop().planet(1), str)
+assert_type(Shop().prices([1, 2], size="b"), ForEachSummary[float])
+assert_type(Shop.towns([1, 2]), ForEachSummary[str])
 assert_type(Shop().price(1), float)
 assert_type(Shop().price.submit(page=1), Future[float])
 assert_type(plain(1, size="b"), list[str])

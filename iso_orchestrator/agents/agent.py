@@ -81,9 +81,9 @@ class AgentCommand:
     """
 
     args: tuple[str, ...]
-    input: str
+    input: str = attrs.field(repr=False)
     cwd: str | None = None
-    env: Mapping[str, str] = attrs.field(factory=dict)
+    env: Mapping[str, str] = attrs.field(factory=dict, repr=False)
     session_id: str | None = None
     is_resumed: bool = False
 
@@ -144,7 +144,7 @@ class Agent(ABC):
     )
     model: str | None = None
     args: tuple[str, ...] = attrs.field(default=(), converter=_words)
-    env: Mapping[str, str] = attrs.field(factory=dict)
+    env: Mapping[str, str] = attrs.field(factory=dict, repr=False)
     max_retries: int = attrs.field(default=1, validator=validated_by(check_count, 0))
 
     @property

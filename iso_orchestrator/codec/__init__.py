@@ -9,10 +9,11 @@ from iso_orchestrator.codec.records import (
     record_to_json,
     snapshot_from_projection,
 )
-from iso_orchestrator.codec.values import ResultCodec, plain_json, updated_state
+from iso_orchestrator.codec.values import ResultCodec, Unresolved, plain_json, updated_state
 
 __all__ = [
     "ResultCodec",
+    "Unresolved",
     "decode",
     "encode",
     "fact_from_json",

@@ -6,22 +6,30 @@ adds), a tuple with a missing end. The hooks here check the type of each value, 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import datetime as dt
+import threading
+from _thread import start_new_thread
+from collections import deque
 from collections.abc import Callable, Mapping, MutableSequence, Sequence, Set
 from decimal import Decimal
+from enum import Enum
+from functools import cache, lru_cache
 from pathlib import Path, PurePath
 from types import NoneType, UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Generic, TypeVar, Union, get_args, get_origin, get_type_hints
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
 import attrs
 from cattrs import transform_error
-from cattrs.cols import is_namedtuple, iterable_unstructure_factory, list_structure_factory
-from cattrs.gen import make_dict_unstructure_fn, make_hetero_tuple_unstructure_fn
+from cattrs.cols import iterable_unstructure_factory, list_structure_factory
+from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, make_hetero_tuple_unstructure_fn
 from cattrs.preconf.json import make_converter
 
-from iso_orchestrator.codec.json import SCALAR_HOOKS, decode
+from iso_orchestrator.codec.json import SCALAR_HOOKS, decode, encode
+from iso_orchestrator.codec.objects import is_pydantic
 from iso_orchestrator.record.model import Json
 
 T = TypeVar("T")
@@ -87,9 +95,14 @@ def _write_fixed_tuple(kind: Any) -> Callable[[Any], Any]:
     return checked
 
 
+def _is_named_tuple(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, tuple) and hasattr(kind, "_fields")
+
+
 def _tuple_of(kind: Any) -> Any:
     """The tuple type of a named tuple's fields. cattrs does not resolve annotations that are strings."""
-    return tuple[tuple(get_type_hints(kind, include_extras=True).values())]  # type: ignore[misc]
+    hints = get_type_hints(kind, include_extras=True)
+    return tuple[tuple(hints.get(name, Any) for name in kind._fields)]  # type: ignore[misc]
 
 
 def _write_named_tuple(kind: Any) -> Callable[[Any], Any]:
@@ -102,36 +115,164 @@ def _read_named_tuple(kind: Any) -> Callable[[Any, Any], Any]:
     return lambda data, _: kind(*read(data, plain))
 
 
+def _is_deque(kind: Any) -> bool:
+    return (get_origin(kind) or kind) is deque
+
+
+def _write_deque(kind: Any) -> Callable[[Any], Any]:
+    write = iterable_unstructure_factory(kind, converter, unstructure_to=list)
+
+    def checked(items: Any) -> Any:
+        _refuse_unless(isinstance(items, deque), kind, items)
+        return write(items) if items.maxlen is None else {"items": write(items), "maxlen": items.maxlen}
+
+    return checked
+
+
+def _read_deque(kind: Any) -> Callable[[Any, Any], Any]:
+    item = (*get_args(kind), Any)[0]
+    plain = list[item]  # type: ignore[valid-type]
+    read = converter.get_structure_hook(plain)
+
+    def made(data: Any, _: Any) -> Any:
+        return deque(read(data["items"], plain), data["maxlen"]) if type(data) is dict else deque(read(data, plain))
+
+    return made
+
+
 def _is_record(kind: Any) -> bool:
     cls = get_origin(kind) or kind
-    return isinstance(cls, type) and (attrs.has(cls) or dataclasses.is_dataclass(cls))
+    return isinstance(cls, type) and (attrs.has(cls) or dataclasses.is_dataclass(cls) or is_pydantic(cls))
 
 
 def _write_record(kind: Any) -> Callable[[Any], Any]:
-    cls, write = get_origin(kind) or kind, make_dict_unstructure_fn(kind, converter)
+    cls = get_origin(kind) or kind
+    write = make_dict_unstructure_fn(_fields_class(kind), converter)
 
     def checked(record: Any) -> Any:
         _refuse_unless(type(record) is cls, kind, record)
-        return write(record)
+        extra = getattr(record, "__pydantic_extra__", None)
+        return {**write(record), **converter.unstructure(extra)} if extra else write(record)
 
     return checked
+
+
+def _read_record(kind: Any) -> Callable[[Any, Any], Any]:
+    """Set the fields as they were, as `pickle` does.
+
+    What the class does in `__init__`, with converters or in `__post_init__` was done when the object was made first.
+    """
+    cls, fields = get_origin(kind) or kind, _fields_class(kind)
+    names = [field.name for field in attrs.fields(get_origin(fields) or fields)]
+    read = make_dict_structure_fn(fields, converter)
+    fill = _fill_model if is_pydantic(cls) else _fill
+
+    def made(data: Any, _: Any) -> Any:
+        found, record = read(data, fields), cls.__new__(cls)
+        fill(record, {name: getattr(found, name) for name in names}, data)
+        return record
+
+    return made
+
+
+def _fill(record: Any, fields: dict[str, Any], _: Any) -> None:
+    for name, value in fields.items():
+        object.__setattr__(record, name, value)
+
+
+def _fill_model(model: Any, fields: dict[str, Any], data: Any) -> None:
+    cls = type(model)
+    private = {name: copy.copy(attribute.default) for name, attribute in cls.__private_attributes__.items()}
+    keeps_extra = cls.model_config.get("extra") == "allow"
+    model.__setstate__(
+        {
+            "__dict__": fields,
+            "__pydantic_fields_set__": set(fields),
+            "__pydantic_extra__": {name: data[name] for name in data if name not in fields} if keeps_extra else None,
+            "__pydantic_private__": private or None,
+        }
+    )
+
+
+def _fields_class(kind: Any) -> Any:
+    """A class that has the fields of *kind*, and does nothing when it is made."""
+    plain = _plain_class(get_origin(kind) or kind)
+    return plain[get_args(kind)] if get_args(kind) else plain
+
+
+@cache
+def _plain_class(cls: Any) -> Any:
+    if is_pydantic(cls):
+        hints = {name: field.annotation for name, field in cls.model_fields.items()}
+        defaults = {name: _default(field, _undefined()) for name, field in cls.model_fields.items()}
+    else:
+        hints = get_type_hints(cls, include_extras=True)
+        if attrs.has(cls):
+            defaults = {field.name: field.default for field in attrs.fields(cls)}
+        else:
+            defaults = {field.name: _default(field, dataclasses.MISSING) for field in dataclasses.fields(cls)}
+    fields = {
+        name: attrs.field(default=default, type=hints.get(name, Any), alias=name, kw_only=True)
+        for name, default in defaults.items()
+    }
+    parameters = () if is_pydantic(cls) else getattr(cls, "__parameters__", ())
+    generic: Any = Generic
+    bases = (generic[parameters],) if parameters else ()
+    plain: Any = attrs.make_class(cls.__name__, fields, bases=bases, slots=False, eq=False)
+    plain.__qualname__ = cls.__qualname__
+    if hasattr(cls, "__orig_bases__") and not parameters:
+        plain.__orig_bases__ = cls.__orig_bases__  # they say what the type variables of inherited fields are
+    return plain
+
+
+def _default(field: Any, missing: object) -> Any:
+    if field.default_factory not in (None, missing):
+        return attrs.Factory(field.default_factory)
+    return attrs.NOTHING if field.default is missing else field.default
+
+
+def _undefined() -> Any:
+    from pydantic_core import PydanticUndefined
+
+    return PydanticUndefined
+
+
+def _is_of_pydantic(kind: Any) -> bool:
+    """Whether *kind* is a type of pydantic's own, as `HttpUrl`."""
+    return isinstance(kind, type) and kind.__module__.partition(".")[0] in ("pydantic", "pydantic_core")
+
+
+def _write_of_pydantic(kind: Any) -> Callable[[Any], Any]:
+    from pydantic import TypeAdapter
+
+    adapter = TypeAdapter(kind)
+    return lambda value: adapter.dump_python(value, mode="json")
+
+
+def _read_of_pydantic(kind: Any) -> Callable[[Any, Any], Any]:
+    from pydantic import TypeAdapter
+
+    adapter = TypeAdapter(kind)
+    return lambda data, _: adapter.validate_json(encode(data))
+
+
+def _is_odd_enum(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Enum) and not issubclass(kind, int | str | float)
+
+
+def _read_enum(kind: Any) -> Callable[[Any, Any], Any]:
+    for member in kind:
+        if type(member.value) not in (int, str, float, bool, NoneType):
+            raise TypeError(f"the value of {member} is no JSON scalar, but {type(member.value).__name__}")
+    return lambda data, _: kind(data)
 
 
 def _is_union(kind: Any) -> bool:
     return get_origin(kind) in (Union, UnionType) and len(set(get_args(kind)) - {NoneType}) > 1
 
 
-def _write_union(kind: Any) -> Callable[[Any], Any]:
-    """Write a value by its own type, if it comes back: a datetime would come back from ``datetime | str`` as a str."""
-
-    def checked(value: Any) -> Any:
-        written = converter.unstructure(value)
-        back = converter.structure(written, kind)
-        if type(back) is not type(value) and back != value:
-            raise TypeError(f"{value!r:.80} would come back as {back!r:.80}: annotate it without a union")
-        return written
-
-    return checked
+def _write_union(_: Any) -> Callable[[Any], Any]:
+    return converter.unstructure  # by the class of the value; what comes back as something else is refused then
 
 
 def _is_keyed_mapping(kind: Any) -> bool:
@@ -175,6 +316,8 @@ def _read_keyed_mapping(kind: Any) -> Callable[[Any, Any], Any]:
 def _read_key(key: str, kind: Any) -> Any:
     try:
         return converter.structure(key, kind)
+    except RecursionError:
+        raise
     except Exception:  # noqa: BLE001 - hooks raise any error: then the key was an int
         return converter.structure(decode(key), kind)
 
@@ -187,6 +330,31 @@ def _write_as(kind: type[T], write: Callable[[T], Json]) -> Callable[[T], Json]:
     return checked
 
 
+def _write_moment(moment: Any) -> Json:
+    """Write a datetime or a time, with the name of its zone, as RFC 9557 does."""
+    zone = getattr(moment.tzinfo, "key", None)
+    text: str = moment.isoformat()
+    return text if zone is None else f"{text}[{zone}]"
+
+
+def _read_datetime(text: str, _: Any) -> dt.datetime:
+    plain, _, zone = text.partition("[")
+    moment = dt.datetime.fromisoformat(plain)
+    if not zone:
+        return moment
+    local = moment.replace(tzinfo=ZoneInfo(zone.removesuffix("]")))
+    for candidate in (local, local.replace(fold=1)):
+        if candidate.utcoffset() == moment.utcoffset():
+            return candidate
+    return moment.astimezone(local.tzinfo)  # the zone's rules have changed since: the moment has not
+
+
+def _read_time(text: str, _: Any) -> dt.time:
+    plain, _, zone = text.partition("[")
+    moment = dt.time.fromisoformat(plain)
+    return moment.replace(tzinfo=ZoneInfo(zone.removesuffix("]"))) if zone else moment
+
+
 def _write_date(value: Any) -> Json:
     _refuse_unless(isinstance(value, dt.date) and not isinstance(value, dt.datetime), dt.date, value)
     return value.isoformat()
@@ -195,6 +363,49 @@ def _write_date(value: Any) -> Json:
 def _is_path(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, PurePath)
 
+
+def _in_a_thread(make: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Make each hook in a thread of its own, where the stack is empty.
+
+    cattrs takes any error of a predicate for "it does not match": a RecursionError of the caller's deep stack too, or
+    what a signal handler raises. It would keep the wrong hook that it finds then for the rest of the process.
+    """
+
+    def hook(kind: Any) -> Any:
+        if hasattr(_thread, "makes_hooks"):
+            return make(kind)
+        made: list[Any] = []
+        errors: list[BaseException] = []
+        done = threading.Lock()
+
+        def run() -> None:
+            _thread.makes_hooks = True
+            try:
+                made.append(make(kind))
+            except RecursionError:
+                errors.append(TypeError(f"{kind!r:.80} contains itself"))
+            except BaseException as error:  # noqa: BLE001 - it is raised where the hook is asked for
+                errors.append(error)
+            finally:
+                done.release()
+
+        done.acquire()
+        try:
+            start_new_thread(run, ())
+        except RecursionError:
+            raise
+        except RuntimeError:  # no more threads can be started
+            return make(kind)
+        with done:
+            pass
+        if errors:
+            raise errors[0]
+        return made[0]
+
+    return hook
+
+
+_thread = threading.local()  # has an attribute in the threads that make hooks
 
 _MADE_OF_ITEMS: dict[Any, Callable[[list[Any]], Any]] = {
     list: list,
@@ -206,14 +417,22 @@ _MADE_OF_ITEMS: dict[Any, Callable[[list[Any]], Any]] = {
 }
 
 converter = make_converter(unstruct_collection_overrides={Set: list, frozenset: list})
+for _dispatch in (converter._structure_func, converter._unstructure_func):
+    _dispatch.dispatch = lru_cache(maxsize=None)(_in_a_thread(_dispatch.dispatch_without_caching))
 for _scalar, _hook in SCALAR_HOOKS.items():
     converter.register_structure_hook(_scalar, _hook)
 converter.register_unstructure_hook_factory(_is_record, _write_record)
+converter.register_structure_hook_factory(_is_record, _read_record)
+converter.register_unstructure_hook_factory(_is_of_pydantic, _write_of_pydantic)
+converter.register_structure_hook_factory(_is_of_pydantic, _read_of_pydantic)
+converter.register_structure_hook_factory(_is_odd_enum, _read_enum)
+converter.register_unstructure_hook_factory(_is_deque, _write_deque)
+converter.register_structure_hook_factory(_is_deque, _read_deque)
 converter.register_unstructure_hook_factory(_is_items, _write_items)
 converter.register_structure_hook_factory(_is_items, _read_items)
 converter.register_unstructure_hook_factory(_is_fixed_tuple, _write_fixed_tuple)
-converter.register_unstructure_hook_factory(is_namedtuple, _write_named_tuple)
-converter.register_structure_hook_factory(is_namedtuple, _read_named_tuple)
+converter.register_unstructure_hook_factory(_is_named_tuple, _write_named_tuple)
+converter.register_structure_hook_factory(_is_named_tuple, _read_named_tuple)
 converter.register_unstructure_hook_factory(_is_union, _write_union)
 converter.register_unstructure_hook_factory(_is_keyed_mapping, _write_keyed_mapping)
 converter.register_structure_hook_factory(_is_keyed_mapping, _read_keyed_mapping)
@@ -221,10 +440,11 @@ converter.register_unstructure_hook(Decimal, _write_as(Decimal, str))
 converter.register_structure_hook(Decimal, lambda text, _: Decimal(text))
 converter.register_unstructure_hook(UUID, _write_as(UUID, str))
 converter.register_structure_hook(UUID, lambda text, _: UUID(text))
-converter.register_unstructure_hook(dt.datetime, _write_as(dt.datetime, dt.datetime.isoformat))
+converter.register_unstructure_hook(dt.datetime, _write_as(dt.datetime, _write_moment))
+converter.register_structure_hook(dt.datetime, _read_datetime)
 converter.register_unstructure_hook(dt.date, _write_date)
-converter.register_unstructure_hook(dt.time, _write_as(dt.time, dt.time.isoformat))
-converter.register_structure_hook(dt.time, lambda text, _: dt.time.fromisoformat(text))
+converter.register_unstructure_hook(dt.time, _write_as(dt.time, _write_moment))
+converter.register_structure_hook(dt.time, _read_time)
 converter.register_unstructure_hook(
     dt.timedelta, _write_as(dt.timedelta, lambda span: [span.days, span.seconds, span.microseconds])
 )

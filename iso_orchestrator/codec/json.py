@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
+from iso_orchestrator.codec.objects import python_scalar
 from iso_orchestrator.errors import SerializationError
 from iso_orchestrator.record.model import Json
 
@@ -132,8 +133,11 @@ def _scalar_subclass(value: Any) -> Json:
         return _int(int(value))
     if isinstance(value, float):
         return _float(float(value))
+    if (plain := python_scalar(value)) is not value:
+        return _copy(plain, MAX_DEPTH, None)
     raise _Refused(
-        f"{_kind(value)} is not JSON; use JSON types, or annotate the step's function with the type that it returns"
+        f"{_kind(value)} is not JSON; use JSON types, annotate the step's function with the type that it returns, "
+        "or save the value to a file and return its path"
     )
 
 

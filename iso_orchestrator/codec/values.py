@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Hashable, Set
-from functools import cache, lru_cache
-from typing import TYPE_CHECKING, Any
+from functools import cache
+from typing import TYPE_CHECKING, Any, Never, NoReturn, TypeVar, get_args
 
 from iso_orchestrator.codec.json import to_json
-from iso_orchestrator.errors import SerializationError
+from iso_orchestrator.errors import ResultMismatchError, SerializationError
 from iso_orchestrator.record.model import Json
 from iso_orchestrator.record.projection import copy_json
 
@@ -47,50 +47,121 @@ def updated_state(update: Callable[[Json], Any], state: Json) -> Json:
     return plain_json(made, "the state")
 
 
+class Unresolved(Exception):  # noqa: N818 - `step` makes an error of it
+    """An annotation names what does not exist, or not yet; the message says what."""
+
+
 class ResultCodec:
     """Writes the results of a function as JSON, and reads them back as objects of the annotated type.
 
     Args:
         annotation: The function's return annotation; `inspect.Signature.empty` without one.
+        subject: What it is the type of, for the error message: ``"the result of fetch()"``.
+
+    Raises:
+        SerializationError: No value of that type can be recorded.
+        Unresolved: A part of the annotation names what does not exist, or not yet.
 
     Example:
-        >>> codec = ResultCodec(list[int])
-        >>> codec.load(codec.dump((1, 2), "the result"), "the result")
-        [1, 2]
+        >>> codec = ResultCodec(tuple[int, ...])
+        >>> codec.round_trip((1, 2), "the result of step 'a'")
+        ([1, 2], (1, 2))
     """
 
-    def __init__(self, annotation: Any) -> None:
+    def __init__(self, annotation: Any, subject: str = "the result") -> None:
         self._annotation = type(None) if annotation is None else annotation
-        self._structure = _structure_hook(self._annotation)
+        self._is_untyped = annotation in _UNTYPED or isinstance(annotation, TypeVar)
         # Most steps return plain JSON. Without the converter it takes a third of the time.
         self._plain = _PLAIN.get(annotation) if isinstance(annotation, Hashable) else None
+        if not self._is_untyped and self._plain is None:
+            _structure_hook(self._annotation, subject)
 
-    def dump(self, value: object, subject: str) -> Json:
-        """Write *value* as JSON.
+    def round_trip(self, value: object, subject: str) -> tuple[Json, Any]:
+        """Write *value* as JSON, and read it back as every later call will.
 
         Raises:
-            SerializationError: It cannot be recorded without loss.
+            SerializationError: It would not be the same.
         """
-        if self._structure is None or (self._plain is not None and isinstance(value, self._plain)):
-            return to_json(value, subject)
-        return to_json(_unstructure(value, self._annotation, subject), subject)
+        if self._is_untyped or type(value) is self._plain:
+            data = to_json(value, subject)  # which refuses what it would change
+            return data, copy_json(data)
+        from iso_orchestrator.codec.fidelity import Difference, check_same
+
+        try:
+            data = to_json(_unstructure(value, self._annotation, subject), subject)
+            back = self._read(data, subject, SerializationError)
+            check_same(value, back)
+        except Difference as found:
+            place = "$" + "".join(reversed(found.path[-8:]))
+            reason = f"{found.part!r:.80} would come back as {found.back!r:.80}"
+            raise SerializationError(subject, place, found.reason or reason) from None
+        except RecursionError:
+            raise SerializationError(subject, "$", "it is nested too deeply, or contains itself") from None
+        return data, back
 
     def load(self, data: Json, subject: str) -> Any:
         """Read the value that was recorded as *data*; the two share nothing.
 
         Raises:
-            SerializationError: *data* does not fit the annotation.
+            ResultMismatchError: *data* does not fit the annotation any more.
         """
-        if self._structure is None or (self._plain is not None and type(data) is self._plain):
+        return self._read(data, subject, ResultMismatchError)
+
+    def _read(self, data: Json, subject: str, error: type[SerializationError]) -> Any:
+        if self._is_untyped or type(data) is self._plain:
             return copy_json(data)
         try:
-            return self._structure(copy_json(data), self._annotation)
-        except Exception as error:
-            place, reason = _reason(error)
-            raise SerializationError(subject, place, f"it does not fit the annotation ({reason})") from error
+            return _structure_hook(self._annotation, subject)(copy_json(data), self._annotation)
+        except (RecursionError, SerializationError):
+            raise
+        except Exception as found:
+            place, reason = _reason(found)
+            raise error(subject, place, f"it does not fit {_shown(self._annotation)} ({reason})") from found
 
 
-_PLAIN: dict[Any, type[Any]] = {dict: dict, dict[str, Any]: dict, list: list, list[Any]: list, str: str, bool: bool}
+def _structure_hook(annotation: Any, subject: str) -> Callable[[Any, Any], Any]:
+    try:
+        _converter().get_unstructure_hook(annotation)
+        return _converter().get_structure_hook(annotation)
+    except RecursionError:  # of the caller's deep stack: the next call may have room
+        raise
+    except Exception as error:
+        missing = _missing_name(error)
+        if missing is not None:
+            raise Unresolved(missing) from error
+        part = getattr(error, "type_", annotation)
+        reason = f"its annotation {_shown(annotation)} has values that cannot be recorded: {_shown(part)}"
+        if part is annotation:
+            reason = f"values of its annotation {_shown(annotation)} cannot be recorded ({error})"
+        raise SerializationError(
+            subject, "$", f"{reason}; return what can, or save the value to a file and return its path"
+        ) from error
+
+
+def _missing_name(error: Exception) -> str | None:
+    if isinstance(error, NameError):
+        return str(error)
+    part = getattr(error, "type_", None)
+    name = part if isinstance(part, str) else getattr(part, "__forward_arg__", None)
+    return None if name is None else f"name {name!r} is not defined"
+
+
+def _shown(kind: Any) -> str:
+    return kind.__qualname__ if isinstance(kind, type) and not get_args(kind) else str(kind)
+
+
+_UNTYPED = (inspect.Signature.empty, Any, object, NoReturn, Never)
+
+_PLAIN: dict[Any, type[Any]] = {
+    dict: dict,
+    dict[str, Any]: dict,
+    list: list,
+    list[Any]: list,
+    str: str,
+    bool: bool,
+    int: int,
+    type(None): type(None),
+}
 
 
 def _unstructure_by_class(value: object, subject: str) -> object:
@@ -108,20 +179,6 @@ def _unstructure(value: object, annotation: Any, subject: str) -> object:
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
         raise SerializationError(subject, "$", f"it does not fit the annotation ({reason})") from error
-
-
-@lru_cache(maxsize=1024)
-def _cached_hook(annotation: Any) -> Callable[[Any, Any], Any]:
-    return _converter().get_structure_hook(annotation)
-
-
-def _structure_hook(annotation: Any) -> Callable[[Any, Any], Any] | None:
-    if annotation is inspect.Signature.empty or annotation is Any or annotation is object:
-        return None
-    try:
-        return _cached_hook(annotation)
-    except Exception:  # noqa: BLE001 - a type that cattrs cannot structure, or not yet, is read back as JSON
-        return None
 
 
 @cache

@@ -65,7 +65,7 @@ class Parser(Protocol):
 
     @property
     def annotation(self) -> Any:
-        """The type of `CommandResult.parsed`; `step.UNRESOLVED` where it does not resolve yet."""
+        """The type of `CommandResult.parsed`. Raises `Unresolved` where it does not resolve yet."""
         ...
 
     @property

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import inspect
 import logging
 import os
 from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import suppress
 from datetime import datetime
 from functools import partial
 from hashlib import sha256
@@ -14,7 +16,7 @@ from typing import Any, ParamSpec, Protocol, TypeAlias, TypeVar, cast
 import attrs
 
 from iso_orchestrator.checks import check_choice, check_key, check_path, check_seconds, unique_name, validated_by
-from iso_orchestrator.codec import ResultCodec
+from iso_orchestrator.codec import ResultCodec, Unresolved
 from iso_orchestrator.commands.model import Command, CommandResult, IfLeft, as_command, heartbeat_key
 from iso_orchestrator.commands.output import is_output_open
 from iso_orchestrator.commands.parse import Ended, Parser, Reader, as_parser
@@ -26,7 +28,7 @@ from iso_orchestrator.record.projection import Projection, copy_json
 from iso_orchestrator.runtime.context import current_scope
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.steps.options import StepOptions
-from iso_orchestrator.steps.step import UNRESOLVED, Step
+from iso_orchestrator.steps.step import Step
 from iso_orchestrator.store.log_files import log_folder, log_path
 from iso_orchestrator.system.clock import monotonic
 
@@ -96,15 +98,18 @@ class CommandStep(Step[P, CommandResult[T]]):
         limit_key = options.parser.limit_key if options.limit_key is None else options.limit_key
         # The command ends itself at its time limit; a step's own would leave it running.
         step = attrs.evolve(options, timeout=None, limit_key=limit_key)
-        super().__init__(cast("Any", fn), step, runtime)
         self._command = options
+        super().__init__(cast("Any", fn), step, runtime)
+        returned: Any = CommandResult[Any]
+        with suppress(Unresolved):
+            returned = self._result_type()
+        self.__signature__ = inspect.signature(self.fn).replace(return_annotation=returned)
 
-    def _result_codec(self) -> ResultCodec:
-        annotation = self._command.parser.annotation
-        if annotation is UNRESOLVED:
-            return ResultCodec(CommandResult[Any])  # it may resolve at the next call
-        self._codec = ResultCodec(CommandResult[annotation])  # type: ignore[valid-type]  # it is known at run time
-        return self._codec
+    def _result_type(self) -> Any:
+        return CommandResult[self._command.parser.annotation]  # type: ignore[name-defined]  # known at run time
+
+    def _make_codec(self) -> ResultCodec:
+        return ResultCodec(self._result_type(), self._subject())
 
     def _body(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any]:
         return lambda: CommandAttempt(self._command).run(self.fn, args, kwargs)

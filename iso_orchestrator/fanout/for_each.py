@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
+import copy
 import functools
+import inspect
+import reprlib
 from collections.abc import Callable, Iterable, Sized
 from concurrent.futures import Executor, ThreadPoolExecutor
-from typing import Any, Concatenate, Generic, Literal, ParamSpec, TypeAlias, TypedDict, TypeVar
+from contextlib import suppress
+from typing import Any, Concatenate, Generic, Literal, ParamSpec, Protocol, TypeAlias, TypedDict, TypeVar, overload
 
 import attrs
 
 from iso_orchestrator.checks import check_choice, check_count, check_key, check_wait, validated_by
 from iso_orchestrator.coordination.mutex_queue import MutexScope
+from iso_orchestrator.errors import StepNameError
 from iso_orchestrator.fanout.progress import reporter
 from iso_orchestrator.fanout.scheduler import Scheduler
 from iso_orchestrator.record.model import html_table
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.steps.identity import Parameters, compile_template
 from iso_orchestrator.steps.options import check_callable
-from iso_orchestrator.steps.step import current_runtime
+from iso_orchestrator.steps.rendering import Unrenderable, digest
+from iso_orchestrator.steps.step import BoundStep, Step, current_runtime, leading_arguments, split_method
 
 _SHOWN = 200  # rows of the table in a notebook
+_SHOWN_OF_ITEM = 100  # characters of an item in an error
 
 Item = TypeVar("Item")
+First = TypeVar("First", contravariant=True)
+Second = TypeVar("Second", contravariant=True)
 P = ParamSpec("P")
+Q = ParamSpec("Q")
+T = TypeVar("T")
 R = TypeVar("R")
 
 
@@ -167,6 +178,14 @@ class ForEachOptions:
     progress: bool | str | None = attrs.field(default=None, validator=_check_progress)
 
 
+class _TakesFirst(Protocol[First, Second, Q, R]):
+    """What a `for_each` over a method is, for type checkers: the first of its arguments is no item."""
+
+    def __call__(
+        self, items: Iterable[First], second: Second, /, *args: Q.args, **kwargs: Q.kwargs
+    ) -> ForEachSummary[R]: ...
+
+
 class ForEach(Generic[Item, P, R]):
     """A function that is called for each of many items. Made by `workflow.for_each` and by the free `for_each`.
 
@@ -182,13 +201,42 @@ class ForEach(Generic[Item, P, R]):
         options: ForEachOptions,
         runtime: WorkflowRuntime | None = None,
     ) -> None:
+        fn, method_kind = split_method(fn)
         check_callable(fn, "what for_each calls")
         functools.update_wrapper(self, fn, updated=())  # not its attributes: they could hide a method
         self.fn = fn
+        self._method_kind = getattr(fn, "method_kind", method_kind)
+        self._leading: tuple[object, ...] = ()  # the instance of a method, or the class of a class method
         self._runtime = runtime
         self._options = options
         self._name = getattr(fn, "__name__", "for_each")
         self._key_of = _key_function(fn, self._name, options.mutex_key)
+        with suppress(ValueError):  # some builtins have none
+            self.__signature__ = _signature(fn, self._leading)
+
+    @overload
+    def __get__(
+        self: _TakesFirst[type[T], Second, Q, R], instance: T | None, owner: type[T]
+    ) -> ForEach[Second, Q, R]: ...
+    @overload
+    def __get__(self, instance: None, owner: type) -> ForEach[Item, P, R]: ...
+    @overload
+    def __get__(self: _TakesFirst[T, Second, Q, R], instance: T, owner: type[T]) -> ForEach[Second, Q, R]: ...
+    @overload
+    def __get__(self, instance: object, owner: type) -> ForEach[Item, P, R]: ...
+    def __get__(self, instance: object, owner: type | None = None) -> Any:
+        """Bind the function as a method, whose items come after the instance, or the class of a class method."""
+        leading = leading_arguments(self._method_kind, instance, owner)
+        if not leading or isinstance(self.fn, BoundStep):
+            return self
+        bound = copy.copy(self)
+        bound._leading = leading
+        with suppress(ValueError):
+            bound.__signature__ = _signature(self.fn, leading)
+        return bound
+
+    def __repr__(self) -> str:
+        return f"<for_each {self._name}>"
 
     def __call__(self, items: Iterable[Item], *shared: P.args, **named: P.kwargs) -> ForEachSummary[R]:
         """Call the function for each of *items*, with the arguments *shared* and *named* after it.
@@ -200,10 +248,11 @@ class ForEach(Generic[Item, P, R]):
         total = len(items) if isinstance(items, Sized) else None
         progress = reporter(options.progress, total, self._name)
         executor = options.executor or ThreadPoolExecutor(options.max_parallel, "iso-orchestrator for_each")
+        leading = self._leading
         scheduler = Scheduler(
             runtime,
-            lambda item: self.fn(item, *shared, **named),
-            key_of=lambda item: self._key_of((item, *shared), named),
+            self._work(lambda item: (*leading, item, *shared), named),
+            key_of=lambda item: self._key_of(item, (*leading, item, *shared), named),
             options=options,
             executor=executor,
             progress=progress,
@@ -216,6 +265,73 @@ class ForEach(Generic[Item, P, R]):
             if options.executor is None:
                 executor.shutdown(wait=False)
         return ForEachSummary([Fulfilled(value) if ok else Rejected(value) for ok, value in outcomes])
+
+    def _work(self, arguments: Callable[[Item], tuple[Any, ...]], named: dict[str, Any]) -> Callable[[Item], R]:
+        """A function that does the work of one item."""
+        step: Any = self.fn
+        if not isinstance(step, Step | BoundStep):
+            return lambda item: step(*arguments(item), **named)
+        names = _StepNames()
+
+        def work(item: Item) -> R:
+            args = arguments(item)
+            call = step.prepare(args, named)
+            try:
+                fingerprint: object = step.fingerprint(args, named)
+            except Unrenderable:
+                fingerprint = item
+            names.check(call.name, fingerprint)
+            result: R = call.run()
+            return result
+
+        return work
+
+
+class _StepNames:
+    """Which item of a batch has which name of a step, so that no item gets the result of another one."""
+
+    def __init__(self) -> None:
+        self._items: dict[str, tuple[str, object]] = {}
+
+    def check(self, name: str, fingerprint: object) -> None:
+        """Raise where a different item has the name already.
+
+        Args:
+            name: That of the item's step.
+            fingerprint: A text that stands for the item, or the item itself; None where the name does.
+
+        Raises:
+            StepNameError: The name is a different item's.
+        """
+        if fingerprint is None:
+            return
+        text = fingerprint if isinstance(fingerprint, str) else reprlib.repr(fingerprint)
+        mine = text[:_SHOWN_OF_ITEM], digest(text) if text is fingerprint else fingerprint
+        first = self._items.setdefault(name, mine)
+        if first is not mine and first[1] is not mine[1] and first[1] != mine[1]:
+            raise StepNameError(
+                name,
+                f"two different items of the for_each have this name: ({first[0]}) and ({mine[0]}); "
+                "give a name= that tells them apart",
+            )
+
+
+def _signature(fn: Callable[..., Any], leading: tuple[object, ...]) -> inspect.Signature:
+    """The signature of a `for_each` over *fn*: items in place of the item, and a summary of the results."""
+    signature = inspect.signature(fn)
+    item, *shared = list(signature.parameters.values())[len(leading) :] or [_ITEM]
+    items = inspect.Parameter("items", inspect.Parameter.POSITIONAL_ONLY, annotation=_of(Iterable, item.annotation))
+    result = _of(ForEachSummary, signature.return_annotation)
+    return signature.replace(parameters=[items, *shared], return_annotation=result)
+
+
+def _of(generic: Any, annotation: Any) -> Any:
+    if annotation is inspect.Signature.empty:
+        return generic
+    return f"{generic.__name__}[{annotation}]" if isinstance(annotation, str) else generic[annotation]
+
+
+_ITEM = inspect.Parameter("item", inspect.Parameter.POSITIONAL_ONLY)
 
 
 def run_for_each(
@@ -230,17 +346,17 @@ def run_for_each(
 
 def _key_function(
     fn: Callable[..., Any], name: str, mutex_key: MutexKey
-) -> Callable[[tuple[Any, ...], dict[str, Any]], str | None]:
-    """A function from the arguments of one call to the key of its item."""
+) -> Callable[[Any, tuple[Any, ...], dict[str, Any]], str | None]:
+    """A function from an item, and the arguments of the function of one item, to the item's key."""
     if mutex_key is None:
         return lambda *_: None
     if isinstance(mutex_key, str):
         parameters = Parameters(fn, name)
         fill = compile_template(mutex_key, "a mutex key", parameters)
-        return lambda args, kwargs: fill(parameters.bind(args, kwargs))
+        return lambda _, args, kwargs: fill(parameters.bind(args, kwargs))
 
-    def key_of(args: tuple[Any, ...], _: dict[str, Any]) -> str | None:
-        key = mutex_key(args[0])
+    def key_of(item: Any, *_: object) -> str | None:
+        key = mutex_key(item)
         return None if key is None else check_key(key, "a mutex key")
 
     return key_of

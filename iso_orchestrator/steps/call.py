@@ -282,9 +282,9 @@ class StepCall:
             else:
                 value = context_of_body.run(call_with_timeout, self.name, self.body, self.options.timeout)
         try:
-            data = self.codec.dump(value, self._subject())
-            result = self._load(data)
+            data, result = self.codec.round_trip(value, self._subject())
         except SerializationError as error:
+            error.value = value
             raise _Unrecordable(error) from error
         if self.options.accept is not None:
             with unmasked():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Literal, TypeAlias, TypedDict, TypeVar
 
 import attrs
@@ -125,10 +125,12 @@ class StepKeywords(CallKeywords, total=False):
     name: A format string over the arguments, or a function of them. Default: the function's qualified name and its
         arguments.
     idempotency_key: Likewise. With another key the step runs again, and its new result replaces the record.
+    exclude: The names of parameters that are no part of the identity: ``("self", "api_key")``. Default: none.
     """
 
     name: Template | None
     idempotency_key: Template | None
+    exclude: Collection[str]
 
 
 def documented(*keywords: type) -> Callable[[F], F]:
@@ -180,12 +182,20 @@ def _version(value: str | int | None) -> str | None:
     return check_key(str(value), "version")
 
 
+def _names(exclude: Collection[str]) -> tuple[str, ...]:
+    is_collection = isinstance(exclude, Collection) and not isinstance(exclude, str)
+    if not is_collection or not all(isinstance(name, str) for name in exclude):
+        raise TypeError(f"exclude must be a collection of parameters' names, not {exclude!r:.80}")
+    return tuple(exclude)
+
+
 @attrs.frozen(kw_only=True)
 class StepOptions:
     """The options of a step, checked; `StepKeywords` says what each one does."""
 
     name: Template | None = None
     idempotency_key: Template | None = None
+    exclude: tuple[str, ...] = attrs.field(default=(), converter=_names)
     retry: Retry = attrs.field(default=Retry(attempts=1), converter=as_retry)
     timeout: float | None = attrs.field(default=None, validator=validated_by(check_seconds))
     accept: Callable[[Any], bool] | None = attrs.field(

@@ -8,11 +8,12 @@ import types
 import typing
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
+from contextlib import suppress
+from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, overload
 
 from iso_orchestrator.checks import check_key
-from iso_orchestrator.codec import ResultCodec
-from iso_orchestrator.errors import NoActiveWorkflowError
+from iso_orchestrator.codec import ResultCodec, Unresolved
+from iso_orchestrator.errors import NoActiveWorkflowError, SerializationError
 from iso_orchestrator.runtime.context import current_scope
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.steps.call import StepCall
@@ -22,19 +23,29 @@ from iso_orchestrator.steps.options import StepOptions, check_callable, unwrap_f
 P = ParamSpec("P")
 Q = ParamSpec("Q")
 R = TypeVar("R")
+T = TypeVar("T")
+First = TypeVar("First", contravariant=True)
+R_co = TypeVar("R_co", covariant=True)
+
+
+class _Takes(Protocol[First, Q, R_co]):
+    """A function with a first argument: for type checkers, which tell methods by its type from static methods."""
+
+    def __call__(self, first: First, /, *args: Q.args, **kwargs: Q.kwargs) -> R_co: ...
 
 
 class Step(Generic[P, R]):
     """A function whose calls are steps. `workflow.step` and the free `step` make it.
 
     Args:
-        fn: The plain function.
+        fn: The plain function; or a class or static method, as `classmethod` and `staticmethod` make it.
         options: What holds for all its calls.
         runtime: That of the workflow whose `step` made it; None for the free `step`, whose calls belong to the
             workflow that is current then.
 
     Attributes:
         fn: The plain function.
+        method_kind: `classmethod`, `staticmethod` or None.
 
     Raises:
         TypeError: *fn* is no plain function.
@@ -45,13 +56,14 @@ class Step(Generic[P, R]):
     fn: Callable[P, R]
 
     def __init__(self, fn: Callable[P, R], options: StepOptions, runtime: WorkflowRuntime | None = None) -> None:
+        fn, self.method_kind = split_method(fn)
         check_callable(fn, "a step")
         functools.update_wrapper(self, fn, updated=())  # not its attributes: they could hide a method
         self.fn = fn
         self._options = options
         self._base = base_name(fn) if options.name is None else ""
         try:
-            self._parameters = Parameters(fn, self._base)
+            self._parameters = Parameters(fn, self._base, options.exclude)
         except ValueError as error:  # some builtins have no signature
             raise TypeError(f"{error}: wrap it in a function of your own, or use run_step()") from error
         self._make_name = self._compile(options.name, "a step's name")
@@ -60,22 +72,32 @@ class Step(Generic[P, R]):
         self._runtime = runtime
         self._claimed_by: WorkflowRuntime | None = None
         self._codec: ResultCodec | None = None
+        with suppress(Unresolved):  # the first call tries again
+            self._codec = self._make_codec()
         if runtime is not None:
             self._claim(runtime)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the step, or return its recorded result."""
-        result: R = self._new_call(args, kwargs).run()
+        result: R = self.prepare(args, kwargs).run()
         return result
 
+    def __repr__(self) -> str:
+        return f"<step {self._constant_name or self._options.name or self.fn!r}>"
+
+    @overload
+    def __get__(self: _Takes[type[T], Q, R], instance: T | None, owner: type[T]) -> BoundStep[Q, R]: ...
     @overload
     def __get__(self, instance: None, owner: type) -> Step[P, R]: ...
     @overload
-    def __get__(self: Step[Concatenate[Any, Q], R], instance: object, owner: type) -> BoundStep[Q, R]: ...
-    def __get__(self, instance: object, owner: type) -> Any:
-        """Bind the step as a method, whose first argument is the instance."""
+    def __get__(self: _Takes[T, Q, R], instance: T, owner: type[T]) -> BoundStep[Q, R]: ...
+    @overload
+    def __get__(self, instance: object, owner: type) -> Step[P, R]: ...
+    def __get__(self, instance: object, owner: type | None = None) -> Any:
+        """Bind the step as a method, whose first argument is the instance, or the class of a class method."""
         step: Any = self
-        return self if instance is None else BoundStep(step, instance)
+        leading = leading_arguments(self.method_kind, instance, owner)
+        return BoundStep(step, *leading) if leading else self
 
     def submit(self, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
         """Call the step on the workflow's threads.
@@ -83,19 +105,28 @@ class Step(Generic[P, R]):
         Returns:
             A future of its result.
         """
-        call = self._new_call(args, kwargs)
+        call = self.prepare(args, kwargs)
         return call.runtime.submit(call.run)
 
     def step_name(self, *args: P.args, **kwargs: P.kwargs) -> str:
         """Compute the name that the record has for a call with these arguments."""
         return self._name(self._parameters.bind(args, kwargs))
 
+    def fingerprint(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
+        """Return what tells calls with one name apart, that of `name=`; None where the name itself shows the arguments.
+
+        Raises:
+            Unrenderable: An argument has no text of its own.
+        """
+        return None if self._make_name is None else self._parameters.fingerprint(self._parameters.bind(args, kwargs))
+
     def _claim(self, runtime: WorkflowRuntime) -> None:
         if self._constant_name is not None:
             runtime.claim(self._constant_name, self.fn)
         self._claimed_by = runtime
 
-    def _new_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> StepCall:
+    def prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> StepCall:
+        """Make a call with these arguments, to be run."""
         runtime = self._runtime or current_runtime()
         if runtime is not self._claimed_by:
             self._claim(runtime)
@@ -120,26 +151,35 @@ class Step(Generic[P, R]):
             return self._parameters.render(arguments)
         return check_key(self._make_name(arguments), "a step's name")
 
+    def _make_codec(self) -> ResultCodec:
+        return ResultCodec(return_annotation(self.fn), self._subject())
+
     def _result_codec(self) -> ResultCodec:
-        annotation = return_annotation(self.fn)
-        if annotation is UNRESOLVED:  # the next call may resolve it
-            return ResultCodec(inspect.Signature.empty)
-        self._codec = ResultCodec(annotation)
+        try:
+            self._codec = self._make_codec()
+        except Unresolved as missing:
+            raise _unresolved(self._subject(), missing) from missing
         return self._codec
+
+    def _subject(self) -> str:
+        return f"the result of {getattr(self.fn, '__qualname__', self.fn)}()"
 
 
 class BoundStep(Generic[P, R]):
     """A step that is a method, bound to an instance."""
 
     def __init__(self, step: Step[Concatenate[Any, P], R], instance: object) -> None:
-        functools.update_wrapper(self, step, updated=())
         self.fn = types.MethodType(step.fn, instance)
+        functools.update_wrapper(self, self.fn, updated=())
         self._step = step
         self._instance = instance
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """As `Step.__call__`."""
         return self._step(self._instance, *args, **kwargs)
+
+    def __repr__(self) -> str:
+        return repr(self._step)
 
     def submit(self, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
         """As `Step.submit`."""
@@ -148,6 +188,26 @@ class BoundStep(Generic[P, R]):
     def step_name(self, *args: P.args, **kwargs: P.kwargs) -> str:
         """As `Step.step_name`."""
         return self._step.step_name(self._instance, *args, **kwargs)
+
+    def prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> StepCall:
+        """As `Step.prepare`."""
+        return self._step.prepare((self._instance, *args), kwargs)
+
+    def fingerprint(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
+        """As `Step.fingerprint`."""
+        return self._step.fingerprint((self._instance, *args), kwargs)
+
+
+def split_method(fn: Any) -> tuple[Any, type | None]:
+    """Split a class or static method into its function and its kind; the kind of anything else is None."""
+    return (fn.__func__, type(fn)) if isinstance(fn, classmethod | staticmethod) else (fn, None)
+
+
+def leading_arguments(method_kind: type | None, instance: object, owner: type | None) -> tuple[object, ...]:
+    """Return what a call through an instance or a class has before its own arguments."""
+    if method_kind is classmethod:
+        return (owner,)
+    return () if instance is None or method_kind is staticmethod else (instance,)
 
 
 def current_runtime() -> WorkflowRuntime:
@@ -172,21 +232,35 @@ def run_step(
 ) -> R:
     """Run ``fn(*args)`` as the step *name*, without a decorator."""
     check_callable(fn, "a step")
-    annotation = return_annotation(fn)
+    subject = f"the result of step {name!r:.80}"
+    try:
+        codec = ResultCodec(return_annotation(fn), subject)
+    except Unresolved as missing:
+        raise _unresolved(subject, missing) from missing
     call = StepCall(
         runtime=runtime,
         name=check_key(name, "a step's name"),
         idempotency_key=None if idempotency_key is None else check_key(idempotency_key, "an idempotency key"),
         body=functools.partial(fn, *args),
-        codec=ResultCodec(inspect.Signature.empty if annotation is UNRESOLVED else annotation),
+        codec=codec,
         options=options,
     )
     result: R = call.run()
     return result
 
 
+def _unresolved(subject: str, missing: Unresolved) -> SerializationError:
+    return SerializationError(
+        subject, "$", f"its annotation cannot be resolved ({missing}): define or import what it names, or leave it out"
+    )
+
+
 def return_annotation(fn: Callable[..., object]) -> Any:
-    """Resolve the return annotation of *fn*; `UNRESOLVED` where that fails, which the next call may change."""
+    """Resolve the return annotation of *fn*; `inspect.Signature.empty` where it has none.
+
+    Raises:
+        Unresolved: That fails, which the next call may change.
+    """
     plain = unwrap_function(fn)
     annotation = getattr(plain, "__annotations__", {}).get("return", inspect.Signature.empty)
     if annotation is inspect.Signature.empty:
@@ -197,8 +271,5 @@ def return_annotation(fn: Callable[..., object]) -> Any:
         closure = inspect.getclosurevars(function).nonlocals if isinstance(function, types.FunctionType) else {}
         names = getattr(function, "__globals__", {})
         return typing.get_type_hints(namespace, names, closure, include_extras=True)["return"]
-    except Exception:  # noqa: BLE001 - evaluating an annotation can raise anything
-        return UNRESOLVED
-
-
-UNRESOLVED: Any = object()
+    except Exception as error:
+        raise Unresolved(str(error)) from error  # evaluating an annotation can raise anything

@@ -3,20 +3,25 @@ from __future__ import annotations
 import enum
 import io
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, date, datetime, time, timedelta, timezone
+import sys
+from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal, NamedTuple, Optional, TypedDict
+from typing import Annotated, Any, Generic, Literal, NamedTuple, Optional, TypedDict, TypeVar
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
 import attrs
+import numpy
+import pydantic
 import pytest
 from support_codec import Colour, Level, cycle, nested
 
-from iso_orchestrator.codec import ResultCodec, decode, encode, plain_json
-from iso_orchestrator.errors import SerializationError
+from iso_orchestrator.codec import ResultCodec, Unresolved, decode, encode, plain_json
+from iso_orchestrator.errors import ResultMismatchError, SerializationError
 
 
 @attrs.define
@@ -48,6 +53,11 @@ class Derived(Quote):
     pass
 
 
+@dataclass
+class Named(Point):
+    """A class that no field tells from its base."""
+
+
 class Pair(NamedTuple):
     left: int
     right: str
@@ -57,6 +67,125 @@ class Size(enum.Enum):
     SMALL = "s"
     BIG = 2
 
+
+@dataclass
+class Report:
+    """A class with a field that its body sets."""
+
+    url: str
+    findings: int = field(default=0, init=False)
+
+
+def report(url: str, findings: int) -> Report:
+    made = Report(url)
+    made.findings = findings
+    return made
+
+
+@attrs.frozen
+class Frozen:
+    """A frozen class with fields that are not in `__init__`, and a converter that is not idempotent."""
+
+    number: int = attrs.field(converter=lambda number: number + 1)
+    more: int = 0
+    twice: int = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        object.__setattr__(self, "twice", 2 * self.number)
+
+
+@dataclass
+class Price:
+    """A price that the class puts a tax on."""
+
+    amount: float
+
+    def __post_init__(self) -> None:
+        self.amount *= 1.19
+
+
+@dataclass
+class Node:
+    number: int
+    children: list[Node] = field(default_factory=list)
+
+
+T = TypeVar("T")
+
+
+@attrs.define
+class Box(Generic[T]):
+    content: T
+
+
+@attrs.define
+class IntBox(Box[int]):
+    pass
+
+
+@dataclass(slots=True, frozen=True)
+class Slim:
+    number: int
+
+
+Spot = namedtuple("Spot", ["x", "label"])
+
+
+class Model(pydantic.BaseModel):
+    at: datetime
+    tags: set[str]
+    point: Point | None
+
+
+class Open(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="allow")
+    name: str
+
+
+@dataclass
+class WithModel:
+    model: Open
+
+
+class Taxed(pydantic.BaseModel):
+    """A model with a validator that is not idempotent, an alias and private attributes."""
+
+    amount: float = pydantic.Field(alias="Amount")
+    page: pydantic.HttpUrl | None = None
+    node: Taxed | None = None
+    _count: int = 0
+
+    @pydantic.field_validator("amount")
+    @classmethod
+    def add_tax(cls, amount: float) -> float:
+        return amount * 1.19
+
+
+class Client(pydantic.BaseModel):
+    _client: object = pydantic.PrivateAttr(default_factory=object)
+
+
+class Masked(pydantic.BaseModel):
+    key: pydantic.SecretStr
+
+
+@dataclass
+class Noted:
+    """A class whose objects have more than their fields."""
+
+    number: int
+
+    def __post_init__(self) -> None:
+        self.total = 2 * self.number
+
+
+@dataclass
+class Untyped:
+    anything: Any
+    items: list  # type: ignore[type-arg]
+
+
+NEW_YORK = ZoneInfo("America/New_York")
 
 QUOTE = Quote(Decimal("1.10"), datetime(2026, 5, 14, 1, 2, 3, 4, tzinfo=timezone(timedelta(hours=2))), frozenset({"a"}))
 
@@ -114,6 +243,34 @@ RESULTS: list[tuple[Any, Any]] = [
     (Annotated[int, "metres"], 3),
     (Any, {"a": [1]}),
     (object, [1]),
+    (Report, report("a", 7)),
+    (Frozen, Frozen(1, 2)),
+    (Price, Price(100)),
+    (Node, Node(1, [Node(2), Node(3, [Node(4)])])),
+    (Box[int], Box(1)),
+    (Box[Point], Box(Point(1))),
+    (IntBox, IntBox(3)),
+    (Slim, Slim(1)),
+    (datetime, datetime(2024, 3, 9, 9, tzinfo=NEW_YORK)),
+    (datetime, datetime(2024, 11, 3, 1, 30, tzinfo=NEW_YORK)),
+    (datetime, datetime(2024, 11, 3, 1, 30, tzinfo=NEW_YORK, fold=1)),
+    (datetime, datetime(2024, 3, 10, 2, 30, tzinfo=NEW_YORK)),
+    (datetime, datetime(2024, 3, 9, tzinfo=ZoneInfo("UTC"))),
+    (time, time(9, tzinfo=NEW_YORK)),
+    (time, time(9, tzinfo=timezone(timedelta(hours=2)))),
+    (deque[int], deque([1, 2])),
+    (deque[int], deque([1, 2], maxlen=2)),
+    (deque, deque([1, "a"], maxlen=3)),
+    (Spot, Spot(1, "a")),
+    (Model, Model(at=datetime(2026, 5, 14, tzinfo=UTC), tags={"a"}, point=Point(1))),
+    (list[Model], [Model(at=datetime(2026, 5, 14, tzinfo=UTC), tags=set(), point=None)]),
+    (Model | None, None),
+    (Taxed, Taxed(Amount=1, node=Taxed(Amount=2), page="https://example.com/a")),
+    (Model, Model(at=datetime(2026, 5, 14, tzinfo=NEW_YORK), tags=set(), point=None)),
+    (WithModel, WithModel(Open(name="a", more=[1]))),
+    (OrderedDict[str, int], OrderedDict(b=1, a=2)),
+    (defaultdict[str, int], defaultdict(int, a=1)),
+    (Counter[str], Counter("aab")),
 ]
 
 
@@ -123,18 +280,21 @@ RESULTS: list[tuple[Any, Any]] = [
 def test_results_come_back_as_their_annotation_says(annotation: Any, value: Any) -> None:
     """A result that was written as JSON is read back equal and of the annotated type."""
     codec = ResultCodec(annotation)
-    recorded = decode(encode(codec.dump(value, "the result")))
+    recorded = decode(encode(codec.round_trip(value, "the result")[0]))
     found = codec.load(recorded, "the result")
     assert repr(found) == repr(value)
+    assert [getattr(found, name, None) for name in ("tzinfo", "fold")] == [
+        getattr(value, name, None) for name in ("tzinfo", "fold")
+    ]
     assert type(found) is type(value)
 
 
 def test_without_annotation_json_comes_back() -> None:
     """Without an annotation a tuple comes back as a list, and values that are not JSON are refused."""
     codec = ResultCodec(__import__("inspect").Signature.empty)
-    assert codec.load(codec.dump({"a": (1, 2)}, "it"), "it") == {"a": [1, 2]}
+    assert codec.load(codec.round_trip({"a": (1, 2)}, "it")[0], "it") == {"a": [1, 2]}
     with pytest.raises(SerializationError, match=r"annotate the .*function"):
-        codec.dump({1, 2}, "it")
+        codec.round_trip({1, 2}, "it")[0]
 
 
 def test_loaded_results_share_nothing_with_the_record() -> None:
@@ -145,6 +305,48 @@ def test_loaded_results_share_nothing_with_the_record() -> None:
         inner = found[0] if isinstance(found, list) else found["a"]
         inner.append(2)
         assert recorded in ({"a": [1]}, [[1]])
+
+
+class NoZone(tzinfo):
+    """A zone that has no name."""
+
+    def utcoffset(self, when: datetime | None) -> timedelta:
+        return timedelta(hours=1)
+
+    def dst(self, when: datetime | None) -> timedelta:
+        return timedelta(0)
+
+
+def test_numbers_of_numpy_come_back_as_pythons() -> None:
+    """Numpy's scalars are equal to Python's, which come back, with an annotation and without one."""
+    for annotation, value, expected in [
+        (bool, numpy.bool_(True), True),
+        (int, numpy.int64(5), 5),
+        (float, numpy.float32(0.5), 0.5),
+        (list[int], [numpy.int8(1)], [1]),
+        (Any, {"a": numpy.int64(5), "b": (numpy.bool_(False),)}, {"a": 5, "b": [False]}),
+        (Point, Point(numpy.int64(1)), Point(1)),  # type: ignore[arg-type]
+    ]:
+        back = ResultCodec(annotation).round_trip(value, "it")[1]
+        assert repr(back) == repr(expected)
+
+
+def test_a_moment_whose_zone_has_new_rules_is_kept() -> None:
+    """If the offset that was recorded is none that the zone has then, the moment counts."""
+    codec = ResultCodec(datetime)
+    read = codec.load("2024-03-09T09:00:00-04:00[America/New_York]", "it")
+    assert read == datetime(2024, 3, 9, 8, tzinfo=NEW_YORK)
+    assert read.tzinfo is NEW_YORK
+    with pytest.raises(ResultMismatchError, match="Atlantis"):
+        codec.load("2024-03-09T09:00:00-04:00[Sea/Atlantis]", "it")
+
+
+def test_a_field_that_was_added_with_a_default_fits() -> None:
+    """A recorded result reads as the class of today, if it has defaults for what is new."""
+    codec = ResultCodec(Frozen)
+    assert codec.load({"number": 5, "twice": 9}, "it").more == 0
+    with pytest.raises(ResultMismatchError, match=r"at \$\.twice"):
+        codec.load({"number": 5}, "it")
 
 
 LOSSY: dict[str, tuple[Any, Any]] = {
@@ -194,6 +396,31 @@ LOSSY: dict[str, tuple[Any, Any]] = {
     "path in a union with text": (dict[str, Path | str], {"a": Path("a")}),
     "bytes in a union with text": (list[bytes | str | None], [None, b"abc"]),
     "open file": (Any, io.StringIO()),
+    "bytes in a dict": (dict | None, {"png": b"abc"}),
+    "datetime in a dict": (list[dict], [{"at": datetime(2024, 1, 1)}]),
+    "path in a list": (dict[str, list], {"a": [Path("a")]}),
+    "decimal in a tuple": (tuple[str, Any], ("a", Decimal(1))),
+    "enum in a mapping": (Mapping[str, Any], {"a": Size.BIG}),
+    "set in a union": (dict | str, {"a": {1}}),
+    "uuid in a union": (dict | str, {"a": UUID(int=7)}),
+    "class in a field": (Untyped, Untyped(Point(1), [])),
+    "set in a field": (Untyped, Untyped(1, [{1}])),
+    "tuple in a set": (set[Any], {(1, 2)}),
+    "attribute besides the fields": (Noted, Noted(1)),
+    "zone without a name": (datetime, datetime(2024, 1, 1, tzinfo=NoZone())),
+    "fold without a zone": (datetime, datetime(2024, 1, 1, fold=1)),
+    "list for deque": (deque[int], [1]),
+    "deque for list": (list[int], deque([1])),
+    "generator for list": (list[int], (number for number in [1])),
+    "set for list": (list[int], {1}),
+    "list for set": (set[int], [1]),
+    "other default factory": (defaultdict[str, int], defaultdict(str)),
+    "private attribute": (Client, Client()),
+    "secret": (Masked, Masked(key=pydantic.SecretStr("a"))),
+    "other model": (Open, Taxed(Amount=1)),
+    "array": (Any, numpy.zeros(2)),
+    "list that holds an array": (list[float], numpy.zeros(2)),
+    "long double": (float, numpy.longdouble(1)),
     "set": (Any, {1}),
 }
 
@@ -203,7 +430,7 @@ def test_results_that_do_not_fit_their_annotation_are_refused(annotation: Any, v
     """A result that would come back changed raises SerializationError, with its subject and place."""
     codec = ResultCodec(annotation)
     with pytest.raises(SerializationError, match=r"the result of step 'a' .*at \$"):
-        codec.load(decode(encode(codec.dump(value, "the result of step 'a'"))), "the result of step 'a'")
+        codec.load(decode(encode(codec.round_trip(value, "the result of step 'a'")[0])), "the result of step 'a'")
 
 
 def test_the_error_names_the_place() -> None:
@@ -215,7 +442,7 @@ def test_the_error_names_the_place() -> None:
     assert "int expected, not str" in caught.value.reason
 
 
-def test_annotation_that_does_not_resolve_yet_is_tried_again() -> None:
+def test_annotation_that_does_not_resolve_yet_is_told_apart() -> None:
     """A class whose fields name a class that is defined later is structured as soon as that exists."""
     namespace: dict[str, Any] = {"__name__": "later", "dataclass": dataclass}
     module = type(io)("later")
@@ -223,24 +450,47 @@ def test_annotation_that_does_not_resolve_yet_is_tried_again() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(__import__("sys").modules, "later", module)
         outer = vars(module)["Outer"]
-        with pytest.raises(SerializationError):
-            ResultCodec(outer).dump(outer([]), "it")
+        with pytest.raises(Unresolved, match="Inner"):
+            ResultCodec(outer)
         exec("@dataclass\nclass Inner:\n    n: int", namespace, vars(module))
         value = outer([vars(module)["Inner"](1)])
-        codec = ResultCodec(outer)
-        assert codec.load(codec.dump(value, "it"), "it") == value
+        assert ResultCodec(outer).round_trip(value, "it")[1] == value
+    with pytest.raises(Unresolved, match="NotThere"):
+        ResultCodec(Sequence["NotThere"])  # type: ignore[name-defined]  # noqa: F821
 
 
-def test_annotations_that_cannot_be_structured_read_as_json() -> None:
-    """A class that cattrs cannot structure counts as no annotation."""
+class Opaque:
+    """A class that cattrs does not know."""
 
-    class Opaque:
-        pass
 
-    codec = ResultCodec(Sequence["NotThere"])  # type: ignore[name-defined]  # noqa: F821
-    assert codec.dump([1], "it") == [1]
-    with pytest.raises(SerializationError, match="Opaque is not JSON"):
-        ResultCodec(Opaque).dump(Opaque(), "it")
+@dataclass
+class WithLock:
+    lock: Opaque
+
+
+class Shape(enum.Enum):
+    SQUARE = (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("annotation", "part"),
+    [
+        (Opaque, "Opaque"),
+        (list[Opaque], "Opaque"),
+        (WithLock, "Opaque"),
+        (complex, "complex"),
+        (date | datetime, "date"),
+        (Point | Named, "Named"),
+        (Shape, "SQUARE"),
+        (numpy.ndarray, "ndarray"),
+        (Iterator[int], "Iterator"),
+        (Callable[[], int], "Callable"),
+    ],
+)
+def test_annotations_that_no_value_fits_are_refused_at_once(annotation: Any, part: str) -> None:
+    """What cannot be structured, or written, is refused before there is a value; the error names the part."""
+    with pytest.raises(SerializationError, match=rf"(?s)the result of f\(\).*{part}.*path"):
+        ResultCodec(annotation, "the result of f()")
 
 
 def test_states_are_written_by_their_class() -> None:
@@ -261,3 +511,65 @@ def test_states_that_cannot_be_written_are_refused(value: object) -> None:
     """An object that cattrs does not know is refused, with the subject."""
     with pytest.raises(SerializationError, match=r"the state .*at \$"):
         plain_json(value, "the state")
+
+
+def with_little_stack(work: Callable[[], object]) -> Iterator[int]:
+    """Call *work* with ever more room on the stack, from none to enough; after each try, how many frames it had."""
+
+    def call_at(levels: int) -> object:
+        return work() if levels == 0 else call_at(levels - 1)
+
+    def try_at(levels: int) -> bool:
+        try:
+            call_at(levels)
+        except (RecursionError, SerializationError):  # which one depends on the place
+            return False
+        return True
+
+    deepest = next(levels for levels in reversed(range(sys.getrecursionlimit())) if call_fits(levels))
+    for room in range(300):
+        is_enough = try_at(deepest - room)
+        yield room
+        if is_enough:
+            return
+
+
+def call_fits(levels: int) -> bool:
+    try:
+        return levels == 0 or call_fits(levels - 1)
+    except RecursionError:
+        return False
+
+
+def test_a_full_stack_spoils_no_later_conversion() -> None:
+    """A call that runs out of stack leaves the types that it met as they are for all later calls."""
+    made: list[tuple[Any, ResultCodec]] = []
+
+    def convert() -> None:
+        inner = attrs.make_class("Inner", {"at": attrs.field(type=datetime)})  # whose hooks are still to be made
+        outer = attrs.make_class("Outer", {"items": attrs.field(type=list[inner])})
+        made.append((outer([inner(datetime(2026, 5, 14))]), ResultCodec(outer)))
+        value, codec = made[-1]
+        plain_json(value, "it")
+        codec.round_trip(value, "it")[0]
+
+    for _ in with_little_stack(convert):
+        while made:
+            value, codec = made.pop()
+            assert plain_json(value, "it") == {"items": [{"at": "2026-05-14T00:00:00"}]}
+            assert codec.load(codec.round_trip(value, "it")[0], "it") == value
+
+
+def test_a_full_stack_spoils_no_codec() -> None:
+    """A codec is made with its annotation, or not at all."""
+    made: list[ResultCodec] = []
+
+    @attrs.define
+    class Late:
+        at: datetime
+
+    for _ in with_little_stack(lambda: made.append(ResultCodec(list[Late]))):
+        pass
+    value = [Late(datetime(2026, 5, 14))]
+    assert [codec.load(codec.round_trip(value, "it")[0], "it") for codec in made] == [value] * len(made)
+    assert made

@@ -985,3 +985,55 @@ def test_an_executor_without_threads_runs_all_items(workflow: Workflow) -> None:
     """One that calls the worker inside `submit`, as tests do, runs all items."""
     batch = in_thread(workflow.run_for_each, range(5), double, executor=Inline(), max_parallel=2, mutex_key="slot")
     assert batch.result(DEADLINE / 4) == ForEachSummary([Fulfilled(2 * n) for n in range(5)])
+
+
+# Names
+
+
+def test_two_items_with_one_name_are_refused(workflow: Workflow) -> None:
+    """Different items whose steps have one name raise, and the error shows both: none gets the result of another."""
+
+    @workflow.for_each()
+    @workflow.step(name="summarize")
+    def summarize(page: str) -> str:
+        return f"about {page}"
+
+    with pytest.raises(StepNameError, match=r'(?s)summarize.*page="d1".*page="d2".*name='):
+        summarize(["d1", "d2", "d3"])
+    assert workflow.record.steps["summarize"].result == "about d1"
+
+
+def test_two_items_with_one_name_reject_the_later_one(workflow: Workflow) -> None:
+    """With `stop_on_error=False` the later of two different items with one name is rejected."""
+
+    @workflow.for_each(stop_on_error=False)
+    @workflow.step(name="{url[0]}")
+    def fetch(url: str) -> str:
+        return url
+
+    apple, avocado, pear = fetch(["apple", "avocado", "pear"]).results
+    assert [apple, pear] == [Fulfilled("apple"), Fulfilled("pear")]
+    assert isinstance(avocado.reason, StepNameError)
+
+
+def test_objects_without_a_faithful_form_are_told_apart(workflow: Workflow) -> None:
+    """Items that no text stands for are compared themselves."""
+    step = workflow.step(name="open")(lambda lock: 1)
+    one, other = threading.Lock(), threading.Lock()
+    assert workflow.for_each()(step)([one, one]).values() == [1, 1]
+    with pytest.raises(StepNameError, match="two different items"):
+        workflow.for_each()(step)([one, other])
+
+
+def test_equal_items_share_a_result(workflow: Workflow) -> None:
+    """The npm package's example has equal items: they are one step, which runs once."""
+    calls: list[int] = []
+
+    @workflow.for_each()
+    @workflow.step(name="visit:{job[id]}", exclude=["seen"])
+    def visit(job: dict[str, int], seen: list[int]) -> int:
+        calls.append(job["id"])
+        return job["id"]
+
+    assert visit([{"id": 1}, {"id": 1}, {"id": 2}], [1]).values() == [1, 1, 2]
+    assert calls == [1, 2]

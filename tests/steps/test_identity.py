@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import datetime as dt
 import enum
+import inspect
+import subprocess
 import sys
+import textwrap
 import threading
 import types
 from collections import OrderedDict, namedtuple
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from decimal import Decimal
-from pathlib import Path
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path, PureWindowsPath
 from typing import Any
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
 import attrs
+import numpy
+import pydantic
 import pytest
 from support import DEADLINE, only, run_python
 
 import iso_orchestrator
-from iso_orchestrator import DuplicateStepError, OrchestratorError, StepNameError, Workflow
+from iso_orchestrator import CommandResult, DuplicateStepError, OrchestratorError, StepNameError, Workflow
 
 
 def takes(x: Any, y: Any = 2, *rest: Any, key: Any = None, **more: Any) -> str:
@@ -103,6 +111,56 @@ class Place:
     seen: object = attrs.field(default=None, eq=False)
 
 
+@dataclass
+class Secret:
+    user: str
+    api_key: str = field(repr=False)
+
+
+class Celsius(float):
+    """A number with a meaning."""
+
+
+class Fahrenheit(float):
+    """A number with another one."""
+
+
+@dataclass
+class Config:
+    model: str
+
+
+class Tuned(Config):
+    """A plain subclass of a dataclass: what it adds is in none of the fields."""
+
+
+class Words(list[str]):
+    """A list that can have attributes."""
+
+
+class Options(dict[str, int]):
+    """A dict that can have attributes."""
+
+
+class Text(str):
+    """A str with a slot of its own."""
+
+    __slots__ = ("origin",)
+
+
+class Slotted:
+    """A plain class with a slot."""
+
+    __slots__ = ("hidden",)
+
+
+@dataclass
+class SlottedPart(Slotted):
+    value: int
+
+
+NEW_YORK = ZoneInfo("America/New_York")
+
 Pair = namedtuple("Pair", ["left", "right"])
 
 RENDERED: list[tuple[Any, str]] = [
@@ -125,11 +183,11 @@ RENDERED: list[tuple[Any, str]] = [
     ({1: "one"}, '{1: "one"}'),
     ({3, 1, 2}, "{1, 2, 3}"),
     (frozenset(), "set()"),
-    (Color.RED, "Color.RED"),
-    (Size.SMALL, "Size.SMALL"),
-    (Job("Acme", ["a"], object()), 'Job(company="Acme", tags=["a"])'),
-    (Place("Bonn", object()), 'Place(city="Bonn")'),
-    (Pair(1, "b"), 'Pair(left=1, right="b")'),
+    (Color.RED, "test_identity.Color.RED"),
+    (Size.SMALL, "test_identity.Size.SMALL"),
+    (Job("Acme", ["a"], object()), 'test_identity.Job(company="Acme", tags=["a"])'),
+    (Place("Bonn", object()), 'test_identity.Place(city="Bonn")'),
+    (Pair(1, "b"), 'test_identity.Pair(left=1, right="b")'),
     (dt.date(2026, 5, 14), "date(2026-05-14)"),
     (dt.datetime(2026, 5, 14, 12, tzinfo=dt.UTC), "datetime(2026-05-14T12:00:00+00:00)"),
     (dt.time(12, 30), "time(12:30:00)"),
@@ -137,10 +195,24 @@ RENDERED: list[tuple[Any, str]] = [
     (Decimal("1.50"), 'Decimal("1.50")'),
     (UUID(int=1), 'UUID("00000000-0000-0000-0000-000000000001")'),
     (Path("a/b"), 'Path("a/b")'),
+    (PureWindowsPath("a"), 'PureWindowsPath("a")'),
+    (dt.datetime(2024, 3, 9, 9, tzinfo=NEW_YORK), "datetime(2024-03-09T09:00:00-05:00[America/New_York])"),
+    (dt.time(9, tzinfo=NEW_YORK), "time(09:00:00[America/New_York])"),
+    (Celsius(20), "test_identity.Celsius(20.0)"),
+    (Words(["a"]), 'test_identity.Words(["a"])'),
+    (Job, "test_identity.Job"),
+    (takes, "test_identity.takes"),
+    (len, "len"),
+    (Secret("u", "s3cr3t"), 'test_identity.Secret(user="u", api_key=#5b9929d2f7ee9f74)'),
+    (numpy.int64(7), "7"),
+    (numpy.bool_(True), "True"),
+    (numpy.float32(0.5), "0.5"),
+    (numpy.float64(0.1), "0.1"),
+    (numpy.str_("a"), '"a"'),
 ]
 
 
-@pytest.mark.parametrize(("value", "text"), RENDERED, ids=[repr(value)[:40] for value, _ in RENDERED])
+@pytest.mark.parametrize(("value", "text"), RENDERED, ids=[text[:40] for _, text in RENDERED])
 def test_arguments_are_rendered_readably(step: iso_orchestrator.Step[..., str], value: object, text: str) -> None:
     """Each kind of argument has a faithful, printable form."""
     name = step.step_name(value)
@@ -153,6 +225,22 @@ LOOK_ALIKES: list[Any] = [
     *["a, y=3", "a", "a\\", 'a", y="3', {"a": 1}, ["a"], "['a']", ('a", "b',), ("a", "b")],
     *["\n", "\\n", "\u202e", "\\u202e", "é", "e\u0301", "…#0123456789abcdef"],
     *[Path("a"), dt.date(2026, 5, 14), dt.datetime(2026, 5, 14), "2026-05-14", dt.timedelta(1), dt.time()],
+    *[
+        dt.datetime(2024, 3, 9, 9, tzinfo=NEW_YORK),
+        dt.datetime(2024, 3, 9, 9, tzinfo=dt.timezone(dt.timedelta(hours=-5))),
+    ],
+    *[
+        dt.time(9),
+        dt.time(9, tzinfo=NEW_YORK),
+        Celsius(20),
+        Fahrenheit(20),
+        20.0,
+        PureWindowsPath("a"),
+        Job,
+        Place,
+        Pair,
+    ],
+    *[Secret("u", "one"), Secret("u", "other"), Secret("u", ""), Color, Color.RED, "Color.RED", takes],
     *[Job("a"), Place("a"), Pair("a", None), {"company": "a"}, 0.1, 0.1 + 2**-56, -0.0, 0, 10**5000, 10**5000 + 1],
 ]
 
@@ -200,6 +288,18 @@ def test_long_arguments_are_one_step_in_every_process(workflow: Workflow) -> Non
     assert names == [[here.step_name(set(words)), here.step_name(dict.fromkeys(words))]] * 2
 
 
+def with_attribute(value: Any, name: str, attribute: object) -> Any:
+    setattr(value, name, attribute)
+    return value
+
+
+def local_function() -> Callable[[], int]:
+    def made_anew_by_each_call() -> int:
+        return 1
+
+    return made_anew_by_each_call
+
+
 class Opaque:
     """A class whose instances have no faithful short form."""
 
@@ -211,12 +311,19 @@ class Opaque:
         [Opaque()],
         {"a": {Opaque(): 1}},
         sys.stdout,
-        len,
         lambda: 1,
+        "a".upper,
         threading.Lock(),
-        Opaque,
         iter([]),
         types.SimpleNamespace(a=1),
+        numpy.timedelta64(5, "D"),
+        numpy.longdouble(1),
+        local_function(),
+        with_attribute(Tuned("m"), "temperature", 0.1),
+        with_attribute(Words(["a"]), "origin", "x"),
+        with_attribute(Options(a=1), "origin", "x"),
+        with_attribute(Text("a"), "origin", "x"),
+        with_attribute(SlottedPart(1), "hidden", 2),
     ],
 )
 def test_an_argument_without_a_faithful_form_needs_a_name(workflow: Workflow, value: object) -> None:
@@ -228,6 +335,93 @@ def test_an_argument_without_a_faithful_form_needs_a_name(workflow: Workflow, va
         step.submit(1, value)
     assert workflow.record.steps == {}
     assert workflow.step(name="named:{x}")(takes)(1, value) == "taken"
+
+
+class Square(Config):
+    """A subclass without attributes of its own, that computes one."""
+
+    @cached_property
+    def length(self) -> int:
+        return len(self.model)
+
+
+@attrs.define
+class Slim:
+    """A class with slots, that computes an attribute."""
+
+    model: str
+
+    @cached_property
+    def length(self) -> int:
+        return len(self.model)
+
+
+@pytest.mark.parametrize("kind", [Square, Slim])
+def test_what_is_computed_from_the_fields_does_not_count(step: iso_orchestrator.Step[..., str], kind: Any) -> None:
+    """A cached property that was read changes no name."""
+    value = kind("m")
+    before = step.step_name(value)
+    assert value.length == 1
+    assert step.step_name(value) == before == f'takes(x=test_identity.{kind.__name__}(model="m"))'
+
+
+def test_classes_of_one_name_in_two_modules_are_told_apart(step: iso_orchestrator.Step[..., str]) -> None:
+    """An object is named with the module of its class."""
+    source = "from dataclasses import dataclass\n@dataclass\nclass Job:\n    company: str"
+    for module in ("shop", "mail"):
+        sys.modules[module] = types.ModuleType(module)
+    try:
+        first, second = (in_module(source, module)["Job"]("a") for module in ("shop", "mail"))
+    finally:
+        for module in ("shop", "mail"):
+            del sys.modules[module]
+    assert step.step_name(first) == 'takes(x=shop.Job(company="a"))'
+    assert step.step_name(second) == 'takes(x=mail.Job(company="a"))'
+
+
+@pytest.mark.slow
+def test_a_script_that_is_run_and_imported_means_the_same(tmp_path: Path) -> None:
+    """Classes of a script are known by its real name, also where it runs as `__main__`, by its path or by `-m`."""
+    (tmp_path / "batch.py").write_text(
+        textwrap.dedent("""
+        from dataclasses import dataclass
+        from iso_orchestrator import Workflow
+        workflow = Workflow("w", store="memory://names")
+        @dataclass
+        class Job:
+            company: str
+        @workflow.step
+        def takes(x, cls): ...
+        print(takes.step_name(Job("a"), Job))
+        """)
+    )
+    commands = [["batch.py"], ["-m", "batch"], ["-c", "import batch"]]
+    printed = {
+        subprocess.run([sys.executable, *args], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+        for args in commands
+    }
+    assert printed == {'takes(x=batch.Job(company="a"), cls=batch.Job)\n'}
+
+
+def test_excluded_parameters_are_no_part_of_the_name(workflow: Workflow) -> None:
+    """With `exclude=` calls that differ in these arguments alone are one step, and need no faithful form of them."""
+    calls = []
+
+    @workflow.step(exclude=["client", "api_key"])
+    def fetch(client: object, page: int, api_key: str = "none") -> int:
+        calls.append(page)
+        return page
+
+    assert [fetch(Opaque(), 1, "a"), fetch(Opaque(), 1, "b"), fetch(Opaque(), 2)] == [1, 1, 2]
+    assert calls == [1, 2]
+    assert list(workflow.record.steps) == ["fetch(page=1)", "fetch(page=2)"]
+
+
+@pytest.mark.parametrize("exclude", ["page", [1], ["nope"]])
+def test_exclude_takes_names_of_parameters(workflow: Workflow, exclude: Any) -> None:
+    """Anything else is refused at decoration: one str as well, whose letters would be taken for names."""
+    with pytest.raises(TypeError, match="exclude"):
+        workflow.step(exclude=exclude)(takes_one)
 
 
 def test_a_cycle_needs_a_name(step: iso_orchestrator.Step[..., str]) -> None:
@@ -305,8 +499,8 @@ def test_methods_are_steps_of_their_instance(workflow: Workflow) -> None:
         assert [Shop.towns("de"), Shop("Bonn").towns("de")] == [["de"], ["de"]]
         assert Shop.open("Ulm") == "Ulm"
     assert list(workflow.record.steps) == [
-        'Shop.stock(self=Shop(city="Bonn"))',
-        'Shop.stock(self=Shop(city="Kiel"))',
+        'Shop.stock(self=test_identity.Shop(city="Bonn"))',
+        'Shop.stock(self=test_identity.Shop(city="Kiel"))',
         "price:Bonn:rum",
         'Shop.towns(country="de")',
         "open:Ulm",
@@ -320,9 +514,89 @@ def test_a_bound_method_has_all_that_a_step_has(workflow: Workflow) -> None:
         assert shop.price.submit("rum").result(DEADLINE) == "rum in Bonn"
         assert shop.stock.submit("rum").result(DEADLINE) == "rum in Bonn"
     assert shop.price.step_name("rum") == "price:Bonn:rum"
-    assert shop.stock.step_name("rum") == 'Shop.stock(self=Shop(city="Bonn"), item="rum")'
+    assert shop.stock.step_name("rum") == 'Shop.stock(self=test_identity.Shop(city="Bonn"), item="rum")'
     assert shop.price.fn("rum") == "rum in Bonn"
     assert (shop.price.__name__, shop.stock.__doc__) == ("price", None)
+
+
+class Plain:
+    """A class whose instances have no faithful short form."""
+
+    def __init__(self, client: object) -> None:
+        self.client = client
+
+    @iso_orchestrator.step
+    def refused(self) -> None: ...
+
+    @iso_orchestrator.step(exclude=["self"])
+    def shared(self, page: int) -> int:
+        return page
+
+    @iso_orchestrator.step
+    @classmethod
+    def outer_class(cls, page: int) -> str:
+        return f"{cls.__name__} {page}"
+
+    @iso_orchestrator.step
+    @staticmethod
+    def outer_static(page: int) -> int:
+        return page
+
+    @classmethod
+    @iso_orchestrator.step
+    def inner_class(cls, page: int) -> str:
+        return f"{cls.__name__} {page}"
+
+    @iso_orchestrator.for_each(mutex_key="{self.client}")
+    @iso_orchestrator.step(exclude=["self"])
+    def each(self, page: int) -> str:
+        return f"{self.client} {page}"
+
+    @iso_orchestrator.for_each()
+    @classmethod
+    def each_of_class(cls, page: int) -> str:
+        return f"{cls.__name__} {page}"
+
+
+def test_methods_of_every_kind_are_steps(workflow: Workflow) -> None:
+    """Class and static methods are steps in both orders of the decorators, called on the class or on an instance."""
+    plain = Plain("c")
+    with workflow:
+        assert [Plain.outer_class(1), plain.outer_class(2), Plain.inner_class(3)] == ["Plain 1", "Plain 2", "Plain 3"]
+        assert [Plain.outer_static(1), plain.outer_static(2), plain.shared(3)] == [1, 2, 3]
+        assert plain.each([1, 2]).values() == ["c 1", "c 2"]
+        assert [Plain.each_of_class([1]).values(), plain.each_of_class([2]).values()] == [["Plain 1"], ["Plain 2"]]
+        with pytest.raises(StepNameError, match=r"(?s)'self'.*Plain.*exclude=\(\"self\",\)"):
+            plain.refused()
+    assert list(workflow.record.steps) == [
+        *[f"Plain.outer_class(cls=test_identity.Plain, page={page})" for page in (1, 2)],
+        "Plain.inner_class(cls=test_identity.Plain, page=3)",
+        *["Plain.outer_static(page=1)", "Plain.outer_static(page=2)", "Plain.shared(page=3)"],
+        *["Plain.each(page=1)", "Plain.each(page=2)"],
+    ]
+
+
+def test_signatures_say_what_is_taken_and_returned(workflow: Workflow) -> None:
+    """`inspect.signature` of what a decorator made is that of its calls; `repr` of a step says its name."""
+
+    @workflow.for_each()
+    @workflow.step
+    def each(page: int, *, language: str = "en") -> str: ...
+
+    @workflow.command(parse="json")
+    def count(text: str) -> list[str]: ...
+
+    items = inspect.signature(each)
+    assert list(items.parameters) == ["items", "language"]
+    assert items.parameters["items"].annotation == "Iterable[int]"
+    assert items.return_annotation == "ForEachSummary[str]"
+    assert inspect.signature(count).return_annotation == CommandResult[Any]
+    assert list(inspect.signature(Plain("c").shared).parameters) == ["page"]
+    assert list(inspect.signature(Plain("c").each).parameters) == ["items"]
+    assert repr(workflow.step(takes)) == "<step 'takes'>"
+    assert repr(Plain("c").shared) == "<step 'Plain.shared'>"
+    assert repr(workflow.step(name="page:{x}")(takes_one)) == "<step 'page:{x}'>"
+    assert repr(each) == "<for_each each>"
 
 
 def test_what_a_function_has_noted_on_itself_hides_no_method(workflow: Workflow) -> None:
@@ -576,3 +850,27 @@ def test_callables_that_are_no_functions_are_steps_by_name(workflow: Workflow) -
     cases: list[tuple[Callable[..., Any], Any, Any]] = [(len, "abc", 3), (str, 7, "7"), (Adder(), 1, 2)]
     for number, (fn, argument, result) in enumerate(cases):
         assert workflow.run_step(f"step {number}", fn, argument) == result
+
+
+class Model(pydantic.BaseModel):
+    """A model with a field that it does not show."""
+
+    model_config = pydantic.ConfigDict(extra="allow")
+    name: str
+    key: str = pydantic.Field(default="k", repr=False)
+
+
+class Stateful(pydantic.BaseModel):
+    """A model with state that is in no field."""
+
+    name: str
+    _client: object = pydantic.PrivateAttr(default_factory=object)
+
+
+def test_pydantic_models_are_named_by_their_fields(step: iso_orchestrator.Step[..., str]) -> None:
+    """Extra fields count too, hidden ones are hashed, and private attributes need `name=`."""
+    key = sha256(b'"k"').hexdigest()[:16]
+    assert step.step_name(Model(name="a")) == f'takes(x=test_identity.Model(name="a", key=#{key}))'
+    assert step.step_name(Model(name="a", more=1)) == f'takes(x=test_identity.Model(name="a", key=#{key}, more=1))'
+    with pytest.raises(StepNameError, match=r"(?s)Stateful.*private.*name="):
+        step.step_name(Stateful(name="a"))

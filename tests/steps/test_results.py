@@ -15,11 +15,12 @@ from typing import Any, Literal, NamedTuple, NewType, TypedDict
 from uuid import UUID
 
 import attrs
+import numpy
 import pytest
 from support import DEADLINE
 from support_processes import assert_waits, child, in_thread
 
-from iso_orchestrator import SerializationError, StepStatus, Workflow
+from iso_orchestrator import ResultMismatchError, SerializationError, StepStatus, Workflow
 
 
 class Color(enum.Enum):
@@ -262,12 +263,52 @@ def test_an_annotation_that_does_not_resolve_yet_is_tried_again(
     assert namespace["later"]() == expected
 
 
-def test_an_annotation_that_never_resolves_gives_json(workflow: Workflow) -> None:
-    """An annotation that does not resolve gives JSON types, and a result that is not JSON is refused."""
-    namespace: dict[str, Any] = {"workflow": workflow}
-    source = "@workflow.step\ndef f(x) -> 'Nowhere': return x"
+def test_an_annotation_that_never_resolves_is_refused_before_the_body_runs(workflow: Workflow) -> None:
+    """A name that is imported for type checkers alone raises before the first body runs, and says what to do."""
+    calls: list[int] = []
+    namespace: dict[str, Any] = {"workflow": workflow, "calls": calls}
+    source = "@workflow.step\ndef f() -> 'Nowhere': calls.append(1)"
     exec(compile(source, "module", "exec", dont_inherit=True), namespace)
-    assert namespace["f"]({"a": (1,)}) == {"a": [1]}
+    with pytest.raises(SerializationError, match=r"(?s)f\(\).*Nowhere.*import"):
+        namespace["f"]()
+    with pytest.raises(SerializationError, match=r"(?s)'g'.*Nowhere"):
+        workflow.run_step("g", namespace["f"].fn)
+    assert calls == []
+    assert workflow.record.steps == {}
+
+
+def test_an_annotation_that_nothing_fits_is_refused_at_decoration(workflow: Workflow) -> None:
+    """A type that cannot be recorded raises where the function is decorated, before anything is paid for."""
+    with pytest.raises(SerializationError, match=r"(?s)array.*ndarray.*save the value to a file and return its path"):
+
+        @workflow.step
+        def array() -> numpy.ndarray: ...
+
+    with pytest.raises(SerializationError, match="parse"):
+
+        @workflow.command(parse=lambda_with_lock)
+        def parse() -> list[str]: ...
+
+
+def lambda_with_lock(_: str) -> Opaque:
+    raise AssertionError
+
+
+def test_the_error_has_what_the_body_returned(workflow: Workflow) -> None:
+    """`SerializationError` names the step, the place and both values, and has the result, which is paid for."""
+    value = {"jobs": [{"at": 1}, {"at": AT}]}
+
+    def body() -> dict[str, list[dict]] | None:  # type: ignore[type-arg]
+        return value  # type: ignore[return-value]
+
+    with pytest.raises(SerializationError) as caught:
+        workflow.run_step("jobs", body)
+    assert caught.value.value is value
+    assert caught.value.place == "$.jobs[1].at"
+    assert "'jobs'" in str(caught.value)
+    assert "datetime.datetime(2026" in caught.value.reason
+    assert "would come back as '2026-05-14T12:00:00.123456+00:00'" in caught.value.reason
+    assert workflow.record.steps["jobs"].status is StepStatus.FAILED
 
 
 def test_the_annotation_of_a_partial_function_counts(workflow: Workflow) -> None:
@@ -403,7 +444,7 @@ def test_a_record_that_no_longer_fits_its_annotation_says_so(tmp_path: Path) -> 
     def page() -> Page:
         pytest.fail("it ran again")
 
-    with pytest.raises(SerializationError, match=r"(?s)'page'.*\$\.number"):
+    with pytest.raises(ResultMismatchError, match=r"(?s)'page'.*\$\.number.*version=.*reset"):
         workflow.run_step("page", page)
     assert workflow.record.steps["page"].result == {"number": "one", "quotes": []}
     assert workflow.record.steps["page"].status is StepStatus.COMPLETED

@@ -1,0 +1,141 @@
+"""Whether a value that was written and read back is the value that it was."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections import defaultdict, deque
+from collections.abc import Set
+from decimal import Decimal
+from pathlib import PurePath
+from typing import Any
+
+from iso_orchestrator.codec.objects import Field, attributes_besides, fields_of, is_pydantic, python_scalar
+
+
+class Difference(Exception):  # noqa: N818 - it never leaves the room
+    """A part of a value that would come back changed.
+
+    Attributes:
+        part: The part.
+        back: What it would come back as.
+        path: Its place in the value, the outermost part last.
+        reason: What is lost, if the part itself does not show that.
+    """
+
+    def __init__(self, part: object, back: object, reason: str | None = None) -> None:
+        self.part = part
+        self.back = back
+        self.reason = reason
+        self.path: list[str] = []
+
+
+def check_same(value: Any, back: Any) -> None:
+    """Raise where *back* is not equal to *value*, or more of it than its types changed to those of its annotation.
+
+    Those changes are: a list for a tuple, an int for a number of numpy, and the like; from a float's int to a float.
+
+    Raises:
+        Difference: They are not the same.
+    """
+    kind = type(back)
+    if kind in _SIMPLE and type(value) is kind and value == back:
+        return
+    if kind in _ATOMS:
+        _check_atom(value, back)
+    elif isinstance(back, dict):
+        _check_dict(value, back)
+    elif isinstance(back, list | tuple | deque):
+        _check_items(value, back)
+    elif isinstance(back, Set):
+        _check_set(value, back)
+    elif isinstance(back, dt.datetime | dt.time):
+        _check_moment(value, back)
+    elif (fields := fields_of(value)) is not None or (fields := fields_of(back)) is not None:
+        _check_fields(value, back, fields)
+    elif isinstance(back, Decimal | PurePath):  # by their text: Decimal("1.0") is not Decimal("1.00"), and NaN is NaN
+        if not isinstance(value, Decimal | PurePath) or str(value) != str(back):
+            raise Difference(value, back)
+    elif value != back or not isinstance(value, kind):
+        raise Difference(value, back)
+
+
+_SIMPLE = frozenset({str, int, bool, type(None)})
+_ATOMS = frozenset({*_SIMPLE, float})
+
+
+def _check_atom(value: Any, back: Any) -> None:
+    kind = type(back)
+    if type(value) is not kind:
+        value = python_scalar(value)
+        if not isinstance(value, kind) and not (kind is float and type(value) is int):
+            raise Difference(value, back)
+        if isinstance(value, bool) is not (kind is bool):
+            raise Difference(value, back)
+    if value != back or (kind is float and str(float(value)) != str(back)):  # minus zero
+        raise Difference(value, back)
+
+
+def _check_dict(value: Any, back: dict[Any, Any]) -> None:
+    if not isinstance(value, dict) or len(value) != len(back):
+        raise Difference(value, back)
+    if isinstance(back, defaultdict) and getattr(value, "default_factory", None) is not back.default_factory:
+        raise Difference(value, back, "its default_factory would be lost")
+    for (key, item), (key_back, item_back) in zip(value.items(), back.items(), strict=True):
+        _check_part(key, key_back, key)
+        _check_part(item, item_back, key)
+
+
+def _check_items(value: Any, back: Any) -> None:
+    if not isinstance(value, list | tuple | deque) or len(value) != len(back):
+        raise Difference(value, back)
+    names = getattr(type(back), "_fields", None)
+    if (names is not None or isinstance(back, deque)) and type(value) is not type(back):
+        raise Difference(value, back)
+    if isinstance(value, deque) and (not isinstance(back, deque) or value.maxlen != back.maxlen):
+        raise Difference(value, back, f"its maxlen={value.maxlen} would be lost")
+    for place, (item, item_back) in enumerate(zip(value, back, strict=True)):
+        _check_part(item, item_back, place if names is None else names[place])
+
+
+def _check_set(value: Any, back: Set[Any]) -> None:
+    if not isinstance(value, Set) or value != back:
+        raise Difference(value, back)
+    same = {item: item for item in back}
+    for item in value:
+        check_same(item, same[item])
+
+
+def _check_moment(value: Any, back: Any) -> None:
+    if not isinstance(value, type(back)) or value != back:
+        raise Difference(value, back)
+    if value.tzinfo is None and back.tzinfo is None:
+        if value.fold != back.fold:
+            raise Difference(value, back, "its fold would be lost: give it a zone")
+    elif value.isoformat() != back.isoformat():
+        raise Difference(value, back)
+    elif type(value.tzinfo) is not type(back.tzinfo) or value.tzinfo != back.tzinfo:
+        raise Difference(value, back, "its zone would change: use a zone of zoneinfo or datetime.timezone")
+
+
+def _check_fields(value: Any, back: Any, fields: tuple[Field, ...]) -> None:
+    if type(value) is not type(back):
+        raise Difference(value, back)
+    names = [field.name for field in fields]
+    lost = attributes_besides(value, names)
+    if lost:
+        raise Difference(value, back, f"its attribute {lost[0]!r} would be lost: declare it as a field")
+    if is_pydantic(type(value)):
+        names.append("__pydantic_private__")
+    for name in names:
+        _check_part(getattr(value, name, _UNSET), getattr(back, name, _UNSET), name)
+
+
+_UNSET = object()
+
+
+def _check_part(value: Any, back: Any, place: object) -> None:
+    try:
+        check_same(value, back)
+    except Difference as difference:
+        difference.path.append(f"[{place}]" if isinstance(place, int) else f".{place}"[:80])
+        raise
