@@ -407,3 +407,7 @@ class suppressed_as_note:  # noqa: N801 - used like a function; a generator woul
             return False
         self._error.add_note(f"iso-orchestrator: {self._what}: {error}")
         return True
+
+
+class StepChangedWarning(UserWarning):
+    """A recorded result was returned which other code, or other arguments, made; a function is warned about once."""

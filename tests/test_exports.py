@@ -53,6 +53,7 @@ def test_all_holds_the_contract() -> None:
         "current_workflow",
         "current_step",
         "current_item",
+        "StepChangedWarning",
         "StepContext",
         "ItemContext",
         "Command",

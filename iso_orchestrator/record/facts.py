@@ -113,13 +113,15 @@ class RunDied(Fact):
 @_tagged("step.started")
 @attrs.frozen
 class StepStarted(Fact):
-    """An attempt at a step began, in the process *owner*."""
+    """An attempt at a step began, in the process *owner*. `Origin` says what *code* and *arguments* are."""
 
     step: str
     attempt: int
     owner: str
     idempotency_key: str | None = None
     version: str | None = None
+    code: str | None = None
+    arguments: Json = None
 
     def apply_to(self, projection: Projection) -> None:
         projection.waits.pop(self.step, None)
@@ -132,6 +134,8 @@ class StepStarted(Fact):
             idempotency_key=self.idempotency_key,
             owner=self.owner,
             version=self.version,
+            code=self.code,
+            arguments=self.arguments,
         )
         step.seq = projection.seq
         detail = {"step": self.step, "attempt": self.attempt, "idempotencyKey": self.idempotency_key}

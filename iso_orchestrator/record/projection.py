@@ -48,6 +48,8 @@ class StepState:
     Attributes:
         owner: The id of the process that runs it; None while no process does.
         version: A part of its identity.
+        code: The digest of the code that ran, as `Origin` has it.
+        arguments: The arguments that its name does not show, as `Origin` has them.
         seq: The sequence of the last fact about it; not part of a snapshot, which is synced whole.
     """
 
@@ -62,6 +64,8 @@ class StepState:
     error: ErrorInfo | None = None
     owner: str | None = None
     version: str | None = None
+    code: str | None = None
+    arguments: Json = None
     seq: int = attrs.field(default=0, init=False)
 
     def record(self) -> StepRecord:

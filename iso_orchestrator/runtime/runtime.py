@@ -54,6 +54,7 @@ class WorkflowRuntime:
         self.pool = Pool(max_workers)
         self.runs: list[object] = []
         self._initial_state = initial_state
+        self.changed_functions: set[object] = set()  # those that a warning has told of
         self._claims: dict[str, tuple[str, str]] = {}
         self._guard = threading.Lock()
         self._session: Session | None = None

@@ -6,7 +6,9 @@ The methods of `StepCall` stand in the order in which a call goes through them.
 from __future__ import annotations
 
 import logging
+import sys
 import threading
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
@@ -21,6 +23,7 @@ from iso_orchestrator.errors import (
     Limited,
     OrchestratorError,
     SerializationError,
+    StepChangedWarning,
     StepFailedError,
     StepInterruptedError,
     StepRejectedError,
@@ -37,7 +40,7 @@ from iso_orchestrator.record.facts import (
     StepWaiting,
 )
 from iso_orchestrator.record.model import ErrorInfo, Json, StepStatus, truncate_to_ms
-from iso_orchestrator.record.projection import Limit, Projection
+from iso_orchestrator.record.projection import Limit, Projection, StepState
 from iso_orchestrator.runtime.context import (
     Attempt,
     InFlightStep,
@@ -51,6 +54,7 @@ from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.runtime.session import Session
 from iso_orchestrator.runtime.threads import call_with_timeout
 from iso_orchestrator.steps.options import RetryContext, StepOptions
+from iso_orchestrator.steps.origin import Origin
 from iso_orchestrator.system.clock import Backoff, sleep
 from iso_orchestrator.system.interrupts import OneShotEvent, masked, unmasked
 
@@ -73,6 +77,7 @@ class _Completed:
 
     result: Json
     seq: int
+    changes: list[str]  # since it was made
 
 
 @attrs.frozen
@@ -109,6 +114,7 @@ class StepCall:
     idempotency_key: str | None
     body: Callable[[], Any]
     codec: ResultCodec
+    origin: Origin
     options: StepOptions
     session: Session = attrs.field(init=False)
     scope: Scope = attrs.field(init=False)
@@ -121,8 +127,8 @@ class StepCall:
             Exception: What the body raised in its last attempt, or what `StepOptions` say.
         """
         step = self.runtime.session().completed(self.name, self.idempotency_key, self.options.version)
-        if step is not None:
-            return self._load(step.result)
+        if step is not None and self._counts(step):
+            return self._load_recorded(step.result, self.origin.changes_since(step))
         self.scope = current_scope()
         with masked(), self.runtime.acquire() as self.session:
             return self._run_in_turn()
@@ -169,7 +175,7 @@ class StepCall:
         while True:
             begun = self._begin(flight)
             if isinstance(begun, _Completed):
-                return self._load(begun.result)
+                return self._load_recorded(begun.result, begun.changes)
             flight.attempt = begun.attempt
             self.is_first = begun.is_first if self.is_first is None else self.is_first
             attempt = Attempt(self.session, flight, self.scope.attempt, begun.attempt, self.is_first)
@@ -212,7 +218,7 @@ class StepCall:
                 return decided
             flight.is_settled = was_settled
             match decided:
-                case _Completed(_, seq):
+                case _Completed(_, seq, _):
                     self.session.sync(seq)
                     return decided
                 case _Refused(error, seq):
@@ -231,7 +237,9 @@ class StepCall:
         log, step = self.session.log, projection.steps.get(self.name)
         same = projection.matching(self.name, self.idempotency_key, self.options.version)
         if same is not None and same.status is StepStatus.COMPLETED:
-            return (), _Completed(same.result, same.seq)
+            if self._counts(same, at):
+                return (), _Completed(same.result, same.seq, self.origin.changes_since(same))
+            same = None
         if step is not None and step.owner not in (None, log.process_id) and log.is_alive(step.owner):
             return (), _RunsElsewhere(step.attempts)
         if same is not None:
@@ -246,7 +254,16 @@ class StepCall:
                 return (), limit  # which is on record
             return [StepWaiting(at, self.name, log.process_id, limit.until, limit.key)], limit
         attempt = 1 if same is None else same.attempts + 1
-        fact = StepStarted(at, self.name, attempt, log.process_id, self.idempotency_key, self.options.version)
+        fact = StepStarted(
+            at,
+            self.name,
+            attempt,
+            log.process_id,
+            self.idempotency_key,
+            self.options.version,
+            self.origin.code,
+            self.origin.arguments or None,
+        )
         return [fact], _Started(attempt, is_first=same is None)
 
     def _wait_until(self, limit: Limit) -> None:
@@ -373,8 +390,55 @@ class StepCall:
             f"step {self.name!r} called itself: it would wait for its own end; call the plain function (.fn)"
         )
 
+    def _counts(self, step: StepState, at: datetime | None = None) -> bool:
+        """Whether the recorded result of a completed step is the result of this call too, at a time, or now."""
+        max_age = self.options.max_age
+        if max_age is not None and (at or self.runtime.clock.now()) - step.updated_at > max_age:
+            return False
+        return self.options.on_change != "rerun" or not self.origin.changes_since(step)
+
+    def _load_recorded(self, data: Json, changes: list[str]) -> Any:
+        if changes and self.options.on_change == "warn":
+            self._warn(changes)
+        return self._load(data)
+
+    def _warn(self, changes: list[str]) -> None:
+        """Warn of recorded results that are older than a change, once for each function and code."""
+        function = (self.origin.function, self.origin.code)
+        if function in self.runtime.changed_functions:
+            return
+        self.runtime.changed_functions.add(function)
+
+        def count(projection: Projection) -> tuple[Sequence[Fact], int]:
+            mine = projection.steps[self.name]
+            steps = [step for step in projection.steps.values() if step.code == mine.code]
+            return (), sum(self.origin.changes_since(step) == changes for step in steps)
+
+        number = self.runtime.transact(count, durable=False)
+        steps = (
+            f"step {self.name!r} has a recorded result that is"
+            if number < 2
+            else (
+                f"{number} steps of {self.origin.function}(), {self.name!r} among them, have recorded results that are"
+            )
+        )
+        warnings.warn(
+            f'{steps} older than a change: {"; ".join(changes)}. To run again: another version=, on_change="rerun" or '
+            'reset(). on_change="ignore" ends this warning',
+            StepChangedWarning,
+            stacklevel=_levels_to_the_caller(),
+        )
+
     def _load(self, data: Json) -> Any:
         return self.codec.load(data, self._subject())
 
     def _subject(self) -> str:
         return f"the result of step {self.name!r}"
+
+
+def _levels_to_the_caller() -> int:
+    """The `stacklevel` of a warning for the code outside of this package."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("iso_orchestrator."):
+        level, frame = level + 1, frame.f_back
+    return level

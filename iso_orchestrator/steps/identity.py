@@ -5,11 +5,13 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from string import Formatter
 from typing import Any, TypeAlias
 
 from iso_orchestrator.checks import check_key
 from iso_orchestrator.errors import StepNameError
+from iso_orchestrator.steps.origin import argument_text
 from iso_orchestrator.steps.rendering import EXACT_SCALARS, Unrenderable, digest, render
 
 _LONGEST = 120  # characters of rendered arguments; longer ones are cut, and end with a hash
@@ -111,32 +113,51 @@ class Parameters:
         """
         return ", ".join(f"{name}={render(value)}" for name, value in arguments.items() if name not in self._excluded)
 
-    def render(self, arguments: Arguments) -> str:
+    def render(self, arguments: Arguments) -> tuple[str, dict[str, str]]:
         """Render a call as a name: the base, and the arguments that differ from their defaults.
+
+        Returns:
+            The name, and the texts of the arguments that it does not show.
 
         Raises:
             StepNameError: An argument has no rendering that no other value has.
 
         Example:
-            >>> def fetch(url, *, page=1): ...
+            >>> def fetch(url, *, page=1, size=10): ...
             >>> parameters = Parameters(fetch, "fetch")
             >>> parameters.render(parameters.bind(("a",), {"page": 2}))
-            'fetch(url="a", page=2)'
+            ('fetch(url="a", page=2)', {'size': '10'})
         """
-        parts = []
+        parts, defaults = [], {}
         for name, value in arguments.items():
-            if name in self._excluded or (name in self._defaults and value is self._defaults[name]):
+            if name in self._excluded:
                 continue
-            exact = EXACT_SCALARS.get(type(value))
-            text = exact(value) if exact is not None else _render_argument(self._base, name, value)
-            if text != self._rendered_defaults[name]:
+            default = self._rendered_defaults[name]
+            if name in self._defaults and value is self._defaults[name]:
+                text = default
+            else:
+                exact = EXACT_SCALARS.get(type(value))
+                text = exact(value) if exact is not None else _render_argument(self._base, name, value)
+            if text != default:
                 parts.append(f"{name}={text}")
+            elif text is not None and name in self._defaults:
+                defaults[name] = argument_text(text, is_default=True)
         if not parts:
-            return self._base
+            return self._base, defaults
         rendered = ", ".join(parts)
         if len(rendered) > _LONGEST:
             rendered = f"{rendered[:_LONGEST]}…#{digest(rendered)}"
-        return f"{self._base}({rendered})"
+        return f"{self._base}({rendered})", defaults
+
+    def texts(self, arguments: Arguments) -> dict[str, str]:
+        """Return what is recorded of the arguments where the name does not say which ones it shows."""
+        texts = {}
+        for name, value in arguments.items():
+            if name not in self._excluded:
+                with suppress(Unrenderable, RecursionError):
+                    text = render(value)
+                    texts[name] = argument_text(text, is_default=text == self._rendered_defaults[name])
+        return texts
 
 
 def is_constant(template: Template | None) -> bool:

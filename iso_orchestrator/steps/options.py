@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Collection
+from datetime import timedelta
 from typing import Any, Literal, TypeAlias, TypedDict, TypeVar
 
 import attrs
@@ -15,6 +16,7 @@ from iso_orchestrator.steps.identity import Template
 F = TypeVar("F", bound=Callable[..., Any])
 
 IfInterrupted: TypeAlias = Literal["rerun", "fail"]
+OnChange: TypeAlias = Literal["warn", "rerun", "ignore"]
 
 
 @attrs.frozen
@@ -110,6 +112,10 @@ class CallKeywords(TypedDict, total=False):
     if_interrupted: What to do where a dead run left the step half done: "rerun" it (the default), or "fail" with
         `StepInterruptedError`.
     version: A str or an int, part of the step's identity: a new version runs again.
+    on_change: What to do where a recorded result was made by other code of the function, or with another value of an
+        argument that the step's name does not show, than now: "warn" once a function with `StepChangedWarning` (the
+        default), "rerun" the step, or "ignore" it.
+    max_age: Seconds, or a `timedelta`: an older result counts as none. Default: results do not age.
     """
 
     retry: int | Retry
@@ -117,6 +123,8 @@ class CallKeywords(TypedDict, total=False):
     accept: Callable[[Any], bool] | None
     if_interrupted: IfInterrupted
     version: str | int | None
+    on_change: OnChange
+    max_age: float | timedelta | None
 
 
 class StepKeywords(CallKeywords, total=False):
@@ -182,6 +190,12 @@ def _version(value: str | int | None) -> str | None:
     return check_key(str(value), "version")
 
 
+def _max_age(value: float | timedelta | None) -> timedelta | None:
+    seconds = value.total_seconds() if isinstance(value, timedelta) else value
+    check_seconds(seconds, "max_age")
+    return value if isinstance(value, timedelta) or value is None else timedelta(seconds=value)
+
+
 def _names(exclude: Collection[str]) -> tuple[str, ...]:
     is_collection = isinstance(exclude, Collection) and not isinstance(exclude, str)
     if not is_collection or not all(isinstance(name, str) for name in exclude):
@@ -203,6 +217,8 @@ class StepOptions:
     )
     if_interrupted: IfInterrupted = attrs.field(default="rerun", validator=validated_by(check_choice, "rerun", "fail"))
     version: str | None = attrs.field(default=None, converter=_version)
+    on_change: OnChange = attrs.field(default="warn", validator=validated_by(check_choice, "warn", "rerun", "ignore"))
+    max_age: timedelta | None = attrs.field(default=None, converter=_max_age)
     limit_key: str | None = attrs.field(default=None, init=False)  # an option of commands alone
 
 

@@ -19,6 +19,8 @@ from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.steps.call import StepCall
 from iso_orchestrator.steps.identity import Arguments, Parameters, Template, base_name, compile_template, is_constant
 from iso_orchestrator.steps.options import StepOptions, check_callable, unwrap_function
+from iso_orchestrator.steps.origin import Origin, Texts, argument_text, code_of
+from iso_orchestrator.steps.rendering import Unrenderable, render
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")
@@ -69,6 +71,8 @@ class Step(Generic[P, R]):
         self._make_name = self._compile(options.name, "a step's name")
         self._make_key = self._compile(options.idempotency_key, "an idempotency key")
         self._constant_name = self._base or (str(options.name).format() if is_constant(options.name) else None)
+        self._function = str(getattr(fn, "__qualname__", fn))
+        self._code = code_of(unwrap_function(fn))
         self._runtime = runtime
         self._claimed_by: WorkflowRuntime | None = None
         self._codec: ResultCodec | None = None
@@ -110,7 +114,7 @@ class Step(Generic[P, R]):
 
     def step_name(self, *args: P.args, **kwargs: P.kwargs) -> str:
         """Compute the name that the record has for a call with these arguments."""
-        return self._name(self._parameters.bind(args, kwargs))
+        return self._name(self._parameters.bind(args, kwargs))[0]
 
     def fingerprint(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
         """Return what tells calls with one name apart, that of `name=`; None where the name itself shows the arguments.
@@ -131,12 +135,14 @@ class Step(Generic[P, R]):
         if runtime is not self._claimed_by:
             self._claim(runtime)
         arguments = self._parameters.bind(args, kwargs)
+        name, unshown = self._name(arguments)
         return StepCall(
             runtime=runtime,
-            name=self._name(arguments),
+            name=name,
             idempotency_key=self._make_key(arguments) if self._make_key is not None else None,
             body=self._body(args, kwargs),
             codec=self._codec or self._result_codec(),
+            origin=Origin(self._function, self._code, unshown),
             options=self._options,
         )
 
@@ -146,10 +152,11 @@ class Step(Generic[P, R]):
     def _compile(self, template: Template | None, what: str) -> Callable[[Arguments], str | None] | None:
         return None if template is None else compile_template(template, what, self._parameters)
 
-    def _name(self, arguments: Arguments) -> str:
+    def _name(self, arguments: Arguments) -> tuple[str, Texts]:
+        """Return the name of a call, and the arguments that it does not show, or may not show."""
         if self._make_name is None:
             return self._parameters.render(arguments)
-        return check_key(self._make_name(arguments), "a step's name")
+        return check_key(self._make_name(arguments), "a step's name"), self._parameters.texts(arguments)
 
     def _make_codec(self) -> ResultCodec:
         return ResultCodec(return_annotation(self.fn), self._subject())
@@ -162,7 +169,7 @@ class Step(Generic[P, R]):
         return self._codec
 
     def _subject(self) -> str:
-        return f"the result of {getattr(self.fn, '__qualname__', self.fn)}()"
+        return f"the result of {self._function}()"
 
 
 class BoundStep(Generic[P, R]):
@@ -243,10 +250,19 @@ def run_step(
         idempotency_key=None if idempotency_key is None else check_key(idempotency_key, "an idempotency key"),
         body=functools.partial(fn, *args),
         codec=codec,
+        origin=Origin(str(getattr(fn, "__qualname__", fn)), code_of(unwrap_function(fn)), _texts(args)),
         options=options,
     )
     result: R = call.run()
     return result
+
+
+def _texts(args: tuple[Any, ...]) -> Texts:
+    texts = {}
+    for place, value in enumerate(args):
+        with suppress(Unrenderable, RecursionError):
+            texts[f"argument {place + 1}"] = argument_text(render(value), is_default=False)
+    return texts
 
 
 def _unresolved(subject: str, missing: Unresolved) -> SerializationError:

@@ -1,0 +1,88 @@
+"""What made a result: the function's code and the arguments that the step's name does not show."""
+
+from __future__ import annotations
+
+import dis
+import sys
+from types import CodeType
+from typing import Any, TypeAlias
+
+import attrs
+
+from iso_orchestrator.record.projection import StepState
+from iso_orchestrator.steps.rendering import digest
+
+Texts: TypeAlias = dict[str, str]
+"""Arguments by parameter: the text of one that is its default, and for others a ``#`` and a digest of their text."""
+
+_LONGEST = 80  # characters of the text of an argument
+
+
+@attrs.frozen
+class Origin:
+    """What makes the result of a call, besides what is in the step's name.
+
+    Attributes:
+        function: The function's name, for messages.
+        code: The version of Python and a digest of the function's code; None for a function that is not Python.
+        arguments: The arguments that the name does not show.
+    """
+
+    function: str
+    code: str | None = None
+    arguments: Texts = attrs.field(factory=dict)
+
+    def changes_since(self, step: StepState) -> list[str]:
+        """Say what is other now than when the result of *step* was made; what is not known counts as the same."""
+        recorded = step.arguments if isinstance(step.arguments, dict) else {}
+        changes = [
+            _change(name, str(recorded[name]), text)
+            for name, text in self.arguments.items()
+            if name in recorded and _hashed(recorded[name]) != _hashed(text)
+        ]
+        if self.code != step.code and _python(self.code) == _python(step.code) is not None:
+            changes.append("the code of its function")
+        return changes
+
+
+def _python(code: str | None) -> str | None:
+    return None if code is None else code.partition(":")[0]
+
+
+def argument_text(text: str, *, is_default: bool) -> str:
+    """Return what is recorded of an argument: a default stands in the code, another value may be long, or a secret."""
+    return text if is_default and len(text) <= _LONGEST else f"#{digest(text)}"
+
+
+def _hashed(text: object) -> str:
+    known = str(text)
+    return known if known.startswith("#") else f"#{digest(known)}"
+
+
+def _change(name: str, before: str, now: str) -> str:
+    if before.startswith("#") or now.startswith("#"):
+        return f"{name} has another value"
+    return f"{name} was {before}, is {now}"
+
+
+def code_of(function: Any) -> str | None:
+    """Return the version of Python and a digest of a function's code; None for what is not written in Python.
+
+    Constants and nested functions count. Line numbers and the function's own docstring do not.
+    """
+    code = getattr(getattr(function, "__func__", function), "__code__", None)
+    if not isinstance(code, CodeType):
+        return None
+    return f"{sys.version_info[0]}.{sys.version_info[1]}:{digest(_instructions(code))}"
+
+
+def _instructions(code: CodeType) -> str:
+    return repr([(each.opname, _argument(each.argval)) for each in dis.get_instructions(code)])
+
+
+def _argument(value: Any) -> str:
+    if isinstance(value, CodeType):
+        return _instructions(value)
+    if isinstance(value, frozenset):  # its order depends on the process
+        return f"frozenset({sorted(map(_argument, value))})"
+    return f"{type(value).__name__} {value!r}"
