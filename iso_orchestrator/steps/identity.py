@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Collection, Mapping
-from contextlib import suppress
 from string import Formatter
 from typing import Any, TypeAlias
 
@@ -153,10 +152,13 @@ class Parameters:
         """Return what is recorded of the arguments where the name does not say which ones it shows."""
         texts = {}
         for name, value in arguments.items():
-            if name not in self._excluded:
-                with suppress(Unrenderable, RecursionError):
-                    text = render(value)
-                    texts[name] = argument_text(text, is_default=text == self._rendered_defaults[name])
+            if name in self._excluded:
+                continue
+            try:
+                text = render(value)
+            except (Unrenderable, RecursionError):  # it has no text, so that no change of it is noticed
+                continue
+            texts[name] = argument_text(text, is_default=text == self._rendered_defaults[name])
         return texts
 
 

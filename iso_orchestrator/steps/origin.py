@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dis
 import sys
+from functools import lru_cache
 from types import CodeType
 from typing import Any, TypeAlias
 
@@ -18,7 +19,7 @@ Texts: TypeAlias = dict[str, str]
 _LONGEST = 80  # characters of the text of an argument
 
 
-@attrs.frozen
+@attrs.define
 class Origin:
     """What makes the result of a call, besides what is in the step's name.
 
@@ -34,6 +35,8 @@ class Origin:
 
     def changes_since(self, step: StepState) -> list[str]:
         """Say what is other now than when the result of *step* was made; what is not known counts as the same."""
+        if self.code == step.code and self.arguments == (step.arguments or {}):
+            return []
         recorded = step.arguments if isinstance(step.arguments, dict) else {}
         changes = [
             _change(name, str(recorded[name]), text)
@@ -71,8 +74,11 @@ def code_of(function: Any) -> str | None:
     Constants and nested functions count. Line numbers and the function's own docstring do not.
     """
     code = getattr(getattr(function, "__func__", function), "__code__", None)
-    if not isinstance(code, CodeType):
-        return None
+    return _digest_of(code) if isinstance(code, CodeType) else None
+
+
+@lru_cache(maxsize=1024)
+def _digest_of(code: CodeType) -> str:
     return f"{sys.version_info[0]}.{sys.version_info[1]}:{digest(_instructions(code))}"
 
 
