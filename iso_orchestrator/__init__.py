@@ -35,7 +35,8 @@ from iso_orchestrator.errors import (
     WorkflowNotFoundError,
     WorkflowUsageError,
 )
-from iso_orchestrator.fanout.for_each import ForEach, ForEachSummary, Fulfilled, Rejected
+from iso_orchestrator.fanout.for_each import ForEach
+from iso_orchestrator.fanout.summary import ForEachSummary, Fulfilled, Rejected
 from iso_orchestrator.functions import (
     current_workflow,
     delete_workflow,

@@ -18,8 +18,6 @@ from iso_orchestrator.workflow import Workflow
 
 _log = logging.getLogger("iso_orchestrator")
 
-_ROOT = ".iso-orchestrator"
-
 R = TypeVar("R")
 
 
@@ -78,14 +76,14 @@ def current_workflow() -> Workflow:
 def read_workflow_record(
     workflow_id: str,
     *,
-    dir: str | os.PathLike[str] = _ROOT,  # noqa: A002 - as in Workflow
+    dir: str | os.PathLike[str] | None = None,  # noqa: A002 - as in Workflow
     store: Store | str | None = None,
 ) -> WorkflowRecord:
     """Read the record of a workflow. Nothing is created, locked or written.
 
     Args:
         workflow_id: The workflow's id.
-        dir: The folder of all workflows.
+        dir: The folder of all workflows; default: as for `Workflow`.
         store: A store or a URL, instead of the files in *dir*.
 
     Raises:
@@ -108,7 +106,7 @@ def read_workflow_record(
 
 
 def list_workflows(
-    dir: str | os.PathLike[str] = _ROOT,  # noqa: A002 - as in Workflow
+    dir: str | os.PathLike[str] | None = None,  # noqa: A002 - as in Workflow
     store: Store | str | None = None,
 ) -> list[WorkflowSummary]:
     """List all workflows of a root, in the order of their file names.
@@ -116,7 +114,7 @@ def list_workflows(
     A workflow that cannot be read is left out, and a warning is logged.
 
     Args:
-        dir: The folder of all workflows.
+        dir: The folder of all workflows; default: as for `Workflow`.
         store: A store or a URL, instead of the files in *dir*.
 
     Example:
@@ -137,14 +135,14 @@ def list_workflows(
 def delete_workflow(
     workflow_id: str,
     *,
-    dir: str | os.PathLike[str] = _ROOT,  # noqa: A002 - as in Workflow
+    dir: str | os.PathLike[str] | None = None,  # noqa: A002 - as in Workflow
     store: Store | str | None = None,
 ) -> None:
     """Delete a workflow: its record, logs and locks. Processes that a killed run left of its commands are ended.
 
     Args:
         workflow_id: The workflow's id.
-        dir: The folder of all workflows.
+        dir: The folder of all workflows; default: as for `Workflow`.
         store: A store or a URL, instead of the files in *dir*.
 
     Raises:

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
+from functools import partial
 from types import TracebackType
 from typing import Any, TypeVar, Unpack
 
@@ -22,7 +23,8 @@ from iso_orchestrator.coordination.mutex_queue import MutexScope
 from iso_orchestrator.coordination.state import reset_steps
 from iso_orchestrator.decorators import Decorators
 from iso_orchestrator.errors import WorkflowUsageError
-from iso_orchestrator.fanout.for_each import ForEachKeywords, ForEachOptions, ForEachSummary, run_for_each
+from iso_orchestrator.fanout.for_each import ForEachKeywords, ForEachOptions, run_for_each
+from iso_orchestrator.fanout.summary import ForEachSummary
 from iso_orchestrator.record.model import Heartbeat, Json, Lease, WorkflowEvent, WorkflowRecord, WorkflowStatus
 from iso_orchestrator.record.projection import Projection, copy_json
 from iso_orchestrator.runtime.context import current_scope, entered
@@ -30,7 +32,7 @@ from iso_orchestrator.runtime.runs import OnBusy, RunResult, begin_run, end_run
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.steps.options import CallKeywords, StepOptions, check_callable, documented
 from iso_orchestrator.steps.step import run_step
-from iso_orchestrator.store import Store, find_store
+from iso_orchestrator.store import Store, default_root, find_store
 from iso_orchestrator.system.clock import Clock, InjectedClock, SystemClock
 from iso_orchestrator.system.interrupts import masked
 
@@ -47,9 +49,11 @@ class Workflow(Decorators):
     Args:
         workflow_id: Any text that is not blank and that UTF-8 can hold.
         initial_state: JSON, or anything that cattrs unstructures; written only when the record is new.
-        dir: The folder of all workflows; made absolute now.
+        dir: The folder of all workflows, made absolute now. Default: the environment's ``ISO_ORCHESTRATOR_DIR``, else
+            `.iso-orchestrator`.
         now: A function that returns an aware datetime and replaces every clock, for tests.
-        store: A store, the URL of one (the guide lists them), or None for the files in *dir*.
+        store: A store, the URL of one (the guide lists them), or None for the files in *dir*. Where neither is given,
+            the environment's ``ISO_ORCHESTRATOR_STORE`` may name a URL.
         on_busy: What to do when another run of this id is live: "share" the workflow, "wait" for its end, or "fail".
         max_workers: Threads for `.submit`, at most.
 
@@ -76,7 +80,7 @@ class Workflow(Decorators):
         workflow_id: str,
         *,
         initial_state: Any = {},  # noqa: B006 - it is copied, never changed
-        dir: str | os.PathLike[str] = ".iso-orchestrator",  # noqa: A002 - the npm package's name for it
+        dir: str | os.PathLike[str] | None = None,  # noqa: A002 - the npm package's name for it
         now: Callable[[], datetime] | None = None,
         store: Store | str | None = None,
         on_busy: OnBusy = "share",
@@ -85,18 +89,19 @@ class Workflow(Decorators):
         self.workflow_id = check_key(workflow_id, "a workflow id")
         if dir == "":
             raise ValueError('dir is empty: the current folder is "."')
-        self.dir = check_path(dir, "dir")
+        self.dir = check_path(default_root() if dir is None else dir, "dir")
         check_choice(on_busy, "on_busy", "share", "wait", "fail")
         self._on_busy: OnBusy = on_busy
         self._runtime = WorkflowRuntime(
             self,
             self.workflow_id,
             self.dir,
-            find_store(store, self.dir),
+            find_store(store, None if dir is None else self.dir),
             _clock(now),
             plain_json(initial_state, "the initial state"),
             check_count(max_workers, "max_workers"),
         )
+        self._pickled = {"initial_state": initial_state, "dir": self.dir, "now": now, "on_busy": on_busy}
         self._entered: dict[int, contextlib.ExitStack] = {}
 
     def __repr__(self) -> str:
@@ -104,6 +109,10 @@ class Workflow(Decorators):
 
     def _repr_html_(self) -> str:
         return self.record._repr_html_()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle by id and store: another process uses the same record."""
+        return partial(type(self), self.workflow_id, store=self._runtime.store, **self._pickled), ()
 
     @property
     def record_path(self) -> str:

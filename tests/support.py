@@ -250,7 +250,7 @@ def run_python(code: str, *args: object, cwd: Path | str | None = None, env: dic
     """
     path = os.pathsep.join(filter(None, [str(_TESTS.parent), str(_TESTS), os.environ.get("PYTHONPATH")]))
     process = subprocess.Popen(
-        [sys.executable, "-u", "-W", "error", "-c", code, *map(str, args)],
+        [sys.executable, "-u", "-W", "error", "-W", "ignore:recorded before a change", "-c", code, *map(str, args)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -21,15 +21,12 @@ class CommandKeywords(StepKeywords, total=False):
     idle_timeout: Seconds without output. Default: no limit.
     ok_codes: The exit codes that count as success, where no agent judges the run. Default: 0 alone.
     log_dir: The folder of the logs, which several workflows may share. Default: ``logs/`` in the workflow's folder.
-    limit_key: The name of what is limited when a run says so; the limit holds for all steps with that name.
-        Default: the agent's name.
     if_left: What to do with processes that a killed run left: "end" them (the default), or "wait" until they end.
     """
 
     idle_timeout: float | None
     ok_codes: Collection[int]
     log_dir: str | os.PathLike[str] | None
-    limit_key: str | None
     if_left: IfLeft
 
 

@@ -15,7 +15,7 @@ from typing import Any, ParamSpec, Protocol, TypeAlias, TypeVar, cast
 
 import attrs
 
-from iso_orchestrator.checks import check_choice, check_key, check_path, check_seconds, unique_name, validated_by
+from iso_orchestrator.checks import check_choice, check_path, check_seconds, unique_name, validated_by
 from iso_orchestrator.codec import ResultCodec, Unresolved
 from iso_orchestrator.commands.model import Command, CommandResult, IfLeft, as_command, heartbeat_key
 from iso_orchestrator.commands.output import is_output_open
@@ -78,7 +78,6 @@ class CommandOptions(StepOptions):
     parse: Any = None
     ok_codes: tuple[int, ...] = attrs.field(default=(0,), converter=_exit_codes)
     log_dir: str | None = attrs.field(default=None, converter=_log_dir)
-    limit_key: str | None = attrs.field(default=None, validator=attrs.validators.optional(validated_by(check_key)))
     if_left: IfLeft = attrs.field(default="end", validator=validated_by(check_choice, "end", "wait"))
     parser: Parser = attrs.field(init=False, default=attrs.Factory(_parser, takes_self=True))
 

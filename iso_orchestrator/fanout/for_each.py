@@ -9,7 +9,7 @@ import reprlib
 from collections.abc import Callable, Iterable, Sized
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any, Concatenate, Generic, Literal, ParamSpec, Protocol, TypeAlias, TypedDict, TypeVar, overload
+from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeAlias, TypedDict, TypeVar, overload
 
 import attrs
 
@@ -18,14 +18,13 @@ from iso_orchestrator.coordination.mutex_queue import MutexScope
 from iso_orchestrator.errors import StepNameError
 from iso_orchestrator.fanout.progress import reporter
 from iso_orchestrator.fanout.scheduler import Scheduler
-from iso_orchestrator.record.model import html_table
+from iso_orchestrator.fanout.summary import ForEachSummary
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.steps.identity import Parameters, compile_template
 from iso_orchestrator.steps.options import check_callable
 from iso_orchestrator.steps.rendering import Unrenderable, digest
 from iso_orchestrator.steps.step import BoundStep, Step, current_runtime, leading_arguments, split_method
 
-_SHOWN = 200  # rows of the table in a notebook
 _SHOWN_OF_ITEM = 100  # characters of an item in an error
 
 Item = TypeVar("Item")
@@ -35,75 +34,6 @@ P = ParamSpec("P")
 Q = ParamSpec("Q")
 T = TypeVar("T")
 R = TypeVar("R")
-
-
-@attrs.frozen
-class Fulfilled(Generic[R]):
-    """The result of an item that succeeded."""
-
-    value: R
-
-    @property
-    def status(self) -> Literal["fulfilled"]:
-        """The npm package's word for it."""
-        return "fulfilled"
-
-
-@attrs.frozen
-class Rejected:
-    """The result of an item that failed."""
-
-    reason: BaseException
-
-    @property
-    def status(self) -> Literal["rejected"]:
-        """The npm package's word for it."""
-        return "rejected"
-
-
-@attrs.frozen
-class ForEachSummary(Generic[R]):
-    """The results of all items, in the order of the items.
-
-    Example:
-        >>> summary = ForEachSummary([Fulfilled(1), Rejected(ValueError("no"))])
-        >>> summary.fulfilled, summary.rejected
-        (1, 1)
-    """
-
-    results: list[Fulfilled[R] | Rejected]
-
-    @property
-    def fulfilled(self) -> int:
-        """The number of items that succeeded."""
-        return sum(isinstance(result, Fulfilled) for result in self.results)
-
-    @property
-    def rejected(self) -> int:
-        """The number of items that failed."""
-        return len(self.results) - self.fulfilled
-
-    def values(self) -> list[R]:
-        """The values of all items, if none failed.
-
-        Raises:
-            BaseException: The reason of the first item that failed.
-        """
-        values = []
-        for result in self.results:
-            if isinstance(result, Rejected):
-                raise result.reason
-            values.append(result.value)
-        return values
-
-    def _repr_html_(self) -> str:
-        rows = [
-            (index, result.status, result.value if isinstance(result, Fulfilled) else repr(result.reason))
-            for index, result in enumerate(self.results[:_SHOWN])
-        ]
-        cut = f", the first {_SHOWN} shown" if len(self.results) > _SHOWN else ""
-        caption = f"for_each: {self.fulfilled} fulfilled, {self.rejected} rejected{cut}"
-        return html_table(caption, ["item", "status", "value or reason"], rows)
 
 
 MutexKey: TypeAlias = str | Callable[[Any], str | None] | None
@@ -235,6 +165,10 @@ class ForEach(Generic[Item, P, R]):
             bound.__signature__ = _signature(self.fn, leading)
         return bound
 
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        """Pickle by name, or as a method of its instance: another process finds it in its module."""
+        return (getattr, (self._leading[0], self._name)) if self._leading else str(vars(self)["__qualname__"])
+
     def __repr__(self) -> str:
         return f"<for_each {self._name}>"
 
@@ -264,7 +198,7 @@ class ForEach(Generic[Item, P, R]):
             progress.close()
             if options.executor is None:
                 executor.shutdown(wait=False)
-        return ForEachSummary([Fulfilled(value) if ok else Rejected(value) for ok, value in outcomes])
+        return ForEachSummary(outcomes)
 
     def _work(self, arguments: Callable[[Item], tuple[Any, ...]], named: dict[str, Any]) -> Callable[[Item], R]:
         """A function that does the work of one item."""

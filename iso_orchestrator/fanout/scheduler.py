@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import CancelledError, Executor, Future
 from contextlib import ExitStack
 from contextvars import copy_context
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
@@ -37,6 +37,7 @@ from iso_orchestrator.coordination.mutex_queue import (
     state_key_of,
 )
 from iso_orchestrator.fanout.progress import Progress
+from iso_orchestrator.fanout.summary import Fulfilled, Rejected, note_item
 from iso_orchestrator.runtime.context import ItemContext, LockOwner, current_owner, entered
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.system.interrupts import Condition, start, undo_on_error
@@ -45,9 +46,6 @@ if TYPE_CHECKING:
     from iso_orchestrator.fanout.for_each import ForEachOptions
 
 _READ_AHEAD = 1000  # items, or 16 for each worker if that is more
-
-Outcome: TypeAlias = tuple[bool, Any]
-"""True and what the function returned, or False and the error."""
 
 
 @attrs.define(eq=False)
@@ -100,7 +98,7 @@ class Scheduler:
         self._queued: dict[str, deque[_Item]] = {}  # has the key of each item that is ready, requested or running
         self._ready: list[tuple[bool, int, _Item]] = []  # a heap: first the items that hold a mutex, then by index
         self._requested: set[_Item] = set()
-        self._outcomes: dict[int, Outcome] = {}
+        self._outcomes: dict[int, Fulfilled[Any] | Rejected] = {}
         self._unfinished = 0  # items that were read and are not done
         self._unstarted = 0  # items that were read and have not run
         self._workers = 0  # workers that have not decided to end, including those that the executor has not started
@@ -122,7 +120,7 @@ class Scheduler:
         around = self._scope.batch
         return self._abandoned or (around is not None and around.is_abandoned)
 
-    def run(self, items: Iterable[Any]) -> list[Outcome]:
+    def run(self, items: Iterable[Any]) -> list[Fulfilled[Any] | Rejected]:
         """Run all items; their outcomes in the order of the items.
 
         Raises:
@@ -250,7 +248,7 @@ class Scheduler:
         if self._unstarted == self._read_ahead // 2:
             self._changed.notify()  # for `_has_room`
 
-    def _call(self, item: _Item) -> Outcome:
+    def _call(self, item: _Item) -> tuple[bool, Any]:
         with entered(attrs.evolve(self._scope, owner=item.owner, item=ItemContext(item.index), batch=self)):
             try:
                 return True, self._work(item.value) if item.hold is None else self._call_holding(item, item.hold)
@@ -268,7 +266,7 @@ class Scheduler:
 
     def _finish(self, item: _Item, ok: bool, value: Any) -> None:
         with self._changed.guard:
-            self._outcomes[item.index] = (ok, value)
+            self._outcomes[item.index] = Fulfilled(value) if ok else Rejected(value, item.index, item.value)
             self._unfinished -= 1
             if item.key is not None:
                 self._end_key(item.key)
@@ -276,7 +274,7 @@ class Scheduler:
                 self._changed.notify()
         self._progress.advance(ok)
         if not ok and (self._options.stop_on_error or not isinstance(value, Exception)):
-            value.add_note(f"iso-orchestrator: raised by item {item.index} of for_each")
+            note_item(value, item.index)
             self._stop(value)
 
     def _end_key(self, key: str) -> None:

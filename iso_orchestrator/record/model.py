@@ -149,7 +149,7 @@ class Lease(_Shown):
     token: int = 0
 
 
-@attrs.frozen
+@attrs.frozen(repr=False)
 class WorkflowRecord:
     """The record of a workflow at one moment; later facts do not change it."""
 
@@ -164,6 +164,22 @@ class WorkflowRecord:
     leases: Mapping[str, Lease] = attrs.field(factory=dict)
     last_error: ErrorInfo | None = None
     version: int = 1
+
+    def __repr__(self) -> str:
+        counts = f"{len(self.steps)} steps, {len(self.events)} events"
+        return f"<WorkflowRecord {self.workflow_id!r}: {self.status}, {counts}>"
+
+    def to_dicts(self) -> list[dict[str, Any]]:
+        """Return a row for each step, for a table or a DataFrame: its fields, and the seconds of its last attempt.
+
+        Example:
+            >>> moment = datetime(2026, 5, 14, tzinfo=UTC)
+            >>> step = StepRecord("fetch", StepStatus.COMPLETED, 1, moment, started_at=moment, completed_at=moment)
+            >>> record = WorkflowRecord("w", WorkflowStatus.IDLE, moment, moment, None, {"fetch": step})
+            >>> [(row["name"], row["status"], row["seconds"]) for row in record.to_dicts()]
+            [('fetch', 'completed', 0.0)]
+        """
+        return [_row(step) for step in self.steps.values()]
 
     def _repr_html_(self) -> str:
         steps = list(self.steps.values())
@@ -271,6 +287,21 @@ def _stack(error: BaseException) -> str | None:
         return "".join(traceback.format_exception(error, limit=50))
     except Exception:  # noqa: BLE001 - as above
         return None
+
+
+def _row(step: StepRecord) -> dict[str, Any]:
+    begun, ended = step.started_at, step.completed_at
+    return {
+        "name": step.name,
+        "status": step.status.value,
+        "attempts": step.attempts,
+        "started_at": begun,
+        "completed_at": ended,
+        "updated_at": step.updated_at,
+        "seconds": None if begun is None or ended is None else (ended - begun).total_seconds(),
+        "result": step.result,
+        "error": None if step.error is None else f"{step.error.name}: {step.error.message}",
+    }
 
 
 def _outcome(step: StepRecord) -> str:

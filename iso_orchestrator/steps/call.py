@@ -415,16 +415,12 @@ class StepCall:
             return (), sum(self.origin.changes_since(step) == changes for step in steps)
 
         number = self.runtime.transact(count, durable=False)
-        steps = (
-            f"step {self.name!r} has a recorded result that is"
-            if number < 2
-            else (
-                f"{number} steps of {self.origin.function}(), {self.name!r} among them, have recorded results that are"
-            )
-        )
+        results = f"the result of step {self.name!r}"
+        if number > 1:
+            results = f"the results of {number} steps of {self.origin.function}(), {self.name!r} among them"
         warnings.warn(
-            f'{steps} older than a change: {"; ".join(changes)}. To run again: another version=, on_change="rerun" or '
-            'reset(). on_change="ignore" ends this warning',
+            f"recorded before a change: {results}: {'; '.join(changes)}. To run again: another version=, "
+            'on_change="rerun" or reset(). on_change="ignore" ends this warning',
             StepChangedWarning,
             stacklevel=_levels_to_the_caller(),
         )

@@ -112,6 +112,8 @@ class CallKeywords(TypedDict, total=False):
     if_interrupted: What to do where a dead run left the step half done: "rerun" it (the default), or "fail" with
         `StepInterruptedError`.
     version: A str or an int, part of the step's identity: a new version runs again.
+    limit_key: The name of what is limited when the step raises `Limited`, or the command meets a limit; the limit holds
+        for all steps with that name. Default: the agent's name, else the step alone is limited.
     on_change: What to do where a recorded result was made by other code of the function, or with another value of an
         argument that the step's name does not show, than now: "warn" once a function with `StepChangedWarning` (the
         default), "rerun" the step, or "ignore" it.
@@ -123,6 +125,7 @@ class CallKeywords(TypedDict, total=False):
     accept: Callable[[Any], bool] | None
     if_interrupted: IfInterrupted
     version: str | int | None
+    limit_key: str | None
     on_change: OnChange
     max_age: float | timedelta | None
 
@@ -219,7 +222,7 @@ class StepOptions:
     version: str | None = attrs.field(default=None, converter=_version)
     on_change: OnChange = attrs.field(default="warn", validator=validated_by(check_choice, "warn", "rerun", "ignore"))
     max_age: timedelta | None = attrs.field(default=None, converter=_max_age)
-    limit_key: str | None = attrs.field(default=None, init=False)  # an option of commands alone
+    limit_key: str | None = attrs.field(default=None, validator=attrs.validators.optional(validated_by(check_key)))
 
 
 def _tenacity_state(error: Exception, attempt: int) -> object:

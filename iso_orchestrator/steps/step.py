@@ -86,6 +86,10 @@ class Step(Generic[P, R]):
         result: R = self.prepare(args, kwargs).run()
         return result
 
+    def __reduce__(self) -> str:
+        """Pickle by name: another process finds the step in its module."""
+        return str(vars(self)["__qualname__"])
+
     def __repr__(self) -> str:
         return f"<step {self._constant_name or self._options.name or self.fn!r}>"
 
@@ -187,6 +191,10 @@ class BoundStep(Generic[P, R]):
 
     def __repr__(self) -> str:
         return repr(self._step)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the instance, and by name the step."""
+        return getattr, (self._instance, self.fn.__name__)
 
     def submit(self, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
         """As `Step.submit`."""

@@ -10,7 +10,7 @@ from iso_orchestrator.errors import StoreError
 from iso_orchestrator.store.file import FileStore
 from iso_orchestrator.store.protocol import ProcessInfo, Store, StoreMutex, WorkflowLog
 
-__all__ = ["FileStore", "ProcessInfo", "Store", "StoreMutex", "WorkflowLog", "find_store"]
+__all__ = ["FileStore", "ProcessInfo", "Store", "StoreMutex", "WorkflowLog", "default_root", "find_store"]
 
 # The module for each kind of URL. It has a function `store_at`, which takes the split URL, and returns the store or
 # None. A new store is a module or a folder, and a line here; the guide shows the URL.
@@ -20,8 +20,15 @@ STORE_URLS = {
 }
 
 
-def find_store(store: Store | str | None, root: str | os.PathLike[str]) -> Store:
+def default_root() -> str:
+    """The folder of workflows where none is given: ``ISO_ORCHESTRATOR_DIR``, else `.iso-orchestrator`."""
+    return os.environ.get("ISO_ORCHESTRATOR_DIR") or ".iso-orchestrator"
+
+
+def find_store(store: Store | str | None, root: str | os.PathLike[str] | None) -> Store:
     """The store that *store* means: a store, a URL of `STORE_URLS`, or None for the file store in the folder *root*.
+
+    Where both are None, the environment says it: the URL ``ISO_ORCHESTRATOR_STORE``, else `default_root`.
 
     Raises:
         StoreError: No store has that kind of URL.
@@ -31,8 +38,10 @@ def find_store(store: Store | str | None, root: str | os.PathLike[str]) -> Store
         >>> find_store("memory://example", ".").display_name
         'memory://example'
     """
+    if store is None and root is None:
+        store = os.environ.get("ISO_ORCHESTRATOR_STORE") or None
     if store is None:
-        return FileStore(root)
+        return FileStore(default_root() if root is None else root)
     if isinstance(store, str):
         return _store_at(store)
     if not callable(getattr(store, "open", None)) or not callable(getattr(store, "read", None)):

@@ -48,6 +48,10 @@ class MemoryStore(Store):
         self._mutexes: dict[str, _Mutex] = {}
         self._guard = threading.Lock()
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Refuse to be pickled."""
+        raise TypeError("a store in memory cannot be pickled: it belongs to its process; use files")
+
     @property
     def identity(self) -> tuple[str, str]:
         """Equal to no other store's."""

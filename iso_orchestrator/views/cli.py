@@ -25,13 +25,12 @@ from iso_orchestrator.codec import record_to_json
 from iso_orchestrator.examples import demo
 from iso_orchestrator.record.model import WorkflowSummary, escape_terminal
 from iso_orchestrator.record.projection import Projection
-from iso_orchestrator.store import Store, find_store
+from iso_orchestrator.store import Store, default_root, find_store
 from iso_orchestrator.store.maintenance import RepairOptions
 from iso_orchestrator.system.clock import SystemClock, sleep
 from iso_orchestrator.views import doctor, live
 from iso_orchestrator.views.report import json_text, record_text, summaries_text, summary_json
 
-_ROOT = ".iso-orchestrator"
 _CLEAR = "\x1b[H\x1b[J"
 
 
@@ -72,16 +71,17 @@ def _fail(reason: str) -> int:
 
 
 def _demo(options: argparse.Namespace) -> int:
+    root = options.dir or default_root()
     if options.fresh:
-        demo.start_over(options.dir)
-    return demo.run(options.dir, pace=options.pace, ledger=options.ledger, command=_demo_command(options))
+        demo.start_over(root)
+    return demo.run(root, pace=options.pace, ledger=options.ledger, command=_demo_command(options))
 
 
 def _demo_command(options: argparse.Namespace) -> str:
     """Return the command that continues the demo, without --fresh, which would start over."""
     words = ["python", "-m", "iso_orchestrator"] if Path(sys.argv[0]).name == "__main__.py" else ["iso-orchestrator"]
     words.append("demo")
-    if options.dir != _ROOT:
+    if options.dir:
         words += ["--dir", options.dir]
     return escape_terminal(shlex.join(words))
 
@@ -207,7 +207,9 @@ def _parser() -> argparse.ArgumentParser:
     def add(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False)
         command.add_argument(
-            "--dir", default=_ROOT, metavar="DIR", help="the folder of workflows (default: %(default)s)"
+            "--dir",
+            metavar="DIR",
+            help="the folder of workflows (default: $ISO_ORCHESTRATOR_DIR, else .iso-orchestrator)",
         )
         command.set_defaults(run=run)
         return command

@@ -165,7 +165,7 @@ def test_values_raise_the_first_reason(workflow: Workflow, gate: Gate) -> None:
     gate.until_in("a", "b", "c")
     gate.open("c")
     gate.open()
-    with pytest.raises(LookupError, match=r"^b$"):
+    with pytest.raises(LookupError, match=r"^b\n.*item 1"):
         summary.result(DEADLINE).values()
 
 
@@ -1037,3 +1037,53 @@ def test_equal_items_share_a_result(workflow: Workflow) -> None:
 
     assert visit([{"id": 1}, {"id": 1}, {"id": 2}], [1]).values() == [1, 1, 2]
     assert calls == [1, 2]
+
+
+# The summary
+
+
+def test_a_rejected_item_says_which_it_is(workflow: Workflow) -> None:
+    """`Rejected` has the item and its index, and the error that `values()` raises has a note."""
+
+    def fail(item: str) -> str:
+        raise ValueError(f"no {item}")
+
+    summary = workflow.run_for_each(["a", "b"], fail, stop_on_error=False)
+    assert [(result.index, result.item) for result in summary.results] == [(0, "a"), (1, "b")]
+    for _ in range(2):
+        with pytest.raises(ValueError, match="no a") as caught:
+            summary.values()
+    assert caught.value.__notes__ == ["iso-orchestrator: raised by item 0 of for_each"]
+
+
+def test_a_summary_and_a_record_are_rows(workflow: Workflow) -> None:
+    """`to_dicts()` gives a row for each item, and for each step; both have a short `repr`."""
+    error = ValueError("no")
+
+    def apply(item: int) -> int:
+        if item:
+            raise error
+        return workflow.run_step("half", lambda: item / 2)
+
+    summary = workflow.run_for_each([0, 1], apply, stop_on_error=False)
+    assert summary.to_dicts() == [
+        {"index": 0, "status": "fulfilled", "value": 0.0, "error": None},
+        {"index": 1, "status": "rejected", "value": None, "error": error},
+    ]
+    assert repr(summary) == "<ForEachSummary: 1 fulfilled, 1 rejected>"
+
+    def bad() -> None:
+        raise error
+
+    with pytest.raises(ValueError, match="no"):
+        workflow.run_step("bad", bad)
+    record = workflow.record
+    assert repr(record).startswith("<WorkflowRecord 'w': ")
+    assert len(repr(record)) < 100
+    rows = record.to_dicts()
+    assert [(row["name"], row["status"], row["attempts"], row["result"], row["error"]) for row in rows] == [
+        ("half", "completed", 1, 0.0, None),
+        ("bad", "failed", 1, None, "ValueError: no"),
+    ]
+    assert rows[0]["seconds"] >= 0
+    assert rows[1]["seconds"] is None

@@ -467,7 +467,7 @@ class Nursery:
         path = os.pathsep.join(map(str, [_TESTS.parent, _TESTS, _TESTS / "reliability"]))
         code = f"from reliability.oracle import serve; serve({theirs.fileno()}, {module!r})"
         self._server = subprocess.Popen(
-            [sys.executable, "-W", "error", "-c", code],
+            [sys.executable, "-W", "error", "-W", "ignore:recorded before a change", "-c", code],
             pass_fds=[theirs.fileno()],
             env={**os.environ, "PYTHONPATH": path},
         )

@@ -58,7 +58,9 @@ def test_a_changed_default_warns_once_and_says_what_and_how_many(workflow: Workf
     assert warning.filename == __file__
     text = str(warning.message)
     assert 'model was "gpt-4", is "gpt-5"' in text
-    assert text.startswith("2 steps of summarize(), 'summarize(doc=\"a\")' among them")
+    assert text.startswith(
+        "recorded before a change: the results of 2 steps of summarize(), 'summarize(doc=\"a\")' among"
+    )
 
 
 def test_an_edited_body_warns(workflow: Workflow) -> None:

@@ -195,3 +195,32 @@ def test_a_limit_is_within_all_time(last: datetime, hours: int) -> None:
     with pytest.raises(ValueError, match="out of range in UTC"):
         Limited(last.replace(tzinfo=timezone(timedelta(hours=hours))))
     assert Limited(last.replace(tzinfo=timezone(timedelta(hours=-hours)))).until.tzinfo is UTC
+
+
+def test_a_limit_key_of_a_plain_step_holds_back_all_steps_with_it(workflow: Workflow) -> None:
+    """`limit_key=` says what is limited when a step raises `Limited`: other steps with that key wait, others do not."""
+    begun: list[str] = []
+
+    @workflow.step(limit_key="site")
+    def first() -> None:
+        begun.append("first")
+        if begun.count("first") == 1:
+            raise Limited(datetime.now(UTC) + timedelta(seconds=2 * SHORT))
+
+    @workflow.step(limit_key="site")
+    def second() -> float:
+        begun.append("second")
+        return time.monotonic()
+
+    @workflow.step
+    def free() -> float:
+        return time.monotonic()
+
+    running = in_thread(first)
+    wait_until(lambda: _limits(workflow) != [], what="the limit")
+    met = time.monotonic()
+    assert free() - met < SHORT
+    assert second() - met > SHORT
+    running.result(DEADLINE)
+    with pytest.raises(TypeError, match="limit_key"):
+        workflow.step(limit_key=7)(free.fn)  # type: ignore[arg-type]

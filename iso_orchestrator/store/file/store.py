@@ -52,6 +52,10 @@ class FileStore(Store):
         self._identity = ("file", os.path.realpath(self.root))
         self._fs = fs or FileSystem()
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle by the folder."""
+        return FileStore, (self.root,)
+
     @property
     def identity(self) -> tuple[str, str]:
         """Equal for two stores on one folder, by whatever path."""
