@@ -20,7 +20,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_folder_of_the_environment_is_the_default(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """`ISO_ORCHESTRATOR_DIR` is the default of `dir`, for functions and the command line too; an argument counts more."""
+    """`ISO_ORCHESTRATOR_DIR` is the default of `dir`, also for functions and the command line; arguments count more."""
     monkeypatch.setenv("ISO_ORCHESTRATOR_DIR", str(tmp_path / "shared"))
     with Workflow("batch") as workflow:
         workflow.run_step("add", lambda: 3)
