@@ -248,13 +248,19 @@ class CommandStartError(OrchestratorError, OSError):
 
 @attrs.define(slots=False)
 class CommandLeftoverError(OrchestratorError, RuntimeError):
-    """Processes of an earlier command could not be ended, or an unidentified one still writes to `log_path`."""
+    """Processes of an earlier command could not be ended, or an unidentified one still writes to `log_path`.
+
+    `reason` says why they could not be searched for.
+    """
 
     pids: tuple[int, ...]
     seconds: float
     log_path: str | None = None
+    reason: str | None = None
 
     def __str__(self) -> str:
+        if self.reason is not None:
+            return f"processes of a command may still run: {self.reason}; then call the step again, which ends them"
         if self.log_path is not None:
             return (
                 f"{self.log_path} is still open in another process that could not be identified: find it with "

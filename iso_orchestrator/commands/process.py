@@ -290,6 +290,8 @@ def _reason(error: OSError, command: Command, environment: Mapping[str, str]) ->
     reason = error.strerror or str(error)
     if error.errno == errno.E2BIG:
         return f"{reason}: give long texts as input= or in a file"
+    if processes.is_out_of_descriptors(error):
+        return f"{reason}: raise `ulimit -n`, or run fewer commands at a time"
     if command.cwd is not None and not os.path.isdir(command.cwd):
         return f"its folder {command.cwd!r} does not exist: make it, or give another cwd="
     # PermissionError also where this user may not read a folder of the PATH, and the program is in none of the others.

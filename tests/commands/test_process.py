@@ -388,6 +388,46 @@ except WorkflowUsageError as error:
         child.end()
 
 
+WITHOUT_DESCRIPTORS = """
+import os, resource, sys
+from iso_orchestrator.system import processes
+from support_commands import *
+resource.setrlimit(resource.RLIMIT_NOFILE, (80, 80))
+taken = []
+
+def take(*_):
+    if sys.argv[3] == "thief":
+        processes.KILLING = 0.5
+        while processes._spare_descriptors:
+            os.close(processes._spare_descriptors.pop())
+    try:
+        while len(taken) < 1000:
+            taken.append(os.open(os.devnull, os.O_RDONLY))
+    except OSError:
+        pass
+
+run = command_run(Path(sys.argv[1]), shell(sys.argv[2]), on_beat=take, timeout=0.2)
+try:
+    run.run()
+except Exception as error:
+    print(type(error).__name__)
+for fd in taken:
+    os.close(fd)
+print(len(find(run.tag)))
+kill_all(run.tag)
+"""
+
+
+@on_linux
+@pytest.mark.parametrize(("thief", "name"), [("", "CommandTimeoutError"), ("thief", "CommandLeftoverError")])
+def test_a_command_is_ended_without_descriptors(tmp_path: Path, thief: str, name: str) -> None:
+    """Spare ones find what has left its session; if another thread takes those too, its session is ended."""
+    code = f"sleep {FOREVER} & {'setsid' if not thief else ''} sleep {FOREVER} & sleep {FOREVER}"
+    with run_python(WITHOUT_DESCRIPTORS, tmp_path, code, thief) as child:
+        assert [child.line(), child.line()] == [name, "0"]
+        child.end()
+
+
 # Ctrl-C
 
 

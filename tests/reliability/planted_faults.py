@@ -234,4 +234,11 @@ MORE_FAULTS = [
         "tests/reliability/test_mutex_schedules.py::test_a_mutex_is_handed_on_to_one_at_a_time_and_to_all",
         ("--tier", "full", "--seed", "1"),
     ),
+    Fault(
+        "no descriptors kept to end commands with",
+        "system/processes.py",
+        "    _keep_spare_descriptors()\n    return psutil.Popen(",
+        "    return psutil.Popen(",
+        "tests/reliability/test_commands.py::test_commands_are_ended_without_descriptors",
+    ),
 ]
