@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 
 from iso_orchestrator.commands.model import heartbeat_key
-from iso_orchestrator.errors import CommandLeftoverError, StoreError
+from iso_orchestrator.errors import CommandLeftoverError
 from iso_orchestrator.record.model import Heartbeat, StepRecord, StepStatus
 from iso_orchestrator.record.projection import StepState
 from iso_orchestrator.store.log_files import LogFile
@@ -55,6 +55,10 @@ class LogReader:
         while part := self.read(offset + len(data), limit - len(data)):
             data += part
         return _text(data if offset == 0 else _from_whole_character(data))
+
+    def text(self) -> str:
+        """All of it."""
+        return _text(self._file.read_all(self.start))
 
     def last_line(self) -> str:
         """The last line that is not blank, whether or not its end is there yet."""
@@ -195,15 +199,6 @@ def is_output_open(path: str) -> bool:
         return False
     with closing(file):
         return file.is_locked()
-
-
-def text_of(path: str, start: int) -> str:
-    """The text of a log from byte *start* on; `StoreError` if it is gone."""
-    file = LogFile.find(path)
-    if file is None:
-        raise StoreError(f"{path} was removed while its command ran: call the step again")
-    with closing(file):
-        return _text(file.read_all(start))
 
 
 @contextmanager

@@ -27,7 +27,7 @@ class Ended:
         step: The step's name.
         result: Its result, not parsed yet.
         at: When it had ended.
-        stdout: Reads all of its standard output.
+        stdout: Reads all of its standard output, from the file that it was written to.
     """
 
     step: str

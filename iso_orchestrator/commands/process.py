@@ -6,13 +6,12 @@ import atexit
 import errno
 import os
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import closing
 from typing import Any, TypeAlias
 
 import attrs
 
 from iso_orchestrator.commands.model import Command, CommandResult, printable
-from iso_orchestrator.commands.output import OutputFiles, input_file, is_output_open, text_of
+from iso_orchestrator.commands.output import OutputFiles, input_file, is_output_open
 from iso_orchestrator.errors import (
     CommandIdleError,
     CommandLeftoverError,
@@ -42,8 +41,7 @@ class ProcessRunner:
         command: The command line.
         tag: The process tag, by which all that it starts is found, now or after a crash (`system.processes`). No other
             command has it, and it is recorded before `run` is called.
-        log_path: The file that its standard output is appended to. That of standard error has ``.stderr`` after the
-            same name. The folder exists.
+        files: The files that its output is appended to. The caller closes them.
         timeout: Seconds that it may take; None for no limit.
         idle_timeout: Seconds that it may print nothing; None for no limit.
         grace: Seconds from SIGTERM to SIGKILL when it has to end.
@@ -56,7 +54,7 @@ class ProcessRunner:
     name: str
     command: Command
     tag: str
-    log_path: str
+    files: OutputFiles
     timeout: float | None = None
     idle_timeout: float | None = None
     grace: float = GRACE
@@ -65,7 +63,6 @@ class ProcessRunner:
     beat_every: float = 30.0
 
     _process: Process | None = attrs.field(init=False, default=None)
-    _files: OutputFiles = attrs.field(init=False)
     _size: int = attrs.field(init=False, default=0)
     _are_lines_left: bool = attrs.field(init=False, default=False)
     _end_at: float = attrs.field(init=False)
@@ -83,56 +80,45 @@ class ProcessRunner:
             CommandTimeoutError: It took longer than `timeout`.
             CommandIdleError: It printed nothing for `idle_timeout`.
             CommandLeftoverError: A process of it is left that cannot be ended.
-            StoreError: Its output files cannot be opened.
             WorkflowUsageError: Other code in this process has taken its exit code.
         """
-        with closing(OutputFiles(self.log_path)) as files:
-            self._files = files
-            began = monotonic()
-            self._end_at = _after(began, self.timeout)
-            self._idle_at = _after(began, self.idle_timeout)
-            self._beat_at = began  # at once, so that a look at the record shows the command
-            _running.add(self)
-            try:
-                process = self._process = self._start()
-                limit = self._watch(process)
-                duration = monotonic() - began
-                end_tree(self.tag, grace=self.grace, known=[process])
-                code = processes.exit_code(process)
-                self._pass_on_the_last_lines(limit)
-            except BaseException as error:  # Ctrl-C too: what it leaves of the command is ended
-                with masked(), suppressed_as_note(error, "not all of the command was ended"):
-                    self.end()
-                raise
-            finally:
-                _running.discard(self)
-            result = self._result(duration, code)
+        began = monotonic()
+        self._end_at = _after(began, self.timeout)
+        self._idle_at = _after(began, self.idle_timeout)
+        self._beat_at = began  # at once, so that a look at the record shows the command
+        _running.add(self)
+        try:
+            process = self._process = self._start()
+            limit = self._watch(process)
+            duration = monotonic() - began
+            end_tree(self.tag, grace=self.grace, known=[process])
+            code = processes.exit_code(process)
+            self._pass_on_the_last_lines(limit)
+        except BaseException as error:  # Ctrl-C too: what it leaves of the command is ended
+            with masked(), suppressed_as_note(error, "not all of the command was ended"):
+                self.end()
+            raise
+        finally:
+            _running.discard(self)
+        result = self._result(duration, code)
         if limit is None:
             return result
         # With any exit code: a program that was asked to end may well say that it has done its work.
         error_class, seconds = limit
         raise error_class(self.name, seconds, result)
 
-    def output(self) -> str:
-        """All of its standard output, once `run` has returned.
-
-        Raises:
-            StoreError: The log is gone.
-        """
-        return text_of(self.log_path, self._files.stdout.start)
-
     def _start(self) -> Process:
         command = self.command
         environment = processes.tagged_environment(command.env, self.tag)
         try:
-            with input_file(command.input, os.path.dirname(self.log_path)) as stdin:
+            with input_file(command.input, os.path.dirname(self.files.stdout.path)) as stdin:
                 return processes.start(
                     command.args,
                     env=environment,
                     cwd=command.cwd,
                     stdin=stdin,
-                    stdout=self._files.stdout.fd,
-                    stderr=self._files.stderr.fd,
+                    stdout=self.files.stdout.fd,
+                    stderr=self.files.stderr.fd,
                 )
         except OSError as error:
             raise CommandStartError(self.name, command.args[0], _reason(error, command, environment)) from error
@@ -145,7 +131,7 @@ class ProcessRunner:
                 return limit
             if now >= self._beat_at:
                 self._beat_at = now + self.beat_every
-                self.on_beat(process.pid, self._files.size(), self._files.last_line())
+                self.on_beat(process.pid, self.files.size(), self.files.last_line())
         return None
 
     def _pause(self) -> float:
@@ -161,7 +147,7 @@ class ProcessRunner:
 
     def _look(self, now: float) -> _Limit | None:
         self._are_lines_left = not self._pass_on_lines(now + _LOOK)
-        size = self._files.size()
+        size = self.files.size()
         if size != self._size:
             self._size = size
             self._idle_at = _after(now, self.idle_timeout)
@@ -175,7 +161,7 @@ class ProcessRunner:
         """Pass on the lines that are complete by now, none after *until*; whether that was all."""
         if self.on_line is None:
             return True
-        for line in self._files.stdout.lines():
+        for line in self.files.stdout.lines():
             self.on_line(line)
             if monotonic() >= until:
                 return False
@@ -186,7 +172,7 @@ class ProcessRunner:
             self._pass_on_lines(monotonic() + _LOOK)  # they may say what the run has cost; but the time is over
         elif self.on_line is not None:
             self._pass_on_lines()
-            for line in self._files.stdout.rest():
+            for line in self.files.stdout.rest():
                 self.on_line(line)
 
     def end(self, *, at_once: bool = False) -> None:
@@ -202,9 +188,9 @@ class ProcessRunner:
             args=[printable(arg) for arg in self.command.args],
             exit_code=code,
             duration=duration,
-            stdout=self._files.stdout.tail(),
-            stderr=self._files.stderr.tail(),
-            log_path=self._files.stdout.path,
+            stdout=self.files.stdout.tail(),
+            stderr=self.files.stderr.tail(),
+            log_path=self.files.stdout.path,
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Collection, Sequence
+from contextlib import closing
 from datetime import datetime
 from functools import partial
 from hashlib import sha256
@@ -15,7 +16,7 @@ import attrs
 from iso_orchestrator.checks import check_choice, check_key, check_seconds, unique_name, validated_by
 from iso_orchestrator.codec import ResultCodec
 from iso_orchestrator.commands.model import Command, CommandResult, IfLeft, as_command, heartbeat_key
-from iso_orchestrator.commands.output import is_output_open
+from iso_orchestrator.commands.output import OutputFiles, is_output_open
 from iso_orchestrator.commands.parse import Ended, Parser, Reader, as_parser
 from iso_orchestrator.commands.process import ProcessRunner, await_orphans, end_orphans
 from iso_orchestrator.errors import CommandTimeoutError, LeaseLostError, OrchestratorError
@@ -141,23 +142,13 @@ class CommandAttempt:
         line = fn(*args, **kwargs)
         command = as_command(line)
         reader = self._options.parser.begin(line, last_beat(self._key))
-        runner = ProcessRunner(
-            name=self._step,
-            command=command,
-            tag=tag,
-            log_path=self._log,
-            timeout=self._options.timeout,
-            idle_timeout=self._options.idle_timeout,
-            on_line=reader.on_line,
-            on_beat=partial(self._beat, reader),
-            beat_every=_LOOK_EVERY,
-        )
         self._record(CommandBegun(self._now(), self._step, tag, self._log))
         if reader.detail():  # a session id that is recorded before the start can be resumed after an immediate kill
             self._beat_again(reader)
         try:
-            result = self._run(runner, reader)
-            done = reader.on_exit(Ended(self._step, result, self._now(), runner.output))
+            with closing(OutputFiles(self._log)) as files:
+                result = self._run(command, tag, files, reader)
+                done = reader.on_exit(Ended(self._step, result, self._now(), files.stdout.text))
         except Exception:
             self._beat_again(reader)  # says where the output is, however soon the command ended
             raise
@@ -165,7 +156,18 @@ class CommandAttempt:
             self._beat_again(reader)
         return done
 
-    def _run(self, runner: ProcessRunner, reader: Reader) -> CommandResult[Any]:
+    def _run(self, command: Command, tag: str, files: OutputFiles, reader: Reader) -> CommandResult[Any]:
+        runner = ProcessRunner(
+            name=self._step,
+            command=command,
+            tag=tag,
+            files=files,
+            timeout=self._options.timeout,
+            idle_timeout=self._options.idle_timeout,
+            on_line=reader.on_line,
+            on_beat=partial(self._beat, reader),
+            beat_every=_LOOK_EVERY,
+        )
         try:
             return runner.run()
         except CommandTimeoutError as error:

@@ -710,6 +710,18 @@ def test_a_call_does_not_begin_beside_a_process_that_an_ended_command_left(
     assert work().stdout == "gone\n"
 
 
+@pytest.mark.parametrize(
+    "deed", ["rm -r $1", "rm $1/*.log", "echo other > $1/new; for log in $1/*.log; do mv $1/new $log; done"]
+)
+def test_a_result_has_what_the_command_printed_whatever_became_of_its_log(
+    workflow: Workflow, tmp_path: Path, deed: str
+) -> None:
+    """The log is removed or replaced while the command runs: the output is that of the file that it had open."""
+    folder = tmp_path / "logs"
+    work = workflow.command(name="work", log_dir=folder, parse="text")(lambda: shell(f"echo paid; {deed}", str(folder)))
+    assert work().parsed == work().stdout == "paid\n"
+
+
 def test_a_log_that_was_removed_does_not_keep_a_step_from_running(workflow: Workflow, tmp_path: Path) -> None:
     """Its folder may even have become a file."""
     work = workflow.command(name="work", log_dir=tmp_path / "logs")
