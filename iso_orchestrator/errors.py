@@ -212,6 +212,21 @@ _OUTCOMES = {
 
 
 @attrs.define(slots=False)
+class CommandLogError(CommandError):
+    """The output of a step's command could not be logged, so that it failed or was ended; `reason` says why."""
+
+    step_name: str
+    result: CommandResult[Any]
+    reason: str
+
+    def __str__(self) -> str:
+        return self._describe(
+            "was ended, or failed, since its output could not be logged",
+            f"The reason: {self.reason}; then call the step again",
+        )
+
+
+@attrs.define(slots=False)
 class CommandTimeoutError(CommandError, StepTimeoutError):
     """The command of a step took longer than its `timeout`, in seconds; it and all its processes were ended."""
 

@@ -52,9 +52,10 @@ class CommandRun(ProcessRunner):
 
     files: OutputFiles = attrs.field(init=False)
     log_path: str
+    max_log_bytes: int | None = None
 
     def run(self) -> CommandResult[Any]:
-        with closing(OutputFiles(self.log_path)) as self.files:
+        with closing(OutputFiles(self.log_path, self.max_log_bytes)) as self.files:
             return ProcessRunner.run(self)
 
 

@@ -37,6 +37,11 @@ SAMPLES: list[tuple[OrchestratorError, type[Exception], list[str]]] = [
         errors.CommandTimeoutError,
         ["'a'", "'codex'", "2.5 s", "idle_timeout="],
     ),
+    (
+        errors.CommandLogError("a", RESULT, "the disk is full: free some"),
+        errors.CommandError,
+        ["'a'", "'codex'", "the disk is full", "free some", "/logs/a.log"],
+    ),
     (errors.CommandStartError("a", "codex", "no such program"), OSError, ["'a'", "'codex'", "no such program"]),
     (
         errors.CommandLeftoverError((), 1.0, "/logs/a.log"),

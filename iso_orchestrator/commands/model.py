@@ -21,6 +21,9 @@ class CommandKeywords(StepKeywords, total=False):
     idle_timeout: Seconds without output. Default: no limit.
     ok_codes: The exit codes that count as success, where no agent judges the run. Default: 0 alone.
     log_dir: The folder of the logs, which several workflows may share. Default: ``logs/`` in the workflow's folder.
+    max_log_bytes: Bytes of its standard output, and of its standard error, that are logged. Of more the first and last
+        halves are kept, with a line between them that says how much was left out; `parse` gets that too. Default:
+        2**30, a GiB.
     limit_key: The name of what is limited when a run says so; the limit holds for all steps with that name.
         Default: the agent's name.
     if_left: What to do with processes that a killed run left: "end" them (the default), or "wait" until they end.
@@ -29,6 +32,7 @@ class CommandKeywords(StepKeywords, total=False):
     idle_timeout: float | None
     ok_codes: Collection[int]
     log_dir: str | os.PathLike[str] | None
+    max_log_bytes: int
     limit_key: str | None
     if_left: IfLeft
 
@@ -135,7 +139,8 @@ class CommandResult(Generic[T]):
         duration: Seconds from its start to its end.
         stdout: The last 64 KiB of its standard output. Bytes that are no UTF-8 are spelled out: ``\xff``.
         stderr: The last 64 KiB of its standard error.
-        log_path: The file with all of its standard output. That of standard error has ``.stderr`` after the same name.
+        log_path: The file with its standard output, up to `max_log_bytes`. That of standard error has ``.stderr`` after
+            the same name.
         parsed: The standard output as `parse=` read it; None without `parse=`.
     """
 

@@ -6,6 +6,7 @@ import atexit
 import errno
 import os
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, TypeAlias
 
 import attrs
@@ -13,8 +14,10 @@ import attrs
 from iso_orchestrator.commands.model import Command, CommandResult, printable
 from iso_orchestrator.commands.output import OutputFiles, input_file, is_output_open
 from iso_orchestrator.errors import (
+    CommandError,
     CommandIdleError,
     CommandLeftoverError,
+    CommandLogError,
     CommandStartError,
     CommandTimeoutError,
     suppressed_as_note,
@@ -28,8 +31,8 @@ _LOOK = 1.0  # seconds between two looks at the files
 _LOOK_FOR_LINES = 0.05  # the same where lines are read
 _LOOK_FOR_ORPHANS = 0.05
 
-_Limit: TypeAlias = tuple[type[CommandTimeoutError], float]
-"""A time limit that was reached, and its seconds."""
+_Limit: TypeAlias = Callable[[CommandResult[Any]], CommandError]
+"""Makes the error for a run that was ended at a limit."""
 
 
 @attrs.define(kw_only=True, eq=False)
@@ -79,6 +82,7 @@ class ProcessRunner:
             CommandStartError: It cannot be started.
             CommandTimeoutError: It took longer than `timeout`.
             CommandIdleError: It printed nothing for `idle_timeout`.
+            CommandLogError: Its output would have filled the disk.
             CommandLeftoverError: A process of it is left that cannot be ended.
             WorkflowUsageError: Other code in this process has taken its exit code.
         """
@@ -97,15 +101,16 @@ class ProcessRunner:
         except BaseException as error:  # Ctrl-C too: what it leaves of the command is ended
             with masked(), suppressed_as_note(error, "not all of the command was ended"):
                 self.end()
+                self.files.finish(has_failed=True)
             raise
         finally:
             _running.discard(self)
         result = self._result(duration, code)
+        self.files.finish(has_failed=code != 0 or limit is not None)
         if limit is None:
             return result
         # With any exit code: a program that was asked to end may well say that it has done its work.
-        error_class, seconds = limit
-        raise error_class(self.name, seconds, result)
+        raise limit(result)
 
     def _start(self) -> Process:
         command = self.command
@@ -124,19 +129,26 @@ class ProcessRunner:
             raise CommandStartError(self.name, command.args[0], _reason(error, command, environment)) from error
 
     def _watch(self, process: Process) -> _Limit | None:
-        """Wait for the end of the command, or a time limit."""
+        """Wait for the end of the command, or a limit."""
         while not processes.has_ended(process, self._pause()):
             now = monotonic()
             if (limit := self._look(now)) is not None:
                 return limit
+            if (reason := self.files.look()) is not None:
+                self.grace = 0  # it would go on to write
+                processes.kill_group(process)
+                self.files.make_room()
+                return lambda result: CommandLogError(self.name, result, reason)
             if now >= self._beat_at:
                 self._beat_at = now + self.beat_every
                 self.on_beat(process.pid, self.files.size(), self.files.last_line())
+        self.files.look()
+        self.files.make_room()  # at once, where it has ended since the disk is full
         return None
 
     def _pause(self) -> float:
         look_in = 0.0 if self._are_lines_left else self._look_every()
-        return max(0.0, min(look_in, min(self._end_at, self._idle_at, self._beat_at) - monotonic()))
+        return max(0.0, min(look_in, self.files.look_in, min(self._end_at, self._idle_at, self._beat_at) - monotonic()))
 
     def _look_every(self) -> float:
         if self.on_line is not None:
@@ -152,9 +164,9 @@ class ProcessRunner:
             self._size = size
             self._idle_at = _after(now, self.idle_timeout)
         if self.timeout is not None and now >= self._end_at:
-            return CommandTimeoutError, self.timeout
+            return partial(CommandTimeoutError, self.name, self.timeout)
         if self.idle_timeout is not None and now >= self._idle_at:
-            return CommandIdleError, self.idle_timeout
+            return partial(CommandIdleError, self.name, self.idle_timeout)
         return None
 
     def _pass_on_lines(self, until: float = float("inf")) -> bool:
@@ -276,6 +288,8 @@ def _reason(error: OSError, command: Command, environment: Mapping[str, str]) ->
     reason = error.strerror or str(error)
     if error.errno == errno.E2BIG:
         return f"{reason}: give long texts as input= or in a file"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{reason}: free some space on the disk of its logs"
     if processes.is_out_of_descriptors(error):
         return f"{reason}: raise `ulimit -n`, or run fewer commands at a time"
     if command.cwd is not None and not os.path.isdir(command.cwd):

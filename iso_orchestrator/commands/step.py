@@ -13,13 +13,19 @@ from typing import Any, ParamSpec, Protocol, TypeAlias, TypeVar, cast
 
 import attrs
 
-from iso_orchestrator.checks import check_choice, check_key, check_seconds, unique_name, validated_by
+from iso_orchestrator.checks import check_choice, check_count, check_key, check_seconds, unique_name, validated_by
 from iso_orchestrator.codec import ResultCodec
 from iso_orchestrator.commands.model import Command, CommandResult, IfLeft, as_command, heartbeat_key
-from iso_orchestrator.commands.output import OutputFiles, is_output_open
+from iso_orchestrator.commands.output import DISK_FULL, OutputFiles, is_output_open
 from iso_orchestrator.commands.parse import Ended, Parser, Reader, as_parser
 from iso_orchestrator.commands.process import ProcessRunner, await_orphans, end_orphans
-from iso_orchestrator.errors import CommandTimeoutError, LeaseLostError, OrchestratorError
+from iso_orchestrator.errors import (
+    CommandError,
+    CommandLogError,
+    CommandTimeoutError,
+    LeaseLostError,
+    OrchestratorError,
+)
 from iso_orchestrator.record.facts import CommandBegun, CommandsMarked, Fact, HeartbeatRecorded
 from iso_orchestrator.record.model import Json
 from iso_orchestrator.record.projection import Projection, copy_json
@@ -73,6 +79,7 @@ class CommandOptions(StepOptions):
     parse: Any = None
     ok_codes: tuple[int, ...] = attrs.field(default=(0,), converter=_exit_codes)
     log_dir: str | None = attrs.field(default=None, converter=_absolute)
+    max_log_bytes: int = attrs.field(default=1 << 30, validator=validated_by(check_count))
     limit_key: str | None = attrs.field(default=None, validator=attrs.validators.optional(validated_by(check_key)))
     if_left: IfLeft = attrs.field(default="end", validator=validated_by(check_choice, "end", "wait"))
     parser: Parser = attrs.field(init=False, default=attrs.Factory(_parser, takes_self=True))
@@ -146,9 +153,9 @@ class CommandAttempt:
         if reader.detail():  # a session id that is recorded before the start can be resumed after an immediate kill
             self._beat_again(reader)
         try:
-            with closing(OutputFiles(self._log)) as files:
+            with closing(OutputFiles(self._log, self._options.max_log_bytes)) as files:
                 result = self._run(command, tag, files, reader)
-                done = reader.on_exit(Ended(self._step, result, self._now(), files.stdout.text))
+                done = self._read(result, files, reader)
         except Exception:
             self._beat_again(reader)  # says where the output is, however soon the command ended
             raise
@@ -172,6 +179,14 @@ class CommandAttempt:
             return runner.run()
         except CommandTimeoutError as error:
             raise reader.on_timeout(error, self._now()) from error.__cause__
+
+    def _read(self, result: CommandResult[Any], files: OutputFiles, reader: Reader) -> CommandResult[Any]:
+        try:
+            return reader.on_exit(Ended(self._step, result, self._now(), files.stdout.text))
+        except CommandError as error:
+            if files.is_disk_full:
+                raise CommandLogError(self._step, error.result, DISK_FULL) from error
+            raise
 
     def _process_tag(self) -> str:
         """The process tag of all attempts at the step: it cannot be guessed, and is recorded before any attempt."""

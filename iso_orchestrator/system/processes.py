@@ -301,6 +301,11 @@ def end_tree(
 _UNSEARCHED = "this process has no descriptors left to search for them: raise `ulimit -n`, or open fewer files"
 
 
+def kill_group(process: Process) -> None:
+    """Kill what is in the group of a process of `start` now. `end_tree` finds the others."""
+    _signal_groups([process], signal.SIGKILL)
+
+
 def _has_descriptors() -> bool:
     try:
         os.close(os.open(os.devnull, os.O_RDONLY))
