@@ -95,6 +95,11 @@ def test_error_is_caught_by_the_root_and_by_its_builtin(
     assert isinstance(error, builtin)
 
 
+def test_no_error_shows_a_text_that_is_not_escaped() -> None:
+    """A new error says what it shows in `_text`, which the root escapes."""
+    assert [type(error) for error, _, _ in SAMPLES if type(error).__str__ is not OrchestratorError.__str__] == []
+
+
 @pytest.mark.parametrize(("error", "builtin", "words"), SAMPLES, ids=NAMES)
 def test_message_says_what_it_is_about_and_what_to_do(
     error: OrchestratorError, builtin: type[Exception], words: list[str]

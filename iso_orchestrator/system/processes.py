@@ -85,7 +85,7 @@ _spare_descriptors: list[int] = []
 
 def _keep_spare_descriptors() -> None:
     while len(_spare_descriptors) < _SPARE_DESCRIPTORS:
-        _spare_descriptors.append(os.open(os.devnull, os.O_RDONLY))
+        _spare_descriptors.extend(os.pipe())
 
 
 def is_out_of_descriptors(error: OSError) -> bool:
@@ -308,9 +308,11 @@ def kill_group(process: Process) -> None:
 
 def _has_descriptors() -> bool:
     try:
-        os.close(os.open(os.devnull, os.O_RDONLY))
+        ends = os.pipe()
     except OSError:
         return False
+    for fd in ends:
+        os.close(fd)
     return True
 
 

@@ -20,10 +20,10 @@ from iso_orchestrator import (
     open_workflow,
     read_workflow_record,
 )
-from iso_orchestrator.checks import check_key
+from iso_orchestrator.checks import check_key, escape_terminal
 from iso_orchestrator.codec import record_to_json
 from iso_orchestrator.examples import demo
-from iso_orchestrator.record.model import WorkflowSummary, escape_terminal
+from iso_orchestrator.record.model import WorkflowSummary
 from iso_orchestrator.record.projection import Projection
 from iso_orchestrator.store import Store, find_store
 from iso_orchestrator.store.maintenance import RepairOptions

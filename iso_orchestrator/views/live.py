@@ -6,9 +6,10 @@ import sys
 from collections.abc import Iterable, Iterator
 from datetime import datetime
 
+from iso_orchestrator.checks import escape_terminal
 from iso_orchestrator.commands.output import LogReader, last_line_of, log_path
 from iso_orchestrator.errors import WorkflowNotFoundError, WorkflowUsageError
-from iso_orchestrator.record.model import StepStatus, escape_terminal
+from iso_orchestrator.record.model import StepStatus
 from iso_orchestrator.record.projection import Projection, StepState, Wait
 from iso_orchestrator.store import Store
 from iso_orchestrator.store.log_files import LogFile

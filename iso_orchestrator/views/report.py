@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 
+from iso_orchestrator.checks import escape_terminal
 from iso_orchestrator.codec.records import write
 from iso_orchestrator.commands.output import log_path
 from iso_orchestrator.record.model import (
@@ -16,7 +17,6 @@ from iso_orchestrator.record.model import (
     WorkflowEvent,
     WorkflowRecord,
     WorkflowSummary,
-    escape_terminal,
     lease_status,
 )
 

@@ -241,4 +241,11 @@ MORE_FAULTS = [
         "    return psutil.Popen(",
         "tests/reliability/test_commands.py::test_commands_are_ended_without_descriptors",
     ),
+    Fault(
+        "errors shown as they came",
+        "errors.py",
+        "return escape_terminal(self._text())",
+        "return self._text()",
+        "tests/reliability/test_inert_texts.py::test_errors_and_their_log_records_are_texts[AgentError]",
+    ),
 ]
