@@ -7,13 +7,10 @@ the command's first process, before this has the command's environment and its p
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 
-from iso_orchestrator.commands.model import heartbeat_key
 from iso_orchestrator.errors import CommandLeftoverError
-from iso_orchestrator.record.model import Heartbeat, StepRecord, StepStatus
-from iso_orchestrator.record.projection import StepState
 from iso_orchestrator.store.log_files import LogFile
 from iso_orchestrator.system.clock import Backoff, monotonic
 from iso_orchestrator.system.interrupts import undo_on_error
@@ -276,25 +273,12 @@ class OutputFiles:
             self.stderr.close()
 
 
-def log_path(step: StepRecord | StepState, heartbeats: Mapping[str, Heartbeat]) -> str | None:
-    """The file that the last attempt at a step writes to, or wrote to.
-
-    None where the step is no command, or its first heartbeat has not come yet.
-    """
-    if step.status is StepStatus.COMPLETED:
-        match step.result:
-            case {"exit_code": int(), "duration": int() | float(), "log_path": str(path), "parsed": _}:
-                return path
-        return None
-    beat = heartbeats.get(heartbeat_key(step.name))
-    match beat.detail if beat is not None else None:
-        case {"log": str(path)}:
-            return path
-    return None
-
-
 def last_line_of(path: str) -> str:
-    """The last line of a log that is not blank; "" where the log is gone."""
+    """The last line of a log that is not blank; "" where the log is gone.
+
+    Raises:
+        StoreError: The log cannot be opened.
+    """
     file = LogFile.find(path)
     if file is None:
         return ""

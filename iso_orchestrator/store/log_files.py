@@ -73,7 +73,7 @@ class LogFile:
         file = FileLock(fs, path)
         try:
             file.open_read()
-        except (FileNotFoundError, NotADirectoryError):
+        except (FileNotFoundError, NotADirectoryError, ValueError):  # no file can have such a name
             return None
         except OSError as error:
             raise store_error(path, error) from error

@@ -106,11 +106,11 @@ def _list(options: argparse.Namespace) -> int:
 
 def _show(options: argparse.Namespace) -> int:
     store = _store(options)
-    record = read_workflow_record(options.workflow, store=store)
+    projection = live.read(store, options.workflow)
     if options.json:
-        print(json_text(record_to_json(record)))
+        print(json_text(record_to_json(projection.record())))
     else:
-        print(record_text(record, store.path_of(options.workflow)))
+        print(record_text(projection, store.path_of(options.workflow)))
     return 0
 
 

@@ -127,6 +127,7 @@ def _facts(text: str, number: int) -> list[f.Fact]:
         f.StepStarted(T0, f"failed {key}", 1, "o"),
         f.StepFailed(T0, f"failed {key}", error),
         f.StepStarted(T0, f"command {key}", 1, "o"),
+        f.CommandBegun(T0, f"command {key}", text, text),
         f.StepCompleted(T0, f"command {key}", _command_result(text)),
         f.StepStarted(T0, f"runs {key}", 1, "o"),
         f.CommandBegun(T0, f"runs {key}", text, text),
@@ -370,7 +371,7 @@ def test_what_a_command_prints_is_text(folder: Path, tier: Tier, figures: Figure
     for text in texts:
         projection = new_fold(text)
         projection.apply(f.StepStarted(T0, f"runs {text}", 1, "o"))
-        projection.apply(f.HeartbeatRecorded(T0, f"command:runs {text}", {"log": str(path)}))
+        projection.apply(f.CommandBegun(T0, f"runs {text}", "mark", str(path)))
         path.write_bytes(f"{text}\n{text}.".encode())
         store = _StoreOf(projection)
         lines = list(live.log_lines(store, text, f"runs {text}", follow=False))
