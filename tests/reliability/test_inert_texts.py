@@ -439,7 +439,7 @@ def test_errors_and_their_log_records_are_texts(
     log.addHandler(handler)
     texts = [
         text
-        for text in drawn(tier.random(f"errors {error}"), tier.count(quick=20, full=100, soak=2000))
+        for text in drawn(tier.random(f"errors {error}"), tier.count(quick=60, full=200, soak=2000))
         if text.strip()
     ]
     try:
