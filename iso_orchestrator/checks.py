@@ -1,15 +1,19 @@
-"""Checks of ids, keys, counts and seconds, and names for this machine and its processes."""
+"""Checks of ids, keys, counts and seconds, texts that drive no terminal, and names of machines and processes."""
 
 from __future__ import annotations
 
 import math
 import os
 import platform
+import re
 from collections.abc import Callable
 from threading import TIMEOUT_MAX
 from typing import Any
 
 import attrs
+
+# C0 and C1 controls, DEL, line and paragraph separators, characters that change the text's direction, surrogates.
+_CONTROL = "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 
 
 def check_key(value: object, what: str) -> str:
@@ -101,6 +105,16 @@ def check_choice(value: str, what: str, *choices: str) -> None:
 def validated_by(check: Callable[..., object], *args: Any) -> Callable[[object, attrs.Attribute[Any], Any], Any]:
     """Make a check an attrs validator, which calls it with the value, the field's name and *args*."""
     return lambda _, field, value: check(value, field.name, *args)
+
+
+def escape_terminal(text: str) -> str:
+    """Escape all characters of *text* that could control a terminal.
+
+    Example:
+        >>> escape_terminal("red: " + chr(27) + "[31m").replace(chr(92), "/")
+        'red: /x1b[31m'
+    """
+    return re.sub(_CONTROL, lambda match: ascii(match[0])[1:-1], text)
 
 
 def unique_name() -> str:

@@ -7,12 +7,13 @@ share a subclass, as `CommandTimeoutError` is.
 
 from __future__ import annotations
 
+import logging
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import attrs
 
-from iso_orchestrator.checks import check_key
+from iso_orchestrator.checks import check_key, escape_terminal
 
 if TYPE_CHECKING:
     from iso_orchestrator.commands.model import CommandResult
@@ -20,11 +21,17 @@ if TYPE_CHECKING:
 
 
 class OrchestratorError(Exception):
-    """The root of all errors of this package."""
+    """The root of all errors of this package.
+
+    Its text drives no terminal, whatever a program printed or a file is called. The attributes are as they came.
+    """
 
     _message: ClassVar[str | None] = None  # a template over the fields; None: the text that the error was made of
 
     def __str__(self) -> str:
+        return escape_terminal(self._text())
+
+    def _text(self) -> str:
         return super().__str__() if self._message is None else self._message.format_map(vars(self))
 
 
@@ -152,7 +159,7 @@ class Limited(OrchestratorError):  # noqa: N818 - the step has not failed: a res
     until: datetime = attrs.field(converter=_aware_utc)
     key: str | None = attrs.field(default=None, converter=_limit_key)
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         return f"{self.key or 'the step'} is limited until {self.until.isoformat(timespec='seconds')}"
 
 
@@ -187,7 +194,7 @@ class CommandError(OrchestratorError):
     step_name: str
     result: CommandResult[Any]
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         code = self.result.exit_code
         return self._describe(
             f"ended with exit code {code}" if code >= 0 else f"was ended by signal {-code}",
@@ -208,7 +215,7 @@ class CommandError(OrchestratorError):
 class AgentError(CommandError):
     """The run of an agent was no success, whatever its exit code; `result.parsed` has the outcome."""
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         run = self.result.parsed
         return (
             f"step {self.step_name!r}: {run.agent} {_OUTCOMES.get(run.outcome, run.outcome)}: {run.reason}. "
@@ -225,6 +232,21 @@ _OUTCOMES = {
 
 
 @attrs.define(slots=False)
+class CommandLogError(CommandError):
+    """The output of a step's command could not be logged, so that it failed or was ended; `reason` says why."""
+
+    step_name: str
+    result: CommandResult[Any]
+    reason: str
+
+    def _text(self) -> str:
+        return self._describe(
+            "was ended, or failed, since its output could not be logged",
+            f"The reason: {self.reason}; then call the step again",
+        )
+
+
+@attrs.define(slots=False)
 class CommandTimeoutError(CommandError, StepTimeoutError):
     """The command of a step took longer than its `timeout`, in seconds; it and all its processes were ended."""
 
@@ -232,7 +254,7 @@ class CommandTimeoutError(CommandError, StepTimeoutError):
     timeout: float
     result: CommandResult[Any]
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         return self._describe(
             f"took longer than its timeout of {self.timeout:g} s and was ended",
             "Call the step again, with a longer timeout= if it needs the time",
@@ -242,7 +264,7 @@ class CommandTimeoutError(CommandError, StepTimeoutError):
 class CommandIdleError(CommandTimeoutError):
     """The command of a step printed nothing for its idle timeout, in seconds; it and all its processes were ended."""
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         return self._describe(
             f"printed nothing for {self.timeout:g} s and was ended",
             "Call the step again, with a longer idle_timeout= if it works silently",
@@ -261,13 +283,19 @@ class CommandStartError(OrchestratorError, OSError):
 
 @attrs.define(slots=False)
 class CommandLeftoverError(OrchestratorError, RuntimeError):
-    """Processes of an earlier command could not be ended, or an unidentified one still writes to `log_path`."""
+    """Processes of an earlier command could not be ended, or an unidentified one still writes to `log_path`.
+
+    `reason` says why they could not be searched for.
+    """
 
     pids: tuple[int, ...]
     seconds: float
     log_path: str | None = None
+    reason: str | None = None
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
+        if self.reason is not None:
+            return f"processes of a command may still run: {self.reason}; then call the step again, which ends them"
         if self.log_path is not None:
             return (
                 f"{self.log_path} is still open in another process that could not be identified: find it with "
@@ -291,7 +319,7 @@ class WorkflowBusyError(OrchestratorError):
     since: datetime | None
     what: str = "the workflow"
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         return (
             f"workflow {self.workflow_id!r}: {self.what} is in use by {_process(self.pid, self.host, self.since)}; "
             "wait until it ends, or end it"
@@ -308,7 +336,7 @@ class MutexTimeoutError(OrchestratorError, TimeoutError):
     host: str | None
     since: datetime | None
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         return (
             f"mutex {self.key!r} was not free within {self.timeout:g} s: it is held by "
             f"{_process(self.pid, self.host, self.since)}, and is free when that process ends"
@@ -387,6 +415,11 @@ def _process(pid: int | None, host: str | None, since: datetime | None) -> str:
     return f"process {pid or 'unknown'} on {host or 'an unknown host'}{start}"
 
 
+def add_note(error: BaseException, text: str) -> None:
+    """Attach a note of this package to an error; it drives no terminal."""
+    error.add_note(escape_terminal(f"iso-orchestrator: {text}"))
+
+
 class suppressed_as_note:  # noqa: N801 - used like a function; a generator would cost three times as much
     """Attach an error raised inside the `with` to *error* as a note, so that cleanup never hides the original error.
 
@@ -405,9 +438,26 @@ class suppressed_as_note:  # noqa: N801 - used like a function; a generator woul
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
         if self._error is None or not isinstance(error, OrchestratorError):
             return False
-        self._error.add_note(f"iso-orchestrator: {self._what}: {error}")
+        add_note(self._error, f"{self._what}: {error}")
         return True
 
 
 class StepChangedWarning(UserWarning):
     """A recorded result was returned which other code, or other arguments, made; a function is warned about once."""
+
+
+class _EscapeRecords(logging.Filter):
+    """Escapes what is logged: it has texts of programs, files and users in it."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        if (escaped := escape_terminal(message)) != message:
+            record.msg, record.args = escaped, None
+        if record.exc_info and record.exc_text is None:
+            trace = logging.Formatter().formatException(record.exc_info)
+            record.exc_text = "\n".join(map(escape_terminal, trace.split("\n")))
+        return True
+
+
+# Here, since every module that logs imports this one.
+logging.getLogger("iso_orchestrator").addFilter(_EscapeRecords())

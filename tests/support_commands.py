@@ -7,15 +7,17 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import attrs
 from support import wait_until
 
 from iso_orchestrator.agents import stand_in
 from iso_orchestrator.checks import unique_name
-from iso_orchestrator.commands.model import Command
+from iso_orchestrator.commands.model import Command, CommandResult
+from iso_orchestrator.commands.output import OutputFiles
 from iso_orchestrator.commands.process import ProcessRunner
 from iso_orchestrator.system.processes import tagged, tagged_environment
 
@@ -44,11 +46,24 @@ def hidden(folder: object, code: str) -> list[str]:
     return shell(f'echo $$ > "$1/leader"; (setsid env -i "PATH=$PATH" sh -c "$2" sh "$1" &); {code}', folder, stranger)
 
 
-def command_run(folder: Path, args: Sequence[str] | Command, **options: Any) -> ProcessRunner:
+@attrs.define(kw_only=True, eq=False)
+class CommandRun(ProcessRunner):
+    """A run that opens and closes its files."""
+
+    files: OutputFiles = attrs.field(init=False)
+    log_path: str
+    max_log_bytes: int | None = None
+
+    def run(self) -> CommandResult[Any]:
+        with closing(OutputFiles(self.log_path, self.max_log_bytes)) as self.files:
+            return ProcessRunner.run(self)
+
+
+def command_run(folder: Path, args: Sequence[str] | Command, **options: Any) -> CommandRun:
     """A run of a command line in *folder*, with a tag of its own."""
     command = args if isinstance(args, Command) else Command(args)
     defaults = {"name": "step", "tag": unique_name(), "log_path": str(folder / "out.log"), "grace": 0.2}
-    return ProcessRunner(command=command, **{**defaults, **options})
+    return CommandRun(command=command, **{**defaults, **options})
 
 
 @contextmanager

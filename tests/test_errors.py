@@ -37,6 +37,11 @@ SAMPLES: list[tuple[OrchestratorError, type[Exception], list[str]]] = [
         errors.CommandTimeoutError,
         ["'a'", "'codex'", "2.5 s", "idle_timeout="],
     ),
+    (
+        errors.CommandLogError("a", RESULT, "the disk is full: free some"),
+        errors.CommandError,
+        ["'a'", "'codex'", "the disk is full", "free some", "/logs/a.log"],
+    ),
     (errors.CommandStartError("a", "codex", "no such program"), OSError, ["'a'", "'codex'", "no such program"]),
     (
         errors.CommandLeftoverError((), 1.0, "/logs/a.log"),
@@ -89,6 +94,11 @@ def test_error_is_caught_by_the_root_and_by_its_builtin(
     """Every error can be caught as one of the package, and as the builtin that fits."""
     assert isinstance(error, OrchestratorError)
     assert isinstance(error, builtin)
+
+
+def test_no_error_shows_a_text_that_is_not_escaped() -> None:
+    """A new error says what it shows in `_text`, which the root escapes."""
+    assert [type(error) for error, _, _ in SAMPLES if type(error).__str__ is not OrchestratorError.__str__] == []
 
 
 @pytest.mark.parametrize(("error", "builtin", "words"), SAMPLES, ids=NAMES)

@@ -15,9 +15,10 @@ from iso_orchestrator.agents.turn import Event, Transcript, Usage, as_cost, as_s
 _KEYS = ("input", "output", "read", "write", "reasoning")  # of a step's `tokens`, and of the `cache` among them
 _MOMENT = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"
 _LOG = re.compile(r"^timestamp=.*\n?", re.MULTILINE)
-# Without the errors of the small model, which makes a title for the session.
+# Without the errors of the small model, which makes a title for the session. A key begins only where no other does, and
+# a text may lack its end: else a hostile line takes the square of its length.
 _LOGGED = re.compile(
-    rf'^timestamp=({_MOMENT}) level=ERROR (?!.* small=true ).*?\berror[.\w]*="((?:[^"\\]|\\.)*)"', re.M
+    rf'^timestamp=({_MOMENT}) level=ERROR (?!.* small=true ).*?(?<![.\w])error[.\w]*="((?:[^"\\\n]|\\.)*+)', re.M
 )
 _REFUSED = re.compile(r"rejected permission|rule which prevents", re.IGNORECASE)
 

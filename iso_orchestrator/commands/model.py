@@ -21,12 +21,16 @@ class CommandKeywords(StepKeywords, total=False):
     idle_timeout: Seconds without output. Default: no limit.
     ok_codes: The exit codes that count as success, where no agent judges the run. Default: 0 alone.
     log_dir: The folder of the logs, which several workflows may share. Default: ``logs/`` in the workflow's folder.
+    max_log_bytes: Bytes of its standard output, and of its standard error, that are logged. Of more the first and last
+        halves are kept, with a line between them that says how much was left out; `parse` gets that too. Default:
+        2**30, a GiB.
     if_left: What to do with processes that a killed run left: "end" them (the default), or "wait" until they end.
     """
 
     idle_timeout: float | None
     ok_codes: Collection[int]
     log_dir: str | os.PathLike[str] | None
+    max_log_bytes: int
     if_left: IfLeft
 
 
@@ -132,7 +136,8 @@ class CommandResult(Generic[T]):
         duration: Seconds from its start to its end.
         stdout: The last 64 KiB of its standard output. Bytes that are no UTF-8 are spelled out: ``\xff``.
         stderr: The last 64 KiB of its standard error.
-        log_path: The file with all of its standard output. That of standard error has ``.stderr`` after the same name.
+        log_path: The file with its standard output, up to `max_log_bytes`. That of standard error has ``.stderr`` after
+            the same name.
         parsed: The standard output as `parse=` read it; None without `parse=`.
     """
 

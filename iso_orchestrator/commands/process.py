@@ -6,16 +6,18 @@ import atexit
 import errno
 import os
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import closing
+from functools import partial
 from typing import Any, TypeAlias
 
 import attrs
 
 from iso_orchestrator.commands.model import Command, CommandResult, printable
-from iso_orchestrator.commands.output import OutputFiles, input_file, is_output_open, text_of
+from iso_orchestrator.commands.output import OutputFiles, input_file, is_output_open
 from iso_orchestrator.errors import (
+    CommandError,
     CommandIdleError,
     CommandLeftoverError,
+    CommandLogError,
     CommandStartError,
     CommandTimeoutError,
     suppressed_as_note,
@@ -30,8 +32,8 @@ _LOOK_FOR_LINES = 0.05  # the same where lines are read
 _LOOK_FOR_ORPHANS = 0.05
 _PATH_SHOWN = 1000  # characters in an error
 
-_Limit: TypeAlias = tuple[type[CommandTimeoutError], float]
-"""A time limit that was reached, and its seconds."""
+_Limit: TypeAlias = Callable[[CommandResult[Any]], CommandError]
+"""Makes the error for a run that was ended at a limit."""
 
 
 @attrs.define(kw_only=True, eq=False)
@@ -43,8 +45,7 @@ class ProcessRunner:
         command: The command line.
         tag: The process tag, by which all that it starts is found, now or after a crash (`system.processes`). No other
             command has it, and it is recorded before `run` is called.
-        log_path: The file that its standard output is appended to. That of standard error has ``.stderr`` after the
-            same name. The folder exists.
+        files: The files that its output is appended to. The caller closes them.
         timeout: Seconds that it may take; None for no limit.
         idle_timeout: Seconds that it may print nothing; None for no limit.
         grace: Seconds from SIGTERM to SIGKILL when it has to end.
@@ -57,7 +58,7 @@ class ProcessRunner:
     name: str
     command: Command
     tag: str
-    log_path: str
+    files: OutputFiles
     timeout: float | None = None
     idle_timeout: float | None = None
     grace: float = GRACE
@@ -66,7 +67,6 @@ class ProcessRunner:
     beat_every: float = 30.0
 
     _process: Process | None = attrs.field(init=False, default=None)
-    _files: OutputFiles = attrs.field(init=False)
     _size: int = attrs.field(init=False, default=0)
     _are_lines_left: bool = attrs.field(init=False, default=False)
     _end_at: float = attrs.field(init=False)
@@ -83,75 +83,73 @@ class ProcessRunner:
             CommandStartError: It cannot be started.
             CommandTimeoutError: It took longer than `timeout`.
             CommandIdleError: It printed nothing for `idle_timeout`.
+            CommandLogError: Its output would have filled the disk.
             CommandLeftoverError: A process of it is left that cannot be ended.
-            StoreError: Its output files cannot be opened.
             WorkflowUsageError: Other code in this process has taken its exit code.
         """
-        with closing(OutputFiles(self.log_path)) as files:
-            self._files = files
-            began = monotonic()
-            self._end_at = _after(began, self.timeout)
-            self._idle_at = _after(began, self.idle_timeout)
-            self._beat_at = began  # at once, so that a look at the record shows the command
-            _running.add(self)
-            try:
-                process = self._process = self._start()
-                limit = self._watch(process)
-                duration = monotonic() - began
-                end_tree(self.tag, grace=self.grace, known=[process])
-                code = processes.exit_code(process)
-                self._pass_on_the_last_lines(limit)
-            except BaseException as error:  # Ctrl-C too: what it leaves of the command is ended
-                with masked(), suppressed_as_note(error, "not all of the command was ended"):
-                    self.end()
-                raise
-            finally:
-                _running.discard(self)
-            result = self._result(duration, code)
+        began = monotonic()
+        self._end_at = _after(began, self.timeout)
+        self._idle_at = _after(began, self.idle_timeout)
+        self._beat_at = began  # at once, so that a look at the record shows the command
+        _running.add(self)
+        try:
+            process = self._process = self._start()
+            limit = self._watch(process)
+            duration = monotonic() - began
+            end_tree(self.tag, grace=self.grace, known=[process])
+            code = processes.exit_code(process)
+            self._pass_on_the_last_lines(limit)
+        except BaseException as error:  # Ctrl-C too: what it leaves of the command is ended
+            with masked(), suppressed_as_note(error, "not all of the command was ended"):
+                self.end()
+                self.files.finish(has_failed=True)
+            raise
+        finally:
+            _running.discard(self)
+        result = self._result(duration, code)
+        self.files.finish(has_failed=code != 0 or limit is not None)
         if limit is None:
             return result
         # With any exit code: a program that was asked to end may well say that it has done its work.
-        error_class, seconds = limit
-        raise error_class(self.name, seconds, result)
-
-    def output(self) -> str:
-        """All of its standard output, once `run` has returned.
-
-        Raises:
-            StoreError: The log is gone.
-        """
-        return text_of(self.log_path, self._files.stdout.start)
+        raise limit(result)
 
     def _start(self) -> Process:
         command = self.command
         environment = processes.tagged_environment(command.env, self.tag)
         try:
-            with input_file(command.input, os.path.dirname(self.log_path)) as stdin:
+            with input_file(command.input, os.path.dirname(self.files.stdout.path)) as stdin:
                 return processes.start(
                     command.args,
                     env=environment,
                     cwd=command.cwd,
                     stdin=stdin,
-                    stdout=self._files.stdout.fd,
-                    stderr=self._files.stderr.fd,
+                    stdout=self.files.stdout.fd,
+                    stderr=self.files.stderr.fd,
                 )
         except OSError as error:
             raise CommandStartError(self.name, command.args[0], _reason(error, command, environment)) from error
 
     def _watch(self, process: Process) -> _Limit | None:
-        """Wait for the end of the command, or a time limit."""
+        """Wait for the end of the command, or a limit."""
         while not processes.has_ended(process, self._pause()):
             now = monotonic()
             if (limit := self._look(now)) is not None:
                 return limit
+            if (reason := self.files.look()) is not None:
+                self.grace = 0  # it would go on to write
+                processes.kill_group(process)
+                self.files.make_room()
+                return lambda result: CommandLogError(self.name, result, reason)
             if now >= self._beat_at:
                 self._beat_at = now + self.beat_every
-                self.on_beat(process.pid, self._files.size(), self._files.last_line())
+                self.on_beat(process.pid, self.files.size(), self.files.last_line())
+        self.files.look()
+        self.files.make_room()  # at once, where it has ended since the disk is full
         return None
 
     def _pause(self) -> float:
         look_in = 0.0 if self._are_lines_left else self._look_every()
-        return max(0.0, min(look_in, min(self._end_at, self._idle_at, self._beat_at) - monotonic()))
+        return max(0.0, min(look_in, self.files.look_in, min(self._end_at, self._idle_at, self._beat_at) - monotonic()))
 
     def _look_every(self) -> float:
         if self.on_line is not None:
@@ -162,21 +160,21 @@ class ProcessRunner:
 
     def _look(self, now: float) -> _Limit | None:
         self._are_lines_left = not self._pass_on_lines(now + _LOOK)
-        size = self._files.size()
+        size = self.files.size()
         if size != self._size:
             self._size = size
             self._idle_at = _after(now, self.idle_timeout)
         if self.timeout is not None and now >= self._end_at:
-            return CommandTimeoutError, self.timeout
+            return partial(CommandTimeoutError, self.name, self.timeout)
         if self.idle_timeout is not None and now >= self._idle_at:
-            return CommandIdleError, self.idle_timeout
+            return partial(CommandIdleError, self.name, self.idle_timeout)
         return None
 
     def _pass_on_lines(self, until: float = float("inf")) -> bool:
         """Pass on the lines that are complete by now, none after *until*; whether that was all."""
         if self.on_line is None:
             return True
-        for line in self._files.stdout.lines():
+        for line in self.files.stdout.lines():
             self.on_line(line)
             if monotonic() >= until:
                 return False
@@ -187,7 +185,7 @@ class ProcessRunner:
             self._pass_on_lines(monotonic() + _LOOK)  # they may say what the run has cost; but the time is over
         elif self.on_line is not None:
             self._pass_on_lines()
-            for line in self._files.stdout.rest():
+            for line in self.files.stdout.rest():
                 self.on_line(line)
 
     def end(self, *, at_once: bool = False) -> None:
@@ -203,9 +201,9 @@ class ProcessRunner:
             args=[printable(arg) for arg in self.command.args],
             exit_code=code,
             duration=duration,
-            stdout=self._files.stdout.tail(),
-            stderr=self._files.stderr.tail(),
-            log_path=self._files.stdout.path,
+            stdout=self.files.stdout.tail(),
+            stderr=self.files.stderr.tail(),
+            log_path=self.files.stdout.path,
         )
 
 
@@ -291,6 +289,10 @@ def _reason(error: OSError, command: Command, environment: Mapping[str, str]) ->
     reason = error.strerror or str(error)
     if error.errno == errno.E2BIG:
         return f"{reason}: give long texts as input= or in a file"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{reason}: free some space on the disk of its logs"
+    if processes.is_out_of_descriptors(error):
+        return f"{reason}: raise `ulimit -n`, or run fewer commands at a time"
     if command.cwd is not None and not os.path.isdir(command.cwd):
         return f"its folder {command.cwd!r} does not exist: make it, or give another cwd="
     # PermissionError also where this user may not read a folder of the PATH, and the program is in none of the others.

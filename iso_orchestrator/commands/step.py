@@ -7,7 +7,7 @@ import inspect
 import logging
 import os
 from collections.abc import Callable, Collection, Iterable, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from datetime import datetime
 from functools import partial
 from hashlib import sha256
@@ -15,13 +15,20 @@ from typing import Any, ParamSpec, Protocol, TypeAlias, TypeVar, cast
 
 import attrs
 
-from iso_orchestrator.checks import check_choice, check_path, check_seconds, unique_name, validated_by
+from iso_orchestrator.checks import check_choice, check_count, check_path, check_seconds, unique_name, validated_by
 from iso_orchestrator.codec import ResultCodec, Unresolved
 from iso_orchestrator.commands.model import Command, CommandResult, IfLeft, as_command, heartbeat_key
-from iso_orchestrator.commands.output import is_output_open
+from iso_orchestrator.commands.output import DISK_FULL, OutputFiles, is_output_open
 from iso_orchestrator.commands.parse import Ended, Parser, Reader, as_parser
 from iso_orchestrator.commands.process import ProcessRunner, await_orphans, end_orphans
-from iso_orchestrator.errors import CommandStartError, CommandTimeoutError, LeaseLostError, OrchestratorError
+from iso_orchestrator.errors import (
+    CommandError,
+    CommandLogError,
+    CommandStartError,
+    CommandTimeoutError,
+    LeaseLostError,
+    OrchestratorError,
+)
 from iso_orchestrator.record.facts import CommandBegun, CommandsMarked, Fact, HeartbeatRecorded
 from iso_orchestrator.record.model import Json
 from iso_orchestrator.record.projection import Projection, copy_json
@@ -78,6 +85,7 @@ class CommandOptions(StepOptions):
     parse: Any = None
     ok_codes: tuple[int, ...] = attrs.field(default=(0,), converter=_exit_codes)
     log_dir: str | None = attrs.field(default=None, converter=_log_dir)
+    max_log_bytes: int = attrs.field(default=1 << 30, validator=validated_by(check_count))
     if_left: IfLeft = attrs.field(default="end", validator=validated_by(check_choice, "end", "wait"))
     parser: Parser = attrs.field(init=False, default=attrs.Factory(_parser, takes_self=True))
 
@@ -154,23 +162,13 @@ class CommandAttempt:
             self._flight.is_hopeless = True
             raise
         reader = self._options.parser.begin(line, last_beat(self._key))
-        runner = ProcessRunner(
-            name=self._step,
-            command=command,
-            tag=tag,
-            log_path=self._log,
-            timeout=self._options.timeout,
-            idle_timeout=self._options.idle_timeout,
-            on_line=reader.on_line,
-            on_beat=partial(self._beat, reader),
-            beat_every=_LOOK_EVERY,
-        )
         self._record(CommandBegun(self._now(), self._step, tag, self._log))
         if reader.detail():  # a session id that is recorded before the start can be resumed after an immediate kill
             self._beat_again(reader)
         try:
-            result = self._run(runner, reader)
-            done = reader.on_exit(Ended(self._step, result, self._now(), runner.output))
+            with closing(OutputFiles(self._log, self._options.max_log_bytes)) as files:
+                result = self._run(command, tag, files, reader)
+                done = self._read(result, files, reader)
         except Exception:
             self._beat_again(reader)  # says where the output is, however soon the command ended
             raise
@@ -178,13 +176,32 @@ class CommandAttempt:
             self._beat_again(reader)
         return done
 
-    def _run(self, runner: ProcessRunner, reader: Reader) -> CommandResult[Any]:
+    def _run(self, command: Command, tag: str, files: OutputFiles, reader: Reader) -> CommandResult[Any]:
+        runner = ProcessRunner(
+            name=self._step,
+            command=command,
+            tag=tag,
+            files=files,
+            timeout=self._options.timeout,
+            idle_timeout=self._options.idle_timeout,
+            on_line=reader.on_line,
+            on_beat=partial(self._beat, reader),
+            beat_every=_LOOK_EVERY,
+        )
         try:
             return runner.run()
         except CommandTimeoutError as error:
             raise reader.on_timeout(error, self._now()) from error.__cause__
         except CommandStartError as error:
             self._flight.is_hopeless = getattr(error.__cause__, "errno", None) not in _PASSING
+            raise
+
+    def _read(self, result: CommandResult[Any], files: OutputFiles, reader: Reader) -> CommandResult[Any]:
+        try:
+            return reader.on_exit(Ended(self._step, result, self._now(), files.stdout.text))
+        except CommandError as error:
+            if files.is_disk_full:
+                raise CommandLogError(self._step, error.result, DISK_FULL) from error
             raise
 
     def _process_tag(self) -> str:

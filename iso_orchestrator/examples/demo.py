@@ -19,7 +19,7 @@ from iso_orchestrator import (
     current_step,
     delete_workflow,
 )
-from iso_orchestrator.record.model import escape_terminal
+from iso_orchestrator.checks import escape_terminal
 
 WORKFLOW_ID = "iso-orchestrator-demo"
 

@@ -21,7 +21,7 @@ from typing import NoReturn
 
 from iso_orchestrator import CommandResult, ForEachSummary, Fulfilled, Workflow
 from iso_orchestrator.agents import Agent, AgentCommand, AgentResult, Claude, Codex, OpenCode, last_session, stand_in
-from iso_orchestrator.record.model import escape_terminal
+from iso_orchestrator.checks import escape_terminal
 
 Item = dict[str, str]
 

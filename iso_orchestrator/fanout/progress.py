@@ -8,8 +8,8 @@ from collections.abc import Callable
 from threading import Lock
 from typing import Any
 
+from iso_orchestrator.checks import escape_terminal
 from iso_orchestrator.errors import WorkflowUsageError
-from iso_orchestrator.record.model import escape_terminal
 
 # What a write to a closed terminal, pipe or file raises. It must not make the batch fail.
 _CLOSED = (OSError, ValueError)

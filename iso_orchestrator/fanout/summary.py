@@ -6,6 +6,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 import attrs
 
+from iso_orchestrator.errors import add_note
 from iso_orchestrator.record.model import html_table
 
 _SHOWN = 200  # rows of the table in a notebook
@@ -115,6 +116,6 @@ class ForEachSummary(Generic[R]):
 
 def note_item(error: BaseException, index: int | None) -> None:
     """Add a note to an item's error that names the item, once."""
-    note = f"iso-orchestrator: raised by item {index} of for_each"
-    if note not in getattr(error, "__notes__", ()):
-        error.add_note(note)
+    note = f"raised by item {index} of for_each"
+    if not any(note in known for known in getattr(error, "__notes__", ())):
+        add_note(error, note)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import re
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -12,11 +11,11 @@ from typing import Any, TypeAlias
 
 import attrs
 
+from iso_orchestrator.checks import escape_terminal
+
 Json: TypeAlias = Any
 """JSON: dicts with str keys, lists, str, int, finite float, bool and None, nested."""
 
-# C0 and C1 controls, DEL, line and paragraph separators, characters that change the text's direction, surrogates.
-_CONTROL = "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 _CELL = "text-align:left;vertical-align:top;white-space:pre-wrap"
 _SHOWN = 200  # rows of a table: a notebook cannot show 100,000
 
@@ -237,16 +236,6 @@ def truncate_to_ms(moment: datetime) -> datetime:
     """Cut *moment* to milliseconds, as records do."""
     beyond = moment.microsecond % 1000
     return moment.replace(microsecond=moment.microsecond - beyond) if beyond else moment
-
-
-def escape_terminal(text: str) -> str:
-    """Escape all characters of *text* that could control a terminal.
-
-    Example:
-        >>> escape_terminal("red: " + chr(27) + "[31m").replace(chr(92), "/")
-        'red: /x1b[31m'
-    """
-    return re.sub(_CONTROL, lambda match: ascii(match[0])[1:-1], text)
 
 
 def html_table(caption: str, head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -29,6 +29,7 @@ from iso_orchestrator.errors import (
     StepRejectedError,
     StoreError,
     WorkflowUsageError,
+    add_note,
 )
 from iso_orchestrator.record.facts import (
     ABSENT,
@@ -345,7 +346,7 @@ class StepCall:
                     return None
                 return self.options.retry.pause(error, context.attempt)
         except Exception as trouble:  # noqa: BLE001 - the step's own error is what counts
-            error.add_note(f"iso-orchestrator: the retry policy raised {type(trouble).__name__}: {trouble}")
+            add_note(error, f"the retry policy raised {type(trouble).__name__}: {trouble}")
             return None
 
     def _record_failure(self, attempt: Attempt, error: BaseException, *, retrying: bool) -> bool:
@@ -355,7 +356,7 @@ class StepCall:
             self._record_outcome(attempt, fact, durable=not retrying)
         except Exception as trouble:  # noqa: BLE001 - the step's own error is what counts
             if not isinstance(error, LeaseLostError):
-                error.add_note(f"iso-orchestrator: the failure of step {self.name!r} was not recorded: {trouble}")
+                add_note(error, f"the failure of step {self.name!r} was not recorded: {trouble}")
             return False
         if not retrying:
             attempt.flight.is_settled, attempt.flight.error = True, error

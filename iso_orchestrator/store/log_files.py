@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 
-from iso_orchestrator.store.files import make_folders, missing_folders, read_all, store_error
+from iso_orchestrator.store.files import make_folders, missing_folders, store_error, write_all
 from iso_orchestrator.store.names import record_names, safe_name
 from iso_orchestrator.system.file_lock import FileLock
-from iso_orchestrator.system.filesystem import FileSystem
+from iso_orchestrator.system.filesystem import FileSystem, free_range, hole_size, stop_appending
+
+_CHUNK = 1 << 20  # bytes
 
 
 def log_folder(root: str, workflow_id: str) -> str:
@@ -70,7 +73,7 @@ class LogFile:
         file = FileLock(fs, path)
         try:
             file.open_read()
-        except (FileNotFoundError, NotADirectoryError):
+        except (FileNotFoundError, NotADirectoryError, ValueError):  # no file can have such a name
             return None
         except OSError as error:
             raise store_error(path, error) from error
@@ -100,9 +103,41 @@ class LogFile:
         """Read at most *size* bytes from *offset* on."""
         return self._fs.read_at(self.fd, size, offset)
 
-    def read_all(self, start: int = 0) -> bytes:
-        """Read from byte *start* to the end."""
-        return read_all(self._fs, self.fd, start)
+    def hole_size(self, offset: int) -> int:
+        """How many bytes from *offset* on were given back by `free`."""
+        return hole_size(self.fd, offset)
+
+    def free(self, begin: int, end: int) -> None:
+        """Give the disk space from *begin* to *end* back, while a command writes. They read as NULs then.
+
+        Raises:
+            OSError: The file system cannot do that.
+        """
+        free_range(self.fd, begin, end - begin)
+
+    def cut(self, begin: int, end: int, instead: bytes) -> None:
+        """Put *instead*, which must be shorter, in the place of the bytes from *begin* to *end*. No command writes.
+
+        Raises:
+            OSError: The disk is full. No other bytes than those are lost.
+        """
+        stop_appending(self.fd)
+        write_all(self._fs, self.fd, instead, begin)
+        begin += len(instead)
+        while part := self.read(end, _CHUNK):
+            write_all(self._fs, self.fd, part, begin)
+            begin, end = begin + len(part), end + len(part)
+            with suppress(OSError):  # the next part needs the space
+                self.free(begin, end)
+        self._fs.truncate(self.fd, begin)
+
+    def free_space(self) -> int | None:
+        """Bytes that are free on its disk; None where that is not known."""
+        try:
+            disk = os.fstatvfs(self.fd)
+        except (OSError, AttributeError):  # there is none on Windows
+            return None
+        return disk.f_bavail * disk.f_frsize
 
     def close(self) -> None:
         """Close it here. A command that has it open keeps the lock."""

@@ -22,6 +22,7 @@ _SAFE = (
     | getattr(os, "O_BINARY", 0)
 )
 _WINDOWS = sys.platform == "win32"
+_KEEP_SIZE, _PUNCH_HOLE = 1, 2  # of <linux/falloc.h>
 
 
 def is_same_file(one: os.stat_result | None, other: os.stat_result) -> TypeGuard[os.stat_result]:
@@ -164,6 +165,39 @@ class FileSystem:
             return fd
         os.close(fd)
         raise StoreError(f"{path} is not a regular file: remove it, or use another root")
+
+
+def free_range(fd: int, offset: int, size: int) -> None:
+    """Give the disk space of a part of a file back. The part reads as NULs then, and the file keeps its size.
+
+    Raises:
+        OSError: The file system, or this platform, cannot do that.
+    """
+    if sys.platform != "linux":
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+    import ctypes  # some milliseconds, for what only a command with gigabytes of output needs
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    fallocate = libc.fallocate64 if hasattr(libc, "fallocate64") else libc.fallocate
+    if fallocate(fd, _KEEP_SIZE | _PUNCH_HOLE, ctypes.c_int64(offset), ctypes.c_int64(size)) != 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+def hole_size(fd: int, offset: int) -> int:
+    """How many bytes from *offset* on take no disk space, up to the end of the file. Moves the file's position."""
+    if not hasattr(os, "SEEK_DATA"):
+        return 0
+    try:
+        return os.lseek(fd, offset, os.SEEK_DATA) - offset
+    except OSError:  # no data follows
+        return max(0, os.fstat(fd).st_size - offset)
+
+
+def stop_appending(fd: int) -> None:
+    """Let writes of an open file, of all processes that share it, go where they say, and not to its end."""
+    import fcntl
+
+    fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) & ~os.O_APPEND)
 
 
 def _full_sync() -> Callable[[int], None]:

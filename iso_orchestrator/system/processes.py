@@ -26,13 +26,17 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import wraps
 from itertools import chain
-from typing import Any, TypeAlias
+from typing import Any, ParamSpec, TypeAlias, TypeVar
 
 import psutil  # type: ignore[import-untyped]
 
 from iso_orchestrator.errors import CommandLeftoverError, WorkflowUsageError
 from iso_orchestrator.system.clock import Backoff, monotonic, nap
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 Process: TypeAlias = Any
 """A `psutil.Process`: known by its number and the time of its start, so that no later process is taken for it."""
@@ -73,6 +77,43 @@ os.execv(program, args)
 """
 
 
+# A process that has run out of descriptors can still end its commands: the search for their processes needs one for a
+# moment, and these are closed for it.
+_SPARE_DESCRIPTORS = 4
+_spare_descriptors: list[int] = []
+
+
+def _keep_spare_descriptors() -> None:
+    while len(_spare_descriptors) < _SPARE_DESCRIPTORS:
+        _spare_descriptors.extend(os.pipe())
+
+
+def is_out_of_descriptors(error: OSError) -> bool:
+    """Whether this process, or the system, has no more descriptors."""
+    return error.errno in (errno.EMFILE, errno.ENFILE)
+
+
+def _with_spare_descriptors(search: Callable[P, R]) -> Callable[P, R]:
+    """Decorate a search so that it is repeated with a spare descriptor, and then until another thread closes one."""
+
+    @wraps(search)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        give_up_at = monotonic() + KILLING
+        pause = Backoff(nap)
+        while True:
+            try:
+                return search(*args, **kwargs)
+            except OSError as error:
+                if not is_out_of_descriptors(error) or monotonic() >= give_up_at:
+                    raise
+            try:
+                os.close(_spare_descriptors.pop())
+            except IndexError:
+                pause.rest()
+
+    return wrapper
+
+
 # Starting
 
 
@@ -93,8 +134,9 @@ def start(
         stderr: The same for standard error.
 
     Raises:
-        OSError: It cannot be started.
+        OSError: It cannot be started, or there would be no descriptors left to end it with.
     """
+    _keep_spare_descriptors()
     return psutil.Popen(
         _through_reset(args, env, cwd) if _hands_down_signals() else args,
         stdin=subprocess.DEVNULL if stdin is None else stdin,
@@ -153,20 +195,36 @@ def tagged(tag: str) -> Iterator[Process]:
     # A process that was born after a list was made, and whose parent ended before its turn in that list, is on the next
     # list. A list without new processes proves that none was missed.
     for _ in range(_PASSES):
-        new = set(psutil.pids()) - seen
+        new = _pids() - seen
         if not new:
             break
         seen |= new
         for pid in new:
-            try:
-                process = psutil.Process(pid)
-                tags = _environment(process).get(TAG_VARIABLE, "").split(_SEPARATOR)
-            except (psutil.Error, OSError):
-                continue  # it is gone, or is another user's
-            if tag in tags:
+            process = _find_tagged(pid, tag)
+            if process is not None:
                 yield process
 
 
+@_with_spare_descriptors
+def _pids() -> set[int]:
+    return set(psutil.pids())
+
+
+@_with_spare_descriptors
+def _find_tagged(pid: int, tag: str) -> Process | None:
+    try:
+        process = psutil.Process(pid)
+        tags = _environment(process).get(TAG_VARIABLE, "").split(_SEPARATOR)
+    except psutil.Error:
+        return None  # it is gone, or is another user's
+    except OSError as error:
+        if is_out_of_descriptors(error):
+            raise
+        return None
+    return process if tag in tags else None
+
+
+@_with_spare_descriptors
 def living_tree(tag: str, known: Iterable[Process] = ()) -> set[Process]:
     """All processes that are alive and have *tag* or are *known*, with the descendants of both.
 
@@ -188,6 +246,7 @@ def living_tree(tag: str, known: Iterable[Process] = ()) -> set[Process]:
     return roots.union(filter(is_alive, members))
 
 
+@_with_spare_descriptors
 def is_alive(process: Process) -> bool:
     """Whether a process has not ended. A zombie has: its parent has not asked for its exit code yet."""
     try:
@@ -208,6 +267,9 @@ def end_tree(
 ) -> int:
     """End all processes that have *tag*, and their descendants: SIGTERM, time to finish, SIGKILL, until none is left.
 
+    Where this process has no descriptor left, spare ones serve for the search. If other threads take those too, only
+    the sessions that `start` began are ended, which needs none.
+
     Args:
         tag: The process tag.
         grace: Seconds that they have to finish.
@@ -218,9 +280,52 @@ def end_tree(
         How many there were.
 
     Raises:
-        CommandLeftoverError: Some are left.
+        CommandLeftoverError: Some are left, or may be.
         WorkflowUsageError: This process is one of them.
     """
+    known = tuple(known)
+    if not _has_descriptors():
+        _signal_groups(known, signal.SIGTERM)
+    try:
+        return _end_tree(tag, grace, known, is_urgent)
+    except OSError as error:
+        if not is_out_of_descriptors(error):
+            raise
+        _signal_groups(known, signal.SIGKILL)
+        raise CommandLeftoverError(tuple(process.pid for process in known), KILLING, reason=_UNSEARCHED) from error
+    finally:
+        with suppress(OSError):  # the next start makes up for it, or fails
+            _keep_spare_descriptors()
+
+
+_UNSEARCHED = "this process has no descriptors left to search for them: raise `ulimit -n`, or open fewer files"
+
+
+def kill_group(process: Process) -> None:
+    """Kill what is in the group of a process of `start` now. `end_tree` finds the others."""
+    _signal_groups([process], signal.SIGKILL)
+
+
+def _has_descriptors() -> bool:
+    try:
+        ends = os.pipe()
+    except OSError:
+        return False
+    for fd in ends:
+        os.close(fd)
+    return True
+
+
+def _signal_groups(leaders: Iterable[Process], number: int) -> None:
+    """Signal the groups that processes of `start` lead, which needs no descriptor."""
+    for leader in leaders:
+        # What was collected raises: its number may be another's.
+        with suppress(OSError, AttributeError):  # not every system has both functions
+            os.waitid(os.P_PID, leader.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            os.killpg(leader.pid, number)
+
+
+def _end_tree(tag: str, grace: float, known: Iterable[Process], is_urgent: Callable[[], bool]) -> int:
     met, signalled = set(known), set[Process]()
     kill_at, give_up_at = monotonic() + grace, float("inf")
     while living := living_tree(tag, met):
@@ -299,6 +404,7 @@ def _may_be_changing_its_program(process: Process, look: int) -> bool:
     )
 
 
+@_with_spare_descriptors
 def _with_descendants(roots: Iterable[Process]) -> set[Process]:
     processes: dict[int, Process] = {}
     children: defaultdict[int, list[Process]] = defaultdict(list)
@@ -321,6 +427,7 @@ def _parents_first(processes: Iterable[Process]) -> list[Process]:
     return sorted(processes, key=lambda process: process.pid)
 
 
+@_with_spare_descriptors
 def _signal(process: Process, *methods: str) -> None:
     with suppress(psutil.Error):  # it is gone, or is another user's
         for method in methods:

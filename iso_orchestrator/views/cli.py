@@ -20,10 +20,10 @@ from iso_orchestrator import (
     open_workflow,
     read_workflow_record,
 )
-from iso_orchestrator.checks import check_key
+from iso_orchestrator.checks import check_key, escape_terminal
 from iso_orchestrator.codec import record_to_json
 from iso_orchestrator.examples import demo
-from iso_orchestrator.record.model import WorkflowSummary, escape_terminal
+from iso_orchestrator.record.model import WorkflowSummary
 from iso_orchestrator.record.projection import Projection
 from iso_orchestrator.store import Store, default_root, find_store
 from iso_orchestrator.store.maintenance import RepairOptions
@@ -106,11 +106,11 @@ def _list(options: argparse.Namespace) -> int:
 
 def _show(options: argparse.Namespace) -> int:
     store = _store(options)
-    record = read_workflow_record(options.workflow, store=store)
+    projection = live.read(store, options.workflow)
     if options.json:
-        print(json_text(record_to_json(record)))
+        print(json_text(record_to_json(projection.record())))
     else:
-        print(record_text(record, store.path_of(options.workflow)))
+        print(record_text(projection, store.path_of(options.workflow)))
     return 0
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
-from iso_orchestrator.record.model import Json, escape_terminal
+from iso_orchestrator.checks import escape_terminal
+from iso_orchestrator.record.model import Json
 from iso_orchestrator.store import Store
 from iso_orchestrator.store.maintenance import Difference, FileCheck, RepairReport, Verdict, WorkflowCheck
 from iso_orchestrator.views.report import json_text

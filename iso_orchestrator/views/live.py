@@ -6,9 +6,10 @@ import sys
 from collections.abc import Iterable, Iterator
 from datetime import datetime
 
-from iso_orchestrator.commands.output import LogReader, last_line_of, log_path
-from iso_orchestrator.errors import WorkflowNotFoundError, WorkflowUsageError
-from iso_orchestrator.record.model import StepStatus, escape_terminal
+from iso_orchestrator.checks import escape_terminal
+from iso_orchestrator.commands.output import LogReader, last_line_of
+from iso_orchestrator.errors import StoreError, WorkflowNotFoundError, WorkflowUsageError
+from iso_orchestrator.record.model import StepStatus
 from iso_orchestrator.record.projection import Projection, StepState, Wait
 from iso_orchestrator.store import Store
 from iso_orchestrator.store.log_files import LogFile
@@ -24,13 +25,29 @@ def top_text(projections: Iterable[Projection], now: datetime, store: Store) -> 
     steps: list[tuple[str, ...]] = []
     limits: list[tuple[str, ...]] = []
     for projection in projections:
-        waits = _waits(projection, now, store)
-        steps += _steps(projection, waits, now, store)
-        limits += _limits(projection, waits, now)
+        try:
+            waits = _waits(projection, now, store)
+            steps += _steps(projection, waits, now, store)
+            limits += _limits(projection, waits, now)
+        except StoreError as error:  # one workflow must not hide the others
+            steps.append((projection.workflow_id, "", "", "", f"cannot be shown: {error}"))
     shown = [text_table(["workflow", "step", "attempt", "for", "what"], steps) if steps else "nothing is running"]
     if limits:
         shown.append(text_table(["workflow", "limit", "until", "left", "steps"], limits))
     return "\n\n".join(shown)
+
+
+def read(store: Store, workflow_id: str) -> Projection:
+    """Read a workflow.
+
+    Raises:
+        WorkflowNotFoundError: There is no such workflow.
+        StoreError: It cannot be read.
+    """
+    projection = store.read(workflow_id)
+    if projection is None:
+        raise WorkflowNotFoundError(workflow_id, store.display_name)
+    return projection
 
 
 def log_lines(store: Store, workflow_id: str, step: str, *, follow: bool) -> Iterator[str]:
@@ -45,25 +62,21 @@ def log_lines(store: Store, workflow_id: str, step: str, *, follow: bool) -> Ite
     """
     log: LogReader | None = None
     while True:
-        projection = store.read(workflow_id)
-        if projection is None:
-            raise WorkflowNotFoundError(workflow_id, store.display_name)
-        state = projection.steps.get(step)
-        if state is None:
+        projection = read(store, workflow_id)
+        if step not in projection.steps:
             raise WorkflowUsageError(
                 f"workflow {projection.workflow_id!r} has no step {step!r}; `show` lists its steps"
             )
-        owner, path = projection.owner(step), log_path(state, projection.heartbeats)
+        # As the fact of its begin has it: a result is what a function of the user's returned, and could name any file.
+        owner, command = projection.owner(step), projection.commands.get(step)
         # Before the last lines are read: a process that ends afterwards has written all of them.
         is_last = not follow or owner is None or not store.is_alive(workflow_id, owner)
-        if path is not None and (log is None or log.path != path):
+        if command is not None and (log is None or log.path != command.log):
             if log is not None:
                 yield from _last_lines(log)
-            log = _open(path)
-        if log is None and is_last:
-            raise WorkflowUsageError(
-                f"step {step!r} has no log: it is no command, or its first heartbeat is not recorded yet"
-            )
+            log = _open(command.log, must_exist=is_last)
+        if command is None and is_last:
+            raise WorkflowUsageError(f"step {step!r} has no log: it is no command, or has not begun")
         if log is not None:
             yield from _last_lines(log) if is_last else map(escape_terminal, log.lines())
         if is_last:
@@ -95,8 +108,11 @@ def _steps(projection: Projection, waits: dict[str, Wait], now: datetime, store:
 def _activity(projection: Projection, step: StepState) -> str:
     if step.status is StepStatus.FAILED:
         return f"waits for its next attempt: {step.error.message if step.error else ''}"
-    path = log_path(step, projection.heartbeats)
-    return last_line_of(path)[:_LINE] if path is not None else ""
+    command = projection.commands.get(step.name)
+    try:
+        return "" if command is None else last_line_of(command.log)[:_LINE]
+    except StoreError as error:
+        return f"its log cannot be read: {error}"
 
 
 def _limits(projection: Projection, waits: dict[str, Wait], now: datetime) -> Iterator[tuple[str, ...]]:
@@ -119,9 +135,11 @@ def _span(begin: datetime, end: datetime) -> str:
     return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
 
 
-def _open(path: str) -> LogReader:
+def _open(path: str, *, must_exist: bool) -> LogReader | None:
     file = LogFile.find(path)
     if file is None:
+        if not must_exist:
+            return None  # the command is about to begin
         raise WorkflowUsageError(f"the log {path!r} does not exist any more: it was removed, or the folder was moved")
     return LogReader(file, longest_line=sys.maxsize)
 

@@ -6,8 +6,9 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 
+from iso_orchestrator.checks import escape_terminal
 from iso_orchestrator.codec.records import write
-from iso_orchestrator.commands.output import log_path
+from iso_orchestrator.commands.model import heartbeat_key
 from iso_orchestrator.record.model import (
     ErrorInfo,
     Json,
@@ -16,25 +17,27 @@ from iso_orchestrator.record.model import (
     WorkflowEvent,
     WorkflowRecord,
     WorkflowSummary,
-    escape_terminal,
     lease_status,
 )
+from iso_orchestrator.record.projection import Projection
 
 _CELL = 100  # characters, at most: results and errors can be long, and `--json` shows all of them
+_MOST = 1e12  # seconds, or dollars; what is more is no result of a command
 _EVENTS = 20  # the last ones are shown
 
 
-def record_text(record: WorkflowRecord, path: str) -> str:
-    """Show a record on a terminal: its path, status, steps, logs, last events, heartbeats and leases."""
+def record_text(projection: Projection, path: str) -> str:
+    """Show a workflow on a terminal: its path, status, steps, logs, last events, heartbeats and leases."""
+    record = projection.record()
     parts = [
         _head(record, path),
         _section(
             "steps",
             len(record.steps),
             ["name", "status", "attempts", "updated", "result or error"],
-            (_step_row(step) for step in record.steps.values()),
+            (_step_row(step, projection) for step in record.steps.values()),
         ),
-        _log_section(record),
+        _log_section(projection),
         _section(
             "events",
             len(record.events),
@@ -138,33 +141,36 @@ def _section(what: str, count: int, head: Sequence[str], rows: Iterable[Sequence
     return f"{title}\n{text_table(head, shown)}"
 
 
-def _log_section(record: WorkflowRecord) -> str:
+def _log_section(projection: Projection) -> str:
     """List the logs of commands, with whole paths: a path that is cut cannot be opened."""
-    found = ((step.name, log_path(step, record.heartbeats)) for step in record.steps.values())
-    lines = [f"{_cell(name)}: {escape_terminal(path)}" for name, path in found if path is not None]
+    found = ((name, projection.commands[name].log) for name in projection.steps if name in projection.commands)
+    lines = [f"{_cell(name)}: {escape_terminal(path)}" for name, path in found]
     return "\n".join([f"logs ({len(lines)})", *lines]) if lines else ""
 
 
-def _step_row(step: StepRecord) -> Sequence[str]:
+def _step_row(step: StepRecord, projection: Projection) -> Sequence[str]:
     outcome = _error_cell(step.error)
     if step.status is StepStatus.COMPLETED:
-        outcome = _command_cell(step.result) or _json_cell(step.result)
+        is_command = step.name in projection.commands
+        outcome = _json_cell(step.result) if not is_command else _command_cell(step, projection)
     return step.name, step.status, str(step.attempts), time_text(step.updated_at), outcome
 
 
-def _command_cell(result: Json) -> str:
-    """Show the result of a command; "" for the result of a plain step."""
-    match result:
-        case {"exit_code": int(code), "duration": int() | float() as seconds, "log_path": str(), "parsed": parsed}:
-            return ", ".join([f"exit {code} in {seconds:.1f} s", *_agent_parts(parsed)])
-    return ""
-
-
-def _agent_parts(parsed: Json) -> Iterable[str]:
-    match parsed:
-        case {"outcome": str(outcome), "cost_usd": cost}:
-            return [outcome] if cost is None else [outcome, f"${cost:.4f}"]
-    return []
+def _command_cell(step: StepRecord, projection: Projection) -> str:
+    """Show the result of a command. A function of the user's may have made what was parsed, and another program all."""
+    match step.result:
+        case {"exit_code": int(code), "duration": int() | float() as seconds} if 0 <= seconds < _MOST:
+            parts = [f"exit {code} in {seconds:.1f} s"]
+        case _:
+            return _json_cell(step.result)
+    beat = projection.heartbeats.get(heartbeat_key(step.name))
+    match beat and beat.detail, step.result.get("parsed"):
+        case {"agent": str()}, {"outcome": str(outcome), **rest}:
+            parts.append(outcome)
+            match rest:
+                case {"cost_usd": int() | float() as cost} if 0 <= cost < _MOST:
+                    parts.append(f"${cost:.4f}")
+    return ", ".join(parts)
 
 
 def _event_row(event: WorkflowEvent) -> Sequence[str]:

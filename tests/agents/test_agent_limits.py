@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
+from functools import partial
 from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from iso_orchestrator.agents import Agent, Codex, OpenCode
 from iso_orchestrator.agents.limits import from_epoch, is_limit, retry_after, until_of
+from iso_orchestrator.agents.turn import Transcript, last_error_line
+
+
+def error_of(kind: type[Agent]) -> Callable[[str], object]:
+    """Reads the error from the standard error of a run that printed nothing."""
+    return partial(kind().error_message, Transcript())
+
 
 BERLIN = ZoneInfo("Europe/Berlin")
 NOW = datetime(2026, 11, 22, 9, 30, tzinfo=UTC)  # 10:30 in Berlin
@@ -183,3 +193,57 @@ def test_an_epoch_in_milliseconds_is_no_moment() -> None:
     """A number outside of all years gives None."""
     assert from_epoch(1795341767) == utc(22, 10, 2, 47)
     assert [from_epoch(value) for value in (1795341767000, float("nan"), 10**400, "1795341767", None)] == [None] * 5
+
+
+LOGGED = "timestamp=2026-11-22T09:30:00.000Z level=ERROR "
+BEGINNINGS = [
+    "",
+    "resets in ",
+    "resets in 1",
+    "resets jan",
+    "hit your ",
+    "limit reached|",
+    LOGGED,
+    f'{LOGGED}error="',
+    "\x1b[",
+]
+REPEATED = [
+    "a",
+    "0",
+    " ",
+    "1h",
+    "1 h and ",
+    "resets ",
+    "resets 1pm (",
+    "try again at ",
+    "your ",
+    "-",
+    "\x1b[0;",
+    "\\",
+    '\\"',
+]
+REPEATED += [
+    "error",
+    "error.",
+    " error.",
+    'error="',
+    'error="\\"',
+    f"{LOGGED}\n",
+    f'{LOGGED}error="',
+    " small=true",
+    "[",
+    '{"a":',
+]
+
+
+@pytest.mark.parametrize("beginning", BEGINNINGS)
+@pytest.mark.parametrize(
+    "read", [is_limit, partial(until_of, now=NOW), last_error_line, error_of(Codex), error_of(OpenCode)]
+)
+def test_a_hostile_line_takes_no_longer_than_its_length(beginning: str, read: Callable[[str], object]) -> None:
+    """Each search of 64 KB takes some milliseconds; with the square of the length it would be many seconds."""
+    for repeated in REPEATED:
+        line = beginning + repeated * (65_536 // len(repeated))
+        began = time.process_time()
+        read(line)
+        assert time.process_time() - began < 2, repeated

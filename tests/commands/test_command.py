@@ -20,7 +20,7 @@ from typing import Any
 import attrs
 import pytest
 from support import DEADLINE, Child, WatchedFS, wait_until
-from support_commands import hidden, shell
+from support_commands import FOREVER, hidden, shell
 from support_processes import assert_waits, child, in_thread
 
 from iso_orchestrator import (
@@ -43,6 +43,7 @@ from iso_orchestrator import (
     list_workflows,
     read_workflow_record,
 )
+from iso_orchestrator.commands.output import TAIL
 from iso_orchestrator.commands.process import end_orphans
 from iso_orchestrator.commands.step import CommandAttempt
 from iso_orchestrator.system import processes
@@ -334,6 +335,8 @@ def test_a_free_command_serves_the_current_workflow(workflow: Workflow) -> None:
         ({"timeout": 0}, ValueError),
         ({"idle_timeout": -1}, ValueError),
         ({"limit_key": " "}, ValueError),
+        ({"max_log_bytes": 0}, ValueError),
+        ({"max_log_bytes": None}, TypeError),
         ({"retries": 3}, TypeError),
     ],
 )
@@ -343,6 +346,25 @@ def test_bad_options_are_refused_at_decoration(
     """Nothing is run before the error."""
     with pytest.raises(error):
         workflow.command(**options)
+
+
+def test_of_a_long_log_the_first_and_the_last_half_are_kept(workflow: Workflow) -> None:
+    """A line in it says how much was left out; `parse` gets the same, and the result has the real end."""
+    count = workflow.command(name="count", parse="text", max_log_bytes=1000)(lambda: ["seq", "100000"])
+    result = count()
+    whole = "".join(f"{number}\n" for number in range(1, 100_001))
+    mark = f"\n[iso-orchestrator: {len(whole) - 1000} bytes of the output were left out here]\n"
+    assert Path(result.log_path).read_text() == result.parsed == whole[:500] + mark + whole[-500:]
+    assert result.stdout == whole[-TAIL:]
+
+
+@pytest.mark.parametrize("ending", ["exit 3", f"sleep {FOREVER}"])
+def test_the_log_of_a_failure_is_cut_too(workflow: Workflow, ending: str) -> None:
+    """At an exit code, and at a time limit."""
+    count = workflow.command(name="count", max_log_bytes=1000, timeout=0.5)(lambda: shell(f"seq 100000; {ending}"))
+    with pytest.raises(CommandError) as caught:
+        count()
+    assert Path(caught.value.result.log_path).stat().st_size < 1100
 
 
 @pytest.mark.parametrize("line", ["echo hello", [], None, [3]])
@@ -708,6 +730,18 @@ def test_a_call_does_not_begin_beside_a_process_that_an_ended_command_left(
         work()
     os.kill(first, signal.SIGKILL)
     assert work().stdout == "gone\n"
+
+
+@pytest.mark.parametrize(
+    "deed", ["rm -r $1", "rm $1/*.log", "echo other > $1/new; for log in $1/*.log; do mv $1/new $log; done"]
+)
+def test_a_result_has_what_the_command_printed_whatever_became_of_its_log(
+    workflow: Workflow, tmp_path: Path, deed: str
+) -> None:
+    """The log is removed or replaced while the command runs: the output is that of the file that it had open."""
+    folder = tmp_path / "logs"
+    work = workflow.command(name="work", log_dir=folder, parse="text")(lambda: shell(f"echo paid; {deed}", str(folder)))
+    assert work().parsed == work().stdout == "paid\n"
 
 
 def test_a_log_that_was_removed_does_not_keep_a_step_from_running(workflow: Workflow, tmp_path: Path) -> None:

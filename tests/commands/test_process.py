@@ -9,6 +9,7 @@ import stat
 import time
 from ast import literal_eval
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ from iso_orchestrator import (
 )
 from iso_orchestrator.checks import unique_name
 from iso_orchestrator.commands.model import as_command
-from iso_orchestrator.commands.output import LONGEST_LINE, TAIL
+from iso_orchestrator.commands.output import LONGEST_LINE, TAIL, LogReader, OutputFiles
+from iso_orchestrator.store.log_files import LogFile
 from iso_orchestrator.system.processes import TAG_VARIABLE
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="the programs of these tests are for a POSIX system")
@@ -249,6 +251,54 @@ def test_a_result_has_the_end_of_long_output(tmp_path: Path) -> None:
     assert Path(result.log_path).stat().st_size == 180_003
 
 
+@on_linux
+@pytest.mark.parametrize("lines", [None, []])
+def test_the_middle_of_a_long_log_takes_no_space_while_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: list[str] | None
+) -> None:
+    """Neither with nor without a reader of lines, who is told what it has missed, and misses no end."""
+    monkeypatch.setattr("iso_orchestrator.commands.output._SLACK", 1 << 20)
+    monkeypatch.setattr("iso_orchestrator.commands.output._LONGEST_LOOK", 0.01)
+    go, log = tmp_path / "go", tmp_path / "out.log"
+
+    def beat(_: int, size: int, __: str) -> None:
+        if size > 40_000_000 and log.stat().st_blocks * 512 < 8_000_000:
+            go.touch()
+
+    run = command_run(
+        tmp_path,
+        shell('seq 6000000; while ! [ -e "$1" ]; do sleep 0.01; done; echo over', go),
+        max_log_bytes=1 << 20,
+        beat_every=0.02,
+        on_beat=beat,
+        on_line=None if lines is None else lines.append,
+        timeout=DEADLINE,
+    )
+    assert run.run().stdout.endswith("6000000\nover\n")
+    assert 1 << 20 < log.stat().st_size < (1 << 20) + 100
+    if lines is not None:
+        assert lines[-2:] == ["6000000", "over"]
+        read = sum(len(line) + 1 for line in lines if not line.startswith("["))
+        missed = sum(int(line.split()[1]) for line in lines if line.startswith("["))
+        assert abs(read + missed - 46_888_901) < 100  # a line that is cut has one end more
+        assert not any("\0" in line for line in lines)
+
+
+@on_linux
+def test_a_log_that_a_killed_runner_left_is_read_without_its_middle(tmp_path: Path) -> None:
+    """A line says how much is missing."""
+    with closing(OutputFiles(str(tmp_path / "log"), 1 << 18)) as files:
+        os.write(files.stdout.fd, b"".join(b"%015d\n" % number for number in range(2 << 17)))
+        files.stdout.free_middle(slack=1)
+        with closing(LogReader(LogFile.append(files.stdout.path))) as log:
+            lines = [*log.lines()]
+            assert log.text() == "\n".join(lines).replace("\n[", "\n\n[") + "\n"
+    assert (lines[0], lines[-1]) == (f"{0:015d}", f"{(2 << 17) - 1:015d}")
+    assert [line for line in lines if not line.isdigit()] == [
+        f"[iso-orchestrator: {(4 << 20) - (1 << 17) - (1 << 20)} bytes of the output were left out here]"
+    ]
+
+
 def test_bytes_that_are_no_utf_8_are_spelled_out(tmp_path: Path) -> None:
     """They can be shown and recorded."""
     lines: list[str] = []
@@ -385,6 +435,46 @@ except WorkflowUsageError as error:
 """
     with run_python(code, tmp_path) as child:
         assert "ignores SIGCHLD" in child.line()
+        child.end()
+
+
+WITHOUT_DESCRIPTORS = """
+import os, resource, sys
+from iso_orchestrator.system import processes
+from support_commands import *
+resource.setrlimit(resource.RLIMIT_NOFILE, (80, 80))
+taken = []
+
+def take(*_):
+    if sys.argv[3] == "thief":
+        processes.KILLING = 0.5
+        while processes._spare_descriptors:
+            os.close(processes._spare_descriptors.pop())
+    try:
+        while len(taken) < 1000:
+            taken.append(os.open(os.devnull, os.O_RDONLY))
+    except OSError:
+        pass
+
+run = command_run(Path(sys.argv[1]), shell(sys.argv[2]), on_beat=take, timeout=0.2)
+try:
+    run.run()
+except Exception as error:
+    print(type(error).__name__)
+for fd in taken:
+    os.close(fd)
+print(len(find(run.tag)))
+kill_all(run.tag)
+"""
+
+
+@on_linux
+@pytest.mark.parametrize(("thief", "name"), [("", "CommandTimeoutError"), ("thief", "CommandLeftoverError")])
+def test_a_command_is_ended_without_descriptors(tmp_path: Path, thief: str, name: str) -> None:
+    """Spare ones find what has left its session; if another thread takes those too, its session is ended."""
+    code = f"sleep {FOREVER} & {'setsid' if not thief else ''} sleep {FOREVER} & sleep {FOREVER}"
+    with run_python(WITHOUT_DESCRIPTORS, tmp_path, code, thief) as child:
+        assert [child.line(), child.line()] == [name, "0"]
         child.end()
 
 

@@ -237,4 +237,18 @@ MORE_FAULTS = [
         "tests/reliability/test_mutex_schedules.py::test_a_mutex_is_handed_on_to_one_at_a_time_and_to_all",
         _FEWER,
     ),
+    Fault(
+        "no descriptors kept to end commands with",
+        "system/processes.py",
+        "    _keep_spare_descriptors()\n    return psutil.Popen(",
+        "    return psutil.Popen(",
+        "tests/reliability/test_commands.py::test_commands_are_ended_without_descriptors",
+    ),
+    Fault(
+        "errors shown as they came",
+        "errors.py",
+        "return escape_terminal(self._text())",
+        "return self._text()",
+        "tests/reliability/test_inert_texts.py::test_errors_and_their_log_records_are_texts[AgentError]",
+    ),
 ]

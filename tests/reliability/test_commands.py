@@ -7,6 +7,9 @@ import random
 import signal
 import sys
 import time
+from ast import literal_eval
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -144,6 +147,65 @@ def _wrong(code: str, timeout: float | None, result: CommandResult, seconds: flo
     if "\ufffd" in result.stdout or any(0xD800 <= ord(letter) < 0xE000 for letter in result.stdout):
         found.append(f"{result.stdout!r} cannot be recorded")
     return found
+
+
+# No descriptors
+
+
+WITHOUT_DESCRIPTORS = """
+import resource, sys
+from pathlib import Path
+from reliability.test_commands import end_without_descriptors
+resource.setrlimit(resource.RLIMIT_NOFILE, (80, 80))
+print(end_without_descriptors(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])))
+"""
+
+
+def _take_all(taken: list[int], error: BaseException | None, *_: object) -> None:
+    with suppress(OSError):
+        while True:
+            taken.append(os.open(os.devnull, os.O_RDONLY))
+    if error is not None:
+        raise error
+
+
+def end_without_descriptors(folder: Path, seed: str, count: int) -> list[str]:
+    """Run commands that are ended when this process has no descriptor left; what was wrong."""
+    chance, wrong = random.Random(seed), []
+    for number in range(count):
+        taken: list[int] = []
+        take = partial(_take_all, taken, chance.choice([None, None, ValueError(), KeyboardInterrupt()]))
+        code = AGENT.format(
+            obedience=chance.choice(OBEDIENCE),
+            tools="\n".join(chance.sample(TOOLS, 3)),
+            work=chance.choice(["sleep 0.1", f"sleep {FOREVER}"]),
+        )
+        log = str(folder / f"{number}.log")
+        run = command_run(folder, shell(code, folder), log_path=log, grace=GRACE, timeout=0.2, on_beat=take)
+        try:
+            run.run()
+        except (CommandTimeoutError, ValueError, KeyboardInterrupt):
+            pass
+        except Exception as unexpected:
+            wrong.append(f"{unexpected!r} by {code}")
+        finally:
+            for fd in taken:
+                os.close(fd)
+        if pids := find(run.tag):
+            wrong.append(f"left: {pids} by {code}")
+            kill_all(run.tag)
+    return wrong
+
+
+def test_commands_are_ended_without_descriptors(tier: Tier, figures: Figures, folder: Path) -> None:
+    """At a time limit, an error, Ctrl-C and a natural end, in any session: the spare descriptors find all of it."""
+    count = tier.count(quick=2, full=18, soak=2000)
+    seed = f"{tier.seed} descriptors"
+    with run_python(WITHOUT_DESCRIPTORS, folder, seed, count) as child:
+        found = literal_eval(child.line(DEADLINE + count))
+        child.end()
+    figures.add(37, "commands ended without descriptors", count, len(found))
+    assert not found, f"seed {tier.seed}: {found}"
 
 
 # Much output

@@ -17,7 +17,7 @@ from reliability.faults import WORKLOADS, Client, Durability, check_all, paths_o
 from reliability.tiers import Figures, Tier
 from support import memory_folder, run_python, tree
 
-from iso_orchestrator import StoreError, Workflow, list_workflows, read_workflow_record
+from iso_orchestrator import CommandLogError, Rejected, StoreError, Workflow, list_workflows, read_workflow_record
 from iso_orchestrator.store import FileStore
 from iso_orchestrator.store.file import log as log_module
 
@@ -190,6 +190,32 @@ def crowded(root: Path, workload: str, begin: Callable[[], None], end: Callable[
     return errors > 0
 
 
+FLOODS = [
+    "yes",
+    "while :; do echo 'a line that does not mind where it goes' || :; done",
+    "trap '' TERM; while :; do head -c 2000000 /dev/zero; sleep 0.05; done",
+    "echo begun; yes >&2",
+]
+
+
+def flood(folder: Path, floods: Sequence[str]) -> int:
+    """A command that fills a small disk, beside many that do not; how many there were."""
+    mounts = Mounts()
+    for code in floods:
+        disk = folder / "disk"
+        mounts.disk(disk, "size=8m")
+        workflow = Workflow("w", dir=disk / "root")
+        work = workflow.command(lambda code: ["sh", "-c", code], name="{code}", timeout=60)
+        codes = [code, *(f"sleep 0.02; echo {number}" for number in range(12))]
+        with workflow:
+            summary = workflow.for_each(max_parallel=2, stop_on_error=False)(work)(codes)
+        assert [type(one.reason) for one in summary.results if isinstance(one, Rejected)] == [CommandLogError], summary
+        assert isinstance(summary.results[0], Rejected)
+        assert os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize > 5 << 20
+        mounts.undo(disk)
+    return len(floods)
+
+
 def never_written(root: Path, close: Callable[[], None], give_back: Callable[[], None]) -> int:
     """A root that cannot be written is read, and nothing else; *give_back* lets it be written again."""
     tried = 0
@@ -298,6 +324,12 @@ def test_a_full_disk_is_a_typed_error_and_loses_nothing(folder: Path, tier: Tier
     full = tried_by("fill(Path(sys.argv[1]), sys.argv[2:])", folder, *sizes)
     assert full > len(sizes), "hardly a disk was full"
     figures.add(7, f"workloads on full disks, {what}", full)
+
+
+def test_a_command_that_fills_the_disk_fails_alone(folder: Path, tier: Tier, figures: Figures) -> None:
+    """It is ended if it goes on, whatever it prints to; its log gives the space back, and all others are recorded."""
+    floods = [flood for flood in FLOODS for _ in range(tier.pick(quick=1, full=1, soak=20))]
+    figures.add(7, "commands that fill a disk", tried_by("flood(Path(sys.argv[1]), sys.argv[2:])", folder, *floods))
 
 
 def test_files_that_may_not_grow_are_a_typed_error_and_lose_nothing(folder: Path, tier: Tier, figures: Figures) -> None:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import random
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from enum import Enum
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
+import test_errors
 from reliability.tiers import Figures, Tier
 from support import T0, new_fold, put
 from support_facts import FACT_KINDS, saying
@@ -27,9 +31,10 @@ from iso_orchestrator import (
     list_workflows,
     read_workflow_record,
 )
+from iso_orchestrator.checks import escape_terminal
+from iso_orchestrator.errors import suppressed_as_note
 from iso_orchestrator.fanout.progress import reporter
 from iso_orchestrator.record import facts as f
-from iso_orchestrator.record.model import escape_terminal
 from iso_orchestrator.record.projection import Projection
 from iso_orchestrator.store import FileStore
 from iso_orchestrator.store.file import snapshot
@@ -355,7 +360,7 @@ def test_what_a_command_prints_is_text(folder: Path, tier: Tier, figures: Figure
     for text in texts:
         projection = new_fold(text)
         projection.apply(f.StepStarted(T0, f"runs {text}", 1, "o"))
-        projection.apply(f.HeartbeatRecorded(T0, f"command:runs {text}", {"log": str(path)}))
+        projection.apply(f.CommandBegun(T0, f"runs {text}", "mark", str(path)))
         path.write_bytes(f"{text}\n{text}.".encode())
         store = _StoreOf(projection)
         lines = list(live.log_lines(store, text, f"runs {text}", follow=False))
@@ -392,3 +397,54 @@ def test_progress_lines_are_one_line(way: str, tier: Tier, figures: Figures, mon
         assert not CONTROLS.search(said.replace("\r", "")), ascii(said)
         assert (said.count("\r"), said.count("\n")) == (plain.count("\r"), plain.count("\n")), ascii(said)
     figures.add(ROW, "progress labels", len(texts))
+
+
+# Errors and logs
+
+
+def _filled(value: Any, text: str) -> Any:
+    """A copy of an error, or of what it holds, with *text* in the place of each of its texts."""
+    if isinstance(value, str):
+        return text
+    if isinstance(value, list | tuple):
+        return type(value)(_filled(item, text) for item in value)
+    if isinstance(value, BaseException):
+        return type(value)(*(_filled(item, text) for item in value.args))
+    if attrs.has(type(value)):
+        fields = {field.name: getattr(value, field.name) for field in attrs.fields(type(value))}
+        return attrs.evolve(
+            value, **{name: _filled(item, text) for name, item in fields.items() if not isinstance(item, Enum)}
+        )
+    return value
+
+
+@pytest.mark.parametrize(("error", "_", "__"), test_errors.SAMPLES, ids=test_errors.NAMES)
+def test_errors_and_their_log_records_are_texts(
+    error: Any, _: object, __: object, tier: Tier, figures: Figures
+) -> None:
+    """The text of an error, its notes and what is logged of it are one line; its attributes are as they came."""
+    shown, log = io.StringIO(), logging.getLogger("iso_orchestrator")
+    handler = logging.StreamHandler(shown)
+    log.addHandler(handler)
+    texts = [
+        text
+        for text in drawn(tier.random(f"errors {error}"), tier.count(quick=60, full=200, soak=2000))
+        if text.strip()
+    ]
+    try:
+        for text in texts:
+            hostile, other = _filled(error, text), ValueError()
+            assert all(item == text for item in vars(hostile).values() if type(item) is str)
+            with suppressed_as_note(other, text):
+                raise hostile
+            for said in (str(hostile), *other.__notes__):
+                assert lines_without_controls(said) == 0
+            log.warning("%s: %s", text, hostile)
+            try:
+                raise ValueError(text)
+            except ValueError:
+                log.exception(text)
+    finally:
+        log.removeHandler(handler)
+    assert lines_without_controls(shown.getvalue()) > 3 * len(texts)
+    figures.add(ROW, "texts in errors and logs", len(texts))

@@ -22,7 +22,7 @@ def test_the_log_of_a_command_is_appended_to_and_read(tmp_path: Path) -> None:
         log.close()
     log, reader = LogFile.append(path), LogFile.find(path)
     assert reader is not None
-    assert (reader.size(), reader.read(4, 3), reader.read_all(4)) == (8, b"two", b"two\n")
+    assert (reader.size(), reader.read(4, 3)) == (8, b"two")
     assert not reader.is_locked()
     assert log.try_lock()
     assert reader.is_locked()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ from support_processes import child, in_thread
 
 from iso_orchestrator import Limited, Retry, Workflow, read_workflow_record
 from iso_orchestrator.agents import Claude
+from iso_orchestrator.store import find_store
+from iso_orchestrator.store.names import record_names
 
 NOTHING = "nothing is running\n"
 
@@ -272,9 +275,61 @@ def test_show_says_what_an_agent_came_to(workflow: Workflow, run: Run) -> None:
     assert re.search(rf" exit 0 in \d+\.\d s, ok, \${result.parsed.cost_usd:.4f}$", out, re.MULTILINE)
 
 
-def test_what_only_looks_like_a_command_is_shown_as_it_is(workflow: Workflow, run: Run) -> None:
-    """A plain step's result with an exit code is shown as it is."""
-    workflow.run_step("plain", lambda: {"exit_code": 1})
-    _, out, _ = run("show", "w")
-    assert '{"exit_code": 1}' in out
+LIKE_A_COMMAND = {"exit_code": 1, "duration": 0.1, "stdout": "", "log_path": "/etc/hostname", "parsed": None}
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        {"exit_code": 1},
+        LIKE_A_COMMAND,
+        {**LIKE_A_COMMAND, "parsed": {"outcome": "sold", "cost_usd": "0.12"}},
+        {**LIKE_A_COMMAND, "duration": 10**400, "log_path": "a\0b"},
+    ],
+)
+def test_what_only_looks_like_a_command_is_shown_as_it_is(workflow: Workflow, run: Run, result: dict[str, Any]) -> None:
+    """A plain step's result is shown as it is, and `logs` opens no file that it names."""
+    workflow.run_step("plain", lambda: result)
+    code, out, _ = run("show", "w")
+    assert code == 0
+    assert json.dumps(result)[:90] in out
     assert "logs (" not in out
+    assert run("logs", "w", "plain")[:2] == (1, "")
+
+
+@pytest.mark.parametrize("parsed", [{"outcome": "sold", "cost_usd": "0.12"}, {"outcome": "sold", "cost_usd": 10**400}])
+def test_a_command_s_output_may_look_like_an_agent_s(workflow: Workflow, run: Run, parsed: Any) -> None:
+    """Whatever a function made of it."""
+    workflow.command(name="work", parse=lambda _: parsed)(lambda: ["true"])()
+    code, out, _ = run("show", "w")
+    assert code == 0
+    assert re.search(r" exit 0 in \d+\.\d s$", out, re.MULTILINE)
+
+
+def test_a_log_that_cannot_be_read_hides_nothing(workflow: Workflow, tmp_path: Path, run: Run) -> None:
+    """Its row of `top` says why; rows of other steps and workflows are as ever."""
+    other = Workflow("v", dir=tmp_path)
+    with working(workflow, tmp_path, "hello"), working(other, tmp_path, "others"):
+        log = Path(find_store(None, tmp_path).read("w").commands["work"].log)  # type: ignore[union-attr]
+        log.rename(log.with_suffix(".moved"))
+        log.mkdir()
+        code, out, _ = run("top")
+        assert code == 0
+        assert [(row[0], row[4][:27]) for row in rows(out)] == [
+            ("v", "others"),
+            ("w", "its log cannot be read: " + str(log)[:3]),
+        ]
+
+
+def test_a_workflow_that_cannot_be_shown_hides_no_other(workflow: Workflow, tmp_path: Path, run: Run) -> None:
+    """Where it is not known which processes live, its row says why."""
+    other = Workflow("v", dir=tmp_path)
+    with working(workflow, tmp_path, "hello"), working(other, tmp_path, "others"):
+        (process,) = (tmp_path / "locks" / record_names("v").short / "runs").iterdir()
+        process.rename(tmp_path / "process")
+        process.mkdir()
+        table = rows(run("top")[1])
+        assert [(row[0], row[-1][:15]) for row in table] == [("v", "cannot be shown"), ("w", "hello")]
+        assert re.findall("^[vw] ", run("list")[1], re.MULTILINE) == ["v ", "w "]
+        process.rmdir()
+        (tmp_path / "process").rename(process)
