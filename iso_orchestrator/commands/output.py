@@ -149,7 +149,7 @@ class OutputFile(LogReader):
         """The descriptor to give to the command."""
         return self._file.fd
 
-    def free_middle(self, limit: int | None = None, slack: int = _SLACK) -> None:
+    def free_middle(self, limit: int | None = None, slack: int | None = None) -> None:
         """Give the space of what is above a limit back, while the command writes. The default is its own limit.
 
         Raises:
@@ -161,7 +161,7 @@ class OutputFile(LogReader):
         kept = limit // 2
         begin = max(self._freed_to, -(-(self.start + kept) // _CHUNK) * _CHUNK)
         end = (self.start + self.size() - max(kept, _LEAST_END)) // _CHUNK * _CHUNK
-        if end - begin >= slack:
+        if end - begin >= (_SLACK if slack is None else slack):
             self._file.free(begin, end)
             self._freed_to = end
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import inspect
 import reprlib
@@ -159,7 +158,8 @@ class ForEach(Generic[Item, P, R]):
         leading = leading_arguments(self._method_kind, instance, owner)
         if not leading or isinstance(self.fn, BoundStep):
             return self
-        bound = copy.copy(self)
+        bound = object.__new__(type(self))  # not `copy`, which asks for the name in the module
+        vars(bound).update(vars(self))
         bound._leading = leading
         with suppress(ValueError):
             bound.__signature__ = _signature(self.fn, leading)
