@@ -362,9 +362,12 @@ class RecordConflictError(StoreError):
 
 @attrs.define(slots=False)
 class FormatVersionError(StoreError):
-    """A newer release wrote the file."""
+    """The file is as it was written, and cannot be read here: a newer release wrote it, or this process has a limit."""
 
-    _message = "{path} has {found}, which this release cannot read: upgrade iso-orchestrator"
+    _message = (
+        "{path} has {found}, which this process cannot read; nothing was changed: upgrade iso-orchestrator, or lift "
+        "this process's limit if the reason names one"
+    )
     path: str
     found: str
 

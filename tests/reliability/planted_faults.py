@@ -80,7 +80,7 @@ FAULTS = [
     Fault(
         "damage before the synced mark taken for a torn tail",
         "store/file/journal.py",
-        "position < len(data) and next_seq <= mark",
+        "found.end < start + len(data) and bad_seq <= found.mark",
         "False",
         _DAMAGE,
     ),
@@ -194,6 +194,13 @@ _SHARED_SYNC = "tests/reliability/test_sync_schedules.py::test_nobody_is_forgott
 
 # Faults that were there, or that the code of now could have, and that no row noticed before it was made for their kind.
 MORE_FAULTS = [
+    Fault(
+        "a sound line that cannot be decoded here taken for a torn one",
+        "store/file/journal.py",
+        "        raise _unreadable(path, offset, error) from error\n",
+        "        return None\n",
+        "tests/reliability/test_unreadable_lines.py::test_a_sound_line_that_cannot_be_decoded_here_is_kept",
+    ),
     Fault(
         "a mutex in use kept among the free ones",
         "store/mutex.py",

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 import attrs
 
 from iso_orchestrator.codec import is_as_written, projection_from_snapshot, snapshot_from_projection
-from iso_orchestrator.errors import CorruptRecordError, RecordConflictError
+from iso_orchestrator.errors import CorruptRecordError, FormatVersionError, RecordConflictError
 from iso_orchestrator.record.projection import Projection
 from iso_orchestrator.store.file.journal import Header, Line, Scan, encode_header, parse_header, scan
 from iso_orchestrator.store.file.paths import Paths
@@ -134,6 +134,21 @@ def digest(snapshot: bytes) -> str:
     return hashlib.sha256(snapshot).hexdigest()
 
 
+def read_snapshot(snapshot: bytes, path: str) -> Projection:
+    """The record in a snapshot.
+
+    Raises:
+        CorruptRecordError: It is no record.
+        FormatVersionError: It is one, and cannot be read here.
+    """
+    try:
+        return projection_from_snapshot(snapshot, path)
+    except ValueError as error:
+        if is_as_written(snapshot):
+            raise FormatVersionError(path, f"a sound record ({error})") from error
+        raise CorruptRecordError(path, getattr(error, "pos", 0), f"it is no workflow record: {error}") from error
+
+
 def replay(projection: Projection, lines: list[Line], path: str) -> None:
     """Apply *lines* to the *projection* that they continue.
 
@@ -154,12 +169,12 @@ def _read_files(fs: FileSystem, paths: Paths, journal_fd: int | None) -> Snapsho
     if journal_fd is None:
         if snapshot is None or not snapshot.strip(b"\0 \t\r\n"):
             return SnapshotAndJournal(None, tail=snapshot or b"", blank=snapshot is not None)
-        return SnapshotAndJournal(_projection(snapshot, paths))
+        return SnapshotAndJournal(read_snapshot(snapshot, paths.snapshot))
     header = parse_header(journal, paths.journal)
     found = scan(journal[header.size :], header, header.size, header.base + 1, header.base, paths.journal)
     if snapshot is None or digest(snapshot) != header.snapshot:
         return SnapshotAndJournal(_newer_snapshot(snapshot, header, found, paths))
-    projection = _projection(snapshot, paths)
+    projection = read_snapshot(snapshot, paths.snapshot)
     if projection.seq != header.base:
         reason = f"it continues fact {header.base}, and its snapshot ends with fact {projection.seq}"
         raise CorruptRecordError(paths.journal, 0, reason)
@@ -171,18 +186,10 @@ def _newer_snapshot(snapshot: bytes | None, header: Header, found: Scan, paths: 
     """The record of a snapshot that is not the journal's own, where it has all facts of the journal."""
     if snapshot is None:
         raise RecordConflictError(paths.snapshot, paths.journal)
-    projection = _projection(snapshot, paths)
+    projection = read_snapshot(snapshot, paths.snapshot)
     if found.lines and (projection.seq < header.base + len(found.lines) or not is_as_written(snapshot)):
         raise RecordConflictError(paths.snapshot, paths.journal)
     return projection
-
-
-def _projection(snapshot: bytes, paths: Paths) -> Projection:
-    try:
-        return projection_from_snapshot(snapshot, paths.snapshot)
-    except (ValueError, RecursionError) as error:
-        offset = getattr(error, "pos", 0)
-        raise CorruptRecordError(paths.snapshot, offset, f"it is no workflow record: {error}") from error
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import Any
 
 import attrs
 
-from iso_orchestrator.codec import decode, is_as_written, projection_from_snapshot
+from iso_orchestrator.codec import is_as_written, projection_from_snapshot
 from iso_orchestrator.errors import (
     CorruptRecordError,
     RecordConflictError,
@@ -20,12 +20,12 @@ from iso_orchestrator.errors import (
 )
 from iso_orchestrator.record import facts as f
 from iso_orchestrator.record.projection import Projection
-from iso_orchestrator.store.file.journal import Header, Line, encode_header, parse_header, scan
+from iso_orchestrator.store.file.journal import Header, Line, encode_header, parse_header, read_lines
 from iso_orchestrator.store.file.log import RecordLock
 from iso_orchestrator.store.file.paths import Paths
 from iso_orchestrator.store.file.repair.merge import apply_all, edited, merge
 from iso_orchestrator.store.file.repair.verify import existing_paths
-from iso_orchestrator.store.file.snapshot import digest, read_once, replay, write_pair
+from iso_orchestrator.store.file.snapshot import digest, read_once, read_snapshot, replay, write_pair
 from iso_orchestrator.store.files import atomic_write, make_folders, read_file, store_error
 from iso_orchestrator.store.liveness import LivenessFiles
 from iso_orchestrator.store.maintenance import Difference, RepairAction, RepairOptions, RepairReport, Side
@@ -268,8 +268,8 @@ class _SoundJournal:
 
 def _read_snapshot(data: bytes, path: str) -> Projection | None:
     try:
-        return projection_from_snapshot(data, path)
-    except (ValueError, RecursionError):
+        return read_snapshot(data, path)
+    except CorruptRecordError:
         return None
 
 
@@ -278,15 +278,10 @@ def _read_journal(data: bytes, snapshot: bytes | None, path: str) -> _SoundJourn
     header = _read_header(data, snapshot, path)
     if header is None:
         return None
-    try:
-        found = scan(data[header.size :], header, header.size, header.base + 1, header.base, path)
-        end = found.end
-    except CorruptRecordError as error:
-        end = error.offset
-        found = scan(data[header.size : end], header, header.size, header.base + 1, header.base, path)
-    after = _sound_lines(data[end:], header, path)
-    lost = max([found.mark, *(line.seq for line in after)])
-    return _SoundJournal(header, found.lines, after, lost, len(data) - end)
+    found = read_lines(data[header.size :], header, header.size, header.base + 1, header.base, path)
+    after = {line.seq: line for line in found.after}
+    lost = max([found.mark, *after])
+    return _SoundJournal(header, found.lines, [after[seq] for seq in sorted(after)], lost, len(data) - found.end)
 
 
 def _read_header(data: bytes, snapshot: bytes | None, path: str) -> Header | None:
@@ -298,21 +293,3 @@ def _read_header(data: bytes, snapshot: bytes | None, path: str) -> Header | Non
     # Everything in it follows from the snapshot that the journal continues. Its checksum starts those of the lines, so
     # that no line fits when this is another snapshot.
     return parse_header(encode_header(projection.workflow_id, projection.seq, digest(snapshot)), path)
-
-
-def _sound_lines(data: bytes, header: Header, path: str) -> list[Line]:
-    """The lines in *data* whose checksums are right, in order of their sequences."""
-    found: dict[int, Line] = {}
-    for raw in data.split(b"\n"):
-        try:
-            fields = decode(raw)
-        except (ValueError, RecursionError):
-            continue
-        seq = fields.get("seq") if isinstance(fields, dict) else None
-        if type(seq) is int:
-            try:
-                lines = scan(raw + b"\n", header, 0, seq, 0, path).lines
-            except CorruptRecordError:  # the checksum is wrong
-                continue
-            found.update((line.seq, line) for line in lines)
-    return [found[seq] for seq in sorted(found)]
