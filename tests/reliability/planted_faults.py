@@ -195,6 +195,13 @@ _SHARED_SYNC = "tests/reliability/test_sync_schedules.py::test_nobody_is_forgott
 # Faults that were there, or that the code of now could have, and that no row noticed before it was made for their kind.
 MORE_FAULTS = [
     Fault(
+        "a file opened in place of a closed standard stream",
+        "system/filesystem.py",
+        "    for number in range(3):\n",
+        "    for number in range(0):\n",
+        "tests/reliability/test_closed_streams.py::test_what_is_printed_to_a_closed_stream_gets_into_no_file",
+    ),
+    Fault(
         "a sound line that cannot be decoded here taken for a torn one",
         "store/file/journal.py",
         "        raise _unreadable(path, offset, error) from error\n",
