@@ -195,6 +195,13 @@ _SHARED_SYNC = "tests/reliability/test_sync_schedules.py::test_nobody_is_forgott
 # Faults that were there, or that the code of now could have, and that no row noticed before it was made for their kind.
 MORE_FAULTS = [
     Fault(
+        "older files taken by a process that has seen newer ones",
+        "store/file/log.py",
+        "            self._refuse_older(pair, fd)\n",
+        "",
+        "tests/reliability/test_gone_back.py::test_files_that_go_back_under_a_live_process_are_refused",
+    ),
+    Fault(
         "a file opened in place of a closed standard stream",
         "system/filesystem.py",
         "    for number in range(3):\n",

@@ -13,6 +13,8 @@ from iso_orchestrator.record.facts import Fact
 
 JOURNAL_FORMAT = 1
 _CRC_SIZE = len(',"crc":"00000000"}')
+SEAL_SIZE = _CRC_SIZE + 1
+"""Bytes of the end of a line, from its checksum on."""
 
 
 @attrs.frozen

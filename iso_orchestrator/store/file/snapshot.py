@@ -13,7 +13,7 @@ import attrs
 from iso_orchestrator.codec import is_as_written, projection_from_snapshot, snapshot_from_projection
 from iso_orchestrator.errors import CorruptRecordError, FormatVersionError, RecordConflictError
 from iso_orchestrator.record.projection import Projection
-from iso_orchestrator.store.file.journal import Header, Line, Scan, encode_header, parse_header, scan
+from iso_orchestrator.store.file.journal import SEAL_SIZE, Header, Line, Scan, encode_header, parse_header, scan
 from iso_orchestrator.store.file.paths import Paths
 from iso_orchestrator.store.files import atomic_write, read_all, read_file
 from iso_orchestrator.system.clock import sleep
@@ -34,6 +34,7 @@ class SnapshotAndJournal:
         end: Offset after the journal's last sound line, in bytes.
         tail: The bytes after it, or those of a blank snapshot.
         blank: Whether the snapshot is an empty file without a journal.
+        foreign: Whether another program made the snapshot, without a sequence of ours.
     """
 
     projection: Projection | None
@@ -42,6 +43,7 @@ class SnapshotAndJournal:
     end: int = 0
     tail: bytes = b""
     blank: bool = False
+    foreign: bool = False
 
 
 @attrs.define
@@ -53,12 +55,14 @@ class OpenJournal:
         file: Which file it is.
         header: Its first line.
         end: Offset after the last line that this process has read or written, in bytes.
+        seal: The last bytes of that line, with its checksum.
     """
 
     fd: int
     file: os.stat_result
     header: Header
     end: int
+    seal: bytes
 
 
 def read_files(fs: FileSystem, paths: Paths, journal_fd: int | None) -> SnapshotAndJournal:
@@ -126,7 +130,7 @@ def write_journal(fs: FileSystem, paths: Paths, projection: Projection, snapshot
     data = encode_header(projection.workflow_id, projection.seq, digest(snapshot))
     header = parse_header(data, paths.journal)
     fd, file = atomic_write(fs, paths.journal, data)
-    return OpenJournal(fd, file, header, header.size)
+    return OpenJournal(fd, file, header, header.size, data[-SEAL_SIZE:])
 
 
 def digest(snapshot: bytes) -> str:
@@ -169,11 +173,11 @@ def _read_files(fs: FileSystem, paths: Paths, journal_fd: int | None) -> Snapsho
     if journal_fd is None:
         if snapshot is None or not snapshot.strip(b"\0 \t\r\n"):
             return SnapshotAndJournal(None, tail=snapshot or b"", blank=snapshot is not None)
-        return SnapshotAndJournal(read_snapshot(snapshot, paths.snapshot))
+        return _snapshot_alone(snapshot, read_snapshot(snapshot, paths.snapshot))
     header = parse_header(journal, paths.journal)
     found = scan(journal[header.size :], header, header.size, header.base + 1, header.base, paths.journal)
     if snapshot is None or digest(snapshot) != header.snapshot:
-        return SnapshotAndJournal(_newer_snapshot(snapshot, header, found, paths))
+        return _newer_snapshot(snapshot, header, found, paths)
     projection = read_snapshot(snapshot, paths.snapshot)
     if projection.seq != header.base:
         reason = f"it continues fact {header.base}, and its snapshot ends with fact {projection.seq}"
@@ -182,14 +186,18 @@ def _read_files(fs: FileSystem, paths: Paths, journal_fd: int | None) -> Snapsho
     return SnapshotAndJournal(projection, header, len(found.lines), found.end, journal[found.end :])
 
 
-def _newer_snapshot(snapshot: bytes | None, header: Header, found: Scan, paths: Paths) -> Projection:
+def _newer_snapshot(snapshot: bytes | None, header: Header, found: Scan, paths: Paths) -> SnapshotAndJournal:
     """The record of a snapshot that is not the journal's own, where it has all facts of the journal."""
     if snapshot is None:
         raise RecordConflictError(paths.snapshot, paths.journal)
     projection = read_snapshot(snapshot, paths.snapshot)
     if found.lines and (projection.seq < header.base + len(found.lines) or not is_as_written(snapshot)):
         raise RecordConflictError(paths.snapshot, paths.journal)
-    return projection
+    return _snapshot_alone(snapshot, projection)
+
+
+def _snapshot_alone(snapshot: bytes, projection: Projection) -> SnapshotAndJournal:
+    return SnapshotAndJournal(projection, foreign=projection.seq == 0 and not is_as_written(snapshot))
 
 
 @contextmanager
