@@ -349,15 +349,15 @@ class CorruptRecordError(StoreError):
 
 @attrs.define(slots=False)
 class RecordConflictError(StoreError):
-    """Another program changed the snapshot while the journal held facts that go with the old one."""
+    """Another program changed the snapshot under a journal that goes with another one, or put back an older one."""
 
     _message = (
-        "{path} was changed by another program while {journal_path} held newer facts; both are untouched. "
-        "`iso-orchestrator repair WORKFLOW --merge-snapshot` makes one record of both and keeps copies; "
-        "or put back the snapshot that the journal belongs to"
+        "{path} does not go with {journal_path}: {reason}; both are untouched. Put back the snapshot that the journal "
+        "belongs to, or let `iso-orchestrator repair WORKFLOW --merge-snapshot` make one record of both and keep copies"
     )
     path: str
     journal_path: str
+    reason: str = "another program wrote or removed it while the journal held newer facts"
 
 
 @attrs.define(slots=False)

@@ -13,7 +13,7 @@ import attrs
 from iso_orchestrator.codec import is_as_written, projection_from_snapshot, snapshot_from_projection
 from iso_orchestrator.errors import CorruptRecordError, FormatVersionError, RecordConflictError
 from iso_orchestrator.record.projection import Projection
-from iso_orchestrator.store.file.journal import SEAL_SIZE, Header, Line, Scan, encode_header, parse_header, scan
+from iso_orchestrator.store.file.journal import SEAL_SIZE, Header, Line, encode_header, parse_header, scan
 from iso_orchestrator.store.file.paths import Paths
 from iso_orchestrator.store.files import atomic_write, read_all, read_file
 from iso_orchestrator.system.clock import sleep
@@ -177,7 +177,7 @@ def _read_files(fs: FileSystem, paths: Paths, journal_fd: int | None) -> Snapsho
     header = parse_header(journal, paths.journal)
     found = scan(journal[header.size :], header, header.size, header.base + 1, header.base, paths.journal)
     if snapshot is None or digest(snapshot) != header.snapshot:
-        return _newer_snapshot(snapshot, header, found, paths)
+        return take_snapshot(snapshot, header, found.lines, paths)
     projection = read_snapshot(snapshot, paths.snapshot)
     if projection.seq != header.base:
         reason = f"it continues fact {header.base}, and its snapshot ends with fact {projection.seq}"
@@ -186,14 +186,24 @@ def _read_files(fs: FileSystem, paths: Paths, journal_fd: int | None) -> Snapsho
     return SnapshotAndJournal(projection, header, len(found.lines), found.end, journal[found.end :])
 
 
-def _newer_snapshot(snapshot: bytes | None, header: Header, found: Scan, paths: Paths) -> SnapshotAndJournal:
-    """The record of a snapshot that is not the journal's own, where it has all facts of the journal."""
+def take_snapshot(snapshot: bytes | None, header: Header, lines: list[Line], paths: Paths) -> SnapshotAndJournal:
+    """The record of a snapshot that is not the journal's own, if it has all facts of the journal.
+
+    Raises:
+        RecordConflictError: It has not.
+    """
     if snapshot is None:
         raise RecordConflictError(paths.snapshot, paths.journal)
-    projection = read_snapshot(snapshot, paths.snapshot)
-    if found.lines and (projection.seq < header.base + len(found.lines) or not is_as_written(snapshot)):
+    pair = _snapshot_alone(snapshot, projection := read_snapshot(snapshot, paths.snapshot))
+    if projection.seq < header.base and not pair.foreign:
+        reason = (
+            f"it is an older copy, which ends with fact {projection.seq}, while the journal continues fact "
+            f"{header.base}, and the facts between are in neither"
+        )
+        raise RecordConflictError(paths.snapshot, paths.journal, reason)
+    if lines and (projection.seq < header.base + len(lines) or not is_as_written(snapshot)):
         raise RecordConflictError(paths.snapshot, paths.journal)
-    return _snapshot_alone(snapshot, projection)
+    return pair
 
 
 def _snapshot_alone(snapshot: bytes, projection: Projection) -> SnapshotAndJournal:

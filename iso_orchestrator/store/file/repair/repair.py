@@ -25,7 +25,7 @@ from iso_orchestrator.store.file.log import RecordLock
 from iso_orchestrator.store.file.paths import Paths
 from iso_orchestrator.store.file.repair.merge import apply_all, edited, merge
 from iso_orchestrator.store.file.repair.verify import existing_paths
-from iso_orchestrator.store.file.snapshot import digest, read_once, read_snapshot, replay, write_pair
+from iso_orchestrator.store.file.snapshot import digest, read_once, read_snapshot, replay, take_snapshot, write_pair
 from iso_orchestrator.store.files import atomic_write, make_folders, read_file, store_error
 from iso_orchestrator.store.liveness import LivenessFiles
 from iso_orchestrator.store.maintenance import Difference, RepairAction, RepairOptions, RepairReport, Side
@@ -150,7 +150,9 @@ def _repaired(
         assert sound is not None
         if not options.merge_snapshot:
             raise
-        return _merged(snapshot, sound, paths, workflow_id, options.prefer)
+        # Where another program made the snapshot, its sequence 0 says nothing of what it has.
+        missing = max(0, sound.header.base - found.seq) if found.seq or is_as_written(snapshot) else 0
+        return _merged(snapshot, sound, paths, workflow_id, options.prefer, missing)
     if sound is None:
         return projection, RepairReport("repaired", projection.seq)
     return _without_lost("repaired", projection, sound, sound.lines[count:], paths)
@@ -163,11 +165,10 @@ def _sound_prefix(snapshot: bytes, sound: _SoundJournal | None, paths: Paths) ->
         RecordConflictError: The snapshot is not the journal's.
     """
     projection = projection_from_snapshot(snapshot, paths.snapshot)
-    if sound is None or not sound.lines:
+    if sound is None:
         return projection, 0
     if sound.header.snapshot != digest(snapshot):
-        if projection.seq < sound.seq or not is_as_written(snapshot):
-            raise RecordConflictError(paths.snapshot, paths.journal)
+        take_snapshot(snapshot, sound.header, sound.lines, paths)
         return projection, len(sound.lines)
     for count, line in enumerate(sound.lines):
         try:
@@ -181,12 +182,12 @@ def _sound_prefix(snapshot: bytes, sound: _SoundJournal | None, paths: Paths) ->
 
 
 def _merged(
-    snapshot: bytes, sound: _SoundJournal, paths: Paths, workflow_id: str, prefer: Side | None
+    snapshot: bytes, sound: _SoundJournal, paths: Paths, workflow_id: str, prefer: Side | None, missing: int
 ) -> tuple[Projection, RepairReport]:
     merged = merge(snapshot, sound.lines, sound.seq, paths.snapshot, prefer)
     if merged.projection is None:
         raise UndecidedError(workflow_id, merged.differences)
-    projection, report = _without_lost("merged", merged.projection, sound, [], paths)
+    projection, report = _without_lost("merged", merged.projection, sound, [], paths, missing)
     return projection, attrs.evolve(report, differences=merged.differences, left_out=_named(merged.left_out))
 
 
@@ -211,14 +212,23 @@ def _rebuilt(
 
 
 def _without_lost(
-    action: RepairAction, projection: Projection, sound: _SoundJournal, unapplied: Sequence[Line], paths: Paths
+    action: RepairAction,
+    projection: Projection,
+    sound: _SoundJournal,
+    unapplied: Sequence[Line],
+    paths: Paths,
+    missing: int = 0,
 ) -> tuple[Projection, RepairReport]:
-    """The record without the facts from the first bad one on, and what is known of them."""
-    first = sound.seq - len(unapplied) + 1
-    readable = [*unapplied, *sound.after]
-    if sound.lost < first:
+    """The record without the facts from the first bad one on, and what is known of them.
+
+    As many facts as *missing* are in neither file: those before the journal's first.
+    """
+    base, first = sound.header.base, sound.seq - len(unapplied) + 1
+    lost = [gap for gap in ((base - missing + 1, base), (first, sound.lost)) if gap[0] <= gap[1]]
+    if not lost:
         return projection, RepairReport(action, projection.seq, unread=sound.unread)
-    unreadable = max(0, sound.lost - first + 1 - len(readable))
+    readable = [line for line in (*unapplied, *sound.after) if line.seq >= first]
+    unreadable = max(0, sum(last - first + 1 for first, last in lost) - len(readable))
 
     def raise_tokens(document: dict[str, Any]) -> None:
         """No token of a lease may be handed out twice, so count each lost fact as one token of each lease."""
@@ -231,7 +241,6 @@ def _without_lost(
 
     projection = edited(projection, paths.snapshot, raise_tokens)
     steps = [line.fact.step for line in readable if isinstance(line.fact, f.StepCompleted)]
-    lost = [(first, sound.lost)]
     return projection, RepairReport(action, projection.seq, lost=lost, unread=sound.unread, lost_steps=steps)
 
 
