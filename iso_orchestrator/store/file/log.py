@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import count
 
 from iso_orchestrator.codec import snapshot_from_projection
@@ -28,6 +28,7 @@ from iso_orchestrator.store.files import (
     SyncError,
     atomic_write,
     exists,
+    make_folders,
     read_all,
     read_file,
     store_error,
@@ -93,6 +94,18 @@ class RecordLock(FileLock):
     def begin_generation(self) -> None:
         """Tell other processes that a pair is being replaced. Needs the lock."""
         self._fs.write_at(self.fd, b"\n", self.generation())
+
+
+@contextmanager
+def locked_record(fs: FileSystem, paths: Paths) -> Iterator[RecordLock]:
+    """Hold a workflow's lock without opening the workflow."""
+    lock = RecordLock(fs, paths)
+    try:
+        make_folders(fs, os.path.dirname(paths.locks))  # the copy of a root may have none
+        lock.take()
+        yield lock
+    finally:
+        lock.close()
 
 
 class FileWorkflowLog:

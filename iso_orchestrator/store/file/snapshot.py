@@ -73,8 +73,15 @@ def read_files(fs: FileSystem, paths: Paths, journal_fd: int | None) -> Snapshot
         FormatVersionError: A newer release wrote one of them.
         RecordConflictError: They do not belong together.
     """
+    journal = None if journal_fd is None else read_all(fs, journal_fd)
+    # The journal first: then the snapshot may be newer, which is fine, but never older.
+    return combine(read_file(fs, paths.snapshot), journal, paths)
+
+
+def combine(snapshot: bytes | None, journal: bytes | None, paths: Paths) -> SnapshotAndJournal:
+    """What the bytes of a workflow's files make together; see `read_files`."""
     with _collector_paused():
-        return _read_files(fs, paths, journal_fd)
+        return _combine(snapshot, journal, paths)
 
 
 def read_once(fs: FileSystem, paths: Paths) -> SnapshotAndJournal:
@@ -166,11 +173,8 @@ def replay(projection: Projection, lines: list[Line], path: str) -> None:
             raise CorruptRecordError(path, 0, f"fact {line.seq} is about {error}, which does not exist") from error
 
 
-def _read_files(fs: FileSystem, paths: Paths, journal_fd: int | None) -> SnapshotAndJournal:
-    journal = b"" if journal_fd is None else read_all(fs, journal_fd)
-    # The journal first: then the snapshot may be newer, which is fine, but never older.
-    snapshot = read_file(fs, paths.snapshot)
-    if journal_fd is None:
+def _combine(snapshot: bytes | None, journal: bytes | None, paths: Paths) -> SnapshotAndJournal:
+    if journal is None:
         if snapshot is None or not snapshot.strip(b"\0 \t\r\n"):
             return SnapshotAndJournal(None, tail=snapshot or b"", blank=snapshot is not None)
         return _snapshot_alone(snapshot, read_snapshot(snapshot, paths.snapshot))

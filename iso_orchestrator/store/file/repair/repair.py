@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import attrs
@@ -21,12 +20,12 @@ from iso_orchestrator.errors import (
 from iso_orchestrator.record import facts as f
 from iso_orchestrator.record.projection import Projection
 from iso_orchestrator.store.file.journal import Header, Line, encode_header, parse_header, read_lines
-from iso_orchestrator.store.file.log import RecordLock
+from iso_orchestrator.store.file.log import locked_record
 from iso_orchestrator.store.file.paths import Paths
 from iso_orchestrator.store.file.repair.merge import apply_all, edited, merge
 from iso_orchestrator.store.file.repair.verify import existing_paths
 from iso_orchestrator.store.file.snapshot import digest, read_once, read_snapshot, replay, take_snapshot, write_pair
-from iso_orchestrator.store.files import atomic_write, make_folders, read_file, store_error
+from iso_orchestrator.store.files import atomic_write, read_file, store_error
 from iso_orchestrator.store.liveness import LivenessFiles
 from iso_orchestrator.store.maintenance import Difference, RepairAction, RepairOptions, RepairReport, Side
 from iso_orchestrator.system.filesystem import FileSystem
@@ -72,7 +71,7 @@ def repair(fs: FileSystem, root: str, workflow_id: str, options: RepairOptions) 
         if (report := _report_if_sound(fs, paths)) is not None:
             return report
         _refuse_in_use(fs, paths, workflow_id)  # before the wait for a lock that a live process may hold for long
-        with _locked(fs, paths) as lock:
+        with locked_record(fs, paths) as lock:
             _refuse_in_use(fs, paths, workflow_id)
             if (report := _report_if_sound(fs, paths)) is not None:
                 return report
@@ -85,17 +84,6 @@ def repair(fs: FileSystem, root: str, workflow_id: str, options: RepairOptions) 
             return attrs.evolve(report, kept=[path for path in kept if path is not None])
     except OSError as error:
         raise store_error(root, error) from error
-
-
-@contextmanager
-def _locked(fs: FileSystem, paths: Paths) -> Iterator[RecordLock]:
-    lock = RecordLock(fs, paths)
-    try:
-        make_folders(fs, os.path.join(paths.root, "locks"))  # the copy of a root may have none
-        lock.take()
-        yield lock
-    finally:
-        lock.close()
 
 
 def _refuse_in_use(fs: FileSystem, paths: Paths, workflow_id: str) -> None:
