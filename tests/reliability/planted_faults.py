@@ -195,6 +195,14 @@ _SHARED_SYNC = "tests/reliability/test_sync_schedules.py::test_nobody_is_forgott
 # Faults that were there, or that the code of now could have, and that no row noticed before it was made for their kind.
 MORE_FAULTS = [
     Fault(
+        "a backup taken without the lock",
+        "store/file/store.py",
+        "                with locked_record(self._fs, paths):\n",
+        "                if self._fs:\n",
+        "tests/reliability/test_mixed_pairs.py::test_a_backup_while_processes_write_has_all_that_was_acknowledged",
+        ("--tier", "full", "--seed", "1"),
+    ),
+    Fault(
         "an older snapshot taken under a newer journal without facts",
         "store/file/snapshot.py",
         "projection.seq < header.base and not pair.foreign",

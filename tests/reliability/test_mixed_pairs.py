@@ -71,7 +71,7 @@ def write(link: Link, root: str, oracle: str, who: int, count: int, seed: int) -
         link.say("open")
         link.hear()
         for number in range(count):
-            projection = put(log, projection, note(f"{who} {number} {'x' * draw.choice([1, 700, 5000])}"))
+            projection = put(log, projection, note(f"{who} {number} {'x' * draw.choice([1, 700, 16_000])}"))
             log.sync(projection.seq)
             os.pwrite(fd, b"%8d" % (number + 1), 0)
         log.detach(projection)
@@ -93,7 +93,7 @@ def test_a_backup_while_processes_write_has_all_that_was_acknowledged(
 ) -> None:
     """Each backup is sound, and is a prefix of the record with all that was acknowledged before it began."""
     draw = tier.random("backups")
-    for number in range(tier.count(quick=1, full=4, soak=400)):
+    for number in range(tier.count(quick=1, full=2, soak=400)):
         count = check_backups(nursery, root / str(number), tier.pick(quick=8, full=40, soak=40), draw)
         figures.add(31, "backups of a workflow that four processes write", count)
 
@@ -134,7 +134,7 @@ def check_backups(nursery: Nursery, root: Path, count: int, draw: random.Random)
 def test_files_of_different_moments_lose_nothing_in_silence(root: Path, tier: Tier, figures: Figures) -> None:
     """A pair that `cp` or `tar` took while a process wrote is a whole prefix, or says that it is none."""
     seeds = tier.random("mixed pairs")
-    count = tier.count(quick=40, full=600, soak=100_000)
+    count = tier.count(quick=40, full=300, soak=100_000)
     conflicts = 0
     with early_folds():
         for number in range(count):
