@@ -199,8 +199,7 @@ MORE_FAULTS = [
         "store/file/store.py",
         "                with locked_record(self._fs, paths):\n",
         "                if self._fs:\n",
-        "tests/reliability/test_mixed_pairs.py::test_a_backup_while_processes_write_has_all_that_was_acknowledged",
-        ("--tier", "full", "--seed", "1"),
+        "tests/store/test_backup.py::test_backup_waits_for_a_process_that_writes",
     ),
     Fault(
         "an older snapshot taken under a newer journal without facts",

@@ -8,7 +8,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from support import looked_at, note, notes_of, put, tree
+from support import DEADLINE, looked_at, note, notes_of, put, tree
+from support_processes import assert_waits, in_thread
 from support_store import die, opened, tear, written_by_node
 
 from iso_orchestrator.errors import CorruptRecordError, StoreError, WorkflowNotFoundError
@@ -44,6 +45,17 @@ def test_backup_is_restored_by_tar(root: Path, alive: bool) -> None:
     log.detach(put(log, projection, note("three")))
     assert notes_of(looked_at(store)) == ["one", "two", "three"]
     assert notes_of(looked_at(FileStore(root))) == ["one", "two"]
+
+
+def test_backup_waits_for_a_process_that_writes(root: Path) -> None:
+    """Both files are read under the workflow's lock: no checkpoint comes between them."""
+    log, projection = opened(root)
+    log.lock()
+    backup = in_thread(FileStore(root).backup, "w", root.parent / "b.tar")
+    assert_waits(backup)
+    log.append(log.catch_up(projection), [note("one")])
+    log.unlock()
+    assert backup.result(DEADLINE) == 1
 
 
 def test_backup_leaves_a_torn_tail_out(root: Path, paths: Paths) -> None:
