@@ -120,6 +120,8 @@ def _structure_hook(annotation: Any) -> Callable[[Any, Any], Any] | None:
         return None
     try:
         return _cached_hook(annotation)
+    except (RecursionError, MemoryError):
+        raise  # it says nothing of the type: with more stack left the value is read back as annotated
     except Exception:  # noqa: BLE001 - a type that cattrs cannot structure, or not yet, is read back as JSON
         return None
 

@@ -4,15 +4,18 @@ import enum
 import io
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, NamedTuple, Optional, TypedDict
 from uuid import UUID
 
 import attrs
 import pytest
+from support import with_stack
 from support_codec import Colour, Level, cycle, nested
 
 from iso_orchestrator.codec import ResultCodec, decode, encode, plain_json
@@ -229,6 +232,20 @@ def test_annotation_that_does_not_resolve_yet_is_tried_again() -> None:
         value = outer([vars(module)["Inner"](1)])
         codec = ResultCodec(outer)
         assert codec.load(codec.dump(value, "it"), "it") == value
+
+
+def test_recursion_limit_says_nothing_of_an_annotation() -> None:
+    """Near the recursion limit a value comes back in its type, or RecursionError is raised."""
+    found = []
+    for left in range(1, 60):
+        kind = attrs.make_class("Kind", {"day": attrs.field(type=date)}, frozen=True)
+        with suppress(RecursionError):
+            found.append(
+                with_stack(left, partial(ResultCodec, kind)).load({"day": "2026-05-14"}, "it")
+                == kind(date(2026, 5, 14))
+            )
+    assert all(found)
+    assert found
 
 
 def test_annotations_that_cannot_be_structured_read_as_json() -> None:

@@ -12,7 +12,7 @@ from zlib import crc32
 
 from reliability.faults import paths_of
 from reliability.tiers import Figures, Tier
-from support import caught_up, looked_at, new_fold, note, notes_of, put, tree
+from support import caught_up, looked_at, new_fold, note, notes_of, put, tree, with_stack
 
 from iso_orchestrator import FormatVersionError
 from iso_orchestrator.codec import encode
@@ -41,18 +41,6 @@ def short_ints() -> Iterator[None]:
         yield
     finally:
         sys.set_int_max_str_digits(before)
-
-
-def with_stack(left: int, call: Callable[[], Any]) -> Any:
-    """Call *call* where so many calls are left before the recursion limit."""
-    frame, depth = sys._getframe(), 0
-    while frame := frame.f_back:  # type: ignore[assignment]
-        depth += 1
-
-    def deeper(count: int) -> Any:
-        return deeper(count - 1) if count > 0 else call()
-
-    return deeper(sys.getrecursionlimit() - depth - left)
 
 
 def uses(root: Path, log: WorkflowLog) -> list[Callable[[], Any]]:
