@@ -390,22 +390,25 @@ class CorruptRecordError(StoreError):
 
 @attrs.define(slots=False)
 class RecordConflictError(StoreError):
-    """Another program changed the snapshot while the journal held facts that go with the old one."""
+    """Another program changed the snapshot under a journal that goes with another one, or put back an older one."""
 
     _message = (
-        "{path} was changed by another program while {journal_path} held newer facts; both are untouched. "
-        "`iso-orchestrator repair WORKFLOW --merge-snapshot` makes one record of both and keeps copies; "
-        "or put back the snapshot that the journal belongs to"
+        "{path} does not go with {journal_path}: {reason}; both are untouched. Put back the snapshot that the journal "
+        "belongs to, or let `iso-orchestrator repair WORKFLOW --merge-snapshot` make one record of both and keep copies"
     )
     path: str
     journal_path: str
+    reason: str = "another program wrote or removed it while the journal held newer facts"
 
 
 @attrs.define(slots=False)
 class FormatVersionError(StoreError):
-    """A newer release wrote the file."""
+    """The file is as it was written, and cannot be read here: a newer release wrote it, or this process has a limit."""
 
-    _message = "{path} has {found}, which this release cannot read: upgrade iso-orchestrator"
+    _message = (
+        "{path} has {found}, which this process cannot read; nothing was changed: upgrade iso-orchestrator, or lift "
+        "this process's limit if the reason names one"
+    )
     path: str
     found: str
 

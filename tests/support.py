@@ -155,6 +155,18 @@ def wait_until(
     return value
 
 
+def with_stack(left: int, call: Callable[[], Any]) -> Any:
+    """Call *call* where so many calls are left before the recursion limit."""
+    frame, depth = sys._getframe(), 0
+    while frame := frame.f_back:  # type: ignore[assignment]
+        depth += 1
+
+    def deeper(count: int) -> Any:
+        return deeper(count - 1) if count > 0 else call()
+
+    return deeper(sys.getrecursionlimit() - depth - left)
+
+
 def refusal(log: WorkflowLog, projection: Projection) -> StoreError:
     """The error of a log whose files another program has changed: it looks at them every now and then."""
 

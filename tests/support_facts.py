@@ -76,7 +76,7 @@ def line_of(fact: f.Fact) -> str:
 def fact_of(line: str) -> f.Fact:
     """The fact in a line of the file."""
     fields = decode(line)
-    return fact_from_json(fields.pop("fact"), fields, str(FILE))
+    return fact_from_json(fields.pop("fact"), fields)
 
 
 def lines() -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -17,7 +18,8 @@ Convert: TypeAlias = Callable[[object], object]
 MAX_DEPTH = 128
 _MAX_DEPTH_READ = MAX_DEPTH + 16  # a record has a few levels around a value
 _ATOMS = frozenset({str, bool, type(None)})  # need no check
-_INT_BITS = 14_000  # CPython reads no decimal int of more than 4,300 digits
+# CPython neither reads nor writes a decimal int of more digits than its limit, which is 4,300 by default.
+_INT_BITS = int(min(sys.get_int_max_str_digits() or 4300, 4300) * 3.3)
 
 _encoder = json.JSONEncoder(allow_nan=False, check_circular=False, separators=(",", ":"))
 
@@ -31,10 +33,16 @@ def decode(text: str | bytes) -> Json:
     """Read a JSON text.
 
     Raises:
-        ValueError: It is not JSON, has NaN or infinities, or is nested too deeply.
+        ValueError: It is not JSON, has NaN or infinities, is nested too deeply, or has an int that is longer than this
+            process reads (`sys.set_int_max_str_digits`).
+        RecursionError: Too little of this thread's stack is left.
     """
-    value: Json = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
     data = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
+    try:
+        value: Json = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+    except RecursionError:
+        _refuse_depth(data)  # then it can be read nowhere; otherwise this thread has too little of its stack left
+        raise
     if data.count(b"[") + data.count(b"{") > _MAX_DEPTH_READ:
         _refuse_depth(data)
     return value
@@ -50,7 +58,7 @@ def to_json(value: object, subject: str, convert: Convert | None = None) -> Json
 
     Raises:
         SerializationError: A part would be lost or changed: NaN, bytes, a set, an object, a key that is not a str,
-            an int of more than 4,200 digits, more than 128 levels, a cycle.
+            an int of more than 4,200 digits or near the interpreter's limit, more than 128 levels, a cycle.
 
     Example:
         >>> to_json({"at": (1, 2.5)}, "the state")

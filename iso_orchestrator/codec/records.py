@@ -31,16 +31,15 @@ def fact_to_json(fact: Fact) -> tuple[str, dict[str, Json]]:
     return fact.tag, write(fact)
 
 
-def fact_from_json(tag: Json, fields: dict[str, Json], path: str) -> Fact:
-    """The fact with *tag* and *fields*, from the file *path*.
+def fact_from_json(tag: Json, fields: dict[str, Json]) -> Fact:
+    """The fact with *tag* and *fields*.
 
     Raises:
-        FormatVersionError: A newer release wrote it: the tag or a field is unknown.
-        ValueError: A field is missing, or of another type.
+        ValueError: The tag or a field is unknown, or a field is missing or of another type.
     """
     kind = FACTS.get(tag) if isinstance(tag, str) else None
     if kind is None:
-        raise FormatVersionError(path, f"the unknown fact {tag!r}")
+        raise ValueError(f"the unknown fact {tag!r}")
     try:
         return read(kind, fields)
     except Exception as error:
@@ -48,7 +47,7 @@ def fact_from_json(tag: Json, fields: dict[str, Json], path: str) -> Fact:
         if not unknown:
             raise
         names = ", ".join(sorted(unknown))
-        raise FormatVersionError(path, f"a fact {tag!r} with the unknown {names}") from error
+        raise ValueError(f"a fact {tag!r} with the unknown {names}") from error
 
 
 def snapshot_from_projection(projection: Projection) -> bytes:

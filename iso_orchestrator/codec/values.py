@@ -112,7 +112,7 @@ class ResultCodec:
             return copy_json(data)
         try:
             return _structure_hook(self._annotation, subject)(copy_json(data), self._annotation)
-        except (RecursionError, SerializationError):
+        except (RecursionError, MemoryError, SerializationError):
             raise
         except Exception as found:
             place, reason = _reason(found)
@@ -123,7 +123,7 @@ def _structure_hook(annotation: Any, subject: str) -> Callable[[Any, Any], Any]:
     try:
         _converter().get_unstructure_hook(annotation)
         return _converter().get_structure_hook(annotation)
-    except RecursionError:  # of the caller's deep stack: the next call may have room
+    except (RecursionError, MemoryError):  # of the caller's deep stack: the next call may have room
         raise
     except Exception as error:
         missing = _missing_name(error)

@@ -85,10 +85,11 @@ def write_all(fs: FileSystem, fd: int, data: bytes, offset: int) -> None:
         taken += more
 
 
-def atomic_write(fs: FileSystem, path: str, data: bytes) -> tuple[int, os.stat_result]:
+def atomic_write(fs: FileSystem, path: str, data: bytes, *, aside: str | None = None) -> tuple[int, os.stat_result]:
     """Put a file with *data* at *path*, durably, in place of any other.
 
-    A crash at any point leaves the old file or the new one, whole.
+    A crash at any point leaves the old file or the new one, whole. Until it is whole it has the name *aside*; by
+    default one that is the same at each call, so that no two may run at one time.
 
     Returns:
         The descriptor of the new file, which is still open, and which file it is.
@@ -96,7 +97,7 @@ def atomic_write(fs: FileSystem, path: str, data: bytes) -> tuple[int, os.stat_r
     Raises:
         SyncError: A sync failed.
     """
-    aside = f"{path}.new"
+    aside = aside or f"{path}.new"
     remove(fs, aside)  # left by a process that was killed here: it no longer has the lock
     fd = fs.open_new(aside)
 

@@ -53,23 +53,23 @@ class FileSystem:
 
     def open_read(self, path: str) -> int:
         """Open a regular file that exists, for reading."""
-        return self._regular(os.open(path, os.O_RDONLY | _SAFE), path)
+        return self._regular(_open(path, os.O_RDONLY), path)
 
     def open_write(self, path: str) -> int:
         """Open a regular file for reading and writing, made when it is missing."""
-        return self._own(os.open(path, os.O_RDWR | os.O_CREAT | _SAFE, 0o600), path)
+        return self._own(_open(path, os.O_RDWR | os.O_CREAT), path)
 
     def open_existing(self, path: str) -> int:
         """Open a regular file that exists, for reading and writing."""
-        return self._own(os.open(path, os.O_RDWR | _SAFE), path)
+        return self._own(_open(path, os.O_RDWR), path)
 
     def open_new(self, path: str) -> int:
         """Make a file that does not exist yet."""
-        return self._regular(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _SAFE, 0o600), path)
+        return self._regular(_open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL), path)
 
     def open_append(self, path: str) -> int:
         """Open a regular file, made when it is missing, so that every write goes to its end."""
-        return self._own(os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | _SAFE, 0o600), path)
+        return self._own(_open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT), path)
 
     def close(self, fd: int) -> None:
         """Close a descriptor."""
@@ -95,7 +95,7 @@ class FileSystem:
         """Return when the names in a folder are durable; nothing to do where folders cannot be synced."""
         if _WINDOWS:
             return
-        fd = os.open(path, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CLOEXEC", 0))
+        fd = _open(path, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
         try:
             os.fsync(fd)
         finally:
@@ -198,6 +198,21 @@ def stop_appending(fd: int) -> None:
     import fcntl
 
     fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) & ~os.O_APPEND)
+
+
+def _open(path: str, flags: int) -> int:
+    """Open a file, never as descriptor 0, 1 or 2.
+
+    If a standard stream is closed, as in a daemon, its number is the next to be given. What any library prints to the
+    stream then goes into the file. So the null device takes the place of a closed stream, for good, as in SQLite.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            if (taken := os.open(os.devnull, os.O_RDONLY)) > 2:  # another thread was faster
+                os.close(taken)
+    return os.open(path, flags | _SAFE, 0o600)
 
 
 def _full_sync() -> Callable[[int], None]:

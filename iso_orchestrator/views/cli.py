@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from iso_orchestrator import (
+    FileStore,
     OrchestratorError,
     StoreError,
     Workflow,
@@ -191,6 +192,12 @@ def _repair(options: argparse.Namespace) -> int:
     return 0
 
 
+def _backup(options: argparse.Namespace) -> int:
+    count = FileStore(options.dir).backup(options.workflow, options.file)
+    print(f"{escape_terminal(options.file)} has {count} facts; `tar -xf` in another folder of workflows restores them")
+    return 0
+
+
 def _store(options: argparse.Namespace) -> Store:
     return find_store(options.store, options.dir)
 
@@ -226,6 +233,7 @@ def _parser() -> argparse.ArgumentParser:
     show = with_store("show", _show, "show a workflow's record, and change nothing")
     fold = with_store("fold", _fold, "write everything that happened into the snapshot, for other programs to read")
     reset = with_store("reset", _reset, "forget steps, so that they run again")
+    backup = add("backup", _backup, "copy a workflow into a tar file, also while processes use it")
     delete = with_store("delete", _delete, "delete a workflow that no process is using")
     _add_doctor_options(
         with_store("verify", _verify, "check every file, and change nothing"),
@@ -233,8 +241,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     for command in (list_, show):
         command.add_argument("--json", action="store_true", help="print JSON")
-    for command in (show, logs_, fold, reset, delete):
+    for command in (show, logs_, fold, reset, backup, delete):
         command.add_argument("workflow", type=_workflow_id, metavar="WORKFLOW", help="its id, as `list` shows it")
+    backup.add_argument("file", metavar="FILE", help="the new tar file")
     logs_.add_argument("step", metavar="STEP", help="the step's name, as `show` has it")
     logs_.add_argument("-f", "--follow", action="store_true", help="wait for more until the step has ended")
     top_.add_argument(

@@ -20,7 +20,8 @@ processes are not disturbed.
   torn      a crash cut or damaged its end, or it is being written now; nothing that a process was told is recorded
             is lost, and the next opening repairs the file
   refused   it could not be checked: no permission, not a regular file, or written by a newer release
-  conflict  snapshot and journal are sound but do not belong together: another program wrote the snapshot
+  conflict  snapshot and journal are sound but do not belong together: another program wrote the snapshot, or put
+            back an older one
   damaged   recorded data cannot be read; `repair` recovers what was written before the damage
 
 exit codes: 0 sound or torn; 1 damaged or in conflict; 2 wrong usage; 3 something could not be checked, and nothing
@@ -40,7 +41,8 @@ Snapshot that another program (the npm package) wrote while there was a journal:
 given. Then the journal's facts are added to that snapshot. What only one side has is kept. Where both sides have a
 different version, the report names the side that was taken: for a step, the completed one; for heartbeats, leases and
 the status, the later one. For a step or a state that both sides changed, the repair stops and does nothing, until you
-decide with --prefer journal or --prefer snapshot. The other version is then only in the kept files.
+decide with --prefer journal or --prefer snapshot. The other version is then only in the kept files. If the snapshot is
+an older copy, the report names the facts that are in neither file.
 
 Damaged or missing snapshot: refused, unless --without-snapshot is given. Then the record is rebuilt from the journal
 alone. What only the snapshot had is lost: the initial state, and everything before the journal began. Lease tokens

@@ -3,6 +3,9 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
+import subprocess
+import sys
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from datetime import date
@@ -97,6 +100,23 @@ def test_values_that_json_cannot_hold_are_refused(value: object, place: str, rea
     assert error.place == place if place.startswith("$") else place in error.place
     assert reason in error.reason
     assert str(error).startswith("the result of step 'a' ")
+
+
+@pytest.mark.slow
+def test_an_int_that_this_process_cannot_write_is_refused() -> None:
+    """Where the interpreter's own limit is lower, what it could not write is refused before anything is written."""
+    code = (
+        "import json, sys\n"
+        "from iso_orchestrator.codec import to_json\n"
+        "from iso_orchestrator.errors import SerializationError\n"
+        "for bits in range(1500, 3000):\n"
+        "    try: value = to_json(1 << bits, 'it')\n"
+        "    except SerializationError: continue\n"
+        "    assert json.loads(json.dumps(value)) == value\n"
+        "print(bits)\n"
+    )
+    limited = {**os.environ, "PYTHONINTMAXSTRDIGITS": "640"}
+    assert subprocess.run([sys.executable, "-c", code], env=limited, capture_output=True, check=True).stdout
 
 
 def test_a_cycle_is_refused_with_a_short_message() -> None:

@@ -6,9 +6,11 @@ import math
 import sys
 from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Generic, Literal, NamedTuple, Optional, TypedDict, TypeVar
 from uuid import UUID
@@ -18,6 +20,7 @@ import attrs
 import numpy
 import pydantic
 import pytest
+from support import with_stack
 from support_codec import Colour, Level, cycle, nested
 
 from iso_orchestrator.codec import ResultCodec, Unresolved, decode, encode, plain_json
@@ -457,6 +460,20 @@ def test_annotation_that_does_not_resolve_yet_is_told_apart() -> None:
         assert ResultCodec(outer).round_trip(value, "it")[1] == value
     with pytest.raises(Unresolved, match="NotThere"):
         ResultCodec(Sequence["NotThere"])  # type: ignore[name-defined]  # noqa: F821
+
+
+def test_recursion_limit_says_nothing_of_an_annotation() -> None:
+    """Near the recursion limit a value comes back in its type, or RecursionError is raised."""
+    found = []
+    for left in range(1, 60):
+        kind = attrs.make_class("Kind", {"day": attrs.field(type=date)}, frozen=True)
+        with suppress(RecursionError):
+            found.append(
+                with_stack(left, partial(ResultCodec, kind)).load({"day": "2026-05-14"}, "it")
+                == kind(date(2026, 5, 14))
+            )
+    assert all(found)
+    assert found
 
 
 class Opaque:

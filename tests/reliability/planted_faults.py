@@ -80,7 +80,7 @@ FAULTS = [
     Fault(
         "damage before the synced mark taken for a torn tail",
         "store/file/journal.py",
-        "position < len(data) and next_seq <= mark",
+        "found.end < start + len(data) and bad_seq <= found.mark",
         "False",
         _DAMAGE,
     ),
@@ -197,6 +197,41 @@ _FEWER = ("--tier", "soak", "--soak-factor", "0.0001", "--seed", "1")
 
 # Faults that were there, or that the code of now could have, and that no row noticed before it was made for their kind.
 MORE_FAULTS = [
+    Fault(
+        "a backup taken without the lock",
+        "store/file/store.py",
+        "                with locked_record(self._fs, paths):\n",
+        "                if self._fs:\n",
+        "tests/store/test_backup.py::test_backup_waits_for_a_process_that_writes",
+    ),
+    Fault(
+        "an older snapshot taken under a newer journal without facts",
+        "store/file/snapshot.py",
+        "projection.seq < header.base and not pair.foreign",
+        "False",
+        "tests/reliability/test_mixed_pairs.py::test_files_of_different_moments_lose_nothing_in_silence",
+    ),
+    Fault(
+        "older files taken by a process that has seen newer ones",
+        "store/file/log.py",
+        "            self._refuse_older(pair, fd)\n",
+        "",
+        "tests/reliability/test_gone_back.py::test_files_that_go_back_under_a_live_process_are_refused",
+    ),
+    Fault(
+        "a file opened in place of a closed standard stream",
+        "system/filesystem.py",
+        "    for number in range(3):\n",
+        "    for number in range(0):\n",
+        "tests/reliability/test_closed_streams.py::test_what_is_printed_to_a_closed_stream_gets_into_no_file",
+    ),
+    Fault(
+        "a sound line that cannot be decoded here taken for a torn one",
+        "store/file/journal.py",
+        "        raise _unreadable(path, offset, error) from error\n",
+        "        return None\n",
+        "tests/reliability/test_unreadable_lines.py::test_a_sound_line_that_cannot_be_decoded_here_is_kept",
+    ),
     Fault(
         "a mutex in use kept among the free ones",
         "store/mutex.py",

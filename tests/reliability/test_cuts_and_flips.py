@@ -122,7 +122,7 @@ def sound(snapshot: bytes, journal: bytes) -> Sound:
         fields = json.loads(data)
         lines.append(Line(data, fields.pop("seq"), fields.pop("synced")))
         del fields["crc"]
-        projection.apply(fact_from_json(fields.pop("fact"), fields, PATHS.journal))
+        projection.apply(fact_from_json(fields.pop("fact"), fields))
         records.append(projection.record())
     return Sound(snapshot, journal, lines, records)
 

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 from pathlib import Path
+from zlib import crc32
 
 import pytest
 from support import caught_up, lines_of, looked_at, new_fold, note, notes_of, only, put, tree
@@ -14,6 +15,7 @@ from support_store import TAILS, die, looks, opened, tear
 from iso_orchestrator.errors import CorruptRecordError, FormatVersionError
 from iso_orchestrator.store import FileStore
 from iso_orchestrator.store.file.paths import Paths
+from iso_orchestrator.store.maintenance import RepairOptions, Verdict
 
 
 @pytest.mark.parametrize("kind", TAILS)
@@ -142,6 +144,23 @@ def test_blank_snapshot_without_a_journal_is_begun_anew(
     assert Path(paths.torn(0)).read_bytes() == data
     assert paths.torn(0) in caplog.text
     looks(root, "one")
+
+
+def test_sound_snapshot_that_cannot_be_read_is_no_damage(root: Path, paths: Paths) -> None:
+    """A snapshot with a right checksum and a value of a later release is refused, by `repair` too, and stays."""
+    log, projection = opened(root)
+    log.detach(put(log, projection, note("one")))
+    body, _, _ = Path(paths.snapshot).read_bytes().replace(b'"status":"idle"', b'"status":"paused"').rpartition(b",")
+    Path(paths.snapshot).write_bytes(body + b',"crc":"%08x"}}\n' % crc32(body))
+    os.unlink(paths.journal)
+    before = tree(root / "workflows")
+    store = FileStore(root)
+    for use in (lambda: opened(root), lambda: store.read("w"), lambda: store.repair("w", RepairOptions())):
+        with pytest.raises(FormatVersionError, match=r"a sound record \('paused' .*upgrade") as caught:
+            use()
+        assert caught.value.path == paths.snapshot
+    assert only(store.verify()).verdict is Verdict.REFUSED
+    assert tree(root / "workflows") == before
 
 
 def test_newer_formats_are_refused_and_left_alone(root: Path, paths: Paths) -> None:

@@ -216,37 +216,41 @@ def test_newer_journal_is_not_guessed_at() -> None:
     assert caught.value.path == PATH
 
 
-def test_newer_fact_is_not_skipped() -> None:
-    """A sound line with an unknown fact is of a newer release, and neither skipped nor cut off as torn."""
-    crc = parse_header(JOURNAL, PATH).crc
-    line = sealed('{"seq":13,"synced":7,"fact":"step.paused","at":"2026-05-14T12:00:00.000Z"', crc)
-    with pytest.raises(FormatVersionError, match=r"step\.paused"):
-        scanned(JOURNAL + line)
-
-
 HEADERS = [
     b"",
     b"\n",
     b"{}\n",
     b"\0" * 64 + b"\n",
-    sealed("[1"),
-    sealed('"text"'),
-    sealed('{"journal":1'),
-    sealed('{"journal":1,"workflow":"w","base":7'),
-    sealed('{"journal":1,"workflow":"w","base":"7","snapshot":"0"'),
-    sealed('{"journal":1,"workflow":"w","base":true,"snapshot":"0"'),
-    sealed('{"journal":1,"workflow":7,"base":7,"snapshot":"0"'),
-    sealed('{"journal":1,"workflow":"w","base":7,"snapshot":null'),
     JOURNAL[: ENDS[0] - 1],
+    JOURNAL[1 : ENDS[0]],
 ]
 
 
 @pytest.mark.parametrize("data", HEADERS)
 def test_header_that_is_none_is_damage_at_the_first_byte(data: bytes) -> None:
-    """A first line that is no header is damage, whatever its checksum says."""
+    """A first line with a wrong checksum is damage."""
     with pytest.raises(CorruptRecordError) as caught:
         parse_header(data, PATH)
     assert (caught.value.path, caught.value.offset) == (PATH, 0)
+
+
+SOUND_HEADERS = [
+    "[1",
+    '"text"',
+    '{"journal":1',
+    '{"journal":1,"workflow":"w","base":7',
+    '{"journal":1,"workflow":"w","base":"7","snapshot":"0"',
+    '{"journal":1,"workflow":"w","base":true,"snapshot":"0"',
+    '{"journal":1,"workflow":7,"base":7,"snapshot":"0"',
+    '{"journal":1,"workflow":"w","base":7,"snapshot":null',
+]
+
+
+@pytest.mark.parametrize("body", SOUND_HEADERS)
+def test_sound_header_that_cannot_be_read_is_no_damage(body: str) -> None:
+    """A first line with a right checksum that this process cannot read was written so, and is no damage."""
+    with pytest.raises(FormatVersionError, match=r"a sound line at byte 0 .*nothing was changed"):
+        parse_header(sealed(body), PATH)
 
 
 BODIES = [
@@ -256,6 +260,9 @@ BODIES = [
     '{"seq":13,"synced":true,"fact":"step.abandoned","at":"2026-05-14T12:00:00.000Z","step":"a"',
     '{"seq":13,"synced":7,"fact":"step.abandoned","at":"2026-05-14T12:00:00.000Z"',
     '{"seq":13,"synced":7,"fact":"step.abandoned","at":"2026-05-14T12:00:00.000Z","step":7',
+    '{"seq":13,"synced":7,"fact":"step.abandoned","at":"2026-05-14T12:00:00.000Z","step":"a","mood":"good"',
+    '{"seq":13,"synced":7,"fact":"status.set","at":"2026-05-14T12:00:00.000Z","status":"paused"',
+    '{"seq":13,"synced":7,"fact":"step.paused","at":"2026-05-14T12:00:00.000Z"',
     '{"seq":13,"synced":7,"fact":"state.updated","at":"2026-05-14T12:00:00.000Z","state":NaN',
     '{"seq":13,"synced":7,"fact":"state.updated","at":"2026-05-14T12:00:00.000Z","state":' + "[" * 100_000,
     '{"seq":13,"synced":7,"fact":"state.updated","at":"2026-05-14T12:00:00.000Z","state":' + "9" * 5000,
@@ -270,12 +277,14 @@ def test_line_that_stands_for_itself_does_not_pass() -> None:
 
 
 @pytest.mark.parametrize("body", BODIES, ids=range(len(BODIES)))
-def test_line_that_is_no_fact_is_not_taken(body: str) -> None:
-    """A line with a right checksum that says nothing is a bad line like any other."""
+@pytest.mark.parametrize("before", [b"", b"torn\n"], ids=["sound", "torn"])
+def test_sound_line_that_cannot_be_read_is_neither_skipped_nor_torn(body: str, before: bytes) -> None:
+    """A line with a right checksum that this process cannot read raises with its place, in a torn tail too."""
     line = sealed(body, parse_header(JOURNAL, PATH).crc)
-    _, found = scanned(JOURNAL + line)
-    assert len(found.lines) == len(FACTS)
-    assert found.end == len(JOURNAL)
+    offset = len(JOURNAL + before)
+    with pytest.raises(FormatVersionError, match=f"byte {offset} .*nothing was changed: upgrade") as caught:
+        scanned(JOURNAL + before + line)
+    assert caught.value.path == PATH
 
 
 @given(st.binary(max_size=200), st.integers(0, len(JOURNAL)), st.integers(0, 50))

@@ -187,6 +187,18 @@ def test_an_unknown_workflow_is_one_helpful_line(command, run, root):
     assert tree(root) == before
 
 
+def test_backup_makes_a_file_and_replaces_none(run, root, tmp_path):
+    """`backup` says how many facts it has copied; it refuses an existing file, in one line."""
+    file = tmp_path / "b.tar"
+    facts = json.loads(run("verify", "batch", "--json")[1])["workflows"][0]["facts"]
+    code, out, err = run("backup", "batch", str(file))
+    assert (code, err) == (0, "")
+    assert out == f"{file} has {facts} facts; `tar -xf` in another folder of workflows restores them\n"
+    code, out, err = run("backup", "batch", str(file))
+    assert (code, out) == (1, "")
+    assert err == f"iso-orchestrator: {file} exists: remove it, or give another name\n"
+
+
 def test_hostile_texts_are_shown_as_text(tmp_path, run):
     """No recorded text can drive the terminal, in whatever field."""
     with Workflow(HOSTILE, dir=tmp_path, initial_state={HOSTILE: HOSTILE}) as workflow:

@@ -10,10 +10,11 @@ import attrs
 from iso_orchestrator.codec import decode, encode, fact_from_json, fact_to_json
 from iso_orchestrator.errors import CorruptRecordError, FormatVersionError
 from iso_orchestrator.record.facts import Fact
-from iso_orchestrator.record.model import Json
 
 JOURNAL_FORMAT = 1
 _CRC_SIZE = len(',"crc":"00000000"}')
+SEAL_SIZE = _CRC_SIZE + 1
+"""Bytes of the end of a line, from its checksum on."""
 
 
 @attrs.frozen
@@ -50,11 +51,13 @@ class Scan:
     Attributes:
         lines: The sound lines before the first bad one.
         end: Offset after them, in bytes.
-        mark: The highest sequence up to which a line says that the journal was synced.
+        after: The sound lines after the first bad one, in no order.
+        mark: The highest sequence up to which the journal was synced, by what any sound line says.
     """
 
     lines: list[Line]
     end: int
+    after: list[Line]
     mark: int
 
 
@@ -79,23 +82,45 @@ def parse_header(data: bytes, path: str) -> Header:
 
     Raises:
         CorruptRecordError: It is damaged.
-        FormatVersionError: A newer release wrote it.
+        FormatVersionError: It is sound, and cannot be read here.
     """
     end = data.find(b"\n") + 1
     body = _open(data[: end - 1], 0) if end else None
-    fields = _object(body) if body is not None else None
-    if body is None or not isinstance(fields, dict):
+    if body is None:
         raise CorruptRecordError(path, 0, "the first line is damaged")
-    if fields.get("journal") != JOURNAL_FORMAT:
-        raise FormatVersionError(path, f"journal format {fields.get('journal')!r}")
-    workflow_id, base, snapshot = (fields.get(key) for key in ("workflow", "base", "snapshot"))
-    if type(workflow_id) is not str or type(base) is not int or type(snapshot) is not str:
-        raise CorruptRecordError(path, 0, "the first line lacks a field, or has one of another type")
+    try:
+        fields = decode(body + b"}")
+        if fields.get("journal") != JOURNAL_FORMAT:
+            raise ValueError(f"journal format {fields.get('journal')!r}")
+        workflow_id, base, snapshot = (fields.get(key) for key in ("workflow", "base", "snapshot"))
+        if type(workflow_id) is not str or type(base) is not int or type(snapshot) is not str:
+            raise ValueError("a field is missing, or of another type")
+    except ValueError as error:
+        raise _unreadable(path, 0, error) from error
     return Header(workflow_id, base, snapshot, crc32(body), end)
 
 
 def scan(data: bytes, header: Header, start: int, next_seq: int, synced: int, path: str) -> Scan:
-    """Decode the lines of a journal from one of its lines to its end.
+    """Decode the lines of a journal, as `read_lines`, if no damage is in what was synced.
+
+    Raises:
+        CorruptRecordError: A line is damaged that was synced, so that no crash explains the damage.
+        FormatVersionError: A line is sound, and cannot be read here.
+    """
+    found = read_lines(data, header, start, next_seq, synced, path)
+    bad_seq = next_seq + len(found.lines)
+    if found.end < start + len(data) and bad_seq <= found.mark:
+        raise CorruptRecordError(
+            path,
+            found.end,
+            f"fact {bad_seq} is damaged, and facts up to {found.mark} were synced",
+            f"facts up to {bad_seq - 1} are sound, nothing was changed",
+        )
+    return found
+
+
+def read_lines(data: bytes, header: Header, start: int, next_seq: int, synced: int, path: str) -> Scan:
+    """Decode all sound lines of a journal from one of its lines to its end.
 
     Args:
         data: The bytes from there to the end.
@@ -106,56 +131,42 @@ def scan(data: bytes, header: Header, start: int, next_seq: int, synced: int, pa
         path: The journal's path, for errors.
 
     Raises:
-        CorruptRecordError: A line is damaged that was synced, so that no crash explains the damage.
-        FormatVersionError: A newer release wrote a line.
+        FormatVersionError: A line is sound, and cannot be read here.
     """
     lines: list[Line] = []
     position = 0
     while (end := data.find(b"\n", position)) >= 0:
-        line = _line(data[position:end], header.crc, path)
+        line = _line(data[position:end], header.crc, path, start + position)
         if line is None or line.seq != next_seq:
             break
         lines.append(line)
         position, next_seq = end + 1, next_seq + 1
-    mark = max(synced, lines[-1].synced if lines else 0, _mark_after(data, position, header.crc, path))
-    if position < len(data) and next_seq <= mark:
-        raise CorruptRecordError(
-            path,
-            start + position,
-            f"fact {next_seq} is damaged, and facts up to {mark} were synced",
-            f"facts up to {next_seq - 1} are sound, nothing was changed",
-        )
-    return Scan(lines, start + position, mark)
+    after, place = [], position
+    for piece in data[position:].split(b"\n"):
+        if (line := _line(piece, header.crc, path, start + place)) is not None:
+            after.append(line)
+        place += len(piece) + 1
+    mark = max([synced, *(line.synced for line in lines[-1:] + after)])
+    return Scan(lines, start + position, after, mark)
 
 
-def _mark_after(data: bytes, position: int, crc: int, path: str) -> int:
-    """The highest mark in the sound lines after the first bad one."""
-    if position == len(data):
-        return 0
-    lines = (_line(line, crc, path) for line in data[position:].split(b"\n"))
-    return max((line.synced for line in lines if line is not None), default=0)
-
-
-def _line(data: bytes, crc: int, path: str) -> Line | None:
+def _line(data: bytes, crc: int, path: str, offset: int) -> Line | None:
+    """A line's fact; None where the checksum is wrong, and only there: such lines are cut as torn."""
     body = _open(data, crc)
-    fields = _object(body) if body is not None else None
-    if fields is None:
-        return None
-    seq, synced, tag = fields.pop("seq", None), fields.pop("synced", None), fields.pop("fact", None)
-    if type(seq) is not int or type(synced) is not int:
+    if body is None:
         return None
     try:
-        return Line(seq, synced, fact_from_json(tag, fields, path))
-    except ValueError:
-        return None
+        fields = decode(body + b"}")
+        seq, synced, tag = fields.pop("seq", None), fields.pop("synced", None), fields.pop("fact", None)
+        if type(seq) is not int or type(synced) is not int:
+            raise ValueError("a sequence is missing, or of another type")
+        return Line(seq, synced, fact_from_json(tag, fields))
+    except ValueError as error:
+        raise _unreadable(path, offset, error) from error
 
 
-def _object(body: bytes) -> dict[str, Json] | None:
-    try:
-        value = decode(body + b"}")
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
+def _unreadable(path: str, offset: int, error: ValueError) -> FormatVersionError:
+    return FormatVersionError(path, f"a sound line at byte {offset} ({error})")
 
 
 def _open(line: bytes, start: int) -> bytes | None:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import count
 
 from iso_orchestrator.codec import snapshot_from_projection
-from iso_orchestrator.errors import RecordConflictError, StoreError
+from iso_orchestrator.errors import CorruptRecordError, RecordConflictError, StoreError
 from iso_orchestrator.record.facts import Fact
 from iso_orchestrator.record.projection import Projection
 from iso_orchestrator.store.file.group_commit import GroupCommit
-from iso_orchestrator.store.file.journal import encode_lines, scan
+from iso_orchestrator.store.file.journal import SEAL_SIZE, encode_lines, scan
 from iso_orchestrator.store.file.paths import Paths, refuse_links
 from iso_orchestrator.store.file.snapshot import (
     OpenJournal,
+    SnapshotAndJournal,
     digest,
     read_files,
     replay,
@@ -27,6 +28,7 @@ from iso_orchestrator.store.files import (
     SyncError,
     atomic_write,
     exists,
+    make_folders,
     read_all,
     read_file,
     store_error,
@@ -92,6 +94,18 @@ class RecordLock(FileLock):
     def begin_generation(self) -> None:
         """Tell other processes that a pair is being replaced. Needs the lock."""
         self._fs.write_at(self.fd, b"\n", self.generation())
+
+
+@contextmanager
+def locked_record(fs: FileSystem, paths: Paths) -> Iterator[RecordLock]:
+    """Hold a workflow's lock without opening the workflow."""
+    lock = RecordLock(fs, paths)
+    try:
+        make_folders(fs, os.path.dirname(paths.locks))  # the copy of a root may have none
+        lock.take()
+        yield lock
+    finally:
+        lock.close()
 
 
 class FileWorkflowLog:
@@ -180,6 +194,7 @@ class FileWorkflowLog:
             self._fs.truncate(journal.fd, journal.end)
             raise
         journal.end += len(data)
+        journal.seal = data[-SEAL_SIZE:]
         commits.written = projection.seq
         if journal.end > self._checkpoint_at:
             self._checkpoint_early(projection, journal)
@@ -260,11 +275,13 @@ class FileWorkflowLog:
         try:
             snapshot = self._fs.identify_path(self._paths.snapshot)  # before it is read: it may be replaced meanwhile
             pair = read_files(self._fs, self._paths, fd)
+            self._refuse_older(pair, fd)
             if pair.tail or pair.blank:
                 self._quarantine(pair.end, pair.tail)
             is_clean = is_trusted or not pair.lines
             if fd is not None and pair.projection is not None and pair.header is not None and is_clean:
-                journal = OpenJournal(fd, self._fs.identify(fd), pair.header, pair.end)
+                seal = self._fs.read_at(fd, SEAL_SIZE, pair.end - SEAL_SIZE)
+                journal = OpenJournal(fd, self._fs.identify(fd), pair.header, pair.end, seal)
                 if pair.tail:
                     self._fs.truncate(fd, pair.end)
                 # What a killed process wrote or renamed can be read, and need not be durable.
@@ -298,6 +315,7 @@ class FileWorkflowLog:
         if not is_same_file(journal_now, journal.file) or not is_unchanged(snapshot_now, self._snapshot):
             # Another process wrote a fresh pair, or died between its renames; or another program wrote the snapshot.
             return self._reload()
+        self._refuse_unsealed(journal, journal.fd)
         if journal_now.st_size != journal.end:
             self._read_on(projection, journal)
         self._note_look()
@@ -311,6 +329,8 @@ class FileWorkflowLog:
             self._quarantine(found.end, data[found.end - journal.end :])
             self._fs.truncate(journal.fd, found.end)
         replay(projection, found.lines, self._paths.journal)
+        if found.lines:
+            journal.seal = data[: found.end - journal.end][-SEAL_SIZE:]
         journal.end = found.end
         self._commits.written = projection.seq
         self._commits.raise_to(found.mark)
@@ -338,6 +358,30 @@ class FileWorkflowLog:
 
     def _removed(self) -> StoreError:
         return StoreError(f"{self.path} is gone: the workflow was deleted while it was in use; start again")
+
+    def _refuse_older(self, pair: SnapshotAndJournal, fd: int | None) -> None:
+        """Raise where the files lack facts that this process has seen."""
+        known = self._journal
+        if known is None or pair.projection is None or pair.foreign:
+            return
+        if pair.projection.seq < self._commits.written:
+            raise self._lost(pair.end)
+        if fd is not None and pair.header == known.header:
+            self._refuse_unsealed(known, fd)
+        elif pair.header is not None and self.record_lock.generation() == self._generation:
+            raise self._lost(0)  # another journal, and no process of this library has begun one
+
+    def _refuse_unsealed(self, journal: OpenJournal, fd: int) -> None:
+        """Raise where the last line that this process has seen of *journal* is not in the file *fd*."""
+        if self._fs.read_at(fd, SEAL_SIZE, journal.end - SEAL_SIZE) != journal.seal:
+            raise self._lost(min(journal.end, self._fs.size(fd)))
+
+    def _lost(self, offset: int) -> CorruptRecordError:
+        reason = (
+            f"this process has seen facts up to {self._commits.written}, and not all of them are there: another "
+            "program cut the file, or put an older copy in its place"
+        )
+        return CorruptRecordError(self._paths.journal, offset, reason)
 
     # Writing.
 

@@ -11,9 +11,9 @@ from contextlib import contextmanager, suppress
 import attrs
 
 from iso_orchestrator.codec import is_as_written, projection_from_snapshot, snapshot_from_projection
-from iso_orchestrator.errors import CorruptRecordError, RecordConflictError
+from iso_orchestrator.errors import CorruptRecordError, FormatVersionError, RecordConflictError
 from iso_orchestrator.record.projection import Projection
-from iso_orchestrator.store.file.journal import Header, Line, Scan, encode_header, parse_header, scan
+from iso_orchestrator.store.file.journal import SEAL_SIZE, Header, Line, encode_header, parse_header, scan
 from iso_orchestrator.store.file.paths import Paths
 from iso_orchestrator.store.files import atomic_write, read_all, read_file
 from iso_orchestrator.system.clock import sleep
@@ -34,6 +34,7 @@ class SnapshotAndJournal:
         end: Offset after the journal's last sound line, in bytes.
         tail: The bytes after it, or those of a blank snapshot.
         blank: Whether the snapshot is an empty file without a journal.
+        foreign: Whether another program made the snapshot, without a sequence of ours.
     """
 
     projection: Projection | None
@@ -42,6 +43,7 @@ class SnapshotAndJournal:
     end: int = 0
     tail: bytes = b""
     blank: bool = False
+    foreign: bool = False
 
 
 @attrs.define
@@ -53,12 +55,14 @@ class OpenJournal:
         file: Which file it is.
         header: Its first line.
         end: Offset after the last line that this process has read or written, in bytes.
+        seal: The last bytes of that line, with its checksum.
     """
 
     fd: int
     file: os.stat_result
     header: Header
     end: int
+    seal: bytes
 
 
 def read_files(fs: FileSystem, paths: Paths, journal_fd: int | None) -> SnapshotAndJournal:
@@ -69,8 +73,15 @@ def read_files(fs: FileSystem, paths: Paths, journal_fd: int | None) -> Snapshot
         FormatVersionError: A newer release wrote one of them.
         RecordConflictError: They do not belong together.
     """
+    journal = None if journal_fd is None else read_all(fs, journal_fd)
+    # The journal first: then the snapshot may be newer, which is fine, but never older.
+    return combine(read_file(fs, paths.snapshot), journal, paths)
+
+
+def combine(snapshot: bytes | None, journal: bytes | None, paths: Paths) -> SnapshotAndJournal:
+    """What the bytes of a workflow's files make together; see `read_files`."""
     with _collector_paused():
-        return _read_files(fs, paths, journal_fd)
+        return _combine(snapshot, journal, paths)
 
 
 def read_once(fs: FileSystem, paths: Paths) -> SnapshotAndJournal:
@@ -126,12 +137,27 @@ def write_journal(fs: FileSystem, paths: Paths, projection: Projection, snapshot
     data = encode_header(projection.workflow_id, projection.seq, digest(snapshot))
     header = parse_header(data, paths.journal)
     fd, file = atomic_write(fs, paths.journal, data)
-    return OpenJournal(fd, file, header, header.size)
+    return OpenJournal(fd, file, header, header.size, data[-SEAL_SIZE:])
 
 
 def digest(snapshot: bytes) -> str:
     """The SHA-256 by which a journal names its snapshot."""
     return hashlib.sha256(snapshot).hexdigest()
+
+
+def read_snapshot(snapshot: bytes, path: str) -> Projection:
+    """The record in a snapshot.
+
+    Raises:
+        CorruptRecordError: It is no record.
+        FormatVersionError: It is one, and cannot be read here.
+    """
+    try:
+        return projection_from_snapshot(snapshot, path)
+    except ValueError as error:
+        if is_as_written(snapshot):
+            raise FormatVersionError(path, f"a sound record ({error})") from error
+        raise CorruptRecordError(path, getattr(error, "pos", 0), f"it is no workflow record: {error}") from error
 
 
 def replay(projection: Projection, lines: list[Line], path: str) -> None:
@@ -147,19 +173,16 @@ def replay(projection: Projection, lines: list[Line], path: str) -> None:
             raise CorruptRecordError(path, 0, f"fact {line.seq} is about {error}, which does not exist") from error
 
 
-def _read_files(fs: FileSystem, paths: Paths, journal_fd: int | None) -> SnapshotAndJournal:
-    journal = b"" if journal_fd is None else read_all(fs, journal_fd)
-    # The journal first: then the snapshot may be newer, which is fine, but never older.
-    snapshot = read_file(fs, paths.snapshot)
-    if journal_fd is None:
+def _combine(snapshot: bytes | None, journal: bytes | None, paths: Paths) -> SnapshotAndJournal:
+    if journal is None:
         if snapshot is None or not snapshot.strip(b"\0 \t\r\n"):
             return SnapshotAndJournal(None, tail=snapshot or b"", blank=snapshot is not None)
-        return SnapshotAndJournal(_projection(snapshot, paths))
+        return _snapshot_alone(snapshot, read_snapshot(snapshot, paths.snapshot))
     header = parse_header(journal, paths.journal)
     found = scan(journal[header.size :], header, header.size, header.base + 1, header.base, paths.journal)
     if snapshot is None or digest(snapshot) != header.snapshot:
-        return SnapshotAndJournal(_newer_snapshot(snapshot, header, found, paths))
-    projection = _projection(snapshot, paths)
+        return take_snapshot(snapshot, header, found.lines, paths)
+    projection = read_snapshot(snapshot, paths.snapshot)
     if projection.seq != header.base:
         reason = f"it continues fact {header.base}, and its snapshot ends with fact {projection.seq}"
         raise CorruptRecordError(paths.journal, 0, reason)
@@ -167,22 +190,28 @@ def _read_files(fs: FileSystem, paths: Paths, journal_fd: int | None) -> Snapsho
     return SnapshotAndJournal(projection, header, len(found.lines), found.end, journal[found.end :])
 
 
-def _newer_snapshot(snapshot: bytes | None, header: Header, found: Scan, paths: Paths) -> Projection:
-    """The record of a snapshot that is not the journal's own, where it has all facts of the journal."""
+def take_snapshot(snapshot: bytes | None, header: Header, lines: list[Line], paths: Paths) -> SnapshotAndJournal:
+    """The record of a snapshot that is not the journal's own, if it has all facts of the journal.
+
+    Raises:
+        RecordConflictError: It has not.
+    """
     if snapshot is None:
         raise RecordConflictError(paths.snapshot, paths.journal)
-    projection = _projection(snapshot, paths)
-    if found.lines and (projection.seq < header.base + len(found.lines) or not is_as_written(snapshot)):
+    pair = _snapshot_alone(snapshot, projection := read_snapshot(snapshot, paths.snapshot))
+    if projection.seq < header.base and not pair.foreign:
+        reason = (
+            f"it is an older copy, which ends with fact {projection.seq}, while the journal continues fact "
+            f"{header.base}, and the facts between are in neither"
+        )
+        raise RecordConflictError(paths.snapshot, paths.journal, reason)
+    if lines and (projection.seq < header.base + len(lines) or not is_as_written(snapshot)):
         raise RecordConflictError(paths.snapshot, paths.journal)
-    return projection
+    return pair
 
 
-def _projection(snapshot: bytes, paths: Paths) -> Projection:
-    try:
-        return projection_from_snapshot(snapshot, paths.snapshot)
-    except (ValueError, RecursionError) as error:
-        offset = getattr(error, "pos", 0)
-        raise CorruptRecordError(paths.snapshot, offset, f"it is no workflow record: {error}") from error
+def _snapshot_alone(snapshot: bytes, projection: Projection) -> SnapshotAndJournal:
+    return SnapshotAndJournal(projection, foreign=projection.seq == 0 and not is_as_written(snapshot))
 
 
 @contextmanager

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import errno
+import io
 import logging
 import os
 import re
+import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from iso_orchestrator.errors import StoreError, WorkflowBusyError, WorkflowNotFoundError
 from iso_orchestrator.record.projection import Projection
-from iso_orchestrator.store.file.log import FileWorkflowLog, RecordLock
+from iso_orchestrator.store.file.log import FileWorkflowLog, RecordLock, locked_record
 from iso_orchestrator.store.file.paths import Paths
-from iso_orchestrator.store.file.snapshot import read_once, read_unlocked, write_pair
+from iso_orchestrator.store.file.snapshot import combine, read_once, read_unlocked, write_pair
 from iso_orchestrator.store.files import (
+    atomic_write,
     exists,
     make_folders,
     missing_folders,
+    read_file,
     remove,
     store_error,
     store_errors,
@@ -148,6 +152,54 @@ class FileStore(Store):
         from iso_orchestrator.store.file.repair.repair import repair  # rarely used
 
         return repair(self._fs, self.root, workflow_id, options)
+
+    @store_errors
+    def backup(self, workflow_id: str, path: str | os.PathLike[str]) -> int:
+        """Copy a workflow into a new tar file, which also works while processes use it.
+
+        The files have their places in the root there: unpack it in an empty root, or in one without the workflow.
+
+        Args:
+            workflow_id: The workflow.
+            path: Where to put the file, which must not exist.
+
+        Returns:
+            How many facts are in the copy: all that were recorded before the call, at least.
+
+        Raises:
+            WorkflowNotFoundError: There is no such workflow.
+            StoreError: The workflow is damaged, or the file exists or cannot be written.
+        """
+        for paths in Paths.candidates(self.root, workflow_id):
+            if exists(self._fs, paths.snapshot, paths.journal):
+                with locked_record(self._fs, paths):
+                    snapshot, journal = read_file(self._fs, paths.snapshot), read_file(self._fs, paths.journal)
+                pair = combine(snapshot, journal, paths)
+                if pair.projection is not None and pair.projection.workflow_id == workflow_id:
+                    if journal is not None and pair.header is not None:
+                        journal = journal[: pair.end]  # without a torn tail
+                    files = {paths.snapshot: snapshot, paths.journal: journal}
+                    self._write_tar(os.path.abspath(path), files, pair.projection.updated_at.timestamp())
+                    return pair.projection.seq
+        raise WorkflowNotFoundError(workflow_id, self.root)
+
+    def _write_tar(self, path: str, files: dict[str, bytes | None], changed_at: float) -> None:
+        import tarfile  # rarely used
+
+        buffer = io.BytesIO()
+        with tarfile.TarFile(fileobj=buffer, mode="w") as tar:
+            for file, data in files.items():
+                if data is not None:
+                    info = tarfile.TarInfo(os.path.relpath(file, self.root))
+                    info.size, info.mode, info.mtime = len(data), 0o600, int(changed_at)
+                    tar.addfile(info, io.BytesIO(data))
+        try:
+            if exists(self._fs, path):
+                raise StoreError(f"{path} exists: remove it, or give another name")
+            fd, _ = atomic_write(self._fs, path, buffer.getvalue(), aside=f"{path}.{secrets.token_hex(4)}.new")
+            self._fs.close(fd)
+        except OSError as error:
+            raise store_error(path, error) from error
 
     def _paths_of(self, workflow_id: str) -> Paths:
         full, short = Paths.candidates(self.root, workflow_id)

@@ -46,17 +46,18 @@ def merge(snapshot: bytes, lines: Sequence[Line], seq: int, path: str, prefer: S
 
     Args:
         snapshot: The other program's snapshot.
-        lines: The sound lines of the journal, at least one.
-        seq: Sequence of the last of them.
+        lines: The sound lines of the journal.
+        seq: Sequence of the last of them, or of the fact that they continue.
         path: The snapshot's path.
         prefer: Whose steps and state are taken where both sides changed them.
     """
     theirs: dict[str, Any] = decode(snapshot)
     projection = projection_from_snapshot(snapshot, path)
     left_out = apply_all(projection, lines, path)
-    _end_runs(projection, lines[-1].fact.at)
+    times = [line.fact.at for line in lines] or [projection.updated_at]
+    _end_runs(projection, times[-1])
     ours: dict[str, Any] = decode(snapshot_from_projection(projection))
-    began = lines[0].fact.at
+    began = times[0]
     found = [
         *_steps(ours, theirs, lines, began, prefer),
         *_state(ours, theirs, lines, began, prefer),

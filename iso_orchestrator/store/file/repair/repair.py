@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import attrs
 
-from iso_orchestrator.codec import decode, is_as_written, projection_from_snapshot
+from iso_orchestrator.codec import is_as_written, projection_from_snapshot
 from iso_orchestrator.errors import (
     CorruptRecordError,
     RecordConflictError,
@@ -20,13 +19,13 @@ from iso_orchestrator.errors import (
 )
 from iso_orchestrator.record import facts as f
 from iso_orchestrator.record.projection import Projection
-from iso_orchestrator.store.file.journal import Header, Line, encode_header, parse_header, scan
-from iso_orchestrator.store.file.log import RecordLock
+from iso_orchestrator.store.file.journal import Header, Line, encode_header, parse_header, read_lines
+from iso_orchestrator.store.file.log import locked_record
 from iso_orchestrator.store.file.paths import Paths
 from iso_orchestrator.store.file.repair.merge import apply_all, edited, merge
 from iso_orchestrator.store.file.repair.verify import existing_paths
-from iso_orchestrator.store.file.snapshot import digest, read_once, replay, write_pair
-from iso_orchestrator.store.files import atomic_write, make_folders, read_file, store_error
+from iso_orchestrator.store.file.snapshot import digest, read_once, read_snapshot, replay, take_snapshot, write_pair
+from iso_orchestrator.store.files import atomic_write, read_file, store_error
 from iso_orchestrator.store.liveness import LivenessFiles
 from iso_orchestrator.store.maintenance import Difference, RepairAction, RepairOptions, RepairReport, Side
 from iso_orchestrator.system.filesystem import FileSystem
@@ -72,7 +71,7 @@ def repair(fs: FileSystem, root: str, workflow_id: str, options: RepairOptions) 
         if (report := _report_if_sound(fs, paths)) is not None:
             return report
         _refuse_in_use(fs, paths, workflow_id)  # before the wait for a lock that a live process may hold for long
-        with _locked(fs, paths) as lock:
+        with locked_record(fs, paths) as lock:
             _refuse_in_use(fs, paths, workflow_id)
             if (report := _report_if_sound(fs, paths)) is not None:
                 return report
@@ -85,17 +84,6 @@ def repair(fs: FileSystem, root: str, workflow_id: str, options: RepairOptions) 
             return attrs.evolve(report, kept=[path for path in kept if path is not None])
     except OSError as error:
         raise store_error(root, error) from error
-
-
-@contextmanager
-def _locked(fs: FileSystem, paths: Paths) -> Iterator[RecordLock]:
-    lock = RecordLock(fs, paths)
-    try:
-        make_folders(fs, os.path.join(paths.root, "locks"))  # the copy of a root may have none
-        lock.take()
-        yield lock
-    finally:
-        lock.close()
 
 
 def _refuse_in_use(fs: FileSystem, paths: Paths, workflow_id: str) -> None:
@@ -150,7 +138,9 @@ def _repaired(
         assert sound is not None
         if not options.merge_snapshot:
             raise
-        return _merged(snapshot, sound, paths, workflow_id, options.prefer)
+        # Where another program made the snapshot, its sequence 0 says nothing of what it has.
+        missing = max(0, sound.header.base - found.seq) if found.seq or is_as_written(snapshot) else 0
+        return _merged(snapshot, sound, paths, workflow_id, options.prefer, missing)
     if sound is None:
         return projection, RepairReport("repaired", projection.seq)
     return _without_lost("repaired", projection, sound, sound.lines[count:], paths)
@@ -163,11 +153,10 @@ def _sound_prefix(snapshot: bytes, sound: _SoundJournal | None, paths: Paths) ->
         RecordConflictError: The snapshot is not the journal's.
     """
     projection = projection_from_snapshot(snapshot, paths.snapshot)
-    if sound is None or not sound.lines:
+    if sound is None:
         return projection, 0
     if sound.header.snapshot != digest(snapshot):
-        if projection.seq < sound.seq or not is_as_written(snapshot):
-            raise RecordConflictError(paths.snapshot, paths.journal)
+        take_snapshot(snapshot, sound.header, sound.lines, paths)
         return projection, len(sound.lines)
     for count, line in enumerate(sound.lines):
         try:
@@ -181,12 +170,12 @@ def _sound_prefix(snapshot: bytes, sound: _SoundJournal | None, paths: Paths) ->
 
 
 def _merged(
-    snapshot: bytes, sound: _SoundJournal, paths: Paths, workflow_id: str, prefer: Side | None
+    snapshot: bytes, sound: _SoundJournal, paths: Paths, workflow_id: str, prefer: Side | None, missing: int
 ) -> tuple[Projection, RepairReport]:
     merged = merge(snapshot, sound.lines, sound.seq, paths.snapshot, prefer)
     if merged.projection is None:
         raise UndecidedError(workflow_id, merged.differences)
-    projection, report = _without_lost("merged", merged.projection, sound, [], paths)
+    projection, report = _without_lost("merged", merged.projection, sound, [], paths, missing)
     return projection, attrs.evolve(report, differences=merged.differences, left_out=_named(merged.left_out))
 
 
@@ -211,14 +200,23 @@ def _rebuilt(
 
 
 def _without_lost(
-    action: RepairAction, projection: Projection, sound: _SoundJournal, unapplied: Sequence[Line], paths: Paths
+    action: RepairAction,
+    projection: Projection,
+    sound: _SoundJournal,
+    unapplied: Sequence[Line],
+    paths: Paths,
+    missing: int = 0,
 ) -> tuple[Projection, RepairReport]:
-    """The record without the facts from the first bad one on, and what is known of them."""
-    first = sound.seq - len(unapplied) + 1
-    readable = [*unapplied, *sound.after]
-    if sound.lost < first:
+    """The record without the facts from the first bad one on, and what is known of them.
+
+    As many facts as *missing* are in neither file: those before the journal's first.
+    """
+    base, first = sound.header.base, sound.seq - len(unapplied) + 1
+    lost = [gap for gap in ((base - missing + 1, base), (first, sound.lost)) if gap[0] <= gap[1]]
+    if not lost:
         return projection, RepairReport(action, projection.seq, unread=sound.unread)
-    unreadable = max(0, sound.lost - first + 1 - len(readable))
+    readable = [line for line in (*unapplied, *sound.after) if line.seq >= first]
+    unreadable = max(0, sum(last - first + 1 for first, last in lost) - len(readable))
 
     def raise_tokens(document: dict[str, Any]) -> None:
         """No token of a lease may be handed out twice, so count each lost fact as one token of each lease."""
@@ -231,7 +229,6 @@ def _without_lost(
 
     projection = edited(projection, paths.snapshot, raise_tokens)
     steps = [line.fact.step for line in readable if isinstance(line.fact, f.StepCompleted)]
-    lost = [(first, sound.lost)]
     return projection, RepairReport(action, projection.seq, lost=lost, unread=sound.unread, lost_steps=steps)
 
 
@@ -268,8 +265,8 @@ class _SoundJournal:
 
 def _read_snapshot(data: bytes, path: str) -> Projection | None:
     try:
-        return projection_from_snapshot(data, path)
-    except (ValueError, RecursionError):
+        return read_snapshot(data, path)
+    except CorruptRecordError:
         return None
 
 
@@ -278,15 +275,10 @@ def _read_journal(data: bytes, snapshot: bytes | None, path: str) -> _SoundJourn
     header = _read_header(data, snapshot, path)
     if header is None:
         return None
-    try:
-        found = scan(data[header.size :], header, header.size, header.base + 1, header.base, path)
-        end = found.end
-    except CorruptRecordError as error:
-        end = error.offset
-        found = scan(data[header.size : end], header, header.size, header.base + 1, header.base, path)
-    after = _sound_lines(data[end:], header, path)
-    lost = max([found.mark, *(line.seq for line in after)])
-    return _SoundJournal(header, found.lines, after, lost, len(data) - end)
+    found = read_lines(data[header.size :], header, header.size, header.base + 1, header.base, path)
+    after = {line.seq: line for line in found.after}
+    lost = max([found.mark, *after])
+    return _SoundJournal(header, found.lines, [after[seq] for seq in sorted(after)], lost, len(data) - found.end)
 
 
 def _read_header(data: bytes, snapshot: bytes | None, path: str) -> Header | None:
@@ -298,21 +290,3 @@ def _read_header(data: bytes, snapshot: bytes | None, path: str) -> Header | Non
     # Everything in it follows from the snapshot that the journal continues. Its checksum starts those of the lines, so
     # that no line fits when this is another snapshot.
     return parse_header(encode_header(projection.workflow_id, projection.seq, digest(snapshot)), path)
-
-
-def _sound_lines(data: bytes, header: Header, path: str) -> list[Line]:
-    """The lines in *data* whose checksums are right, in order of their sequences."""
-    found: dict[int, Line] = {}
-    for raw in data.split(b"\n"):
-        try:
-            fields = decode(raw)
-        except (ValueError, RecursionError):
-            continue
-        seq = fields.get("seq") if isinstance(fields, dict) else None
-        if type(seq) is int:
-            try:
-                lines = scan(raw + b"\n", header, 0, seq, 0, path).lines
-            except CorruptRecordError:  # the checksum is wrong
-                continue
-            found.update((line.seq, line) for line in lines)
-    return [found[seq] for seq in sorted(found)]

@@ -138,9 +138,7 @@ def _check_unreadable(fs: FileSystem, paths: Paths, error: StoreError) -> list[F
     if any(file.verdict is not Verdict.SOUND for file in files):
         return files
     if isinstance(error, RecordConflictError):
-        message = (
-            "another program wrote it, or removed it, while the journal held facts that it lacks: see `repair --help`"
-        )
+        message = f"it does not go with the journal: {error.reason}; see `repair --help`"
         return [attrs.evolve(files[0], verdict=Verdict.CONFLICT, message=message), files[1]]
     # A whole line that cannot be applied to the record.
     path, offset = getattr(error, "path", paths.journal), getattr(error, "offset", None)
