@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+import threading
+from _thread import start_new_thread
 from collections.abc import Callable, Mapping, MutableSequence, Sequence, Set
 from decimal import Decimal
+from functools import lru_cache
 from pathlib import Path, PurePath
 from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -175,6 +178,8 @@ def _read_keyed_mapping(kind: Any) -> Callable[[Any, Any], Any]:
 def _read_key(key: str, kind: Any) -> Any:
     try:
         return converter.structure(key, kind)
+    except RecursionError:
+        raise
     except Exception:  # noqa: BLE001 - hooks raise any error: then the key was an int
         return converter.structure(decode(key), kind)
 
@@ -196,6 +201,49 @@ def _is_path(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, PurePath)
 
 
+def _in_a_thread(make: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Make each hook in a thread of its own, where the stack is empty.
+
+    cattrs takes any error of a predicate for "it does not match": a RecursionError of the caller's deep stack too, or
+    what a signal handler raises. It would keep the wrong hook that it finds then for the rest of the process.
+    """
+
+    def hook(kind: Any) -> Any:
+        if hasattr(_thread, "makes_hooks"):
+            return make(kind)
+        made: list[Any] = []
+        errors: list[BaseException] = []
+        done = threading.Lock()
+
+        def run() -> None:
+            _thread.makes_hooks = True
+            try:
+                made.append(make(kind))
+            except RecursionError:
+                errors.append(TypeError(f"{kind!r:.80} contains itself"))
+            except BaseException as error:  # noqa: BLE001 - it is raised where the hook is asked for
+                errors.append(error)
+            finally:
+                done.release()
+
+        done.acquire()
+        try:
+            start_new_thread(run, ())
+        except RecursionError:
+            raise
+        except RuntimeError:  # no more threads can be started
+            return make(kind)
+        with done:
+            pass
+        if errors:
+            raise errors[0]
+        return made[0]
+
+    return hook
+
+
+_thread = threading.local()  # has an attribute in the threads that make hooks
+
 _MADE_OF_ITEMS: dict[Any, Callable[[list[Any]], Any]] = {
     list: list,
     Sequence: list,
@@ -206,6 +254,8 @@ _MADE_OF_ITEMS: dict[Any, Callable[[list[Any]], Any]] = {
 }
 
 converter = make_converter(unstruct_collection_overrides={Set: list, frozenset: list})
+for _dispatch in (converter._structure_func, converter._unstructure_func):
+    _dispatch.dispatch = lru_cache(maxsize=None)(_in_a_thread(_dispatch.dispatch_without_caching))
 for _scalar, _hook in SCALAR_HOOKS.items():
     converter.register_structure_hook(_scalar, _hook)
 converter.register_unstructure_hook_factory(_is_record, _write_record)

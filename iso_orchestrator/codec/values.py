@@ -120,6 +120,8 @@ def _structure_hook(annotation: Any) -> Callable[[Any, Any], Any] | None:
         return None
     try:
         return _cached_hook(annotation)
+    except RecursionError:  # of the caller's deep stack: the next call may have room
+        raise
     except Exception:  # noqa: BLE001 - a type that cattrs cannot structure, or not yet, is read back as JSON
         return None
 

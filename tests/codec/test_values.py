@@ -3,7 +3,8 @@ from __future__ import annotations
 import enum
 import io
 import math
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
@@ -261,3 +262,65 @@ def test_states_that_cannot_be_written_are_refused(value: object) -> None:
     """An object that cattrs does not know is refused, with the subject."""
     with pytest.raises(SerializationError, match=r"the state .*at \$"):
         plain_json(value, "the state")
+
+
+def with_little_stack(work: Callable[[], object]) -> Iterator[int]:
+    """Call *work* with ever more room on the stack, from none to enough; after each try, how many frames it had."""
+
+    def call_at(levels: int) -> object:
+        return work() if levels == 0 else call_at(levels - 1)
+
+    def try_at(levels: int) -> bool:
+        try:
+            call_at(levels)
+        except (RecursionError, SerializationError):  # which one depends on the place
+            return False
+        return True
+
+    deepest = next(levels for levels in reversed(range(sys.getrecursionlimit())) if call_fits(levels))
+    for room in range(300):
+        is_enough = try_at(deepest - room)
+        yield room
+        if is_enough:
+            return
+
+
+def call_fits(levels: int) -> bool:
+    try:
+        return levels == 0 or call_fits(levels - 1)
+    except RecursionError:
+        return False
+
+
+def test_a_full_stack_spoils_no_later_conversion() -> None:
+    """A call that runs out of stack leaves the types that it met as they are for all later calls."""
+    made: list[tuple[Any, ResultCodec]] = []
+
+    def convert() -> None:
+        inner = attrs.make_class("Inner", {"at": attrs.field(type=datetime)})  # whose hooks are still to be made
+        outer = attrs.make_class("Outer", {"items": attrs.field(type=list[inner])})
+        made.append((outer([inner(datetime(2026, 5, 14))]), ResultCodec(outer)))
+        value, codec = made[-1]
+        plain_json(value, "it")
+        codec.dump(value, "it")
+
+    for _ in with_little_stack(convert):
+        while made:
+            value, codec = made.pop()
+            assert plain_json(value, "it") == {"items": [{"at": "2026-05-14T00:00:00"}]}
+            assert codec.load(codec.dump(value, "it"), "it") == value
+
+
+def test_a_full_stack_spoils_no_codec() -> None:
+    """A codec is made with its annotation, or not at all."""
+    made: list[ResultCodec] = []
+
+    @attrs.define
+    class Late:
+        at: datetime
+
+    for _ in with_little_stack(lambda: made.append(ResultCodec(list[Late]))):
+        pass
+    value = [Late(datetime(2026, 5, 14))]
+    assert [codec.load(codec.dump(value, "it"), "it") for codec in made] == [value] * len(made)
+    assert made
