@@ -186,6 +186,11 @@ def current_scope() -> Scope:
     return _scope.get()
 
 
+def make_current(scope: Scope) -> None:
+    """Make *scope* current here."""
+    _scope.set(scope)
+
+
 @contextmanager
 def entered(scope: Scope) -> Iterator[None]:
     """Make *scope* current inside a `with`."""

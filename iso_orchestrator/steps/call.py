@@ -149,13 +149,18 @@ class StepCall:
                 self._wait_for(other, ended)
                 awaited, error = max(awaited, other.attempt), other.error or error
                 continue
+            lost: BaseException | None = None
             try:
                 return self._fly(flight)
             except _NotRecorded as given_up:
-                if given_up.error is not None:
-                    raise given_up.error from given_up.error.__cause__
+                lost = given_up.error
             finally:
                 self.session.end_flight(flight)
+            if lost is not None:
+                try:
+                    raise lost
+                finally:
+                    lost = None  # its traceback has this frame: without this the two would form a cycle
 
     def _wait_for(self, other: InFlightStep, ended: OneShotEvent) -> None:
         """Wait until another thread's run of the step has ended.
