@@ -7,10 +7,13 @@ share a subclass, as `CommandTimeoutError` is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, _GeneratorContextManager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, ClassVar
+from functools import wraps
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar
 
 import attrs
 
@@ -19,6 +22,12 @@ from iso_orchestrator.checks import check_key
 if TYPE_CHECKING:
     from iso_orchestrator.commands.model import CommandResult
     from iso_orchestrator.record.model import ErrorInfo
+
+
+_log = logging.getLogger("iso_orchestrator")
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class OrchestratorError(Exception):
@@ -374,6 +383,53 @@ def _process(pid: int | None, host: str | None, since: datetime | None) -> str:
     return f"process {pid or 'unknown'} on {host or 'an unknown host'}{start}"
 
 
+# Users' errors. Their classes may be frozen, so that every attribute that is set raises, and may have any methods.
+
+
+def message_of(error: BaseException, show: Callable[[BaseException], str] = str) -> str:
+    """The text of *error*, whatever its class makes of that."""
+    try:
+        return show(error)
+    except Exception as broken:  # noqa: BLE001 - a __str__ that raises must not hide the error
+        return f"<no message: its __str__ raised {type(broken).__name__}>"
+
+
+def add_note(error: BaseException, note: str) -> None:
+    """Add a note to *error*; log it where the error takes none. Never raises."""
+    try:
+        error.add_note(f"iso-orchestrator: {note}")
+    except Exception:  # noqa: BLE001 - the error itself is what counts
+        _log.warning("%s: %s", message_of(error), note)
+
+
+class _Context(_GeneratorContextManager[T]):
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        if error is None or isinstance(error, StopIteration):
+            return super().__exit__(kind, error, trace)
+        try:
+            self.gen.throw(error)
+        except StopIteration:
+            return True  # the generator has suppressed the error
+        except BaseException as raised:
+            if raised is not error:
+                raise
+            BaseException.with_traceback(error, trace)
+            return False
+        raise RuntimeError("the generator has not ended")
+
+
+def contextmanager(make: Callable[P, Iterator[T]]) -> Callable[P, AbstractContextManager[T]]:
+    """As in `contextlib`, whose one sets the traceback of an error as an attribute: that raises for frozen errors."""
+
+    @wraps(make)
+    def context(*args: P.args, **kwargs: P.kwargs) -> AbstractContextManager[T]:
+        return _Context(make, args, kwargs)  # type: ignore[arg-type]  # generators are annotated as iterators
+
+    return context
+
+
 @contextmanager
 def suppressed_as_note(error: BaseException | None, what: str) -> Iterator[None]:
     """Attach an error raised inside the `with` to *error* as a note, so that cleanup never hides the original error.
@@ -384,7 +440,7 @@ def suppressed_as_note(error: BaseException | None, what: str) -> Iterator[None]
     """
     try:
         yield
-    except OrchestratorError as trouble:
+    except Exception as trouble:
         if error is None:
             raise
-        error.add_note(f"iso-orchestrator: {what}: {trouble}")
+        add_note(error, f"{what}: {message_of(trouble)}")

@@ -25,6 +25,7 @@ from cattrs.gen import make_dict_unstructure_fn, make_hetero_tuple_unstructure_f
 from cattrs.preconf.json import make_converter
 
 from iso_orchestrator.codec.json import SCALAR_HOOKS, decode
+from iso_orchestrator.errors import message_of
 from iso_orchestrator.record.model import Json
 
 T = TypeVar("T")
@@ -36,7 +37,7 @@ def first_reason(error: Exception) -> tuple[str, str]:
     innermost: BaseException = error
     while isinstance(innermost, BaseExceptionGroup):
         innermost = innermost.exceptions[0]
-    reason = f"{type(innermost).__name__}: {innermost}"
+    reason = f"{type(innermost).__name__}: {message_of(innermost)}"
     return (place if place.startswith("$") else "$"), reason
 
 

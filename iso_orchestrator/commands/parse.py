@@ -12,7 +12,7 @@ import attrs
 
 from iso_orchestrator.codec import decode
 from iso_orchestrator.commands.model import CommandResult
-from iso_orchestrator.errors import CommandError, CommandTimeoutError, OrchestratorError
+from iso_orchestrator.errors import CommandError, CommandTimeoutError, OrchestratorError, add_note
 from iso_orchestrator.record.model import Json
 from iso_orchestrator.steps.step import return_annotation
 
@@ -132,6 +132,6 @@ class _FunctionParser(Reader):
         try:
             parsed = self.make(ended.stdout())
         except Exception as error:
-            error.add_note(f"iso-orchestrator: in parse= of step {ended.step!r}; the output: {result.log_path}")
+            add_note(error, f"in parse= of step {ended.step!r}; the output: {result.log_path}")
             raise
         return attrs.evolve(result, parsed=parsed)

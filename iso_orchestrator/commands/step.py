@@ -18,7 +18,7 @@ from iso_orchestrator.commands.model import Command, CommandResult, IfLeft, as_c
 from iso_orchestrator.commands.output import is_output_open
 from iso_orchestrator.commands.parse import Ended, Parser, Reader, as_parser
 from iso_orchestrator.commands.process import ProcessRunner, await_orphans, end_orphans
-from iso_orchestrator.errors import CommandTimeoutError, LeaseLostError, OrchestratorError
+from iso_orchestrator.errors import CommandTimeoutError, LeaseLostError, message_of
 from iso_orchestrator.record.facts import CommandBegun, CommandsMarked, Fact, HeartbeatRecorded
 from iso_orchestrator.record.model import Json
 from iso_orchestrator.record.projection import Projection, copy_json
@@ -221,8 +221,8 @@ class CommandAttempt:
             self._record(HeartbeatRecorded(self._now(), self._key, detail, silent))
         except LeaseLostError:
             raise
-        except OrchestratorError as error:  # a full disk is no reason to end a command that has cost much already
-            _log.warning("heartbeat %r was not recorded: %s", self._key, error)
+        except Exception as error:  # noqa: BLE001 - a full disk is no reason to end a command that has cost much
+            _log.warning("heartbeat %r was not recorded: %s", self._key, message_of(error))
 
     def _record(self, fact: Fact) -> None:
         self._session.transact(lambda _: ([fact], None), durable=False)

@@ -313,7 +313,9 @@ class MutexState:
         while True:
             with _registry.guard:
                 if self.is_locked and self.waiters:
-                    self.since = self.now()
+                    self.since = None  # until it is known: a clock of the user's may raise
+                    with suppress(Exception):
+                        self.since = self.now()
                     hold = self.hold = Held(self, self.waiters.popleft())
                     self.changer = None
                     hold.waiter.owner.holds.append(hold)

@@ -11,6 +11,7 @@ import attrs
 
 from iso_orchestrator.checks import check_choice, check_count, check_key, check_wait, validated_by
 from iso_orchestrator.coordination.mutex_queue import MutexScope
+from iso_orchestrator.errors import message_of
 from iso_orchestrator.fanout.progress import reporter
 from iso_orchestrator.fanout.scheduler import Scheduler
 from iso_orchestrator.record.model import html_table
@@ -87,7 +88,7 @@ class ForEachSummary(Generic[R]):
 
     def _repr_html_(self) -> str:
         rows = [
-            (index, result.status, result.value if isinstance(result, Fulfilled) else repr(result.reason))
+            (index, result.status, result.value if isinstance(result, Fulfilled) else message_of(result.reason, repr))
             for index, result in enumerate(self.results[:_SHOWN])
         ]
         cut = f", the first {_SHOWN} shown" if len(self.results) > _SHOWN else ""

@@ -28,6 +28,7 @@ import attrs
 
 from iso_orchestrator.coordination.mutex import record_acquired, release
 from iso_orchestrator.coordination.mutex_queue import Held, MutexState, Waiter, find_hold, request
+from iso_orchestrator.errors import add_note
 from iso_orchestrator.fanout.progress import Progress
 from iso_orchestrator.runtime.context import ItemContext, LockOwner, current_owner, entered
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
@@ -279,7 +280,7 @@ class Scheduler:
                 self._changed.notify()
         self._progress.advance(ok)
         if not ok and (self._options.stop_on_error or not isinstance(value, Exception)):
-            value.add_note(f"iso-orchestrator: raised by item {item.index} of for_each")
+            add_note(value, f"raised by item {item.index} of for_each")
             self._stop(value)
 
     def _end_key(self, key: str) -> None:

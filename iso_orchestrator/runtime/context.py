@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
 from contextvars import Context, ContextVar, copy_context
 from typing import TYPE_CHECKING, Protocol
 
 import attrs
 
-from iso_orchestrator.errors import NoActiveWorkflowError
+from iso_orchestrator.errors import NoActiveWorkflowError, contextmanager
 from iso_orchestrator.record.model import Json
 from iso_orchestrator.system.interrupts import OneShotEvent
 

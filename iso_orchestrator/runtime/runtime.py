@@ -6,13 +6,12 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 
 import attrs
 
-from iso_orchestrator.errors import DuplicateStepError
+from iso_orchestrator.errors import DuplicateStepError, contextmanager
 from iso_orchestrator.record.model import Json
 from iso_orchestrator.record.projection import Projection
 from iso_orchestrator.runtime.context import Fence, LockOwner, Scope, current_scope

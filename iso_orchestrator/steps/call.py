@@ -23,6 +23,8 @@ from iso_orchestrator.errors import (
     StepRejectedError,
     StoreError,
     WorkflowUsageError,
+    add_note,
+    message_of,
 )
 from iso_orchestrator.record.facts import (
     ABSENT,
@@ -349,7 +351,7 @@ class StepCall:
             )
         except Exception as trouble:  # noqa: BLE001 - the step's own error is what counts
             if not isinstance(error, LeaseLostError):
-                error.add_note(f"iso-orchestrator: the failure of step {self.name!r} was not recorded: {trouble}")
+                add_note(error, f"the failure of step {self.name!r} was not recorded: {message_of(trouble)}")
             return False
         if not retrying:
             flight.is_settled, flight.error = True, error
@@ -415,7 +417,7 @@ class StepCall:
                     return None
                 return self.options.retry.pause(error, context.attempt)
         except Exception as trouble:  # noqa: BLE001 - as above
-            error.add_note(f"iso-orchestrator: the retry policy raised {type(trouble).__name__}: {trouble}")
+            add_note(error, f"the retry policy raised {type(trouble).__name__}: {message_of(trouble)}")
             return None
 
     def _is_mine(self, projection: Projection, attempt: int) -> bool:

@@ -22,9 +22,10 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import TypeVar
+
+from iso_orchestrator.errors import contextmanager
 
 T = TypeVar("T")
 
