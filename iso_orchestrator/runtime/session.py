@@ -24,6 +24,8 @@ from iso_orchestrator.system.interrupts import OneShotEvent, masked, undo_on_err
 
 _log = logging.getLogger("iso_orchestrator")
 
+_LONGEST_EXIT = 1.0  # seconds; a transaction takes milliseconds, a function of the user's any time
+
 T = TypeVar("T")
 
 Decision: TypeAlias = Callable[[Projection], tuple[Sequence[Fact], T]]
@@ -169,6 +171,10 @@ class Session:
         """Whether the process of a run, as it is recorded, goes on with it."""
         return run in self.live_runs if live.owner == self.log.process_id else self.log.is_alive(live.owner)
 
+    def is_process(self, process_id: str) -> bool:
+        """Whether that is this process's id in the workflow."""
+        return self._log is not None and self._log.process_id == process_id
+
     def refuse_inside(self) -> None:
         """Raise in a function given to update_state(), which runs inside of a transaction.
 
@@ -207,10 +213,16 @@ class Session:
             _log.warning("workflow %r was not closed: %s", self.workflow_id, error)
 
     def detach_at_exit(self) -> None:
-        """Close the log at the interpreter's exit, whatever still runs in daemon threads."""
-        with self._guard:
-            self.is_closed = True
-            self._detach(wait=True)
+        """Close the log at the interpreter's exit, whatever still runs in daemon threads.
+
+        If one of them is in a function given to update_state(), all is left as by a killed process.
+        """
+        if self._guard.acquire(timeout=_LONGEST_EXIT):
+            try:
+                self.is_closed = True
+                self._detach(wait=True)
+            finally:
+                self._guard.release()
 
     def detach_after_fork(self) -> None:
         """In a forked child: all of this is the parent's."""

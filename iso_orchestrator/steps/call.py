@@ -231,6 +231,7 @@ class StepCall:
         if same is not None and same.status is StepStatus.COMPLETED:
             return (), _Completed(same.result, same.seq)
         if step is not None and step.owner not in (None, log.process_id) and log.is_alive(step.owner):
+            self._refuse_recursion(step.owner)
             return (), _RunsElsewhere(step.attempts)
         if same is not None and (error := self._refusal(same, awaited)) is not None:
             return (), _Refused(error, same.seq)
@@ -424,9 +425,11 @@ class StepCall:
         step = projection.steps.get(self.name)
         return step is not None and step.attempts == attempt and step.owner == self.session.log.process_id
 
-    def _refuse_recursion(self) -> None:
+    def _refuse_recursion(self, owner: str | None = None) -> None:
+        """Raise inside of the step's own body; with *owner*: if that is this process, by another path of the root."""
         for link in self._attempts_around():
-            if link.session.key == self.session.key and link.flight.name == self.name:
+            is_same = link.session.key == self.session.key if owner is None else link.session.is_process(owner)
+            if is_same and link.flight.name == self.name:
                 raise self._recursion()
 
     def _recursion(self) -> WorkflowUsageError:

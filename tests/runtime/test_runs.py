@@ -718,6 +718,21 @@ def test_the_end_of_the_interpreter_folds(tmp_path: Path, ending: str) -> None:
 # Time
 
 
+def test_the_end_of_the_interpreter_waits_for_no_daemon_thread(tmp_path: Path) -> None:
+    """A thread in a function given to update_state() is left where it is, and nothing of it is recorded."""
+    code = """
+        def update(state):
+            say("inside")
+            time.sleep(3600)
+        workflow.append_event("note")
+        threading.Thread(target=workflow.update_state, args=[update], daemon=True).start()
+    """
+    with child(code, tmp_path) as process:
+        assert process.line() == "inside"
+        assert process.process.wait(DEADLINE) == 0
+    assert [event.type for event in Workflow("w", dir=tmp_path).record.events] == ["note"]
+
+
 def test_an_injected_clock_is_the_only_one(tmp_path: Path) -> None:
     """`now=` gives every time in the record, in UTC and cut to milliseconds."""
     moment = datetime(2001, 2, 3, 4, 5, 6, 789999, tzinfo=timezone(timedelta(hours=2)))
