@@ -12,7 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from support import wait_until
+from support import DEADLINE, wait_until
+from support_processes import in_thread
 
 from iso_orchestrator import LeaseLostError, StoreError, Workflow, current_workflow
 from iso_orchestrator.store import FileStore
@@ -228,3 +229,32 @@ def test_threads_of_one_workflow_survive_a_removed_root(tmp_path: Path) -> None:
     results = [future.result() for future in futures if not isinstance(future.exception(), StoreError)]
     assert set(workflow.record.steps) == {f"it:{n}" for n in results}
     workflow.close()
+
+
+@pytest.mark.slow
+def test_the_collector_may_close_workflows_in_the_middle_of_anything(tmp_path: Path) -> None:
+    """Threads drop their objects in cycles while they and others use the same workflows: no call fails or hangs."""
+    threshold = gc.get_threshold()
+    gc.set_threshold(50)
+
+    def use(number: int) -> None:
+        for turn in range(60):
+            workflow = Workflow(f"w{(number + turn) % 3}", dir=tmp_path)
+            cycle: list[object] = [workflow]
+            cycle.append(cycle)
+            with workflow.mutex("key", scope="store"):
+                workflow.run_step(f"{number}:{turn}", lambda: 1)
+            workflow.update_state(lambda _, turn=turn: Workflow(f"x{turn}", dir=tmp_path).workflow_id)
+            with workflow:
+                workflow.append_event("note")
+
+    try:
+        futures = [in_thread(use, number) for number in range(6)]
+        for future in futures:
+            future.result(DEADLINE)
+    finally:
+        gc.set_threshold(*threshold)
+    gc.collect()
+    assert descriptors(tmp_path) == []
+    records = [Workflow(f"w{number}", dir=tmp_path).record for number in range(3)]
+    assert sum(len(record.steps) for record in records) == 360
