@@ -7,7 +7,6 @@ share a subclass, as `CommandTimeoutError` is.
 
 from __future__ import annotations
 
-import logging
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -418,49 +417,5 @@ def _process(pid: int | None, host: str | None, since: datetime | None) -> str:
     return f"process {pid or 'unknown'} on {host or 'an unknown host'}{start}"
 
 
-def add_note(error: BaseException, text: str) -> None:
-    """Attach a note of this package to an error; it drives no terminal."""
-    error.add_note(escape_terminal(f"iso-orchestrator: {text}"))
-
-
-class suppressed_as_note:  # noqa: N801 - used like a function; a generator would cost three times as much
-    """Attach an error raised inside the `with` to *error* as a note, so that cleanup never hides the original error.
-
-    Args:
-        error: The original exception; None: the error inside is raised as usual.
-        what: What the code inside does, for the note.
-    """
-
-    def __init__(self, error: BaseException | None, what: str) -> None:
-        self._error = error
-        self._what = what
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
-        if self._error is None or not isinstance(error, OrchestratorError):
-            return False
-        add_note(self._error, f"{self._what}: {error}")
-        return True
-
-
 class StepChangedWarning(UserWarning):
     """A recorded result was returned which other code, or other arguments, made; a function is warned about once."""
-
-
-class _EscapeRecords(logging.Filter):
-    """Escapes what is logged: it has texts of programs, files and users in it."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        message = record.getMessage()
-        if (escaped := escape_terminal(message)) != message:
-            record.msg, record.args = escaped, None
-        if record.exc_info and record.exc_text is None:
-            trace = logging.Formatter().formatException(record.exc_info)
-            record.exc_text = "\n".join(map(escape_terminal, trace.split("\n")))
-        return True
-
-
-# Here, since every module that logs imports this one.
-logging.getLogger("iso_orchestrator").addFilter(_EscapeRecords())

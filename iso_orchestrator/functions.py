@@ -67,10 +67,9 @@ def current_workflow() -> Workflow:
         True
     """
     runtime = current_scope().runtime
-    workflow = None if runtime is None else runtime.workflow
-    if not isinstance(workflow, Workflow):
+    if runtime is None:
         raise NoActiveWorkflowError("current_workflow()")
-    return workflow
+    return Workflow._of(runtime)
 
 
 def read_workflow_record(

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import threading
+import weakref
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
 from functools import partial
 from types import TracebackType
 from typing import Any, TypeVar, Unpack
-
-import attrs
 
 from iso_orchestrator.checks import check_choice, check_count, check_key, check_path
 from iso_orchestrator.codec import plain_json
@@ -27,9 +24,8 @@ from iso_orchestrator.fanout.for_each import ForEachKeywords, ForEachOptions, ru
 from iso_orchestrator.fanout.summary import ForEachSummary
 from iso_orchestrator.record.model import Heartbeat, Json, Lease, WorkflowEvent, WorkflowRecord, WorkflowStatus
 from iso_orchestrator.record.projection import Projection, copy_json
-from iso_orchestrator.runtime.context import current_scope, entered
-from iso_orchestrator.runtime.runs import OnBusy, RunResult, begin_run, end_run
-from iso_orchestrator.runtime.runtime import WorkflowRuntime
+from iso_orchestrator.runtime.runs import RunResult, begin_run, current_run, end_run
+from iso_orchestrator.runtime.runtime import OnBusy, WorkflowRuntime
 from iso_orchestrator.steps.options import CallKeywords, StepOptions, check_callable, documented
 from iso_orchestrator.steps.step import run_step
 from iso_orchestrator.store import Store, default_root, find_store
@@ -91,18 +87,27 @@ class Workflow(Decorators):
             raise ValueError('dir is empty: the current folder is "."')
         self.dir = check_path(default_root() if dir is None else dir, "dir")
         check_choice(on_busy, "on_busy", "share", "wait", "fail")
-        self._on_busy: OnBusy = on_busy
         self._runtime = WorkflowRuntime(
-            self,
+            weakref.ref(self),
             self.workflow_id,
             self.dir,
             find_store(store, None if dir is None else self.dir),
             _clock(now),
             plain_json(initial_state, "the initial state"),
+            on_busy,
             check_count(max_workers, "max_workers"),
         )
-        self._pickled = {"initial_state": initial_state, "dir": self.dir, "now": now, "on_busy": on_busy}
-        self._entered: dict[int, contextlib.ExitStack] = {}
+        self._runtime.arguments = {"initial_state": initial_state, "dir": self.dir, "now": now, "on_busy": on_busy}
+
+    @classmethod
+    def _of(cls, runtime: WorkflowRuntime) -> Workflow:
+        """The object of *runtime*, or where it was dropped and its steps were not, another one like it."""
+        workflow = runtime.workflow()
+        if not isinstance(workflow, Workflow):
+            workflow = cls.__new__(cls)
+            workflow.workflow_id, workflow.dir, workflow._runtime = runtime.workflow_id, runtime.dir, runtime
+            runtime.workflow = weakref.ref(workflow)
+        return workflow
 
     def __repr__(self) -> str:
         return f"Workflow({self.workflow_id!r}, dir={self.dir!r})"
@@ -112,7 +117,7 @@ class Workflow(Decorators):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle by id and store: another process uses the same record."""
-        return partial(type(self), self.workflow_id, store=self._runtime.store, **self._pickled), ()
+        return partial(type(self), self.workflow_id, store=self._runtime.store, **self._runtime.arguments), ()
 
     @property
     def record_path(self) -> str:
@@ -131,34 +136,26 @@ class Workflow(Decorators):
 
     def __enter__(self) -> Workflow:
         """Begin a run."""
-        around = current_scope()
-        if any(run.runtime is self._runtime for run in around.runs):
-            raise WorkflowUsageError(
-                f"workflow {self.workflow_id!r}: a run inside of itself; use the workflow as it is"
-            )
-        if self._on_busy == "wait" and any(run.runtime.key == self._runtime.key for run in around.runs):
-            raise WorkflowUsageError(
-                f"workflow {self.workflow_id!r}: a run that waits for the one around it never ends"
-            )
+        run = None
         try:
             with masked():
-                stack = contextlib.ExitStack()
-                run = begin_run(self._runtime, self._on_busy)
-                stack.push(lambda _, error, __: end_run(run, error))
-                stack.enter_context(entered(attrs.evolve(around, runtime=self._runtime, runs=(*around.runs, run))))
-                self._entered[threading.get_ident()] = stack
+                run = begin_run(self._runtime)
         except BaseException as error:  # Ctrl-C at the end of the block: nothing else would end the run
-            if (entry := self._entered.pop(threading.get_ident(), None)) is not None:
-                entry.__exit__(type(error), error, error.__traceback__)
+            if run is not None:
+                end_run(run, error)
             raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End the run; the error goes on."""
+        """End the run; the error goes on.
+
+        Raises:
+            WorkflowUsageError: It was entered in another thread or task, and several runs of this object go on.
+        """
         with masked():
-            self._entered.pop(threading.get_ident()).__exit__(kind, error, trace)
+            end_run(current_run(self._runtime), error)
 
     def run(self, fn: Callable[[Workflow], R]) -> RunResult[R]:
         """Call *fn* with the workflow, as a run.
@@ -394,7 +391,7 @@ class Workflow(Decorators):
         Raises:
             WorkflowUsageError: Inside a run.
         """
-        if self._entered:
+        if self._runtime.runs:
             raise WorkflowUsageError(f"workflow {self.workflow_id!r}: close() inside a run; leave the with block first")
         self._runtime.close()
 

@@ -6,7 +6,7 @@ import re
 import signal
 from collections import deque
 from collections.abc import Iterable, Sequence
-from datetime import datetime, tzinfo
+from datetime import datetime, timedelta, tzinfo
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -25,6 +25,7 @@ Event: TypeAlias = dict[str, Any]
 _LONGEST_CLOSING = 65_536  # characters; a longer event is in the command's log
 _LONGEST_UNPARSED = 500
 _LONGEST_SHOWN = 200
+_LONGEST_LIMIT = timedelta(days=8)  # limits of a week are the longest: a later end is misread, or an error of the CLI
 _LONGEST_REASON = 2000
 _UNPARSED_LINES = 20
 
@@ -132,6 +133,7 @@ class AgentResult:
             next run that resumes it.
         cost_usd: US dollars of this run, as the CLI estimates them.
         until: When a limit is lifted: aware, in UTC; the end of the minute if only that is known. It may have passed.
+            None if that is not known, or more than 8 days away.
             None if the CLI did not say.
         reason: Why it is not `ok`.
         refusals: What the agent was not allowed to do, or the model would not do.
@@ -284,6 +286,9 @@ class AgentStream:
         message = whole_message[:_LONGEST_REASON]
         end = _End(exit_code, stopped)
         outcome = _outcome(transcript, message, end)
+        until = (transcript.until or until_of(message, now, zone)) if outcome is Outcome.LIMITED else None
+        if until is not None and until - now > _LONGEST_LIMIT:
+            until = None
         return AgentResult(
             agent=agent.name,
             outcome=outcome,
@@ -292,7 +297,7 @@ class AgentStream:
             usage=transcript.usage or _difference(transcript.session_usage, self._before),
             session_usage=transcript.session_usage,
             cost_usd=transcript.cost_usd,
-            until=(transcript.until or until_of(message, now, zone)) if outcome is Outcome.LIMITED else None,
+            until=until,
             reason=_reason(outcome, transcript, message, end),
             refusals=transcript.refusals,
             closing=transcript.closing if len(transcript.closing or "") <= _LONGEST_CLOSING else None,

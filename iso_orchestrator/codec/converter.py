@@ -30,6 +30,7 @@ from cattrs.preconf.json import make_converter
 
 from iso_orchestrator.codec.json import SCALAR_HOOKS, decode, encode
 from iso_orchestrator.codec.objects import is_pydantic
+from iso_orchestrator.notes import message_of
 from iso_orchestrator.record.model import Json
 
 T = TypeVar("T")
@@ -41,7 +42,7 @@ def first_reason(error: Exception) -> tuple[str, str]:
     innermost: BaseException = error
     while isinstance(innermost, BaseExceptionGroup):
         innermost = innermost.exceptions[0]
-    reason = f"{type(innermost).__name__}: {innermost}"
+    reason = f"{type(innermost).__name__}: {message_of(innermost)}"
     return (place if place.startswith("$") else "$"), reason
 
 

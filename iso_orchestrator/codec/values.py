@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Never, NoReturn, TypeVar, get_args
 
 from iso_orchestrator.codec.json import to_json
 from iso_orchestrator.errors import ResultMismatchError, SerializationError
+from iso_orchestrator.notes import message_of
 from iso_orchestrator.record.model import Json
 from iso_orchestrator.record.projection import copy_json
 
@@ -177,7 +178,7 @@ def _unstructure(value: object, annotation: Any, subject: str) -> object:
     except RecursionError:
         raise SerializationError(subject, "$", "it is nested too deeply, or contains itself") from None
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
+        reason = f"{type(error).__name__}: {message_of(error)}"
         raise SerializationError(subject, "$", f"it does not fit the annotation ({reason})") from error
 
 

@@ -12,7 +12,8 @@ import attrs
 
 from iso_orchestrator.codec import decode
 from iso_orchestrator.commands.model import CommandResult
-from iso_orchestrator.errors import CommandError, CommandTimeoutError, OrchestratorError, add_note
+from iso_orchestrator.errors import CommandError, CommandTimeoutError, OrchestratorError
+from iso_orchestrator.notes import add_note
 from iso_orchestrator.record.model import Json
 from iso_orchestrator.steps.step import return_annotation
 

@@ -20,8 +20,8 @@ from iso_orchestrator.errors import (
     CommandLogError,
     CommandStartError,
     CommandTimeoutError,
-    suppressed_as_note,
 )
+from iso_orchestrator.notes import suppressed_as_note
 from iso_orchestrator.system import processes
 from iso_orchestrator.system.clock import Backoff, monotonic, sleep
 from iso_orchestrator.system.interrupts import is_interrupted, masked

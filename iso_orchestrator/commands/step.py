@@ -27,8 +27,8 @@ from iso_orchestrator.errors import (
     CommandStartError,
     CommandTimeoutError,
     LeaseLostError,
-    OrchestratorError,
 )
+from iso_orchestrator.notes import message_of
 from iso_orchestrator.record.facts import CommandBegun, CommandsMarked, Fact, HeartbeatRecorded
 from iso_orchestrator.record.model import Json
 from iso_orchestrator.record.projection import Projection, copy_json
@@ -254,8 +254,8 @@ class CommandAttempt:
             self._record(HeartbeatRecorded(self._now(), self._key, detail, silent))
         except LeaseLostError:
             raise
-        except OrchestratorError as error:  # a full disk is no reason to end a command that has cost much already
-            _log.warning("heartbeat %r was not recorded: %s", self._key, error)
+        except Exception as error:  # noqa: BLE001 - a full disk is no reason to end a command that has cost much
+            _log.warning("heartbeat %r was not recorded: %s", self._key, message_of(error))
 
     def _record(self, fact: Fact) -> None:
         self._session.transact(lambda _: ([fact], None), durable=False)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -14,7 +13,8 @@ import attrs
 from iso_orchestrator.checks import check_key, check_seconds, host_name, unique_name
 from iso_orchestrator.codec import plain_json
 from iso_orchestrator.coordination.state import repeat
-from iso_orchestrator.errors import LeaseConflictError, LeaseLostError, StoreError, suppressed_as_note
+from iso_orchestrator.errors import LeaseConflictError, LeaseLostError
+from iso_orchestrator.notes import contextmanager, suppressed_as_note
 from iso_orchestrator.record.facts import Fact, LeaseReleased, LeaseTouched
 from iso_orchestrator.record.model import Json, Lease, LeaseStatus, lease_status, truncate_to_ms
 from iso_orchestrator.record.projection import Projection, copy_json
@@ -23,8 +23,6 @@ from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.runtime.session import Session
 from iso_orchestrator.system.clock import Clock
 from iso_orchestrator.system.interrupts import masked
-
-_log = logging.getLogger("iso_orchestrator")
 
 _RENEWALS = 3  # in each ttl, so that two may fail before the lease expires
 
@@ -179,12 +177,9 @@ class _Touch:
 
 def _renew(session: Session, touch: _Touch, held: HeldLease) -> bool:
     """Renew the lease; False if it is lost."""
-    try:
-        held.lost = not session.transact(
-            lambda projection: touch.decide_renewal(projection, held.token), durable=False, fences=()
-        )
-    except StoreError as error:
-        _log.warning("lease %r was not renewed: %s", held.key, error)
+    held.lost = not session.transact(
+        lambda projection: touch.decide_renewal(projection, held.token), durable=False, fences=()
+    )
     return not held.lost
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 
 from iso_orchestrator.checks import check_key, check_wait
 from iso_orchestrator.coordination.mutex_queue import Held, MutexScope, Waiter, find_hold, request, state_key_of
-from iso_orchestrator.errors import suppressed_as_note
+from iso_orchestrator.notes import suppressed_as_note
 from iso_orchestrator.record.facts import EventAppended
 from iso_orchestrator.runtime.context import current_owner
 from iso_orchestrator.runtime.runtime import WorkflowRuntime

@@ -6,19 +6,14 @@ import fnmatch
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from contextvars import copy_context
 from typing import Any
 
 from iso_orchestrator.checks import check_key, check_seconds
 from iso_orchestrator.codec import plain_json, updated_state
-from iso_orchestrator.errors import (
-    LeaseLostError,
-    OrchestratorError,
-    WorkflowBusyError,
-    WorkflowUsageError,
-    suppressed_as_note,
-)
+from iso_orchestrator.errors import LeaseLostError, WorkflowBusyError, WorkflowUsageError
+from iso_orchestrator.notes import contextmanager, message_of, suppressed_as_note
 from iso_orchestrator.record.facts import EventAppended, Fact, HeartbeatRecorded, StateUpdated, StatusSet, StepsReset
 from iso_orchestrator.record.model import ErrorInfo, Heartbeat, Json, WorkflowEvent, WorkflowRecord, WorkflowStatus
 from iso_orchestrator.record.projection import Projection, copy_json
@@ -90,8 +85,6 @@ def _beating(runtime: WorkflowRuntime, key: str, every: float, detail: Any) -> I
             heartbeat(runtime, key, detail, silent=True)
         except LeaseLostError:
             return False
-        except OrchestratorError as error:
-            _log.warning("heartbeat %r was not recorded: %s", key, error)
         return True
 
     def last_beat(_: object, error: BaseException | None, __: object) -> None:
@@ -106,12 +99,19 @@ def _beating(runtime: WorkflowRuntime, key: str, every: float, detail: Any) -> I
 
 @contextmanager
 def repeat(work: Callable[[], bool], every: float, name: str) -> Iterator[None]:
-    """Call *work* each *every* seconds in a background thread and a copy of this context, until it returns False."""
+    """Call *work* each *every* seconds in a background thread and a copy of this context, until it returns False.
+
+    What it raises is logged, and it is called again: a full disk, or a clock of the user's that raises once.
+    """
     stop = OneShotEvent()
 
     def run() -> None:
-        while not stop.wait(every) and work():
-            pass
+        goes_on = True
+        while goes_on and not stop.wait(every):
+            try:
+                goes_on = work()
+            except Exception as error:  # noqa: BLE001 - see above
+                _log.warning("%s was not recorded: %s", name, message_of(error))
 
     context = copy_context()
     thread = threading.Thread(target=context.run, args=(run,), name=f"iso-orchestrator {name}"[:60], daemon=True)

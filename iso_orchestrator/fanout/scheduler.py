@@ -60,6 +60,10 @@ class _Item:
     hold: Held | None = None
 
 
+def _ignore(_: object) -> None:
+    """Take the answer to a request of an item that is done."""
+
+
 class Scheduler:
     """Run one `for_each`.
 
@@ -135,9 +139,15 @@ class Scheduler:
             if self._stopped:
                 self._drop_waiting()
             self._wait_for_workers()
-        if self._error is not None:
-            raise self._error
-        return [outcome for _, outcome in sorted(self._outcomes.items())]
+        # Tracebacks have frames with this scheduler: if it kept the errors, they would form a cycle.
+        outcomes, self._outcomes = self._outcomes, {}
+        first, self._error = self._error, None
+        if first is not None:
+            try:
+                raise first
+            finally:
+                del first, outcomes
+        return [outcome for _, outcome in sorted(outcomes.items())]
 
     # Items are read in the calling thread.
 
@@ -266,6 +276,8 @@ class Scheduler:
 
     def _finish(self, item: _Item, ok: bool, value: Any) -> None:
         with self._changed.guard:
+            if item.waiter is not None:  # the hold refers to the waiter, whose answers refer to the item
+                item.waiter.granted = item.waiter.failed = _ignore
             self._outcomes[item.index] = Fulfilled(value) if ok else Rejected(value, item.index, item.value)
             self._unfinished -= 1
             if item.key is not None:

@@ -6,7 +6,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 import attrs
 
-from iso_orchestrator.errors import add_note
+from iso_orchestrator.notes import add_note, message_of
 from iso_orchestrator.record.model import html_table
 
 _SHOWN = 200  # rows of the table in a notebook
@@ -106,7 +106,7 @@ class ForEachSummary(Generic[R]):
 
     def _repr_html_(self) -> str:
         rows = [
-            (index, result.status, result.value if isinstance(result, Fulfilled) else repr(result.reason))
+            (index, result.status, result.value if isinstance(result, Fulfilled) else message_of(result.reason, repr))
             for index, result in enumerate(self.results[:_SHOWN])
         ]
         cut = f", the first {_SHOWN} shown" if len(self.results) > _SHOWN else ""

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import attrs
 
 from iso_orchestrator.checks import escape_terminal
+from iso_orchestrator.notes import message_of
 
 Json: TypeAlias = Any
 """JSON: dicts with str keys, lists, str, int, finite float, bool and None, nested."""
@@ -80,13 +81,13 @@ class ErrorInfo(_Shown):
     @classmethod
     def of(cls, error: BaseException) -> ErrorInfo:
         """Record *error*. Errors whose `__str__` or attributes raise are recorded too."""
-        cause = error.__cause__ or error.__context__
+        cause = error.__context__ if error.__cause__ is None else error.__cause__
         return cls(
             name=type(error).__name__,
-            message=_message(error),
+            message=message_of(error),
             stack=_stack(error),
             code=_code(error),
-            cause=_message(cause) if cause else None,
+            cause=None if cause is None else message_of(cause),
         )
 
 
@@ -254,13 +255,6 @@ def html_table(caption: str, head: Sequence[str], rows: Iterable[Sequence[object
 
 def _html(value: object) -> str:
     return html.escape(escape_terminal(str(value)))
-
-
-def _message(error: BaseException) -> str:
-    try:
-        return str(error)
-    except Exception as broken:  # noqa: BLE001 - a __str__ that raises must not hide the error
-        return f"<no message: its __str__ raised {type(broken).__name__}>"
 
 
 def _code(error: BaseException) -> str | None:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
 from contextvars import Context, ContextVar, copy_context
 from typing import TYPE_CHECKING, Protocol
 
 import attrs
 
 from iso_orchestrator.errors import NoActiveWorkflowError
+from iso_orchestrator.notes import contextmanager
 from iso_orchestrator.record.model import Json
 from iso_orchestrator.system.interrupts import OneShotEvent
 
@@ -186,6 +186,11 @@ _thread = threading.local()
 def current_scope() -> Scope:
     """What is current here."""
     return _scope.get()
+
+
+def make_current(scope: Scope) -> None:
+    """Make *scope* current here."""
+    _scope.set(scope)
 
 
 @contextmanager

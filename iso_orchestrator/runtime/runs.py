@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Generic, Literal, TypeAlias, TypeVar
+from typing import Generic, TypeVar
 
 import attrs
 
 from iso_orchestrator.checks import host_name, unique_name
-from iso_orchestrator.errors import WorkflowBusyError, suppressed_as_note
+from iso_orchestrator.errors import WorkflowBusyError, WorkflowUsageError
+from iso_orchestrator.notes import suppressed_as_note
 from iso_orchestrator.record.facts import Fact, RunEnded, RunStarted
 from iso_orchestrator.record.model import ErrorInfo, WorkflowRecord
 from iso_orchestrator.record.projection import LiveRun, Projection
+from iso_orchestrator.runtime.context import Scope, current_scope, make_current
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.runtime.session import Session
 from iso_orchestrator.system.clock import Backoff
 from iso_orchestrator.system.interrupts import undo_on_error, unmasked
 
 R = TypeVar("R")
-
-OnBusy: TypeAlias = Literal["share", "wait", "fail"]
 
 
 @attrs.frozen
@@ -38,12 +38,14 @@ class Run:
     Attributes:
         runtime: Of the workflow.
         session: With a reference to it, from the start of the run to its end.
+        around: What was current around the run.
         is_stopped: Whether it ends with an error, so that nothing more of what was submitted starts.
         is_abandoned: Whether its end no longer waits for what was submitted.
     """
 
     runtime: WorkflowRuntime
     session: Session
+    around: Scope = attrs.field(factory=current_scope)
     id: str = attrs.field(factory=unique_name)
     pid: int = attrs.field(factory=os.getpid)
     is_stopped: bool = False
@@ -55,22 +57,41 @@ class Run:
         return self.pid == os.getpid()
 
 
-def begin_run(runtime: WorkflowRuntime, on_busy: OnBusy) -> Run:
-    """Record that a run starts, and that others have died.
+def begin_run(runtime: WorkflowRuntime) -> Run:
+    """Record that a run starts, and that others have died; make it current.
 
     Raises:
-        WorkflowBusyError: Another run goes on, and *on_busy* is "fail".
+        WorkflowBusyError: Another run goes on, and the workflow refuses that.
+        WorkflowUsageError: It would be inside of itself.
     """
+    _refuse_inside(runtime)
     run = Run(runtime, runtime.acquire())
-    run.session.live_runs.add(run.id)
     with undo_on_error(lambda: _let_go(run)):
-        _record_start(run, on_busy)
+        _record_start(run)
     runtime.runs.append(run)
+    make_current(attrs.evolve(run.around, runtime=runtime, runs=(*run.around.runs, run)))
     return run
+
+
+def current_run(runtime: WorkflowRuntime) -> Run:
+    """The run that a `with` block is about to leave.
+
+    Raises:
+        WorkflowUsageError: It was entered in another thread or task, and that could be one of several.
+    """
+    own = [run for run in current_scope().runs if run in runtime.runs]
+    found = own or list(runtime.runs)
+    if not own and len(found) != 1:
+        raise WorkflowUsageError(
+            f"workflow {runtime.workflow_id!r}: the end of a run in a thread or task that has not begun it, while "
+            f"{len(found)} runs go on; leave the with block where it was entered"
+        )
+    return found[-1]
 
 
 def end_run(run: Run, error: BaseException | None) -> None:
     """Record that a run ended, and release the workflow; a failure of that is a note on *error*."""
+    _leave(run)
     runtime = run.runtime
     if not run.is_ours or run not in runtime.runs:
         return
@@ -94,8 +115,24 @@ def end_run(run: Run, error: BaseException | None) -> None:
                     runtime.close()
 
 
-def _record_start(run: Run, on_busy: OnBusy) -> None:
-    session, clock, pause = run.session, run.runtime.clock, Backoff()
+def _refuse_inside(runtime: WorkflowRuntime) -> None:
+    around = [run.runtime for run in current_scope().runs if run in run.runtime.runs]
+    if runtime in around:
+        raise WorkflowUsageError(f"workflow {runtime.workflow_id!r}: a run inside of itself; use the workflow as it is")
+    if runtime.on_busy == "wait" and any(other.key == runtime.key for other in around):
+        raise WorkflowUsageError(f"workflow {runtime.workflow_id!r}: a run that waits for the one around it never ends")
+
+
+def _leave(run: Run) -> None:
+    scope = current_scope()
+    if scope.runs and scope.runs[-1] is run:
+        make_current(run.around)
+    elif run in scope.runs:  # its `with` block is left before another one inside of it
+        make_current(attrs.evolve(scope, runs=tuple(other for other in scope.runs if other is not run)))
+
+
+def _record_start(run: Run) -> None:
+    session, clock, on_busy, pause = run.session, run.runtime.clock, run.runtime.on_busy, Backoff()
 
     def decide(projection: Projection) -> tuple[Sequence[Fact], LiveRun | None]:
         at = clock.now()
@@ -103,6 +140,7 @@ def _record_start(run: Run, on_busy: OnBusy) -> None:
         busy = next((live for name, live in projection.runs.items() if session.is_live(name, live)), None)
         if busy is not None and on_busy != "share":
             return facts, busy
+        session.live_runs.add(run.id)  # under the lock: another thread would take a run on record for dead
         return [*facts, RunStarted(at, run.id, session.log.process_id, run.pid, host_name())], None
 
     while (busy := session.transact(decide, durable=False)) is not None:

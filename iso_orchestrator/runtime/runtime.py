@@ -6,7 +6,8 @@ import threading
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 import attrs
 
@@ -16,33 +17,43 @@ from iso_orchestrator.record.projection import Projection
 from iso_orchestrator.runtime.context import Fence, LockOwner, Scope, current_scope
 from iso_orchestrator.runtime.session import Decision, Session, acquire_session, find_session
 from iso_orchestrator.runtime.threads import Pool
-from iso_orchestrator.store import Store
+from iso_orchestrator.store import RemovedError, Store
 from iso_orchestrator.system.clock import Clock
 
+if TYPE_CHECKING:
+    from iso_orchestrator.runtime.runs import Run
+
 T = TypeVar("T")
+
+OnBusy: TypeAlias = Literal["share", "wait", "fail"]
 
 
 class WorkflowRuntime:
     """What the features of a `Workflow` work on.
 
+    Nothing that it refers to refers to it: it goes, and its resources with it, as soon as its `Workflow` and its steps
+    are dropped.
+
     Args:
-        workflow: The object, which is current where its functions run.
+        workflow: Finds the object that is current where its functions run; None once that was dropped.
         workflow_id: Its id.
         dir: The folder of files that the store does not keep.
         store: Where its record is.
         clock: What its facts are dated by.
         initial_state: The state of a new record.
+        on_busy: What a run does when another one is live.
         max_workers: Threads for `submit`.
     """
 
     def __init__(
         self,
-        workflow: object,
+        workflow: Callable[[], object],
         workflow_id: str,
         dir: str,  # noqa: A002 - as `Workflow` calls it
         store: Store,
         clock: Clock,
         initial_state: Json,
+        on_busy: OnBusy,
         max_workers: int,
     ) -> None:
         self.workflow = workflow
@@ -51,9 +62,11 @@ class WorkflowRuntime:
         self.store = store
         self.key = (store.identity, workflow_id)
         self.clock = clock
+        self.on_busy: OnBusy = on_busy
         self.pool = Pool(max_workers)
-        self.runs: list[object] = []
-        self._initial_state = initial_state
+        self.runs: list[Run] = []
+        self._new_projection = partial(_new_projection, workflow_id, clock, initial_state)
+        self.arguments: dict[str, Any] = {}  # of the `Workflow`, for a copy of it in another process
         self.changed_functions: set[object] = set()  # those that a warning has told of
         self._claims: dict[str, tuple[str, str]] = {}
         self._guard = threading.Lock()
@@ -69,6 +82,7 @@ class WorkflowRuntime:
             if self._session is None or self._session.is_closed:
                 self._session = acquire_session(self.store, self.workflow_id, self._new_projection, self.clock)
                 self._finalizer = weakref.finalize(self, self._session.drop)
+                self._finalizer.atexit = False  # `session` closes all that is open then
             return self._session
 
     def acquire(self) -> Session:
@@ -92,8 +106,12 @@ class WorkflowRuntime:
         """What *view* returns for the record, which looking does not create."""
         session = find_session(self.store, self.workflow_id)
         if session is not None:
-            with session:
-                return session.transact(lambda projection: ((), view(projection)))
+            try:
+                with session:
+                    return session.transact(lambda projection: ((), view(projection)), may_create=False)
+            except RemovedError:
+                if session.is_closed:  # while a run went on
+                    raise
         projection = self.store.read(self.workflow_id)
         return view(self._new_projection() if projection is None else projection)
 
@@ -141,5 +159,6 @@ class WorkflowRuntime:
             finalizer.detach()
             session.release()
 
-    def _new_projection(self) -> Projection:
-        return Projection.new(self.workflow_id, self.clock.now(), self._initial_state)
+
+def _new_projection(workflow_id: str, clock: Clock, initial_state: Json) -> Projection:
+    return Projection.new(workflow_id, clock.now(), initial_state)

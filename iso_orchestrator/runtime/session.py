@@ -18,11 +18,13 @@ from iso_orchestrator.record.facts import Fact, RunDied, StepAbandoned
 from iso_orchestrator.record.model import StepStatus
 from iso_orchestrator.record.projection import LiveRun, Projection, StepState
 from iso_orchestrator.runtime.context import Fence, InFlightStep, current_scope
-from iso_orchestrator.store import Store, WorkflowLog
+from iso_orchestrator.store import RemovedError, Store, WorkflowLog
 from iso_orchestrator.system.clock import Clock
 from iso_orchestrator.system.interrupts import OneShotEvent, masked, undo_on_error, wait_until_free
 
 _log = logging.getLogger("iso_orchestrator")
+
+_LONGEST_EXIT = 1.0  # seconds; a transaction takes milliseconds, a function of the user's any time
 
 T = TypeVar("T")
 
@@ -60,6 +62,7 @@ class Session:
         self._in_flight: dict[str, InFlightStep] = {}
         self._in_flight_guard = threading.Lock()
         self._orphans: set[str] = set()
+        self._removal: str | None = None
 
     @property
     def log(self) -> WorkflowLog:
@@ -73,7 +76,14 @@ class Session:
         if self._log is None:
             self.transact(lambda _: ((), None), durable=False, fences=())
 
-    def transact(self, decide: Decision[T], *, durable: bool = True, fences: Sequence[Fence] | None = None) -> T:
+    def transact(
+        self,
+        decide: Decision[T],
+        *,
+        durable: bool = True,
+        fences: Sequence[Fence] | None = None,
+        may_create: bool = True,
+    ) -> T:
         """Append the facts that *decide* returns after those of all processes; its value.
 
         Args:
@@ -81,9 +91,11 @@ class Session:
             durable: Return when all that *decide* saw and appended would survive a power cut. Otherwise it survives the
                 death of this process only.
             fences: Leases that must not have a newer token; default: those around the caller.
+            may_create: Begin a new record if the present one was removed while this process was idle.
 
         Raises:
             LeaseLostError: A lease has a newer token.
+            RemovedError: The record was removed while a run, a step or a lease of this process went on.
             StoreError: Nothing was appended, or it could not be made durable.
         """
         if fences is None:
@@ -93,7 +105,14 @@ class Session:
             wait_until_free(self._guard)
             with self._guard:
                 log = self._log or self._open()
-                value, seq = self._append(log, decide, fences)
+                try:
+                    value, seq = self._append(log, decide, fences)
+                except RemovedError as error:
+                    self._leave_removed(log, str(error), fences)
+                    if self.is_closed or not may_create:
+                        raise
+                    log = self._open()
+                    value, seq = self._append(log, decide, fences)
             if durable:
                 log.sync(seq)
         return value
@@ -137,6 +156,8 @@ class Session:
                 del self._in_flight[step.name]
             if step.ended is not None:
                 step.ended.set()
+            else:
+                step.error = None  # its traceback has frames with *step*: without this the two would form a cycle
 
     def is_in_flight(self, name: str) -> bool:
         """Whether a thread of this process runs the step."""
@@ -149,6 +170,10 @@ class Session:
     def is_live(self, run: str, live: LiveRun) -> bool:
         """Whether the process of a run, as it is recorded, goes on with it."""
         return run in self.live_runs if live.owner == self.log.process_id else self.log.is_alive(live.owner)
+
+    def is_process(self, process_id: str) -> bool:
+        """Whether that is this process's id in the workflow."""
+        return self._log is not None and self._log.process_id == process_id
 
     def refuse_inside(self) -> None:
         """Raise in a function given to update_state(), which runs inside of a transaction.
@@ -171,31 +196,39 @@ class Session:
     def retain(self) -> bool:
         """Add a reference; False if the session is closed."""
         with _registry_guard:
+            self.references += 1  # first: a finalizer may close the session in between
             if self.is_closed:
-                return False
-            self.references += 1
-            return True
+                self.references -= 1
+            return not self.is_closed
 
-    def release(self) -> None:
-        """Release a reference; the last one closes the log."""
+    def release(self, *, wait: bool = True) -> None:
+        """Release a reference; the last one closes the log, see `WorkflowLog.detach`."""
         with _registry_guard:
             self.references -= 1
             if self.references > 0 or self.is_closed:
                 return
         with masked():
             wait_until_free(self._guard)
-            self._close()
+            self._close(wait)
 
     def drop(self) -> None:
-        """Release a reference from a finalizer, which may run in the middle of anything: the log stays open."""
-        with _registry_guard:
-            self.references -= 1
+        """Release a reference from a finalizer. It may run in the middle of anything, so it waits for no process."""
+        try:
+            self.release(wait=False)
+        except Exception as error:  # noqa: BLE001 - there is no caller to raise it to
+            _log.warning("workflow %r was not closed: %s", self.workflow_id, error)
 
     def detach_at_exit(self) -> None:
-        """Close the log at the interpreter's exit, whatever still runs in daemon threads."""
-        with self._guard:
-            self.is_closed = True
-            self._detach()
+        """Close the log at the interpreter's exit, whatever still runs in daemon threads.
+
+        If one of them is in a function given to update_state(), all is left as by a killed process.
+        """
+        if self._guard.acquire(timeout=_LONGEST_EXIT):
+            try:
+                self.is_closed = True
+                self._detach(wait=True)
+            finally:
+                self._guard.release()
 
     def detach_after_fork(self) -> None:
         """In a forked child: all of this is the parent's."""
@@ -208,6 +241,8 @@ class Session:
 
     def _open(self) -> WorkflowLog:
         if self.is_closed:
+            if self._removal is not None:
+                raise RemovedError(self._removal)
             raise StoreError(f"workflow {self.workflow_id!r} was closed while it was in use; call again")
         log, projection = self._store.open(self.workflow_id, self._new)
         self._log, self._projection = log, projection
@@ -222,6 +257,24 @@ class Session:
         if log is not None:  # to other processes this one must not count as a user of the workflow
             log.fail("it was not opened")
             log.detach(None)
+
+    def _leave_removed(self, log: WorkflowLog, message: str, fences: Sequence[Fence]) -> None:
+        """Close the log of a record that was removed; the session too, if something goes on that is recorded there."""
+        self._log, self._projection = None, None
+        self._orphans.clear()
+        with self._in_flight_guard:
+            is_busy = self.live_runs or any(step.attempt for step in self._in_flight.values())
+        if is_busy or any(fence.workflow == self.key for fence in fences):
+            self._removal = message
+            self._leave_registry()
+        log.fail(message)
+        log.close()
+
+    def _leave_registry(self) -> None:
+        with _registry_guard:
+            self.is_closed = True
+            if _sessions.get(self.key) is self:
+                del _sessions[self.key]
 
     def _append(self, log: WorkflowLog, decide: Decision[T], fences: Sequence[Fence]) -> tuple[T, int]:
         self._inside = threading.get_ident()
@@ -247,7 +300,7 @@ class Session:
 
     def _check_fence(self, projection: Projection, fence: Fence) -> None:
         current = projection.tokens.get(fence.key, 0)
-        if fence.workflow == self.key and current > fence.token:
+        if fence.workflow == self.key and current != fence.token:  # a smaller one: the record was removed meanwhile
             raise LeaseLostError(fence.key, fence.token, current)
 
     def _abandon(self, ending: str) -> None:
@@ -268,22 +321,21 @@ class Session:
                 # Other processes would wait for a thread that is gone. They do not wait for a dead process.
                 log.fail(f"it could not record that an attempt had ended ({error})")
 
-    def _close(self) -> None:
+    def _close(self, wait: bool) -> None:
         with self._guard:
             with _registry_guard:
-                if self.references > 0:  # another thread acquired it meanwhile
+                if self.references > 0 or self.is_closed:  # another thread acquired it meanwhile, or closed it
                     return
-                _sessions.pop(self.key, None)
-                self.is_closed = True
-            self._detach()
+                self._leave_registry()
+            self._detach(wait)
 
-    def _detach(self) -> None:
+    def _detach(self, wait: bool) -> None:
         log, self._log = self._log, None
         projection, self._projection = self._projection, None
         if log is None:
             return
         with undo_on_error(log.close):  # whatever is raised, nothing stays locked
-            log.detach(projection)
+            log.detach(projection, wait=wait)
 
 
 def acquire_session(store: Store, workflow_id: str, new: Callable[[], Projection], clock: Clock) -> Session:
@@ -291,9 +343,10 @@ def acquire_session(store: Store, workflow_id: str, new: Callable[[], Projection
     key = (store.identity, workflow_id)
     with _registry_guard:
         session = _sessions.get(key)
-        if session is None:
-            session = _sessions[key] = Session(store, workflow_id, new, clock)
-        session.references += 1
+        if session is None or not session.retain():
+            session = Session(store, workflow_id, new, clock)
+            session.references = 1
+            _sessions[key] = session
         return session
 
 
@@ -301,10 +354,7 @@ def find_session(store: Store, workflow_id: str) -> Session | None:
     """The session of this process with one more reference, if its log is open."""
     with _registry_guard:
         session = _sessions.get((store.identity, workflow_id))
-        if session is None or session._log is None:
-            return None
-        session.references += 1
-        return session
+        return session if session is not None and session._log is not None and session.retain() else None
 
 
 _sessions: dict[tuple[object, str], Session] = {}

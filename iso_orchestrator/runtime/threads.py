@@ -37,8 +37,9 @@ class Pool:
         future: _WorkFuture[T] = _WorkFuture()
         with masked(), self._guard:
             if self._executor is None:
-                self._executor = ThreadPoolExecutor(self._max_workers, "iso-orchestrator", self._mark)
-            self._executor.submit(_fulfil, future, work)
+                # The threads keep what they are started with: if that were this pool, they would never end.
+                self._executor = ThreadPoolExecutor(self._max_workers, "iso-orchestrator", _mark, (self._thread,))
+            self._executor.submit(_fulfil, [(future, work)])
             self._unfinished[future] = run
         future.add_done_callback(self._finished)
         return future
@@ -60,9 +61,6 @@ class Pool:
         if executor is not None:
             executor.shutdown(wait=not hasattr(self._thread, "is_mine"))
 
-    def _mark(self) -> None:
-        self._thread.is_mine = True
-
     def _unfinished_of(self, run: object) -> list[Future[Any]]:
         with self._guard:
             return [future for future, owner in self._unfinished.items() if owner is run and not future.done()]
@@ -77,6 +75,10 @@ class Pool:
             self.__init__(self._max_workers)  # type: ignore[misc]  # a new pool in the place of the old
 
 
+def _mark(thread: threading.local) -> None:
+    thread.is_mine = True
+
+
 class _WorkFuture(Future[T]):
     """A future that also raises errors whose truth value is False, which the standard library's ignores."""
 
@@ -86,17 +88,19 @@ class _WorkFuture(Future[T]):
             try:
                 raise error
             finally:
-                error = None  # its traceback has this frame: without this the two would form a cycle
+                del self, error  # its traceback has this frame: without this they would form a cycle
         return super().result(timeout)
 
 
-def _fulfil(future: _WorkFuture[T], work: Callable[[], T]) -> None:
+def _fulfil(call: list[tuple[_WorkFuture[T], Callable[[], T]]]) -> None:
+    future, work = call.pop()  # an error's traceback has this frame and those around it: if they kept these two,
     if not future.set_running_or_notify_cancel():
         return
     try:
         value = work()
     except BaseException as error:  # noqa: BLE001 - it is raised where the result is asked for
         future.set_exception(error)
+        del future, work  # they and the error would form a cycle
     else:
         future.set_result(value)
 
@@ -116,7 +120,7 @@ def call_with_timeout(name: str, body: Callable[[], T], timeout: float) -> T:
     ended = OneShotEvent()
 
     def work() -> None:
-        _fulfil(future, body)
+        _fulfil([(future, body)])
         with guard:
             ended.set()
         for release in at_end:

@@ -29,8 +29,8 @@ from iso_orchestrator.errors import (
     StepRejectedError,
     StoreError,
     WorkflowUsageError,
-    add_note,
 )
+from iso_orchestrator.notes import add_note, message_of
 from iso_orchestrator.record.facts import (
     ABSENT,
     Fact,
@@ -99,13 +99,6 @@ class _Refused:
 _Decided: TypeAlias = _Started | _Completed | _RunsElsewhere | _Refused | Limit
 
 
-class _Unrecordable(Exception):  # noqa: N818 - never leaves this module
-    """The body's result cannot be recorded, and no retry would change that."""
-
-    def __init__(self, error: SerializationError) -> None:
-        self.error = error
-
-
 @attrs.define(eq=False)
 class StepCall:
     """One call of a step, whose body takes no arguments any more."""
@@ -136,8 +129,7 @@ class StepCall:
 
     def _run_in_turn(self) -> Any:
         """Run the step once no other thread of this process runs it."""
-        if any(around.session.key == self.session.key and around.flight.name == self.name for around in self._around()):
-            raise self._recursion()
+        self._refuse_recursion()
         flight = InFlightStep(self.name)
         while (in_flight := self.session.begin_flight(flight)) is not None:
             other, ended = in_flight
@@ -182,11 +174,7 @@ class StepCall:
             attempt = Attempt(self.session, flight, self.scope.attempt, begun.attempt, self.is_first)
             context = StepContext(self.name, number, self.options.retry.attempts, self.idempotency_key)
             try:
-                data, result = self._execute(attempt, context)
-            except _Unrecordable as unrecordable:
-                error = unrecordable.error
-                self._record_failure(attempt, error, retrying=False)
-                raise error from error.__cause__
+                executed = self._execute(attempt, context)
             except BaseException as error:  # it is recorded, then raised or retried
                 if not isinstance(error, CommandLeftoverError):  # which came before the command began
                     self.is_first = False
@@ -197,9 +185,16 @@ class StepCall:
                     raise
                 sleep(pause)
                 number += 1
-            else:
-                if self._commit(attempt, data):
-                    return result
+                continue
+            if isinstance(executed, SerializationError):  # no retry would change that
+                self._record_failure(attempt, executed, retrying=False)
+                try:
+                    raise executed
+                finally:
+                    del executed  # its traceback has this frame: without this the two would form a cycle
+            data, result = executed
+            if self._commit(attempt, data):
+                return result
 
     def _begin(self, flight: InFlightStep) -> _Started | _Completed:
         """Record that an attempt starts, as soon as no other process and no limit is in the way."""
@@ -242,6 +237,7 @@ class StepCall:
                 return (), _Completed(same.result, same.seq, self.origin.changes_since(same))
             same = None
         if step is not None and step.owner not in (None, log.process_id) and log.is_alive(step.owner):
+            self._refuse_recursion(step.owner)
             return (), _RunsElsewhere(step.attempts)
         if same is not None:
             if same.error is not None and same.owner is None and 0 < awaited <= same.attempts:
@@ -288,8 +284,8 @@ class StepCall:
                 with suppress(OrchestratorError):  # it only informs those who look
                     self.session.transact(lambda _: ([ended], None), durable=False, fences=())
 
-    def _execute(self, attempt: Attempt, context: StepContext) -> tuple[Json, Any]:
-        """Run the body: its result as it is recorded, and as it is read back."""
+    def _execute(self, attempt: Attempt, context: StepContext) -> tuple[Json, Any] | SerializationError:
+        """Run the body: its result as it is recorded and as it is read back, or why it cannot be recorded."""
         scope = self.scope
         owner = LockOwner(scope.owner or current_owner())
         inside = Scope(self.runtime, scope.runs, owner, context, scope.item, attempt, scope.fences, scope.batch)
@@ -303,7 +299,7 @@ class StepCall:
             data, result = self.codec.round_trip(value, self._subject())
         except SerializationError as error:
             error.value = value
-            raise _Unrecordable(error) from error
+            return error
         if self.options.accept is not None:
             with unmasked():
                 if not context_of_body.run(self.options.accept, self._load(data)):
@@ -346,7 +342,7 @@ class StepCall:
                     return None
                 return self.options.retry.pause(error, context.attempt)
         except Exception as trouble:  # noqa: BLE001 - the step's own error is what counts
-            add_note(error, f"the retry policy raised {type(trouble).__name__}: {trouble}")
+            add_note(error, f"the retry policy raised {type(trouble).__name__}: {message_of(trouble)}")
             return None
 
     def _record_failure(self, attempt: Attempt, error: BaseException, *, retrying: bool) -> bool:
@@ -356,7 +352,7 @@ class StepCall:
             self._record_outcome(attempt, fact, durable=not retrying)
         except Exception as trouble:  # noqa: BLE001 - the step's own error is what counts
             if not isinstance(error, LeaseLostError):
-                add_note(error, f"the failure of step {self.name!r} was not recorded: {trouble}")
+                add_note(error, f"the failure of step {self.name!r} was not recorded: {message_of(trouble)}")
             return False
         if not retrying:
             attempt.flight.is_settled, attempt.flight.error = True, error
@@ -385,6 +381,13 @@ class StepCall:
     def _around(self) -> Sequence[Attempt]:
         """The attempts that this call is made in."""
         return list(self.scope.attempt.chain()) if self.scope.attempt is not None else []
+
+    def _refuse_recursion(self, owner: str | None = None) -> None:
+        """Raise inside of the step's own body; with *owner*: if that is this process, by another path of the root."""
+        for around in self._around():
+            is_same = around.session.key == self.session.key if owner is None else around.session.is_process(owner)
+            if is_same and around.flight.name == self.name:
+                raise self._recursion()
 
     def _recursion(self) -> WorkflowUsageError:
         return WorkflowUsageError(

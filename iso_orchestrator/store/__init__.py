@@ -8,9 +8,18 @@ from urllib.parse import urlsplit
 
 from iso_orchestrator.errors import StoreError
 from iso_orchestrator.store.file import FileStore
-from iso_orchestrator.store.protocol import ProcessInfo, Store, StoreMutex, WorkflowLog
+from iso_orchestrator.store.protocol import ProcessInfo, RemovedError, Store, StoreMutex, WorkflowLog
 
-__all__ = ["FileStore", "ProcessInfo", "Store", "StoreMutex", "WorkflowLog", "default_root", "find_store"]
+__all__ = [
+    "FileStore",
+    "ProcessInfo",
+    "RemovedError",
+    "Store",
+    "StoreMutex",
+    "WorkflowLog",
+    "default_root",
+    "find_store",
+]
 
 # The module for each kind of URL. It has a function `store_at`, which takes the split URL, and returns the store or
 # None. A new store is a module or a folder, and a line here; the guide shows the URL.

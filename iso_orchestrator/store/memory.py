@@ -221,8 +221,8 @@ class _MemoryWorkflowLog:
         mutexes = self._store_mutexes if whole_store else self._workflow.mutexes
         return mutexes.setdefault(key, _Mutex())
 
-    def detach(self, projection: Projection | None) -> None:
-        del projection
+    def detach(self, projection: Projection | None, *, wait: bool = True) -> None:
+        del projection, wait
         self._workflow.process_ids.discard(self.process_id)
 
     def fail(self, reason: str) -> None:

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from iso_orchestrator.store.maintenance import RepairOptions, RepairReport, WorkflowCheck
 
 
+class RemovedError(StoreError):
+    """The record was removed while this process had it open. What comes next may open a new one."""
+
+
 class Store(Protocol):
     """A place where workflows are kept. A subclass may leave out `verify` and `repair`."""
 
@@ -163,8 +167,13 @@ class WorkflowLog(Protocol):
         """A mutex of this workflow, or of all workflows in the store."""
         ...
 
-    def detach(self, projection: Projection | None) -> None:
-        """Close the workflow here; the last process to detach writes the snapshot. Takes the lock, and frees it."""
+    def detach(self, projection: Projection | None, *, wait: bool = True) -> None:
+        """Close the workflow here; the last process to detach writes the snapshot. Takes the lock, and frees it.
+
+        Args:
+            projection: The record, as far as it is known here.
+            wait: If the lock is not free: wait for it, or else leave all as a killed process would.
+        """
         ...
 
     def fail(self, reason: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -18,6 +19,7 @@ nap = time.sleep  # unlike `sleep`, Ctrl-C does not end it in a masked block
 
 _FIRST_PAUSE = 0.0005  # seconds
 _LONGEST_PAUSE = 0.02  # seconds; a look takes some 20 microseconds, so that waiting costs a thousandth of a core
+_FIRST_NAMESPACE = 0xEFFFFFFA  # the number that Linux gives the time namespace of the boot
 _BOOT_CLOCK = getattr(time, "CLOCK_BOOTTIME", None)
 
 
@@ -105,8 +107,18 @@ class Backoff:
 
 @cache
 def _boot_id() -> str | None:
+    """The id of the boot that the boot clock counts from, and of the time namespace, which may shift that clock."""
     try:
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            return file.read().strip() or None
+            boot = file.read().strip() or None
     except OSError:
         return None
+    try:
+        namespace = os.stat("/proc/self/ns/time").st_ino
+    except OSError:  # before Linux 5.6, which has none
+        return boot
+    return boot if boot is None or namespace == _FIRST_NAMESPACE else f"{boot}:{namespace}"
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_boot_id.cache_clear)  # a new namespace begins with a child

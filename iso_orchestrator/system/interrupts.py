@@ -22,10 +22,11 @@ import threading
 # The functions of the module `signal` convert to enums and back, which takes many times as long as the call itself.
 from _signal import SIGINT, default_int_handler, getsignal, signal  # type: ignore[import-not-found]
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from threading import get_ident
 from types import FrameType, TracebackType
 from typing import TypeVar
+
+from iso_orchestrator.notes import contextmanager
 
 T = TypeVar("T")
 

@@ -168,6 +168,16 @@ def test_an_error_before_a_good_end_does_not_count() -> None:
     assert fed(Codex(), [answer, '{"type":"turn.completed"}', error]).outcome is Outcome.LIMITED
 
 
+@pytest.mark.parametrize(("days", "is_known"), [(7.9, True), (8.1, False), (1_136_000, False)])
+def test_a_limit_that_ends_in_years_ends_at_an_unknown_time(days: float, is_known: bool) -> None:
+    """The longest limits are of weeks. Milliseconds that are taken for seconds would be waited for until 5138."""
+    until = (NOW + timedelta(days=days)).replace(microsecond=0)
+    event = {"type": "rate_limit_event", "rate_limit_info": {"status": "rejected", "resetsAt": until.timestamp()}}
+    result = fed(Claude(), [json.dumps(event)], 1)
+    assert result.outcome is Outcome.LIMITED
+    assert result.until == (until if is_known else None)
+
+
 def test_an_answer_about_limits_is_no_limit() -> None:
     """Only errors are searched for limits: an agent may write about limits, and fail for another reason."""
     answer = '{"type":"item.completed","item":{"type":"agent_message","text":"You\'ve hit your usage limit."}}'

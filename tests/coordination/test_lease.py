@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -888,3 +891,40 @@ def test_waiting_for_a_mutex_does_not_keep_a_lease_from_being_renewed(tmp_path: 
 
         assert in_thread(wait_inside).result(DEADLINE) is False
     workflow.close()
+
+
+def test_time_namespaces_of_one_boot_have_clocks_of_their_own(tmp_path: Path) -> None:
+    """A container may shift its boot clock: its leases are compared with ours by the wall clock."""
+    inside = ["unshare", "--time", "--boottime", "1000000", "--"]
+    if shutil.which("unshare") is None or subprocess.run([*inside, "true"], capture_output=True).returncode != 0:
+        pytest.skip("no time namespaces here")
+    code = """if True:
+        import os, sys
+        from iso_orchestrator import Workflow
+        from iso_orchestrator.system.clock import SystemClock
+        Workflow("w", dir=sys.argv[1]).touch_lease("slot", holder="inside", ttl=1000)
+        print(SystemClock().boot()[0], flush=True)
+        if os.fork() == 0:
+            print(SystemClock().boot()[0], flush=True)
+            os._exit(0)
+        os.wait()
+    """
+    made = subprocess.run(
+        [*inside, sys.executable, "-c", code, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    ours = SystemClock().boot()
+    assert ours is not None
+    theirs = set(made.stdout.split())
+    assert len(theirs) == 1
+    assert ours[0] not in theirs
+    workflow = Workflow("w", dir=tmp_path)
+    with pytest.raises(LeaseConflictError):
+        workflow.touch_lease("slot", holder="outside", ttl=1)
+    workflow.close()
+    late = Workflow("w", dir=tmp_path, now=lambda: datetime.now(UTC) + timedelta(seconds=1001))
+    assert late.touch_lease("slot", holder="outside", ttl=1).token == 2
+    late.close()

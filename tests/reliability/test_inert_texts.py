@@ -32,8 +32,8 @@ from iso_orchestrator import (
     read_workflow_record,
 )
 from iso_orchestrator.checks import escape_terminal
-from iso_orchestrator.errors import suppressed_as_note
 from iso_orchestrator.fanout.progress import reporter
+from iso_orchestrator.notes import suppressed_as_note
 from iso_orchestrator.record import facts as f
 from iso_orchestrator.record.projection import Projection
 from iso_orchestrator.store import FileStore

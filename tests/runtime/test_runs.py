@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import socket
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -27,6 +30,7 @@ from iso_orchestrator import (
     WorkflowBusyError,
     WorkflowNotFoundError,
     WorkflowStatus,
+    WorkflowUsageError,
     current_workflow,
     delete_workflow,
     list_workflows,
@@ -714,6 +718,21 @@ def test_the_end_of_the_interpreter_folds(tmp_path: Path, ending: str) -> None:
 # Time
 
 
+def test_the_end_of_the_interpreter_waits_for_no_daemon_thread(tmp_path: Path) -> None:
+    """A thread in a function given to update_state() is left where it is, and nothing of it is recorded."""
+    code = """
+        def update(state):
+            say("inside")
+            time.sleep(3600)
+        workflow.append_event("note")
+        threading.Thread(target=workflow.update_state, args=[update], daemon=True).start()
+    """
+    with child(code, tmp_path) as process:
+        assert process.line() == "inside"
+        assert process.process.wait(DEADLINE) == 0
+    assert [event.type for event in Workflow("w", dir=tmp_path).record.events] == ["note"]
+
+
 def test_an_injected_clock_is_the_only_one(tmp_path: Path) -> None:
     """`now=` gives every time in the record, in UTC and cut to milliseconds."""
     moment = datetime(2001, 2, 3, 4, 5, 6, 789999, tzinfo=timezone(timedelta(hours=2)))
@@ -993,3 +1012,68 @@ def test_a_python_without_a_tty_needs_nothing(tmp_path: Path) -> None:
     with child(code, tmp_path) as process:
         assert process.line() == "done"
     assert sys.stderr is not None
+
+
+def test_runs_of_two_tasks_of_one_thread_may_overlap(tmp_path: Path) -> None:
+    """Each task ends its own run, in whatever order they end, and the last one leaves nothing running."""
+    workflow = Workflow("w", dir=tmp_path)
+
+    async def run(begun: asyncio.Event, go_on: asyncio.Event) -> None:
+        with workflow:
+            begun.set()
+            await go_on.wait()
+            assert current_workflow() is workflow
+
+    async def main() -> None:
+        events = [asyncio.Event() for _ in range(4)]
+        first = asyncio.create_task(run(events[0], events[1]))
+        second = asyncio.create_task(run(events[2], events[3]))
+        await events[0].wait()
+        await events[2].wait()
+        assert len(workflow._runtime.runs) == 2
+        for event, task in ((events[1], first), (events[3], second)):
+            event.set()
+            await task
+
+    asyncio.run(main())
+    assert workflow.record.status is WorkflowStatus.COMPLETED
+    with workflow:
+        pass
+
+
+def test_a_run_may_end_in_another_thread(tmp_path: Path) -> None:
+    """Its end is recorded, and the thread that began it may begin another one."""
+    workflow = Workflow("w", dir=tmp_path)
+    stack = ExitStack()
+    stack.enter_context(workflow)
+    with ThreadPoolExecutor() as pool:
+        pool.submit(stack.close).result()
+    assert workflow.record.status is WorkflowStatus.COMPLETED
+    with workflow:
+        assert workflow.record.status is WorkflowStatus.RUNNING
+    workflow.close()
+
+
+def test_the_end_of_one_of_several_runs_in_another_thread_raises(tmp_path: Path) -> None:
+    """It could end the wrong one. All of them can still be ended where they were begun."""
+    workflow = Workflow("w", dir=tmp_path)
+    with ThreadPoolExecutor() as pool, workflow:
+        pool.submit(workflow.__enter__).result()
+        with ThreadPoolExecutor() as other, pytest.raises(WorkflowUsageError, match="2 runs go on"):
+            other.submit(workflow.__exit__, None, None, None).result()
+        pool.submit(workflow.__exit__, None, None, None).result()
+    assert workflow.record.status is WorkflowStatus.COMPLETED
+
+
+def test_runs_may_end_in_another_order_than_they_began(tmp_path: Path) -> None:
+    """What is current after that is the run that goes on."""
+    first, second = Workflow("first", dir=tmp_path), Workflow("second", dir=tmp_path)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert current_workflow() is second
+    second.__exit__(None, None, None)
+    for workflow in (first, second):
+        assert workflow.record.status is WorkflowStatus.COMPLETED
+        with workflow:
+            assert current_workflow() is workflow

@@ -480,3 +480,14 @@ def test_a_call_begun_after_a_reset_runs_the_body(tmp_path: Path) -> None:
     assert_waits(second)
     go_on.set()
     assert (first.result(DEADLINE), second.result(DEADLINE)) == ("first", "second")
+
+
+def test_a_step_inside_itself_by_another_path_of_the_root_raises(tmp_path: Path) -> None:
+    """A folder that is mounted twice is two stores for this process, which would wait for itself."""
+    store, same = FileStore(tmp_path), FileStore(tmp_path)
+    same._identity = ("file", "where it is mounted too")
+    one, other = Workflow("w", store=store), Workflow("w", store=same)
+    with pytest.raises(WorkflowUsageError, match="called itself"):
+        one.run_step("it", lambda: other.run_step("it", lambda: 1))
+    one.close()
+    other.close()

@@ -21,6 +21,13 @@ MOUNTS = r"""
 34 28 0:42 / /run/user/1000/doc rw - fuse.portal portal rw
 35 28 0:43 / /mnt/hidden rw - cifs //far/x rw
 36 28 254:2 / /mnt/hidden rw - ext4 /dev/vdc rw
+37 28 0:44 / /mnt/host rw - virtiofs host rw
+38 28 0:45 / /media/sf_host rw - vboxsf host rw
+39 28 0:46 / /mnt/hgfs rw - fuse.vmhgfs-fuse vmhgfs-fuse rw
+40 28 0:47 / /mnt/old-hgfs rw - vmhgfs .host:/ rw
+41 28 0:48 / /gpfs rw - gpfs gpfs rw
+42 28 0:49 / /mnt/unnamed rw - fuse far rw
+43 28 254:3 / /mnt/windows rw - fuseblk /dev/vdd rw
 not a line of it
 """
 
@@ -36,6 +43,13 @@ not a line of it
         ("/mnt/far/x", "fuse.sshfs"),
         ("/run/user/1000/doc/x", None),
         ("/mnt/hidden/x", None),
+        ("/mnt/host/x", "virtiofs"),
+        ("/media/sf_host/x", "vboxsf"),
+        ("/mnt/hgfs/x", "fuse.vmhgfs-fuse"),
+        ("/mnt/old-hgfs/x", "vmhgfs"),
+        ("/gpfs/x", "gpfs"),
+        ("/mnt/unnamed/x", "fuse"),
+        ("/mnt/windows/x", None),
     ],
 )
 def test_the_innermost_mount_says_what_a_folder_is_on(path: str, kind: str | None) -> None:

@@ -39,7 +39,7 @@ from iso_orchestrator.store.files import (
 )
 from iso_orchestrator.store.liveness import LivenessFiles
 from iso_orchestrator.store.mutex import MutexFiles
-from iso_orchestrator.store.protocol import ProcessInfo, StoreMutex
+from iso_orchestrator.store.protocol import ProcessInfo, RemovedError, StoreMutex
 from iso_orchestrator.system.clock import monotonic
 from iso_orchestrator.system.file_lock import FileLock
 from iso_orchestrator.system.filesystem import FileSystem, is_same_file, is_unchanged
@@ -235,11 +235,10 @@ class FileWorkflowLog:
     # The end.
 
     @store_errors
-    def detach(self, projection: Projection | None) -> None:
+    def detach(self, projection: Projection | None, *, wait: bool = True) -> None:
         """Close the workflow here; the last process to do so writes the snapshot and removes unused files."""
         try:
-            if self._commits.failure is None:
-                self.record_lock.acquire()
+            if self._commits.failure is None and self._lock_to_detach(wait):
                 if self._liveness.survey().living is None:
                     self._checkpoint_last(self.catch_up(projection))
                     self._liveness.sweep()
@@ -356,8 +355,8 @@ class FileWorkflowLog:
         if not self.record_lock.is_at_path():
             raise self._removed()
 
-    def _removed(self) -> StoreError:
-        return StoreError(f"{self.path} is gone: the workflow was deleted while it was in use; start again")
+    def _removed(self) -> RemovedError:
+        return RemovedError(f"{self.path} is gone: the workflow was deleted while it was in use; start again")
 
     def _refuse_older(self, pair: SnapshotAndJournal, fd: int | None) -> None:
         """Raise where the files lack facts that this process has seen."""
@@ -384,6 +383,12 @@ class FileWorkflowLog:
         return CorruptRecordError(self._paths.journal, offset, reason)
 
     # Writing.
+
+    def _lock_to_detach(self, wait: bool) -> bool:
+        if not wait:
+            return self.record_lock.try_acquire()
+        self.record_lock.acquire()
+        return True
 
     def _checkpoint_last(self, projection: Projection) -> None:
         if projection.seq > (self._journal.header.base if self._journal is not None else 0):
@@ -443,7 +448,8 @@ class FileWorkflowLog:
             self._fs.close(journal.fd)
 
     def _sync_journal(self) -> None:
-        assert self._journal is not None
+        if self._journal is None:  # closed by the thread that found it removed
+            raise self._removed()
         self._fs.sync(self._journal.fd)
 
     def _as_store_error(self, error: OSError) -> StoreError:

@@ -337,9 +337,10 @@ class FileStore(Store):
         return store_error(self.root, error)
 
 
-# File systems of other machines, by the names that Linux gives them.
+# File systems of other machines, those of a virtual machine's host among them, by the names that Linux gives them.
 _TYPES = re.compile(
-    r"9p|afs|beegfs|ceph|cifs|gfs2?|glusterfs|lustre|ncpfs|nfs4?|ocfs2|smb3|smbfs|(fuse\.(?!.*portal).+)"
+    r"9p|acfs|afs|beegfs|ceph|cifs|coda|fakeowner|gfs2?|glusterfs|gpfs|hgfs|lustre|mmfs|ncpfs|nfs4?|ocfs2|orangefs|"
+    r"panfs|prl_fs|pvfs2|smb3|smbfs|vboxsf|virtiofs|vmhgfs|wekafs|fuse|fuse\.(?!.*portal).+"
 )
 _ESCAPED = re.compile(r"\\([0-7]{3})")
 
