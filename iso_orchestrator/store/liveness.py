@@ -57,6 +57,11 @@ class LivenessFiles:
         with undo_on_error(self.remove):
             lock.open_new()
             lock.acquire()
+            if not self._is_locked(process_id):
+                raise StoreError(
+                    f"{lock.path} can be locked twice, so that locks exclude no process from this folder: "
+                    "use a root on a disk of this machine"
+                )
             write_all(self._fs, lock.fd, process_json(), 0)
         return process_id
 
@@ -94,22 +99,25 @@ class LivenessFiles:
             return True
         if not _PROCESS_ID.fullmatch(process_id):
             return False
-        probe = FileLock(self._fs, self._path(process_id))
         try:
-            probe.open_read()
+            return self._is_locked(process_id)
         except FileNotFoundError:
             return False
-        try:
-            # Shared: two probes at one time must not take each other for the process.
-            return not probe.try_acquire(shared=True)
-        finally:
-            probe.close()
 
     def info(self, process_id: str) -> ProcessInfo:
         """What that process wrote into its file."""
         if not _PROCESS_ID.fullmatch(process_id):
             return ProcessInfo()
         return read_process(self._fs, self._path(process_id))
+
+    def _is_locked(self, process_id: str) -> bool:
+        probe = FileLock(self._fs, self._path(process_id))
+        probe.open_read()
+        try:
+            # Shared: two probes at one time must not take each other for the process.
+            return not probe.try_acquire(shared=True)
+        finally:
+            probe.close()
 
     def _path(self, process_id: str) -> str:
         return os.path.join(self._folder, f"{process_id}{_SUFFIX}")
