@@ -91,12 +91,14 @@ def record_acquired(runtime: WorkflowRuntime, key: str) -> None:
 def release(runtime: WorkflowRuntime, key: str, hold: Held, error: BaseException | None) -> None:
     """Leave a mutex. When its owner has left it as often as it has entered it, record that and release it.
 
-    If *error* leaves the `with`, a failure to record becomes a note on it.
+    If *error* leaves the `with`, a failure to record becomes a note on it, and so does that the mutex was lost.
     """
     try:
         with suppressed_as_note(error, f"the release of mutex {key!r} was not recorded"):
             if hold.depth == 1:
                 _record(runtime, "mutex.released", key)
+        with suppressed_as_note(error, f"mutex {key!r} excluded no other process"):
+            hold.state.store_mutex.check()
     finally:
         hold.release()
 

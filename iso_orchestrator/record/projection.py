@@ -209,6 +209,11 @@ class Projection:
         step = self.steps.get(name)
         return None if step is None else step.owner
 
+    def owners(self) -> set[str]:
+        """The ids of all processes that run or wait for anything."""
+        users = (*self.steps.values(), *self.runs.values(), *self.waits.values())
+        return {user.owner for user in users if user.owner is not None}
+
 
 def copy_json(value: Json) -> Json:
     """A copy of *value* that shares no dict and no list with it."""

@@ -59,7 +59,8 @@ class Session:
         self._inside: int | None = None
         self._in_flight: dict[str, InFlightStep] = {}
         self._in_flight_guard = threading.Lock()
-        self._orphans: set[str] = set()
+        self._orphans: set[str] = set()  # steps whose attempts ended without an outcome, and without a fact of that
+        self._not_abandoned: OrchestratorError | None = None  # why the last try to record them failed
 
     @property
     def log(self) -> WorkflowLog:
@@ -91,16 +92,20 @@ class Session:
         self.refuse_inside()
         with masked():
             wait_until_free(self._guard)
-            with self._guard:
-                log = self._log or self._open()
-                value, seq = self._append(log, decide, fences)
-            if durable:
-                log.sync(seq)
+            try:
+                with self._guard:
+                    log = self._log or self._open()
+                    value, seq = self._append(log, decide, fences)
+                if durable:
+                    log.sync(seq)
+            except StoreError:
+                self._retire()
+                raise
         return value
 
     def sync(self, seq: int) -> None:
         """Return when all facts up to *seq* would survive a power cut."""
-        self.log.sync(seq)
+        self._sync(self.log, seq)
 
     def completed(self, name: str, idempotency_key: str | None, version: str | None) -> StepState | None:
         """The step, if this process knows without a look at the disk that it is completed, durably."""
@@ -110,7 +115,7 @@ class Session:
             step = projection.matching(name, idempotency_key, version) if projection is not None else None
             if log is None or step is None or step.status is not StepStatus.COMPLETED or not log.is_current():
                 return None
-            log.sync(step.seq)
+            self._sync(log, step.seq)
             return step
 
     def begin_flight(self, step: InFlightStep) -> tuple[InFlightStep, OneShotEvent] | None:
@@ -137,6 +142,7 @@ class Session:
                 del self._in_flight[step.name]
             if step.ended is not None:
                 step.ended.set()
+            self._retire()
 
     def is_in_flight(self, name: str) -> bool:
         """Whether a thread of this process runs the step."""
@@ -147,8 +153,13 @@ class Session:
         return [RunDied(at, run) for run, live in projection.runs.items() if not self.is_live(run, live)]
 
     def is_live(self, run: str, live: LiveRun) -> bool:
-        """Whether the process of a run, as it is recorded, goes on with it."""
-        return run in self.live_runs if live.owner == self.log.process_id else self.log.is_alive(live.owner)
+        """Whether the process of a run, as it is recorded, goes on with it, as far as that can be found out."""
+        if live.owner == self.log.process_id:
+            return run in self.live_runs
+        try:
+            return self.log.is_alive(live.owner)
+        except StoreError:
+            return True
 
     def refuse_inside(self) -> None:
         """Raise in a function given to update_state(), which runs inside of a transaction.
@@ -186,10 +197,11 @@ class Session:
             self.references -= 1
 
     def detach_at_exit(self) -> None:
-        """Close the log at the interpreter's exit, whatever still runs in daemon threads."""
+        """Close the log at the interpreter's exit; the kernel does that later where a daemon thread runs a step."""
         with self._guard:
             self.is_closed = True
-            self._detach()
+            if not self._in_flight:
+                self._detach()
 
     def detach_after_fork(self) -> None:
         """In a forked child: all of this is the parent's."""
@@ -257,10 +269,29 @@ class Session:
 
         try:
             self._orphans -= self.transact(decide, durable=False, fences=())
+            self._not_abandoned = None
         except OrchestratorError as error:
-            if len(self._in_flight) == 1:
-                # Other processes would wait for a thread that is gone. They do not wait for a dead process.
-                log.fail(f"it could not record that an attempt had ended ({error})")
+            self._not_abandoned = error
+
+    def _retire(self) -> None:
+        """If nothing can be recorded any more and no step's body runs, be dead to other processes.
+
+        They would wait for the steps that this process has on record. While a body runs they have to.
+        """
+        with self._in_flight_guard:  # a body that begins after the failure is refused by the log
+            log = self._log
+            if log is None or self._in_flight:
+                return
+            if self._not_abandoned is not None:
+                log.fail(f"it could not record that an attempt had ended ({self._not_abandoned})")
+            log.retire()
+
+    def _sync(self, log: WorkflowLog, seq: int) -> None:
+        try:
+            log.sync(seq)
+        except StoreError:
+            self._retire()
+            raise
 
     def _close(self) -> None:
         with self._guard:

@@ -179,14 +179,11 @@ def _kernel() -> _Kernel:
     # With the first lock: the import takes some 40 ms, most of what the whole package takes.
     portalocker = _import_portalocker()
     flags, lockers = portalocker.LockFlags, portalocker.portalocker
-    # Named, since `portalocker.portalocker.LOCKER` is a variable that a program may set to `fcntl.lockf`, whose locks do
-    # not exclude threads, and are lost when any descriptor of the file is closed. On Linux the function is called
-    # directly: 0.5 microseconds a pair, where a locker, which checks the flags each time, takes 5; a step takes the lock
-    # twice. A locker would also turn the TimeoutError of a signal handler into an error of the lock.
-    if os.name == "nt":
-        flock = _as_flock(portalocker, lockers.MsvcrtLocker())
-    else:
-        flock = lockers.FlockLocker().locker
+    # Named, since `portalocker.portalocker.LOCKER` is a variable that a program may set to `fcntl.lockf`, whose locks
+    # do not exclude threads, and are lost when any descriptor of the file is closed. On Linux the function is called
+    # directly: 0.5 microseconds a pair, where a locker, which checks the flags each time, takes 5; a step takes the
+    # lock twice. A locker would also turn the TimeoutError of a signal handler into an error of the lock.
+    flock = _as_flock(portalocker, lockers.MsvcrtLocker()) if os.name == "nt" else lockers.FlockLocker().locker
     return _Kernel(flock, int(flags.EXCLUSIVE), int(flags.SHARED), int(flags.NON_BLOCKING), int(flags.UNBLOCK))
 
 

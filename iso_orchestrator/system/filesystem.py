@@ -47,6 +47,14 @@ def is_unchanged(one: os.stat_result | None, other: os.stat_result | None) -> bo
     )
 
 
+def pid_namespace() -> str:
+    """What the numbers of processes count in; empty where there is one for the machine."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
+
+
 class FileSystem:
     """The real file system. Every method may raise OSError."""
 

@@ -182,6 +182,7 @@ class _LogView:
 
     def kill(self) -> None:
         self._log.fail("the process was killed")
+        self._log.retire()
         for mutex in self._mutexes:
             mutex.kill()
 

@@ -29,7 +29,11 @@ def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     real = file_lock._kernel()
     if request.param != "flock":
         made = file_lock._Kernel(
-            file_lock._as_flock(portalocker, portalocker.portalocker.FlockLocker()), real.exclusive, real.shared, real.non_blocking, real.unlock
+            file_lock._as_flock(portalocker, portalocker.portalocker.FlockLocker()),
+            real.exclusive,
+            real.shared,
+            real.non_blocking,
+            real.unlock,
         )
         monkeypatch.setattr(file_lock, "_kernel", lambda: made)
 

@@ -184,10 +184,12 @@ class FileWorkflowLog:
         if journal.end > self._checkpoint_at:
             self._checkpoint_early(projection, journal)
 
+    @store_errors
     def sync(self, seq: int) -> None:
-        """Wait until all facts up to *seq* are durable."""
+        """Wait until all facts up to *seq* are durable, and see that the lock kept other processes out until now."""
         try:
             self._commits.wait_for(seq)
+            self._refuse_removed()
         except StoreError as error:
             self.fail(str(error))
             raise
@@ -226,17 +228,23 @@ class FileWorkflowLog:
             if self._commits.failure is None:
                 self.record_lock.acquire()
                 if self._liveness.survey().living is None:
-                    self._checkpoint_last(self.catch_up(projection))
-                    self._liveness.sweep()
-                self._liveness.remove()
+                    projection = self.catch_up(projection)
+                    self._checkpoint_last(projection)
+                    self._liveness.sweep(projection.owners())
+                if projection is not None and self.process_id not in projection.owners():
+                    self._liveness.remove()  # else the file stays, unlocked: it proves that what is on record has ended
         finally:
             self.close()
 
     def fail(self, reason: str) -> None:
-        """Append nothing more, and release the liveness file: to others this process is dead."""
+        """Append nothing more."""
         self._commits.fail(reason)
-        with suppress(StoreError):
-            self._liveness.release()
+
+    def retire(self) -> None:
+        """After a failure: release the liveness file. To others this process is dead."""
+        if self._commits.failure is not None:
+            with suppress(StoreError):
+                self._liveness.release()
 
     def detach_after_fork(self) -> None:
         """In a forked child: close the journal. The locks were closed by the fork."""
@@ -277,7 +285,7 @@ class FileWorkflowLog:
         finally:
             if fd is not None:
                 self._fs.close(fd)
-        self._liveness.sweep()
+        self._liveness.sweep(() if pair.projection is None else pair.projection.owners())
         return pair.projection
 
     def _reload(self) -> Projection:
@@ -293,6 +301,7 @@ class FileWorkflowLog:
 
     def _look(self, projection: Projection, journal: OpenJournal) -> Projection:
         """Apply what has changed since the last look, by the names of the pair."""
+        self._refuse_removed()
         snapshot_now = self._fs.identify_path(self._paths.snapshot)
         journal_now = self._fs.identify_path(self._paths.journal)
         if not is_same_file(journal_now, journal.file) or not is_unchanged(snapshot_now, self._snapshot):
@@ -337,6 +346,11 @@ class FileWorkflowLog:
             raise self._removed()
 
     def _removed(self) -> StoreError:
+        if exists(self._fs, self._paths.snapshot, self._paths.journal):
+            return StoreError(
+                f"{self.record_lock.path} was removed while the workflow was in use, so that it keeps no process out: "
+                f"keep what removes files away from {self._paths.locks}, and start again"
+            )
         return StoreError(f"{self.path} is gone: the workflow was deleted while it was in use; start again")
 
     # Writing.
@@ -363,6 +377,7 @@ class FileWorkflowLog:
 
     def _write_pair(self, projection: Projection, snapshot: bytes | None = None) -> OpenJournal:
         """Replace the pair: first the snapshot of *projection*, then an empty journal that continues it."""
+        self._refuse_removed()
         if snapshot is None:
             snapshot = snapshot_from_projection(projection)
         self.record_lock.begin_generation()  # before the renames: a kill between them must not go unnoticed
