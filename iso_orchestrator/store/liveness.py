@@ -23,7 +23,7 @@ from iso_orchestrator.codec import decode, encode
 from iso_orchestrator.errors import StoreError
 from iso_orchestrator.store.files import exists, remove, write_all
 from iso_orchestrator.store.protocol import ProcessInfo
-from iso_orchestrator.system.clock import SystemClock
+from iso_orchestrator.system.clock import SystemClock, boot_id
 from iso_orchestrator.system.file_lock import FileLock
 from iso_orchestrator.system.filesystem import FileSystem, pid_namespace
 from iso_orchestrator.system.interrupts import undo_on_error
@@ -32,6 +32,7 @@ PROCESS_SIZE = 512  # bytes, padded with spaces, so that a short name overwrites
 _clock = SystemClock()
 _SUFFIX = ".flock"
 _DEAD = ".dead"
+_UNKNOWN = "0" * 8
 # As `_new_process_id` makes it, or an earlier release, which had the first part alone. A record may contain any text.
 _PROCESS_ID = re.compile("[0-9a-f]{16}(?:-([0-9]{1,10})-([0-9]{1,15})-([0-9a-f]{8})-([0-9a-f]{8})-([0-9a-f]{8}))?")
 
@@ -152,7 +153,7 @@ class LivenessFiles:
             from iso_orchestrator.system.processes import runs_since  # rarely used
 
             return runs_since(int(pid), int(since) / 1000)
-        if host == here[2] and boot != here[0]:
+        if host == here[2] != _UNKNOWN and _UNKNOWN != boot != here[0] != _UNKNOWN:
             return False  # the machine was started again
         raise StoreError(
             f"process {pid} of another machine or container may still use the workflow: its file "
@@ -191,13 +192,12 @@ def _new_process_id() -> str:
 
 @cache
 def _whereabouts() -> tuple[str, str, str]:
-    """This boot of the machine, where its process numbers count, and its name: hashes."""
-    boot = _clock.boot()
-    parts = (boot[0] if boot else "", pid_namespace(), host_name())
-    boot_id, namespace, host = [
-        sha1(part.encode("utf-8", "replace"), usedforsecurity=False).hexdigest()[:8] for part in parts
-    ]
-    return boot_id, namespace, host
+    """Hashes of this boot of the machine, of where its process numbers count, and of its name."""
+    return _hash(boot_id()), _hash(pid_namespace()), _hash(host_name())
+
+
+def _hash(text: str) -> str:
+    return sha1(text.encode(errors="replace"), usedforsecurity=False).hexdigest()[:8] if text else _UNKNOWN
 
 
 def process_json() -> bytes:

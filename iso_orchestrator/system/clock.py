@@ -43,9 +43,11 @@ class SystemClock:
 
     def boot(self) -> tuple[str, float] | None:
         """The boot clock, which never goes back, whoever sets the time."""
-        if _BOOT_CLOCK is None or (boot_id := _boot_id()) is None:
+        try:
+            found = boot_id()
+        except OSError:
             return None
-        return boot_id, time.clock_gettime(_BOOT_CLOCK)
+        return None if _BOOT_CLOCK is None or not found else (found, time.clock_gettime(_BOOT_CLOCK))
 
 
 @attrs.frozen
@@ -104,9 +106,14 @@ class Backoff:
 
 
 @cache
-def _boot_id() -> str | None:
+def boot_id() -> str:
+    """The id of this boot of the machine; empty where none is known.
+
+    Raises:
+        OSError: It cannot be read for now.
+    """
     try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            return file.read().strip() or None
-    except OSError:
-        return None
+        with open("/proc/sys/kernel/random/boot_id", "rb") as file:  # a text's encoding may need one more descriptor
+            return file.read().decode().strip()
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return ""

@@ -194,6 +194,8 @@ class _MutexView:
     def __init__(self, mutex: Any) -> None:
         self._mutex = mutex
         self._held = False
+        self.is_lost = False
+        self.check = mutex.check
 
     def try_acquire(self) -> bool:
         self._held = self._mutex.try_acquire()

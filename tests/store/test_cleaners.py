@@ -89,7 +89,7 @@ def test_dead_process_leaves_a_certificate_as_long_as_the_record_names_it(tmp_pa
 @pytest.fixture
 def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """This process is on another machine than its children."""
-    monkeypatch.setattr(liveness, "_whereabouts", lambda: ("0" * 8, "0" * 8, "0" * 8))
+    monkeypatch.setattr(liveness, "_whereabouts", lambda: ("1" * 8, "1" * 8, "1" * 8))
 
 
 def test_process_that_cannot_be_looked_for_is_not_taken_for_dead(tmp_path: Path, elsewhere: None) -> None:
@@ -128,7 +128,7 @@ def test_reused_process_number_is_another_process(tmp_path: Path) -> None:
         assert files.is_alive("-".join(["0" * 16, str(process.pid), later, *place]))
         assert not files.is_alive("-".join(["0" * 16, str(process.pid), str(int(since) - 3_600_000), *place]))
     assert not files.is_alive("-".join(["0" * 16, str(process.pid), later, *place]))
-    assert not files.is_alive("-".join([name, str(os.getpid()), since, "0" * 8, *place[1:]]))  # of an earlier boot
+    assert not files.is_alive("-".join([name, str(os.getpid()), since, "1" * 8, *place[1:]]))  # of an earlier boot
     files.remove()
 
 
