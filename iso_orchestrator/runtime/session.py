@@ -20,7 +20,13 @@ from iso_orchestrator.record.projection import LiveRun, Projection, StepState
 from iso_orchestrator.runtime.context import Fence, InFlightStep, current_scope
 from iso_orchestrator.store import Store, WorkflowLog
 from iso_orchestrator.system.clock import Clock
-from iso_orchestrator.system.interrupts import OneShotEvent, masked, undo_on_error, wait_until_free
+from iso_orchestrator.system.interrupts import (
+    OneShotEvent,
+    masked,
+    refuse_green_threads,
+    undo_on_error,
+    wait_until_free,
+)
 
 _log = logging.getLogger("iso_orchestrator")
 
@@ -45,6 +51,7 @@ class Session:
     """
 
     def __init__(self, store: Store, workflow_id: str, new: Callable[[], Projection], clock: Clock) -> None:
+        refuse_green_threads()
         self.key = (store.identity, workflow_id)
         self.workflow_id = workflow_id
         self.live_runs: set[str] = set()
