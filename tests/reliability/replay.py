@@ -186,6 +186,7 @@ class _Stat(NamedTuple):
     st_mode: int
     st_dev: int = 1
     st_nlink: int = 1
+    st_uid: int = 0
 
 
 @attrs.define(eq=False)

@@ -14,7 +14,7 @@ from iso_orchestrator.record.facts import Fact
 from iso_orchestrator.record.projection import Projection
 from iso_orchestrator.store.file.group_commit import GroupCommit
 from iso_orchestrator.store.file.journal import encode_lines, scan
-from iso_orchestrator.store.file.paths import Paths, refuse_links
+from iso_orchestrator.store.file.paths import Paths, check_folders
 from iso_orchestrator.store.file.snapshot import (
     OpenJournal,
     digest,
@@ -68,9 +68,9 @@ class RecordLock(FileLock):
         """Open the file that has the lock's name now, and lock it. `FileStore.delete` removes the file.
 
         Raises:
-            StoreError: A folder of the root is a link.
+            StoreError: A folder of the root is a link, or another user's.
         """
-        refuse_links(self._fs, self._paths)
+        check_folders(self._fs, self._paths)
         tries_left = _LOCK_TRIES
         while True:
             try:
