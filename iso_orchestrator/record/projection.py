@@ -211,8 +211,8 @@ class Projection:
 
     def owners(self) -> set[str]:
         """The ids of all processes that run or wait for anything."""
-        users = (*self.steps.values(), *self.runs.values(), *self.waits.values())
-        return {user.owner for user in users if user.owner is not None}
+        of_steps = {step.owner for step in self.steps.values() if step.owner is not None}
+        return of_steps | {run.owner for run in self.runs.values()} | {wait.owner for wait in self.waits.values()}
 
 
 def copy_json(value: Json) -> Json:

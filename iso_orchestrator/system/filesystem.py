@@ -68,8 +68,8 @@ def refuse_other_owner(path: str, info: os.stat_result) -> None:
         return
     raise StoreError(
         f"{path} belongs to {_user(info.st_uid)}, and this process runs as {_user(me)}: its content is not trusted. "
-        f"Run as its owner, or give it to {_user(me)} by chown, or use another root. {_TRUST}=1 trusts the files of all "
-        "users, for a container that maps them"
+        f"Run as its owner, or give it to {_user(me)} by chown, or use another root. {_TRUST}=1 trusts the files of "
+        "all users, for a container that maps them"
     )
 
 
