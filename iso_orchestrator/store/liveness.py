@@ -21,7 +21,7 @@ import attrs
 from iso_orchestrator.checks import host_name, unique_name
 from iso_orchestrator.codec import decode, encode
 from iso_orchestrator.errors import StoreError
-from iso_orchestrator.store.files import exists, remove, write_all
+from iso_orchestrator.store.files import exists, make_folders, missing_folders, remove, write_all
 from iso_orchestrator.store.protocol import ProcessInfo
 from iso_orchestrator.system.clock import SystemClock, boot_id
 from iso_orchestrator.system.file_lock import FileLock
@@ -95,6 +95,7 @@ class LivenessFiles:
             _held_here.discard(os.path.realpath(held.path))
             with suppress(OSError, StoreError):
                 if not held.is_at_path():  # other processes would look for this one, and find it
+                    make_folders(self._fs, *missing_folders(self._fs, self._folder))
                     self._fs.close(self._fs.open_write(held.path.removesuffix(_SUFFIX) + _DEAD))
             held.close()
         return held

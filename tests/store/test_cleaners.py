@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import only, run_python, wait_until
+from support import WatchedFS, only, run_python, wait_until
 from support_processes import assert_waits, child, in_thread, killed
 
 from iso_orchestrator import StoreError, Workflow, WorkflowBusyError, delete_workflow
-from iso_orchestrator.store import liveness
+from iso_orchestrator.store import FileStore, liveness
 from iso_orchestrator.store import mutex as mutex_module
 from iso_orchestrator.store.liveness import LivenessFiles
 from iso_orchestrator.system.filesystem import FileSystem
@@ -73,6 +73,24 @@ def test_process_whose_record_lock_was_removed_records_nothing_more(tmp_path: Pa
         assert "record.flock was removed while the workflow was in use" in process.line()
         assert waiter.result(20) == "mine"
         workflow.close()
+
+
+def test_nothing_is_acknowledged_that_was_written_without_the_lock(tmp_path: Path) -> None:
+    """A lock that is removed in the middle of a transaction is noticed before the caller is told that all is well."""
+    fs = WatchedFS()
+    workflow = Workflow("w", store=FileStore(tmp_path, fs))
+    workflow.append_event("opened")
+
+    def before(name: str, _: object) -> None:
+        if name == "write_at":
+            fs.before = None
+            clean(tmp_path)
+
+    fs.before = before
+    with pytest.raises(StoreError, match="was removed"):
+        workflow.append_event("written without the lock")
+    with pytest.raises(StoreError, match=r"dead in this process.*was removed"):
+        workflow.append_event("refused")
 
 
 def test_dead_process_leaves_a_certificate_as_long_as_the_record_names_it(tmp_path: Path) -> None:

@@ -181,15 +181,14 @@ class FileWorkflowLog:
             raise
         journal.end += len(data)
         commits.written = projection.seq
+        self._refuse_removed()  # after the write: a process that makes a new lock from now on reads these facts
         if journal.end > self._checkpoint_at:
             self._checkpoint_early(projection, journal)
 
-    @store_errors
     def sync(self, seq: int) -> None:
-        """Wait until all facts up to *seq* are durable, and see that the lock kept other processes out until now."""
+        """Wait until all facts up to *seq* are durable."""
         try:
             self._commits.wait_for(seq)
-            self._refuse_removed()
         except StoreError as error:
             self.fail(str(error))
             raise
@@ -343,7 +342,9 @@ class FileWorkflowLog:
     def _refuse_removed(self) -> None:
         """Raise where the lock's file was removed: then it keeps no process out of the record."""
         if not self.record_lock.is_at_path():
-            raise self._removed()
+            error = self._removed()
+            self.fail(str(error))
+            raise error
 
     def _removed(self) -> StoreError:
         if exists(self._fs, self._paths.snapshot, self._paths.journal):
