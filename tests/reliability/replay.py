@@ -377,6 +377,9 @@ class ProcessFS(FileSystem):
             raise NotADirectoryError(errno.ENOTDIR, "a file stands there", path)
         return node is None
 
+    def tighten_folder(self, path: str) -> None:
+        raise NotImplementedError("no other user has rights on a machine's folders")
+
     def remove_folder(self, path: str) -> None:
         self._refuse_dead()
         if path not in self._nodes:

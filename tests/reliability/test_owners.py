@@ -102,6 +102,8 @@ def test_a_step_runs_once_at_a_time_although_syncs_fail(nursery: Nursery, tier: 
     figures.add(33, "steps beside processes whose syncs fail", rounds * STEPS)
 
 
+# What a process may be told: the others where it was about to open or make the workflow.
+OF_CLEANINGS = ("was removed", "No such file or directory", "is gone")
 CLEANINGS = ("all locks", "a liveness file", "the record's lock")
 
 
@@ -132,7 +134,8 @@ def test_a_step_runs_once_at_a_time_although_locks_are_removed(
             processes.append(nursery.start(run_steps, str(root), f"{draw.random()}", None))
             met, failures = _ends(processes)
             assert not met, f"seed {tier.seed}, round {number}: {met}"
-            assert all("was removed" in failure for failure in failures), failures
+            other = [failure for failure in failures if not any(text in failure for text in OF_CLEANINGS)]
+            assert not other, other[0]
             completed = Workflow("w", dir=root).record.steps
             assert len(completed) == STEPS or failures
     figures.add(34, f"steps after the removal of {what}", rounds * STEPS)

@@ -263,13 +263,16 @@ class FileWorkflowLog:
         # A crashed process may have seen a failed sync that no other process was told of, so that bytes that can be
         # read are not durable, whatever a later sync says. Its liveness file tells that until a fresh pair is written.
         is_trusted = others.living is not None and not others.dead
+        # A lock that has seen no pair was made just now: another program removed the last one, and a process that still
+        # has that one open may be about to write into the journal.
+        is_new_lock = self.record_lock.generation() == 0
         fd = self._open_journal()
         try:
             snapshot = self._fs.identify_path(self._paths.snapshot)  # before it is read: it may be replaced meanwhile
             pair = read_files(self._fs, self._paths, fd)
             if pair.tail or pair.blank:
                 self._quarantine(pair.end, pair.tail)
-            is_clean = is_trusted or not pair.lines
+            is_clean = (is_trusted or not pair.lines) and not is_new_lock
             if fd is not None and pair.projection is not None and pair.header is not None and is_clean:
                 journal = OpenJournal(fd, self._fs.identify(fd), pair.header, pair.end)
                 if pair.tail:
