@@ -47,7 +47,7 @@ class FileMutex:
 
     def try_acquire(self) -> bool:
         """Take the mutex if it is free."""
-        return self.take(lambda: self._file.try_acquire()) and _watch.add(self)
+        return self.take() and _watch.add(self)
 
     def acquire(self) -> None:
         """Take the mutex; wait as long as that takes."""
@@ -95,12 +95,13 @@ class FileMutex:
             self._make_folders()
             fresh.open_new()
             self.is_lost = not fresh.try_acquire() or not fresh.is_at_path()
+            if not self.is_lost:
+                self._file, fresh = fresh, self._file
+                self._write_holder(self._file)
         except FileExistsError:
             self.is_lost = True
-        if not self.is_lost:
-            self._write_holder(fresh)
-            self._file, fresh = fresh, self._file
-        fresh.close()
+        finally:
+            fresh.close()
         _log.warning(
             "%s was removed while this process held the mutex; %s",
             self._file.path,
