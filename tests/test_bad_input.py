@@ -282,6 +282,8 @@ def without_rights(folder: Path) -> Iterator[None]:
     finally:
         if is_root:
             os.seteuid(0)
+            for path in [folder, *folder.rglob("*")]:
+                os.chown(path, 0, 0)
         for path, mode in modes.items():
             path.chmod(mode)
 

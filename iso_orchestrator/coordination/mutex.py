@@ -95,12 +95,14 @@ def record(session: Session, clock: Clock, kind: Literal["mutex.acquired", "mute
 def release(runtime: WorkflowRuntime, key: str, hold: Held, error: BaseException | None) -> None:
     """Leave a mutex. When its owner has left it as often as it has entered it, record that and release it.
 
-    If *error* leaves the `with`, a failure to record becomes a note on it.
+    If *error* leaves the `with`, a failure to record becomes a note on it, and so does that the mutex was lost.
     """
     try:
         with suppressed_as_note(error, f"the release of mutex {key!r} was not recorded"):
             if hold.depth == 1:
                 with runtime.acquire() as session:
                     record(session, runtime.clock, "mutex.released", key)
+        with suppressed_as_note(error, f"mutex {key!r} excluded no other process"):
+            hold.state.store_mutex.check()
     finally:
         hold.release()

@@ -244,7 +244,7 @@ class MutexState:
                 if not self._is_free():
                     return
                 self.changer = me
-            if self.is_locked and monotonic() >= self.turn_ends:
+            if self.is_locked and (monotonic() >= self.turn_ends or self.store_mutex.is_lost):
                 self._unlock()
             hold = self._hand_over()
         except BaseException as error:

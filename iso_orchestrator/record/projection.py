@@ -213,6 +213,11 @@ class Projection:
         step = self.steps.get(name)
         return None if step is None else step.owner
 
+    def owners(self) -> set[str]:
+        """The ids of all processes that run or wait for anything."""
+        of_steps = {step.owner for step in self.steps.values() if step.owner is not None}
+        return of_steps | {run.owner for run in self.runs.values()} | {wait.owner for wait in self.waits.values()}
+
 
 def copy_json(value: Json) -> Json:
     """A copy of *value* that shares no dict and no list with it."""

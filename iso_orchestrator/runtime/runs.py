@@ -146,6 +146,7 @@ def _record_start(run: Run) -> None:
     while (busy := session.transact(decide, durable=False)) is not None:
         if on_busy == "fail":
             raise WorkflowBusyError(session.workflow_id, busy.pid, busy.host, busy.since)
+        session.log.is_alive(busy.owner)  # raises where that cannot be found out, so that the wait might never end
         pause.rest()
 
 

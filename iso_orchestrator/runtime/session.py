@@ -20,7 +20,13 @@ from iso_orchestrator.record.projection import LiveRun, Projection, StepState
 from iso_orchestrator.runtime.context import Fence, InFlightStep, current_scope
 from iso_orchestrator.store import RemovedError, Store, WorkflowLog
 from iso_orchestrator.system.clock import Clock
-from iso_orchestrator.system.interrupts import OneShotEvent, masked, undo_on_error, wait_until_free
+from iso_orchestrator.system.interrupts import (
+    OneShotEvent,
+    masked,
+    refuse_green_threads,
+    undo_on_error,
+    wait_until_free,
+)
 
 _log = logging.getLogger("iso_orchestrator")
 
@@ -47,6 +53,7 @@ class Session:
     """
 
     def __init__(self, store: Store, workflow_id: str, new: Callable[[], Projection], clock: Clock) -> None:
+        refuse_green_threads()
         self.key = (store.identity, workflow_id)
         self.workflow_id = workflow_id
         self.live_runs: set[str] = set()
@@ -61,7 +68,8 @@ class Session:
         self._inside: int | None = None
         self._in_flight: dict[str, InFlightStep] = {}
         self._in_flight_guard = threading.Lock()
-        self._orphans: set[str] = set()
+        self._orphans: set[str] = set()  # steps whose attempts ended without an outcome, and without a fact of that
+        self._not_abandoned: OrchestratorError | None = None  # why the last try to record them failed
         self._removal: str | None = None
 
     @property
@@ -103,23 +111,27 @@ class Session:
         self.refuse_inside()
         with masked():
             wait_until_free(self._guard)
-            with self._guard:
-                log = self._log or self._open()
-                try:
-                    value, seq = self._append(log, decide, fences)
-                except RemovedError as error:
-                    self._leave_removed(log, str(error), fences)
-                    if self.is_closed or not may_create:
-                        raise
-                    log = self._open()
-                    value, seq = self._append(log, decide, fences)
-            if durable:
-                log.sync(seq)
+            try:
+                with self._guard:
+                    log = self._log or self._open()
+                    try:
+                        value, seq = self._append(log, decide, fences)
+                    except RemovedError as error:
+                        self._leave_removed(log, str(error), fences)
+                        if self.is_closed or not may_create:
+                            raise
+                        log = self._open()
+                        value, seq = self._append(log, decide, fences)
+                if durable:
+                    log.sync(seq)
+            except StoreError:
+                self._retire()
+                raise
         return value
 
     def sync(self, seq: int) -> None:
         """Return when all facts up to *seq* would survive a power cut."""
-        self.log.sync(seq)
+        self._sync(self.log, seq)
 
     def completed(self, name: str, idempotency_key: str | None, version: str | None) -> StepState | None:
         """The step, if this process knows without a look at the disk that it is completed, durably."""
@@ -129,7 +141,7 @@ class Session:
             step = projection.matching(name, idempotency_key, version) if projection is not None else None
             if log is None or step is None or step.status is not StepStatus.COMPLETED or not log.is_current():
                 return None
-            log.sync(step.seq)
+            self._sync(log, step.seq)
             return step
 
     def begin_flight(self, step: InFlightStep) -> tuple[InFlightStep, OneShotEvent] | None:
@@ -158,6 +170,7 @@ class Session:
                 step.ended.set()
             else:
                 step.error = None  # its traceback has frames with *step*: without this the two would form a cycle
+            self._retire()
 
     def is_in_flight(self, name: str) -> bool:
         """Whether a thread of this process runs the step."""
@@ -168,8 +181,13 @@ class Session:
         return [RunDied(at, run) for run, live in projection.runs.items() if not self.is_live(run, live)]
 
     def is_live(self, run: str, live: LiveRun) -> bool:
-        """Whether the process of a run, as it is recorded, goes on with it."""
-        return run in self.live_runs if live.owner == self.log.process_id else self.log.is_alive(live.owner)
+        """Whether the process of a run, as it is recorded, goes on with it, as far as that can be found out."""
+        if live.owner == self.log.process_id:
+            return run in self.live_runs
+        try:
+            return self.log.is_alive(live.owner)
+        except StoreError:
+            return True
 
     def is_process(self, process_id: str) -> bool:
         """Whether that is this process's id in the workflow."""
@@ -219,14 +237,15 @@ class Session:
             _log.warning("workflow %r was not closed: %s", self.workflow_id, error)
 
     def detach_at_exit(self) -> None:
-        """Close the log at the interpreter's exit, whatever still runs in daemon threads.
+        """Close the log at the interpreter's exit; where a daemon thread runs a step, the kernel does that later.
 
         If one of them is in a function given to update_state(), all is left as by a killed process.
         """
         if self._guard.acquire(timeout=_LONGEST_EXIT):
             try:
                 self.is_closed = True
-                self._detach(wait=True)
+                if not self._in_flight:
+                    self._detach(wait=True)
             finally:
                 self._guard.release()
 
@@ -316,10 +335,29 @@ class Session:
 
         try:
             self._orphans -= self.transact(decide, durable=False, fences=())
+            self._not_abandoned = None
         except OrchestratorError as error:
-            if len(self._in_flight) == 1:
-                # Other processes would wait for a thread that is gone. They do not wait for a dead process.
-                log.fail(f"it could not record that an attempt had ended ({error})")
+            self._not_abandoned = error
+
+    def _retire(self) -> None:
+        """If nothing can be recorded any more and no step's body runs, be dead to other processes.
+
+        They would wait for the steps that this process has on record. While a body runs they have to.
+        """
+        with self._in_flight_guard:  # a body that begins after the failure is refused by the log
+            log = self._log
+            if log is None or self._in_flight:
+                return
+            if self._not_abandoned is not None:
+                log.fail(f"it could not record that an attempt had ended ({self._not_abandoned})")
+            log.retire()
+
+    def _sync(self, log: WorkflowLog, seq: int) -> None:
+        try:
+            log.sync(seq)
+        except StoreError:
+            self._retire()
+            raise
 
     def _close(self, wait: bool) -> None:
         with self._guard:

@@ -10,7 +10,7 @@ from functools import wraps
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 from iso_orchestrator.errors import StoreError
-from iso_orchestrator.system.filesystem import FileSystem, is_os_error
+from iso_orchestrator.system.filesystem import FileSystem, is_os_error, other_owner
 from iso_orchestrator.system.interrupts import undo_on_error
 
 _CHUNK = 1 << 24  # bytes
@@ -31,6 +31,10 @@ def store_error(path: str, error: OSError) -> StoreError:
     """
     if not is_os_error(error):
         raise error
+    if isinstance(error, PermissionError):
+        place = error.filename if isinstance(error.filename, str) else path
+        if (advice := other_owner(place)) is not None:
+            return StoreError(f"{place}: {error.strerror}; {advice}")
     return StoreError(f"{path}: {error.strerror or error}; check the disk's space and the rights, then run again")
 
 

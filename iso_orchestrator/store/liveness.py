@@ -1,37 +1,51 @@
-"""Liveness files: each process that uses a workflow holds a locked one, so that its life is never a guess."""
+"""Liveness files: each process that uses a workflow holds a locked one, so that its life is never a guess.
+
+A missing file proves nothing: programs that clean up may remove it under a living process. So a process id says where
+the process runs and since when, and a process without a file is looked for there. The file of a process that was found
+dead becomes a *death certificate* as long as the record names the process: another machine could not look for it.
+"""
 
 from __future__ import annotations
 
 import os
 import re
 import threading
+from collections.abc import Collection
+from contextlib import suppress
 from datetime import datetime
 from functools import cache
+from hashlib import sha1
 
 import attrs
 
 from iso_orchestrator.checks import host_name, unique_name
 from iso_orchestrator.codec import decode, encode
 from iso_orchestrator.errors import StoreError
-from iso_orchestrator.store.files import remove, write_all
+from iso_orchestrator.store.files import exists, make_folders, missing_folders, remove, write_all
 from iso_orchestrator.store.protocol import ProcessInfo
-from iso_orchestrator.system.clock import SystemClock
+from iso_orchestrator.system.clock import SystemClock, boot_id
 from iso_orchestrator.system.file_lock import FileLock
-from iso_orchestrator.system.filesystem import FileSystem
+from iso_orchestrator.system.filesystem import FileSystem, pid_namespace
 from iso_orchestrator.system.interrupts import undo_on_error
 
 PROCESS_SIZE = 512  # bytes, padded with spaces, so that a short name overwrites all of a longer one
 _clock = SystemClock()
 _SUFFIX = ".flock"
-_PROCESS_ID = re.compile("[0-9a-f]{16}")  # as `unique_name` makes it; a record may contain any text
+_DEAD = ".dead"
+_UNKNOWN = "0" * 8
+# As `_new_process_id` makes it, or an earlier release, which had the first part alone. A record may contain any text.
+_PROCESS_ID = re.compile("[0-9a-f]{16}(?:-([0-9]{1,10})-([0-9]{1,15})-([0-9a-f]{8})-([0-9a-f]{8})-([0-9a-f]{8}))?")
+
+_held_here: set[str] = set()  # the files that this process holds
 
 
 @attrs.frozen
 class Survey:
-    """The ids of the other processes of a workflow: one that lives, if any does, and all that are dead."""
+    """The ids of a workflow's other processes: one that lives, if any does, those found dead now, and those before."""
 
     living: str | None
     dead: list[str]
+    certified: list[str]
 
 
 class LivenessFiles:
@@ -50,13 +64,19 @@ class LivenessFiles:
 
     def create(self) -> str:
         """Make and lock the file of this process; its process id."""
-        process_id = unique_name()
+        process_id = _new_process_id()
         self._fs.make_folder(self._folder)
         lock = FileLock(self._fs, self._path(process_id))
+        _held_here.add(os.path.realpath(lock.path))
         self._held = lock  # before it is locked, so that `release` frees it at whatever point this fails
         with undo_on_error(self.remove):
             lock.open_new()
             lock.acquire()
+            if not self._is_locked(process_id):
+                raise StoreError(
+                    f"{lock.path} can be locked twice, so that locks exclude no process from this folder: "
+                    "use a root on a disk of this machine"
+                )
             write_all(self._fs, lock.fd, process_json(), 0)
         return process_id
 
@@ -70,52 +90,117 @@ class LivenessFiles:
         """Release the file of this process, which is then dead to others. It stays; any thread may call this."""
         with self._guard:
             held, self._held = self._held, None
-            if held is not None:
-                held.close()
+            if held is None or held.fd < 0:
+                return held
+            _held_here.discard(os.path.realpath(held.path))
+            with suppress(OSError, StoreError):
+                root = os.path.dirname(os.path.dirname(os.path.dirname(self._folder)))
+                # Other processes would look for this one, and find it. In a root that was removed there are none.
+                if not held.is_at_path() and exists(self._fs, root):
+                    make_folders(self._fs, *missing_folders(self._fs, self._folder))
+                    self._fs.close(self._fs.open_write(held.path.removesuffix(_SUFFIX) + _DEAD))
+            held.close()
         return held
 
     def survey(self) -> Survey:
         """Find the other processes that use the workflow, and those that died while they used it."""
-        process_ids = [name.removesuffix(_SUFFIX) for name in self._fs.list_folder(self._folder)]
+        names = self._fs.list_folder(self._folder)
+        process_ids = [name.removesuffix(_SUFFIX) for name in names if not name.endswith(_DEAD)]
         others = {process_id: self.is_alive(process_id) for process_id in process_ids if not self._is_own(process_id)}
         living = next((process_id for process_id, lives in others.items() if lives), None)
-        return Survey(living, [process_id for process_id, lives in others.items() if not lives])
+        dead = [process_id for process_id, lives in others.items() if not lives]
+        return Survey(living, dead, [name.removesuffix(_DEAD) for name in names if name.endswith(_DEAD)])
 
-    def sweep(self) -> str | None:
-        """Remove the files of dead processes; the id of another process that lives, if any does."""
+    def sweep(self, named: Collection[str] = ()) -> None:
+        """Remove the files of dead processes, except for a certificate for each that the record names."""
         found = self.survey()
         for process_id in found.dead:
-            remove(self._fs, self._path(process_id))
-        return found.living
+            if process_id in named:
+                self._fs.replace(self._path(process_id), self._path(process_id, _DEAD))
+            else:
+                remove(self._fs, self._path(process_id))
+        for process_id in found.certified:
+            if process_id not in named:
+                remove(self._fs, self._path(process_id, _DEAD))
+
+    def other_user(self, named: Collection[str]) -> str | None:
+        """Another process that uses the workflow: one with a file, or of those that the record names; None: none does.
+
+        Raises:
+            StoreError: That cannot be found out.
+        """
+        living = self.survey().living
+        return living or next((one for one in named if not self._is_own(one) and self.is_alive(one)), None)
 
     def is_alive(self, process_id: str) -> bool:
-        """Whether that process still holds its file."""
+        """Whether that process still holds its file, or lives without one.
+
+        Raises:
+            StoreError: It has no file, and it cannot be looked for from here.
+        """
         if self._is_own(process_id):
             return True
-        if not _PROCESS_ID.fullmatch(process_id):
+        match = _PROCESS_ID.fullmatch(process_id)
+        if match is None:
             return False
-        probe = FileLock(self._fs, self._path(process_id))
         try:
-            probe.open_read()
+            return self._is_locked(process_id)
         except FileNotFoundError:
-            return False
+            if match[1] is None or exists(self._fs, self._path(process_id, _DEAD)):
+                return False  # the files of an earlier release were removed when their processes were found dead
+        pid, since, boot, namespace, host = match.groups()
+        here = _whereabouts()
+        if (boot, namespace) == here[:2]:
+            if int(pid) == os.getpid():
+                return os.path.realpath(self._path(process_id)) in _held_here
+            from iso_orchestrator.system.processes import runs_since  # rarely used
+
+            return runs_since(int(pid), int(since) / 1000)
+        if host == here[2] != _UNKNOWN and _UNKNOWN != boot != here[0] != _UNKNOWN:
+            return False  # the machine was started again
+        raise StoreError(
+            f"process {pid} of another machine or container may still use the workflow: its file "
+            f"{self._path(process_id)} was removed, so that this cannot be found out from here. Make sure that it has "
+            f"ended, then make the file {self._path(process_id, _DEAD)}"
+        )
+
+    def info(self, process_id: str) -> ProcessInfo:
+        """What that process wrote into its file."""
+        if not _PROCESS_ID.fullmatch(process_id):
+            return ProcessInfo()
+        found = read_process(self._fs, self._path(process_id))
+        return found if found.pid is not None else read_process(self._fs, self._path(process_id, _DEAD))
+
+    def _is_locked(self, process_id: str) -> bool:
+        probe = FileLock(self._fs, self._path(process_id))
+        probe.open_read()
         try:
             # Shared: two probes at one time must not take each other for the process.
             return not probe.try_acquire(shared=True)
         finally:
             probe.close()
 
-    def info(self, process_id: str) -> ProcessInfo:
-        """What that process wrote into its file."""
-        if not _PROCESS_ID.fullmatch(process_id):
-            return ProcessInfo()
-        return read_process(self._fs, self._path(process_id))
-
-    def _path(self, process_id: str) -> str:
-        return os.path.join(self._folder, f"{process_id}{_SUFFIX}")
+    def _path(self, process_id: str, suffix: str = _SUFFIX) -> str:
+        return os.path.join(self._folder, f"{process_id}{suffix}")
 
     def _is_own(self, process_id: str) -> bool:
         return self._held is not None and self._held.path == self._path(process_id)
+
+
+def _new_process_id() -> str:
+    boot = _clock.boot()
+    since = boot[1] if boot else _clock.now().timestamp()
+    return "-".join([unique_name(), str(os.getpid()), str(int(since * 1000)), *_whereabouts()])
+
+
+@cache
+def _whereabouts() -> tuple[str, str, str]:
+    """Hashes of this boot of the machine, of where its process numbers count, and of its name."""
+    return _hash(boot_id()), _hash(pid_namespace()), _hash(host_name())
+
+
+def _hash(text: str) -> str:
+    return sha1(text.encode(errors="replace"), usedforsecurity=False).hexdigest()[:8] if text else _UNKNOWN
 
 
 def process_json() -> bytes:

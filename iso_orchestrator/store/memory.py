@@ -126,6 +126,7 @@ class MemoryStore(Store):
 class _Mutex:
     lock: threading.Lock = attrs.field(factory=threading.Lock)
     since: datetime | None = None
+    is_lost: bool = False
 
     def try_acquire(self) -> bool:
         if not self.lock.acquire(blocking=False):
@@ -140,6 +141,9 @@ class _Mutex:
     def release(self) -> None:
         if self.lock.locked():
             self.lock.release()
+
+    def check(self) -> None:
+        pass
 
     def dispose(self) -> None:
         pass
@@ -227,7 +231,10 @@ class _MemoryWorkflowLog:
 
     def fail(self, reason: str) -> None:
         self._failure = self._failure or reason
-        self._workflow.process_ids.discard(self.process_id)
+
+    def retire(self) -> None:
+        if self._failure is not None:
+            self._workflow.process_ids.discard(self.process_id)
 
     def close(self) -> None:
         self._workflow.process_ids.discard(self.process_id)

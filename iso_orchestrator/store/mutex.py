@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import TypeAlias
 
+from iso_orchestrator.errors import StoreError
 from iso_orchestrator.store.files import remove, store_error
 from iso_orchestrator.store.liveness import PROCESS_SIZE, process_json, read_process
 from iso_orchestrator.store.names import is_mutex_file_name, mutex_file_name
 from iso_orchestrator.store.protocol import ProcessInfo
+from iso_orchestrator.system.clock import nap
 from iso_orchestrator.system.file_lock import FileLock
 from iso_orchestrator.system.filesystem import FileSystem
+from iso_orchestrator.system.interrupts import start
 
+_log = logging.getLogger("iso_orchestrator")
+
+_LOOK_EVERY = 0.5  # seconds between two looks whether the files of held mutexes are still there
 _KEPT_OPEN = 16  # free mutexes of each open workflow
 
 _Name: TypeAlias = tuple[str, bool]  # key, and whether it is of the whole store
@@ -27,23 +34,30 @@ class FileMutex:
         fs: The file system.
         path: The file; made, with its folder, when it is missing.
         keep: Called with the mutex when its user disposes of it, the file still open; default: close the file.
+
+    Attributes:
+        is_lost: Whether the file was removed, and another process has made a new one, while this process has the mutex.
     """
 
     def __init__(self, fs: FileSystem, path: str, keep: Callable[[FileMutex], None] | None = None) -> None:
         self._fs = fs
         self._file = FileLock(fs, path)
         self._keep = keep
+        self.is_lost = False
 
     def try_acquire(self) -> bool:
         """Take the mutex if it is free."""
-        return self._take(self._file.try_acquire)
+        return self.take() and _watch.add(self)
 
     def acquire(self) -> None:
         """Take the mutex; wait as long as that takes."""
-        self._take(self._wait)
+        self.take(self._wait)
+        _watch.add(self)
 
     def release(self) -> None:
         """Free the mutex. The file stays open, so that the next `acquire` is cheap."""
+        _watch.discard(self)
+        self.is_lost = False
         try:
             self._file.release()
         except Exception:
@@ -59,7 +73,40 @@ class FileMutex:
 
     def close(self) -> None:
         """Close the file, which frees the lock."""
+        _watch.discard(self)
+        self.is_lost = False
         self._file.close()
+
+    def check(self) -> None:
+        """Raise StoreError if the file was removed and another process has made a new one."""
+        _watch.look_at(self)
+        if self.is_lost:
+            raise StoreError(
+                f"{self._file.path} was removed while this process held the mutex, and another process has used it "
+                "meanwhile: check what both have done, and keep what removes files away from the folder of locks"
+            )
+
+    def restore_name(self) -> None:
+        """If the file of the mutex, which is held, was removed: make and lock a new one."""
+        if self.is_lost or self._file.is_at_path():
+            return
+        fresh = FileLock(self._fs, self._file.path)
+        try:
+            self._make_folders()
+            fresh.open_new()
+            self.is_lost = not fresh.try_acquire() or not fresh.is_at_path()
+            if not self.is_lost:
+                self._file, fresh = fresh, self._file
+                self._write_holder(self._file)
+        except FileExistsError:
+            self.is_lost = True
+        finally:
+            fresh.close()
+        _log.warning(
+            "%s was removed while this process held the mutex; %s",
+            self._file.path,
+            "another process has taken it" if self.is_lost else "it was made again",
+        )
 
     def holder(self) -> ProcessInfo:
         """The process that has the mutex, as its file says."""
@@ -69,7 +116,9 @@ class FileMutex:
         self._file.acquire()
         return True
 
-    def _take(self, lock: Callable[[], bool]) -> bool:
+    def take(self, lock: Callable[[], bool] | None = None) -> bool:
+        """Lock the file that has the mutex's name, by *lock* or by a try, and do not watch over it."""
+        lock = lock or self._file.try_acquire
         try:
             while True:
                 if self._file.fd < 0:
@@ -80,7 +129,7 @@ class FileMutex:
                 if self._file.is_at_path():
                     break
                 self.close()
-            self._fs.write_at(self._file.fd, process_json().ljust(PROCESS_SIZE), 0)
+            self._write_holder(self._file)
         except OSError as error:
             self.close()
             raise store_error(self._file.path, error) from error
@@ -93,10 +142,16 @@ class FileMutex:
         try:
             self._file.open()
         except FileNotFoundError:
-            folder = os.path.dirname(self._file.path)
-            self._fs.make_folder(os.path.dirname(folder))
-            self._fs.make_folder(folder)
+            self._make_folders()
             self._file.open()
+
+    def _make_folders(self) -> None:
+        folder = os.path.dirname(self._file.path)
+        for path in (os.path.dirname(os.path.dirname(folder)), os.path.dirname(folder), folder):
+            self._fs.make_folder(path)
+
+    def _write_holder(self, file: FileLock) -> None:
+        self._fs.write_at(file.fd, process_json().ljust(PROCESS_SIZE), 0)
 
 
 class MutexFiles:
@@ -132,7 +187,7 @@ class MutexFiles:
         for name in filter(is_mutex_file_name, self._fs.list_folder(self._folder)):
             path = os.path.join(self._folder, name)
             mutex = FileMutex(self._fs, path)
-            if mutex.try_acquire():
+            if mutex.take():
                 try:
                     remove(self._fs, path)
                 finally:
@@ -157,3 +212,57 @@ class MutexFiles:
                     return
                 unwanted = self._free.pop(next(iter(self._free)))
         unwanted.close()
+
+
+class _Watch:
+    """Looks at the files of the mutexes that this process holds, in a thread that runs while it holds any.
+
+    A program that cleans up may remove such a file. Then the lock excludes no process that comes later.
+    """
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._held: set[FileMutex] = set()
+        self._has_thread = False
+
+    def add(self, mutex: FileMutex) -> bool:
+        """Watch over a mutex that is held; always true."""
+        with self._guard:
+            self._held.add(mutex)
+            if not self._has_thread:
+                thread = threading.Thread(target=self._run, name="iso-orchestrator-mutex-files", daemon=True)
+                with suppress(RuntimeError):  # no more threads: `check` looks too
+                    start(thread.start)
+                    self._has_thread = True
+        return True
+
+    def discard(self, mutex: FileMutex) -> None:
+        """Watch over the mutex no more. No look at its file goes on when this returns."""
+        with self._guard:
+            self._held.discard(mutex)
+
+    def look_at(self, mutex: FileMutex) -> None:
+        """Look at the file of a mutex now."""
+        with self._guard:
+            if mutex in self._held:
+                self._look_at(mutex)
+
+    def _run(self) -> None:
+        while True:
+            nap(_LOOK_EVERY)
+            with self._guard:
+                if not self._held:
+                    self._has_thread = False
+                    return
+                for mutex in self._held:
+                    self._look_at(mutex)
+
+    def _look_at(self, mutex: FileMutex) -> None:
+        with suppress(OSError, StoreError):  # the next look tries again
+            mutex.restore_name()
+
+
+_watch = _Watch()
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_watch.__init__)  # type: ignore[misc]  # its thread and its locks are the parent's

@@ -58,7 +58,7 @@ class Store(Protocol):
         ...
 
     def is_alive(self, workflow_id: str, process_id: str) -> bool:
-        """Whether that process still has the workflow open. Nothing is opened."""
+        """Whether that process still has the workflow open; True where that is not known. Nothing is opened."""
         ...
 
     def location_id(self) -> str:
@@ -156,7 +156,11 @@ class WorkflowLog(Protocol):
         ...
 
     def is_alive(self, process_id: str) -> bool:
-        """Whether that process still has the workflow open."""
+        """Whether that process still has the workflow open.
+
+        Raises:
+            StoreError: That cannot be found out.
+        """
         ...
 
     def process_info(self, process_id: str) -> ProcessInfo:
@@ -177,7 +181,11 @@ class WorkflowLog(Protocol):
         ...
 
     def fail(self, reason: str) -> None:
-        """Refuse to append from now on, and count as dead for all other processes. Never raises."""
+        """Refuse to append from now on. Never raises."""
+        ...
+
+    def retire(self) -> None:
+        """After `fail`: count as dead for all other processes. Call it when no step's body runs. Never raises."""
         ...
 
     def close(self) -> None:
@@ -190,7 +198,13 @@ class WorkflowLog(Protocol):
 
 
 class StoreMutex(Protocol):
-    """A mutex between processes. The caller keeps threads apart."""
+    """A mutex between processes. The caller keeps threads apart.
+
+    Attributes:
+        is_lost: Whether another process may have the mutex too, although this one has not released it.
+    """
+
+    is_lost: bool
 
     def try_acquire(self) -> bool:
         """Take the mutex if it is free."""
@@ -202,6 +216,10 @@ class StoreMutex(Protocol):
 
     def release(self) -> None:
         """Free the mutex. Harmless when it is not taken: after a signal the caller cannot know."""
+        ...
+
+    def check(self) -> None:
+        """Raise StoreError if another process may have had the mutex, although this one has it."""
         ...
 
     def dispose(self) -> None:

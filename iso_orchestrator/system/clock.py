@@ -45,9 +45,11 @@ class SystemClock:
 
     def boot(self) -> tuple[str, float] | None:
         """The boot clock, which never goes back, whoever sets the time."""
-        if _BOOT_CLOCK is None or (boot_id := _boot_id()) is None:
+        try:
+            found = _clock_id()
+        except OSError:
             return None
-        return boot_id, time.clock_gettime(_BOOT_CLOCK)
+        return None if _BOOT_CLOCK is None or not found else (found, time.clock_gettime(_BOOT_CLOCK))
 
 
 @attrs.frozen
@@ -106,19 +108,28 @@ class Backoff:
 
 
 @cache
-def _boot_id() -> str | None:
-    """The id of the boot that the boot clock counts from, and of the time namespace, which may shift that clock."""
+def boot_id() -> str:
+    """The id of this boot of the machine; empty where none is known.
+
+    Raises:
+        OSError: It cannot be read for now.
+    """
     try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            boot = file.read().strip() or None
-    except OSError:
-        return None
+        with open("/proc/sys/kernel/random/boot_id", "rb") as file:  # a text's encoding may need one more descriptor
+            return file.read().decode().strip()
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return ""
+
+
+@cache
+def _clock_id() -> str:
+    """The id of the boot that the boot clock counts from, and of the time namespace, which may shift that clock."""
     try:
         namespace = os.stat("/proc/self/ns/time").st_ino
     except OSError:  # before Linux 5.6, which has none
-        return boot
-    return boot if boot is None or namespace == _FIRST_NAMESPACE else f"{boot}:{namespace}"
+        return boot_id()
+    return boot_id() if not boot_id() or namespace == _FIRST_NAMESPACE else f"{boot_id()}:{namespace}"
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_boot_id.cache_clear)  # a new namespace begins with a child
+    os.register_at_fork(after_in_child=_clock_id.cache_clear)  # a new namespace begins with a child

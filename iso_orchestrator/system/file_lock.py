@@ -178,25 +178,24 @@ class _Kernel:
 def _kernel() -> _Kernel:
     # With the first lock: the import takes some 40 ms, most of what the whole package takes.
     portalocker = _import_portalocker()
-    flags = portalocker.LockFlags
-    flock = portalocker.portalocker.LOCKER
-    if os.name == "nt" or not callable(flock) or isinstance(flock, type):
-        flock = _as_flock(portalocker)
-    # Its function for this platform, called directly: 0.5 microseconds a pair, where `portalocker.lock` and `unlock`,
-    # which check the flags each time, take 5; a step takes the lock twice. They would also turn the TimeoutError of a
-    # signal handler into an error of the lock.
+    flags, lockers = portalocker.LockFlags, portalocker.portalocker
+    # Named, since `portalocker.portalocker.LOCKER` is a variable that a program may set to `fcntl.lockf`, whose locks
+    # do not exclude threads, and are lost when any descriptor of the file is closed. On Linux the function is called
+    # directly: 0.5 microseconds a pair, where a locker, which checks the flags each time, takes 5; a step takes the
+    # lock twice. A locker would also turn the TimeoutError of a signal handler into an error of the lock.
+    flock = _as_flock(portalocker, lockers.MsvcrtLocker()) if os.name == "nt" else lockers.FlockLocker().locker
     return _Kernel(flock, int(flags.EXCLUSIVE), int(flags.SHARED), int(flags.NON_BLOCKING), int(flags.UNBLOCK))
 
 
-def _as_flock(portalocker: Any) -> Callable[[int, int], object]:
+def _as_flock(portalocker: Any, locker: Any) -> Callable[[int, int], object]:
     flags = portalocker.LockFlags
 
     def flock(fd: int, operation: int) -> None:
         try:
             if operation == flags.UNBLOCK:
-                portalocker.unlock(fd)
+                locker.unlock(fd)
             else:
-                portalocker.lock(fd, flags(operation))
+                locker.lock(fd, flags(operation))
         except portalocker.AlreadyLocked as error:
             raise BlockingIOError(errno.EAGAIN, str(error)) from error
         except portalocker.LockException as error:

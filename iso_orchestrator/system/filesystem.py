@@ -6,10 +6,11 @@ import errno
 import os
 import stat
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TypeGuard
 
 from iso_orchestrator.errors import StoreError
+from iso_orchestrator.system.interrupts import undo_on_error
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -23,6 +24,7 @@ _SAFE = (
 )
 _WINDOWS = sys.platform == "win32"
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2  # of <linux/falloc.h>
+_TRUST = "ISO_ORCHESTRATOR_TRUST_OWNER"
 
 
 def is_same_file(one: os.stat_result | None, other: os.stat_result) -> TypeGuard[os.stat_result]:
@@ -46,6 +48,65 @@ def is_unchanged(one: os.stat_result | None, other: os.stat_result | None) -> bo
         and one.st_size == other.st_size
         and one.st_dev == other.st_dev
     )
+
+
+def pid_namespace() -> str:
+    """What the numbers of processes count in; empty where there is one for the machine."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
+
+
+def refuse_other_owner(path: str, info: os.stat_result) -> None:
+    """Raise StoreError where another user owns a file, who may have written anything into it.
+
+    Trusted are this process's effective user, root, and for root the user that called ``sudo``, as git does it.
+    """
+    if not hasattr(os, "geteuid") or info.st_uid in (0, me := os.geteuid()):
+        return
+    if (me == 0 and str(info.st_uid) == os.environ.get("SUDO_UID")) or os.environ.get(_TRUST) == "1":
+        return
+    raise StoreError(
+        f"{path} belongs to {_user(info.st_uid)}, and this process runs as {_user(me)}: its content is not trusted. "
+        f"Run as its owner, or give it to {_user(me)} by chown, or use another root. {_TRUST}=1 trusts the files of "
+        "all users, for a container that maps them"
+    )
+
+
+def other_owner(path: str) -> str | None:
+    """What to do about a path to which this process has no right, if another user owns it or its folder."""
+    if not hasattr(os, "geteuid"):
+        return None
+    for place in (path, *_folders_above(path)):
+        try:
+            info = os.lstat(place)
+        except OSError:
+            continue  # it is in a folder that may not be looked into
+        if info.st_uid != os.geteuid():
+            me = _user(os.geteuid())
+            return (
+                f"{place} belongs to {_user(info.st_uid)}, and this process runs as {me}: run as its owner, or give "
+                f"all of the root to {me} by `chown -R`, or use another root"
+            )
+        if place != path:
+            return None
+    return None
+
+
+def _folders_above(path: str) -> Iterator[str]:
+    while (folder := os.path.dirname(path)) != path:
+        yield folder
+        path = folder
+
+
+def _user(uid: int) -> str:
+    import pwd  # not on Windows
+
+    try:
+        return f"user {pwd.getpwuid(uid).pw_name}"
+    except KeyError:
+        return f"user {uid}"
 
 
 class FileSystem:
@@ -119,6 +180,16 @@ class FileSystem:
             return False
         return True
 
+    def tighten_folder(self, path: str) -> None:
+        """Take all rights on a folder from all other users."""
+        if _WINDOWS:
+            return
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | _SAFE)
+        try:
+            os.fchmod(fd, os.fstat(fd).st_mode & 0o700)
+        finally:
+            os.close(fd)
+
     def remove_folder(self, path: str) -> None:
         """Remove an empty folder."""
         os.rmdir(path)
@@ -154,17 +225,22 @@ class FileSystem:
             return None
 
     def _own(self, fd: int, path: str) -> int:
-        """Refuse a file with another name, which may belong to somebody else, since it is written in place."""
-        if os.fstat(self._regular(fd, path)).st_nlink <= 1:
-            return fd
-        os.close(fd)
-        raise StoreError(f"{path} has another name (a hard link): remove the other, or put a copy in its place")
+        """Refuse a file with another name, and take the rights of other users, since it is written in place."""
+        info = os.fstat(self._regular(fd, path))
+        with undo_on_error(lambda: os.close(fd)):
+            if info.st_nlink > 1:
+                raise StoreError(f"{path} has another name (a hard link): remove the other, or put a copy in its place")
+            if info.st_mode & 0o077 and not _WINDOWS:
+                os.fchmod(fd, info.st_mode & 0o700)
+        return fd
 
     def _regular(self, fd: int, path: str) -> int:
-        if stat.S_ISREG(os.fstat(fd).st_mode):
-            return fd
-        os.close(fd)
-        raise StoreError(f"{path} is not a regular file: remove it, or use another root")
+        info = os.fstat(fd)
+        with undo_on_error(lambda: os.close(fd)):
+            if not stat.S_ISREG(info.st_mode):
+                raise StoreError(f"{path} is not a regular file: remove it, or use another root")
+            refuse_other_owner(path, info)
+        return fd
 
 
 def free_range(fd: int, offset: int, size: int) -> None:

@@ -17,6 +17,7 @@ lock or a waiter of this process may be left behind.
 from __future__ import annotations
 
 import os
+import sys
 import threading
 
 # The functions of the module `signal` convert to enums and back, which takes many times as long as the call itself.
@@ -26,6 +27,7 @@ from threading import get_ident
 from types import FrameType, TracebackType
 from typing import TypeVar
 
+from iso_orchestrator.errors import WorkflowUsageError
 from iso_orchestrator.notes import contextmanager
 
 T = TypeVar("T")
@@ -121,6 +123,29 @@ def start(begin: Callable[[], T]) -> T:
             # Thread.start() waits in a condition, which then releases a lock that it does not have.
             raise error.__context__ from None
         raise
+
+
+def refuse_green_threads() -> None:
+    """Refuse a process in which gevent or eventlet has replaced Python's threads.
+
+    All of its threads are one thread of the kernel, so that one that waits for a lock stops all others for ever, the
+    one that has the lock among them.
+
+    Raises:
+        WorkflowUsageError: It is one.
+    """
+    for module, function, name, advice in _GREEN_THREADS:
+        if module in sys.modules and getattr(sys.modules[module], function)(name):
+            raise WorkflowUsageError(
+                f"{module} has replaced the threads of this process, so that a wait for another process may never end: "
+                f"leave threads as they are by {advice}, or use workflows in a process of their own"
+            )
+
+
+_GREEN_THREADS = (
+    ("gevent.monkey", "is_module_patched", "threading", "gevent.monkey.patch_all(thread=False)"),
+    ("eventlet.patcher", "is_monkey_patched", "thread", "eventlet.monkey_patch(thread=False)"),
+)
 
 
 class OneShotEvent:

@@ -255,6 +255,18 @@ def is_alive(process: Process) -> bool:
         return False
 
 
+def runs_since(pid: int, moment: float) -> bool:
+    """Whether a process of that number runs that had started by *moment*: by the boot clock, if Linux, else in UTC."""
+    start_of_clock = psutil.boot_time() if psutil.LINUX else 0.0
+    try:
+        process = psutil.Process(pid)
+        return is_alive(process) and process.create_time() - start_of_clock <= moment + 1.0
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.Error:
+        return True  # it may not be looked at
+
+
 # Ending
 
 

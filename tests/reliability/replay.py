@@ -186,6 +186,7 @@ class _Stat(NamedTuple):
     st_mode: int
     st_dev: int = 1
     st_nlink: int = 1
+    st_uid: int = 0
 
 
 @attrs.define(eq=False)
@@ -375,6 +376,9 @@ class ProcessFS(FileSystem):
         elif node.data is not None:
             raise NotADirectoryError(errno.ENOTDIR, "a file stands there", path)
         return node is None
+
+    def tighten_folder(self, path: str) -> None:
+        raise NotImplementedError("no other user has rights on a machine's folders")
 
     def remove_folder(self, path: str) -> None:
         self._refuse_dead()

@@ -186,6 +186,7 @@ def check_opening(root: Path, whole: Sound, journal: bytes) -> None:
     os.makedirs(paths.folder)
     Path(paths.snapshot).write_bytes(whole.snapshot)
     Path(paths.journal).write_bytes(journal)
+    Path(paths.journal).chmod(0o600)  # or an opening would do that
     store = FileStore(root)
     outcome = expected(whole, journal)
     if isinstance(outcome, Damaged):

@@ -37,9 +37,10 @@ from reliability.faults import (
     prepared,
 )
 from reliability.tiers import Figures, Tier
-from support import Child, memory_folder, new_fold, note, put, run_python, waits_for_a_lock
+from support import T0, Child, memory_folder, new_fold, note, put, run_python, waits_for_a_lock
 
 from iso_orchestrator import WorkflowBusyError
+from iso_orchestrator.record.facts import RunStarted
 from iso_orchestrator.store import FileStore
 from iso_orchestrator.store.file import log as log_module
 from iso_orchestrator.system import file_lock
@@ -226,6 +227,11 @@ def folders_as_locks(client: Client) -> None:
     client.note("two")
 
 
+def dead_runner(client: Client) -> None:
+    """A killed process has left a run on record, and folders that others may look into."""
+    client.note("one")
+
+
 LIVES: dict[str, Callable[[Client], None]] = {
     **WORKLOADS,
     "look": look,
@@ -233,6 +239,7 @@ LIVES: dict[str, Callable[[Client], None]] = {
     "torn beside a peer": torn_peer,
     "foreign": foreign,
     "folders as locks": folders_as_locks,
+    "dead runner": dead_runner,
 }
 REFUSED = {"no room": ("log.append:write_at", "files.atomic_write:replace")}
 
@@ -240,6 +247,11 @@ REFUSED = {"no room": ("log.append:write_at", "files.atomic_write:replace")}
 def prepare(root: Path, life: str) -> None:
     """What is there before a life."""
     prepared(root, "delete" if life == "folders as locks" else life)
+    if life == "dead runner":
+        log, projection = FileStore(root).open("w", new_fold)
+        put(log, projection, RunStarted(T0, "run", log.process_id, 1, "host"))
+        log.close()
+        Path(paths_of(root).locks).chmod(0o755)
     if life == "folders as locks":
         folder = Path(paths_of(root, "other").mutexes) / "npm-1234567890"
         folder.mkdir(parents=True)
@@ -432,7 +444,9 @@ OF_COMMANDS = {
     "file_lock.close_without_unlock:close",
     "store.location_id:identify_path",
 }
-NAMES = sorted(set(failpoints()) - OF_COMMANDS)
+# Only come to where a lock file was removed: `tests/store/test_cleaners.py`.
+OF_CLEANERS = {"liveness.release:open_write", "liveness.release:close"}
+NAMES = sorted(set(failpoints()) - OF_COMMANDS - OF_CLEANERS)
 PARTS = 4  # of the failpoints, for as many workers
 
 

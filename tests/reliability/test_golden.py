@@ -52,6 +52,7 @@ def root(case: Path, tmp_path: Path) -> Path:
     for path in case.iterdir():
         if path.name != "expected":
             shutil.copy(path, root / "workflows")
+            (root / "workflows" / path.name).chmod(0o600)  # or an opening would do that
     return root
 
 

@@ -181,6 +181,7 @@ class _LogView:
 
     def kill(self) -> None:
         self._log.fail("the process was killed")
+        self._log.retire()
         for mutex in self._mutexes:
             mutex.kill()
 
@@ -192,6 +193,8 @@ class _MutexView:
     def __init__(self, mutex: Any) -> None:
         self._mutex = mutex
         self._held = False
+        self.is_lost = False
+        self.check = mutex.check
 
     def try_acquire(self) -> bool:
         self._held = self._mutex.try_acquire()

@@ -296,7 +296,7 @@ def test_after_a_failed_sync_nothing_is_acknowledged(workflow: Workflow, fs: Wat
 
 @pytest.mark.slow
 def test_after_a_failed_sync_others_take_over(workflow: Workflow, fs: WatchedFS, tmp_path: Path) -> None:
-    """To others a process whose store is dead is dead: its step is not waited for, and it cannot complete it."""
+    """A process whose store is dead cannot complete its step, which others begin when the body has ended."""
     in_body, go_on = threading.Event(), threading.Event()
 
     def body() -> str:
@@ -317,8 +317,9 @@ def test_after_a_failed_sync_others_take_over(workflow: Workflow, fs: WatchedFS,
         fs.before = failing(OSError(errno.EIO, "Input/output error"), "sync")
         with pytest.raises(StoreError):
             workflow.append_event("event")
-        assert process.line() == "theirs"
+        assert_waits(process)
         go_on.set()
+        assert process.line() == "theirs"
         assert isinstance(runner.exception(DEADLINE), StoreError)
     assert read_workflow_record("w", dir=tmp_path).steps["step"].result == "theirs"
 

@@ -248,6 +248,8 @@ def test_after_a_failed_sync_the_store_is_dead_in_this_process(root: Path, paths
         with pytest.raises(StoreError, match=r"dead in this process.*start the process again"):
             use()
     assert not log.is_current()
+    assert other.is_alive(log.process_id)  # its threads may still run steps
+    log.retire()
     assert not other.is_alive(log.process_id)
     assert Path(paths.journal).read_bytes() == journal
     assert fs.count("sync", "write_at", "replace") == 0

@@ -22,8 +22,8 @@ def test_run_file_lives_as_long_as_its_process(tmp_path: Path) -> None:
     owner = one.create()
     assert one.is_alive(owner)
     assert other.is_alive(owner)
-    assert other.sweep() == owner
-    assert one.sweep() is None  # oneself does not count
+    assert other.other_user(()) == owner
+    assert one.other_user([owner]) is None  # oneself does not count
     one.remove()
     assert not other.is_alive(owner)
     assert os.listdir(tmp_path) == []
@@ -32,7 +32,8 @@ def test_run_file_lives_as_long_as_its_process(tmp_path: Path) -> None:
     one.release()
     assert not one.is_alive(owner)
     assert not other.is_alive(owner)
-    assert other.sweep() is None
+    assert other.other_user([owner]) is None
+    other.sweep()
     assert os.listdir(tmp_path) == []
 
 
@@ -51,7 +52,7 @@ def test_killed_process_is_dead_and_swept(tmp_path: Path) -> None:
         child.kill()
         assert not runs.is_alive(owner)
     assert runs.info(owner).pid == child.pid
-    assert runs.sweep() is None
+    runs.sweep()
     assert runs.info(owner) == ProcessInfo()
     assert os.listdir(tmp_path) == []
 

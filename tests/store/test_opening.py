@@ -181,7 +181,7 @@ def test_killed_process_is_no_reason_to_wait(root: Path) -> None:
         threading.Timer(0.05, child.kill).start()
         log, projection = opened(root)
         assert notes_of(projection) == ["one"]
-        assert not log.is_alive(owner)
+        wait_until(lambda: not log.is_alive(owner), what="the end of the process, whose locks went first")
 
 
 def test_process_that_stands_still_within_the_lock_loses_nothing(root: Path) -> None:

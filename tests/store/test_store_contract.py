@@ -195,6 +195,8 @@ def test_dead_hold_appends_nothing_and_is_dead_to_others(store: Store, holds: Ho
     with pytest.raises(StoreError, match="the disk is broken"):
         log_a.sync(0)
     assert not log_a.is_current()
+    assert log_b.is_alive(log_a.process_id)
+    log_a.retire()
     assert not log_b.is_alive(log_a.process_id)
     assert notes_of(put(log_b, b, note("b"))) == ["b"]
     holds.leave(log_a, None)

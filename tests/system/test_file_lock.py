@@ -9,11 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import attrs
 import portalocker
 import pytest
 from support import run_python
 
-from iso_orchestrator.errors import StoreError
+from iso_orchestrator import Workflow
+from iso_orchestrator.errors import MutexTimeoutError, StoreError
 from iso_orchestrator.system import file_lock
 from iso_orchestrator.system.file_lock import FileLock
 from iso_orchestrator.system.filesystem import FileSystem
@@ -27,7 +29,11 @@ def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     real = file_lock._kernel()
     if request.param != "flock":
         made = file_lock._Kernel(
-            file_lock._as_flock(portalocker), real.exclusive, real.shared, real.non_blocking, real.unlock
+            file_lock._as_flock(portalocker, portalocker.portalocker.FlockLocker()),
+            real.exclusive,
+            real.shared,
+            real.non_blocking,
+            real.unlock,
         )
         monkeypatch.setattr(file_lock, "_kernel", lambda: made)
 
@@ -141,3 +147,31 @@ def test_import_needs_no_temporary_folder(tmp_path: Path) -> None:
     )
     with run_python(code, tmp_path / "lock") as child:
         assert child.line() == "True"
+
+
+@pytest.mark.parametrize("locker", ["fcntl.lockf", "(lambda *_: None, lambda *_: None)"])
+def test_locks_do_not_depend_on_what_a_program_sets_in_portalocker(tmp_path: Path, locker: str) -> None:
+    """A program that gives portalocker another locker, for its own files, has a mutex that excludes all others."""
+    code = (
+        "import fcntl, sys, portalocker\n"
+        f"portalocker.portalocker.LOCKER = portalocker.LOCKER = {locker}\n"
+        "from iso_orchestrator import Workflow\n"
+        "with Workflow('w', dir=sys.argv[1]).mutex('key'):\n    print('held')\n    input()\n"
+    )
+    with run_python(code, tmp_path) as child:
+        assert child.line() == "held"
+        workflow = Workflow("w", dir=tmp_path)
+        with pytest.raises(MutexTimeoutError), workflow.mutex("key", timeout=0):
+            pass
+        workflow.close()
+        child.say()
+        child.end()
+
+
+def test_locks_that_exclude_nothing_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A workflow does not open where a lock can be taken twice, as on some network file systems."""
+    real = file_lock._kernel()
+    useless = attrs.evolve(real, flock=lambda *_: None)
+    monkeypatch.setattr(file_lock, "_kernel", lambda: useless)
+    with pytest.raises(StoreError, match="can be locked twice"):
+        Workflow("w", dir=tmp_path).append_event("opened")

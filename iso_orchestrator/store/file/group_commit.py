@@ -59,7 +59,7 @@ class GroupCommit:
         if self.failure is not None:
             raise StoreError(
                 f"the store is dead in this process: {self.failure}; nothing was recorded since. "
-                "Repair the disk or make space on it, then start the process again"
+                "Remove the cause (repair the disk, make space on it), then start the process again"
             )
 
     def fail(self, reason: str) -> None:

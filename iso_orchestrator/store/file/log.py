@@ -14,7 +14,7 @@ from iso_orchestrator.record.facts import Fact
 from iso_orchestrator.record.projection import Projection
 from iso_orchestrator.store.file.group_commit import GroupCommit
 from iso_orchestrator.store.file.journal import SEAL_SIZE, encode_lines, scan
-from iso_orchestrator.store.file.paths import Paths, refuse_links
+from iso_orchestrator.store.file.paths import Paths, check_folders
 from iso_orchestrator.store.file.snapshot import (
     OpenJournal,
     SnapshotAndJournal,
@@ -70,9 +70,9 @@ class RecordLock(FileLock):
         """Open the file that has the lock's name now, and lock it. `FileStore.delete` removes the file.
 
         Raises:
-            StoreError: A folder of the root is a link.
+            StoreError: A folder of the root is a link, or another user's.
         """
-        refuse_links(self._fs, self._paths)
+        check_folders(self._fs, self._paths)
         tries_left = _LOCK_TRIES
         while True:
             try:
@@ -196,6 +196,7 @@ class FileWorkflowLog:
         journal.end += len(data)
         journal.seal = data[-SEAL_SIZE:]
         commits.written = projection.seq
+        self._refuse_removed()  # after the write: a process that makes a new lock from now on reads these facts
         if journal.end > self._checkpoint_at:
             self._checkpoint_early(projection, journal)
 
@@ -240,17 +241,23 @@ class FileWorkflowLog:
         try:
             if self._commits.failure is None and self._lock_to_detach(wait):
                 if self._liveness.survey().living is None:
-                    self._checkpoint_last(self.catch_up(projection))
-                    self._liveness.sweep()
-                self._liveness.remove()
+                    projection = self.catch_up(projection)
+                    self._checkpoint_last(projection)
+                    self._liveness.sweep(projection.owners())
+                if projection is not None and self.process_id not in projection.owners():
+                    self._liveness.remove()  # else the file stays, unlocked: it proves that what is on record has ended
         finally:
             self.close()
 
     def fail(self, reason: str) -> None:
-        """Append nothing more, and release the liveness file: to others this process is dead."""
+        """Append nothing more."""
         self._commits.fail(reason)
-        with suppress(StoreError):
-            self._liveness.release()
+
+    def retire(self) -> None:
+        """After a failure: release the liveness file. To others this process is dead."""
+        if self._commits.failure is not None:
+            with suppress(StoreError):
+                self._liveness.release()
 
     def detach_after_fork(self) -> None:
         """In a forked child: close the journal. The locks were closed by the fork."""
@@ -270,6 +277,9 @@ class FileWorkflowLog:
         # A crashed process may have seen a failed sync that no other process was told of, so that bytes that can be
         # read are not durable, whatever a later sync says. Its liveness file tells that until a fresh pair is written.
         is_trusted = others.living is not None and not others.dead
+        # A lock that has seen no pair was made just now: another program removed the last one, and a process that still
+        # has that one open may be about to write into the journal.
+        is_new_lock = self.record_lock.generation() == 0
         fd = self._open_journal()
         try:
             snapshot = self._fs.identify_path(self._paths.snapshot)  # before it is read: it may be replaced meanwhile
@@ -277,7 +287,7 @@ class FileWorkflowLog:
             self._refuse_older(pair, fd)
             if pair.tail or pair.blank:
                 self._quarantine(pair.end, pair.tail)
-            is_clean = is_trusted or not pair.lines
+            is_clean = (is_trusted or not pair.lines) and not is_new_lock
             if fd is not None and pair.projection is not None and pair.header is not None and is_clean:
                 seal = self._fs.read_at(fd, SEAL_SIZE, pair.end - SEAL_SIZE)
                 journal = OpenJournal(fd, self._fs.identify(fd), pair.header, pair.end, seal)
@@ -293,7 +303,7 @@ class FileWorkflowLog:
         finally:
             if fd is not None:
                 self._fs.close(fd)
-        self._liveness.sweep()
+        self._liveness.sweep(() if pair.projection is None else pair.projection.owners())
         return pair.projection
 
     def _reload(self) -> Projection:
@@ -309,6 +319,7 @@ class FileWorkflowLog:
 
     def _look(self, projection: Projection, journal: OpenJournal) -> Projection:
         """Apply what has changed since the last look, by the names of the pair."""
+        self._refuse_removed()
         snapshot_now = self._fs.identify_path(self._paths.snapshot)
         journal_now = self._fs.identify_path(self._paths.journal)
         if not is_same_file(journal_now, journal.file) or not is_unchanged(snapshot_now, self._snapshot):
@@ -353,9 +364,16 @@ class FileWorkflowLog:
     def _refuse_removed(self) -> None:
         """Raise where the lock's file was removed: then it keeps no process out of the record."""
         if not self.record_lock.is_at_path():
-            raise self._removed()
+            error = self._removed()
+            self.fail(str(error))
+            raise error
 
-    def _removed(self) -> RemovedError:
+    def _removed(self) -> StoreError:
+        if exists(self._fs, self._paths.snapshot, self._paths.journal):
+            return StoreError(
+                f"{self.record_lock.path} was removed while the workflow was in use, so that it keeps no process out: "
+                f"keep what removes files away from {self._paths.locks}, and start again"
+            )
         return RemovedError(f"{self.path} is gone: the workflow was deleted while it was in use; start again")
 
     def _refuse_older(self, pair: SnapshotAndJournal, fd: int | None) -> None:
@@ -412,6 +430,7 @@ class FileWorkflowLog:
 
     def _write_pair(self, projection: Projection, snapshot: bytes | None = None) -> OpenJournal:
         """Replace the pair: first the snapshot of *projection*, then an empty journal that continues it."""
+        self._refuse_removed()
         if snapshot is None:
             snapshot = snapshot_from_projection(projection)
         self.record_lock.begin_generation()  # before the renames: a kill between them must not go unnoticed

@@ -7,7 +7,7 @@ import stat
 
 from iso_orchestrator.errors import StoreError
 from iso_orchestrator.store.names import record_names
-from iso_orchestrator.system.filesystem import FileSystem
+from iso_orchestrator.system.filesystem import FileSystem, refuse_other_owner
 
 
 class Paths:
@@ -56,17 +56,26 @@ class Paths:
         return os.path.join(self.folder, f"{self.name}.torn-{offset}{'' if number == 1 else f'-{number}'}")
 
 
-def refuse_links(fs: FileSystem, paths: Paths) -> None:
-    """Refuse a root in which a folder is a link: files would be made or removed in a place outside of the root.
+def check_folders(fs: FileSystem, paths: Paths) -> None:
+    """Refuse a root in which a folder is a link or another user's; take the rights on its folders from all others.
 
-    The root itself may be a link: its owner decides where it is.
+    Through a link, files would be made or removed in a place outside of the root. The root itself may be a link, and
+    keeps its rights: it may be a folder that was there before, as ``.`` is.
 
     Raises:
-        StoreError: A folder is a link or a file.
+        StoreError: A folder is a link, a file, or another user's.
     """
+    root = fs.identify_path(paths.root)
+    if root is not None:
+        refuse_other_owner(paths.root, root)
     above = {os.path.dirname(path) for path in (paths.logs, paths.locks, paths.store_mutexes)}
     own = (paths.folder, paths.logs, paths.locks, paths.runs, paths.mutexes, paths.store_mutexes)
     for path in (*sorted(above), *own):
         info = fs.identify_path(path)
-        if info is not None and not stat.S_ISDIR(info.st_mode):
+        if info is None:
+            continue
+        if not stat.S_ISDIR(info.st_mode):
             raise StoreError(f"{path} is a link or a file where a folder should be: remove it, or use another root")
+        refuse_other_owner(path, info)
+        if info.st_mode & 0o077:
+            fs.tighten_folder(path)

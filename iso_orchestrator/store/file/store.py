@@ -116,8 +116,11 @@ class FileStore(Store):
 
     @store_errors
     def is_alive(self, workflow_id: str, process_id: str) -> bool:
-        """Whether that process still has the workflow open."""
-        return LivenessFiles(self._fs, self._paths_of(workflow_id).runs).is_alive(process_id)
+        """Whether that process still has the workflow open, as far as that can be found out."""
+        try:
+            return LivenessFiles(self._fs, self._paths_of(workflow_id).runs).is_alive(process_id)
+        except StoreError:
+            return True
 
     @store_errors
     def location_id(self) -> str:
@@ -273,9 +276,10 @@ class FileStore(Store):
                 self._remove_locks(paths)
                 return False
             liveness = LivenessFiles(self._fs, paths.runs)
-            if (process_id := liveness.sweep()) is not None:
+            if (process_id := liveness.other_user(self._owners(paths))) is not None:
                 info = liveness.info(process_id)
                 raise WorkflowBusyError(workflow_id, info.pid, info.host, info.since)
+            liveness.sweep()
             self._checkpoint_before_removal(paths, lock)
             # The journal first: without its snapshot it would be a conflict, while a snapshot alone is a record.
             remove(self._fs, paths.journal)
@@ -290,6 +294,13 @@ class FileStore(Store):
             return True
         finally:
             lock.close()
+
+    def _owners(self, paths: Paths) -> set[str]:
+        try:
+            projection = read_once(self._fs, paths).projection
+        except StoreError:
+            return set()  # it is damaged
+        return set() if projection is None else projection.owners()
 
     def _checkpoint_before_removal(self, paths: Paths, lock: RecordLock) -> None:
         """Put all facts into the snapshot, so that a crash during the removal leaves the whole record or none."""

@@ -80,7 +80,7 @@ def repair(fs: FileSystem, root: str, workflow_id: str, options: RepairOptions) 
             kept = [_keep(fs, paths, path) for path in (paths.snapshot, paths.journal)]
             lock.begin_generation()
             write_pair(fs, paths, projection)
-            LivenessFiles(fs, paths.runs).sweep()
+            LivenessFiles(fs, paths.runs).sweep(projection.owners())
             return attrs.evolve(report, kept=[path for path in kept if path is not None])
     except OSError as error:
         raise store_error(root, error) from error

@@ -16,7 +16,7 @@ from iso_orchestrator.store.file.paths import Paths
 from iso_orchestrator.store.file.snapshot import SnapshotAndJournal, digest, read_files, read_unlocked
 from iso_orchestrator.store.files import exists, read_all, read_file, store_error
 from iso_orchestrator.store.maintenance import FileCheck, Verdict, WorkflowCheck
-from iso_orchestrator.system.filesystem import FileSystem
+from iso_orchestrator.system.filesystem import FileSystem, refuse_other_owner
 
 _BESIDE = re.compile(r"(?P<name>.+)\.(?:torn-[\d-]+(?:\.new)?|(?:json|journal)\..+)")
 _KEPT = re.compile(r".+\.(?:torn-[\d-]+|(?:json|journal)\.kept-\d+)")
@@ -253,4 +253,8 @@ def _unless_linked(fs: FileSystem, file: FileCheck) -> FileCheck:
         return FileCheck(file.path, Verdict.REFUSED, "it is not a regular file: remove it")
     if info.st_nlink > 1:
         return FileCheck(file.path, Verdict.REFUSED, "it has another name (a hard link): remove the other")
+    try:
+        refuse_other_owner(file.path, info)
+    except StoreError as error:
+        return _by_error(file.path, error, None)
     return file
