@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import datetime as dt
 from collections import defaultdict, deque
-from collections.abc import Set
+from collections.abc import Collection, Set
 from decimal import Decimal
-from pathlib import PurePath
+from enum import Enum
 from typing import Any
 
 from iso_orchestrator.codec.objects import Field, attributes_besides, fields_of, is_pydantic, python_scalar
@@ -52,15 +52,19 @@ def check_same(value: Any, back: Any) -> None:
         _check_moment(value, back)
     elif (fields := fields_of(value)) is not None or (fields := fields_of(back)) is not None:
         _check_fields(value, back, fields)
-    elif isinstance(back, Decimal | PurePath):  # by their text: Decimal("1.0") is not Decimal("1.00"), and NaN is NaN
-        if not isinstance(value, Decimal | PurePath) or str(value) != str(back):
+        return
+    elif isinstance(back, Decimal):  # by their text: Decimal("1.0") is not Decimal("1.00"), and NaN is NaN
+        if not isinstance(value, kind) or str(value) != str(back):
             raise Difference(value, back)
-    elif value != back or not isinstance(value, kind):
+    elif not isinstance(value, kind) or value != back:
         raise Difference(value, back)
+    if type(value) not in _WITHOUT_ATTRIBUTES:
+        _check_attributes(value, back, ())
 
 
 _SIMPLE = frozenset({str, int, bool, type(None)})
 _ATOMS = frozenset({*_SIMPLE, float})
+_WITHOUT_ATTRIBUTES = frozenset({*_ATOMS, list, tuple, dict, set, dt.datetime})  # no object of exactly these has any
 
 
 def _check_atom(value: Any, back: Any) -> None:
@@ -108,29 +112,39 @@ def _check_set(value: Any, back: Set[Any]) -> None:
 def _check_moment(value: Any, back: Any) -> None:
     if not isinstance(value, type(back)) or value != back:
         raise Difference(value, back)
-    if value.tzinfo is None and back.tzinfo is None:
-        if value.fold != back.fold:
-            raise Difference(value, back, "its fold would be lost: give it a zone")
-    elif value.isoformat() != back.isoformat():
-        raise Difference(value, back)
-    elif type(value.tzinfo) is not type(back.tzinfo) or value.tzinfo != back.tzinfo:
+    if type(value.tzinfo) is not type(back.tzinfo) or value.tzinfo != back.tzinfo:
         raise Difference(value, back, "its zone would change: use a zone of zoneinfo or datetime.timezone")
+    if value.fold != back.fold:
+        raise Difference(value, back, "its fold would be lost: give it a zone in which it means something, or fold=0")
 
 
 def _check_fields(value: Any, back: Any, fields: tuple[Field, ...]) -> None:
     if type(value) is not type(back):
         raise Difference(value, back)
     names = [field.name for field in fields]
-    lost = attributes_besides(value, names)
-    if lost:
-        raise Difference(value, back, f"its attribute {lost[0]!r} would be lost: declare it as a field")
+    _check_attributes(value, back, names)
     if is_pydantic(type(value)):
         names.append("__pydantic_private__")
     for name in names:
         _check_part(getattr(value, name, _UNSET), getattr(back, name, _UNSET), name)
 
 
-_UNSET = object()
+def _check_attributes(value: Any, back: Any, fields: Collection[str]) -> None:
+    if isinstance(value, Enum):
+        return
+    for name in attributes_besides(value, fields):
+        try:
+            check_same(getattr(value, name), getattr(back, name, _UNSET))
+        except Difference:
+            reason = f"its attribute {name!r} would be lost: declare it as a field"
+            raise Difference(value, back, reason) from None
+
+
+class _Unset:
+    """What stands for an attribute that an object does not have."""
+
+
+_UNSET = _Unset()
 
 
 def _check_part(value: Any, back: Any, place: object) -> None:
