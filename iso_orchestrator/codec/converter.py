@@ -63,7 +63,7 @@ def _write_items(kind: Any) -> Callable[[Any], Any]:
     write = iterable_unstructure_factory(kind, converter, unstructure_to=list)
 
     def checked(items: Any) -> Any:
-        _refuse_unless(not isinstance(items, str | bytes | bytearray | Mapping), kind, items)
+        _refuse_unless(type(items) is list or not isinstance(items, str | bytes | bytearray | Mapping), kind, items)
         return write(items)
 
     return checked
@@ -152,10 +152,12 @@ def _write_record(kind: Any) -> Callable[[Any], Any]:
 
     def checked(record: Any) -> Any:
         _refuse_unless(type(record) is cls, kind, record)
-        extra = getattr(record, "__pydantic_extra__", None)
-        return {**write(record), **converter.unstructure(extra)} if extra else write(record)
+        return write(record)
 
-    return checked
+    def with_extra(model: Any) -> Any:
+        return {**checked(model), **converter.unstructure(model.__pydantic_extra__ or {})}
+
+    return with_extra if is_pydantic(cls) else checked
 
 
 def _read_record(kind: Any) -> Callable[[Any, Any], Any]:
@@ -167,13 +169,12 @@ def _read_record(kind: Any) -> Callable[[Any, Any], Any]:
     base = next(base for base in cls.__mro__ if not base.__flags__ & _HEAP_TYPE)
     if base is not object:
         raise TypeError(f"{cls.__qualname__} is made from {base.__qualname__}, whose part of an object is no field")
-    names = [field.name for field in attrs.fields(get_origin(fields) or fields)]
     read = make_dict_structure_fn(fields, converter)
     fill = _fill_model if is_pydantic(cls) else _fill
 
     def made(data: Any, _: Any) -> Any:
-        found, record = read(data, fields), cls.__new__(cls)
-        fill(record, {name: getattr(found, name) for name in names}, data)
+        record = cls.__new__(cls)
+        fill(record, vars(read(data, fields)), data)
         return record
 
     return made
@@ -263,7 +264,7 @@ def _read_of_pydantic(kind: Any) -> Callable[[Any, Any], Any]:
     return lambda data, _: adapter.validate_json(encode(data))
 
 
-def _is_odd_enum(kind: Any) -> bool:
+def _is_plain_enum(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, Enum) and not issubclass(kind, int | str | float)
 
 
@@ -463,7 +464,7 @@ converter.register_unstructure_hook_factory(_is_record, _write_record)
 converter.register_structure_hook_factory(_is_record, _read_record)
 converter.register_unstructure_hook_factory(_is_of_pydantic, _write_of_pydantic)
 converter.register_structure_hook_factory(_is_of_pydantic, _read_of_pydantic)
-converter.register_structure_hook_factory(_is_odd_enum, _read_enum)
+converter.register_structure_hook_factory(_is_plain_enum, _read_enum)
 converter.register_structure_hook_factory(_is_literal, _read_literal)
 converter.register_unstructure_hook_func(lambda kind: kind is object, lambda value: converter.unstructure(value))
 converter.register_structure_hook_func(lambda kind: kind is object, lambda data, _: data)

@@ -19,6 +19,7 @@ MAX_DEPTH = 128
 _MAX_DEPTH_READ = MAX_DEPTH + 16  # a record has a few levels around a value
 _ATOMS = frozenset({bool, type(None)})  # need no check; nor does an ASCII str
 SPLIT_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
+_ARRAYS = (list, tuple)  # not `list | tuple`, which is made anew by each check, and takes as long as that
 _INT_BITS = 14_000  # CPython reads no decimal int of more than 4,300 digits
 
 _encoder = json.JSONEncoder(allow_nan=False, check_circular=False, separators=(",", ":"))
@@ -83,7 +84,7 @@ def _copy(value: Any, depth: int, convert: Convert | None) -> Json:
         return _float(value)
     if depth >= MAX_DEPTH:
         raise _Refused(f"it is nested deeper than {MAX_DEPTH} levels, or contains itself")
-    if kind not in (dict, list, tuple):
+    if kind is not dict and kind not in _ARRAYS:
         _refuse_attributes(value)
     if isinstance(value, dict):
         items = {
@@ -97,7 +98,7 @@ def _copy(value: Any, depth: int, convert: Convert | None) -> Json:
         if len(items) < len(value):
             raise _Refused("two of its keys are equal as str")
         return items
-    if isinstance(value, list | tuple):
+    if isinstance(value, _ARRAYS):
         return [
             item
             if type(item) in _ATOMS or (type(item) is str and item.isascii())

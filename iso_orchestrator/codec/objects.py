@@ -27,13 +27,14 @@ class Field(NamedTuple):
 def fields_of(value: Any) -> tuple[Field, ...] | None:
     """Return the fields of an object, with those that it has beyond its class; None if it has no such class."""
     kind: Any = type(value)
-    fields = _fields_of_class(kind)
+    fields = fields_of_class(kind)
     extra = getattr(value, "__pydantic_extra__", None)
     return (*fields, *map(Field, sorted(extra))) if extra and fields is not None else fields
 
 
 @lru_cache(maxsize=1024)
-def _fields_of_class(kind: Any) -> tuple[Field, ...] | None:
+def fields_of_class(kind: Any) -> tuple[Field, ...] | None:
+    """Return the fields that a class declares; None if it is no class with fields."""
     if attrs.has(kind):
         return tuple(Field(field.name, bool(field.eq), field.repr is True) for field in attrs.fields(kind))
     if hasattr(kind, "__dataclass_fields__"):

@@ -104,7 +104,7 @@ class Parameters:
         return fn(*bound.args, **bound.kwargs)
 
     def fingerprint(self, arguments: Arguments) -> str:
-        """Return a text that calls have in common whose arguments are the same, but for those that are excluded.
+        """Return a text of the arguments that are not excluded; no different arguments have it.
 
         Raises:
             Unrenderable: An argument has no text of its own.

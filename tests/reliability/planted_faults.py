@@ -262,8 +262,8 @@ MORE_FAULTS = [
     Fault(
         "objects made again by `__init__`",
         "codec/converter.py",
-        "        fill(record, {name: getattr(found, name) for name in names}, data)\n        return record\n",
-        "        return cls(**{name: getattr(found, name) for name in names})\n",
+        "        fill(record, vars(read(data, fields)), data)\n        return record\n",
+        "        return cls(**vars(read(data, fields)))\n",
         _RESULTS,
     ),
     Fault(

@@ -762,7 +762,8 @@ def alike(rng: random.Random, value: Any) -> Any:
         if math.isfinite(value) and abs(value) < 2**62:
             found += [int(value), float(value), numpy.float32(value), numpy.int64(value), Level.ONE, Decimal(value)]
     if isinstance(value, list | tuple | set | frozenset | deque):
-        found += [list(value), tuple(value), deque(value)]
+        parts = sorted(value, key=repr) if isinstance(value, set | frozenset) else value  # the same in each process
+        found += [list(parts), tuple(parts), deque(parts)]
     if isinstance(value, dict):
         found += [OrderedDict(value), defaultdict(int, value), Table(value), Counter(list(value))]
     if isinstance(value, datetime | time):
