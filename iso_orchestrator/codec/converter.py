@@ -226,7 +226,8 @@ def _plain_class(cls: Any) -> Any:
     parameters = () if is_pydantic(cls) else getattr(cls, "__parameters__", ())
     generic: Any = Generic
     bases = (generic[parameters],) if parameters else ()
-    plain: Any = attrs.make_class(cls.__name__, fields, bases=bases, slots=False, eq=False)
+    name = cls.__name__.partition("[")[0]  # that of pydantic's `Box[int]` would be no name of a generated function
+    plain: Any = attrs.make_class(name, fields, bases=bases, slots=False, eq=False)
     plain.__qualname__ = cls.__qualname__
     if hasattr(cls, "__orig_bases__") and not parameters:
         plain.__orig_bases__ = cls.__orig_bases__  # they say what the type variables of inherited fields are

@@ -161,6 +161,10 @@ class Taxed(pydantic.BaseModel):
         return amount * 1.19
 
 
+class Shelf(pydantic.BaseModel, Generic[T]):
+    content: T
+
+
 class Client(pydantic.BaseModel):
     _client: object = pydantic.PrivateAttr(default_factory=object)
 
@@ -325,6 +329,7 @@ RESULTS: list[tuple[Any, Any]] = [
     (Place, Place(1)),
     (Box[int], Box[int](1)),
     (Anything, Anything({"a": [1]})),
+    (Shelf[datetime], Shelf[datetime](content=datetime(2026, 5, 14))),
 ]
 
 
