@@ -303,8 +303,10 @@ def _write_union(kind: Any) -> Callable[[Any], Any]:
     def write(value: Any) -> Any:
         written = converter.unstructure(value)  # by its class; what comes back as something else is refused then
         if isinstance(value, str | int | float) and type(value) in classes:
-            # A member of a StrEnum that came back as a str would be equal to it.
-            _refuse_unless(type(converter.structure(written, kind)) is type(value), "another type of its union", value)
+            # The str that a member of a StrEnum would come back as is equal to it.
+            back = type(converter.structure(written, kind))
+            if back is not type(value):
+                raise TypeError(f"{value!r:.80} would come back as {back.__name__}, of the same union")
         return written
 
     return write

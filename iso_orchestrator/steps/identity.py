@@ -125,8 +125,10 @@ class Parameters:
         """
         parts = []
         for name, value in arguments.items():
-            if name in self._excluded or (name in self._defaults and value is self._defaults[name]):
+            if name in self._excluded:
                 continue
+            if self._rendered_defaults[name] is None and name in self._defaults and value is self._defaults[name]:
+                continue  # one that cannot be rendered, as a client; a list may have changed since
             exact = EXACT_SCALARS.get(type(value))
             text = exact(value) if exact is not None else _render_argument(self._base, name, value)
             if text != self._rendered_defaults[name]:

@@ -280,6 +280,18 @@ def test_different_arguments_are_different_steps(step: iso_orchestrator.Step[...
     assert step.step_name("a", 3) != step.step_name('a", y="3')
 
 
+def test_a_default_that_has_changed_is_another_argument(workflow: Workflow) -> None:
+    """A default list that was changed is named as it is now; a default without a faithful form is not named."""
+
+    @workflow.step
+    def collect(x: int, found: list[int] = [], client: object = Opaque()) -> None: ...  # noqa: B006 - as users do
+
+    assert collect.step_name(1) == "collect(x=1)"
+    inspect.signature(collect).parameters["found"].default.append(7)
+    assert collect.step_name(1) == "collect(x=1, found=[7])"
+    assert collect.step_name(1, []) == "collect(x=1)"
+
+
 @pytest.mark.parametrize(("length", "is_cut"), [(116, False), (117, True), (10_000, True)])
 def test_long_arguments_are_cut_with_a_hash(step: iso_orchestrator.Step[..., str], length: int, is_cut: bool) -> None:
     """Rendered arguments of more than 120 characters are cut there, and a hash after the cut tells them apart."""
