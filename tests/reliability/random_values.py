@@ -354,7 +354,12 @@ def set_of(rng: random.Random, item: Kind) -> Kind:
             return form()
 
     return Kind(
-        form[item.annotation], make, text, item.is_sure, is_hashable=form is frozenset, for_models=item.for_models
+        form[item.annotation],
+        make,
+        text,
+        item.is_sure and item.is_hashable,
+        is_hashable=form is frozenset,
+        for_models=item.for_models,
     )
 
 
@@ -372,7 +377,10 @@ def deque_of(rng: random.Random, item: Kind) -> Kind:
 
 
 def dict_of(rng: random.Random, item: Kind) -> Kind:
-    key = rng.choice([kind for kind in SCALARS if kind.is_key] + [SCALARS[3]] * 3)
+    if rng.random() < 0.3:  # some of them have no text that is read as they were
+        key = rng.choice([*SCALARS, enum_class(rng, f"Key{rng.randrange(10**6)}"), of_own(rng, "")])
+    else:
+        key = rng.choice([*(kind for kind in SCALARS if kind.is_key), SCALARS[3], SCALARS[3], SCALARS[3]])
     form = rng.choice([dict, dict, Mapping, OrderedDict, defaultdict])
     base: Any = dict if form is Mapping else form
     factory = get_origin(item.annotation) or item.annotation
@@ -398,8 +406,9 @@ def dict_of(rng: random.Random, item: Kind) -> Kind:
         return base(items)
 
     annotation: Any = form[key.annotation, item.annotation]
-    is_sure = item.is_sure and (base is not defaultdict or isinstance(factory, type))
-    return Kind(annotation, make, text, is_sure, is_hashable=False, for_models=item.for_models and base is dict)
+    is_sure = item.is_sure and key.is_key and (base is not defaultdict or isinstance(factory, type))
+    for_models = item.for_models and key.is_key and base is dict
+    return Kind(annotation, make, text, is_sure, is_hashable=False, for_models=for_models)
 
 
 def optional(_: random.Random, item: Kind) -> Kind:
@@ -561,7 +570,7 @@ def data_class(rng: random.Random, name: str, choose: Callable[[], Kind]) -> Kin
         namespace=namespace,
         kw_only=rng.random() < 0.3,
     )
-    is_hashable = not eq or (frozen and all(part.kind.is_hashable for part in parts))
+    is_hashable = eq and frozen and all(part.kind.is_hashable for part in parts)
     return of_parts(name_class(cls, name), parts, is_hashable=is_hashable, for_models=False)
 
 
