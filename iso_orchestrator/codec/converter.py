@@ -276,10 +276,6 @@ def _read_enum(kind: Any) -> Callable[[Any, Any], Any]:
     return lambda data, _: kind(data)
 
 
-def _is_literal(kind: Any) -> bool:
-    return get_origin(kind) is Literal
-
-
 def _read_literal(kind: Any) -> Callable[[Any, Any], Any]:
     known = {}
     for value in get_args(kind):
@@ -343,11 +339,9 @@ def _write_key(key: object, kind: Any) -> Any:
 
 def _read_keyed_mapping(kind: Any) -> Callable[[Any, Any], Any]:
     key_type, value_type = get_args(kind)
-    origin = get_origin(kind)
-    if origin is defaultdict:
-        make: Callable[[Any], Any] = partial(defaultdict, get_origin(value_type) or value_type)
-    else:
-        make = OrderedDict if origin is OrderedDict else dict
+    factory = get_origin(value_type) or value_type
+    kinds: dict[Any, Any] = {OrderedDict: OrderedDict, defaultdict: partial(defaultdict, factory)}
+    make = kinds.get(get_origin(kind), dict)
 
     def read(data: Any, _: Any) -> Any:
         return make({_read_key(key, key_type): converter.structure(value, value_type) for key, value in data.items()})
@@ -468,8 +462,10 @@ converter.register_structure_hook_factory(_is_record, _read_record)
 converter.register_unstructure_hook_factory(_is_of_pydantic, _write_of_pydantic)
 converter.register_structure_hook_factory(_is_of_pydantic, _read_of_pydantic)
 converter.register_structure_hook_factory(_is_plain_enum, _read_enum)
-converter.register_structure_hook_factory(_is_literal, _read_literal)
-converter.register_unstructure_hook_func(lambda kind: kind is object, lambda value: converter.unstructure(value))
+converter.register_structure_hook_factory(lambda kind: getattr(kind, "__origin__", None) is Literal, _read_literal)
+converter.register_unstructure_hook_func(
+    lambda kind: kind is object, lambda value: value if type(value) is object else converter.unstructure(value)
+)
 converter.register_structure_hook_func(lambda kind: kind is object, lambda data, _: data)
 converter.register_unstructure_hook_factory(_is_deque, _write_deque)
 converter.register_structure_hook_factory(_is_deque, _read_deque)
