@@ -8,7 +8,7 @@ share a subclass, as `CommandTimeoutError` is.
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import attrs
 
@@ -96,6 +96,17 @@ class SerializationError(OrchestratorError, TypeError):
     place: str
     reason: str
     value: Any = attrs.field(init=False, default=None, repr=False, eq=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Leave out a value that cannot be pickled: the error has to reach the parent of a pool's process."""
+        import pickle
+
+        kind, args, fields = cast("tuple[Any, ...]", super().__reduce__())
+        try:
+            pickle.dumps(self.value)
+        except Exception:  # noqa: BLE001 - classes of users raise any error
+            fields = {**fields, "value": None}
+        return kind, args, fields
 
 
 @attrs.define(slots=False)

@@ -129,6 +129,15 @@ def test_error_survives_pickling_and_copying(
     assert found.__notes__ == ["while testing"]
 
 
+def test_a_result_that_cannot_be_pickled_keeps_no_error_from_its_process() -> None:
+    """`SerializationError` takes its value along to another process, or leaves it out."""
+    error = errors.SerializationError("the result", "$", "no JSON")
+    for value, expected in [([1], [1]), (lambda: 1, None)]:
+        error.value = value
+        found = pickle.loads(pickle.dumps(error))
+        assert (str(found), found.value) == (str(error), expected)
+
+
 def test_time_outs_have_no_errno() -> None:
     """A time-out is a TimeoutError, hence an OSError; without errno it is not taken for an error of the kernel."""
     error = errors.MutexTimeoutError("k", 1, None, None, None)

@@ -11,14 +11,15 @@ import dataclasses
 import datetime as dt
 import threading
 from _thread import start_new_thread
-from collections import deque
-from collections.abc import Callable, Mapping, MutableSequence, Sequence, Set
+from base64 import b85decode
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable, Hashable, Mapping, MutableSequence, Sequence, Set
 from decimal import Decimal
 from enum import Enum
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from pathlib import Path, PurePath
 from types import NoneType, UnionType
-from typing import Any, Generic, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Generic, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
@@ -63,7 +64,7 @@ def _write_items(kind: Any) -> Callable[[Any], Any]:
     write = iterable_unstructure_factory(kind, converter, unstructure_to=list)
 
     def checked(items: Any) -> Any:
-        _refuse_unless(not isinstance(items, str | bytes | bytearray | Mapping), kind, items)
+        _refuse_unless(type(items) is list or not isinstance(items, str | bytes | bytearray | Mapping), kind, items)
         return write(items)
 
     return checked
@@ -152,10 +153,12 @@ def _write_record(kind: Any) -> Callable[[Any], Any]:
 
     def checked(record: Any) -> Any:
         _refuse_unless(type(record) is cls, kind, record)
-        extra = getattr(record, "__pydantic_extra__", None)
-        return {**write(record), **converter.unstructure(extra)} if extra else write(record)
+        return write(record)
 
-    return checked
+    def with_extra(model: Any) -> Any:
+        return {**checked(model), **converter.unstructure(model.__pydantic_extra__ or {})}
+
+    return with_extra if is_pydantic(cls) else checked
 
 
 def _read_record(kind: Any) -> Callable[[Any, Any], Any]:
@@ -164,16 +167,21 @@ def _read_record(kind: Any) -> Callable[[Any, Any], Any]:
     What the class does in `__init__`, with converters or in `__post_init__` was done when the object was made first.
     """
     cls, fields = get_origin(kind) or kind, _fields_class(kind)
-    names = [field.name for field in attrs.fields(get_origin(fields) or fields)]
+    base = next(base for base in cls.__mro__ if not base.__flags__ & _HEAP_TYPE)
+    if base is not object:
+        raise TypeError(f"{cls.__qualname__} is made from {base.__qualname__}, whose part of an object is no field")
     read = make_dict_structure_fn(fields, converter)
     fill = _fill_model if is_pydantic(cls) else _fill
 
     def made(data: Any, _: Any) -> Any:
-        found, record = read(data, fields), cls.__new__(cls)
-        fill(record, {name: getattr(found, name) for name in names}, data)
+        record = cls.__new__(cls)
+        fill(record, vars(read(data, fields)), data)
         return record
 
     return made
+
+
+_HEAP_TYPE = 1 << 9  # a class that was made by a `class` statement, as `copyreg` tells them
 
 
 def _fill(record: Any, fields: dict[str, Any], _: Any) -> None:
@@ -219,7 +227,8 @@ def _plain_class(cls: Any) -> Any:
     parameters = () if is_pydantic(cls) else getattr(cls, "__parameters__", ())
     generic: Any = Generic
     bases = (generic[parameters],) if parameters else ()
-    plain: Any = attrs.make_class(cls.__name__, fields, bases=bases, slots=False, eq=False)
+    name = cls.__name__.partition("[")[0]  # that of pydantic's `Box[int]` would be no name of a generated function
+    plain: Any = attrs.make_class(name, fields, bases=bases, slots=False, eq=False)
     plain.__qualname__ = cls.__qualname__
     if hasattr(cls, "__orig_bases__") and not parameters:
         plain.__orig_bases__ = cls.__orig_bases__  # they say what the type variables of inherited fields are
@@ -257,7 +266,7 @@ def _read_of_pydantic(kind: Any) -> Callable[[Any, Any], Any]:
     return lambda data, _: adapter.validate_json(encode(data))
 
 
-def _is_odd_enum(kind: Any) -> bool:
+def _is_plain_enum(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, Enum) and not issubclass(kind, int | str | float)
 
 
@@ -268,12 +277,36 @@ def _read_enum(kind: Any) -> Callable[[Any, Any], Any]:
     return lambda data, _: kind(data)
 
 
+def _read_literal(kind: Any) -> Callable[[Any, Any], Any]:
+    known = {}
+    for value in get_args(kind):
+        written = converter.unstructure(value)
+        known[type(written), written] = value
+
+    def read(data: Any, _: Any) -> Any:
+        _refuse_unless(isinstance(data, Hashable) and (type(data), data) in known, kind, data)
+        return known[type(data), data]  # cattrs would take True for 1
+
+    return read
+
+
 def _is_union(kind: Any) -> bool:
     return get_origin(kind) in (Union, UnionType) and len(set(get_args(kind)) - {NoneType}) > 1
 
 
-def _write_union(_: Any) -> Callable[[Any], Any]:
-    return converter.unstructure  # by the class of the value; what comes back as something else is refused then
+def _write_union(kind: Any) -> Callable[[Any], Any]:
+    classes = set(get_args(kind)) - {str, int, float, bool, NoneType}
+
+    def write(value: Any) -> Any:
+        written = converter.unstructure(value)  # by its class; what comes back as something else is refused then
+        if isinstance(value, str | int | float) and type(value) in classes:
+            # The str that a member of a StrEnum would come back as is equal to it.
+            back = type(converter.structure(written, kind))
+            if back is not type(value):
+                raise TypeError(f"{value!r:.80} would come back as {back.__name__}, of the same union")
+        return written
+
+    return write
 
 
 def _is_keyed_mapping(kind: Any) -> bool:
@@ -282,7 +315,7 @@ def _is_keyed_mapping(kind: Any) -> bool:
         isinstance(origin, type)
         and issubclass(origin, Mapping)
         and len(get_args(kind)) == 2
-        and get_args(kind)[0] not in (str, Any)
+        and (origin is defaultdict or get_args(kind)[0] not in (str, Any))
     )
 
 
@@ -307,9 +340,12 @@ def _write_key(key: object, kind: Any) -> Any:
 
 def _read_keyed_mapping(kind: Any) -> Callable[[Any, Any], Any]:
     key_type, value_type = get_args(kind)
+    factory = get_origin(value_type) or value_type
+    kinds: dict[Any, Any] = {OrderedDict: OrderedDict, defaultdict: partial(defaultdict, factory)}
+    make = kinds.get(get_origin(kind), dict)
 
     def read(data: Any, _: Any) -> Any:
-        return {_read_key(key, key_type): converter.structure(value, value_type) for key, value in data.items()}
+        return make({_read_key(key, key_type): converter.structure(value, value_type) for key, value in data.items()})
 
     return read
 
@@ -338,9 +374,9 @@ def _write_moment(moment: Any) -> Json:
     return text if zone is None else f"{text}[{zone}]"
 
 
-def _read_datetime(text: str, _: Any) -> dt.datetime:
+def _read_datetime(text: str, kind: type[dt.datetime]) -> dt.datetime:
     plain, _, zone = text.partition("[")
-    moment = dt.datetime.fromisoformat(plain)
+    moment = kind.fromisoformat(plain)
     if not zone:
         return moment
     local = moment.replace(tzinfo=ZoneInfo(zone.removesuffix("]")))
@@ -350,9 +386,9 @@ def _read_datetime(text: str, _: Any) -> dt.datetime:
     return moment.astimezone(local.tzinfo)  # the zone's rules have changed since: the moment has not
 
 
-def _read_time(text: str, _: Any) -> dt.time:
+def _read_time(text: str, kind: type[dt.time]) -> dt.time:
     plain, _, zone = text.partition("[")
-    moment = dt.time.fromisoformat(plain)
+    moment = kind.fromisoformat(plain)
     return moment.replace(tzinfo=ZoneInfo(zone.removesuffix("]"))) if zone else moment
 
 
@@ -426,7 +462,12 @@ converter.register_unstructure_hook_factory(_is_record, _write_record)
 converter.register_structure_hook_factory(_is_record, _read_record)
 converter.register_unstructure_hook_factory(_is_of_pydantic, _write_of_pydantic)
 converter.register_structure_hook_factory(_is_of_pydantic, _read_of_pydantic)
-converter.register_structure_hook_factory(_is_odd_enum, _read_enum)
+converter.register_structure_hook_factory(_is_plain_enum, _read_enum)
+converter.register_structure_hook_factory(lambda kind: getattr(kind, "__origin__", None) is Literal, _read_literal)
+converter.register_unstructure_hook_func(
+    lambda kind: kind is object, lambda value: value if type(value) is object else converter.unstructure(value)
+)
+converter.register_structure_hook_func(lambda kind: kind is object, lambda data, _: data)
 converter.register_unstructure_hook_factory(_is_deque, _write_deque)
 converter.register_structure_hook_factory(_is_deque, _read_deque)
 converter.register_unstructure_hook_factory(_is_items, _write_items)
@@ -438,18 +479,20 @@ converter.register_unstructure_hook_factory(_is_union, _write_union)
 converter.register_unstructure_hook_factory(_is_keyed_mapping, _write_keyed_mapping)
 converter.register_structure_hook_factory(_is_keyed_mapping, _read_keyed_mapping)
 converter.register_unstructure_hook(Decimal, _write_as(Decimal, str))
-converter.register_structure_hook(Decimal, lambda text, _: Decimal(text))
+converter.register_structure_hook(bytes, lambda text, kind: kind(b85decode(text)))
+converter.register_structure_hook(Decimal, lambda text, kind: kind(text))
 converter.register_unstructure_hook(UUID, _write_as(UUID, str))
-converter.register_structure_hook(UUID, lambda text, _: UUID(text))
+converter.register_structure_hook(UUID, lambda text, kind: kind(text))
 converter.register_unstructure_hook(dt.datetime, _write_as(dt.datetime, _write_moment))
 converter.register_structure_hook(dt.datetime, _read_datetime)
 converter.register_unstructure_hook(dt.date, _write_date)
+converter.register_structure_hook(dt.date, lambda text, kind: kind.fromisoformat(text))
 converter.register_unstructure_hook(dt.time, _write_as(dt.time, _write_moment))
 converter.register_structure_hook(dt.time, _read_time)
 converter.register_unstructure_hook(
     dt.timedelta, _write_as(dt.timedelta, lambda span: [span.days, span.seconds, span.microseconds])
 )
-converter.register_structure_hook(dt.timedelta, lambda parts, _: dt.timedelta(*parts))
+converter.register_structure_hook(dt.timedelta, lambda parts, kind: kind(*parts))
 converter.register_unstructure_hook(Path, _write_as(Path, str))
 converter.register_unstructure_hook_factory(_is_path, lambda kind: _write_as(kind, str))
 converter.register_structure_hook_func(_is_path, lambda text, kind: kind(text))

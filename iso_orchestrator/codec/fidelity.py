@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import datetime as dt
 from collections import defaultdict, deque
-from collections.abc import Set
+from collections.abc import Callable, Collection, Set
 from decimal import Decimal
-from pathlib import PurePath
+from enum import Enum
+from functools import lru_cache
 from typing import Any
 
-from iso_orchestrator.codec.objects import Field, attributes_besides, fields_of, is_pydantic, python_scalar
+from iso_orchestrator.codec.objects import attributes_besides, fields_of, fields_of_class, python_scalar
 
 
 class Difference(Exception):  # noqa: N818 - it never leaves the room
@@ -37,30 +38,28 @@ def check_same(value: Any, back: Any) -> None:
     Raises:
         Difference: They are not the same.
     """
-    kind = type(back)
-    if kind in _SIMPLE and type(value) is kind and value == back:
-        return
+    kind: Any = type(back)
+    if type(value) is kind and kind in _ATOMS and value == back and (value or kind is not float):
+        return  # as most parts; a zero may be minus zero
+    check = _check_of(kind)
+    check(value, back)
+    if check is not _check_fields and type(value) not in _WITHOUT_ATTRIBUTES:
+        _check_attributes(value, back, ())
+
+
+@lru_cache(maxsize=1024)
+def _check_of(kind: Any) -> Callable[[Any, Any], None]:
     if kind in _ATOMS:
-        _check_atom(value, back)
-    elif isinstance(back, dict):
-        _check_dict(value, back)
-    elif isinstance(back, list | tuple | deque):
-        _check_items(value, back)
-    elif isinstance(back, Set):
-        _check_set(value, back)
-    elif isinstance(back, dt.datetime | dt.time):
-        _check_moment(value, back)
-    elif (fields := fields_of(value)) is not None or (fields := fields_of(back)) is not None:
-        _check_fields(value, back, fields)
-    elif isinstance(back, Decimal | PurePath):  # by their text: Decimal("1.0") is not Decimal("1.00"), and NaN is NaN
-        if not isinstance(value, Decimal | PurePath) or str(value) != str(back):
-            raise Difference(value, back)
-    elif value != back or not isinstance(value, kind):
-        raise Difference(value, back)
+        return _check_atom
+    for bases, check in _CHECKS:
+        if issubclass(kind, bases):
+            return check
+    return _check_other if fields_of_class(kind) is None else _check_fields
 
 
-_SIMPLE = frozenset({str, int, bool, type(None)})
-_ATOMS = frozenset({*_SIMPLE, float})
+_ITEMS = (list, tuple, deque)
+_ATOMS = frozenset({str, int, bool, type(None), float})
+_WITHOUT_ATTRIBUTES = frozenset({*_ATOMS, list, tuple, dict, set, dt.datetime})  # no object of exactly these has any
 
 
 def _check_atom(value: Any, back: Any) -> None:
@@ -86,7 +85,7 @@ def _check_dict(value: Any, back: dict[Any, Any]) -> None:
 
 
 def _check_items(value: Any, back: Any) -> None:
-    if not isinstance(value, list | tuple | deque) or len(value) != len(back):
+    if not isinstance(value, _ITEMS) or len(value) != len(back):
         raise Difference(value, back)
     names = getattr(type(back), "_fields", None)
     if (names is not None or isinstance(back, deque)) and type(value) is not type(back):
@@ -108,29 +107,59 @@ def _check_set(value: Any, back: Set[Any]) -> None:
 def _check_moment(value: Any, back: Any) -> None:
     if not isinstance(value, type(back)) or value != back:
         raise Difference(value, back)
-    if value.tzinfo is None and back.tzinfo is None:
-        if value.fold != back.fold:
-            raise Difference(value, back, "its fold would be lost: give it a zone")
-    elif value.isoformat() != back.isoformat():
-        raise Difference(value, back)
-    elif type(value.tzinfo) is not type(back.tzinfo) or value.tzinfo != back.tzinfo:
+    if type(value.tzinfo) is not type(back.tzinfo) or value.tzinfo != back.tzinfo:
         raise Difference(value, back, "its zone would change: use a zone of zoneinfo or datetime.timezone")
+    if value.fold != back.fold:
+        raise Difference(value, back, "its fold would be lost: give it a zone in which it means something, or fold=0")
 
 
-def _check_fields(value: Any, back: Any, fields: tuple[Field, ...]) -> None:
+def _check_decimal(value: Any, back: Decimal) -> None:
+    # By their text: Decimal("1.0") is not Decimal("1.00"), and NaN is NaN.
+    if not isinstance(value, type(back)) or str(value) != str(back):
+        raise Difference(value, back)
+
+
+def _check_other(value: Any, back: Any) -> None:
+    if not isinstance(value, type(back)) or value != back:
+        raise Difference(value, back)
+
+
+_CHECKS: list[tuple[Any, Callable[[Any, Any], None]]] = [
+    (dict, _check_dict),
+    (_ITEMS, _check_items),
+    (Set, _check_set),
+    ((dt.datetime, dt.time), _check_moment),
+    (Decimal, _check_decimal),
+]
+
+
+def _check_fields(value: Any, back: Any) -> None:
     if type(value) is not type(back):
         raise Difference(value, back)
-    names = [field.name for field in fields]
-    lost = attributes_besides(value, names)
-    if lost:
-        raise Difference(value, back, f"its attribute {lost[0]!r} would be lost: declare it as a field")
-    if is_pydantic(type(value)):
+    names = [field.name for field in fields_of(value) or ()]
+    _check_attributes(value, back, names)
+    if hasattr(value, "__pydantic_private__"):
         names.append("__pydantic_private__")
     for name in names:
         _check_part(getattr(value, name, _UNSET), getattr(back, name, _UNSET), name)
 
 
-_UNSET = object()
+def _check_attributes(value: Any, back: Any, fields: Collection[str]) -> None:
+    for name in attributes_besides(value, fields):
+        if isinstance(value, Enum):
+            return
+        try:
+            check_same(getattr(value, name), getattr(back, name, _UNSET))
+        except Difference:
+            reason = f"its attribute {name!r} would be lost: put it into a field"
+            raise Difference(value, back, reason) from None
+
+
+class _Unset:
+    """What stands for an attribute that an object does not have."""
+
+
+_UNSET = _Unset()
 
 
 def _check_part(value: Any, back: Any, place: object) -> None:

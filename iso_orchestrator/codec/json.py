@@ -7,9 +7,10 @@ import math
 import re
 import sys
 from collections.abc import Callable
+from enum import Enum
 from typing import Any, TypeAlias
 
-from iso_orchestrator.codec.objects import python_scalar
+from iso_orchestrator.codec.objects import attributes_besides, python_scalar
 from iso_orchestrator.errors import SerializationError
 from iso_orchestrator.record.model import Json
 
@@ -17,7 +18,9 @@ Convert: TypeAlias = Callable[[object], object]
 
 MAX_DEPTH = 128
 _MAX_DEPTH_READ = MAX_DEPTH + 16  # a record has a few levels around a value
-_ATOMS = frozenset({str, bool, type(None)})  # need no check
+_ATOMS = frozenset({bool, type(None)})  # need no check; nor does an ASCII str
+SPLIT_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
+_ARRAYS = (list, tuple)  # not `list | tuple`, which is made anew by each check, and takes as long as that
 # CPython neither reads nor writes a decimal int of more digits than its limit, which is 4,300 by default.
 _INT_BITS = int(min(sys.get_int_max_str_digits() or 4300, 4300) * 3.3)
 
@@ -79,6 +82,8 @@ class _Refused(Exception):  # noqa: N818 - never leaves this module
 
 def _copy(value: Any, depth: int, convert: Convert | None) -> Json:
     kind = type(value)
+    if kind is str:
+        return _str(value)
     if kind in _ATOMS:
         return value
     if kind is int:
@@ -87,17 +92,26 @@ def _copy(value: Any, depth: int, convert: Convert | None) -> Json:
         return _float(value)
     if depth >= MAX_DEPTH:
         raise _Refused(f"it is nested deeper than {MAX_DEPTH} levels, or contains itself")
+    if kind is not dict and kind not in _ARRAYS:
+        _refuse_attributes(value)
     if isinstance(value, dict):
         items = {
-            key if type(key) is str else _key(key): item if type(item) in _ATOMS else _item(item, depth, key, convert)
+            key if type(key) is str and key.isascii() else _key(key): (
+                item
+                if type(item) in _ATOMS or (type(item) is str and item.isascii())
+                else _item(item, depth, key, convert)
+            )
             for key, item in value.items()
         }
         if len(items) < len(value):
             raise _Refused("two of its keys are equal as str")
         return items
-    if isinstance(value, list | tuple):
+    if isinstance(value, _ARRAYS):
         return [
-            item if type(item) in _ATOMS else _item(item, depth, index, convert) for index, item in enumerate(value)
+            item
+            if type(item) in _ATOMS or (type(item) is str and item.isascii())
+            else _item(item, depth, index, convert)
+            for index, item in enumerate(value)
         ]
     if convert is not None and not isinstance(value, str | int | float):
         converted = convert(value)
@@ -116,10 +130,28 @@ def _item(value: Any, depth: int, place: object, convert: Convert | None) -> Jso
         raise
 
 
+def _refuse_attributes(value: object) -> None:
+    if isinstance(value, dict | list | tuple | str | int | float) and not isinstance(value, Enum):
+        more = attributes_besides(value, ())
+        if more:
+            raise _Refused(f"the attribute {more[0]!r} of its {_kind(value)} would be lost")
+
+
 def _key(key: Any) -> str:
     if isinstance(key, str):
-        return str.__str__(key)
+        _refuse_attributes(key)
+        return _str(str.__str__(key))
     raise _Refused(f"the key {key!r:.80} is not a str but {_kind(key)}")
+
+
+def _str(value: str) -> str:
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            if SPLIT_PAIR.search(value):
+                raise _Refused("it has a surrogate pair as two characters, which JSON makes one of") from None
+    return value
 
 
 def _int(value: int) -> int:
@@ -136,7 +168,7 @@ def _float(value: float) -> float:
 
 def _scalar_subclass(value: Any) -> Json:
     if isinstance(value, str):
-        return str.__str__(value)
+        return _str(str.__str__(value))
     if isinstance(value, int):
         return _int(int(value))
     if isinstance(value, float):

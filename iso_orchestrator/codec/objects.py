@@ -27,13 +27,14 @@ class Field(NamedTuple):
 def fields_of(value: Any) -> tuple[Field, ...] | None:
     """Return the fields of an object, with those that it has beyond its class; None if it has no such class."""
     kind: Any = type(value)
-    fields = _fields_of_class(kind)
+    fields = fields_of_class(kind)
     extra = getattr(value, "__pydantic_extra__", None)
     return (*fields, *map(Field, sorted(extra))) if extra and fields is not None else fields
 
 
 @lru_cache(maxsize=1024)
-def _fields_of_class(kind: Any) -> tuple[Field, ...] | None:
+def fields_of_class(kind: Any) -> tuple[Field, ...] | None:
+    """Return the fields that a class declares; None if it is no class with fields."""
     if attrs.has(kind):
         return tuple(Field(field.name, bool(field.eq), field.repr is True) for field in attrs.fields(kind))
     if hasattr(kind, "__dataclass_fields__"):
@@ -51,11 +52,11 @@ def is_pydantic(kind: Any) -> bool:
     return model is not None and isinstance(kind, type) and issubclass(kind, model)
 
 
-def attributes_besides(value: Any, fields: Container[str], base: type = object) -> list[str]:
-    """Return the attributes of *value* that are not *fields*, not computed from them, and not those of *base*."""
+def attributes_besides(value: Any, fields: Container[str]) -> list[str]:
+    """Return the attributes of *value* that are no *fields*, not computed from them, and not the standard library's."""
     kind: Any = type(value)
-    more = [name for name in getattr(value, "__dict__", ()) if name not in fields]
-    more += [slot for slot in _slots(kind, base) if slot not in fields and hasattr(value, slot)]
+    more = [name for name in getattr(value, "__dict__", ()) if name not in fields and name != "__orig_class__"]
+    more += [slot for slot in _slots(kind) if slot not in fields and hasattr(value, slot)]
     return more and sorted(
         name
         for name in more
@@ -64,13 +65,14 @@ def attributes_besides(value: Any, fields: Container[str], base: type = object) 
 
 
 @lru_cache(maxsize=1024)
-def _slots(kind: type[Any], base: type) -> list[str]:
+def _slots(kind: type[Any]) -> list[str]:
     slots: list[str] = []
-    for parent in kind.__mro__[: kind.__mro__.index(base)] if base in kind.__mro__ else kind.__mro__:
+    for parent in kind.__mro__:
         own = vars(parent)
-        # A class that attrs or dataclasses made has slots for its fields and its cached properties.
-        if "__attrs_attrs__" in own or "__dataclass_fields__" in own or is_pydantic(parent):
+        if parent.__module__.partition(".")[0] in sys.stdlib_module_names:
             continue
+        if "__attrs_attrs__" in own or is_pydantic(parent):
+            continue  # these are for fields and cached properties
         named = own.get("__slots__", ())
         slots += [named] if isinstance(named, str) else named
     return [slot for slot in slots if slot not in ("__dict__", "__weakref__")]

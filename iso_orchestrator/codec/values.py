@@ -74,8 +74,9 @@ class ResultCodec:
         self._is_untyped = annotation in _UNTYPED or isinstance(annotation, TypeVar)
         # Most steps return plain JSON. Without the converter it takes a third of the time.
         self._plain = _PLAIN.get(annotation) if isinstance(annotation, Hashable) else None
+        self._structure: Callable[[Any, Any], Any] | None = None
         if not self._is_untyped and self._plain is None:
-            _structure_hook(self._annotation, subject)
+            self._structure = _structure_hook(self._annotation, subject)
 
     def round_trip(self, value: object, subject: str) -> tuple[Json, Any]:
         """Write *value* as JSON, and read it back as every later call will.
@@ -112,7 +113,8 @@ class ResultCodec:
         if self._is_untyped or type(data) is self._plain:
             return copy_json(data)
         try:
-            return _structure_hook(self._annotation, subject)(copy_json(data), self._annotation)
+            structure = self._structure or _structure_hook(self._annotation, subject)
+            return structure(copy_json(data), self._annotation)
         except (RecursionError, MemoryError, SerializationError):
             raise
         except Exception as found:

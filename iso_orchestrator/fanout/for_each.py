@@ -242,12 +242,19 @@ class _StepNames:
         text = fingerprint if isinstance(fingerprint, str) else reprlib.repr(fingerprint)
         mine = text[:_SHOWN_OF_ITEM], digest(text) if text is fingerprint else fingerprint
         first = self._items.setdefault(name, mine)
-        if first is not mine and first[1] is not mine[1] and first[1] != mine[1]:
+        if first is not mine and not _is_same(first[1], mine[1]):
             raise StepNameError(
                 name,
                 f"two different items of the for_each have this name: ({first[0]}) and ({mine[0]}); "
                 "give a name= that tells them apart",
             )
+
+
+def _is_same(one: object, other: object) -> bool:
+    try:
+        return one is other or bool(one == other)
+    except Exception:  # noqa: BLE001 - arrays have no single answer, and classes of users raise any error
+        return False
 
 
 def _signature(fn: Callable[..., Any], leading: tuple[object, ...]) -> inspect.Signature:

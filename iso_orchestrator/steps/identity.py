@@ -105,7 +105,7 @@ class Parameters:
         return fn(*bound.args, **bound.kwargs)
 
     def fingerprint(self, arguments: Arguments) -> str:
-        """Return a text that calls have in common whose arguments are the same, but for those that are excluded.
+        """Return a text of the arguments that are not excluded; no different arguments have it.
 
         Raises:
             Unrenderable: An argument has no text of its own.
@@ -132,11 +132,10 @@ class Parameters:
             if name in self._excluded:
                 continue
             default = self._rendered_defaults[name]
-            if name in self._defaults and value is self._defaults[name]:
-                text = default
-            else:
-                exact = EXACT_SCALARS.get(type(value))
-                text = exact(value) if exact is not None else _render_argument(self._base, name, value)
+            if default is None and name in self._defaults and value is self._defaults[name]:
+                continue  # one that cannot be rendered, as a client; a list may have changed since
+            exact = EXACT_SCALARS.get(type(value))
+            text = exact(value) if exact is not None else _render_argument(self._base, name, value)
             if text != default:
                 parts.append(f"{name}={text}")
             elif text is not None and name in self._defaults:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import datetime as dt
 import os
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Set
 from enum import Enum
 from json.encoder import encode_basestring, encode_basestring_ascii
 from types import BuiltinFunctionType, FunctionType
 from typing import TYPE_CHECKING, Any
 
+from iso_orchestrator.codec.json import SPLIT_PAIR
 from iso_orchestrator.codec.objects import attributes_besides, fields_of, is_pydantic, python_scalar
 
 if TYPE_CHECKING:
@@ -81,9 +83,9 @@ def _render_subclass(value: Any, base: type[Any], form: Callable[[Any], str]) ->
     kind = type(value)
     if kind is base or base is Enum:
         return form(value)
-    _refuse_unless_shown(value, (), base)
+    _refuse_unless_shown(value, ())
     # Those of the standard library and numpy mean the same as what they derive from, and are equal to it.
-    is_plain = kind.__module__.partition(".")[0] in _PLAIN_ROOTS or hasattr(kind, "_fields")
+    is_plain = kind.__module__.partition(".")[0] in _PLAIN_ROOTS or _is_named_tuple(kind)
     return form(value) if is_plain else f"{qualified_name(kind)}({form(value)})"
 
 
@@ -114,8 +116,8 @@ def _render_definition(value: Any) -> str:
     return qualified_name(value)
 
 
-def _refuse_unless_shown(value: Any, shown: Collection[str], base: type[Any] = object) -> None:
-    more = attributes_besides(value, shown, base)
+def _refuse_unless_shown(value: Any, shown: Collection[str]) -> None:
+    more = attributes_besides(value, shown)
     if more:
         kind = type(value).__qualname__
         raise Unrenderable(f"a value of type {kind} that has more than its fields ({', '.join(more)})")
@@ -124,13 +126,21 @@ def _refuse_unless_shown(value: Any, shown: Collection[str], base: type[Any] = o
 def _call(kind: type[Any], fields: Iterable[tuple[str, Any, bool]]) -> str:
     """Render an object by its fields. One that its class hides (``repr=False``) may be a secret: it is hashed."""
     parts = [
-        f"{name}={render(value)}" if shown else f"{name}=#{digest(render(value))}" for name, value, shown in fields
+        f"{_name(name)}={render(value)}" if shown else f"{_name(name)}=#{digest(render(value))}"
+        for name, value, shown in fields
     ]
     return f"{qualified_name(kind)}({', '.join(parts)})"
 
 
+def _name(name: str) -> str:
+    return name if name.isidentifier() else _str(name)  # those of a model's extra fields are any texts
+
+
 def _enum(value: Enum) -> str:
-    return f"{qualified_name(type(value))}.{value.name}"
+    # A combination of flags may have no name.
+    name: str | None = value._name_
+    shown = name if name is not None and name.isidentifier() else render(value._value_)
+    return f"{qualified_name(type(value))}.{shown}"
 
 
 def _int(value: int) -> str:
@@ -141,12 +151,19 @@ def _int(value: int) -> str:
 
 def _str(value: str) -> str:
     text = encode_basestring(value)
-    return text if text.isprintable() else encode_basestring_ascii(value)
+    if text.isprintable():
+        return text
+    # JSON writes a surrogate pair and the character that it stands for alike.
+    return f"str:{value!a}" if SPLIT_PAIR.search(value) else encode_basestring_ascii(value)
+
+
+def _is_named_tuple(kind: type[Any]) -> bool:
+    return issubclass(kind, tuple) and hasattr(kind, "_fields")
 
 
 def _tuple(value: tuple[Any, ...]) -> str:
-    names = getattr(type(value), "_fields", None)
-    if names is not None:
+    if _is_named_tuple(type(value)):
+        names = type(value)._fields  # type: ignore[attr-defined]
         return _call(type(value), [(name, item, True) for name, item in zip(names, value, strict=True)])
     return f"({', '.join(map(render, value))}{',' if len(value) == 1 else ''})"
 
@@ -164,11 +181,19 @@ def _dict(value: dict[Any, Any]) -> str:
     return f"{{{', '.join(sorted([f'{render(key)}: {render(item)}' for key, item in value.items()]))}}}"
 
 
+def _ordered_dict(value: OrderedDict[Any, Any]) -> str:
+    # Two of them that differ in the order of their keys are not equal.
+    return f"OrderedDict({{{', '.join([f'{render(key)}: {render(item)}' for key, item in value.items()])}}})"
+
+
 def _moment(value: dt.datetime | dt.time) -> str:
     # The offset does not tell two zones apart that have the same one on this day.
     zone = getattr(value.tzinfo, "key", None)
+    if zone is None and type(value.tzinfo) not in (dt.timezone, type(None)):
+        raise Unrenderable(f"a time with a {type(value.tzinfo).__qualname__} as its zone (one of zoneinfo has a name)")
     base = "datetime" if isinstance(value, dt.datetime) else "time"
-    return f"{base}({value.isoformat()}{f'[{zone}]' if zone else ''})"
+    fold = " fold=1" if value.fold else ""
+    return f"{base}({value.isoformat()}{f'[{zone}]' if zone else ''}{fold})"
 
 
 def _date(value: dt.date) -> str:
@@ -214,6 +239,7 @@ _BY_BASE: list[tuple[type[Any], Callable[[Any], str]]] = [
     (tuple, _tuple),
     (list, _list),
     (Set, _set),
+    (OrderedDict, _ordered_dict),
     (dict, _dict),
     (dt.datetime, _moment),
     (dt.date, _date),

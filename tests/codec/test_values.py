@@ -164,6 +164,10 @@ class Taxed(pydantic.BaseModel):
         return amount * 1.19
 
 
+class Shelf(pydantic.BaseModel, Generic[T]):
+    content: T
+
+
 class Client(pydantic.BaseModel):
     _client: object = pydantic.PrivateAttr(default_factory=object)
 
@@ -186,6 +190,51 @@ class Noted:
 class Untyped:
     anything: Any
     items: list  # type: ignore[type-arg]
+
+
+@dataclass
+class Anything:
+    value: object
+
+
+class Words(list[str]):
+    """A list that can have attributes."""
+
+
+class Money(Decimal):
+    """A number that can have attributes."""
+
+
+class Blob(bytes):
+    """Bytes with a meaning."""
+
+
+class Day(date):
+    """A date that can have attributes."""
+
+
+class Place(NamedTuple("Place", [("x", int)])):
+    """A named tuple that can have attributes."""
+
+
+@dataclass
+class Slotted:
+    """A dataclass with a slot that is no field."""
+
+    __slots__ = ("hidden", "number")
+    number: int
+
+
+@dataclass
+class Failure(Exception):  # noqa: N818 - it is returned, not raised
+    """A dataclass with arguments that are no fields."""
+
+    number: int
+
+
+def with_attribute(value: Any, name: str = "unit") -> Any:
+    setattr(value, name, "m")
+    return value
 
 
 NEW_YORK = ZoneInfo("America/New_York")
@@ -274,6 +323,16 @@ RESULTS: list[tuple[Any, Any]] = [
     (OrderedDict[str, int], OrderedDict(b=1, a=2)),
     (defaultdict[str, int], defaultdict(int, a=1)),
     (Counter[str], Counter("aab")),
+    (OrderedDict[int, int], OrderedDict({2: 1, 1: 2})),
+    (defaultdict[int, int], defaultdict(int, {1: 2})),
+    (defaultdict[str, list[int]], defaultdict(list, a=[1])),
+    (Money, Money("1.50")),
+    (Blob, Blob(b"ab")),
+    (Day, Day(2026, 5, 14)),
+    (Place, Place(1)),
+    (Box[int], Box[int](1)),
+    (Anything, Anything({"a": [1]})),
+    (Shelf[datetime], Shelf[datetime](content=datetime(2026, 5, 14))),
 ]
 
 
@@ -425,6 +484,19 @@ LOSSY: dict[str, tuple[Any, Any]] = {
     "list that holds an array": (list[float], numpy.zeros(2)),
     "long double": (float, numpy.longdouble(1)),
     "set": (Any, {1}),
+    "list with an attribute": (list[str], with_attribute(Words("ab"))),
+    "list with an attribute in a dict": (Any, {"a": with_attribute(Words("ab"))}),
+    "decimal with an attribute": (Decimal, with_attribute(Money(1))),
+    "date with an attribute": (Day, with_attribute(Day(2026, 5, 14))),
+    "named tuple with an attribute": (Place, with_attribute(Place(1))),
+    "slot that is no field": (Slotted, with_attribute(Slotted(1), "hidden")),
+    "fold of a time": (time, time(1, 30, tzinfo=NEW_YORK, fold=1)),
+    "fold that means nothing": (datetime, datetime(2024, 1, 1, tzinfo=NEW_YORK, fold=1)),
+    "bool for a literal int": (Literal[1], True),
+    "enum in a union with text": (Colour | str, Colour.RED),
+    "surrogate pair as two characters": (str, "\udb40\udc01"),
+    "surrogate pair in a dict": (dict, {"a": ["\udb40\udc01"]}),
+    "surrogate pair in a key": (dict, {"\udb40\udc01": 1}),
 }
 
 
@@ -499,6 +571,7 @@ class Shape(enum.Enum):
         (date | datetime, "date"),
         (Point | Named, "Named"),
         (Shape, "SQUARE"),
+        (Failure, "Exception"),
         (numpy.ndarray, "ndarray"),
         (Iterator[int], "Iterator"),
         (Callable[[], int], "Callable"),

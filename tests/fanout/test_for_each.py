@@ -12,6 +12,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 from support import DEADLINE, WatchedFS, failing, wait_until
 from support_fanout import Gate, blocked, is_waiting
@@ -1087,3 +1088,17 @@ def test_a_summary_and_a_record_are_rows(workflow: Workflow) -> None:
     ]
     assert rows[0]["seconds"] >= 0
     assert rows[1]["seconds"] is None
+
+
+def test_arrays_with_one_name_are_refused(workflow: Workflow) -> None:
+    """Items whose comparison has no single answer, as arrays, are different if they are not one object."""
+
+    @workflow.for_each()
+    @workflow.step(name="sum:{array[0]}")
+    def add(array: Any) -> int:
+        return int(array.sum())
+
+    array = numpy.array([1, 2])
+    assert add([array, array]).values() == [3, 3]
+    with pytest.raises(StepNameError, match=r"(?s)sum:1.*array\(\[1, 2\]\).*array\(\[1, 3\]\)"):
+        add([array, numpy.array([1, 3])])

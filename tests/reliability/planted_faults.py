@@ -195,6 +195,9 @@ _SHARED_SYNC = "tests/reliability/test_sync_schedules.py::test_nobody_is_forgott
 _FEW = ("--tier", "soak", "--soak-factor", "0.001", "--seed", "1")
 _FEWER = ("--tier", "soak", "--soak-factor", "0.0001", "--seed", "1")
 
+_RESULTS = "tests/reliability/test_fidelity.py::test_results_come_back_exactly_or_are_refused"
+_NAMES = "tests/reliability/test_fidelity.py::test_no_two_different_arguments_share_a_name"
+
 # Faults that were there, or that the code of now could have, and that no row noticed before it was made for their kind.
 MORE_FAULTS = [
     Fault(
@@ -323,5 +326,64 @@ MORE_FAULTS = [
         "else lockers.FlockLocker().locker\n",
         "else lockers.LOCKER\n",
         "tests/system/test_file_lock.py::test_locks_do_not_depend_on_what_a_program_sets_in_portalocker[fcntl.lockf]",
+    ),
+    Fault(
+        "results not compared with what comes back",
+        "codec/values.py",
+        "            check_same(value, back)\n",
+        "            pass\n",
+        _RESULTS,
+    ),
+    Fault(
+        "attributes not compared",
+        "codec/fidelity.py",
+        "    for name in attributes_besides(value, fields):\n",
+        "    for name in ():\n",
+        _RESULTS,
+    ),
+    Fault(
+        "fields that are not in `__init__` dropped",
+        "codec/converter.py",
+        "for field in dataclasses.fields(cls)}",
+        "for field in dataclasses.fields(cls) if field.init}",
+        _RESULTS,
+        ("--tier", "full", "--seed", "1"),
+    ),
+    Fault(
+        "objects made again by `__init__`",
+        "codec/converter.py",
+        "        fill(record, vars(read(data, fields)), data)\n        return record\n",
+        "        return cls(**vars(read(data, fields)))\n",
+        _RESULTS,
+    ),
+    Fault(
+        "the zone left out of a name",
+        "steps/rendering.py",
+        "{f'[{zone}]' if zone else ''}",
+        "",
+        _NAMES,
+        ("--tier", "full", "--seed", "1"),
+    ),
+    Fault(
+        "the module left out of a class's name",
+        "steps/rendering.py",
+        'return value.__qualname__ if module == "builtins" else',
+        "return value.__qualname__ if module else",
+        _NAMES,
+    ),
+    Fault(
+        "attributes besides the fields left out of a name",
+        "steps/rendering.py",
+        "    if more:\n",
+        "    if False:\n",
+        _NAMES,
+    ),
+    Fault(
+        "quotes not escaped in a name",
+        "steps/rendering.py",
+        "    text = encode_basestring(value)\n",
+        "    text = f'\"{value}\"'\n",
+        _NAMES,
+        ("--tier", "full", "--seed", "1"),
     ),
 ]

@@ -10,7 +10,7 @@ import sys
 import textwrap
 import threading
 import types
-from collections import OrderedDict, namedtuple
+from collections import OrderedDict, defaultdict, namedtuple
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -148,6 +148,31 @@ class Text(str):
     __slots__ = ("origin",)
 
 
+class Permission(enum.IntFlag):
+    READ = 1
+
+
+class Open(pydantic.BaseModel):
+    """A model with any fields."""
+
+    model_config = pydantic.ConfigDict(extra="allow")
+
+
+class Zone(dt.tzinfo):
+    """A zone that has no name."""
+
+    def utcoffset(self, _: object) -> dt.timedelta:
+        return dt.timedelta(hours=1)
+
+
+@dataclass
+class Hiding:
+    """A dataclass with a slot that is no field."""
+
+    __slots__ = ("hidden", "value")
+    value: int
+
+
 class Slotted:
     """A plain class with a slot."""
 
@@ -179,7 +204,8 @@ RENDERED: list[tuple[Any, str]] = [
     ([1, [2]], "[1, [2]]"),
     ((1,), "(1,)"),
     ({"b": 1, "a": {}}, '{"a": {}, "b": 1}'),
-    (OrderedDict(b=1, a=2), '{"a": 2, "b": 1}'),
+    (OrderedDict(b=1, a=2), 'OrderedDict({"b": 1, "a": 2})'),
+    (defaultdict(int, b=1, a=2), '{"a": 2, "b": 1}'),
     ({1: "one"}, '{1: "one"}'),
     ({3, 1, 2}, "{1, 2, 3}"),
     (frozenset(), "set()"),
@@ -241,6 +267,8 @@ LOOK_ALIKES: list[Any] = [
         Pair,
     ],
     *[Secret("u", "one"), Secret("u", "other"), Secret("u", ""), Color, Color.RED, "Color.RED", takes],
+    *[Permission(8), Permission(16), Open(**{"a=1, b": 2}), Open(a=1, b=2), "\udb40\udc01", "\U000e0001"],
+    *[OrderedDict(a=1, b=2), OrderedDict(b=2, a=1), dt.datetime(2026, 5, 14, fold=1), dt.time(9, fold=1)],
     *[Job("a"), Place("a"), Pair("a", None), {"company": "a"}, 0.1, 0.1 + 2**-56, -0.0, 0, 10**5000, 10**5000 + 1],
 ]
 
@@ -250,6 +278,18 @@ def test_different_arguments_are_different_steps(step: iso_orchestrator.Step[...
     names = [step.step_name(value) for value in LOOK_ALIKES]
     assert len(set(names)) == len(names)
     assert step.step_name("a", 3) != step.step_name('a", y="3')
+
+
+def test_a_default_that_has_changed_is_another_argument(workflow: Workflow) -> None:
+    """A default list that was changed is named as it is now; a default without a faithful form is not named."""
+
+    @workflow.step
+    def collect(x: int, found: list[int] = [], client: object = Opaque()) -> None: ...  # noqa: B006 - as users do
+
+    assert collect.step_name(1) == "collect(x=1)"
+    inspect.signature(collect).parameters["found"].default.append(7)
+    assert collect.step_name(1) == "collect(x=1, found=[7])"
+    assert collect.step_name(1, []) == "collect(x=1)"
 
 
 @pytest.mark.parametrize(("length", "is_cut"), [(116, False), (117, True), (10_000, True)])
@@ -324,6 +364,8 @@ class Opaque:
         with_attribute(Options(a=1), "origin", "x"),
         with_attribute(Text("a"), "origin", "x"),
         with_attribute(SlottedPart(1), "hidden", 2),
+        with_attribute(Hiding(1), "hidden", 2),
+        dt.datetime(2026, 5, 14, tzinfo=Zone()),
     ],
 )
 def test_an_argument_without_a_faithful_form_needs_a_name(workflow: Workflow, value: object) -> None:
