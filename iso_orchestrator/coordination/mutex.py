@@ -8,8 +8,8 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from iso_orchestrator.checks import check_key, check_wait
-from iso_orchestrator.coordination.mutex_queue import Held, MutexScope, Waiter, find_hold, request
-from iso_orchestrator.errors import suppressed_as_note
+from iso_orchestrator.coordination.mutex_queue import Held, MutexScope, Waiter, find_hold, find_stray_hold, request
+from iso_orchestrator.errors import WorkflowUsageError, suppressed_as_note
 from iso_orchestrator.record.facts import EventAppended
 from iso_orchestrator.runtime.context import current_owner
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
@@ -74,6 +74,30 @@ class Mutex(ContextDecorator):
             hold = find_hold(self._runtime, self._key, self._scope, current_owner())
             if hold is not None:
                 release(self._runtime, self._key, hold, error)
+                return
+            with suppressed_as_note(error, f"mutex {self._key!r} was not left"):
+                self._leave_outside(error)
+
+    def _leave_outside(self, error: BaseException | None) -> None:
+        """Leave a mutex that is not held here: an error, except in a forked child, where the parent holds it."""
+        is_inherited, hold = find_stray_hold(self._runtime, self._key, self._scope)
+        if is_inherited:
+            return
+        if hold is None:
+            raise WorkflowUsageError(
+                f"mutex {self._key!r} was left and is not held: leave it as often as it was entered, best by `with`"
+            )
+        owner = hold.waiter.owner
+        if not owner.is_here:
+            raise WorkflowUsageError(
+                f"mutex {self._key!r} was left in another thread or asyncio task than that of {owner}, which still "
+                "holds it: leave it where it was entered"
+            )
+        release(self._runtime, self._key, hold, error)
+        raise WorkflowUsageError(
+            f"mutex {self._key!r} was entered in {owner} and left outside of it: leave it where it was entered, best "
+            "by `with`, since a step that is completed does not enter it again"
+        )
 
 
 def check_scope(value: str) -> MutexScope:

@@ -28,7 +28,7 @@ import logging
 import math
 import os
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
@@ -38,7 +38,7 @@ import attrs
 
 from iso_orchestrator.checks import host_name
 from iso_orchestrator.errors import MutexTimeoutError, StoreError, WorkflowUsageError
-from iso_orchestrator.runtime.context import LockOwner
+from iso_orchestrator.runtime.context import ItemContext, LockOwner
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.store import ProcessInfo, StoreMutex
 from iso_orchestrator.system.clock import monotonic
@@ -77,8 +77,24 @@ def find_hold(runtime: WorkflowRuntime, key: str, scope: MutexScope, owner: Lock
             )
         if hold is not None:
             return hold
-        beyond_item = beyond_item or link.is_item
+        beyond_item = beyond_item or isinstance(link.work, ItemContext)
     return None
+
+
+def find_stray_hold(runtime: WorkflowRuntime, key: str, scope: MutexScope) -> tuple[bool, Held | None]:
+    """What is known of a mutex that is left where it is not held.
+
+    Returns:
+        Whether the process that forked this one had entered it, which is noted as left; the hold of another owner.
+    """
+    state_key = _state_key(runtime, key, scope)
+    with _registry.guard:
+        if _registry.inherited[state_key] > 0:
+            _registry.inherited[state_key] -= 1
+            return True, None
+        state = _registry.states.get(state_key)
+        hold = None if state is None else state.hold
+        return False, hold if hold is not None and hold.depth else None
 
 
 def request(
@@ -366,6 +382,7 @@ class _Registry:
         states: The mutexes, by key.
         unserved: Mutexes that another process holds, and that have no thread to wait for them.
         threads: How many threads wait for other processes.
+        inherited: How often the process that forked this one had entered mutexes, and this one has not left them.
         looks_at: When the clock thread looks next, by `monotonic`; it ends when there is nothing to look for.
     """
 
@@ -374,6 +391,7 @@ class _Registry:
         self.states: dict[StateKey, MutexState] = {}
         self.unserved: deque[MutexState] = deque()
         self.threads = 0
+        self.inherited = Counter[StateKey]()
         self.looks_at = math.inf
         self._has_clock = False
         self._wake = OneShotEvent()
@@ -470,9 +488,11 @@ _registry = _Registry()
 
 def _reset_in_child() -> None:
     global _registry
-    states, _registry = _registry.states.values(), _Registry()
-    for state in states:
+    parents, _registry = _registry, _Registry()
+    _registry.inherited += parents.inherited
+    for key, state in parents.states.items():
         if state.hold is not None:
+            _registry.inherited[key] += state.hold.depth
             state.hold.waiter.owner.holds.clear()  # the parent holds them
 
 

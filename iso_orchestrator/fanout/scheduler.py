@@ -138,7 +138,7 @@ class Scheduler:
     def _read(self, items: Iterable[Any]) -> None:
         for index, value in enumerate(items):
             key = self._key_of(value)
-            owner = LockOwner(parent=self._parent, is_item=True)
+            owner = LockOwner(self._parent, ItemContext(index))
             if key is not None:
                 find_hold(self._runtime, key, self._options.mutex_scope, owner)  # raises if the caller holds the mutex
             with self._changed.guard:
@@ -243,6 +243,7 @@ class Scheduler:
             self._changed.notify()  # for `_has_room`
 
     def _call(self, item: _Item) -> Outcome:
+        item.owner.move_here()
         with entered(attrs.evolve(self._scope, owner=item.owner, item=ItemContext(item.index), batch=self)):
             try:
                 return True, self._work(item.value) if item.hold is None else self._call_holding(item, item.hold)

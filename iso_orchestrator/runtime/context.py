@@ -5,16 +5,19 @@ All of it is one immutable `Scope` in one context variable, so that worker threa
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import Context, ContextVar, copy_context
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+from weakref import WeakKeyDictionary
 
 import attrs
 
 from iso_orchestrator.errors import NoActiveWorkflowError
 from iso_orchestrator.record.model import Json
+from iso_orchestrator.runtime.waits import Node, current_node
 from iso_orchestrator.system.interrupts import OneShotEvent
 
 if TYPE_CHECKING:
@@ -64,19 +67,51 @@ class HeldMutex(Protocol):
         ...
 
 
+def _current_task() -> Any:
+    """The asyncio task that runs here, or None. A program that does not use asyncio does not import it."""
+    asyncio = sys.modules.get("asyncio")
+    running_loop = getattr(asyncio, "_get_running_loop", None)  # None also while another thread imports it
+    loop = None if running_loop is None else running_loop()
+    return None if asyncio is None or loop is None else asyncio.current_task(loop)
+
+
 @attrs.define(eq=False)
 class LockOwner:
-    """What owns a mutex: an item, a step's attempt, else the thread.
+    """What owns a mutex: an item, a step's attempt, else the thread or the asyncio task.
+
+    A context that was copied to another thread or task has the owner too, but is not inside of it: those run at the
+    same time, and must exclude each other.
 
     Attributes:
         parent: The owner that waits for this one, whose mutexes this one may therefore enter again.
-        is_item: Others like it run at the same time, so that it must not enter what its parent holds.
+        work: The step or item. Items run at the same time, so that they must not enter what their parent holds.
         holds: The mutexes that it has.
+        node: The thread that runs its body.
+        task: The asyncio task that runs its body; None: none does.
     """
 
     parent: LockOwner | None = None
-    is_item: bool = False
+    work: StepContext | ItemContext | None = None
     holds: list[HeldMutex] = attrs.field(factory=list)
+    node: Node = attrs.field(factory=current_node)
+    task: Any = attrs.field(factory=_current_task)
+
+    @property
+    def is_here(self) -> bool:
+        """Whether this thread and asyncio task run its body."""
+        return self.node is current_node() and self.task is _current_task()
+
+    def move_here(self) -> None:
+        """Note that this thread runs its body from now on."""
+        self.node, self.task = current_node(), _current_task()
+
+    def __str__(self) -> str:
+        match self.work:
+            case StepContext(name):
+                return f"step {name!r}"
+            case ItemContext(index):
+                return f"item {index} of for_each"
+        return str(self.node)
 
     def chain(self) -> Iterator[LockOwner]:
         """This owner, and those that wait for it."""
@@ -178,7 +213,17 @@ class Scope:
 
 
 _scope: ContextVar[Scope] = ContextVar("iso_orchestrator_scope", default=Scope())  # noqa: B039 - it is immutable
-_thread = threading.local()
+
+
+class _Roots(threading.local):
+    """The owners of this thread outside of all items and steps."""
+
+    def __init__(self) -> None:
+        self.of_thread = LockOwner(task=None)
+        self.of_tasks: WeakKeyDictionary[Any, LockOwner] = WeakKeyDictionary()
+
+
+_roots = _Roots()
 
 
 def current_scope() -> Scope:
@@ -200,11 +245,14 @@ def entered(scope: Scope) -> Iterator[None]:
 def current_owner() -> LockOwner:
     """What would own a mutex that is taken here."""
     owner = _scope.get().owner
-    if owner is not None:
+    if owner is not None and owner.is_here:
         return owner
-    if not hasattr(_thread, "owner"):
-        _thread.owner = LockOwner()
-    root: LockOwner = _thread.owner
+    task = _current_task()
+    if task is None:
+        return _roots.of_thread
+    root = _roots.of_tasks.get(task)
+    if root is None:
+        root = _roots.of_tasks[task] = LockOwner(task=None)  # with the task it would keep it alive
     return root
 
 

@@ -110,12 +110,14 @@ def call_with_timeout(name: str, body: Callable[[], T], timeout: float) -> T:
         StepTimeoutError: The time is over.
     """
     future: _WorkFuture[T] = _WorkFuture()
-    holds = [hold for owner in current_owner().chain() for hold in owner.holds]
+    owner = current_owner()
+    holds = [hold for link in owner.chain() for hold in link.holds]
     at_end: list[Callable[[], None]] = []
     guard = threading.Lock()
     ended = OneShotEvent()
 
     def work() -> None:
+        owner.move_here()
         _fulfil(future, body)
         with guard:
             ended.set()
@@ -135,4 +137,5 @@ def call_with_timeout(name: str, body: Callable[[], T], timeout: float) -> T:
                 at_end.extend(hold.leave_behind() for hold in holds)
     if is_left:
         raise StepTimeoutError(name, timeout)
+    owner.move_here()
     return future.result()

@@ -285,7 +285,7 @@ class StepCall:
     def _attempt(self, flight: InFlightStep, attempt: int, context: StepContext) -> Any:
         scope, flight.attempt = self.scope, attempt
         work = Attempt(self.session, flight, scope.attempt, attempt, self.is_first)
-        owner = LockOwner(scope.owner or current_owner())
+        owner = LockOwner(current_owner(), context)
         inside = Scope(self.runtime, scope.runs, owner, context, scope.item, work, scope.fences, scope.batch)
         context_of_body = inside.context()
         with unmasked():

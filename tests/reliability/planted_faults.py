@@ -234,4 +234,18 @@ MORE_FAULTS = [
         "tests/reliability/test_mutex_schedules.py::test_a_mutex_is_handed_on_to_one_at_a_time_and_to_all",
         ("--tier", "full", "--seed", "1"),
     ),
+    Fault(
+        "a thread with a copied context taken for the owner of a mutex",
+        "runtime/context.py",
+        "if owner is not None and owner.is_here:",
+        "if owner is not None:",
+        "tests/reliability/test_owners.py::test_contexts_that_are_copied_make_no_owner",
+    ),
+    Fault(
+        "an asyncio task taken for the owner of a mutex",
+        "runtime/context.py",
+        " and self.task is _current_task()",
+        "",
+        "tests/reliability/test_owners.py::test_contexts_that_are_copied_make_no_owner",
+    ),
 ]
