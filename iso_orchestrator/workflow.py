@@ -220,6 +220,7 @@ class Workflow(Decorators):
 
         Raises:
             MutexTimeoutError: On entry: it was not free in time.
+            DeadlockError: On entry: its holder waits for what is held here.
             WorkflowUsageError: On leaving: it is not held here. Leave it in the step, thread and task that entered it.
 
         Example:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ContextDecorator
 from types import TracebackType
 from typing import Any, TypeVar
@@ -13,6 +13,7 @@ from iso_orchestrator.errors import WorkflowUsageError, suppressed_as_note
 from iso_orchestrator.record.facts import EventAppended
 from iso_orchestrator.runtime.context import current_owner
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
+from iso_orchestrator.runtime.waits import Node, Patience, Wait, wait_until
 from iso_orchestrator.steps.options import check_callable
 from iso_orchestrator.system.interrupts import OneShotEvent, masked
 
@@ -54,7 +55,8 @@ class Mutex(ContextDecorator):
                     hold.enter_again()
                 else:
                     request(self._runtime, self._key, self._scope, waiter, self._timeout)
-                    answered.wait()
+                    if not answered.is_set():
+                        self._wait(waiter, answered)
                     if errors:
                         raise errors[0]
                     record_acquired(self._runtime, self._key)
@@ -77,6 +79,13 @@ class Mutex(ContextDecorator):
                 return
             with suppressed_as_note(error, f"mutex {self._key!r} was not left"):
                 self._leave_outside(error)
+
+    def _wait(self, waiter: Waiter, answered: OneShotEvent) -> None:
+        def blockers() -> Sequence[Node]:
+            return () if answered.is_set() or self._timeout is not None else holders(waiter)
+
+        what = f"mutex {self._key!r}"
+        wait_until(answered.wait, Wait(waiter.owner, what, blockers), warn_of_other_process(waiter))
 
     def _leave_outside(self, error: BaseException | None) -> None:
         """Leave a mutex that is not held here: an error, except in a forked child, where the parent holds it."""
@@ -105,6 +114,20 @@ def check_scope(value: str) -> MutexScope:
     if value not in ("workflow", "store"):
         raise ValueError(f'a mutex\'s scope is "workflow" or "store", not {value!r}')
     return value  # type: ignore[return-value]  # mypy does not narrow a str by `in`
+
+
+def holders(waiter: Waiter) -> Sequence[Node]:
+    """The thread of this process that holds the mutex which *waiter* waits for, if there is one."""
+    hold = None if waiter.state is None else waiter.state.hold
+    return (hold.waiter.owner.node,) if hold is not None and hold.waiter is not waiter and hold.depth else ()
+
+
+def warn_of_other_process(waiter: Waiter) -> Callable[[], None]:
+    """What warns, when it is called at times, of a long wait for a mutex that another process holds."""
+    state = waiter.state
+    assert state is not None
+    patience = Patience(waiter.owner, f"mutex {state.key[2]!r}", state.holder)
+    return lambda: patience.look() if state.hold is None else None
 
 
 def record_acquired(runtime: WorkflowRuntime, key: str) -> None:

@@ -37,7 +37,7 @@ from typing import Literal, TypeAlias, TypeVar
 import attrs
 
 from iso_orchestrator.checks import host_name
-from iso_orchestrator.errors import MutexTimeoutError, StoreError, WorkflowUsageError
+from iso_orchestrator.errors import DeadlockError, MutexTimeoutError, StoreError
 from iso_orchestrator.runtime.context import ItemContext, LockOwner
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.store import ProcessInfo, StoreMutex
@@ -60,7 +60,7 @@ def find_hold(runtime: WorkflowRuntime, key: str, scope: MutexScope, owner: Lock
     """The hold under which *owner* may enter the mutex again; None if it has to request it.
 
     Raises:
-        WorkflowUsageError: The mutex is held around the `for_each` of which *owner* is an item.
+        DeadlockError: The mutex is held around the `for_each` of which *owner* is an item.
     """
     if owner.parent is None and not owner.holds:
         return None  # the usual case, at no cost
@@ -71,9 +71,9 @@ def find_hold(runtime: WorkflowRuntime, key: str, scope: MutexScope, owner: Lock
             holds = [hold for hold in link.holds if isinstance(hold, Held)]
         hold = next((hold for hold in holds if hold.depth and hold.state.key == state_key), None)
         if hold is not None and beyond_item:
-            raise WorkflowUsageError(
-                f"mutex {key!r} is held around the for_each, whose items would wait for it for ever: "
-                "take it inside the items, or not at all"
+            raise DeadlockError(
+                (f"{owner} waits for mutex {key!r}", f"{link} waits for the for_each", str(owner)),
+                "enter it inside the items, or not at all",
             )
         if hold is not None:
             return hold

@@ -16,22 +16,25 @@ when no item is ready, and the thread that makes an item ready starts another on
 from __future__ import annotations
 
 import heapq
+import math
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import CancelledError, Executor, Future
 from contextlib import ExitStack
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, TypeAlias
+from weakref import WeakKeyDictionary
 
 import attrs
 
-from iso_orchestrator.coordination.mutex import record_acquired, release
+from iso_orchestrator.coordination.mutex import holders, record_acquired, release, warn_of_other_process
 from iso_orchestrator.coordination.mutex_queue import Held, MutexState, Waiter, find_hold, request
 from iso_orchestrator.fanout.progress import Progress
 from iso_orchestrator.runtime.context import ItemContext, LockOwner, current_owner, entered
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
-from iso_orchestrator.system.interrupts import Condition, start, undo_on_error
+from iso_orchestrator.runtime.waits import Node, Wait, WaitingNode, current_node, find_deadlock, noted
+from iso_orchestrator.system.interrupts import LONGEST_WAIT, Condition, OneShotEvent, start, undo_on_error
 
 if TYPE_CHECKING:
     from iso_orchestrator.fanout.for_each import ForEachOptions
@@ -51,7 +54,13 @@ class _Item:
     waiter: Waiter | None = None
     requested_by: int | None = None  # the thread that is in `request`
     mutex: MutexState | None = None  # set when `request` has returned without an answer
+    node: WaitingNode = attrs.field(factory=WaitingNode)
+    warn: Callable[[], None] = lambda: None
     hold: Held | None = None
+
+
+# The threads that run workers, for executors that several calls may share.
+_threads_of: WeakKeyDictionary[Executor, list[Node]] = WeakKeyDictionary()
 
 
 class Scheduler:
@@ -96,11 +105,13 @@ class Scheduler:
         self._unfinished = 0  # items that were read and are not done
         self._unstarted = 0  # items that were read and have not run
         self._workers = 0  # workers that have not decided to end, including those that the executor has not started
-        self._running_workers = 0
+        self._running_workers: list[Node] = []
         self._futures: set[Future[None]] = set()
         self._stopped = False
         self._abandoned = False
         self._error: BaseException | None = None
+        # Runs the items that hold their mutex and have no thread yet.
+        self._next_worker = WaitingNode(Wait(self, "", self._blockers_of_next_worker, any_will_do=True))
 
     @property
     def is_stopped(self) -> bool:
@@ -123,7 +134,7 @@ class Scheduler:
         with undo_on_error(self._abandon):  # a second interrupt
             try:
                 self._read(items)
-                self._changed.wait_until(lambda: self._unfinished == 0 or self._stopped)
+                self._changed.wait_until(lambda: self._unfinished == 0 or self._stopped, self._wait)
             except BaseException as error:  # noqa: BLE001 - it is raised below, after the running items have ended
                 self._fail(error)
             if self._stopped:
@@ -138,7 +149,7 @@ class Scheduler:
     def _read(self, items: Iterable[Any]) -> None:
         for index, value in enumerate(items):
             key = self._key_of(value)
-            owner = LockOwner(self._parent, ItemContext(index))
+            owner = LockOwner(self._parent, ItemContext(index), node=self._next_worker)
             if key is not None:
                 find_hold(self._runtime, key, self._options.mutex_scope, owner)  # raises if the caller holds the mutex
             with self._changed.guard:
@@ -148,7 +159,7 @@ class Scheduler:
                 is_full = self._unstarted >= self._read_ahead
             self._start_worker()
             if is_full:
-                self._changed.wait_until(self._has_room)
+                self._changed.wait_until(self._has_room, self._wait)
 
     def _add(self, item: _Item) -> None:
         self._unfinished += 1
@@ -209,8 +220,10 @@ class Scheduler:
                 self._fail(error)  # the calling thread drops what waits: here the executor's lock may be held
 
     def _run_worker(self) -> None:
+        node, threads = current_node(), _threads_of.setdefault(self._executor, [])
         with self._changed.guard:
-            self._running_workers += 1
+            self._running_workers.append(node)
+            threads.append(node)
         try:
             while (item := self._take()) is not None:
                 if item.key is not None and item.hold is None:
@@ -221,7 +234,8 @@ class Scheduler:
             self._stop(error)
         finally:
             with self._changed.guard:
-                self._running_workers -= 1
+                self._running_workers.remove(node)
+                threads.remove(node)
                 self._changed.notify()
 
     def _take(self) -> _Item | None:
@@ -296,9 +310,14 @@ class Scheduler:
             if item not in self._requested:
                 return
             item.mutex = mutex
+            item.warn = warn_of_other_process(item.waiter)
+            if timeout is None:
+                item.node.wait = Wait(item.owner, f"mutex {item.key!r}", lambda: self._blockers_of_request(item))
             stopped = self._stopped
         if stopped:
             self._withdraw(item)
+        else:
+            self._refuse_deadlock(item)
 
     def _on_granted(self, item: _Item, hold: Held) -> None:
         with self._changed.guard:
@@ -329,6 +348,50 @@ class Scheduler:
             self._count_started()
         self._finish(item, False, error)
         self._start_worker()  # for the next item of the key
+
+    # What waits for what.
+
+    def _wait(self, event: OneShotEvent) -> None:
+        """Wait in the calling thread.
+
+        Raises:
+            DeadlockError: No worker ever begins. Any other deadlock ends the wait of an item instead.
+        """
+        with noted(Wait(self._parent, "its for_each", self._blockers)) as node:
+            while True:
+                with self._changed.guard:
+                    requested = sorted((item for item in self._requested if item.mutex), key=lambda item: item.index)
+                    has_begun = bool(self._running_workers or self._requested)
+                error = None if has_begun else find_deadlock(node)
+                if error is not None:
+                    raise error
+                if event.wait(LONGEST_WAIT):
+                    return
+                for item in requested:
+                    self._refuse_deadlock(item)
+                if requested:
+                    requested[0].warn()
+
+    def _refuse_deadlock(self, item: _Item) -> None:
+        error = find_deadlock(item.node)
+        if error is not None and self._withdraw(item):
+            self._finish_unstarted(item, error)
+
+    def _blockers(self) -> Sequence[Node]:
+        with self._changed.guard:
+            nodes = [*self._running_workers, *(item.node for item in self._requested)]
+            return [*nodes, self._next_worker] if self._ready else nodes
+
+    def _blockers_of_request(self, item: _Item) -> Sequence[Node]:
+        return holders(item.waiter) if item.waiter is not None and item in self._requested else ()
+
+    def _blockers_of_next_worker(self) -> Sequence[Node]:
+        """The threads of which one has to end its work first; none: the executor has a free thread, or may have."""
+        with self._changed.guard:
+            if self._workers <= len(self._running_workers):
+                return list(self._running_workers)
+            threads = list(_threads_of.get(self._executor, ()))
+        return threads if len(threads) >= getattr(self._executor, "_max_workers", math.inf) else ()
 
     # The end of a batch that fails.
 
@@ -361,4 +424,4 @@ class Scheduler:
             futures = list(self._futures)
         for future in futures:
             future.cancel()  # has an effect on those that the executor has not begun
-        self._changed.wait_until(lambda: self._running_workers == 0)
+        self._changed.wait_until(lambda: not self._running_workers, self._wait)

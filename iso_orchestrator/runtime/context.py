@@ -10,20 +10,22 @@ import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import Context, ContextVar, copy_context
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from weakref import WeakKeyDictionary
 
 import attrs
 
 from iso_orchestrator.errors import NoActiveWorkflowError
 from iso_orchestrator.record.model import Json
-from iso_orchestrator.runtime.waits import Node, current_node
+from iso_orchestrator.runtime.waits import Node, Wait, current_node
 from iso_orchestrator.system.interrupts import OneShotEvent
 
 if TYPE_CHECKING:
     from iso_orchestrator.runtime.runs import Run
     from iso_orchestrator.runtime.runtime import WorkflowRuntime
     from iso_orchestrator.runtime.session import Session
+
+T = TypeVar("T")
 
 
 @attrs.frozen
@@ -129,25 +131,29 @@ class InFlightStep:
         name: The step's.
         attempt: The number of the attempt that the thread runs, or of the one elsewhere that it waited for; 0 before.
         error: What its caller gets, if it failed.
-        thread: The thread's identifier.
+        thread: The thread that runs it.
         is_settled: False while the record may say that this step runs, so that other processes wait for it.
-        waits_for: The steps in flight that its body waits for, in any of its threads.
+        helpers: Threads in copies of its context that wait for other steps, since its body may wait for these threads.
         ended: Set at its end; None while no thread waits for it.
     """
 
     name: str
     attempt: int = 0
     error: BaseException | None = None
-    thread: int = attrs.field(factory=threading.get_ident)
+    thread: Node = attrs.field(factory=current_node)
     is_settled: bool = True
-    waits_for: list[InFlightStep] = attrs.field(factory=list)
+    helpers: list[Node] = attrs.field(factory=list)
     ended: OneShotEvent | None = None
+    _wait: Wait | None = None
 
-    def reaches(self, steps: Sequence[InFlightStep]) -> InFlightStep | None:
-        """The one of *steps* that this one is, or waits for, directly or through others."""
-        if self in steps:
-            return self
-        return next((found for other in list(self.waits_for) if (found := other.reaches(steps))), None)
+    @property
+    def wait(self) -> Wait:
+        """What it waits for, as a node of the wait-for graph: the threads that work for it."""
+        self._wait = self._wait or Wait(self, "", self._blockers)
+        return self._wait
+
+    def _blockers(self) -> Sequence[Node]:
+        return () if self.ended is None or self.ended.is_set() else (self.thread, *self.helpers)
 
 
 @attrs.define(eq=False)
@@ -215,15 +221,16 @@ class Scope:
 _scope: ContextVar[Scope] = ContextVar("iso_orchestrator_scope", default=Scope())  # noqa: B039 - it is immutable
 
 
-class _Roots(threading.local):
-    """The owners of this thread outside of all items and steps."""
+class _Here(threading.local):
+    """What this thread has, whatever is current in it: its owners outside of items and steps, its running attempts."""
 
     def __init__(self) -> None:
+        self.attempts: list[Attempt] = []
         self.of_thread = LockOwner(task=None)
         self.of_tasks: WeakKeyDictionary[Any, LockOwner] = WeakKeyDictionary()
 
 
-_roots = _Roots()
+_here = _Here()
 
 
 def current_scope() -> Scope:
@@ -249,11 +256,26 @@ def current_owner() -> LockOwner:
         return owner
     task = _current_task()
     if task is None:
-        return _roots.of_thread
-    root = _roots.of_tasks.get(task)
+        return _here.of_thread
+    root = _here.of_tasks.get(task)
     if root is None:
-        root = _roots.of_tasks[task] = LockOwner(task=None)  # with the task it would keep it alive
+        root = _here.of_tasks[task] = LockOwner(task=None)  # with the task it would keep it alive
     return root
+
+
+def run_attempt(attempt: Attempt, body: Callable[[], T]) -> T:
+    """Call *body*, and note that this thread runs *attempt*."""
+    attempts = _here.attempts
+    attempts.append(attempt)
+    try:
+        return body()
+    finally:
+        attempts.remove(attempt)  # not always the last one: greenlets end in any order
+
+
+def innermost_attempt() -> Attempt | None:
+    """The attempt that this code runs in: by its context, or by its thread if it has a new context."""
+    return _scope.get().attempt or (_here.attempts[-1] if _here.attempts else None)
 
 
 def current_step() -> StepContext:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextvars import copy_context
 from typing import Any, TypeVar
 
 from iso_orchestrator.errors import StepTimeoutError
 from iso_orchestrator.runtime.context import current_owner
-from iso_orchestrator.system.interrupts import OneShotEvent, masked, start
+from iso_orchestrator.runtime.waits import Node, Wait, WaitingNode, current_node, noted, wait_until
+from iso_orchestrator.system.interrupts import OneShotEvent, masked, start, unmasked
 
 T = TypeVar("T")
 
@@ -28,17 +29,22 @@ class Pool:
         self._executor: ThreadPoolExecutor | None = None
         self._pid = os.getpid()
         self._guard = threading.Lock()
-        self._unfinished: dict[Future[Any], object] = {}
-        self._thread = threading.local()  # has an attribute in threads of the pool
+        self._unfinished: dict[_WorkFuture[Any], object] = {}
+        self._threads: list[Node] = []  # of the executor
+        self._here = threading.local()  # has an attribute in threads of the pool
 
     def submit(self, work: Callable[[], T], run: object) -> Future[T]:
         """Call *work* in one of the threads, as a part of *run*."""
         self._leave_parents_threads()
         future: _WorkFuture[T] = _WorkFuture()
+        future.node = WaitingNode(Wait(future, "", self._blockers, any_will_do=True))
         with masked(), self._guard:
             if self._executor is None:
-                self._executor = ThreadPoolExecutor(self._max_workers, "iso-orchestrator", self._mark)
-            self._executor.submit(_fulfil, future, work)
+                self._threads = []
+                self._executor = ThreadPoolExecutor(
+                    self._max_workers, "iso-orchestrator", self._begin_thread, (self._threads,)
+                )
+            self._executor.submit(_run, future, work)
             self._unfinished[future] = run
         future.add_done_callback(self._finished)
         return future
@@ -50,26 +56,41 @@ class Pool:
             if cancel:
                 for future in mine:
                     future.cancel()
-            wait(mine)
+            _wait_for(mine)
 
     def close(self) -> None:
-        """Wait for all futures, and end the threads; in a thread of the pool, wait for none."""
+        """Wait for all futures, and end the threads; in a thread of the pool, wait for none.
+
+        Raises:
+            DeadlockError: One of them waits for this thread.
+        """
         self._leave_parents_threads()
+        is_mine = hasattr(self._here, "is_mine")
+        if not is_mine:
+            _wait_for(self._unfinished_of(None))
         with self._guard:
             executor, self._executor = self._executor, None
         if executor is not None:
-            executor.shutdown(wait=not hasattr(self._thread, "is_mine"))
+            executor.shutdown(wait=not is_mine)
 
-    def _mark(self) -> None:
-        self._thread.is_mine = True
+    def _begin_thread(self, threads: list[Node]) -> None:
+        self._here.is_mine = True
+        threads.append(current_node())
 
-    def _unfinished_of(self, run: object) -> list[Future[Any]]:
+    def _blockers(self) -> Sequence[Node]:
+        """The threads of which one has to end its work before the next future begins; none: there may be more."""
+        return list(self._threads) if len(self._threads) >= self._max_workers else ()
+
+    def _unfinished_of(self, run: object) -> list[_WorkFuture[Any]]:
+        """The futures of *run*; None: all."""
         with self._guard:
-            return [future for future, owner in self._unfinished.items() if owner is run and not future.done()]
+            return [
+                future for future, of in self._unfinished.items() if (run is None or of is run) and not future.done()
+            ]
 
     def _finished(self, future: Future[Any]) -> None:
         with self._guard:
-            self._unfinished.pop(future, None)
+            self._unfinished.pop(future, None)  # type: ignore[call-overload]  # it is one of these
 
     def _leave_parents_threads(self) -> None:
         """In a forked child: the threads and their futures are the parent's."""
@@ -78,7 +99,18 @@ class Pool:
 
 
 class _WorkFuture(Future[T]):
-    """A future that also raises errors whose truth value is False, which the standard library's ignores."""
+    """A future that also raises errors whose truth value is False, which the standard library's ignores.
+
+    Attributes:
+        node: What it waits for.
+    """
+
+    node: WaitingNode | None = None
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        if timeout is None:
+            _wait_for([self])
+        return super().exception(timeout)
 
     def result(self, timeout: float | None = None) -> T:
         error = self.exception(timeout)
@@ -88,6 +120,27 @@ class _WorkFuture(Future[T]):
             finally:
                 error = None  # its traceback has this frame: without this the two would form a cycle
         return super().result(timeout)
+
+
+def _wait_for(futures: Sequence[_WorkFuture[Any]]) -> None:
+    """Wait until all futures are done."""
+
+    def is_over(seconds: float) -> bool:
+        with unmasked():
+            return not wait(futures, seconds).not_done
+
+    def blockers() -> Sequence[Node]:
+        return [future.node for future in futures if future.node is not None and not future.done()]
+
+    if not all(future.done() for future in futures):
+        wait_until(is_over, Wait(current_owner(), "a submitted step", blockers))
+
+
+def _run(future: _WorkFuture[T], work: Callable[[], T]) -> None:
+    thread = current_node()
+    if future.node is not None:
+        future.node.wait = Wait(future, "", lambda: () if future.done() else (thread,))
+    _fulfil(future, work)
 
 
 def _fulfil(future: _WorkFuture[T], work: Callable[[], T]) -> None:
@@ -110,7 +163,7 @@ def call_with_timeout(name: str, body: Callable[[], T], timeout: float) -> T:
         StepTimeoutError: The time is over.
     """
     future: _WorkFuture[T] = _WorkFuture()
-    owner = current_owner()
+    owner, caller = current_owner(), current_node()
     holds = [hold for link in owner.chain() for hold in link.holds]
     at_end: list[Callable[[], None]] = []
     guard = threading.Lock()
@@ -129,7 +182,8 @@ def call_with_timeout(name: str, body: Callable[[], T], timeout: float) -> T:
     )
     try:
         start(thread.start)
-        ended.wait(timeout)
+        with noted(Wait(owner, "", lambda: () if owner.node is caller else (owner.node,))):
+            ended.wait(timeout)
     finally:
         with masked(), guard:
             is_left = not ended.is_set()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, TypeAlias
 
 import attrs
@@ -14,6 +14,7 @@ import attrs
 from iso_orchestrator.codec import ResultCodec, updated_state
 from iso_orchestrator.errors import (
     CommandLeftoverError,
+    DeadlockError,
     LeaseLostError,
     Limited,
     OrchestratorError,
@@ -43,11 +44,15 @@ from iso_orchestrator.runtime.context import (
     StepContext,
     current_owner,
     current_scope,
+    innermost_attempt,
+    run_attempt,
 )
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.runtime.session import Session
 from iso_orchestrator.runtime.threads import call_with_timeout
+from iso_orchestrator.runtime.waits import Patience, Wait, current_node, wait_until
 from iso_orchestrator.steps.options import RetryContext, StepOptions
+from iso_orchestrator.store import ProcessInfo
 from iso_orchestrator.system.clock import Backoff, sleep
 from iso_orchestrator.system.interrupts import OneShotEvent, masked, unmasked
 
@@ -158,26 +163,17 @@ class StepCall:
                 self.session.end_flight(flight)
 
     def _wait_for(self, other: InFlightStep, ended: OneShotEvent) -> None:
-        """Wait until another thread's run of the step has ended.
-
-        Raises:
-            WorkflowUsageError: It never would.
-        """
-        if other.thread == threading.get_ident():
-            raise self._recursion()
-        mine = [link.flight for link in self._attempts_around()]
-        for own in mine:
-            own.waits_for.append(other)
+        """Wait until another thread's run of the step has ended."""
+        node = current_node()
+        inner = innermost_attempt()
+        around = [link.flight for link in inner.chain() if link.flight.thread is not node] if inner else []
+        for flight in around:
+            flight.helpers.append(node)
         try:
-            link = other.reaches(mine)
-            if link is not None:
-                raise WorkflowUsageError(
-                    f"step {self.name!r} and step {link.name!r} wait for each other: neither would ever end"
-                )
-            ended.wait()
+            wait_until(ended.wait, Wait(current_owner(), f"step {self.name!r}", lambda: (other,)))
         finally:
-            for own in mine:
-                own.waits_for.remove(other)
+            for flight in around:
+                flight.helpers.remove(node)
 
     def _fly(self, flight: InFlightStep) -> Any:
         beginning = self._begin(flight)
@@ -188,6 +184,7 @@ class StepCall:
 
     def _begin(self, flight: InFlightStep) -> _Started | _Completed:
         pause = Backoff()
+        patience: Patience | None = None
         while True:
             at = self.runtime.clock.now()
             flight.is_settled = False
@@ -215,6 +212,8 @@ class StepCall:
                 case _RunsElsewhere(attempt):
                     flight.attempt = attempt
                     pause.rest()
+                    patience = patience or Patience(current_owner(), f"step {self.name!r}", self._runner)
+                    patience.look()
                 case _Waits(limit):
                     self._wait_until(limit)
 
@@ -284,15 +283,16 @@ class StepCall:
 
     def _attempt(self, flight: InFlightStep, attempt: int, context: StepContext) -> Any:
         scope, flight.attempt = self.scope, attempt
-        work = Attempt(self.session, flight, scope.attempt, attempt, self.is_first)
+        work = Attempt(self.session, flight, innermost_attempt(), attempt, self.is_first)
         owner = LockOwner(current_owner(), context)
         inside = Scope(self.runtime, scope.runs, owner, context, scope.item, work, scope.fences, scope.batch)
         context_of_body = inside.context()
         with unmasked():
             if self.options.timeout is None:
-                value = context_of_body.run(self.body)
+                value = context_of_body.run(run_attempt, work, self.body)
             else:
-                value = context_of_body.run(call_with_timeout, self.name, self.body, self.options.timeout)
+                body = partial(run_attempt, work, self.body)
+                value = context_of_body.run(call_with_timeout, self.name, body, self.options.timeout)
         try:
             data = self.codec.dump(value, self._subject())
             result = self._load(data)
@@ -417,18 +417,15 @@ class StepCall:
         step = projection.steps.get(self.name)
         return step is not None and step.attempts == attempt and step.owner == self.session.log.process_id
 
+    def _runner(self) -> ProcessInfo:
+        owner = self.session.transact(lambda projection: ((), projection.owner(self.name)), durable=False, fences=())
+        return ProcessInfo() if owner is None else self.session.log.process_info(owner)
+
     def _refuse_recursion(self) -> None:
-        for link in self._attempts_around():
+        for link in self.scope.attempt.chain() if self.scope.attempt is not None else ():
             if link.session.key == self.session.key and link.flight.name == self.name:
-                raise self._recursion()
-
-    def _recursion(self) -> WorkflowUsageError:
-        return WorkflowUsageError(
-            f"step {self.name!r} called itself: it would wait for its own end; call the plain function (.fn)"
-        )
-
-    def _attempts_around(self) -> Sequence[Attempt]:
-        return list(self.scope.attempt.chain()) if self.scope.attempt is not None else []
+                step = f"step {self.name!r}"
+                raise DeadlockError((step, f"{step} called itself"), "call the plain function (.fn)")
 
     def _load(self, data: Json) -> Any:
         return self.codec.load(data, self._subject())

@@ -196,6 +196,14 @@ def is_alive(process: Process) -> bool:
         return False
 
 
+def command_line(pid: int) -> str | None:
+    """What a process runs; None where that cannot be seen."""
+    try:
+        return " ".join(psutil.Process(pid).cmdline()) or None
+    except psutil.Error:
+        return None
+
+
 # Ending
 
 

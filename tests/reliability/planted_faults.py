@@ -248,4 +248,25 @@ MORE_FAULTS = [
         "",
         "tests/reliability/test_owners.py::test_contexts_that_are_copied_make_no_owner",
     ),
+    Fault(
+        "the step of a thread not known in a new context",
+        "runtime/context.py",
+        "return _scope.get().attempt or (_here.attempts[-1] if _here.attempts else None)",
+        "return _scope.get().attempt",
+        "tests/reliability/test_contexts.py::test_no_step_runs_inside_of_itself_or_waits_for_itself",
+    ),
+    Fault(
+        "the thread that runs a step left out of what the step waits for",
+        "runtime/context.py",
+        "(self.thread, *self.helpers)",
+        "tuple(self.helpers)",
+        "tests/reliability/test_contexts.py::test_no_step_runs_inside_of_itself_or_waits_for_itself",
+    ),
+    Fault(
+        "a wait with a timeout taken for a deadlock",
+        "coordination/mutex.py",
+        "answered.is_set() or self._timeout is not None",
+        "answered.is_set()",
+        "tests/runtime/test_waits.py::test_a_wait_with_a_timeout_is_no_deadlock",
+    ),
 ]
