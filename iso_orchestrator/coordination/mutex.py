@@ -19,6 +19,8 @@ from iso_orchestrator.system.interrupts import OneShotEvent, masked
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+_SOON = 0.002  # seconds; a wait that is over before costs no look for a deadlock
+
 
 class Mutex(ContextDecorator):
     """`workflow.mutex(key)`: a context manager and a decorator."""
@@ -55,7 +57,7 @@ class Mutex(ContextDecorator):
                     hold.enter_again()
                 else:
                     request(self._runtime, self._key, self._scope, waiter, self._timeout)
-                    if not answered.is_set():
+                    if not answered.wait(_SOON):
                         self._wait(waiter, answered)
                     if errors:
                         raise errors[0]

@@ -54,7 +54,7 @@ class _Item:
     waiter: Waiter | None = None
     requested_by: int | None = None  # the thread that is in `request`
     mutex: MutexState | None = None  # set when `request` has returned without an answer
-    node: WaitingNode = attrs.field(factory=WaitingNode)
+    node: WaitingNode | None = None  # set with it
     warn: Callable[[], None] = lambda: None
     hold: Held | None = None
 
@@ -311,8 +311,7 @@ class Scheduler:
                 return
             item.mutex = mutex
             item.warn = warn_of_other_process(item.waiter)
-            if timeout is None:
-                item.node.wait = Wait(item.owner, f"mutex {item.key!r}", lambda: self._blockers_of_request(item))
+            item.node = WaitingNode(Wait(item.owner, f"mutex {item.key!r}", lambda: self._blockers_of_request(item)))
             stopped = self._stopped
         if stopped:
             self._withdraw(item)
@@ -373,21 +372,24 @@ class Scheduler:
                     requested[0].warn()
 
     def _refuse_deadlock(self, item: _Item) -> None:
-        error = find_deadlock(item.node)
+        error = None if item.node is None else find_deadlock(item.node)
         if error is not None and self._withdraw(item):
             self._finish_unstarted(item, error)
 
     def _blockers(self) -> Sequence[Node]:
         with self._changed.guard:
-            nodes = [*self._running_workers, *(item.node for item in self._requested)]
+            nodes = [*self._running_workers, *(item.node for item in self._requested if item.node is not None)]
             return [*nodes, self._next_worker] if self._ready else nodes
 
     def _blockers_of_request(self, item: _Item) -> Sequence[Node]:
-        return holders(item.waiter) if item.waiter is not None and item in self._requested else ()
+        has_timeout = self._options.mutex_timeout is not None
+        return () if item.waiter is None or item not in self._requested or has_timeout else holders(item.waiter)
 
     def _blockers_of_next_worker(self) -> Sequence[Node]:
-        """The threads of which one has to end its work first; none: the executor has a free thread, or may have."""
+        """The threads of which one has to end its work first; none: there is a free thread, or there may be."""
         with self._changed.guard:
+            if self._workers < self._max_parallel:
+                return ()  # the thread that made an item ready is about to start one
             if self._workers <= len(self._running_workers):
                 return list(self._running_workers)
             threads = list(_threads_of.get(self._executor, ()))

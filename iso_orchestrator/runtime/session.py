@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import TypeAlias, TypeVar
 
-from iso_orchestrator.errors import LeaseLostError, OrchestratorError, StoreError, WorkflowUsageError
+from iso_orchestrator.errors import DeadlockError, LeaseLostError, OrchestratorError, StoreError, WorkflowUsageError
 from iso_orchestrator.record.facts import Fact, RunDied, StepAbandoned
 from iso_orchestrator.record.model import StepStatus
 from iso_orchestrator.record.projection import LiveRun, Projection, StepState
@@ -278,6 +278,8 @@ class Session:
 
         try:
             self._orphans -= self.transact(decide, durable=False, fences=())
+        except DeadlockError:
+            return  # the next step that ends records it
         except OrchestratorError as error:
             if len(self._in_flight) == 1:
                 # Other processes would wait for a thread that is gone. They do not wait for a dead process.

@@ -147,14 +147,13 @@ def _stuck_with(node: Node) -> _Graph:
             wait = found.wait
             graph[found] = wait, () if wait is None else tuple(wait.blockers())
             unread += graph[found][1]
-    while free := [found for found in graph if _can_go_on(found, graph)]:
+    while free := [found for found, (wait, blockers) in graph.items() if _can_go_on(wait, blockers, graph)]:
         for found in free:
             del graph[found]
     return graph
 
 
-def _can_go_on(node: Node, stuck: _Graph) -> bool:
-    wait, blockers = stuck[node]
+def _can_go_on(wait: Wait | None, blockers: tuple[Node, ...], stuck: _Graph) -> bool:
     enough = any if wait is not None and wait.any_will_do else all
     return not blockers or enough(blocker not in stuck for blocker in blockers)
 
@@ -173,35 +172,34 @@ def _circle(node: Node, stuck: _Graph) -> list[Wait] | None:
     return None
 
 
+@attrs.define
 class Patience:
-    """Warn of a long wait for another process, again with growing pauses.
+    """Warns of a long wait for another process, again with growing pauses.
 
-    Args:
+    Attributes:
         who: What waits.
         what: What it waits for.
         holder: The process that has it.
     """
 
-    def __init__(self, who: object, what: str, holder: Callable[[], ProcessInfo]) -> None:
-        self._who, self._what, self._holder = who, what, holder
-        self._began = monotonic()
-        self._next = _PATIENCE
+    who: object
+    what: str
+    holder: Callable[[], ProcessInfo]
+    _began: float = attrs.field(factory=monotonic)
+    _next: float = attrs.field(factory=lambda: _PATIENCE)
 
     def look(self) -> None:
         """Warn if it is time to."""
         seconds = monotonic() - self._began
-        if seconds >= self._next:
-            self._next = 2 * seconds
-            _log.warning(
-                "%s has waited %.0f s for %s, which %s has", self._who, seconds, self._what, _describe(self._holder())
-            )
+        if seconds < self._next:
+            return
+        self._next = 2 * seconds
+        from iso_orchestrator.system.processes import command_line  # psutil is loaded late
 
-
-def _describe(process: ProcessInfo) -> str:
-    from iso_orchestrator.system.processes import command_line  # psutil is loaded late
-
-    runs = command_line(process.pid) if process.pid is not None and process.host == host_name() else None
-    return describe_process(process.pid, process.host, process.since) + (f" ({runs!r:.200})" if runs else "")
+        process = self.holder()
+        runs = command_line(process.pid) if process.pid is not None and process.host == host_name() else None
+        name = describe_process(process.pid, process.host, process.since) + (f" ({runs!r:.200})" if runs else "")
+        _log.warning("%s has waited %.0f s for %s, which is held by %s", self.who, seconds, self.what, name)
 
 
 _finding = threading.Lock()

@@ -194,7 +194,7 @@ class StepCall:
                     durable=self.options.if_interrupted == "fail",
                     fences=self.scope.fences,
                 )
-            except StoreError:
+            except (StoreError, DeadlockError):
                 flight.is_settled = True  # nothing was appended, or the store is dead in this process
                 raise
             flight.is_settled = not isinstance(beginning, _Started)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import random
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 from support import DEADLINE, Child
-from support_fanout import blocked
+from support_fanout import blocked, new_seed
 from support_processes import assert_waits, child, in_thread
 
 from iso_orchestrator import (
@@ -234,6 +235,36 @@ def test_a_for_each_whose_items_need_what_waits_for_it(workflow: Workflow) -> No
     assert any(isinstance(future.exception(DEADLINE), DeadlockError) for future in futures)
 
 
+@pytest.mark.slow
+def test_keys_and_mutexes_in_any_order(workflow: Workflow) -> None:
+    """Every thread and item ends, however they wait for each other, and all that they had is free."""
+    draws = [random.Random(f"{new_seed()} {number}") for number in range(4)]
+
+    def enter(draw: random.Random, depth: int) -> None:
+        try:
+            if draw.random() < 0.3:
+                workflow.run_for_each([1, 2], lambda _: go_on(draw, depth), mutex_key=draw.choice("abc"))
+            else:
+                with workflow.mutex(draw.choice("abc")):
+                    go_on(draw, depth)
+        except DeadlockError:
+            refused.append(depth)
+
+    def go_on(draw: random.Random, depth: int) -> None:
+        if depth < 3:
+            enter(draw, depth + 1)
+
+    def wander(draw: random.Random) -> None:
+        for _ in range(6):
+            enter(draw, 0)
+
+    refused: list[int] = []
+    futures = [in_thread(wander, draw) for draw in draws]
+    assert [future.exception(DEADLINE) for future in futures] == [None] * 4
+    assert enter_alone(workflow, *"abc")
+    assert refused
+
+
 def test_for_each_in_for_each_on_one_executor(workflow: Workflow) -> None:
     """All threads of an executor wait for items that wait for a thread of it."""
     barrier = threading.Barrier(2, timeout=DEADLINE)
@@ -375,8 +406,8 @@ def test_mutexes_in_two_orders_in_two_processes(tmp_path: Path) -> None:
     first = enter.replace("OUTER", "'a'").replace("INNER", "'b'").replace("TIMEOUT", "None")
     second = enter.replace("OUTER", "'b'").replace("INNER", "'a'").replace("TIMEOUT", "3")
     with child(first, tmp_path) as one, child(second, tmp_path) as two:
+        assert [process.line() for process in (one, two)] == ["held", "held"]
         for process in (one, two):
-            assert process.line() == "held"
             process.say()
         assert f"process {two.pid}" in warning(one)
         assert f"process {one.pid}" in warning(two)
