@@ -59,6 +59,23 @@ class WorkflowUsageError(OrchestratorError, RuntimeError):
 
 
 @attrs.define(slots=False)
+class DeadlockError(WorkflowUsageError):
+    """Steps, mutexes, items or threads of this process wait for each other; `circle` tells of each one in words.
+
+    One of those that wait gets it, so that the others can go on.
+    """
+
+    circle: tuple[str, ...]
+    advice: str = (
+        "enter mutexes in one order everywhere, and hold nothing that a step, for_each or thread needs that is "
+        "waited for"
+    )
+
+    def _text(self) -> str:
+        return f"{' -> '.join(self.circle)}: these wait for each other, which would never end; {self.advice}"
+
+
+@attrs.define(slots=False)
 class StepNameError(OrchestratorError, TypeError):
     """A call of a step cannot be given a faithful name."""
 
@@ -330,10 +347,8 @@ class WorkflowBusyError(OrchestratorError):
     what: str = "the workflow"
 
     def _text(self) -> str:
-        return (
-            f"workflow {self.workflow_id!r}: {self.what} is in use by {_process(self.pid, self.host, self.since)}; "
-            "wait until it ends, or end it"
-        )
+        process = describe_process(self.pid, self.host, self.since)
+        return f"workflow {self.workflow_id!r}: {self.what} is in use by {process}; wait until it ends, or end it"
 
 
 @attrs.define(slots=False)
@@ -349,7 +364,7 @@ class MutexTimeoutError(OrchestratorError, TimeoutError):
     def _text(self) -> str:
         return (
             f"mutex {self.key!r} was not free within {self.timeout:g} s: it is held by "
-            f"{_process(self.pid, self.host, self.since)}, and is free when that process ends"
+            f"{describe_process(self.pid, self.host, self.since)}, and is free when that process ends"
         )
 
 
@@ -423,7 +438,8 @@ class FormatVersionError(StoreError):
     found: str
 
 
-def _process(pid: int | None, host: str | None, since: datetime | None) -> str:
+def describe_process(pid: int | None, host: str | None, since: datetime | None) -> str:
+    """Name a process in a message, as far as it is known."""
     start = f" since {since.isoformat(timespec='seconds')}" if since else ""
     return f"process {pid or 'unknown'} on {host or 'an unknown host'}{start}"
 

@@ -217,7 +217,7 @@ class Workflow(Decorators):
         """Make a mutex over threads and processes, as a context manager and a decorator.
 
         The operating system frees it when its holder dies. It is never taken away because of its age. Its owner (the
-        item, the step's attempt, else the thread) may enter it again.
+        item, the step's attempt, else the thread) may enter it again, in the same thread and asyncio task.
 
         Args:
             key: Any text that is not blank.
@@ -226,6 +226,8 @@ class Workflow(Decorators):
 
         Raises:
             MutexTimeoutError: On entry: it was not free in time.
+            DeadlockError: On entry: its holder waits for what is held here.
+            WorkflowUsageError: On leaving: it is not held here. Leave it in the step, thread and task that entered it.
 
         Example:
             >>> with Workflow("batch", store="memory://mutex").mutex("account"):

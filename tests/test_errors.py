@@ -70,6 +70,11 @@ SAMPLES: list[tuple[OrchestratorError, type[Exception], list[str]]] = [
     (errors.LeaseLostError("k", 1, 2), OrchestratorError, ["'k'", "token 1", "2", "take the lease again"]),
     (errors.StoreError("text"), OrchestratorError, ["text"]),
     (errors.CorruptRecordError("/p", 7, "why", "kept"), errors.StoreError, ["/p", "byte 7", "why", "kept", "Restore"]),
+    (
+        errors.DeadlockError(("a waits for mutex 'k'", "b waits for step 's'", "a")),
+        errors.WorkflowUsageError,
+        ["a waits for mutex 'k' -> b waits", "-> a:", "each other", "one order"],
+    ),
     (errors.RecordConflictError("/p.json", "/p.jrnl"), errors.StoreError, ["/p.json", "/p.jrnl", "--merge-snapshot"]),
     (errors.FormatVersionError("/p", "version 9"), errors.StoreError, ["/p", "version 9", "upgrade"]),
 ]

@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ContextDecorator
 from types import TracebackType
 from typing import Any, Literal, TypeVar
 
 from iso_orchestrator.checks import check_key, check_wait
-from iso_orchestrator.coordination.mutex_queue import Held, MutexScope, Waiter, find_hold, request, state_key_of
+from iso_orchestrator.coordination.mutex_queue import (
+    Held,
+    MutexScope,
+    Waiter,
+    find_hold,
+    find_stray_hold,
+    request,
+    state_key_of,
+)
+from iso_orchestrator.errors import WorkflowUsageError
 from iso_orchestrator.notes import suppressed_as_note
 from iso_orchestrator.record.facts import EventAppended
 from iso_orchestrator.runtime.context import current_owner
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.runtime.session import Session
+from iso_orchestrator.runtime.waits import Node, Patience, Wait, wait_until
 from iso_orchestrator.steps.options import check_callable
 from iso_orchestrator.system.clock import Clock
 from iso_orchestrator.system.interrupts import OneShotEvent, masked
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+_SOON = 0.002  # seconds; a wait that is over before costs no look for a deadlock
 
 
 class Mutex(ContextDecorator):
@@ -57,7 +69,8 @@ class Mutex(ContextDecorator):
                 else:
                     with self._runtime.acquire() as session:
                         request(session, self._state_key, waiter, self._timeout)
-                        answered.wait()
+                        if not answered.wait(_SOON):
+                            self._wait(waiter, answered)
                         if errors:
                             raise errors[0]
                         record(session, self._runtime.clock, "mutex.acquired", self._key)
@@ -77,6 +90,37 @@ class Mutex(ContextDecorator):
             hold = find_hold(self._state_key, current_owner())
             if hold is not None:
                 release(self._runtime, self._key, hold, error)
+                return
+            with suppressed_as_note(error, f"mutex {self._key!r} was not left"):
+                self._leave_outside(error)
+
+    def _wait(self, waiter: Waiter, answered: OneShotEvent) -> None:
+        def blockers() -> Sequence[Node]:
+            return () if answered.is_set() or self._timeout is not None else holders(waiter)
+
+        what = f"mutex {self._key!r}"
+        wait_until(answered.wait, Wait(waiter.owner, what, blockers), warn_of_other_process(waiter))
+
+    def _leave_outside(self, error: BaseException | None) -> None:
+        """Leave a mutex that is not held here: an error, except in a forked child, where the parent holds it."""
+        is_inherited, hold = find_stray_hold(self._state_key)
+        if is_inherited:
+            return
+        if hold is None:
+            raise WorkflowUsageError(
+                f"mutex {self._key!r} was left and is not held: leave it as often as it was entered, best by `with`"
+            )
+        owner = hold.waiter.owner
+        if not owner.is_here:
+            raise WorkflowUsageError(
+                f"mutex {self._key!r} was left in another thread or asyncio task than that of {owner}, which still "
+                "holds it: leave it where it was entered"
+            )
+        release(self._runtime, self._key, hold, error)
+        raise WorkflowUsageError(
+            f"mutex {self._key!r} was entered in {owner} and left outside of it: leave it where it was entered, best "
+            "by `with`, since a step that is completed does not enter it again"
+        )
 
 
 def check_scope(value: str) -> MutexScope:
@@ -84,6 +128,20 @@ def check_scope(value: str) -> MutexScope:
     if value not in ("workflow", "store"):
         raise ValueError(f'a mutex\'s scope is "workflow" or "store", not {value!r}')
     return value  # type: ignore[return-value]  # mypy does not narrow a str by `in`
+
+
+def holders(waiter: Waiter) -> Sequence[Node]:
+    """The thread of this process that holds the mutex which *waiter* waits for, if there is one."""
+    hold = None if waiter.state is None else waiter.state.hold
+    return (hold.waiter.owner.node,) if hold is not None and hold.waiter is not waiter and hold.depth else ()
+
+
+def warn_of_other_process(waiter: Waiter) -> Callable[[], None]:
+    """What warns, when it is called at times, of a long wait for a mutex that another process holds."""
+    state = waiter.state
+    assert state is not None
+    patience = Patience(waiter.owner, f"mutex {state.key[2]!r}", state.store_mutex.holder)
+    return lambda: patience.look() if state.hold is None else None
 
 
 def record(session: Session, clock: Clock, kind: Literal["mutex.acquired", "mutex.released"], key: str) -> None:

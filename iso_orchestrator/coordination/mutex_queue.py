@@ -28,15 +28,15 @@ import logging
 import math
 import os
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Literal, TypeAlias, TypeVar
 
 import attrs
 
-from iso_orchestrator.errors import MutexTimeoutError, StoreError, WorkflowUsageError
-from iso_orchestrator.runtime.context import LockOwner
+from iso_orchestrator.errors import DeadlockError, MutexTimeoutError, StoreError
+from iso_orchestrator.runtime.context import ItemContext, LockOwner
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.runtime.session import Session
 from iso_orchestrator.store import StoreMutex
@@ -64,7 +64,7 @@ def find_hold(state_key: StateKey, owner: LockOwner) -> Held | None:
     """The hold under which *owner* may enter the mutex again; None if it has to request it.
 
     Raises:
-        WorkflowUsageError: The mutex is held around the `for_each` of which *owner* is an item.
+        DeadlockError: The mutex is held around the `for_each` of which *owner* is an item.
     """
     if owner.parent is None and not owner.holds:
         return None  # the usual case, at no cost
@@ -74,14 +74,29 @@ def find_hold(state_key: StateKey, owner: LockOwner) -> Held | None:
             holds = [hold for hold in link.holds if isinstance(hold, Held)]
         hold = next((hold for hold in holds if hold.depth and hold.state.key == state_key), None)
         if hold is not None and beyond_item:
-            raise WorkflowUsageError(
-                f"mutex {state_key[2]!r} is held around the for_each, whose items would wait for it for ever: "
-                "take it inside the items, or not at all"
+            raise DeadlockError(
+                (f"{owner} waits for mutex {state_key[2]!r}", f"{link} waits for the for_each", str(owner)),
+                "enter it inside the items, or not at all",
             )
         if hold is not None:
             return hold
-        beyond_item = beyond_item or link.is_item
+        beyond_item = beyond_item or isinstance(link.work, ItemContext)
     return None
+
+
+def find_stray_hold(state_key: StateKey) -> tuple[bool, Held | None]:
+    """What is known of a mutex that is left where it is not held.
+
+    Returns:
+        Whether the process that forked this one had entered it, which is noted as left; the hold of another owner.
+    """
+    with _registry.guard:
+        if _registry.inherited[state_key] > 0:
+            _registry.inherited[state_key] -= 1
+            return True, None
+        state = _registry.states.get(state_key)
+        hold = None if state is None else state.hold
+        return False, hold if hold is not None and hold.depth else None
 
 
 def request(session: Session, state_key: StateKey, waiter: Waiter, timeout: float | None = None) -> MutexState:
@@ -351,6 +366,7 @@ class _Registry:
         states: The mutexes, by key.
         unserved: Mutexes that another process holds, and that have no thread to wait for them.
         threads: How many threads wait for other processes.
+        inherited: How often the process that forked this one had entered mutexes, and this one has not left them.
         looks_at: When the clock thread looks next, by `monotonic`; it ends when there is nothing to look for.
     """
 
@@ -359,6 +375,7 @@ class _Registry:
         self.states: dict[StateKey, MutexState] = {}
         self.unserved: deque[MutexState] = deque()
         self.threads = 0
+        self.inherited = Counter[StateKey]()
         self.looks_at = math.inf
         self._has_clock = False
         self._wake = OneShotEvent()
@@ -455,9 +472,11 @@ _registry = _Registry()
 
 def _reset_in_child() -> None:
     global _registry
-    states, _registry = _registry.states.values(), _Registry()
-    for state in states:
+    parents, _registry = _registry, _Registry()
+    _registry.inherited += parents.inherited
+    for key, state in parents.states.items():
         if state.hold is not None:
+            _registry.inherited[key] += state.hold.depth
             state.hold.waiter.owner.holds.clear()  # the parent holds them
 
 

@@ -16,17 +16,19 @@ when no item is ready, and the thread that makes an item ready starts another on
 from __future__ import annotations
 
 import heapq
+import math
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import CancelledError, Executor, Future
 from contextlib import ExitStack
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import attrs
 
-from iso_orchestrator.coordination.mutex import record, release
+from iso_orchestrator.coordination.mutex import holders, record, release, warn_of_other_process
 from iso_orchestrator.coordination.mutex_queue import (
     Held,
     MutexState,
@@ -40,12 +42,17 @@ from iso_orchestrator.fanout.progress import Progress
 from iso_orchestrator.fanout.summary import Fulfilled, Rejected, note_item
 from iso_orchestrator.runtime.context import ItemContext, LockOwner, current_owner, entered
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
-from iso_orchestrator.system.interrupts import Condition, start, undo_on_error
+from iso_orchestrator.runtime.waits import Node, Wait, WaitingNode, current_node, find_deadlock, noted
+from iso_orchestrator.system.interrupts import LONGEST_WAIT, Condition, OneShotEvent, start, undo_on_error
 
 if TYPE_CHECKING:
     from iso_orchestrator.fanout.for_each import ForEachOptions
 
 _READ_AHEAD = 1000  # items, or 16 for each worker if that is more
+
+
+def _ignore(*_: object) -> None:
+    """Take the answer to a request of an item that is done."""
 
 
 @attrs.define(eq=False)
@@ -57,11 +64,13 @@ class _Item:
     waiter: Waiter | None = None
     requested_by: int | None = None  # the thread that is in `request`
     mutex: MutexState | None = None  # set when `request` has returned without an answer
+    node: WaitingNode | None = None  # set with it
+    warn: Callable[[], None] = _ignore
     hold: Held | None = None
 
 
-def _ignore(_: object) -> None:
-    """Take the answer to a request of an item that is done."""
+# The threads that run workers, for executors that several calls may share.
+_threads_of: WeakKeyDictionary[Executor, list[Node]] = WeakKeyDictionary()
 
 
 class Scheduler:
@@ -106,11 +115,13 @@ class Scheduler:
         self._unfinished = 0  # items that were read and are not done
         self._unstarted = 0  # items that were read and have not run
         self._workers = 0  # workers that have not decided to end, including those that the executor has not started
-        self._running_workers = 0
+        self._running_workers: list[Node] = []
         self._futures: set[Future[None]] = set()
         self._stopped = False
         self._abandoned = False
         self._error: BaseException | None = None
+        # Runs the items that hold their mutex and have no thread yet.
+        self._next_worker = WaitingNode(Wait(self, "", self._blockers_of_next_worker, any_will_do=True))
 
     @property
     def is_stopped(self) -> bool:
@@ -133,7 +144,7 @@ class Scheduler:
         with undo_on_error(self._abandon):  # a second interrupt
             try:
                 self._read(items)
-                self._changed.wait_until(lambda: self._unfinished == 0 or self._stopped)
+                self._changed.wait_until(lambda: self._unfinished == 0 or self._stopped, self._wait)
             except BaseException as error:  # noqa: BLE001 - it is raised below, after the running items have ended
                 self._fail(error)
             if self._stopped:
@@ -141,6 +152,7 @@ class Scheduler:
             self._wait_for_workers()
         # Tracebacks have frames with this scheduler: if it kept the errors, they would form a cycle.
         outcomes, self._outcomes = self._outcomes, {}
+        self._next_worker.wait = None  # which refers to this scheduler
         first, self._error = self._error, None
         if first is not None:
             try:
@@ -154,7 +166,7 @@ class Scheduler:
     def _read(self, items: Iterable[Any]) -> None:
         for index, value in enumerate(items):
             key = self._key_of(value)
-            owner = LockOwner(parent=self._parent, is_item=True)
+            owner = LockOwner(self._parent, ItemContext(index), node=self._next_worker)
             if key is not None:
                 find_hold(self._state_key(key), owner)  # raises if the caller holds the mutex
             with self._changed.guard:
@@ -164,7 +176,7 @@ class Scheduler:
                 is_full = self._unstarted >= self._read_ahead
             self._start_worker()
             if is_full:
-                self._changed.wait_until(self._has_room)
+                self._changed.wait_until(self._has_room, self._wait)
 
     def _add(self, item: _Item) -> None:
         self._unfinished += 1
@@ -225,8 +237,10 @@ class Scheduler:
                 self._fail(error)  # the calling thread drops what waits: here the executor's lock may be held
 
     def _run_worker(self) -> None:
+        node, threads = current_node(), _threads_of.setdefault(self._executor, [])
         with self._changed.guard:
-            self._running_workers += 1
+            self._running_workers.append(node)
+            threads.append(node)
         try:
             while (item := self._take()) is not None:
                 if item.key is not None and item.hold is None:
@@ -237,7 +251,8 @@ class Scheduler:
             self._stop(error)
         finally:
             with self._changed.guard:
-                self._running_workers -= 1
+                self._running_workers.remove(node)
+                threads.remove(node)
                 self._changed.notify()
 
     def _take(self) -> _Item | None:
@@ -259,6 +274,7 @@ class Scheduler:
             self._changed.notify()  # for `_has_room`
 
     def _call(self, item: _Item) -> tuple[bool, Any]:
+        item.owner.move_here()
         with entered(attrs.evolve(self._scope, owner=item.owner, item=ItemContext(item.index), batch=self)):
             try:
                 return True, self._work(item.value) if item.hold is None else self._call_holding(item, item.hold)
@@ -278,6 +294,7 @@ class Scheduler:
         with self._changed.guard:
             if item.waiter is not None:  # the hold refers to the waiter, whose answers refer to the item
                 item.waiter.granted = item.waiter.failed = _ignore
+                item.node, item.warn = None, _ignore
             self._outcomes[item.index] = Fulfilled(value) if ok else Rejected(value, item.index, item.value)
             self._unfinished -= 1
             if item.key is not None:
@@ -314,9 +331,13 @@ class Scheduler:
             if item not in self._requested:
                 return
             item.mutex = mutex
+            item.warn = warn_of_other_process(item.waiter)
+            item.node = WaitingNode(Wait(item.owner, f"mutex {item.key!r}", lambda: self._blockers_of_request(item)))
             stopped = self._stopped
         if stopped:
             self._withdraw(item)
+        else:
+            self._refuse_deadlock(item)
 
     def _state_key(self, key: str) -> StateKey:
         return state_key_of(self._runtime, key, self._options.mutex_scope)
@@ -351,6 +372,53 @@ class Scheduler:
         self._finish(item, False, error)
         self._start_worker()  # for the next item of the key
 
+    # What waits for what.
+
+    def _wait(self, event: OneShotEvent) -> None:
+        """Wait in the calling thread.
+
+        Raises:
+            DeadlockError: No worker ever begins. Any other deadlock ends the wait of an item instead.
+        """
+        with noted(Wait(self._parent, "its for_each", self._blockers)) as node:
+            while True:
+                with self._changed.guard:
+                    requested = sorted((item for item in self._requested if item.mutex), key=lambda item: item.index)
+                    has_begun = bool(self._running_workers or self._requested)
+                error = None if has_begun else find_deadlock(node)
+                if error is not None:
+                    raise error
+                if event.wait(LONGEST_WAIT):
+                    return
+                for item in requested:
+                    self._refuse_deadlock(item)
+                if requested:
+                    requested[0].warn()
+
+    def _refuse_deadlock(self, item: _Item) -> None:
+        error = None if item.node is None else find_deadlock(item.node)
+        if error is not None and self._withdraw(item):
+            self._finish_unstarted(item, error)
+
+    def _blockers(self) -> Sequence[Node]:
+        with self._changed.guard:
+            nodes = [*self._running_workers, *(item.node for item in self._requested if item.node is not None)]
+            return [*nodes, self._next_worker] if self._ready else nodes
+
+    def _blockers_of_request(self, item: _Item) -> Sequence[Node]:
+        has_timeout = self._options.mutex_timeout is not None
+        return () if item.waiter is None or item not in self._requested or has_timeout else holders(item.waiter)
+
+    def _blockers_of_next_worker(self) -> Sequence[Node]:
+        """The threads of which one has to end its work first; none: there is a free thread, or there may be."""
+        with self._changed.guard:
+            if self._workers < self._max_parallel:
+                return ()  # the thread that made an item ready is about to start one
+            if self._workers <= len(self._running_workers):
+                return list(self._running_workers)
+            threads = list(_threads_of.get(self._executor, ()))
+        return threads if len(threads) >= getattr(self._executor, "_max_workers", math.inf) else ()
+
     # The end of a batch that fails.
 
     def _stop(self, error: BaseException) -> None:
@@ -382,4 +450,4 @@ class Scheduler:
             futures = list(self._futures)
         for future in futures:
             future.cancel()  # has an effect on those that the executor has not begun
-        self._changed.wait_until(lambda: self._running_workers == 0)
+        self._changed.wait_until(lambda: not self._running_workers, self._wait)

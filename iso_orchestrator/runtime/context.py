@@ -5,22 +5,27 @@ All of it is one immutable `Scope` in one context variable, so that worker threa
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextvars import Context, ContextVar, copy_context
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from weakref import WeakKeyDictionary
 
 import attrs
 
 from iso_orchestrator.errors import NoActiveWorkflowError
 from iso_orchestrator.notes import contextmanager
 from iso_orchestrator.record.model import Json
+from iso_orchestrator.runtime.waits import Node, Wait, current_node
 from iso_orchestrator.system.interrupts import OneShotEvent
 
 if TYPE_CHECKING:
     from iso_orchestrator.runtime.runs import Run
     from iso_orchestrator.runtime.runtime import WorkflowRuntime
     from iso_orchestrator.runtime.session import Session
+
+T = TypeVar("T")
 
 
 @attrs.frozen
@@ -64,19 +69,51 @@ class HeldMutex(Protocol):
         ...
 
 
+def _current_task() -> Any:
+    """The asyncio task that runs here, or None. A program that does not use asyncio does not import it."""
+    asyncio = sys.modules.get("asyncio")
+    running_loop = getattr(asyncio, "_get_running_loop", None)  # None also while another thread imports it
+    loop = None if running_loop is None else running_loop()
+    return None if asyncio is None or loop is None else asyncio.current_task(loop)
+
+
 @attrs.define(eq=False)
 class LockOwner:
-    """What owns a mutex: an item, a step's attempt, else the thread.
+    """What owns a mutex: an item, a step's attempt, else the thread or the asyncio task.
+
+    A context that was copied to another thread or task has the owner too, but is not inside of it: those run at the
+    same time, and must exclude each other.
 
     Attributes:
         parent: The owner that waits for this one, whose mutexes this one may therefore enter again.
-        is_item: Others like it run at the same time, so that it must not enter what its parent holds.
+        work: The step or item. Items run at the same time, so that they must not enter what their parent holds.
         holds: The mutexes that it has.
+        node: The thread that runs its body.
+        task: The asyncio task that runs its body; None: none does.
     """
 
     parent: LockOwner | None = None
-    is_item: bool = False
+    work: StepContext | ItemContext | None = None
     holds: list[HeldMutex] = attrs.field(factory=list)
+    node: Node = attrs.field(factory=current_node)
+    task: Any = attrs.field(factory=_current_task)
+
+    @property
+    def is_here(self) -> bool:
+        """Whether this thread and asyncio task run its body."""
+        return self.node is current_node() and self.task is _current_task()
+
+    def move_here(self) -> None:
+        """Note that this thread runs its body from now on."""
+        self.node, self.task = current_node(), _current_task()
+
+    def __str__(self) -> str:
+        match self.work:
+            case StepContext(name):
+                return f"step {name!r}"
+            case ItemContext(index):
+                return f"item {index} of for_each"
+        return str(self.node)
 
     def chain(self) -> Iterator[LockOwner]:
         """This owner, and those that wait for it."""
@@ -95,9 +132,9 @@ class InFlightStep:
         attempt: The number of the attempt that the thread runs, or of the one elsewhere that it waited for; 0 before.
         error: What its caller gets, if it failed.
         is_hopeless: Whether each further attempt would fail likewise, so that none is made.
-        thread: The thread's identifier.
+        thread: The thread that runs it.
         is_settled: False while the record may say that this step runs, so that other processes wait for it.
-        waits_for: The steps in flight that its body waits for, in any of its threads.
+        helpers: Threads in copies of its context that wait for other steps, since its body may wait for these threads.
         ended: Set at its end; None while no thread waits for it.
     """
 
@@ -105,16 +142,20 @@ class InFlightStep:
     attempt: int = 0
     error: BaseException | None = None
     is_hopeless: bool = False
-    thread: int = attrs.field(factory=threading.get_ident)
+    thread: Node = attrs.field(factory=current_node)
     is_settled: bool = True
-    waits_for: list[InFlightStep] = attrs.field(factory=list)
+    helpers: list[Node] = attrs.field(factory=list)
     ended: OneShotEvent | None = None
+    _wait: Wait | None = None
 
-    def reaches(self, steps: Sequence[InFlightStep]) -> InFlightStep | None:
-        """The one of *steps* that this one is, or waits for, directly or through others."""
-        if self in steps:
-            return self
-        return next((found for other in list(self.waits_for) if (found := other.reaches(steps))), None)
+    @property
+    def wait(self) -> Wait:
+        """What it waits for, as a node of the wait-for graph: the threads that work for it."""
+        self._wait = self._wait or Wait(self, "", self._blockers)
+        return self._wait
+
+    def _blockers(self) -> Sequence[Node]:
+        return () if self.ended is None or self.ended.is_set() else (self.thread, *self.helpers)
 
 
 @attrs.define(eq=False)
@@ -180,7 +221,18 @@ class Scope:
 
 
 _scope: ContextVar[Scope] = ContextVar("iso_orchestrator_scope", default=Scope())  # noqa: B039 - it is immutable
-_thread = threading.local()
+
+
+class _Here(threading.local):
+    """What this thread has, whatever is current in it: its owners outside of items and steps, its running attempts."""
+
+    def __init__(self) -> None:
+        self.attempts: list[Attempt] = []
+        self.of_thread = LockOwner(task=None)
+        self.of_tasks: WeakKeyDictionary[Any, LockOwner] = WeakKeyDictionary()
+
+
+_here = _Here()
 
 
 def current_scope() -> Scope:
@@ -207,12 +259,30 @@ def entered(scope: Scope) -> Iterator[None]:
 def current_owner() -> LockOwner:
     """What would own a mutex that is taken here."""
     owner = _scope.get().owner
-    if owner is not None:
+    if owner is not None and owner.is_here:
         return owner
-    if not hasattr(_thread, "owner"):
-        _thread.owner = LockOwner()
-    root: LockOwner = _thread.owner
+    task = _current_task()
+    if task is None:
+        return _here.of_thread
+    root = _here.of_tasks.get(task)
+    if root is None:
+        root = _here.of_tasks[task] = LockOwner(task=None)  # with the task it would keep it alive
     return root
+
+
+def run_attempt(attempt: Attempt, body: Callable[[], T]) -> T:
+    """Call *body*, and note that this thread runs *attempt*."""
+    attempts = _here.attempts
+    attempts.append(attempt)
+    try:
+        return body()
+    finally:
+        attempts.remove(attempt)  # not always the last one: greenlets end in any order
+
+
+def innermost_attempt() -> Attempt | None:
+    """The attempt that this code runs in: by its context, or by its thread if it has a new context."""
+    return _scope.get().attempt or (_here.attempts[-1] if _here.attempts else None)
 
 
 def current_step() -> StepContext:

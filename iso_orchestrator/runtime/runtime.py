@@ -14,7 +14,7 @@ import attrs
 from iso_orchestrator.errors import DuplicateStepError
 from iso_orchestrator.record.model import Json
 from iso_orchestrator.record.projection import Projection
-from iso_orchestrator.runtime.context import Fence, LockOwner, Scope, current_scope
+from iso_orchestrator.runtime.context import Fence, Scope, current_scope
 from iso_orchestrator.runtime.session import Decision, Session, acquire_session, find_session
 from iso_orchestrator.runtime.threads import Pool
 from iso_orchestrator.store import RemovedError, Store
@@ -130,7 +130,7 @@ class WorkflowRuntime:
             self._session.refuse_inside()
         scope = self.scope()
         run = next((run for run in reversed(scope.runs) if run in self.runs), None)
-        context = attrs.evolve(scope, owner=LockOwner(), batch=run or scope.batch).context()
+        context = attrs.evolve(scope, owner=None, batch=run or scope.batch).context()
         return self.pool.submit(lambda: context.run(work), run)
 
     def claim(self, name: str, fn: Callable[..., object]) -> None:

@@ -13,11 +13,12 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import TypeAlias, TypeVar
 
-from iso_orchestrator.errors import LeaseLostError, OrchestratorError, StoreError, WorkflowUsageError
+from iso_orchestrator.errors import DeadlockError, LeaseLostError, OrchestratorError, StoreError, WorkflowUsageError
 from iso_orchestrator.record.facts import Fact, RunDied, StepAbandoned
 from iso_orchestrator.record.model import StepStatus
 from iso_orchestrator.record.projection import LiveRun, Projection, StepState
 from iso_orchestrator.runtime.context import Fence, InFlightStep, current_scope
+from iso_orchestrator.runtime.waits import Node, ThreadNode, Wait, current_node, find_deadlock, noted
 from iso_orchestrator.store import RemovedError, Store, WorkflowLog
 from iso_orchestrator.system.clock import Clock
 from iso_orchestrator.system.interrupts import (
@@ -65,7 +66,7 @@ class Session:
         self._log: WorkflowLog | None = None
         self._projection: Projection | None = None
         self._guard = threading.Lock()
-        self._inside: int | None = None
+        self._inside: ThreadNode | None = None
         self._in_flight: dict[str, InFlightStep] = {}
         self._in_flight_guard = threading.Lock()
         self._orphans: set[str] = set()  # steps whose attempts ended without an outcome, and without a fact of that
@@ -110,7 +111,7 @@ class Session:
             fences = current_scope().fences
         self.refuse_inside()
         with masked():
-            wait_until_free(self._guard)
+            self._wait_until_free()
             try:
                 with self._guard:
                     log = self._log or self._open()
@@ -136,6 +137,7 @@ class Session:
     def completed(self, name: str, idempotency_key: str | None, version: str | None) -> StepState | None:
         """The step, if this process knows without a look at the disk that it is completed, durably."""
         self.refuse_inside()
+        self._wait_until_free()
         with self._guard:
             log, projection = self._log, self._projection
             step = projection.matching(name, idempotency_key, version) if projection is not None else None
@@ -199,7 +201,7 @@ class Session:
         Raises:
             WorkflowUsageError: This thread is in one.
         """
-        if self._inside == threading.get_ident():
+        if self._inside is current_node():
             raise WorkflowUsageError(
                 f"workflow {self.workflow_id!r} was used inside a function given to update_state(): "
                 "it must only make the new state from the old one"
@@ -258,6 +260,25 @@ class Session:
         if log is not None:
             log.detach_after_fork()
 
+    def _wait_until_free(self) -> None:
+        """Let Ctrl-C end the wait for a transaction of another thread.
+
+        Raises:
+            DeadlockError: That thread is in a function given to update_state() which waits for this one.
+        """
+        if not self._guard.locked():
+            return
+        with noted(Wait(current_node(), f"workflow {self.workflow_id!r}", self._blockers)) as node:
+            inside = self._inside
+            error = None if inside is None or inside.wait is None else find_deadlock(node)
+            if error is not None:
+                raise error
+            wait_until_free(self._guard)
+
+    def _blockers(self) -> Sequence[Node]:
+        inside = self._inside
+        return () if inside is None else (inside,)
+
     def _open(self) -> WorkflowLog:
         if self.is_closed:
             if self._removal is not None:
@@ -296,7 +317,7 @@ class Session:
                 del _sessions[self.key]
 
     def _append(self, log: WorkflowLog, decide: Decision[T], fences: Sequence[Fence]) -> tuple[T, int]:
-        self._inside = threading.get_ident()
+        self._inside = current_node()
         # Whatever is raised from here on, the next transaction reads from the disk what is true.
         projection, self._projection = self._projection, None
         try:
@@ -336,6 +357,8 @@ class Session:
         try:
             self._orphans -= self.transact(decide, durable=False, fences=())
             self._not_abandoned = None
+        except DeadlockError:
+            return  # the next step that ends records it
         except OrchestratorError as error:
             self._not_abandoned = error
 

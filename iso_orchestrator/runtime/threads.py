@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextvars import copy_context
 from typing import Any, TypeVar
 
 from iso_orchestrator.errors import StepTimeoutError
 from iso_orchestrator.runtime.context import current_owner
-from iso_orchestrator.system.interrupts import OneShotEvent, masked, start
+from iso_orchestrator.runtime.waits import Node, Wait, WaitingNode, current_node, noted, wait_until
+from iso_orchestrator.system.interrupts import OneShotEvent, masked, start, unmasked
 
 T = TypeVar("T")
 
@@ -28,8 +29,9 @@ class Pool:
         self._executor: ThreadPoolExecutor | None = None
         self._pid = os.getpid()
         self._guard = threading.Lock()
-        self._unfinished: dict[Future[Any], object] = {}
-        self._thread = threading.local()  # has an attribute in threads of the pool
+        self._unfinished: dict[_WorkFuture[Any], object] = {}
+        self._here = threading.local()  # has an attribute in threads of the pool
+        self._threads = _Threads(max_workers, self._here)
 
     def submit(self, work: Callable[[], T], run: object) -> Future[T]:
         """Call *work* in one of the threads, as a part of *run*."""
@@ -37,9 +39,10 @@ class Pool:
         future: _WorkFuture[T] = _WorkFuture()
         with masked(), self._guard:
             if self._executor is None:
-                # The threads keep what they are started with: if that were this pool, they would never end.
-                self._executor = ThreadPoolExecutor(self._max_workers, "iso-orchestrator", _mark, (self._thread,))
-            self._executor.submit(_fulfil, [(future, work)])
+                self._threads = _Threads(self._max_workers, self._here)
+                self._executor = ThreadPoolExecutor(self._max_workers, "iso-orchestrator", self._threads.begin)
+            future.node = WaitingNode(Wait(future, "", self._threads.blockers, any_will_do=True))
+            self._executor.submit(_run, [(future, work)])
             self._unfinished[future] = run
         future.add_done_callback(self._finished)
         return future
@@ -51,21 +54,33 @@ class Pool:
             if cancel:
                 for future in mine:
                     future.cancel()
-            wait(mine)
+            _wait_for(mine)
 
     def close(self) -> None:
-        """Wait for all futures, and end the threads; in a thread of the pool, wait for none."""
+        """Wait for all futures, and end the threads; in a thread of the pool, wait for none.
+
+        Raises:
+            DeadlockError: One of them waits for this thread.
+        """
         self._leave_parents_threads()
+        is_mine = hasattr(self._here, "is_mine")
+        if not is_mine:
+            _wait_for(self._unfinished_of(None))
         with self._guard:
             executor, self._executor = self._executor, None
         if executor is not None:
-            executor.shutdown(wait=not hasattr(self._thread, "is_mine"))
+            executor.shutdown(wait=not is_mine)
 
-    def _unfinished_of(self, run: object) -> list[Future[Any]]:
+    def _unfinished_of(self, run: object) -> list[_WorkFuture[Any]]:
+        """The futures of *run*; None: all."""
         with self._guard:
-            return [future for future, owner in self._unfinished.items() if owner is run and not future.done()]
+            return [
+                future for future, of in self._unfinished.items() if (run is None or of is run) and not future.done()
+            ]
 
     def _finished(self, future: Future[Any]) -> None:
+        assert isinstance(future, _WorkFuture)
+        future.node = None  # it refers to the future
         with self._guard:
             self._unfinished.pop(future, None)
 
@@ -75,12 +90,47 @@ class Pool:
             self.__init__(self._max_workers)  # type: ignore[misc]  # a new pool in the place of the old
 
 
-def _mark(thread: threading.local) -> None:
-    thread.is_mine = True
+class _Threads:
+    """The threads of an executor. They refer to this: if they did to the pool, a dropped pool would never end.
+
+    Args:
+        limit: Threads at most.
+        here: Gets an attribute in each of them.
+    """
+
+    def __init__(self, limit: int, here: threading.local) -> None:
+        self._limit = limit
+        self._here = here
+        self._nodes: list[Node] = []
+
+    def begin(self) -> None:
+        """Note that this thread is one of them."""
+        self._here.is_mine = True
+        self._nodes.append(current_node())
+
+    def blockers(self) -> Sequence[Node]:
+        """Those of which one has to end its work before the next future begins; none: there may be more."""
+        return list(self._nodes) if len(self._nodes) >= self._limit else ()
 
 
 class _WorkFuture(Future[T]):
-    """A future that also raises errors whose truth value is False, which the standard library's ignores."""
+    """A future that also raises errors whose truth value is False, which the standard library's ignores.
+
+    Attributes:
+        node: What it waits for; None once it is done.
+    """
+
+    node: WaitingNode | None = None
+
+    def run_by(self, thread: Node) -> None:
+        """Note which thread runs it."""
+        if self.node is not None:
+            self.node.wait = Wait(self, "", lambda: () if self.done() else (thread,))
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        if timeout is None:
+            _wait_for([self])
+        return super().exception(timeout)
 
     def result(self, timeout: float | None = None) -> T:
         error = self.exception(timeout)
@@ -90,6 +140,25 @@ class _WorkFuture(Future[T]):
             finally:
                 del self, error  # its traceback has this frame: without this they would form a cycle
         return super().result(timeout)
+
+
+def _wait_for(futures: Sequence[_WorkFuture[Any]]) -> None:
+    """Wait until all futures are done."""
+
+    def is_over(seconds: float) -> bool:
+        with unmasked():
+            return not wait(futures, seconds).not_done
+
+    def blockers() -> Sequence[Node]:
+        return [node for future in futures if (node := future.node) is not None and not future.done()]
+
+    if not all(future.done() for future in futures):
+        wait_until(is_over, Wait(current_owner(), "a submitted step", blockers))
+
+
+def _run(call: list[tuple[_WorkFuture[T], Callable[[], T]]]) -> None:
+    call[0][0].run_by(current_node())
+    _fulfil(call)
 
 
 def _fulfil(call: list[tuple[_WorkFuture[T], Callable[[], T]]]) -> None:
@@ -114,12 +183,14 @@ def call_with_timeout(name: str, body: Callable[[], T], timeout: float) -> T:
         StepTimeoutError: The time is over.
     """
     future: _WorkFuture[T] = _WorkFuture()
-    holds = [hold for owner in current_owner().chain() for hold in owner.holds]
+    owner, caller = current_owner(), current_node()
+    holds = [hold for link in owner.chain() for hold in link.holds]
     at_end: list[Callable[[], None]] = []
     guard = threading.Lock()
     ended = OneShotEvent()
 
     def work() -> None:
+        owner.move_here()
         _fulfil([(future, body)])
         with guard:
             ended.set()
@@ -131,7 +202,8 @@ def call_with_timeout(name: str, body: Callable[[], T], timeout: float) -> T:
     )
     try:
         start(thread.start)
-        ended.wait(timeout)
+        with noted(Wait(owner, "", lambda: () if owner.node is caller else (owner.node,))):
+            ended.wait(timeout)
     finally:
         with masked(), guard:
             is_left = not ended.is_set()
@@ -139,4 +211,5 @@ def call_with_timeout(name: str, body: Callable[[], T], timeout: float) -> T:
                 at_end.extend(hold.leave_behind() for hold in holds)
     if is_left:
         raise StepTimeoutError(name, timeout)
+    owner.move_here()
     return future.result()

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import logging
 import sys
-import threading
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, TypeAlias
 
 import attrs
@@ -19,6 +19,7 @@ import attrs
 from iso_orchestrator.codec import ResultCodec, updated_state
 from iso_orchestrator.errors import (
     CommandLeftoverError,
+    DeadlockError,
     LeaseLostError,
     Limited,
     OrchestratorError,
@@ -50,12 +51,16 @@ from iso_orchestrator.runtime.context import (
     StepContext,
     current_owner,
     current_scope,
+    innermost_attempt,
+    run_attempt,
 )
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.runtime.session import Session
 from iso_orchestrator.runtime.threads import call_with_timeout
+from iso_orchestrator.runtime.waits import Patience, Wait, current_node, wait_until
 from iso_orchestrator.steps.options import RetryContext, StepOptions
 from iso_orchestrator.steps.origin import Origin
+from iso_orchestrator.store import ProcessInfo
 from iso_orchestrator.system.clock import Backoff, sleep
 from iso_orchestrator.system.interrupts import OneShotEvent, masked, unmasked
 
@@ -142,26 +147,17 @@ class StepCall:
             self.session.end_flight(flight)
 
     def _wait_for_thread(self, other: InFlightStep, ended: OneShotEvent) -> None:
-        """Wait until another thread's run of the step has ended.
-
-        Raises:
-            WorkflowUsageError: It never would.
-        """
-        if other.thread == threading.get_ident():
-            raise self._recursion()
-        mine = [around.flight for around in self._around()]
-        for own in mine:
-            own.waits_for.append(other)
+        """Wait until another thread's run of the step has ended."""
+        node = current_node()
+        inner = innermost_attempt()
+        around = [link.flight for link in inner.chain() if link.flight.thread is not node] if inner else []
+        for flight in around:
+            flight.helpers.append(node)
         try:
-            link = other.reaches(mine)
-            if link is not None:
-                raise WorkflowUsageError(
-                    f"step {self.name!r} and step {link.name!r} wait for each other: neither would ever end"
-                )
-            ended.wait()
+            wait_until(ended.wait, Wait(current_owner(), f"step {self.name!r}", lambda: (other,)))
         finally:
-            for own in mine:
-                own.waits_for.remove(other)
+            for flight in around:
+                flight.helpers.remove(node)
 
     def _run_attempts(self, flight: InFlightStep) -> Any:
         number = 1
@@ -171,7 +167,7 @@ class StepCall:
                 return self._load_recorded(begun.result, begun.changes)
             flight.attempt = begun.attempt
             self.is_first = begun.is_first if self.is_first is None else self.is_first
-            attempt = Attempt(self.session, flight, self.scope.attempt, begun.attempt, self.is_first)
+            attempt = Attempt(self.session, flight, innermost_attempt(), begun.attempt, self.is_first)
             context = StepContext(self.name, number, self.options.retry.attempts, self.idempotency_key)
             try:
                 executed = self._execute(attempt, context)
@@ -199,6 +195,7 @@ class StepCall:
     def _begin(self, flight: InFlightStep) -> _Started | _Completed:
         """Record that an attempt starts, as soon as no other process and no limit is in the way."""
         pause, was_settled = Backoff(), flight.is_settled
+        patience: Patience | None = None
         while True:
             at = self.runtime.clock.now()
             flight.is_settled = False
@@ -207,7 +204,7 @@ class StepCall:
                     lambda projection: self._decide(projection, at, flight.attempt),  # noqa: B023 - called at once
                     durable=self.options.if_interrupted == "fail",
                 )
-            except StoreError:
+            except (StoreError, DeadlockError):
                 flight.is_settled = was_settled  # nothing was appended, or the store is dead in this process
                 raise
             if isinstance(decided, _Started):
@@ -225,6 +222,8 @@ class StepCall:
                 case _RunsElsewhere(attempt):
                     flight.attempt = attempt
                     pause.rest()
+                    patience = patience or Patience(current_owner(), f"step {self.name!r}", self._runner)
+                    patience.look()
                 case Limit():
                     self._wait_until(decided)
 
@@ -287,14 +286,15 @@ class StepCall:
     def _execute(self, attempt: Attempt, context: StepContext) -> tuple[Json, Any] | SerializationError:
         """Run the body: its result as it is recorded and as it is read back, or why it cannot be recorded."""
         scope = self.scope
-        owner = LockOwner(scope.owner or current_owner())
+        owner = LockOwner(current_owner(), context)
         inside = Scope(self.runtime, scope.runs, owner, context, scope.item, attempt, scope.fences, scope.batch)
         context_of_body = inside.context()
         with unmasked():
             if self.options.timeout is None:
-                value = context_of_body.run(self.body)
+                value = context_of_body.run(run_attempt, attempt, self.body)
             else:
-                value = context_of_body.run(call_with_timeout, self.name, self.body, self.options.timeout)
+                body = partial(run_attempt, attempt, self.body)
+                value = context_of_body.run(call_with_timeout, self.name, body, self.options.timeout)
         try:
             data, result = self.codec.round_trip(value, self._subject())
         except SerializationError as error:
@@ -378,21 +378,17 @@ class StepCall:
         step = projection.steps.get(self.name)
         return step is not None and step.attempts == attempt.number and step.owner == self.session.log.process_id
 
-    def _around(self) -> Sequence[Attempt]:
-        """The attempts that this call is made in."""
-        return list(self.scope.attempt.chain()) if self.scope.attempt is not None else []
-
     def _refuse_recursion(self, owner: str | None = None) -> None:
         """Raise inside of the step's own body; with *owner*: if that is this process, by another path of the root."""
-        for around in self._around():
+        for around in self.scope.attempt.chain() if self.scope.attempt is not None else ():
             is_same = around.session.key == self.session.key if owner is None else around.session.is_process(owner)
             if is_same and around.flight.name == self.name:
-                raise self._recursion()
+                step = f"step {self.name!r}"
+                raise DeadlockError((step, f"{step} called itself"), "call the plain function (.fn)")
 
-    def _recursion(self) -> WorkflowUsageError:
-        return WorkflowUsageError(
-            f"step {self.name!r} called itself: it would wait for its own end; call the plain function (.fn)"
-        )
+    def _runner(self) -> ProcessInfo:
+        owner = self.session.transact(lambda projection: ((), projection.owner(self.name)), durable=False, fences=())
+        return ProcessInfo() if owner is None else self.session.log.process_info(owner)
 
     def _counts(self, step: StepState, at: datetime | None = None) -> bool:
         """Whether the recorded result of a completed step is the result of this call too, at a time, or now."""

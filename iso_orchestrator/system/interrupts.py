@@ -198,15 +198,20 @@ class Condition:
         self.guard = threading.RLock()
         self._waiting: list[OneShotEvent] = []
 
-    def wait_until(self, holds: Callable[[], bool]) -> None:
-        """Return when *holds* is true. It is called under the lock, which the caller must not hold."""
+    def wait_until(self, holds: Callable[[], bool], wait: Callable[[OneShotEvent], object] = OneShotEvent.wait) -> None:
+        """Return when *holds* is true. It is called under the lock, which the caller must not hold.
+
+        Args:
+            holds: Whether the wait is over.
+            wait: Waits for an event, after which *holds* is called again.
+        """
         while True:
             with self.guard:
                 if holds():
                     return
                 event = OneShotEvent()
                 self._waiting.append(event)
-            event.wait()
+            wait(event)
 
     def notify(self) -> None:
         """Make all waiting threads look again. The caller holds the lock."""

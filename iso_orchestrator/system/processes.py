@@ -267,6 +267,14 @@ def runs_since(pid: int, moment: float) -> bool:
         return True  # it may not be looked at
 
 
+def command_line(pid: int) -> str | None:
+    """What a process runs; None where that cannot be seen."""
+    try:
+        return " ".join(psutil.Process(pid).cmdline()) or None
+    except psutil.Error:
+        return None
+
+
 # Ending
 
 

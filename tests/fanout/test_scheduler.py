@@ -18,11 +18,11 @@ from support_fanout import Gate, assert_apart, blocked, mark, marks, new_seed
 from support_processes import assert_waits, child, in_thread
 
 from iso_orchestrator import (
+    DeadlockError,
     MutexTimeoutError,
     Rejected,
     StepTimeoutError,
     Workflow,
-    WorkflowUsageError,
 )
 
 # What a child process runs: it takes the mutexes that it reads, says so, and releases them at the next line.
@@ -295,9 +295,7 @@ def test_an_item_that_enters_the_mutex_of_its_caller_raises(workflow: Workflow) 
             return workflow.run_for_each(range(3), work, max_parallel=2, stop_on_error=False)
 
     summary = in_thread(around).result(DEADLINE)
-    assert [type(result.reason) for result in summary.results if isinstance(result, Rejected)] == [
-        WorkflowUsageError
-    ] * 3
+    assert [type(result.reason) for result in summary.results if isinstance(result, Rejected)] == [DeadlockError] * 3
 
 
 def test_an_item_does_not_own_the_key_of_another(workflow: Workflow, gate: Gate) -> None:

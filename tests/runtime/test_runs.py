@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from contextvars import copy_context
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -1044,13 +1045,17 @@ def test_runs_of_two_tasks_of_one_thread_may_overlap(tmp_path: Path) -> None:
 def test_a_run_may_end_in_another_thread(tmp_path: Path) -> None:
     """Its end is recorded, and the thread that began it may begin another one."""
     workflow = Workflow("w", dir=tmp_path)
-    stack = ExitStack()
-    stack.enter_context(workflow)
-    with ThreadPoolExecutor() as pool:
-        pool.submit(stack.close).result()
-    assert workflow.record.status is WorkflowStatus.COMPLETED
-    with workflow:
-        assert workflow.record.status is WorkflowStatus.RUNNING
+
+    def begin_here_and_end_elsewhere() -> None:
+        stack = ExitStack()
+        stack.enter_context(workflow)
+        with ThreadPoolExecutor() as pool:
+            pool.submit(stack.close).result()
+        assert workflow.record.status is WorkflowStatus.COMPLETED
+        with workflow:
+            assert workflow.record.status is WorkflowStatus.RUNNING
+
+    copy_context().run(begin_here_and_end_elsewhere)  # the workflow stays current where it was entered
     workflow.close()
 
 
