@@ -192,7 +192,8 @@ class ForEach(Generic[Item, P, R]):
             progress=progress,
         )
         try:
-            with runtime.acquire():
+            with runtime.acquire() as session:
+                session.ensure_open()
                 outcomes = scheduler.run(items)
         finally:
             progress.close()

@@ -126,7 +126,10 @@ def _refuse_inside(runtime: WorkflowRuntime) -> None:
 def _leave(run: Run) -> None:
     scope = current_scope()
     if scope.runs and scope.runs[-1] is run:
-        make_current(run.around)
+        around = run.around
+        while around.runs and around.runs[-1] not in around.runs[-1].runtime.runs:  # one that has ended already
+            around = around.runs[-1].around
+        make_current(around)
     elif run in scope.runs:  # its `with` block is left before another one inside of it
         make_current(attrs.evolve(scope, runs=tuple(other for other in scope.runs if other is not run)))
 

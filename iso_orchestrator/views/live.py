@@ -25,12 +25,9 @@ def top_text(projections: Iterable[Projection], now: datetime, store: Store) -> 
     steps: list[tuple[str, ...]] = []
     limits: list[tuple[str, ...]] = []
     for projection in projections:
-        try:
-            waits = _waits(projection, now, store)
-            steps += _steps(projection, waits, now, store)
-            limits += _limits(projection, waits, now)
-        except StoreError as error:  # one workflow must not hide the others
-            steps.append((projection.workflow_id, "", "", "", f"cannot be shown: {error}"))
+        waits = _waits(projection, now, store)
+        steps += _steps(projection, waits, now, store)
+        limits += _limits(projection, waits, now)
     shown = [text_table(["workflow", "step", "attempt", "for", "what"], steps) if steps else "nothing is running"]
     if limits:
         shown.append(text_table(["workflow", "limit", "until", "left", "steps"], limits))

@@ -294,7 +294,7 @@ MORE_FAULTS = [
         "store/liveness.py",
         "            return runs_since(int(pid), int(since) / 1000)\n",
         "            return not runs_since\n",
-        "tests/reliability/test_owners.py::test_a_step_runs_once_at_a_time_although_locks_are_removed[all locks]",
+        "tests/reliability/test_lost_locks.py::test_a_step_runs_once_at_a_time_although_locks_are_removed[all locks]",
         ("--tier", "full", "--seed", "1"),
     ),
     Fault(
@@ -309,7 +309,7 @@ MORE_FAULTS = [
         "store/mutex.py",
         "            mutex.restore_name()\n",
         "            pass\n",
-        "tests/reliability/test_owners.py::test_a_mutex_whose_file_is_removed_has_one_holder_or_tells_that_it_had_two",
+        "tests/reliability/test_lost_locks.py::test_a_mutex_whose_file_is_removed_has_one_holder_or_tells_that_it_had_two",
         ("--tier", "full", "--seed", "1"),
     ),
     Fault(
@@ -317,7 +317,7 @@ MORE_FAULTS = [
         "runtime/session.py",
         "            if log is None or self._in_flight:\n",
         "            if log is None:\n",
-        "tests/reliability/test_owners.py::test_a_step_runs_once_at_a_time_although_syncs_fail",
+        "tests/reliability/test_lost_locks.py::test_a_step_runs_once_at_a_time_although_syncs_fail",
         ("--tier", "full", "--seed", "1"),
     ),
     Fault(
@@ -391,14 +391,14 @@ MORE_FAULTS = [
         "runtime/context.py",
         "if owner is not None and owner.is_here:",
         "if owner is not None:",
-        "tests/reliability/test_mutex_owners.py::test_contexts_that_are_copied_make_no_owner",
+        "tests/reliability/test_copied_contexts.py::test_contexts_that_are_copied_make_no_owner",
     ),
     Fault(
         "an asyncio task taken for the owner of a mutex",
         "runtime/context.py",
         " and self.task is _current_task()",
         "",
-        "tests/reliability/test_mutex_owners.py::test_contexts_that_are_copied_make_no_owner",
+        "tests/reliability/test_copied_contexts.py::test_contexts_that_are_copied_make_no_owner",
     ),
     Fault(
         "the step of a thread not known in a new context",
@@ -419,6 +419,6 @@ MORE_FAULTS = [
         "coordination/mutex.py",
         "answered.is_set() or self._timeout is not None",
         "answered.is_set()",
-        "tests/runtime/test_waits.py::test_a_wait_with_a_timeout_is_no_deadlock",
+        "tests/runtime/test_deadlocks.py::test_a_wait_with_a_timeout_is_no_deadlock",
     ),
 ]

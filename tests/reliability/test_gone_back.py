@@ -34,6 +34,7 @@ def rename_over(files: Files) -> None:
     """As `rsync` and `mv` do."""
     for path, data in files.items():
         Path(f"{path}.aside").write_bytes(data)
+        os.chmod(f"{path}.aside", 0o600)  # as it was: another mode is put right at the first look
         os.replace(f"{path}.aside", path)
 
 

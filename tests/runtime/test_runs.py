@@ -23,6 +23,7 @@ from support_processes import assert_waits, child, in_thread, killed
 
 from iso_orchestrator import (
     MemoryStore,
+    NoActiveWorkflowError,
     OrchestratorError,
     RunResult,
     StepStatus,
@@ -1078,6 +1079,8 @@ def test_runs_may_end_in_another_order_than_they_began(tmp_path: Path) -> None:
     first.__exit__(None, None, None)
     assert current_workflow() is second
     second.__exit__(None, None, None)
+    with pytest.raises(NoActiveWorkflowError):
+        current_workflow()
     for workflow in (first, second):
         assert workflow.record.status is WorkflowStatus.COMPLETED
         with workflow:

@@ -20,7 +20,6 @@ from support_processes import child, in_thread
 from iso_orchestrator import Limited, Retry, Workflow, read_workflow_record
 from iso_orchestrator.agents import Claude
 from iso_orchestrator.store import find_store
-from iso_orchestrator.store.names import record_names
 
 NOTHING = "nothing is running\n"
 
@@ -319,17 +318,3 @@ def test_a_log_that_cannot_be_read_hides_nothing(workflow: Workflow, tmp_path: P
             ("v", "others"),
             ("w", "its log cannot be read: " + str(log)[:3]),
         ]
-
-
-def test_a_workflow_that_cannot_be_shown_hides_no_other(workflow: Workflow, tmp_path: Path, run: Run) -> None:
-    """Where it is not known which processes live, its row says why."""
-    other = Workflow("v", dir=tmp_path)
-    with working(workflow, tmp_path, "hello"), working(other, tmp_path, "others"):
-        (process,) = (tmp_path / "locks" / record_names("v").short / "runs").iterdir()
-        process.rename(tmp_path / "process")
-        process.mkdir()
-        table = rows(run("top")[1])
-        assert [(row[0], row[-1][:15]) for row in table] == [("v", "cannot be shown"), ("w", "hello")]
-        assert re.findall("^[vw] ", run("list")[1], re.MULTILINE) == ["v ", "w "]
-        process.rmdir()
-        (tmp_path / "process").rename(process)
