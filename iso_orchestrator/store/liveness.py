@@ -164,6 +164,10 @@ class LivenessFiles:
             f"ended, then make the file {self._path(process_id, _DEAD)}"
         )
 
+    def certificate(self, process_id: str) -> str | None:
+        """The path of the file that says that a process is dead; None for a text that is no process's id."""
+        return self._path(process_id, _DEAD) if _PROCESS_ID.fullmatch(process_id) else None
+
     def info(self, process_id: str) -> ProcessInfo:
         """What that process wrote into its file."""
         if not _PROCESS_ID.fullmatch(process_id):

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 from support import DEADLINE, looked_at, note, notes_of, put, tree
-from support_processes import assert_waits, in_thread
+from support_processes import assert_waits, child, in_thread
 from support_store import die, opened, tear, written_by_node
 
+from iso_orchestrator import Workflow
 from iso_orchestrator.errors import CorruptRecordError, StoreError, WorkflowNotFoundError
 from iso_orchestrator.store import FileStore
 from iso_orchestrator.store.file.paths import Paths
@@ -45,6 +46,24 @@ def test_backup_is_restored_by_tar(root: Path, alive: bool) -> None:
     log.detach(put(log, projection, note("three")))
     assert notes_of(looked_at(store)) == ["one", "two", "three"]
     assert notes_of(looked_at(FileStore(root))) == ["one", "two"]
+
+
+@pytest.mark.slow
+def test_what_runs_at_the_backup_counts_as_interrupted_in_the_copy(root: Path) -> None:
+    """Its process may live on, and does not run the copy's step: nobody waits for it there."""
+    code = """
+        workflow.run_step("it", lambda: say("in") or hear())
+    """
+    with child(code, root) as process:
+        assert process.line() == "in"
+        FileStore(root).backup("w", root.parent / "b.tar")
+        restored(root.parent / "b.tar", root.parent / "copy")
+        with Workflow("w", dir=root.parent / "copy") as copy:
+            assert copy.run_step("it", lambda: "again", on_change="ignore") == "again"
+        assert copy.record.steps["it"].attempts == 2
+        assert (root.parent / "copy" / "locks").is_dir()
+        process.say("go on")
+        process.end()
 
 
 def test_backup_waits_for_a_process_that_writes(root: Path) -> None:

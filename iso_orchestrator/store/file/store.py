@@ -161,6 +161,7 @@ class FileStore(Store):
         """Copy a workflow into a new tar file, which also works while processes use it.
 
         The files have their places in the root there: unpack it in an empty root, or in one without the workflow.
+        Steps and runs that go on now count as interrupted in the copy.
 
         Args:
             workflow_id: The workflow.
@@ -182,6 +183,10 @@ class FileStore(Store):
                     if journal is not None and pair.header is not None:
                         journal = journal[: pair.end]  # without a torn tail
                     files = {paths.snapshot: snapshot, paths.journal: journal}
+                    liveness = LivenessFiles(self._fs, paths.runs)
+                    for owner in pair.projection.owners():  # which may live, and does not use the copy
+                        if (certificate := liveness.certificate(owner)) is not None:
+                            files[certificate] = b""
                     self._write_tar(os.path.abspath(path), files, pair.projection.updated_at.timestamp())
                     return pair.projection.seq
         raise WorkflowNotFoundError(workflow_id, self.root)
