@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Hashable, Set
 from functools import cache
-from typing import TYPE_CHECKING, Any, Never, NoReturn, TypeVar, get_args
+from types import UnionType
+from typing import TYPE_CHECKING, Any, Never, NoReturn, TypeVar, Union, get_args, get_origin
 
 from iso_orchestrator.codec.json import to_json
 from iso_orchestrator.errors import ResultMismatchError, SerializationError
@@ -133,9 +134,11 @@ def _structure_hook(annotation: Any, subject: str) -> Callable[[Any, Any], Any]:
         if missing is not None:
             raise Unresolved(missing) from error
         part = getattr(error, "type_", annotation)
-        reason = f"its annotation {_shown(annotation)} has values that cannot be recorded: {_shown(part)}"
-        if part is annotation:
-            reason = f"values of its annotation {_shown(annotation)} cannot be recorded ({error})"
+        reason = f"its annotation {_shown(annotation)} cannot be recorded"
+        if get_origin(part) in (Union, UnionType):
+            reason += f": nothing in a record would tell the types of {_shown(part)} apart"
+        elif part is not annotation or not hasattr(error, "type_"):
+            reason += f": {_shown(part) if hasattr(error, 'type_') else message_of(error)}"
         raise SerializationError(
             subject, "$", f"{reason}; return what can, or save the value to a file and return its path"
         ) from error
