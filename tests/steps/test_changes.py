@@ -63,6 +63,20 @@ def test_a_changed_default_warns_once_and_says_what_and_how_many(workflow: Workf
     )
 
 
+def test_a_warning_that_is_an_error_is_raised_by_each_call(workflow: Workflow) -> None:
+    """Where warnings are errors, no later call returns the old result in silence; without them it is there again."""
+    workflow.step(summarize(GPT_4))("a")
+    changed = workflow.step(summarize(GPT_5))
+    for _ in range(2):
+        with pytest.raises(StepChangedWarning, match=r'model was "gpt-4", is "gpt-5"'):
+            changed("a")
+    summary = workflow.for_each(max_parallel=2, stop_on_error=False)(changed)(["a", "b"])
+    assert [result.status for result in summary.results] == ["rejected", "fulfilled"]
+    with pytest.warns(StepChangedWarning):
+        assert changed("a") == "a by gpt-4"
+    assert changed("a") == "a by gpt-4"  # and warns no more
+
+
 def test_an_edited_body_warns(workflow: Workflow) -> None:
     """Other code under one name warns; comments, lines and the docstring are no part of the code."""
     assert workflow.step(summarize(GPT_4))("a") == "a by gpt-4"
