@@ -21,7 +21,7 @@ from iso_orchestrator.fanout.summary import ForEachSummary
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.steps.identity import Parameters, compile_template
 from iso_orchestrator.steps.options import check_callable
-from iso_orchestrator.steps.rendering import Unrenderable, digest
+from iso_orchestrator.steps.rendering import Unrenderable, digest, render
 from iso_orchestrator.steps.step import BoundStep, Step, current_runtime, leading_arguments, split_method
 
 _SHOWN_OF_ITEM = 100  # characters of an item in an error
@@ -206,16 +206,13 @@ class ForEach(Generic[Item, P, R]):
         step: Any = self.fn
         if not isinstance(step, Step | BoundStep):
             return lambda item: step(*arguments(item), **named)
+        if step.is_told_by_name(len(self._leading)):
+            return lambda item: step(*arguments(item), **named)
         names = _StepNames()
 
         def work(item: Item) -> R:
-            args = arguments(item)
-            call = step.prepare(args, named)
-            try:
-                fingerprint: object = step.fingerprint(args, named)
-            except Unrenderable:
-                fingerprint = item
-            names.check(call.name, fingerprint)
+            call = step.prepare(arguments(item), named)
+            names.check(call.name, item)
             result: R = call.run()
             return result
 
@@ -228,25 +225,22 @@ class _StepNames:
     def __init__(self) -> None:
         self._items: dict[str, tuple[str, object]] = {}
 
-    def check(self, name: str, fingerprint: object) -> None:
+    def check(self, name: str, item: object) -> None:
         """Raise where a different item has the name already.
-
-        Args:
-            name: That of the item's step.
-            fingerprint: A text that stands for the item, or the item itself; None where the name does.
 
         Raises:
             StepNameError: The name is a different item's.
         """
-        if fingerprint is None:
-            return
-        text = fingerprint if isinstance(fingerprint, str) else reprlib.repr(fingerprint)
-        mine = text[:_SHOWN_OF_ITEM], digest(text) if text is fingerprint else fingerprint
+        try:
+            text = render(item)
+            mine: tuple[str, object] = text[:_SHOWN_OF_ITEM], digest(text)
+        except (Unrenderable, RecursionError):
+            mine = reprlib.repr(item)[:_SHOWN_OF_ITEM], item
         first = self._items.setdefault(name, mine)
         if first is not mine and not _is_same(first[1], mine[1]):
             raise StepNameError(
                 name,
-                f"two different items of the for_each have this name: ({first[0]}) and ({mine[0]}); "
+                f"two different items of the for_each have this name: {first[0]} and {mine[0]}; "
                 "give a name= that tells them apart",
             )
 

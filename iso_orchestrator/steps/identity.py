@@ -104,13 +104,10 @@ class Parameters:
         bound = inspect.BoundArguments(self._signature, dict(arguments))
         return fn(*bound.args, **bound.kwargs)
 
-    def fingerprint(self, arguments: Arguments) -> str:
-        """Return a text of the arguments that are not excluded; no different arguments have it.
-
-        Raises:
-            Unrenderable: An argument has no text of its own.
-        """
-        return ", ".join(f"{name}={render(value)}" for name, value in arguments.items() if name not in self._excluded)
+    def excludes(self, place: int) -> bool:
+        """Whether the positional argument at *place* is no part of the identity."""
+        names = self._names[place : place + 1] or self._names[-1:]  # the last one may be ``*args``
+        return not self._excluded.isdisjoint(names)
 
     def render(self, arguments: Arguments) -> tuple[str, dict[str, str]]:
         """Render a call as a name: the base, and the arguments that differ from their defaults.

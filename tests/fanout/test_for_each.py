@@ -999,7 +999,7 @@ def test_two_items_with_one_name_are_refused(workflow: Workflow) -> None:
     def summarize(page: str) -> str:
         return f"about {page}"
 
-    with pytest.raises(StepNameError, match=r'(?s)summarize.*page="d1".*page="d2".*name='):
+    with pytest.raises(StepNameError, match=r'(?s)summarize.*"d1" and "d2".*name='):
         summarize(["d1", "d2", "d3"])
     assert workflow.record.steps["summarize"].result == "about d1"
 
@@ -1038,6 +1038,40 @@ def test_equal_items_share_a_result(workflow: Workflow) -> None:
 
     assert visit([{"id": 1}, {"id": 1}, {"id": 2}], [1]).values() == [1, 1, 2]
     assert calls == [1, 2]
+
+
+def test_shared_arguments_tell_no_items_apart(workflow: Workflow) -> None:
+    """What all items share may change meanwhile, and may be a secret: it is not compared, and not in the error."""
+
+    @workflow.for_each()
+    @workflow.step(name="visit:{page}")
+    def visit(page: str, seen: list[str], *, key: str) -> str:
+        seen.append(page)
+        return key
+
+    seen: list[str] = []
+    secret = "sk-2"  # so that the source lines in the traceback do not have it
+    assert visit(["a", "a", "b"], seen, key="sk-1").values() == ["sk-1", "sk-1", "sk-1"]
+    assert seen == ["a", "b"]
+    summarize = workflow.for_each()(workflow.step(name="summarize")(lambda page, key: page))
+    with pytest.raises(StepNameError, match='"c" and "d"') as caught, workflow:
+        summarize(["c", "d"], secret)
+    assert secret not in str(caught.value)
+    assert secret not in repr(workflow.record.last_error)
+
+
+@pytest.mark.parametrize("exclude", [("items",), ("self", "item")])
+def test_items_that_are_excluded_share_a_result(workflow: Workflow, exclude: tuple[str, ...]) -> None:
+    """Items that are no part of the identity are one step, those of a method and of ``*args`` too."""
+    step = workflow.step(name="one", exclude=exclude)
+    if "self" in exclude:
+
+        class Site:
+            each = workflow.for_each()(step(lambda self, item: item))
+
+        assert Site().each([1, 2]).values() == [1, 1]
+    else:
+        assert workflow.for_each()(step(lambda *items: items[0]))([1, 2]).values() == [1, 1]
 
 
 # The summary
