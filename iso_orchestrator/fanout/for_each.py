@@ -134,13 +134,13 @@ class ForEach(Generic[Item, P, R]):
         check_callable(fn, "what for_each calls")
         functools.update_wrapper(self, fn, updated=())  # not its attributes: they could hide a method
         self.fn = fn
-        self._method_kind = getattr(fn, "method_kind", method_kind)
+        self._method_kind = method_kind or getattr(fn, "method_kind", None)
         self._leading: tuple[object, ...] = ()  # the instance of a method, or the class of a class method
         self._runtime = runtime
         self._options = options
         self._name = getattr(fn, "__name__", "for_each")
         self._key_of = _key_function(fn, self._name, options.mutex_key)
-        with suppress(ValueError):  # some builtins have none
+        with suppress(ValueError, TypeError):  # some builtins have none, and an annotation may be anything
             self.__signature__ = _signature(fn, self._leading)
 
     @overload
@@ -161,13 +161,18 @@ class ForEach(Generic[Item, P, R]):
         bound = object.__new__(type(self))  # not `copy`, which asks for the name in the module
         vars(bound).update(vars(self))
         bound._leading = leading
-        with suppress(ValueError):
+        with suppress(ValueError, TypeError):
             bound.__signature__ = _signature(self.fn, leading)
         return bound
 
+    @property
+    def __closure__(self) -> Any:
+        """As `Step.__closure__`."""
+        return getattr(self.fn, "__closure__", None)
+
     def __reduce__(self) -> str | tuple[Any, ...]:
         """Pickle by name, or as a method of its instance: another process finds it in its module."""
-        return (getattr, (self._leading[0], self._name)) if self._leading else str(vars(self)["__qualname__"])
+        return (getattr, (self._leading[0], self._name)) if self._leading else str(vars(self).get("__qualname__", self))
 
     def __repr__(self) -> str:
         return f"<for_each {self._name}>"

@@ -86,9 +86,14 @@ class Step(Generic[P, R]):
         result: R = self.prepare(args, kwargs).run()
         return result
 
+    @property
+    def __closure__(self) -> Any:
+        """That of the function. `attrs` puts a class with slots in the place of the first one, for `super()` too."""
+        return getattr(self.fn, "__closure__", None)
+
     def __reduce__(self) -> str:
         """Pickle by name: another process finds the step in its module."""
-        return str(vars(self)["__qualname__"])
+        return str(vars(self).get("__qualname__", self))  # a partial has no name: nothing is found
 
     def __repr__(self) -> str:
         return f"<step {self._constant_name or self._options.name or self.fn!r}>"

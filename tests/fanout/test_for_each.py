@@ -12,6 +12,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
+import attrs
 import numpy
 import pytest
 from support import DEADLINE, WatchedFS, failing, wait_until
@@ -1074,7 +1075,60 @@ def test_items_that_are_excluded_share_a_result(workflow: Workflow, exclude: tup
         assert workflow.for_each()(step(lambda *items: items[0]))([1, 2]).values() == [1, 1]
 
 
+def test_a_class_method_that_is_a_step_has_items(workflow: Workflow) -> None:
+    """In any order of the three decorators."""
+
+    def name_of(cls: type, item: int) -> str:
+        return f"{cls.__name__}{item}"
+
+    for_each, step = workflow.for_each(), workflow.step(name="{cls.__name__}:{item}")
+    for method in (for_each(classmethod(step(name_of))), for_each(step(classmethod(name_of)))):
+        site: Any = type("Site", (), {"names": method})
+        assert [site.names([1]).values(), site().names([2]).values()] == [["Site1"], ["Site2"]]
+
+
+def test_methods_of_a_class_with_slots_may_call_super(workflow: Workflow) -> None:
+    """`attrs` makes such a class anew, and finds the functions of steps in it that know the old one."""
+
+    class Base:
+        def double(self, number: int) -> int:
+            return 2 * number
+
+    @attrs.frozen
+    class Site(Base):
+        scale: int
+
+        @workflow.step(exclude=("self",))
+        def one(self, number: int) -> int:
+            return self.scale * super().double(number)
+
+        @workflow.for_each()
+        @workflow.step(exclude=("self",))
+        def many(self, number: int) -> int:
+            return self.scale * super().double(number)
+
+    assert [Site(3).one(1), *Site(3).many([2]).values()] == [6, 12]
+
+
+@pytest.mark.parametrize("annotation", [(int, str), [int], 3, "no such name"])
+def test_any_annotation_is_legal(workflow: Workflow, annotation: Any) -> None:
+    """One that is no type does not keep a function from being decorated."""
+
+    def double(item: int) -> int:
+        return 2 * item
+
+    double.__annotations__ = {"item": annotation, "return": annotation}
+    assert workflow.for_each()(double)([1, 2]).values() == [2, 4]
+
+
 # The summary
+
+
+def test_a_note_names_the_index_of_a_reason_made_by_hand() -> None:
+    """A `Rejected` that was made without an index has the place in the results."""
+    with pytest.raises(ValueError, match="no") as caught:
+        ForEachSummary([Fulfilled(1), Rejected(ValueError("no"))]).values()
+    assert caught.value.__notes__ == ["iso-orchestrator: raised by item 1 of for_each"]
 
 
 def test_a_rejected_item_says_which_it_is(workflow: Workflow) -> None:
