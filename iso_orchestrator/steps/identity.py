@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 from iso_orchestrator.checks import check_key
 from iso_orchestrator.errors import StepNameError
-from iso_orchestrator.steps.origin import argument_text
+from iso_orchestrator.steps.origin import argument_text, default_text
 from iso_orchestrator.steps.rendering import EXACT_SCALARS, Unrenderable, digest, render
 
 _LONGEST = 120  # characters of rendered arguments; longer ones are cut, and end with a hash
@@ -136,7 +136,7 @@ class Parameters:
             if text != default:
                 parts.append(f"{name}={text}")
             elif text is not None and name in self._defaults:
-                defaults[name] = argument_text(text, is_default=True)
+                defaults[name] = default_text(name, text)
         if not parts:
             return self._base, defaults
         rendered = ", ".join(parts)
@@ -154,7 +154,8 @@ class Parameters:
                 text = render(value)
             except (Unrenderable, RecursionError):  # it has no text, so that no change of it is noticed
                 continue
-            texts[name] = argument_text(text, is_default=text == self._rendered_defaults[name])
+            is_default = text == self._rendered_defaults[name]
+            texts[name] = default_text(name, text) if is_default else argument_text(text, is_default=False)
         return texts
 
 
