@@ -97,7 +97,13 @@ class Workflow(Decorators):
             on_busy,
             check_count(max_workers, "max_workers"),
         )
-        self._runtime.arguments = {"initial_state": initial_state, "dir": self.dir, "now": now, "on_busy": on_busy}
+        self._runtime.arguments = {
+            "initial_state": initial_state,
+            "dir": self.dir,
+            "now": now,
+            "on_busy": on_busy,
+            "max_workers": max_workers,
+        }
 
     @classmethod
     def _of(cls, runtime: WorkflowRuntime) -> Workflow:

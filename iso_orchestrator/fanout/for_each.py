@@ -21,7 +21,7 @@ from iso_orchestrator.fanout.summary import ForEachSummary
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.steps.identity import Parameters, compile_template
 from iso_orchestrator.steps.options import check_callable
-from iso_orchestrator.steps.rendering import Unrenderable, digest
+from iso_orchestrator.steps.rendering import Unrenderable, digest, render
 from iso_orchestrator.steps.step import BoundStep, Step, current_runtime, leading_arguments, split_method
 
 _SHOWN_OF_ITEM = 100  # characters of an item in an error
@@ -134,13 +134,13 @@ class ForEach(Generic[Item, P, R]):
         check_callable(fn, "what for_each calls")
         functools.update_wrapper(self, fn, updated=())  # not its attributes: they could hide a method
         self.fn = fn
-        self._method_kind = getattr(fn, "method_kind", method_kind)
+        self._method_kind = method_kind or getattr(fn, "method_kind", None)
         self._leading: tuple[object, ...] = ()  # the instance of a method, or the class of a class method
         self._runtime = runtime
         self._options = options
         self._name = getattr(fn, "__name__", "for_each")
         self._key_of = _key_function(fn, self._name, options.mutex_key)
-        with suppress(ValueError):  # some builtins have none
+        with suppress(ValueError, TypeError):  # some builtins have none, and an annotation may be anything
             self.__signature__ = _signature(fn, self._leading)
 
     @overload
@@ -161,13 +161,18 @@ class ForEach(Generic[Item, P, R]):
         bound = object.__new__(type(self))  # not `copy`, which asks for the name in the module
         vars(bound).update(vars(self))
         bound._leading = leading
-        with suppress(ValueError):
+        with suppress(ValueError, TypeError):
             bound.__signature__ = _signature(self.fn, leading)
         return bound
 
+    @property
+    def __closure__(self) -> Any:
+        """As `Step.__closure__`."""
+        return getattr(self.fn, "__closure__", None)
+
     def __reduce__(self) -> str | tuple[Any, ...]:
         """Pickle by name, or as a method of its instance: another process finds it in its module."""
-        return (getattr, (self._leading[0], self._name)) if self._leading else str(vars(self)["__qualname__"])
+        return (getattr, (self._leading[0], self._name)) if self._leading else str(vars(self).get("__qualname__", self))
 
     def __repr__(self) -> str:
         return f"<for_each {self._name}>"
@@ -206,16 +211,13 @@ class ForEach(Generic[Item, P, R]):
         step: Any = self.fn
         if not isinstance(step, Step | BoundStep):
             return lambda item: step(*arguments(item), **named)
+        if step.is_told_by_name(len(self._leading)):
+            return lambda item: step(*arguments(item), **named)
         names = _StepNames()
 
         def work(item: Item) -> R:
-            args = arguments(item)
-            call = step.prepare(args, named)
-            try:
-                fingerprint: object = step.fingerprint(args, named)
-            except Unrenderable:
-                fingerprint = item
-            names.check(call.name, fingerprint)
+            call = step.prepare(arguments(item), named)
+            names.check(call.name, item)
             result: R = call.run()
             return result
 
@@ -228,25 +230,22 @@ class _StepNames:
     def __init__(self) -> None:
         self._items: dict[str, tuple[str, object]] = {}
 
-    def check(self, name: str, fingerprint: object) -> None:
+    def check(self, name: str, item: object) -> None:
         """Raise where a different item has the name already.
-
-        Args:
-            name: That of the item's step.
-            fingerprint: A text that stands for the item, or the item itself; None where the name does.
 
         Raises:
             StepNameError: The name is a different item's.
         """
-        if fingerprint is None:
-            return
-        text = fingerprint if isinstance(fingerprint, str) else reprlib.repr(fingerprint)
-        mine = text[:_SHOWN_OF_ITEM], digest(text) if text is fingerprint else fingerprint
+        try:
+            text = render(item)
+            mine: tuple[str, object] = text[:_SHOWN_OF_ITEM], digest(text)
+        except (Unrenderable, RecursionError):
+            mine = reprlib.repr(item)[:_SHOWN_OF_ITEM], item
         first = self._items.setdefault(name, mine)
         if first is not mine and not _is_same(first[1], mine[1]):
             raise StepNameError(
                 name,
-                f"two different items of the for_each have this name: ({first[0]}) and ({mine[0]}); "
+                f"two different items of the for_each have this name: {first[0]} and {mine[0]}; "
                 "give a name= that tells them apart",
             )
 

@@ -80,9 +80,9 @@ class ForEachSummary(Generic[R]):
             BaseException: The reason of the first item that failed, with a note that names the item's index.
         """
         values = []
-        for result in self.results:
+        for index, result in enumerate(self.results):
             if isinstance(result, Rejected):
-                note_item(result.reason, result.index)
+                note_item(result.reason, index)
                 raise result.reason
             values.append(result.value)
         return values
@@ -114,7 +114,7 @@ class ForEachSummary(Generic[R]):
         return html_table(caption, ["item", "status", "value or reason"], rows)
 
 
-def note_item(error: BaseException, index: int | None) -> None:
+def note_item(error: BaseException, index: int) -> None:
     """Add a note to an item's error that names the item, once."""
     note = f"raised by item {index} of for_each"
     if not any(note in known for known in getattr(error, "__notes__", ())):

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 from iso_orchestrator.checks import check_key
 from iso_orchestrator.errors import StepNameError
-from iso_orchestrator.steps.origin import argument_text
+from iso_orchestrator.steps.origin import argument_text, default_text
 from iso_orchestrator.steps.rendering import EXACT_SCALARS, Unrenderable, digest, render
 
 _LONGEST = 120  # characters of rendered arguments; longer ones are cut, and end with a hash
@@ -104,13 +104,10 @@ class Parameters:
         bound = inspect.BoundArguments(self._signature, dict(arguments))
         return fn(*bound.args, **bound.kwargs)
 
-    def fingerprint(self, arguments: Arguments) -> str:
-        """Return a text of the arguments that are not excluded; no different arguments have it.
-
-        Raises:
-            Unrenderable: An argument has no text of its own.
-        """
-        return ", ".join(f"{name}={render(value)}" for name, value in arguments.items() if name not in self._excluded)
+    def excludes(self, place: int) -> bool:
+        """Whether the positional argument at *place* is no part of the identity."""
+        names = self._names[place : place + 1] or self._names[-1:]  # the last one may be ``*args``
+        return not self._excluded.isdisjoint(names)
 
     def render(self, arguments: Arguments) -> tuple[str, dict[str, str]]:
         """Render a call as a name: the base, and the arguments that differ from their defaults.
@@ -139,7 +136,7 @@ class Parameters:
             if text != default:
                 parts.append(f"{name}={text}")
             elif text is not None and name in self._defaults:
-                defaults[name] = argument_text(text, is_default=True)
+                defaults[name] = default_text(name, text)
         if not parts:
             return self._base, defaults
         rendered = ", ".join(parts)
@@ -157,7 +154,8 @@ class Parameters:
                 text = render(value)
             except (Unrenderable, RecursionError):  # it has no text, so that no change of it is noticed
                 continue
-            texts[name] = argument_text(text, is_default=text == self._rendered_defaults[name])
+            is_default = text == self._rendered_defaults[name]
+            texts[name] = default_text(name, text) if is_default else argument_text(text, is_default=False)
         return texts
 
 

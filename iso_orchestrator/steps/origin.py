@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dis
+import re
 import sys
 from functools import lru_cache
 from types import CodeType
@@ -17,6 +18,7 @@ Texts: TypeAlias = dict[str, str]
 """Arguments by parameter: the text of one that is its default, and for others a ``#`` and a digest of their text."""
 
 _LONGEST = 80  # characters of the text of an argument
+_SECRET = re.compile("key|token|secret|passw|credential|auth", re.IGNORECASE)  # in the names of parameters
 
 
 @attrs.define
@@ -55,6 +57,11 @@ def _python(code: str | None) -> str | None:
 def argument_text(text: str, *, is_default: bool) -> str:
     """Return what is recorded of an argument: a default stands in the code, another value may be long, or a secret."""
     return text if is_default and len(text) <= _LONGEST else f"#{digest(text)}"
+
+
+def default_text(name: str, text: str) -> str:
+    """As `argument_text` of a default. One of the environment may be a secret, which its parameter's name tells."""
+    return argument_text(text, is_default=_SECRET.search(name) is None)
 
 
 def _hashed(text: object) -> str:

@@ -86,9 +86,14 @@ class Step(Generic[P, R]):
         result: R = self.prepare(args, kwargs).run()
         return result
 
+    @property
+    def __closure__(self) -> Any:
+        """That of the function. `attrs` puts a class with slots in the place of the first one, for `super()` too."""
+        return getattr(self.fn, "__closure__", None)
+
     def __reduce__(self) -> str:
         """Pickle by name: another process finds the step in its module."""
-        return str(vars(self)["__qualname__"])
+        return str(vars(self).get("__qualname__", self))  # a partial has no name: nothing is found
 
     def __repr__(self) -> str:
         return f"<step {self._constant_name or self._options.name or self.fn!r}>"
@@ -120,13 +125,9 @@ class Step(Generic[P, R]):
         """Compute the name that the record has for a call with these arguments."""
         return self._name(self._parameters.bind(args, kwargs))[0]
 
-    def fingerprint(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
-        """Return what tells calls with one name apart, that of `name=`; None where the name itself shows the arguments.
-
-        Raises:
-            Unrenderable: An argument has no text of its own.
-        """
-        return None if self._make_name is None else self._parameters.fingerprint(self._parameters.bind(args, kwargs))
+    def is_told_by_name(self, place: int) -> bool:
+        """Whether the name tells all values of the positional argument at *place* apart, or is not to do so."""
+        return self._make_name is None or self._parameters.excludes(place)
 
     def _claim(self, runtime: WorkflowRuntime) -> None:
         if self._constant_name is not None:
@@ -208,9 +209,9 @@ class BoundStep(Generic[P, R]):
         """As `Step.prepare`."""
         return self._step.prepare((self._instance, *args), kwargs)
 
-    def fingerprint(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
-        """As `Step.fingerprint`."""
-        return self._step.fingerprint((self._instance, *args), kwargs)
+    def is_told_by_name(self, place: int) -> bool:
+        """As `Step.is_told_by_name`."""
+        return self._step.is_told_by_name(place + 1)
 
 
 def split_method(fn: Any) -> tuple[Any, type | None]:

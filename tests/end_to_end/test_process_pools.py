@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import pickle
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -77,3 +81,25 @@ def test_a_local_step_is_not_sent(workflow: Workflow) -> None:
 
     with pytest.raises((pickle.PicklingError, AttributeError), match="local"):
         pickle.dumps(local)
+
+
+@pytest.mark.parametrize("make", ["step", "for_each"])
+def test_what_has_no_name_is_copied_and_not_pickled(workflow: Workflow, make: str) -> None:
+    """A step of a partial has no name in a module: `copy` gives it back, and `pickle` says that it is not found."""
+    function = functools.partial(lambda text, base: int(text, base), base=2)
+    made: Any = workflow.step(name="n:{text}")(function) if make == "step" else workflow.for_each()(function)
+    assert copy.copy(made) is made
+    assert copy.deepcopy([made])[0] is made
+    with pytest.raises(pickle.PicklingError):
+        pickle.dumps(made)
+
+
+def test_a_copy_of_a_workflow_has_all_its_options(tmp_path: Path) -> None:
+    """What a copied or pickled workflow was made with is what the copy is made with."""
+    made = Workflow("w", dir=tmp_path, max_workers=1, on_busy="wait", initial_state={"n": 1})
+    for other in (copy.copy(made), copy.deepcopy(made), pickle.loads(pickle.dumps(made))):
+        assert other.state == {"n": 1}
+        threads = [other.step(name=name)(lambda: threading.get_ident()).submit() for name in ("a", "b", "c")]
+        assert len({each.result() for each in threads}) == 1
+        other.reset("*")
+        other.close()

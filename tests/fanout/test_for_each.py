@@ -12,6 +12,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
+import attrs
 import numpy
 import pytest
 from support import DEADLINE, WatchedFS, failing, wait_until
@@ -999,7 +1000,7 @@ def test_two_items_with_one_name_are_refused(workflow: Workflow) -> None:
     def summarize(page: str) -> str:
         return f"about {page}"
 
-    with pytest.raises(StepNameError, match=r'(?s)summarize.*page="d1".*page="d2".*name='):
+    with pytest.raises(StepNameError, match=r'(?s)summarize.*"d1" and "d2".*name='):
         summarize(["d1", "d2", "d3"])
     assert workflow.record.steps["summarize"].result == "about d1"
 
@@ -1040,7 +1041,94 @@ def test_equal_items_share_a_result(workflow: Workflow) -> None:
     assert calls == [1, 2]
 
 
+def test_shared_arguments_tell_no_items_apart(workflow: Workflow) -> None:
+    """What all items share may change meanwhile, and may be a secret: it is not compared, and not in the error."""
+
+    @workflow.for_each()
+    @workflow.step(name="visit:{page}")
+    def visit(page: str, seen: list[str], *, key: str) -> str:
+        seen.append(page)
+        return key
+
+    seen: list[str] = []
+    secret = "sk-2"  # so that the source lines in the traceback do not have it
+    assert visit(["a", "a", "b"], seen, key="sk-1").values() == ["sk-1", "sk-1", "sk-1"]
+    assert seen == ["a", "b"]
+    summarize = workflow.for_each()(workflow.step(name="summarize")(lambda page, key: page))
+    with pytest.raises(StepNameError, match='"c" and "d"') as caught, workflow:
+        summarize(["c", "d"], secret)
+    assert secret not in str(caught.value)
+    assert secret not in repr(workflow.record.last_error)
+
+
+@pytest.mark.parametrize("exclude", [("items",), ("self", "item")])
+def test_items_that_are_excluded_share_a_result(workflow: Workflow, exclude: tuple[str, ...]) -> None:
+    """Items that are no part of the identity are one step, those of a method and of ``*args`` too."""
+    step = workflow.step(name="one", exclude=exclude)
+    if "self" in exclude:
+
+        class Site:
+            each = workflow.for_each()(step(lambda self, item: item))
+
+        assert Site().each([1, 2]).values() == [1, 1]
+    else:
+        assert workflow.for_each()(step(lambda *items: items[0]))([1, 2]).values() == [1, 1]
+
+
+def test_a_class_method_that_is_a_step_has_items(workflow: Workflow) -> None:
+    """In any order of the three decorators."""
+
+    def name_of(cls: type, item: int) -> str:
+        return f"{cls.__name__}{item}"
+
+    for_each, step = workflow.for_each(), workflow.step(name="{cls.__name__}:{item}")
+    for method in (for_each(classmethod(step(name_of))), for_each(step(classmethod(name_of)))):
+        site: Any = type("Site", (), {"names": method})
+        assert [site.names([1]).values(), site().names([2]).values()] == [["Site1"], ["Site2"]]
+
+
+def test_methods_of_a_class_with_slots_may_call_super(workflow: Workflow) -> None:
+    """`attrs` makes such a class anew, and finds the functions of steps in it that know the old one."""
+
+    class Base:
+        def double(self, number: int) -> int:
+            return 2 * number
+
+    @attrs.frozen
+    class Site(Base):
+        scale: int
+
+        @workflow.step(exclude=("self",))
+        def one(self, number: int) -> int:
+            return self.scale * super().double(number)
+
+        @workflow.for_each()
+        @workflow.step(exclude=("self",))
+        def many(self, number: int) -> int:
+            return self.scale * super().double(number)
+
+    assert [Site(3).one(1), *Site(3).many([2]).values()] == [6, 12]
+
+
+@pytest.mark.parametrize("annotation", [(int, str), [int], 3, "no such name"])
+def test_any_annotation_is_legal(workflow: Workflow, annotation: Any) -> None:
+    """One that is no type does not keep a function from being decorated."""
+
+    def double(item: int) -> int:
+        return 2 * item
+
+    double.__annotations__ = {"item": annotation, "return": annotation}
+    assert workflow.for_each()(double)([1, 2]).values() == [2, 4]
+
+
 # The summary
+
+
+def test_a_note_names_the_index_of_a_reason_made_by_hand() -> None:
+    """A `Rejected` that was made without an index has the place in the results."""
+    with pytest.raises(ValueError, match="no") as caught:
+        ForEachSummary([Fulfilled(1), Rejected(ValueError("no"))]).values()
+    assert caught.value.__notes__ == ["iso-orchestrator: raised by item 1 of for_each"]
 
 
 def test_a_rejected_item_says_which_it_is(workflow: Workflow) -> None:

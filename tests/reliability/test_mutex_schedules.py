@@ -45,6 +45,11 @@ class _StoreMutex:
         self._holders = holders  # of all processes: one or none
         self._parked = parked  # those of this process that are not in use
 
+    is_lost = False
+
+    def check(self) -> None:
+        """Its file is never removed."""
+
     def try_acquire(self) -> bool:
         self._schedule.pause(may_interrupt=True)
         if self._holders and self not in self._holders:

@@ -63,6 +63,35 @@ def test_a_changed_default_warns_once_and_says_what_and_how_many(workflow: Workf
     )
 
 
+def test_a_warning_that_is_an_error_is_raised_by_each_call(workflow: Workflow) -> None:
+    """Where warnings are errors, no later call returns the old result in silence; without them it is there again."""
+    workflow.step(summarize(GPT_4))("a")
+    changed = workflow.step(summarize(GPT_5))
+    for _ in range(2):
+        with pytest.raises(StepChangedWarning, match=r'model was "gpt-4", is "gpt-5"'):
+            changed("a")
+    summary = workflow.for_each(max_parallel=2, stop_on_error=False)(changed)(["a", "b"])
+    assert [result.status for result in summary.results] == ["rejected", "fulfilled"]
+    with pytest.warns(StepChangedWarning):
+        assert changed("a") == "a by gpt-4"
+    assert changed("a") == "a by gpt-4"  # and warns no more
+
+
+@pytest.mark.parametrize("name", [None, "one"])
+def test_a_default_that_is_a_secret_is_in_no_file(tmp_path: Path, name: str | None) -> None:
+    """The default of a parameter that is named like a secret may come from the environment: a digest stands for it."""
+    for secret in ("sk-1", "sk-2"):
+        workflow = Workflow("w", dir=tmp_path)
+        step = workflow.step(name=name)(summarize("def summarize(doc, api_key=secret): return doc", secret=secret))
+        if secret == "sk-2":
+            with pytest.warns(StepChangedWarning, match="api_key has another value"):
+                step("a")
+        else:
+            step("a")
+        workflow.close()
+        assert not any(secret.encode() in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+
+
 def test_an_edited_body_warns(workflow: Workflow) -> None:
     """Other code under one name warns; comments, lines and the docstring are no part of the code."""
     assert workflow.step(summarize(GPT_4))("a") == "a by gpt-4"
