@@ -24,7 +24,6 @@ from concurrent.futures import CancelledError, Executor, Future
 from contextlib import ExitStack
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 import attrs
 
@@ -70,7 +69,8 @@ class _Item:
 
 
 # The threads that run workers, for executors that several calls may share.
-_threads_of: WeakKeyDictionary[Executor, list[Node]] = WeakKeyDictionary()
+_threads_of: dict[int, list[Node]] = {}  # by the executor's `id`, as long as it has some: it may have no hash
+_threads_guard = threading.Lock()
 
 
 class Scheduler:
@@ -237,10 +237,11 @@ class Scheduler:
                 self._fail(error)  # the calling thread drops what waits: here the executor's lock may be held
 
     def _run_worker(self) -> None:
-        node, threads = current_node(), _threads_of.setdefault(self._executor, [])
+        node, executor = current_node(), id(self._executor)
+        with _threads_guard:
+            _threads_of.setdefault(executor, []).append(node)
         with self._changed.guard:
             self._running_workers.append(node)
-            threads.append(node)
         try:
             while (item := self._take()) is not None:
                 if item.key is not None and item.hold is None:
@@ -252,8 +253,11 @@ class Scheduler:
         finally:
             with self._changed.guard:
                 self._running_workers.remove(node)
-                threads.remove(node)
                 self._changed.notify()
+            with _threads_guard:
+                _threads_of[executor].remove(node)
+                if not _threads_of[executor]:
+                    del _threads_of[executor]
 
     def _take(self) -> _Item | None:
         """The next ready item; None when the worker, which is no longer counted, has to end."""
@@ -416,7 +420,8 @@ class Scheduler:
                 return ()  # the thread that made an item ready is about to start one
             if self._workers <= len(self._running_workers):
                 return list(self._running_workers)
-            threads = list(_threads_of.get(self._executor, ()))
+            with _threads_guard:
+                threads = list(_threads_of.get(id(self._executor), ()))
         return threads if len(threads) >= getattr(self._executor, "_max_workers", math.inf) else ()
 
     # The end of a batch that fails.

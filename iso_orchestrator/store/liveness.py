@@ -28,6 +28,8 @@ from iso_orchestrator.system.file_lock import FileLock
 from iso_orchestrator.system.filesystem import FileSystem, pid_namespace
 from iso_orchestrator.system.interrupts import undo_on_error
 
+_FAILED_AT = 1024  # where a liveness file says that its process can write no more
+_FAILED = b"failed"
 PROCESS_SIZE = 512  # bytes, padded with spaces, so that a short name overwrites all of a longer one
 _clock = SystemClock()
 _SUFFIX = ".flock"
@@ -41,11 +43,16 @@ _held_here: set[str] = set()  # the files that this process holds
 
 @attrs.frozen
 class Survey:
-    """The ids of a workflow's other processes: one that lives, if any does, those found dead now, and those before."""
+    """The ids of a workflow's other processes: one that lives, if any does, those found dead now, and those before.
+
+    Attributes:
+        has_failed: Whether one that lives can write no more: what it wrote last may not be durable.
+    """
 
     living: str | None
     dead: list[str]
     certified: list[str]
+    has_failed: bool
 
 
 class LivenessFiles:
@@ -60,6 +67,7 @@ class LivenessFiles:
         self._fs = fs
         self._folder = folder
         self._held: FileLock | None = None
+        self._has_noted_failure = False
         self._guard = threading.Lock()
 
     def create(self) -> str:
@@ -93,14 +101,26 @@ class LivenessFiles:
             if held is None or held.fd < 0:
                 return held
             _held_here.discard(os.path.realpath(held.path))
-            with suppress(OSError, StoreError):
-                root = os.path.dirname(os.path.dirname(os.path.dirname(self._folder)))
-                # Other processes would look for this one, and find it. In a root that was removed there are none.
-                if not held.is_at_path() and exists(self._fs, root):
-                    make_folders(self._fs, *missing_folders(self._fs, self._folder))
-                    self._fs.close(self._fs.open_write(held.path.removesuffix(_SUFFIX) + _DEAD))
-            held.close()
+            try:
+                with suppress(OSError, StoreError):
+                    root = os.path.dirname(os.path.dirname(os.path.dirname(self._folder)))
+                    # Other processes would look for this one, and find it. In a root that was removed there are none.
+                    if not held.is_at_path() and exists(self._fs, root):
+                        make_folders(self._fs, *missing_folders(self._fs, self._folder))
+                        self._fs.close(self._fs.open_write(held.path.removesuffix(_SUFFIX) + _DEAD))
+            finally:
+                held.close()
         return held
+
+    def note_failure(self) -> None:
+        """Say that this process lives, and that its last facts may not be durable. If that fails, be dead to others."""
+        with self._guard:
+            held, self._has_noted_failure = self._held if not self._has_noted_failure else None, True
+        if held is not None and held.fd >= 0:
+            try:
+                write_all(self._fs, held.fd, _FAILED, _FAILED_AT)
+            except (OSError, StoreError):
+                self.release()
 
     def survey(self) -> Survey:
         """Find the other processes that use the workflow, and those that died while they used it."""
@@ -109,7 +129,9 @@ class LivenessFiles:
         others = {process_id: self.is_alive(process_id) for process_id in process_ids if not self._is_own(process_id)}
         living = next((process_id for process_id, lives in others.items() if lives), None)
         dead = [process_id for process_id, lives in others.items() if not lives]
-        return Survey(living, dead, [name.removesuffix(_DEAD) for name in names if name.endswith(_DEAD)])
+        certified = [name.removesuffix(_DEAD) for name in names if name.endswith(_DEAD)]
+        has_failed = any(lives and self._has_failed(process_id) for process_id, lives in others.items())
+        return Survey(living, dead, certified, has_failed)
 
     def sweep(self, named: Collection[str] = ()) -> None:
         """Remove the files of dead processes, except for a certificate for each that the record names."""
@@ -175,6 +197,16 @@ class LivenessFiles:
         found = read_process(self._fs, self._path(process_id))
         return found if found.pid is not None else read_process(self._fs, self._path(process_id, _DEAD))
 
+    def _has_failed(self, process_id: str) -> bool:
+        try:
+            fd = self._fs.open_read(self._path(process_id))
+        except FileNotFoundError:
+            return True  # it may have failed: the file that would tell was removed
+        try:
+            return self._fs.read_at(fd, len(_FAILED), _FAILED_AT) == _FAILED
+        finally:
+            self._fs.close(fd)
+
     def _is_locked(self, process_id: str) -> bool:
         probe = FileLock(self._fs, self._path(process_id))
         probe.open_read()
@@ -217,7 +249,7 @@ def read_process(fs: FileSystem, path: str) -> ProcessInfo:
     try:
         fd = fs.open_read(path)
         try:
-            data = decode(fs.read_at(fd, PROCESS_SIZE, 0))
+            data = decode(fs.read_at(fd, PROCESS_SIZE, 0).rstrip(b"\0"))  # before the place of `_FAILED`
         finally:
             fs.close(fd)
         return ProcessInfo(int(data["pid"]), str(data["host"]), datetime.fromisoformat(data["since"]))

@@ -7,6 +7,7 @@ import os
 import stat
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, TypeGuard
 
 from iso_orchestrator.errors import StoreError
@@ -186,7 +187,8 @@ class FileSystem:
             return
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | _SAFE)
         try:
-            os.fchmod(fd, os.fstat(fd).st_mode & 0o700)
+            with suppress(PermissionError):  # a file system without modes, as vfat
+                os.fchmod(fd, os.fstat(fd).st_mode & 0o700)
         finally:
             os.close(fd)
 
@@ -231,7 +233,8 @@ class FileSystem:
             if info.st_nlink > 1:
                 raise StoreError(f"{path} has another name (a hard link): remove the other, or put a copy in its place")
             if info.st_mode & 0o077 and not _WINDOWS:
-                os.fchmod(fd, info.st_mode & 0o700)
+                with suppress(PermissionError):  # a file system without modes, as vfat
+                    os.fchmod(fd, info.st_mode & 0o700)
         return fd
 
     def _regular(self, fd: int, path: str) -> int:

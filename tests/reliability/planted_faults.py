@@ -313,6 +313,13 @@ MORE_FAULTS = [
         ("--tier", "full", "--seed", "1"),
     ),
     Fault(
+        "what a process left that cannot write any more taken for durable",
+        "store/file/log.py",
+        " and not others.has_failed",
+        "",
+        "tests/store/test_appending.py::test_what_a_failed_sync_left_is_written_anew_by_the_next_that_opens",
+    ),
+    Fault(
         "a process that cannot write given up while its bodies run",
         "runtime/session.py",
         "            if log is None or self._in_flight:\n",

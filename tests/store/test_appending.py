@@ -252,11 +252,28 @@ def test_after_a_failed_sync_the_store_is_dead_in_this_process(root: Path, paths
     log.retire()
     assert not other.is_alive(log.process_id)
     assert Path(paths.journal).read_bytes() == journal
-    assert fs.count("sync", "write_at", "replace") == 0
+    assert fs.count("sync", "replace") == 0
     its = put(other, its, note("other"))
     other.sync(its.seq)
     log.detach(None)
     assert fs.count("sync", "write_at", "replace") == 0
+
+
+def test_what_a_failed_sync_left_is_written_anew_by_the_next_that_opens(root: Path) -> None:
+    """The process lives on, since its threads may run steps. But its bytes may be read and not be durable."""
+    fs, next_fs = WatchedFS(), WatchedFS()
+    log, projection = opened(root, fs)
+    projection = put(log, projection, note("lost"))
+    fs.before = failing(BROKEN, "sync")
+    with pytest.raises(StoreError, match="Input/output error"):
+        log.sync(projection.seq)
+    fs.before = None
+    other, its = opened(root, next_fs)
+    assert other.is_alive(log.process_id)
+    assert next_fs.count("replace") == 2  # a fresh pair, synced by this process
+    assert notes_of(its) == ["lost"]
+    other.close()
+    log.close()
 
 
 def test_second_sync_that_would_go_well_is_not_tried() -> None:

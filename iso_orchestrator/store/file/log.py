@@ -252,6 +252,7 @@ class FileWorkflowLog:
     def fail(self, reason: str) -> None:
         """Append nothing more."""
         self._commits.fail(reason)
+        self._liveness.note_failure()
 
     def retire(self) -> None:
         """After a failure: release the liveness file. To others this process is dead."""
@@ -276,7 +277,7 @@ class FileWorkflowLog:
         others = self._liveness.survey()
         # A crashed process may have seen a failed sync that no other process was told of, so that bytes that can be
         # read are not durable, whatever a later sync says. Its liveness file tells that until a fresh pair is written.
-        is_trusted = others.living is not None and not others.dead
+        is_trusted = others.living is not None and not others.dead and not others.has_failed
         # A lock that has seen no pair was made just now: another program removed the last one, and a process that still
         # has that one open may be about to write into the journal.
         is_new_lock = self.record_lock.generation() == 0
