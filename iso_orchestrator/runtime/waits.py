@@ -3,8 +3,9 @@
 The graph is built only while a thread waits. Its nodes are threads, steps in flight, items that wait for their mutex,
 and queues for a thread. Each one knows what it waits for (`Node.wait`), and a wait knows what has to go on for its end
 (`Wait.blockers`). A thread looks for a deadlock when it begins to wait and each second after that. What is unknown
-counts as something that goes on: the user's own locks, waits that time out, other processes. So a deadlock that is
-found is one.
+counts as something that goes on: the user's own locks, waits for mutexes that time out, other processes. Two things are
+taken for waits that need not be any: a step with a timeout waits for its body, and a step waits for the threads that
+have a copy of its context.
 
 Nothing is locked to read the graph, and it may change meanwhile. But each wait, hold and step in flight is an object of
 its own. If two readings give the same objects, then all these waits were there at one time between the two.
