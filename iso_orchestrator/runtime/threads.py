@@ -206,7 +206,7 @@ def call_with_timeout(name: str, body: Callable[[], T], timeout: float) -> T:
             ended.wait(timeout)
     finally:
         with masked(), guard:
-            is_left = not ended.is_set()
+            is_left = thread.ident is not None and not ended.is_set()  # None: it could not be started
             if is_left:
                 at_end.extend(hold.leave_behind() for hold in holds)
     if is_left:

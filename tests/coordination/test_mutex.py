@@ -1247,3 +1247,14 @@ def test_the_trace_of_processes_is_whole(tmp_path: Path) -> None:
     mark(tmp_path / "trace", "start", "slot", 1)
     mark(tmp_path / "trace", "end", "slot", 1)
     assert marks(tmp_path / "trace") == [["start", "slot", "1"], ["end", "slot", "1"]]
+
+
+def test_a_step_whose_thread_cannot_be_started_leaves_no_mutex_held(workflow: Workflow) -> None:
+    """A mutex stays held for a body that outlives its timeout, and not for one that never began."""
+    usual = threading.stack_size(1 << 46)  # more than there is: as where the number of threads is limited
+    try:
+        with pytest.raises(RuntimeError, match="start new thread"), workflow.mutex("key"):
+            workflow.run_step("step", lambda: 1, timeout=DEADLINE)
+    finally:
+        threading.stack_size(usual)
+    assert in_thread(workflow.mutex("key", timeout=DEADLINE)(lambda: "free")).result(DEADLINE) == "free"
