@@ -9,8 +9,8 @@ from typing import Generic, TypeVar
 import attrs
 
 from iso_orchestrator.checks import host_name, unique_name
-from iso_orchestrator.errors import WorkflowBusyError, WorkflowUsageError
-from iso_orchestrator.notes import suppressed_as_note
+from iso_orchestrator.errors import DeadlockError, WorkflowBusyError, WorkflowUsageError
+from iso_orchestrator.notes import add_note, suppressed_as_note
 from iso_orchestrator.record.facts import Fact, RunEnded, RunStarted
 from iso_orchestrator.record.model import ErrorInfo, WorkflowRecord
 from iso_orchestrator.record.projection import LiveRun, Projection
@@ -101,8 +101,10 @@ def end_run(run: Run, error: BaseException | None) -> None:
             runtime.pool.drain(run, cancel=error is not None)
     except BaseException as interrupt:  # Ctrl-C while submitted steps end: it is the run's error
         run.is_stopped = run.is_abandoned = True
-        error = interrupt
-        raise
+        if error is None or not isinstance(interrupt, DeadlockError):
+            error = interrupt
+            raise
+        add_note(error, f"submitted steps were not waited for: {interrupt}")
     finally:
         runtime.runs.remove(run)
         try:

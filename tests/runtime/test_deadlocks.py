@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import DEADLINE, Child
+from support import DEADLINE, Child, wait_until
 from support_fanout import blocked, new_seed
 from support_processes import assert_waits, child, in_thread
 
@@ -429,3 +429,21 @@ def test_a_short_wait_for_another_process_is_not_warned_of(tmp_path: Path) -> No
     with workflow.mutex("slot"), child(code, tmp_path) as process:
         assert_waits(process)
     workflow.close()
+
+
+def test_a_deadlock_at_the_end_of_a_run_hides_no_error(workflow: Workflow) -> None:
+    """A submitted step needs a mutex that is held around the run: the error that ends the run goes on, with a note."""
+
+    @workflow.step
+    def needs_the_slot() -> None:
+        with workflow.mutex("slot"):
+            pass
+
+    with workflow.mutex("slot"), pytest.raises(ValueError, match="mine") as caught, workflow:
+        future = needs_the_slot.submit()
+        wait_until(future.running)
+        raise ValueError("mine")
+    assert "submitted steps were not waited for" in caught.value.__notes__[0]
+    assert workflow.record.last_error is not None
+    assert workflow.record.last_error.name == "ValueError"
+    future.result(DEADLINE)
