@@ -443,7 +443,8 @@ def test_a_deadlock_at_the_end_of_a_run_hides_no_error(workflow: Workflow) -> No
         future = needs_the_slot.submit()
         wait_until(future.running)
         raise ValueError("mine")
-    assert "submitted steps were not waited for" in caught.value.__notes__[0]
     assert workflow.record.last_error is not None
     assert workflow.record.last_error.name == "ValueError"
-    future.result(DEADLINE)
+    if isinstance(future.exception(DEADLINE), DeadlockError):  # either the step gets it, or the end of the run
+        return
+    assert "submitted steps were not waited for" in caught.value.__notes__[0]
