@@ -230,8 +230,9 @@ def _plain_class(cls: Any) -> Any:
     name = cls.__name__.partition("[")[0]  # that of pydantic's `Box[int]` would be no name of a generated function
     plain: Any = attrs.make_class(name, fields, bases=bases, slots=False, eq=False)
     plain.__qualname__ = cls.__qualname__
-    if hasattr(cls, "__orig_bases__") and not parameters:
-        plain.__orig_bases__ = cls.__orig_bases__  # they say what the type variables of inherited fields are
+    inherited = getattr(cls, "__orig_bases__", None)  # it says what the type variables of inherited fields are
+    if inherited is not None and not parameters:
+        plain.__orig_bases__ = inherited
     return plain
 
 
