@@ -407,25 +407,25 @@ class StepCall:
         function = (self.origin.function, self.origin.code)
         if function in self.runtime.changed_functions:
             return
-        self.runtime.changed_functions.add(function)
 
         def count(projection: Projection) -> int:
             mine = projection.steps.get(self.name)  # none, where another process has reset it by now
             steps = [step for step in projection.steps.values() if mine is not None and step.code == mine.code]
             return sum(self.origin.changes_since(step) == changes for step in steps)
 
+        number = self.runtime.look(count)
+        results = f"the result of step {self.name!r}"
+        if number > 1:
+            results = f"the results of {number} steps of {self.origin.function}(), {self.name!r} among them"
+        self.runtime.changed_functions.add(function)
         try:
-            number = self.runtime.look(count)
-            results = f"the result of step {self.name!r}"
-            if number > 1:
-                results = f"the results of {number} steps of {self.origin.function}(), {self.name!r} among them"
             warnings.warn(
                 f"recorded before a change: {results}: {'; '.join(changes)}. To run again: another version=, "
                 'on_change="rerun" or reset(). on_change="ignore" ends this warning',
                 StepChangedWarning,
                 stacklevel=_levels_to_the_caller(),
             )
-        except BaseException:  # where warnings are errors, the next call must not return the old result in silence
+        except StepChangedWarning:  # where warnings are errors, the next call must not return the old result in silence
             self.runtime.changed_functions.discard(function)
             raise
 

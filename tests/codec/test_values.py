@@ -189,7 +189,7 @@ class Noted:
 @dataclass
 class Untyped:
     anything: Any
-    items: list  # type: ignore[type-arg]
+    items: list  # type: ignore[type-arg]  # what a bare `list` does is tried
 
 
 @dataclass
@@ -387,7 +387,7 @@ def test_numbers_of_numpy_come_back_as_pythons() -> None:
         (float, numpy.float32(0.5), 0.5),
         (list[int], [numpy.int8(1)], [1]),
         (Any, {"a": numpy.int64(5), "b": (numpy.bool_(False),)}, {"a": 5, "b": [False]}),
-        (Point, Point(numpy.int64(1)), Point(1)),  # type: ignore[arg-type]
+        (Point, Point(numpy.int64(1)), Point(1)),  # type: ignore[arg-type]  # numpy has no place in the types
     ]:
         back = ResultCodec(annotation).round_trip(value, "it")[1]
         assert repr(back) == repr(expected)
@@ -531,7 +531,7 @@ def test_annotation_that_does_not_resolve_yet_is_told_apart() -> None:
         value = outer([vars(module)["Inner"](1)])
         assert ResultCodec(outer).round_trip(value, "it")[1] == value
     with pytest.raises(Unresolved, match="NotThere"):
-        ResultCodec(Sequence["NotThere"])  # type: ignore[name-defined]  # noqa: F821
+        ResultCodec(Sequence["NotThere"])  # type: ignore[name-defined]  # noqa: F821 - on purpose
 
 
 def test_recursion_limit_says_nothing_of_an_annotation() -> None:

@@ -31,7 +31,7 @@ class SlottedError(Exception):
     def __bool__(self) -> bool:
         raise RuntimeError("no truth")
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None  # type: ignore[assignment]  # as a class with `__eq__` alone has it
 
 
 class RudeError(Exception):

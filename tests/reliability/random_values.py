@@ -418,7 +418,8 @@ def optional(_: random.Random, item: Kind) -> Kind:
     def make(maker: Maker) -> Any:
         return None if maker.rng.random() < 0.3 else maker.make(item)
 
-    return Kind(Optional[item.annotation], make, text, item.is_sure, item.is_hashable, for_models=item.for_models)  # noqa: UP045
+    annotation = Optional[item.annotation]  # noqa: UP045 - it may be a text, which has no `|`
+    return Kind(annotation, make, text, item.is_sure, item.is_hashable, for_models=item.for_models)
 
 
 def union(rng: random.Random, item: Kind) -> Kind:
