@@ -24,13 +24,13 @@ from iso_orchestrator.fanout.for_each import ForEachKeywords, ForEachOptions, ru
 from iso_orchestrator.fanout.summary import ForEachSummary
 from iso_orchestrator.record.model import Heartbeat, Json, Lease, WorkflowEvent, WorkflowRecord, WorkflowStatus
 from iso_orchestrator.record.projection import Projection, copy_json
-from iso_orchestrator.runtime.runs import RunResult, begin_run, current_run, end_run
+from iso_orchestrator.runtime.runs import Run, RunResult, begin_run, current_run, end_run
 from iso_orchestrator.runtime.runtime import OnBusy, WorkflowRuntime
 from iso_orchestrator.steps.options import CallKeywords, StepOptions, check_callable, documented
 from iso_orchestrator.steps.step import run_step
 from iso_orchestrator.store import Store, default_root, find_store
 from iso_orchestrator.system.clock import Clock, InjectedClock, SystemClock
-from iso_orchestrator.system.interrupts import masked
+from iso_orchestrator.system.interrupts import masked, masked_with_undo
 
 R = TypeVar("R")
 Item = TypeVar("Item")
@@ -142,13 +142,21 @@ class Workflow(Decorators):
 
     def __enter__(self) -> Workflow:
         """Begin a run."""
-        run = None
-        try:
-            with masked():
-                run = begin_run(self._runtime)
-        except BaseException as error:  # Ctrl-C at the end of the block: nothing else would end the run
+        run: Run | None = None
+
+        def undo(error: BaseException) -> None:
+            """What `__exit__` would do: Python does not call it when Ctrl-C comes out of here."""
             if run is not None:
                 end_run(run, error)
+
+        block = masked_with_undo(undo)
+        try:
+            with block:
+                run = begin_run(self._runtime)
+        except BaseException as error:
+            if not block.is_undone:
+                block.mask_again()
+                block.undo(error)
             raise
         return self
 

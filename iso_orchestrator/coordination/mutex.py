@@ -26,7 +26,7 @@ from iso_orchestrator.runtime.session import Session
 from iso_orchestrator.runtime.waits import Node, Patience, Wait, wait_until
 from iso_orchestrator.steps.options import check_callable
 from iso_orchestrator.system.clock import Clock
-from iso_orchestrator.system.interrupts import OneShotEvent, masked
+from iso_orchestrator.system.interrupts import OneShotEvent, masked, masked_with_undo
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -60,9 +60,17 @@ class Mutex(ContextDecorator):
             errors.append(error)
             answered.set()
 
+        def undo(error: BaseException) -> None:
+            """What `__exit__` would do: Python does not call it when Ctrl-C comes out of here."""
+            if is_entered:
+                self.__exit__(type(error), error, error.__traceback__)
+            else:
+                waiter.cancel()
+
         waiter = Waiter(current_owner(), granted=lambda _: answered.set(), failed=fail)
+        block = masked_with_undo(undo)
         try:
-            with masked():
+            with block:
                 hold = find_hold(self._state_key, waiter.owner)
                 if hold is not None:
                     hold.enter_again()
@@ -76,11 +84,9 @@ class Mutex(ContextDecorator):
                         record(session, self._runtime.clock, "mutex.acquired", self._key)
                 is_entered = True
         except BaseException as error:
-            # Ctrl-C comes out of the wait, or at the end of the masked block: Python then calls no `__exit__`.
-            if is_entered:
-                self.__exit__(type(error), error, error.__traceback__)
-            else:
-                waiter.cancel()
+            if not block.is_undone:
+                block.mask_again()
+                block.undo(error)
             raise
 
     def __exit__(

@@ -18,7 +18,7 @@ from iso_orchestrator.runtime.context import Scope, current_scope, make_current
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.runtime.session import Session
 from iso_orchestrator.system.clock import Backoff
-from iso_orchestrator.system.interrupts import undo_on_error, unmasked
+from iso_orchestrator.system.interrupts import interruptible, undo_on_error
 
 R = TypeVar("R")
 
@@ -97,7 +97,7 @@ def end_run(run: Run, error: BaseException | None) -> None:
         return
     try:
         run.is_stopped = error is not None
-        with unmasked():
+        with interruptible():
             runtime.pool.drain(run, cancel=error is not None)
     except BaseException as interrupt:  # Ctrl-C while submitted steps end: it is the run's error
         run.is_stopped = run.is_abandoned = True

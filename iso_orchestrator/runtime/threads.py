@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from iso_orchestrator.errors import StepTimeoutError
 from iso_orchestrator.runtime.context import current_owner
 from iso_orchestrator.runtime.waits import Node, Wait, WaitingNode, current_node, noted, wait_until
-from iso_orchestrator.system.interrupts import OneShotEvent, masked, start, unmasked
+from iso_orchestrator.system.interrupts import OneShotEvent, interruptible, masked, start
 
 T = TypeVar("T")
 
@@ -146,7 +146,7 @@ def _wait_for(futures: Sequence[_WorkFuture[Any]]) -> None:
     """Wait until all futures are done."""
 
     def is_over(seconds: float) -> bool:
-        with unmasked():
+        with interruptible():
             return not wait(futures, seconds).not_done
 
     def blockers() -> Sequence[Node]:

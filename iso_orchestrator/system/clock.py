@@ -12,7 +12,7 @@ from typing import Protocol
 import attrs
 
 from iso_orchestrator.record.model import truncate_to_ms
-from iso_orchestrator.system.interrupts import LONGEST_WAIT, unmasked
+from iso_orchestrator.system.interrupts import LONGEST_WAIT, interruptible
 
 monotonic = time.monotonic
 nap = time.sleep  # unlike `sleep`, Ctrl-C does not end it in a masked block
@@ -83,7 +83,7 @@ class InjectedClock:
 
 def sleep(seconds: float) -> None:
     """Sleep. Ctrl-C ends it, in a masked block too."""
-    with unmasked():
+    with interruptible():
         end = monotonic() + seconds
         while (left := end - monotonic()) > LONGEST_WAIT:
             time.sleep(LONGEST_WAIT)

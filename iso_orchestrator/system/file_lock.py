@@ -14,7 +14,7 @@ import attrs
 
 from iso_orchestrator.errors import StoreError
 from iso_orchestrator.system.filesystem import FileSystem, is_os_error, is_same_file
-from iso_orchestrator.system.interrupts import undo_on_error, unmasked
+from iso_orchestrator.system.interrupts import interruptible, undo_on_error
 
 
 class FileLock:
@@ -62,7 +62,7 @@ class FileLock:
         if self.try_acquire():
             return
         try:
-            with undo_on_error(self.release), unmasked():  # at Ctrl-C the lock may have been taken just before
+            with undo_on_error(self.release), interruptible():  # at Ctrl-C the lock may have been taken just before
                 self._kernel.flock(self.fd, self._kernel.exclusive)
         except OSError as error:
             raise self._error("lock", error) from error

@@ -5,10 +5,11 @@ Python raises `KeyboardInterrupt` in the main thread, wherever that thread is. B
 Haskell masks asynchronous exceptions (Marlow et al. 2001, "Asynchronous Exceptions in Haskell"):
 
 - `with masked():` is for code that must run to its end. A Ctrl-C inside is noted, and raised when the block ends.
-- `with unmasked():` is inside of such a block, for all that can take long: the user's code, and waits. There Ctrl-C is
-  raised at once.
+- `with unmasked():` is inside of such a block, for the user's code. There Ctrl-C is raised at once, as ever.
+- `with interruptible():` is inside of such a block, for waits. There Ctrl-C is raised at once, and once: whatever comes
+  after it finds the masked block as it was. So the clean-up that follows runs to its end, however often Ctrl-C comes.
 
-Both do nothing in other threads, where Python raises no Ctrl-C. They also do nothing where the program ignores SIGINT,
+All do nothing in other threads, where Python raises no Ctrl-C. They also do nothing where the program ignores SIGINT,
 or has a handler of its own: what that one raises, or a handler of another signal, comes out wherever it comes. The
 record on disk stays true even then, since what a broken transaction has written is read again from the disk. But a
 lock or a waiter of this process may be left behind.
@@ -23,6 +24,7 @@ import threading
 # The functions of the module `signal` convert to enums and back, which takes many times as long as the call itself.
 from _signal import SIGINT, default_int_handler, getsignal, signal  # type: ignore[import-not-found]
 from collections.abc import Callable, Iterator
+from functools import partial
 from threading import get_ident
 from types import FrameType, TracebackType
 from typing import TypeVar
@@ -44,6 +46,11 @@ def _note(_: int, __: FrameType | None) -> None:
     _is_noted = True
 
 
+def _interrupt(_: int, __: FrameType | None) -> None:
+    signal(SIGINT, _note)
+    raise KeyboardInterrupt
+
+
 class masked:  # noqa: N801 - used like a function; a generator would cost three times as much
     """Defer Ctrl-C to the end of the block.
 
@@ -53,16 +60,72 @@ class masked:  # noqa: N801 - used like a function; a generator would cost three
         KeyboardInterrupt: Ctrl-C came inside. At the end of the outermost block.
     """
 
-    __slots__ = ("_is_outermost",)
+    __slots__ = ("_handler",)
 
     def __enter__(self) -> None:
-        self._is_outermost = get_ident() == _main and getsignal(SIGINT) is default_int_handler
-        if self._is_outermost:
-            _install()
+        self._handler = getsignal(SIGINT) if get_ident() == _main else None
+        if self._handler is default_int_handler or self._handler is _interrupt:
+            _install(self._handler)
+        else:
+            self._handler = None  # not the outermost block
 
-    def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
-        if self._is_outermost:
-            _restore()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._handler is not None:
+            _restore(self._handler)
+
+
+class masked_with_undo(masked):  # noqa: N801 - as above
+    """A masked block for a function that must not be left half-way, or done without its caller's knowing.
+
+    Ctrl-C that comes between the end of the block and the return of the function is raised there, and Python calls no
+    `__exit__` then. So the function ends with
+
+        except BaseException:
+            if not block.is_undone:
+                block.mask_again()
+                block.undo(error)
+            raise
+
+    Args:
+        undo: Called once with the error that leaves the block, Ctrl-C included, while that is still deferred.
+
+    Attributes:
+        is_undone: Whether *undo* was called.
+        mask_again: Masks Ctrl-C. Written in C: a function in Python begins by raising Ctrl-C that has come.
+    """
+
+    __slots__ = ("_undo", "is_undone", "mask_again")
+
+    def __init__(self, undo: Callable[[BaseException], object]) -> None:
+        self._handler, self._undo = None, undo
+        self.is_undone, self.mask_again = False, _NOTHING
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        if self._handler is not None:
+            self.mask_again = _MASK
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None or (self._handler is not None and _is_noted):
+            self.undo(error or KeyboardInterrupt())
+        else:
+            super().__exit__(kind, error, trace)
+
+    def undo(self, error: BaseException) -> None:
+        """Undo the block, and end it."""
+        self.is_undone = True
+        try:
+            self._undo(error)
+        finally:
+            super().__exit__(type(error), error, error.__traceback__)
+
+
+_MASK: Callable[[], object] = partial(signal, SIGINT, _note)
+_NOTHING: Callable[[], object] = bool
 
 
 class unmasked:  # noqa: N801 - as above
@@ -78,14 +141,33 @@ class unmasked:  # noqa: N801 - as above
         self._was_masked = get_ident() == _main and getsignal(SIGINT) is _note
         if self._was_masked:
             try:
-                _restore()
+                _restore(default_int_handler)
             except BaseException:
-                _install()  # __exit__ will not run, since the block was not entered
+                _install(default_int_handler)  # __exit__ will not run, since the block was not entered
                 raise
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
         if self._was_masked and getsignal(SIGINT) is default_int_handler:
-            _install()
+            _install(default_int_handler)
+
+
+class interruptible:  # noqa: N801 - as above
+    """Let Ctrl-C end a wait in a masked block. The block is masked again as soon as it has come.
+
+    Raises:
+        KeyboardInterrupt: At once, if Ctrl-C has come already, and as soon as it comes.
+    """
+
+    __slots__ = ("_was_masked",)
+
+    def __enter__(self) -> None:
+        self._was_masked = get_ident() == _main and getsignal(SIGINT) is _note
+        if self._was_masked:
+            _restore(_interrupt)
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+        if self._was_masked and getsignal(SIGINT) is _interrupt:
+            signal(SIGINT, _note)
 
 
 @contextmanager
@@ -106,7 +188,7 @@ def is_interrupted() -> bool:
 def wait_until_free(lock: threading.Lock) -> None:
     """Let Ctrl-C end the wait for a lock that is about to be taken in a masked block."""
     if lock.locked():
-        with unmasked(), lock:
+        with interruptible(), lock:
             pass
 
 
@@ -178,7 +260,7 @@ class OneShotEvent:
         if self._is_set:
             return True
         left = threading.TIMEOUT_MAX if timeout is None else timeout
-        with unmasked():
+        with interruptible():
             while not self._is_set:
                 if self._gate.acquire(timeout=min(left, LONGEST_WAIT)):
                     self._gate.release()
@@ -220,22 +302,24 @@ class Condition:
         self._waiting.clear()
 
 
-def _install() -> None:
+def _install(handler: Callable[[int, FrameType | None], object]) -> None:
     global _is_noted
     _is_noted = False
     try:
         signal(SIGINT, _note)
     except BaseException:  # another signal's handler raised: __exit__ will not run, since the block was not entered
-        signal(SIGINT, default_int_handler)
+        signal(SIGINT, handler)
         raise
 
 
-def _restore() -> None:
+def _restore(handler: Callable[[int, FrameType | None], object]) -> None:
     global _is_noted
     if getsignal(SIGINT) is _note:  # else the user's code has installed a handler, which stays
-        signal(SIGINT, default_int_handler)
+        signal(SIGINT, handler)
     if _is_noted:
         _is_noted = False
+        if handler is _interrupt:  # it would have ended the wait
+            signal(SIGINT, _note)
         raise KeyboardInterrupt
 
 
@@ -245,7 +329,7 @@ def _forget_after_fork() -> None:
     global _main, _is_noted
     if _main != get_ident():
         _main, _is_noted = get_ident(), False
-        if getsignal(SIGINT) is _note:
+        if getsignal(SIGINT) in (_note, _interrupt):
             signal(SIGINT, default_int_handler)
 
 

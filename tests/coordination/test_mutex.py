@@ -796,6 +796,10 @@ class CtrlCAt:
 
     def __init__(self, number: int) -> None:
         self.is_pressed = False
+        self.count_from_here(number)
+
+    def count_from_here(self, number: int) -> None:
+        """Press it at the call of that number from now; at none for 0."""
         self._left = number
 
     def __enter__(self) -> None:
@@ -859,6 +863,30 @@ def test_ctrl_c_at_any_call_leaves_the_mutex_free(workflow: Workflow, default_ha
         assert not is_free(workflow, "other")
     events = codes_of(workflow.record.events, "mutex.acquired", "mutex.released")
     assert events.count("mutex.acquired") == events.count("mutex.released")
+
+
+@posix_only
+def test_ctrl_c_again_while_a_wait_is_given_up_leaves_the_mutex_free(workflow: Workflow, default_handler: None) -> None:
+    """Ctrl-C ends the wait for a mutex. A second one, however soon it comes, keeps nothing from being cleaned up."""
+    workflow.append_event("opened")
+    main = threading.get_ident()
+    for number in count(1):
+        again = CtrlCAt(0)
+
+        def press(again: CtrlCAt = again, number: int = number) -> None:
+            wait_until(lambda: is_waiting(main))
+            again.count_from_here(number)
+            os.kill(os.getpid(), signal.SIGINT)
+
+        with held_in_another_thread(workflow, "slot"):
+            pressed = in_thread(press)
+            with again:
+                take(workflow)
+            pressed.result(DEADLINE)
+        assert is_free(workflow), number
+        if not again.is_pressed:
+            break
+    assert number > 10
 
 
 @posix_only

@@ -12,7 +12,15 @@ from support import DEADLINE, wait_until
 from support_fanout import is_waiting
 from support_processes import in_thread
 
-from iso_orchestrator.system.interrupts import OneShotEvent, is_interrupted, masked, unmasked, wait_until_free
+from iso_orchestrator.system.interrupts import (
+    OneShotEvent,
+    interruptible,
+    is_interrupted,
+    masked,
+    masked_with_undo,
+    unmasked,
+    wait_until_free,
+)
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="SIGINT cannot be sent to one process elsewhere")
 
@@ -78,6 +86,52 @@ def test_ctrl_c_in_an_unmasked_block_is_raised_at_once() -> None:
         with pytest.raises(KeyboardInterrupt), unmasked():
             done.append("not reached")
     assert done == ["cleaned up"]
+
+
+def test_ctrl_c_ends_a_wait_once() -> None:
+    """After it the masked block is masked again, at once: a second one waits for the end of the block."""
+    done = []
+    with pytest.raises(KeyboardInterrupt), masked():
+        with pytest.raises(KeyboardInterrupt), interruptible():
+            try:
+                press()
+            finally:
+                press()
+                done.append("after the second")
+        press()
+        done.append("cleaned up")
+    assert done == ["after the second", "cleaned up"]
+
+
+def test_ctrl_c_before_a_wait_begins_ends_it() -> None:
+    """The wait does not begin, and the masked block goes on."""
+    done = []
+    with masked():
+        press()
+        with pytest.raises(KeyboardInterrupt), interruptible():
+            done.append("not reached")
+        done.append("cleaned up")
+    assert done == ["cleaned up"]
+
+
+def test_a_block_that_an_error_or_ctrl_c_ends_is_undone() -> None:
+    """Once, and while Ctrl-C is deferred."""
+    undone: list[BaseException] = []
+
+    def undo(error: BaseException) -> None:
+        press()
+        undone.append(error)
+
+    with masked_with_undo(undo):
+        pass
+    assert undone == []
+    for fail in (press, lambda: 1 / 0):
+        with pytest.raises(KeyboardInterrupt), masked_with_undo(undo):
+            fail()
+    assert [type(error) for error in undone] == [KeyboardInterrupt, ZeroDivisionError]
+    with masked(), pytest.raises(ZeroDivisionError), masked_with_undo(undone.append):
+        fail()
+    assert len(undone) == 3
 
 
 def test_a_handler_of_the_programs_own_is_left_alone() -> None:
