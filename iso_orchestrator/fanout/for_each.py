@@ -191,6 +191,7 @@ class ForEach(Generic[Item, P, R]):
         scheduler = Scheduler(
             runtime,
             self._work(lambda item: (*leading, item, *shared), named),
+            name_of=lambda item: self._name_of(item, (*leading, item, *shared), named),
             key_of=lambda item: self._key_of(item, (*leading, item, *shared), named),
             options=options,
             executor=executor,
@@ -205,6 +206,15 @@ class ForEach(Generic[Item, P, R]):
             if options.executor is None:
                 executor.shutdown(wait=False)
         return ForEachSummary(outcomes)
+
+    def _name_of(self, item: Item, args: tuple[Any, ...], named: dict[str, Any]) -> str:
+        """What to call an item in a message: as its step, if that is possible."""
+        step: Any = self.fn
+        try:
+            name = step.step_name(*args, **named) if isinstance(step, Step | BoundStep) else ""
+        except Exception:  # noqa: BLE001 - the item itself raises it
+            name = ""
+        return str(name or f"{self._name}({reprlib.repr(item)})")[:_SHOWN_OF_ITEM]
 
     def _work(self, arguments: Callable[[Item], tuple[Any, ...]], named: dict[str, Any]) -> Callable[[Item], R]:
         """A function that does the work of one item."""
