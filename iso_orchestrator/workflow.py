@@ -30,7 +30,7 @@ from iso_orchestrator.steps.options import CallKeywords, StepOptions, check_call
 from iso_orchestrator.steps.step import run_step
 from iso_orchestrator.store import Store, default_root, find_store
 from iso_orchestrator.system.clock import Clock, InjectedClock, SystemClock
-from iso_orchestrator.system.interrupts import masked
+from iso_orchestrator.system.interrupts import at_work, masked
 
 R = TypeVar("R")
 Item = TypeVar("Item")
@@ -142,13 +142,17 @@ class Workflow(Decorators):
 
     def __enter__(self) -> Workflow:
         """Begin a run."""
-        run = None
+        run, work = None, at_work()
         try:
+            work.__enter__()
             with masked():
-                run = begin_run(self._runtime)
+                run = begin_run(self._runtime, work)
         except BaseException as error:  # Ctrl-C at the end of the block: nothing else would end the run
-            if run is not None:
-                end_run(run, error)
+            try:
+                if run is not None:
+                    end_run(run, error)
+            finally:
+                work.__exit__()
             raise
         return self
 
@@ -160,8 +164,14 @@ class Workflow(Decorators):
         Raises:
             WorkflowUsageError: It was entered in another thread or task, and several runs of this object go on.
         """
-        with masked():
-            end_run(current_run(self._runtime), error)
+        run = None
+        try:
+            with masked():
+                run = current_run(self._runtime)
+                end_run(run, error)
+        finally:
+            if run is not None:
+                run.work.__exit__()
 
     def run(self, fn: Callable[[Workflow], R]) -> RunResult[R]:
         """Call *fn* with the workflow, as a run.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import errno
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -24,7 +23,7 @@ from iso_orchestrator.errors import (
 from iso_orchestrator.notes import suppressed_as_note
 from iso_orchestrator.system import processes
 from iso_orchestrator.system.clock import Backoff, monotonic, sleep
-from iso_orchestrator.system.interrupts import is_interrupted, masked
+from iso_orchestrator.system.interrupts import at_exit, is_interrupted, masked
 from iso_orchestrator.system.processes import GRACE, Process, end_tree, living_tree
 
 _LOOK = 1.0  # seconds between two looks at the files
@@ -224,7 +223,7 @@ def _end_all_at_exit() -> None:
             run.end(at_once=True)
 
 
-atexit.register(_end_all_at_exit)
+at_exit(_end_all_at_exit)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_running.clear)  # they are the parent's
 

@@ -23,6 +23,7 @@ from iso_orchestrator.steps.identity import Parameters, compile_template
 from iso_orchestrator.steps.options import check_callable
 from iso_orchestrator.steps.rendering import Unrenderable, digest, render
 from iso_orchestrator.steps.step import BoundStep, Step, current_runtime, leading_arguments, split_method
+from iso_orchestrator.system.interrupts import at_work
 
 _SHOWN_OF_ITEM = 100  # characters of an item in an error
 
@@ -198,7 +199,7 @@ class ForEach(Generic[Item, P, R]):
             progress=progress,
         )
         try:
-            with runtime.acquire() as session:
+            with at_work(), runtime.acquire() as session:
                 session.ensure_open()
                 outcomes = scheduler.run(items)
         finally:

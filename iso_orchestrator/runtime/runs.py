@@ -18,7 +18,7 @@ from iso_orchestrator.runtime.context import Scope, current_scope, make_current,
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.runtime.session import Session
 from iso_orchestrator.system.clock import Backoff
-from iso_orchestrator.system.interrupts import undo_on_error, unmasked
+from iso_orchestrator.system.interrupts import at_work, undo_on_error, unmasked
 
 R = TypeVar("R")
 
@@ -37,6 +37,7 @@ class Run:
 
     Attributes:
         runtime: Of the workflow.
+        work: Left after its end, in the thread that began it.
         session: With a reference to it, from the start of the run to its end.
         around: What was current around the run.
         is_stopped: Whether it ends with an error, so that nothing more of what was submitted starts.
@@ -45,6 +46,7 @@ class Run:
 
     runtime: WorkflowRuntime
     session: Session
+    work: at_work
     around: Scope = attrs.field(factory=current_scope)
     id: str = attrs.field(factory=unique_name)
     pid: int = attrs.field(factory=os.getpid)
@@ -57,15 +59,15 @@ class Run:
         return self.pid == os.getpid()
 
 
-def begin_run(runtime: WorkflowRuntime) -> Run:
-    """Record that a run starts, and that others have died; make it current.
+def begin_run(runtime: WorkflowRuntime, work: at_work) -> Run:
+    """Record that a run starts, and that others have died; make it current. It has to leave *work* at its end.
 
     Raises:
         WorkflowBusyError: Another run goes on, and the workflow refuses that.
         WorkflowUsageError: It would be inside of itself.
     """
     _refuse_inside(runtime)
-    run = Run(runtime, runtime.acquire())
+    run = Run(runtime, runtime.acquire(), work)
     with undo_on_error(lambda: _let_go(run)):
         _record_start(run)
     runtime.runs.append(run)

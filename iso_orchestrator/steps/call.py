@@ -64,7 +64,7 @@ from iso_orchestrator.steps.options import RetryContext, StepOptions
 from iso_orchestrator.steps.origin import Origin
 from iso_orchestrator.store import ProcessInfo
 from iso_orchestrator.system.clock import Backoff, sleep
-from iso_orchestrator.system.interrupts import OneShotEvent, masked, unmasked
+from iso_orchestrator.system.interrupts import OneShotEvent, at_work, masked, unmasked
 
 _log = logging.getLogger("iso_orchestrator")
 
@@ -131,7 +131,7 @@ class StepCall:
         if step is not None and self._counts(step):
             return self._load_recorded(step.result, self.origin.changes_since(step))
         self.scope = current_scope()
-        with masked(), self.runtime.acquire() as self.session:
+        with at_work(), masked(), self.runtime.acquire() as self.session:
             return self._run_in_turn()
 
     def _run_in_turn(self) -> Any:

@@ -14,7 +14,7 @@ from support_commands import FOREVER, find
 from support_fanout import marks
 from support_processes import assert_waits, child
 
-from iso_orchestrator import Workflow, read_workflow_record
+from iso_orchestrator import Workflow, WorkflowStatus, read_workflow_record
 
 pytestmark = [
     pytest.mark.slow,
@@ -275,3 +275,129 @@ def test_commands_that_ignore_sigterm_are_gone_after_the_grace(root: Path) -> No
         assert process.line(DEADLINE) == "interrupted"
         process.end()
     assert are_gone(root)
+
+
+# SIGTERM
+
+TERMINATED = """
+try:
+    with workflow:
+        try:
+            work()
+        finally:
+            say("left")
+finally:
+    say("not reached")
+"""
+IGNORED = "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+
+
+@pytest.mark.parametrize("handler", ["", IGNORED], ids=["default", "ignored"])
+@pytest.mark.parametrize("work", [COMMANDS, NESTED, SUBMITTED], ids=["own", "nested", "submit"])
+def test_sigterm_ends_the_commands_of_a_batch_and_then_the_program(root: Path, work: str, handler: str) -> None:
+    """As Ctrl-C, also where that is ignored as in the background; the parent sees that it died of SIGTERM."""
+    with begun(work, root, 4, handler + TERMINATED) as process:
+        process.process.send_signal(signal.SIGTERM)
+        assert process.line(SOON) == "left"
+        assert process.process.wait(DEADLINE) == -signal.SIGTERM
+    assert are_gone(root)
+    assert {step(root, f"sleep(number={number})") for number in range(4)} == {("failed", 1, "KeyboardInterrupt")}
+    assert read_workflow_record("w", dir=root).status is WorkflowStatus.FAILED
+
+
+def test_sigterm_lets_plain_bodies_finish(root: Path) -> None:
+    """They are on record when the program has died."""
+    with begun("def work():\n    batch(range(6), plain)\n", root, 4, TERMINATED) as process:
+        process.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: said(root))
+        assert_waits(process)
+        Path(f"{root}.go").touch()
+        assert process.line() == "left"
+        assert process.process.wait(DEADLINE) == -signal.SIGTERM
+    assert {step(root, f"plain(number={number})") for number in range(4)} == {("completed", 1, None)}
+
+
+LONE = """
+def work():
+    sleep(0)
+"""
+
+
+def test_sigterm_ends_a_lone_command_without_a_run(root: Path) -> None:
+    """The call alone is work too, and the session is closed as at the exit."""
+    with begun(LONE, root, 1, "work()") as process:
+        process.process.send_signal(signal.SIGTERM)
+        assert process.process.wait(DEADLINE) == -signal.SIGTERM
+    assert are_gone(root)
+    assert step(root, "sleep(number=0)") == ("failed", 1, "KeyboardInterrupt")
+
+
+def test_a_second_sigterm_kills_the_commands(root: Path) -> None:
+    """The program waits no more for those that ignore the first."""
+    with begun(STUBBORN.replace("GRACE", "1000"), root, 8, TERMINATED) as process:
+        process.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: said(root))
+        process.process.send_signal(signal.SIGTERM)
+        assert process.line(SOON) == "left"
+        assert process.process.wait(DEADLINE) == -signal.SIGTERM
+    assert are_gone(root)
+
+
+OWN_HANDLER = """
+def handle(*_):
+    say("mine")
+
+def work():
+    assert signal.getsignal(signal.SIGTERM) is handle
+    batch(range(4), plain)
+
+signal.signal(signal.SIGTERM, handle)
+"""
+
+
+def test_a_handler_of_the_programs_own_is_left_alone(root: Path) -> None:
+    """The batch goes on as the handler wants it."""
+    main = MAIN + "\nassert signal.getsignal(signal.SIGTERM) is handle"
+    with begun(OWN_HANDLER, root, 4, main) as process:
+        process.process.send_signal(signal.SIGTERM)
+        assert process.line() == "mine"
+        Path(f"{root}.go").touch()
+        assert process.line() == "done"
+        process.end()
+
+
+AFTER = """
+def work():
+    batch(range(1), plain)
+    sys.stdout.flush()
+
+def fork():
+    pid = os.fork()
+    if pid == 0:
+        time.sleep(DEADLINE)
+        os._exit(1)
+    os.kill(pid, signal.SIGTERM)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+"""
+
+
+def test_the_default_action_is_put_back_after_the_work(root: Path) -> None:
+    """Also after a run that was left in another thread; and a forked child dies of SIGTERM at once."""
+    Path(f"{root}.go").touch()
+    main = """
+with workflow:
+    work()
+    assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+    assert fork() == -signal.SIGTERM
+assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+workflow.__enter__()
+other = threading.Thread(target=workflow.__exit__, args=(None, None, None))
+other.start()
+other.join()
+say("idle")
+time.sleep(DEADLINE)
+"""
+    with begun(AFTER, root, 1, main) as process:
+        assert process.line() == "idle"
+        process.process.send_signal(signal.SIGTERM)
+        assert process.process.wait(DEADLINE) == -signal.SIGTERM
