@@ -10,7 +10,8 @@ An item without a key is *ready*, then *running*, then done. An item with a key 
 
 Only running items occupy workers. There is no scheduling thread: the calling thread reads the items, and each worker
 takes the next ready item by itself, so that a slow source of items never delays an item that is ready. A worker ends
-when no item is ready, and the thread that makes an item ready starts another one.
+when no item is ready, and the thread that makes an item ready starts another one. Without an executor the calling
+thread is the only worker, between two items that it reads.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import CancelledError, Executor, Future
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +44,7 @@ from iso_orchestrator.fanout.summary import Fulfilled, Rejected, note_item
 from iso_orchestrator.runtime.context import ItemContext, LockOwner, current_owner, entered, refuse_interrupted
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.runtime.waits import Node, Wait, WaitingNode, current_node, find_deadlock, noted
-from iso_orchestrator.system.interrupts import LONGEST_WAIT, Condition, OneShotEvent, masked, start
+from iso_orchestrator.system.interrupts import LONGEST_WAIT, Condition, OneShotEvent, deferred, masked, start
 
 if TYPE_CHECKING:
     from iso_orchestrator.fanout.for_each import ForEachOptions
@@ -86,7 +87,7 @@ class Scheduler:
         name_of: Returns what to call an item in a message.
         key_of: Returns the mutex key of an item, or None.
         options: Those of the call.
-        executor: Provides the threads of the workers.
+        executor: Provides the threads of the workers; None: the calling thread is the only one.
         progress: Is told of each item that is done.
     """
 
@@ -98,7 +99,7 @@ class Scheduler:
         name_of: Callable[[Any], str],
         key_of: Callable[[Any], str | None],
         options: ForEachOptions,
-        executor: Executor,
+        executor: Executor | None,
         progress: Progress,
     ) -> None:
         self._runtime = runtime
@@ -152,7 +153,7 @@ class Scheduler:
         try:
             try:
                 self._read(items)
-                self._changed.wait_until(lambda: self._unfinished == 0 or self._stopped, self._wait)
+                self._go_on_until(lambda: self._unfinished == 0 or self._stopped)
             except Exception as error:  # noqa: BLE001 - it is raised below, after the running items have ended
                 self._fail(error)
             self._wait_for_workers()
@@ -186,8 +187,34 @@ class Scheduler:
                 self._add(_Item(index, value, key, owner))
                 is_full = self._unstarted >= self._read_ahead
             self._start_worker()
+            self._work_here()
+            if self._stopped:
+                return  # the next item may take its time
             if is_full:
-                self._changed.wait_until(self._has_room, self._wait)
+                self._go_on_until(self._has_room)
+
+    def _go_on_until(self, holds: Callable[[], bool]) -> None:
+        """Wait, and work where the calling thread is the worker."""
+        is_over = False
+
+        def may_go_on() -> bool:
+            nonlocal is_over
+            is_over = holds()
+            return is_over or (self._executor is None and bool(self._ready))
+
+        while not is_over:
+            self._changed.wait_until(may_go_on, self._wait)
+            if not is_over:
+                self._work_here()
+
+    def _work_here(self) -> None:
+        """Run what is ready, where the calling thread is the worker."""
+        if self._executor is not None:
+            return
+        with masked():
+            with self._changed.guard:
+                self._workers += 1
+            self._run_worker()
 
     def _add(self, item: _Item) -> None:
         self._unfinished += 1
@@ -216,12 +243,17 @@ class Scheduler:
         The caller must not hold the lock: an executor that is shut down calls `_on_worker_done` under its own lock,
         which `submit` needs.
         """
+        executor = self._executor
+        if executor is None:
+            with self._changed.guard:
+                self._changed.notify()
+            return
         with self._changed.guard:
             if self._stopped or not self._ready or self._workers >= self._max_parallel:
                 return
             self._workers += 1
         try:
-            future = start(lambda: self._executor.submit(self._run_worker))
+            future = start(lambda: executor.submit(self._run_worker))
         except Exception as error:  # noqa: BLE001 - the user's executor may raise anything
             with self._changed.guard:
                 self._workers -= 1
@@ -248,7 +280,7 @@ class Scheduler:
                 self._fail(error)  # the calling thread drops what waits: here the executor's lock may be held
 
     def _run_worker(self) -> None:
-        node, executor = current_node(), id(self._executor)
+        node, executor = current_node(), id(self if self._executor is None else self._executor)
         with _threads_guard:
             _threads_of.setdefault(executor, []).append(node)
         with self._changed.guard:
@@ -293,7 +325,7 @@ class Scheduler:
         self._running[item.index] = item.value
         with entered(attrs.evolve(self._scope, owner=item.owner, item=ItemContext(item.index), batch=self)):
             try:
-                return True, self._work(item.value) if item.hold is None else self._call_holding(item, item.hold)
+                return True, self._call_body(item) if item.hold is None else self._call_holding(item, item.hold)
             except BaseException as error:  # noqa: BLE001 - it is the item's outcome
                 return False, error
             finally:
@@ -306,6 +338,11 @@ class Scheduler:
             stack.push(lambda _, error, __: release(self._runtime, key, hold, error))
             with self._runtime.acquire() as session:
                 record(session, self._runtime.clock, "mutex.acquired", key)
+            return self._call_body(item)
+
+    def _call_body(self, item: _Item) -> Any:
+        with deferred(lambda: self._interrupt(KeyboardInterrupt())):  # has an effect in the main thread only
+            refuse_interrupted()
             return self._work(item.value)
 
     def _finish(self, item: _Item, ok: bool, value: Any) -> None:
@@ -465,9 +502,10 @@ class Scheduler:
             names = ", ".join(map(self._name_of, running[:_NAMED]))
             more = f" and {len(running) - _NAMED} more" if len(running) > _NAMED else ""
             items = "item" if len(running) == 1 else "items"
-            _log.warning(
-                "finishing %d running %s (%s%s); Ctrl-C again to stop waiting", len(running), items, names, more
-            )
+            with suppress(RuntimeError):  # a signal handler must not write to a stream in the middle of another write
+                _log.warning(
+                    "finishing %d running %s (%s%s); Ctrl-C again to stop waiting", len(running), items, names, more
+                )
 
     def _drop_waiting(self) -> None:
         with self._changed.guard:

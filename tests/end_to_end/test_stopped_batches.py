@@ -277,6 +277,63 @@ def test_commands_that_ignore_sigterm_are_gone_after_the_grace(root: Path) -> No
     assert are_gone(root)
 
 
+ALONE = """
+def unwilling(number):
+    try:
+        plain.fn(number)
+    finally:
+        say("left")
+
+def work():
+    workflow.run_for_each(range(6), unwilling if "TWICE" else plain)
+"""
+
+
+def test_ctrl_c_lets_the_body_in_the_callers_thread_finish(root: Path) -> None:
+    """Ctrl-C would come out in the middle of it; the first one is raised after it, in place of the next item."""
+    with begun(ALONE.replace("TWICE", ""), root, 1) as process:
+        process.process.send_signal(signal.SIGINT)
+        wait_until(lambda: said(root))
+        assert_waits(process)
+        Path(f"{root}.go").touch()
+        assert process.line() == "interrupted"
+        process.end()
+    assert said(root) == ["finishing 1 running item (plain(number=0)); Ctrl-C again to stop waiting"]
+    assert step(root, "plain(number=0)") == ("completed", 1, None)
+    assert begun_in(root) == ["0"]
+
+
+def test_a_second_ctrl_c_ends_the_body_in_the_callers_thread(root: Path) -> None:
+    """As Python does, wherever it is."""
+    with begun(ALONE, root, 1) as process:
+        process.process.send_signal(signal.SIGINT)
+        wait_until(lambda: said(root))
+        assert_waits(process)
+        process.process.send_signal(signal.SIGINT)
+        assert [process.line(), process.line()] == ["left", "interrupted"]
+        process.end()
+    assert begun_in(root) == ["0"]
+
+
+@pytest.mark.parametrize("work", ["sleep", "lambda n: batch([n], sleep)", "wait"], ids=["command", "nested", "mutex"])
+def test_ctrl_c_ends_a_command_or_a_wait_in_the_callers_thread(root: Path, work: str) -> None:
+    """The body of the item itself goes on only until there."""
+    code = MUTEX.replace("with", 'mark(f"{root}.begun", 0)\n    with', 1)
+    code += f"""
+def work():
+    workflow.run_for_each(range(3), {work})
+"""
+    workflow = Workflow("w", dir=root)
+    with workflow.mutex("held"), begun(code, root, 1) as process:
+        assert_waits(process)
+        process.process.send_signal(signal.SIGINT)
+        assert process.line(SOON) == "interrupted"
+        process.end()
+    workflow.close()
+    assert are_gone(root)
+    assert begun_in(root) == ["0"]
+
+
 # SIGTERM
 
 TERMINATED = """
