@@ -30,7 +30,7 @@ from iso_orchestrator.steps.options import CallKeywords, StepOptions, check_call
 from iso_orchestrator.steps.step import run_step
 from iso_orchestrator.store import Store, default_root, find_store
 from iso_orchestrator.system.clock import Clock, InjectedClock, SystemClock
-from iso_orchestrator.system.interrupts import masked, masked_with_undo
+from iso_orchestrator.system.interrupts import at_work, masked, masked_with_undo
 
 R = TypeVar("R")
 Item = TypeVar("Item")
@@ -143,6 +143,7 @@ class Workflow(Decorators):
     def __enter__(self) -> Workflow:
         """Begin a run."""
         run: Run | None = None
+        work = at_work()
 
         def undo(error: BaseException) -> None:
             """What `__exit__` would do: Python does not call it when Ctrl-C comes out of here."""
@@ -151,12 +152,16 @@ class Workflow(Decorators):
 
         block = masked_with_undo(undo)
         try:
+            work.__enter__()
             with block:
-                run = begin_run(self._runtime)
+                run = begin_run(self._runtime, work)
         except BaseException as error:
-            if not block.is_undone:
-                block.mask_again()
-                block.undo(error)
+            try:
+                if not block.is_undone:
+                    block.mask_again()
+                    block.undo(error)
+            finally:
+                work.__exit__()
             raise
         return self
 
@@ -168,8 +173,14 @@ class Workflow(Decorators):
         Raises:
             WorkflowUsageError: It was entered in another thread or task, and several runs of this object go on.
         """
-        with masked():
-            end_run(current_run(self._runtime), error)
+        run = None
+        try:
+            with masked():
+                run = current_run(self._runtime)
+                end_run(run, error)
+        finally:
+            if run is not None:
+                run.work.__exit__()
 
     def run(self, fn: Callable[[Workflow], R]) -> RunResult[R]:
         """Call *fn* with the workflow, as a run.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import errno
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -24,12 +23,13 @@ from iso_orchestrator.errors import (
 from iso_orchestrator.notes import suppressed_as_note
 from iso_orchestrator.system import processes
 from iso_orchestrator.system.clock import Backoff, monotonic, sleep
-from iso_orchestrator.system.interrupts import is_interrupted, masked
+from iso_orchestrator.system.interrupts import at_exit, is_interrupted, masked
 from iso_orchestrator.system.processes import GRACE, Process, end_tree, living_tree
 
 _LOOK = 1.0  # seconds between two looks at the files
 _LOOK_FOR_LINES = 0.05  # the same where lines are read
 _LOOK_FOR_ORPHANS = 0.05
+_LOOK_FOR_END = 0.1  # the same for what the caller's `on_look` looks at
 _PATH_SHOWN = 1000  # characters in an error
 
 _Limit: TypeAlias = Callable[[CommandResult[Any]], CommandError]
@@ -51,6 +51,7 @@ class ProcessRunner:
         grace: Seconds from SIGTERM to SIGKILL when it has to end.
         on_line: Called with each line of standard output as it comes, without its end. One longer than a MiB is cut.
             After a time limit it gets only the lines that it can take in a second.
+        on_look: Called every tenth of a second: what it raises ends the command.
         on_beat: Called every *beat_every* seconds with the process id, the bytes that were written so far, and the last
             line of output, whether or not its end is there yet. An exception of either function ends the command.
     """
@@ -63,6 +64,7 @@ class ProcessRunner:
     idle_timeout: float | None = None
     grace: float = GRACE
     on_line: Callable[[str], None] | None = None
+    on_look: Callable[[], None] | None = None
     on_beat: Callable[[int, int, str], None] = lambda *_: None
     beat_every: float = 30.0
 
@@ -132,6 +134,8 @@ class ProcessRunner:
     def _watch(self, process: Process) -> _Limit | None:
         """Wait for the end of the command, or a limit."""
         while not processes.has_ended(process, self._pause()):
+            if self.on_look is not None:
+                self.on_look()
             now = monotonic()
             if (limit := self._look(now)) is not None:
                 return limit
@@ -154,6 +158,8 @@ class ProcessRunner:
     def _look_every(self) -> float:
         if self.on_line is not None:
             return _LOOK_FOR_LINES
+        if self.on_look is not None:
+            return _LOOK_FOR_END
         if self.idle_timeout is not None:
             return min(_LOOK, self.idle_timeout / 4)
         return float("inf")
@@ -217,7 +223,7 @@ def _end_all_at_exit() -> None:
             run.end(at_once=True)
 
 
-atexit.register(_end_all_at_exit)
+at_exit(_end_all_at_exit)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_running.clear)  # they are the parent's
 

@@ -32,7 +32,7 @@ from iso_orchestrator.notes import message_of
 from iso_orchestrator.record.facts import CommandBegun, CommandsMarked, Fact, HeartbeatRecorded
 from iso_orchestrator.record.model import Json
 from iso_orchestrator.record.projection import Projection, copy_json
-from iso_orchestrator.runtime.context import current_scope
+from iso_orchestrator.runtime.context import current_scope, refuse_interrupted
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.steps.options import StepOptions
 from iso_orchestrator.steps.step import Step
@@ -44,7 +44,7 @@ T = TypeVar("T")
 
 _log = logging.getLogger("iso_orchestrator")
 
-_LOOK_EVERY = 0.5  # seconds between two looks whether the caller still waits
+_LOOK_EVERY = 0.5  # seconds between two looks at the command's progress, or at orphans
 _BEAT_EVERY = 20.0  # seconds between two recorded heartbeats
 
 # Why a program may not start now, and start later: the machine is short of something, or the program is being written.
@@ -134,7 +134,6 @@ class CommandAttempt:
         self._runtime = scope.runtime
         self._session = scope.attempt.session
         self._flight = scope.attempt.flight
-        self._batch = scope.batch
         self._step = scope.step.name
         self._key = heartbeat_key(self._step)
         self._log_folder = (
@@ -152,7 +151,9 @@ class CommandAttempt:
         Raises:
             Limited: What the command needs is limited.
             CommandError: It was no success.
+            KeyboardInterrupt: Ctrl-C has come in the thread that waits for this one.
         """
+        refuse_interrupted()
         tag = self._process_tag()
         self._end_orphans(tag)
         line = fn(*args, **kwargs)
@@ -185,6 +186,7 @@ class CommandAttempt:
             timeout=self._options.timeout,
             idle_timeout=self._options.idle_timeout,
             on_line=reader.on_line,
+            on_look=refuse_interrupted,
             on_beat=partial(self._beat, reader),
             beat_every=_LOOK_EVERY,
         )
@@ -229,11 +231,10 @@ class CommandAttempt:
             end_orphans(tag, *logs)
             return
         while not await_orphans(tag, *logs, timeout=_LOOK_EVERY):
-            self._refuse_abandoned()
+            refuse_interrupted()
 
     def _beat(self, reader: Reader, pid: int, size: int, last_line: str) -> None:
-        """End the command if its caller waits no more; record its progress from time to time."""
-        self._refuse_abandoned()
+        """Record the command's progress from time to time."""
         detail = {"pid": pid, "log": self._log, **reader.detail()}
         now = monotonic()
         if now >= self._beat_at or detail != self._known:
@@ -244,10 +245,6 @@ class CommandAttempt:
 
     def _beat_again(self, reader: Reader) -> None:
         self._record_beat({"log": self._log, **reader.detail()}, silent=True)
-
-    def _refuse_abandoned(self) -> None:
-        if self._batch is not None and self._batch.is_abandoned:
-            raise KeyboardInterrupt("the caller of the command waits no more")
 
     def _record_beat(self, detail: dict[str, Json], *, silent: bool) -> None:
         try:

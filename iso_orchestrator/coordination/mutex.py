@@ -20,7 +20,7 @@ from iso_orchestrator.coordination.mutex_queue import (
 from iso_orchestrator.errors import WorkflowUsageError
 from iso_orchestrator.notes import suppressed_as_note
 from iso_orchestrator.record.facts import EventAppended
-from iso_orchestrator.runtime.context import current_owner
+from iso_orchestrator.runtime.context import current_owner, refuse_interrupted
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.runtime.session import Session
 from iso_orchestrator.runtime.waits import Node, Patience, Wait, wait_until
@@ -104,8 +104,13 @@ class Mutex(ContextDecorator):
         def blockers() -> Sequence[Node]:
             return () if answered.is_set() or self._timeout is not None else holders(waiter)
 
-        what = f"mutex {self._key!r}"
-        wait_until(answered.wait, Wait(waiter.owner, what, blockers), warn_of_other_process(waiter))
+        warn = warn_of_other_process(waiter)
+
+        def look() -> None:
+            refuse_interrupted()
+            warn()
+
+        wait_until(answered.wait, Wait(waiter.owner, f"mutex {self._key!r}", blockers), look)
 
     def _leave_outside(self, error: BaseException | None) -> None:
         """Leave a mutex that is not held here: an error, except in a forked child, where the parent holds it."""

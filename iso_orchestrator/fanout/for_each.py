@@ -23,6 +23,7 @@ from iso_orchestrator.steps.identity import Parameters, compile_template
 from iso_orchestrator.steps.options import check_callable
 from iso_orchestrator.steps.rendering import Unrenderable, digest, render
 from iso_orchestrator.steps.step import BoundStep, Step, current_runtime, leading_arguments, split_method
+from iso_orchestrator.system.interrupts import at_work
 
 _SHOWN_OF_ITEM = 100  # characters of an item in an error
 
@@ -41,7 +42,7 @@ MutexKey: TypeAlias = str | Callable[[Any], str | None] | None
 class ForEachKeywords(TypedDict, total=False):
     """Options of a `for_each`.
 
-    max_parallel: Items at a time, at most. Default: 1.
+    max_parallel: Items at a time, at most. Default: 1, which runs them in the caller's thread if no executor is given.
     mutex_key: A format string over the function's arguments, or a function of the item; in `run_for_each` a str is
         the key itself. Items with one key never overlap, in any process, and run in order among themselves.
         Default, and where the function returns None: no key.
@@ -49,7 +50,7 @@ class ForEachKeywords(TypedDict, total=False):
     mutex_timeout: Seconds to wait for a key that another process holds. Default: no limit.
     stop_on_error: True (the default): after the first error start nothing more, let running items finish, and raise
         the error with a note that names the item's index. False: run all items, and raise none of their errors.
-    executor: An executor of threads. Default: a `ThreadPoolExecutor` for this call.
+    executor: An executor of threads. Default: a `ThreadPoolExecutor` for this call, or the caller's thread.
     progress: Whether to show a progress bar, or a str as its label. Needs the extra ``progress``. Default: on a
         terminal and in a notebook.
     """
@@ -186,25 +187,37 @@ class ForEach(Generic[Item, P, R]):
         runtime, options = self._runtime or current_runtime(), self._options
         total = len(items) if isinstance(items, Sized) else None
         progress = reporter(options.progress, total, self._name)
-        executor = options.executor or ThreadPoolExecutor(options.max_parallel, "iso-orchestrator for_each")
+        executor = options.executor
+        if executor is None and options.max_parallel > 1:
+            executor = ThreadPoolExecutor(options.max_parallel, "iso-orchestrator for_each")
         leading = self._leading
         scheduler = Scheduler(
             runtime,
             self._work(lambda item: (*leading, item, *shared), named),
+            name_of=lambda item: self._name_of(item, (*leading, item, *shared), named),
             key_of=lambda item: self._key_of(item, (*leading, item, *shared), named),
             options=options,
             executor=executor,
             progress=progress,
         )
         try:
-            with runtime.acquire() as session:
+            with at_work(), runtime.acquire() as session:
                 session.ensure_open()
                 outcomes = scheduler.run(items)
         finally:
             progress.close()
-            if options.executor is None:
+            if executor is not None and executor is not options.executor:
                 executor.shutdown(wait=False)
         return ForEachSummary(outcomes)
+
+    def _name_of(self, item: Item, args: tuple[Any, ...], named: dict[str, Any]) -> str:
+        """What to call an item in a message: as its step, if that is possible."""
+        step: Any = self.fn
+        try:
+            name = step.step_name(*args, **named) if isinstance(step, Step | BoundStep) else ""
+        except Exception:  # noqa: BLE001 - the item itself raises it
+            name = ""
+        return str(name or f"{self._name}({reprlib.repr(item)})")[:_SHOWN_OF_ITEM]
 
     def _work(self, arguments: Callable[[Item], tuple[Any, ...]], named: dict[str, Any]) -> Callable[[Item], R]:
         """A function that does the work of one item."""

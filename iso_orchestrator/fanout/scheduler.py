@@ -10,18 +10,20 @@ An item without a key is *ready*, then *running*, then done. An item with a key 
 
 Only running items occupy workers. There is no scheduling thread: the calling thread reads the items, and each worker
 takes the next ready item by itself, so that a slow source of items never delays an item that is ready. A worker ends
-when no item is ready, and the thread that makes an item ready starts another one.
+when no item is ready, and the thread that makes an item ready starts another one. Without an executor the calling
+thread is the only worker, between two items that it reads.
 """
 
 from __future__ import annotations
 
 import heapq
+import logging
 import math
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import CancelledError, Executor, Future
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
@@ -39,14 +41,17 @@ from iso_orchestrator.coordination.mutex_queue import (
 )
 from iso_orchestrator.fanout.progress import Progress
 from iso_orchestrator.fanout.summary import Fulfilled, Rejected, note_item
-from iso_orchestrator.runtime.context import ItemContext, LockOwner, current_owner, entered
+from iso_orchestrator.runtime.context import ItemContext, LockOwner, current_owner, entered, refuse_interrupted
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.runtime.waits import Node, Wait, WaitingNode, current_node, find_deadlock, noted
-from iso_orchestrator.system.interrupts import LONGEST_WAIT, Condition, OneShotEvent, start, undo_on_error
+from iso_orchestrator.system.interrupts import LONGEST_WAIT, Condition, OneShotEvent, deferred, masked, start
 
 if TYPE_CHECKING:
     from iso_orchestrator.fanout.for_each import ForEachOptions
 
+_log = logging.getLogger("iso_orchestrator")
+
+_NAMED = 5  # running items in a message
 _READ_AHEAD = 1000  # items, or 16 for each worker if that is more
 
 
@@ -79,9 +84,10 @@ class Scheduler:
     Args:
         runtime: The workflow's.
         work: The function of one item.
+        name_of: Returns what to call an item in a message.
         key_of: Returns the mutex key of an item, or None.
         options: Those of the call.
-        executor: Provides the threads of the workers.
+        executor: Provides the threads of the workers; None: the calling thread is the only one.
         progress: Is told of each item that is done.
     """
 
@@ -90,13 +96,15 @@ class Scheduler:
         runtime: WorkflowRuntime,
         work: Callable[[Any], Any],
         *,
+        name_of: Callable[[Any], str],
         key_of: Callable[[Any], str | None],
         options: ForEachOptions,
-        executor: Executor,
+        executor: Executor | None,
         progress: Progress,
     ) -> None:
         self._runtime = runtime
         self._work = work
+        self._name_of = name_of
         self._key_of = key_of
         self._options = options
         self._max_parallel = options.max_parallel
@@ -116,9 +124,10 @@ class Scheduler:
         self._unstarted = 0  # items that were read and have not run
         self._workers = 0  # workers that have not decided to end, including those that the executor has not started
         self._running_workers: list[Node] = []
+        self._running: dict[int, Any] = {}  # items, by index
         self._futures: set[Future[None]] = set()
         self._stopped = False
-        self._abandoned = False
+        self._interrupted = False
         self._error: BaseException | None = None
         # Runs the items that hold their mutex and have no thread yet.
         self._next_worker = WaitingNode(Wait(self, "", self._blockers_of_next_worker, any_will_do=True))
@@ -130,10 +139,10 @@ class Scheduler:
         return self._stopped or (around is not None and around.is_stopped)
 
     @property
-    def is_abandoned(self) -> bool:
-        """Whether nothing waits for the running items any more, here or in the `for_each` around this one."""
+    def is_interrupted(self) -> bool:
+        """Whether Ctrl-C has come in the calling thread, here or in the `for_each` around this one."""
         around = self._scope.batch
-        return self._abandoned or (around is not None and around.is_abandoned)
+        return self._interrupted or (around is not None and around.is_interrupted)
 
     def run(self, items: Iterable[Any]) -> list[Fulfilled[Any] | Rejected]:
         """Run all items; their outcomes in the order of the items.
@@ -141,14 +150,16 @@ class Scheduler:
         Raises:
             BaseException: The first error, as `Workflow.for_each` says.
         """
-        with undo_on_error(self._abandon):  # a second interrupt
+        try:
             try:
                 self._read(items)
-                self._changed.wait_until(lambda: self._unfinished == 0 or self._stopped, self._wait)
-            except BaseException as error:  # noqa: BLE001 - it is raised below, after the running items have ended
+                self._go_on_until(lambda: self._unfinished == 0 or self._stopped)
+            except Exception as error:  # noqa: BLE001 - it is raised below, after the running items have ended
                 self._fail(error)
-            if self._stopped:
-                self._drop_waiting()
+            self._wait_for_workers()
+        except BaseException as error:  # noqa: BLE001 - likewise
+            with masked():  # a second interrupt ends the wait for the items, and must not keep them from this one
+                self._interrupt(error)
             self._wait_for_workers()
         # Tracebacks have frames with this scheduler: if it kept the errors, they would form a cycle.
         outcomes, self._outcomes = self._outcomes, {}
@@ -169,14 +180,41 @@ class Scheduler:
             owner = LockOwner(self._parent, ItemContext(index), node=self._next_worker)
             if key is not None:
                 find_hold(self._state_key(key), owner)  # raises if the caller holds the mutex
+            refuse_interrupted()
             with self._changed.guard:
                 if self._stopped:
                     return
                 self._add(_Item(index, value, key, owner))
                 is_full = self._unstarted >= self._read_ahead
             self._start_worker()
+            self._work_here()
+            if self._stopped:  # by the item that ran here; the next one may take its time
+                return  # type: ignore[unreachable]  # mypy takes `_stopped` for unchanged by calls
             if is_full:
-                self._changed.wait_until(self._has_room, self._wait)
+                self._go_on_until(self._has_room)
+
+    def _go_on_until(self, holds: Callable[[], bool]) -> None:
+        """Wait, and work where the calling thread is the worker."""
+        is_over = False
+
+        def may_go_on() -> bool:
+            nonlocal is_over
+            is_over = holds()
+            return is_over or (self._executor is None and bool(self._ready))
+
+        while not is_over:
+            self._changed.wait_until(may_go_on, self._wait)
+            if not is_over:
+                self._work_here()
+
+    def _work_here(self) -> None:
+        """Run what is ready, where the calling thread is the worker."""
+        if self._executor is not None:
+            return
+        with masked():
+            with self._changed.guard:
+                self._workers += 1
+            self._run_worker()
 
     def _add(self, item: _Item) -> None:
         self._unfinished += 1
@@ -205,12 +243,17 @@ class Scheduler:
         The caller must not hold the lock: an executor that is shut down calls `_on_worker_done` under its own lock,
         which `submit` needs.
         """
+        executor = self._executor
+        if executor is None:
+            with self._changed.guard:
+                self._changed.notify()
+            return
         with self._changed.guard:
             if self._stopped or not self._ready or self._workers >= self._max_parallel:
                 return
             self._workers += 1
         try:
-            future = start(lambda: self._executor.submit(self._run_worker))
+            future = start(lambda: executor.submit(self._run_worker))
         except Exception as error:  # noqa: BLE001 - the user's executor may raise anything
             with self._changed.guard:
                 self._workers -= 1
@@ -237,7 +280,7 @@ class Scheduler:
                 self._fail(error)  # the calling thread drops what waits: here the executor's lock may be held
 
     def _run_worker(self) -> None:
-        node, executor = current_node(), id(self._executor)
+        node, executor = current_node(), id(self if self._executor is None else self._executor)
         with _threads_guard:
             _threads_of.setdefault(executor, []).append(node)
         with self._changed.guard:
@@ -262,7 +305,7 @@ class Scheduler:
     def _take(self) -> _Item | None:
         """The next ready item; None when the worker, which is no longer counted, has to end."""
         with self._changed.guard:
-            if self._stopped or not self._ready:
+            if self._stopped or not self._ready or self.is_interrupted:
                 self._workers -= 1
                 return None
             *_, item = heapq.heappop(self._ready)
@@ -279,11 +322,14 @@ class Scheduler:
 
     def _call(self, item: _Item) -> tuple[bool, Any]:
         item.owner.move_here()
+        self._running[item.index] = item.value
         with entered(attrs.evolve(self._scope, owner=item.owner, item=ItemContext(item.index), batch=self)):
             try:
-                return True, self._work(item.value) if item.hold is None else self._call_holding(item, item.hold)
+                return True, self._call_body(item) if item.hold is None else self._call_holding(item, item.hold)
             except BaseException as error:  # noqa: BLE001 - it is the item's outcome
                 return False, error
+            finally:
+                del self._running[item.index]
 
     def _call_holding(self, item: _Item, hold: Held) -> Any:
         key = item.key
@@ -292,6 +338,11 @@ class Scheduler:
             stack.push(lambda _, error, __: release(self._runtime, key, hold, error))
             with self._runtime.acquire() as session:
                 record(session, self._runtime.clock, "mutex.acquired", key)
+            return self._call_body(item)
+
+    def _call_body(self, item: _Item) -> Any:
+        with deferred(lambda: self._interrupt(KeyboardInterrupt())):  # has an effect in the main thread only
+            refuse_interrupted()
             return self._work(item.value)
 
     def _finish(self, item: _Item, ok: bool, value: Any) -> None:
@@ -305,7 +356,8 @@ class Scheduler:
                 self._end_key(item.key)
             if self._unfinished == 0:
                 self._changed.notify()
-        self._progress.advance(ok)
+        if ok or isinstance(value, Exception):  # else it was interrupted, and goes on in the next run
+            self._progress.advance(ok)
         if not ok and (self._options.stop_on_error or not isinstance(value, Exception)):
             note_item(value, item.index)
             self._stop(value)
@@ -394,6 +446,8 @@ class Scheduler:
                     raise error
                 if event.wait(LONGEST_WAIT):
                     return
+                if not self._stopped:
+                    refuse_interrupted()
                 for item in requested:
                     self._refuse_deadlock(item)
                 if requested:
@@ -437,8 +491,21 @@ class Scheduler:
                 self._error, self._stopped = error, True
             self._changed.notify()
 
-    def _abandon(self) -> None:
-        self._abandoned = True
+    def _interrupt(self, error: BaseException) -> None:
+        """Start no more items, end the commands and waits of the running ones, and let plain bodies finish."""
+        was_interrupted = self.is_interrupted
+        with self._changed.guard:
+            self._error, self._stopped, self._interrupted = error, True, True
+            self._changed.notify()
+        running = list(self._running.values())
+        if running and not was_interrupted:
+            names = ", ".join(map(self._name_of, running[:_NAMED]))
+            more = f" and {len(running) - _NAMED} more" if len(running) > _NAMED else ""
+            items = "item" if len(running) == 1 else "items"
+            with suppress(RuntimeError):  # a signal handler must not write to a stream in the middle of another write
+                _log.warning(
+                    "finishing %d running %s (%s%s); Ctrl-C again to stop waiting", len(running), items, names, more
+                )
 
     def _drop_waiting(self) -> None:
         with self._changed.guard:
@@ -451,6 +518,8 @@ class Scheduler:
             self._withdraw(item)
 
     def _wait_for_workers(self) -> None:
+        if self._stopped:
+            self._drop_waiting()
         with self._changed.guard:
             futures = list(self._futures)
         for future in futures:

@@ -18,6 +18,7 @@ from iso_orchestrator.errors import NoActiveWorkflowError
 from iso_orchestrator.notes import contextmanager
 from iso_orchestrator.record.model import Json
 from iso_orchestrator.runtime.waits import Node, Wait, current_node
+from iso_orchestrator.system.clock import sleep
 from iso_orchestrator.system.interrupts import OneShotEvent
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from iso_orchestrator.runtime.session import Session
 
 T = TypeVar("T")
+
+_LOOK_EVERY = 0.1  # seconds
 
 
 @attrs.frozen
@@ -195,8 +198,8 @@ class Batch(Protocol):
         ...
 
     @property
-    def is_abandoned(self) -> bool:
-        """Whether its caller no longer waits for what runs in it, since a second Ctrl-C came."""
+    def is_interrupted(self) -> bool:
+        """Whether Ctrl-C has come in its calling thread, so that commands and waits in it end."""
         ...
 
 
@@ -243,6 +246,32 @@ def current_scope() -> Scope:
 def make_current(scope: Scope) -> None:
     """Make *scope* current here."""
     _scope.set(scope)
+
+
+def refuse_interrupted() -> None:
+    """Raise where the `for_each` or the run around was interrupted: Python itself raises in the main thread only.
+
+    Waits and commands call this again and again. Plain bodies of items and steps are let finish.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C has come.
+    """
+    batch = _scope.get().batch
+    if batch is not None and batch.is_interrupted:
+        raise KeyboardInterrupt("Ctrl-C came in the thread that waits for this one")
+
+
+def pause(seconds: float) -> None:
+    """Sleep, until the `for_each` or the run around is interrupted.
+
+    Raises:
+        KeyboardInterrupt: It was.
+    """
+    refuse_interrupted()
+    while seconds > 0:
+        sleep(min(seconds, _LOOK_EVERY))
+        seconds -= _LOOK_EVERY
+        refuse_interrupted()
 
 
 @contextmanager

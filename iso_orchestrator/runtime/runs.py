@@ -14,11 +14,11 @@ from iso_orchestrator.notes import add_note, suppressed_as_note
 from iso_orchestrator.record.facts import Fact, RunEnded, RunStarted
 from iso_orchestrator.record.model import ErrorInfo, WorkflowRecord
 from iso_orchestrator.record.projection import LiveRun, Projection
-from iso_orchestrator.runtime.context import Scope, current_scope, make_current
+from iso_orchestrator.runtime.context import Scope, current_scope, make_current, refuse_interrupted
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.runtime.session import Session
 from iso_orchestrator.system.clock import Backoff
-from iso_orchestrator.system.interrupts import interruptible, undo_on_error
+from iso_orchestrator.system.interrupts import at_work, interruptible, undo_on_error
 
 R = TypeVar("R")
 
@@ -37,19 +37,21 @@ class Run:
 
     Attributes:
         runtime: Of the workflow.
+        work: Left after its end, in the thread that began it.
         session: With a reference to it, from the start of the run to its end.
         around: What was current around the run.
         is_stopped: Whether it ends with an error, so that nothing more of what was submitted starts.
-        is_abandoned: Whether its end no longer waits for what was submitted.
+        is_interrupted: Whether it ends with Ctrl-C, so that commands and waits of what was submitted end too.
     """
 
     runtime: WorkflowRuntime
     session: Session
+    work: at_work
     around: Scope = attrs.field(factory=current_scope)
     id: str = attrs.field(factory=unique_name)
     pid: int = attrs.field(factory=os.getpid)
     is_stopped: bool = False
-    is_abandoned: bool = False
+    is_interrupted: bool = False
 
     @property
     def is_ours(self) -> bool:
@@ -57,15 +59,15 @@ class Run:
         return self.pid == os.getpid()
 
 
-def begin_run(runtime: WorkflowRuntime) -> Run:
-    """Record that a run starts, and that others have died; make it current.
+def begin_run(runtime: WorkflowRuntime, work: at_work) -> Run:
+    """Record that a run starts, and that others have died; make it current. It has to leave *work* at its end.
 
     Raises:
         WorkflowBusyError: Another run goes on, and the workflow refuses that.
         WorkflowUsageError: It would be inside of itself.
     """
     _refuse_inside(runtime)
-    run = Run(runtime, runtime.acquire())
+    run = Run(runtime, runtime.acquire(), work)
     with undo_on_error(lambda: _let_go(run)):
         _record_start(run)
     runtime.runs.append(run)
@@ -96,11 +98,11 @@ def end_run(run: Run, error: BaseException | None) -> None:
     if not run.is_ours or run not in runtime.runs:
         return
     try:
-        run.is_stopped = error is not None
+        run.is_stopped, run.is_interrupted = error is not None, isinstance(error, KeyboardInterrupt)
         with interruptible():
             runtime.pool.drain(run, cancel=error is not None)
     except BaseException as interrupt:  # Ctrl-C while submitted steps end: it is the run's error
-        run.is_stopped = run.is_abandoned = True
+        run.is_stopped = run.is_interrupted = True
         if error is None or not isinstance(interrupt, DeadlockError):
             error = interrupt
             raise
@@ -153,6 +155,7 @@ def _record_start(run: Run) -> None:
             raise WorkflowBusyError(session.workflow_id, busy.pid, busy.host, busy.since)
         session.log.is_alive(busy.owner)  # raises where that cannot be found out, so that the wait might never end
         pause.rest()
+        refuse_interrupted()
 
 
 def _record_end(run: Run, error: BaseException | None) -> None:

@@ -5,7 +5,6 @@ Lock, catch up with other processes, decide, append, unlock, wait until it is du
 
 from __future__ import annotations
 
-import atexit
 import logging
 import os
 import threading
@@ -23,6 +22,7 @@ from iso_orchestrator.store import RemovedError, Store, WorkflowLog
 from iso_orchestrator.system.clock import Clock
 from iso_orchestrator.system.interrupts import (
     OneShotEvent,
+    at_exit,
     masked,
     refuse_green_threads,
     undo_on_error,
@@ -440,6 +440,6 @@ def _detach_all_after_fork() -> None:
     _sessions.clear()
 
 
-atexit.register(_detach_all_at_exit)
+at_exit(_detach_all_at_exit)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_detach_all_after_fork)

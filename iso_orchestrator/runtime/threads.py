@@ -10,7 +10,7 @@ from contextvars import copy_context
 from typing import Any, TypeVar
 
 from iso_orchestrator.errors import StepTimeoutError
-from iso_orchestrator.runtime.context import current_owner
+from iso_orchestrator.runtime.context import current_owner, refuse_interrupted
 from iso_orchestrator.runtime.waits import Node, Wait, WaitingNode, current_node, noted, wait_until
 from iso_orchestrator.system.interrupts import OneShotEvent, interruptible, masked, start
 
@@ -129,7 +129,7 @@ class _WorkFuture(Future[T]):
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         if timeout is None:
-            _wait_for([self])
+            _wait_for([self], refuse_interrupted)
         return super().exception(timeout)
 
     def result(self, timeout: float | None = None) -> T:
@@ -142,8 +142,8 @@ class _WorkFuture(Future[T]):
         return super().result(timeout)
 
 
-def _wait_for(futures: Sequence[_WorkFuture[Any]]) -> None:
-    """Wait until all futures are done."""
+def _wait_for(futures: Sequence[_WorkFuture[Any]], look: Callable[[], object] = lambda: None) -> None:
+    """Wait until all futures are done; *look* is called each second."""
 
     def is_over(seconds: float) -> bool:
         with interruptible():
@@ -153,7 +153,7 @@ def _wait_for(futures: Sequence[_WorkFuture[Any]]) -> None:
         return [node for future in futures if (node := future.node) is not None and not future.done()]
 
     if not all(future.done() for future in futures):
-        wait_until(is_over, Wait(current_owner(), "a submitted step", blockers))
+        wait_until(is_over, Wait(current_owner(), "a submitted step", blockers), look)
 
 
 def _run(call: list[tuple[_WorkFuture[T], Callable[[], T]]]) -> None:

@@ -52,6 +52,8 @@ from iso_orchestrator.runtime.context import (
     current_owner,
     current_scope,
     innermost_attempt,
+    pause,
+    refuse_interrupted,
     run_attempt,
 )
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
@@ -62,7 +64,7 @@ from iso_orchestrator.steps.options import RetryContext, StepOptions
 from iso_orchestrator.steps.origin import Origin
 from iso_orchestrator.store import ProcessInfo
 from iso_orchestrator.system.clock import Backoff, sleep
-from iso_orchestrator.system.interrupts import OneShotEvent, masked, unmasked
+from iso_orchestrator.system.interrupts import OneShotEvent, at_work, masked, unmasked
 
 _log = logging.getLogger("iso_orchestrator")
 
@@ -129,7 +131,7 @@ class StepCall:
         if step is not None and self._counts(step):
             return self._load_recorded(step.result, self.origin.changes_since(step))
         self.scope = current_scope()
-        with masked(), self.runtime.acquire() as self.session:
+        with at_work(), masked(), self.runtime.acquire() as self.session:
             return self._run_in_turn()
 
     def _run_in_turn(self) -> Any:
@@ -154,7 +156,9 @@ class StepCall:
         for flight in around:
             flight.helpers.append(node)
         try:
-            wait_until(ended.wait, Wait(current_owner(), f"step {self.name!r}", lambda: (other,)))
+            wait = Wait(current_owner(), f"step {self.name!r}", lambda: (other,))
+            wait_until(ended.wait, wait, refuse_interrupted)
+            refuse_interrupted()  # else this thread would begin what the other one has left at Ctrl-C
         finally:
             for flight in around:
                 flight.helpers.remove(node)
@@ -176,10 +180,10 @@ class StepCall:
                     self.is_first = False
                 if isinstance(error, Limited) and self._record_limit(attempt, error):
                     continue  # with the same number: a limit is no failure
-                pause = None if flight.is_hopeless else self._pause_before_retry(error, context)
-                if not self._record_failure(attempt, error, retrying=pause is not None) or pause is None:
+                seconds = None if flight.is_hopeless else self._pause_before_retry(error, context)
+                if not self._record_failure(attempt, error, retrying=seconds is not None) or seconds is None:
                     raise
-                sleep(pause)
+                pause(seconds)
                 number += 1
                 continue
             if isinstance(executed, SerializationError):  # no retry would change that
@@ -194,7 +198,7 @@ class StepCall:
 
     def _begin(self, flight: InFlightStep) -> _Started | _Completed:
         """Record that an attempt starts, as soon as no other process and no limit is in the way."""
-        pause, was_settled = Backoff(), flight.is_settled
+        backoff, was_settled = Backoff(), flight.is_settled
         patience: Patience | None = None
         while True:
             at = self.runtime.clock.now()
@@ -221,7 +225,8 @@ class StepCall:
                     raise error
                 case _RunsElsewhere(attempt):
                     flight.attempt = attempt
-                    pause.rest()
+                    backoff.rest()
+                    refuse_interrupted()
                     patience = patience or Patience(current_owner(), f"step {self.name!r}", self._runner)
                     patience.look()
                 case Limit():

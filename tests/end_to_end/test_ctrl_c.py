@@ -190,7 +190,7 @@ def test_ctrl_c_ends_reading_the_items(tmp_path: Path) -> None:
             tell("end", item)
         threading.Thread(target=listen, daemon=True).start()
         try:
-            workflow.run_for_each(source(), work)
+            workflow.run_for_each(source(), work, max_parallel=2)
         except KeyboardInterrupt:
             tell("interrupted")
         workflow.close()
@@ -623,6 +623,11 @@ def for_each(n):
     workflow.run_for_each("ab", str, max_parallel=2, mutex_key=lambda item: item)
     return n
 
+def alone(n):
+    done = []
+    workflow.run_for_each("ab", done.append, mutex_key=lambda item: item)
+    return n
+
 pool = ThreadPoolExecutor(1)
 
 def queued(n):
@@ -688,7 +693,7 @@ tell("everywhere", count)
 """
 
 
-@pytest.mark.parametrize("what", ["event", "step", "mutex", "lease", "beating", "for_each", "queued", "run"])
+@pytest.mark.parametrize("what", ["event", "step", "mutex", "lease", "beating", "for_each", "alone", "queued", "run"])
 def test_an_interrupt_at_any_place_leaves_nothing_that_one_would_wait_for(memory_path: Path, what: str) -> None:
     """The same call in the same process, as in a notebook, works after it was interrupted anywhere in the package."""
     with run(EVERYWHERE, memory_path) as process:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.thread import BrokenThreadPool
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -471,12 +472,13 @@ def test_an_error_of_the_iterable_is_raised(
         yield "b"
         raise kind("the source")
 
-    summary = in_thread(workflow.run_for_each, source(), gate, stop_on_error=stop_on_error)
-    gate.until_in("a")
-    assert_waits(summary)
-    gate.open()
-    with pytest.raises(kind, match="the source"):
-        summary.result(DEADLINE)
+    with ThreadPoolExecutor(1) as executor:
+        summary = in_thread(workflow.run_for_each, source(), gate, stop_on_error=stop_on_error, executor=executor)
+        gate.until_in("a")
+        assert_waits(summary)
+        gate.open()
+        with pytest.raises(kind, match="the source"):
+            summary.result(DEADLINE)
     assert gate.entered == ["a"]
 
 
@@ -559,6 +561,33 @@ def test_a_for_each_can_be_called_again_after_an_error(workflow: Workflow) -> No
 
 
 # Threads and executors
+
+
+@pytest.mark.parametrize("key", [None, "same", lambda item: str(item)], ids=["no key", "one key", "keys"])
+def test_one_item_at_a_time_runs_in_the_callers_thread(workflow: Workflow, key: Any) -> None:
+    """Objects of one thread can be used, as those of sqlite3, and items leave the caller's context as it is."""
+    variable: ContextVar[int] = ContextVar("variable", default=-1)
+    with closing(sqlite3.connect(":memory:")) as connection:
+        connection.execute("CREATE TABLE items (item)")
+
+        @workflow.for_each(mutex_key=key)
+        @workflow.step
+        def insert(item: int) -> int:
+            variable.set(item)
+            connection.execute("INSERT INTO items VALUES (?)", (item,))
+            return item
+
+        assert insert(iter(range(5))).values() == [0, 1, 2, 3, 4]
+        assert connection.execute("SELECT item FROM items").fetchall() == [(0,), (1,), (2,), (3,), (4,)]
+    assert variable.get() == -1
+
+
+def test_items_in_the_callers_thread_may_have_batches_of_their_own(workflow: Workflow) -> None:
+    """Also of the caller's thread, and more than are read ahead for one key."""
+    summary = workflow.run_for_each(
+        range(3), lambda item: workflow.run_for_each(range(1100), lambda one: one * item, mutex_key="inner").values()
+    )
+    assert [sum(values) for values in summary.values()] == [0, 604_450, 1_208_900]
 
 
 def test_the_threads_of_a_batch_end_with_it(workflow: Workflow) -> None:

@@ -7,6 +7,7 @@ import random
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -546,6 +547,21 @@ def test_a_source_that_takes_long_does_not_delay_a_hand_over(workflow: Workflow)
     assert summary.fulfilled == 3
 
 
+def test_the_callers_thread_waits_for_no_key_while_another_item_is_ready(workflow: Workflow, tmp_path: Path) -> None:
+    """An item whose key another process holds comes later, in the same thread."""
+    ran: list[tuple[str, int]] = []
+    with held_elsewhere(tmp_path, "A") as other:
+
+        def work(item: str) -> None:
+            ran.append((item, threading.get_ident()))
+            if item == "C":
+                other.say()
+
+        workflow.run_for_each("ABAC", work, mutex_key=lambda item: item)
+    here = threading.get_ident()
+    assert ran == [("B", here), ("C", here), ("A", here), ("A", here)]
+
+
 def test_a_source_that_takes_long_does_not_delay_a_key_from_another_process(workflow: Workflow, tmp_path: Path) -> None:
     """When another process frees a key, the item that waits for it runs while the source is busy."""
     ran = threading.Event()
@@ -556,7 +572,9 @@ def test_a_source_that_takes_long_does_not_delay_a_key_from_another_process(work
             other.say()
             assert ran.wait(DEADLINE), "the hand-over waits for the source"
 
-        assert workflow.run_for_each(source(), lambda item: ran.set(), mutex_key=first_letter).fulfilled == 1
+        with ThreadPoolExecutor(1) as executor:
+            summary = workflow.run_for_each(source(), lambda item: ran.set(), mutex_key=first_letter, executor=executor)
+        assert summary.fulfilled == 1
 
 
 def test_a_full_read_ahead_does_not_delay_a_hand_over(workflow: Workflow, gate: Gate) -> None:

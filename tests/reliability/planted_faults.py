@@ -199,6 +199,8 @@ _RESULTS = "tests/reliability/test_fidelity.py::test_results_come_back_exactly_o
 _NAMES = "tests/reliability/test_fidelity.py::test_no_two_different_arguments_share_a_name"
 
 # Faults that were there, or that the code of now could have, and that no row noticed before it was made for their kind.
+_STOPPED = "tests/reliability/test_stopped_batches.py::test_batches_that_are_stopped_leave_no_process"
+
 MORE_FAULTS = [
     Fault(
         "a backup taken without the lock",
@@ -427,5 +429,20 @@ MORE_FAULTS = [
         "answered.is_set() or self._timeout is not None",
         "answered.is_set()",
         "tests/runtime/test_deadlocks.py::test_a_wait_with_a_timeout_is_no_deadlock",
+    ),
+    Fault(
+        "Ctrl-C not told to the threads of a batch",
+        "runtime/context.py",
+        "    if batch is not None and batch.is_interrupted:\n",
+        "    if False:\n",
+        _STOPPED,
+    ),
+    Fault(
+        "SIGTERM left to kill the runner alone",
+        "system/interrupts.py",
+        "            signal(SIGTERM, _terminate)\n",
+        "            pass\n",
+        _STOPPED,
+        ("--tier", "full", "--seed", "1"),
     ),
 ]

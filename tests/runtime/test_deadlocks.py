@@ -317,7 +317,7 @@ def test_close_in_an_item_of_a_submitted_step(workflow: Workflow) -> None:
 
     @workflow.step
     def step() -> Any:
-        return workflow.run_for_each([1], lambda _: workflow.close()).fulfilled
+        return workflow.run_for_each([1], lambda _: workflow.close(), max_parallel=2).fulfilled
 
     error = step.submit().exception(DEADLINE)
     assert isinstance(error, DeadlockError)
