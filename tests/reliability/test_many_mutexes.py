@@ -31,7 +31,6 @@ ROW = 25
 PROCESSES = 2
 THREADS = 6
 KEYS = 40  # 16 are kept open
-CLOSED_IN = 3.0  # seconds
 SIGINT = (signal.SIGINT,)
 NAMES = ("one", "two")  # of workflows
 
@@ -99,7 +98,7 @@ class _Crowd:
             return sorted(set(_descriptors().values()) - set(self._descriptors.values()))
 
         with suppress(AssertionError):
-            wait_until(lambda: not left(), CLOSED_IN)
+            wait_until(lambda: not left())
         return left()
 
     def _wander(self, number: int, times: int) -> None:
