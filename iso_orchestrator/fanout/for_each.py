@@ -203,12 +203,11 @@ class ForEach(Generic[Item, P, R]):
         try:
             with at_work(), runtime.acquire() as session:
                 session.ensure_open()
-                outcomes = scheduler.run(items)
+                return ForEachSummary(scheduler.run(items))
         finally:
             progress.close()
             if executor is not None and executor is not options.executor:
                 executor.shutdown(wait=False)
-        return ForEachSummary(outcomes)
 
     def _name_of(self, item: Item, args: tuple[Any, ...], named: dict[str, Any]) -> str:
         """What to call an item in a message: as its step, if that is possible."""

@@ -161,16 +161,16 @@ class Scheduler:
             with masked():  # a second interrupt ends the wait for the items, and must not keep them from this one
                 self._interrupt(error)
             self._wait_for_workers()
-        # Tracebacks have frames with this scheduler: if it kept the errors, they would form a cycle.
+        # Tracebacks have this frame, and frames with this scheduler: if these kept the errors, they would form a cycle.
         outcomes, self._outcomes = self._outcomes, {}
         self._next_worker.wait = None  # which refers to this scheduler
         first, self._error = self._error, None
-        if first is not None:
-            try:
+        try:
+            if first is not None:
                 raise first
-            finally:
-                del first, outcomes
-        return [outcome for _, outcome in sorted(outcomes.items())]
+            return [outcome for _, outcome in sorted(outcomes.items())]
+        finally:
+            del first, outcomes
 
     # Items are read in the calling thread.
 
