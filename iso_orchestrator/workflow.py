@@ -23,7 +23,7 @@ from iso_orchestrator.errors import WorkflowUsageError
 from iso_orchestrator.fanout.for_each import ForEachKeywords, ForEachOptions, run_for_each
 from iso_orchestrator.fanout.summary import ForEachSummary
 from iso_orchestrator.record.model import Heartbeat, Json, Lease, WorkflowEvent, WorkflowRecord, WorkflowStatus
-from iso_orchestrator.record.projection import Projection, copy_json
+from iso_orchestrator.record.projection import copy_json
 from iso_orchestrator.runtime.runs import RunResult, begin_run, current_run, end_run
 from iso_orchestrator.runtime.runtime import OnBusy, WorkflowRuntime
 from iso_orchestrator.steps.options import CallKeywords, StepOptions, check_callable, documented
@@ -133,7 +133,7 @@ class Workflow(Decorators):
     @property
     def record(self) -> WorkflowRecord:
         """The record as it is now, with everything that other processes wrote. Looking creates none."""
-        return self._runtime.look(Projection.record)
+        return self._runtime.record()
 
     @property
     def state(self) -> Json:

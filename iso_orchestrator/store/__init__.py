@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from iso_orchestrator.errors import StoreError
 from iso_orchestrator.store.file import FileStore
-from iso_orchestrator.store.protocol import ProcessInfo, RemovedError, Store, StoreMutex, WorkflowLog
+from iso_orchestrator.store.protocol import ProcessInfo, RemovedError, Store, StoreMutex, WorkflowLog, has_live_run
 
 __all__ = [
     "FileStore",
@@ -19,6 +19,7 @@ __all__ = [
     "WorkflowLog",
     "default_root",
     "find_store",
+    "has_live_run",
 ]
 
 # The module for each kind of URL. It has a function `store_at`, which takes the split URL, and returns the store or
