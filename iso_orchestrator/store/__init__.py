@@ -51,7 +51,9 @@ def find_store(store: Store | str | None, root: str | os.PathLike[str] | None) -
     if store is None and root is None:
         store = os.environ.get("ISO_ORCHESTRATOR_STORE") or None
     if store is None:
-        return FileStore(default_root() if root is None else root)
+        found = FileStore(default_root() if root is None else root)
+        found._is_default = root is None and not os.environ.get("ISO_ORCHESTRATOR_DIR")
+        return found
     if isinstance(store, str):
         return _store_at(store)
     if not callable(getattr(store, "open", None)) or not callable(getattr(store, "read", None)):
