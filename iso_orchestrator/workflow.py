@@ -51,7 +51,7 @@ class Workflow(Decorators):
         store: A store, the URL of one (the guide lists them), or None for the files in *dir*. Where neither is given,
             the environment's ``ISO_ORCHESTRATOR_STORE`` may name a URL.
         on_busy: What to do when another run of this id is live: "share" the workflow, "wait" for its end, or "fail".
-        max_workers: Threads for `.submit`, at most.
+        max_workers: Threads of `.submit` that work at one time, at most. One that waits for a submitted step is none.
 
     Raises:
         TypeError: An argument is of the wrong type.

@@ -135,7 +135,7 @@ class WorkflowRuntime:
         scope = self.scope()
         run = next((run for run in reversed(scope.runs) if run in self.runs), None)
         context = attrs.evolve(scope, owner=None, batch=run or scope.batch).context()
-        return self.pool.submit(lambda: context.run(work), run)
+        return self.pool.submit(context, work, run)
 
     def claim(self, name: str, fn: Callable[..., object]) -> None:
         """Note that *name* is the name of *fn*'s steps.
