@@ -13,7 +13,7 @@ from iso_orchestrator.errors import NoActiveWorkflowError, StoreError, WorkflowN
 from iso_orchestrator.record.model import WorkflowRecord, WorkflowSummary
 from iso_orchestrator.runtime.context import current_scope
 from iso_orchestrator.runtime.runs import RunResult
-from iso_orchestrator.store import Store, find_store
+from iso_orchestrator.store import Store, find_store, has_live_run
 from iso_orchestrator.workflow import Workflow
 
 _log = logging.getLogger("iso_orchestrator")
@@ -101,7 +101,7 @@ def read_workflow_record(
     projection = found.read(workflow_id)
     if projection is None:
         raise WorkflowNotFoundError(workflow_id, found.display_name)
-    return projection.record()
+    return projection.record(is_alive=has_live_run(found, projection))
 
 
 def list_workflows(

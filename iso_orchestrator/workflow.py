@@ -23,7 +23,7 @@ from iso_orchestrator.errors import WorkflowUsageError
 from iso_orchestrator.fanout.for_each import ForEachKeywords, ForEachOptions, run_for_each
 from iso_orchestrator.fanout.summary import ForEachSummary
 from iso_orchestrator.record.model import Heartbeat, Json, Lease, WorkflowEvent, WorkflowRecord, WorkflowStatus
-from iso_orchestrator.record.projection import Projection, copy_json
+from iso_orchestrator.record.projection import copy_json
 from iso_orchestrator.runtime.runs import Run, RunResult, begin_run, current_run, end_run
 from iso_orchestrator.runtime.runtime import OnBusy, WorkflowRuntime
 from iso_orchestrator.steps.options import CallKeywords, StepOptions, check_callable, documented
@@ -51,7 +51,7 @@ class Workflow(Decorators):
         store: A store, the URL of one (the guide lists them), or None for the files in *dir*. Where neither is given,
             the environment's ``ISO_ORCHESTRATOR_STORE`` may name a URL.
         on_busy: What to do when another run of this id is live: "share" the workflow, "wait" for its end, or "fail".
-        max_workers: Threads for `.submit`, at most.
+        max_workers: Threads of `.submit` that work at one time, at most. One that waits for a submitted step is none.
 
     Raises:
         TypeError: An argument is of the wrong type.
@@ -133,7 +133,7 @@ class Workflow(Decorators):
     @property
     def record(self) -> WorkflowRecord:
         """The record as it is now, with everything that other processes wrote. Looking creates none."""
-        return self._runtime.look(Projection.record)
+        return self._runtime.record()
 
     @property
     def state(self) -> Json:

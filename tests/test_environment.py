@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -47,3 +50,56 @@ def test_the_store_of_the_environment_is_the_default(tmp_path: Path, monkeypatch
 def test_without_both_the_folder_is_here(tmp_path: Path) -> None:
     """The default is `.iso-orchestrator` in the current folder."""
     assert Workflow("batch").dir == str(tmp_path / ".iso-orchestrator")
+
+
+SCRIPT = """
+import logging, os
+logging.basicConfig()
+from iso_orchestrator import Workflow
+with Workflow("batch", **eval(os.environ.get("OPTIONS", "{}"))):
+    pass
+"""
+
+
+def warnings_of(script: Path, folder: Path, **environment: str) -> str:
+    """Run *script* in *folder*; what it wrote to standard error."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    ran = subprocess.run(
+        [sys.executable, str(script)],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": path, **environment},
+        capture_output=True,
+        check=True,
+        text=True,
+    )
+    return ran.stderr
+
+
+@pytest.mark.slow
+def test_a_workflow_that_begins_anew_in_another_folder_warns(tmp_path: Path) -> None:
+    """If the default root is one beside the script, or in a parent folder, one that begins in another folder warns."""
+    home = tmp_path / "home"
+    home.mkdir()
+    script = home / "script.py"
+    script.write_text(SCRIPT)
+    elsewhere = tmp_path / "elsewhere.py"
+    elsewhere.write_text(SCRIPT)
+    assert warnings_of(script, home) == ""
+    old = home / ".iso-orchestrator"
+    for place, path in ((tmp_path / "away", script), (home / "a" / "b", elsewhere)):
+        said = warnings_of(path, place)
+        assert said.count("begins anew") == 1
+        assert f"begins anew in {place}/.iso-orchestrator, and a record of it is in {old}: " in said
+        assert f"run in {home}, or set ISO_ORCHESTRATOR_DIR={old}" in said
+        assert warnings_of(path, place) == ""  # the record is there now
+    assert warnings_of(elsewhere, tmp_path / "beside") == ""
+    for number, said_so in enumerate(
+        (
+            {"OPTIONS": "{'dir': '.iso-orchestrator'}"},
+            {"OPTIONS": "{'store': 'memory://here'}"},
+            {"ISO_ORCHESTRATOR_DIR": "mine"},
+            {"ISO_ORCHESTRATOR_STORE": "memory://here"},
+        )
+    ):
+        assert warnings_of(script, tmp_path / f"given {number}", **said_so) == ""

@@ -132,8 +132,8 @@ def set_status(
     at, value = runtime.clock.now(), _status(status)
     info = None if error is None else _error_info(error)
     with runtime.acquire() as session:
-        session.transact(lambda _: ([StatusSet(at, value, info)], None), durable=False)
-        return session.transact(lambda projection: ((), projection.record()))
+        session.transact(lambda _: ([StatusSet(at, value, info)], None))
+        return runtime.record()
 
 
 def reset_steps(runtime: WorkflowRuntime, name_or_pattern: str) -> list[str]:

@@ -35,6 +35,8 @@ class _Absent(Enum):
 ABSENT: Final = _Absent.ABSENT
 """No value, where None is a value."""
 
+_CTRL_C = KeyboardInterrupt.__name__
+
 
 @attrs.frozen
 class Fact:
@@ -94,7 +96,7 @@ class RunEnded(Fact):
 
     def apply_to(self, projection: Projection) -> None:
         projection.runs.pop(self.run, None)
-        _end_run(projection, self.at, self.error)
+        _end_run(projection, self.at, self.error, is_cut_short=self.error is not None and self.error.name == _CTRL_C)
 
 
 @_tagged("run.died")
@@ -107,7 +109,8 @@ class RunDied(Fact):
     def apply_to(self, projection: Projection) -> None:
         run = projection.runs.pop(self.run, None)
         who = f"process {run.pid} on {run.host}, running since {run.since.isoformat()}" if run else "its process"
-        _end_run(projection, self.at, ErrorInfo("RunDied", f"{who} is gone without having ended its run"))
+        error = ErrorInfo("RunDied", f"{who} is gone without having ended its run")
+        _end_run(projection, self.at, error, is_cut_short=True)
 
 
 @_tagged("step.started")
@@ -411,17 +414,21 @@ def _add_event(projection: Projection, at: datetime, type_: str, detail: Json = 
     projection.events.append(WorkflowEvent(at, type_, None, detail))
 
 
-def _end_run(projection: Projection, at: datetime, error: ErrorInfo | None) -> None:
-    """Set the status that the workflow has after one of its runs ended."""
+def _end_run(projection: Projection, at: datetime, error: ErrorInfo | None, *, is_cut_short: bool) -> None:
+    """Set the status that the workflow has after one of its runs ended.
+
+    A run that was cut short leaves its work to the others: it makes the workflow fail only if it is the last one.
+    """
     if error is None:
         _add_event(projection, at, "workflow.completed")
     else:
-        projection.run_failed = True
+        projection.run_failed = projection.run_failed or not is_cut_short
         projection.last_error = error
         _add_event(projection, at, "workflow.failed", {"error": _error_json(error)})
     if projection.runs:
         projection.status = WorkflowStatus.RUNNING
-    elif projection.run_failed:
+    elif projection.run_failed or error is not None:
+        projection.run_failed = True
         projection.status = WorkflowStatus.FAILED
     else:
         projection.status = WorkflowStatus.COMPLETED

@@ -151,7 +151,12 @@ class Lease(_Shown):
 
 @attrs.frozen(repr=False)
 class WorkflowRecord:
-    """The record of a workflow at one moment; later facts do not change it."""
+    """The record of a workflow at one moment; later facts do not change it.
+
+    Attributes:
+        is_alive: Whether a process had a run of it at that moment. The status of a run that was killed is `running`
+            until the next process that uses the workflow has recorded its death.
+    """
 
     workflow_id: str
     status: WorkflowStatus
@@ -164,6 +169,7 @@ class WorkflowRecord:
     leases: Mapping[str, Lease] = attrs.field(factory=dict)
     last_error: ErrorInfo | None = None
     version: int = 1
+    is_alive: bool = False
 
     def __repr__(self) -> str:
         counts = f"{len(self.steps)} steps, {len(self.events)} events"

@@ -115,7 +115,7 @@ class Projection:
 
     Attributes:
         seq: The sequence of the last fact.
-        run_failed: Whether a run of the overlapping group has failed.
+        run_failed: Whether a run of the overlapping group has failed, and was not just cut short while others went on.
         tokens: The highest fencing token of each lease key.
         limits: For each limit key, when its limit ends.
         step_limits: For each step that met a limit, when that ends.
@@ -173,10 +173,11 @@ class Projection:
         self.updated_at = fact.at
         fact.apply_to(self)
 
-    def record(self) -> WorkflowRecord:
+    def record(self, *, is_alive: bool = False) -> WorkflowRecord:
         """The record as users see it. It shares no mutable value with this projection."""
         return self._shown_as(
             WorkflowRecord,
+            is_alive=is_alive,
             steps={name: step.record() for name, step in self.steps.items()},
             events=tuple([WorkflowEvent(e.at, e.type, e.message, copy_json(e.detail)) for e in self.events]),
             heartbeats={

@@ -159,8 +159,14 @@ def _record_start(run: Run) -> None:
 
 
 def _record_end(run: Run, error: BaseException | None) -> None:
-    fact = RunEnded(run.runtime.clock.now(), run.id, None if error is None else ErrorInfo.of(error))
-    run.session.transact(lambda projection: ([fact] if run.id in projection.runs else [], None), fences=())
+    at, session = run.runtime.clock.now(), run.session
+    fact = RunEnded(at, run.id, None if error is None else ErrorInfo.of(error))
+
+    def decide(projection: Projection) -> tuple[Sequence[Fact], None]:
+        # Deaths first: a run that died while this one went on must not be the one that decides the status.
+        return [*session.deaths(projection, at), fact] if run.id in projection.runs else [], None
+
+    session.transact(decide, fences=())
 
 
 def _let_go(run: Run) -> None:

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 import attrs
 
 from iso_orchestrator.errors import DuplicateStepError
-from iso_orchestrator.record.model import Json
+from iso_orchestrator.record.model import Json, WorkflowRecord
 from iso_orchestrator.record.projection import Projection
 from iso_orchestrator.runtime.context import Fence, Scope, current_scope
 from iso_orchestrator.runtime.session import Decision, Session, acquire_session, find_session
 from iso_orchestrator.runtime.threads import Pool
-from iso_orchestrator.store import RemovedError, Store
+from iso_orchestrator.store import RemovedError, Store, has_live_run
 from iso_orchestrator.system.clock import Clock
 
 if TYPE_CHECKING:
@@ -115,6 +115,10 @@ class WorkflowRuntime:
         projection = self.store.read(self.workflow_id)
         return view(self._new_projection() if projection is None else projection)
 
+    def record(self) -> WorkflowRecord:
+        """The record as it is now."""
+        return self.look(lambda projection: projection.record(is_alive=has_live_run(self.store, projection)))
+
     def scope(self) -> Scope:
         """What is current where a function of the workflow runs."""
         scope = current_scope()
@@ -131,7 +135,7 @@ class WorkflowRuntime:
         scope = self.scope()
         run = next((run for run in reversed(scope.runs) if run in self.runs), None)
         context = attrs.evolve(scope, owner=None, batch=run or scope.batch).context()
-        return self.pool.submit(lambda: context.run(work), run)
+        return self.pool.submit(context, work, run)
 
     def claim(self, name: str, fn: Callable[..., object]) -> None:
         """Note that *name* is the name of *fn*'s steps.

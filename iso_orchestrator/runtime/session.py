@@ -9,7 +9,9 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import datetime
+from itertools import starmap
 from typing import TypeAlias, TypeVar
 
 from iso_orchestrator.errors import DeadlockError, LeaseLostError, OrchestratorError, StoreError, WorkflowUsageError
@@ -288,9 +290,15 @@ class Session:
         self._log, self._projection = log, projection
         if projection.runs:
             with undo_on_error(self._give_up_opening):
-                at = self._clock.now()
-                self._append(log, lambda projection: (self.deaths(projection, at), None), ())
+                self._record_deaths(log)
         return log
+
+    def _all_live(self, projection: Projection) -> bool:
+        return all(starmap(self.is_live, projection.runs.items()))
+
+    def _record_deaths(self, log: WorkflowLog) -> None:
+        at = self._clock.now()
+        self._append(log, lambda projection: (self.deaths(projection, at), None), ())
 
     def _give_up_opening(self) -> None:
         log, self._log, self._projection = self._log, None, None
@@ -391,11 +399,16 @@ class Session:
             self._detach(wait)
 
     def _detach(self, wait: bool) -> None:
-        log, self._log = self._log, None
-        projection, self._projection = self._projection, None
+        log, projection = self._log, self._projection
         if log is None:
             return
         with undo_on_error(log.close):  # whatever is raised, nothing stays locked
+            try:
+                if wait and projection is not None and not (log.is_current() and self._all_live(projection)):
+                    with suppress(StoreError):  # the next process records them
+                        self._record_deaths(log)
+            finally:
+                projection, self._log, self._projection = self._projection, None, None
             log.detach(projection, wait=wait)
 
 

@@ -4,45 +4,54 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextvars import copy_context
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, wait
+from contextvars import Context, ContextVar, copy_context
+from functools import partial
 from typing import Any, TypeVar
 
+import attrs
+
 from iso_orchestrator.errors import StepTimeoutError
+from iso_orchestrator.notes import contextmanager
 from iso_orchestrator.runtime.context import current_owner, refuse_interrupted
 from iso_orchestrator.runtime.waits import Node, Wait, WaitingNode, current_node, noted, wait_until
-from iso_orchestrator.system.interrupts import OneShotEvent, interruptible, masked, start
+from iso_orchestrator.system.interrupts import OneShotEvent, interruptible, masked, start, undo_on_error
 
 T = TypeVar("T")
 
 
 class Pool:
-    """Threads, started when they are needed, and the futures of each run.
+    """Threads for submitted work, and the futures of each run.
+
+    A thread is started if there is work and fewer than *max_workers* work, and ends when there is none. One that waits
+    for a future does not count: what it waits for is the next to begin, in another thread if it must. So pools whose
+    threads all wait for what these pools have to run go on. Java's `ForkJoinPool` compensates for blocked threads
+    likewise (Lea 2000, "A Java Fork/Join Framework").
 
     Args:
-        max_workers: Threads at most.
+        max_workers: Threads that work at one time, at most.
     """
 
     def __init__(self, max_workers: int) -> None:
         self._max_workers = max_workers
-        self._executor: ThreadPoolExecutor | None = None
         self._pid = os.getpid()
         self._guard = threading.Lock()
+        self._queue: OrderedDict[_WorkFuture[Any], tuple[Context, Callable[[], Any]]] = OrderedDict()
         self._unfinished: dict[_WorkFuture[Any], object] = {}
-        self._here = threading.local()  # has an attribute in threads of the pool
-        self._threads = _Threads(max_workers, self._here)
+        self._workers: list[_Worker] = []  # those that count
 
-    def submit(self, work: Callable[[], T], run: object) -> Future[T]:
-        """Call *work* in one of the threads, as a part of *run*."""
+    def submit(self, context: Context, work: Callable[[], T], run: object) -> Future[T]:
+        """Call *work* in *context* and in one of the threads, as a part of *run*."""
         self._leave_parents_threads()
         future: _WorkFuture[T] = _WorkFuture()
         with masked(), self._guard:
-            if self._executor is None:
-                self._threads = _Threads(self._max_workers, self._here)
-                self._executor = ThreadPoolExecutor(self._max_workers, "iso-orchestrator", self._threads.begin)
-            future.node = WaitingNode(Wait(future, "", self._threads.blockers, any_will_do=True))
-            self._executor.submit(_run, [(future, work)])
+            future.node = WaitingNode(Wait(future, "", self._blockers, any_will_do=True))
+            self._queue[future] = context, work
+            with undo_on_error(lambda: self._queue.pop(future)):
+                self._grow()
             self._unfinished[future] = run
         future.add_done_callback(self._finished)
         return future
@@ -57,19 +66,71 @@ class Pool:
             _wait_for(mine)
 
     def close(self) -> None:
-        """Wait for all futures, and end the threads; in a thread of the pool, wait for none.
+        """Wait for all futures; in a thread of the pool, wait for none.
 
         Raises:
             DeadlockError: One of them waits for this thread.
         """
         self._leave_parents_threads()
-        is_mine = hasattr(self._here, "is_mine")
-        if not is_mine:
+        worker = _worker.get()
+        if worker is None or worker.pool is not self or worker.node is not current_node():
             _wait_for(self._unfinished_of(None))
+
+    def begin_wait(self, worker: _Worker, futures: Sequence[_WorkFuture[Any]]) -> None:
+        """Note that *worker*, or a thread that works for it, waits for *futures*, which are the next to begin."""
+        with masked(), self._guard:
+            for future in reversed(futures):
+                if future in self._queue:
+                    self._queue.move_to_end(future, last=False)
+            worker.waits += 1
+            if worker in self._workers:
+                self._workers.remove(worker)
+                with undo_on_error(lambda: self._count_again(worker)):
+                    self._grow()
+
+    def end_wait(self, worker: _Worker) -> None:
+        """Note that such a wait is over. Where too many threads work now, the first that has done its work ends."""
+        with masked(), self._guard:
+            self._count_again(worker)
+
+    def _count_again(self, worker: _Worker) -> None:
+        worker.waits -= 1
+        if not worker.waits and not worker.has_ended:
+            self._workers.append(worker)
+
+    def _grow(self) -> None:
+        if not self._queue or len(self._workers) >= self._max_workers:
+            return
+        worker = _Worker(self)
+        thread = threading.Thread(target=self._work, args=(worker,), name="iso-orchestrator submit", daemon=False)
+        self._workers.append(worker)
+        try:
+            start(thread.start)
+        finally:
+            if thread.ident is None:  # it could not be started
+                self._workers.remove(worker)
+
+    def _work(self, worker: _Worker) -> None:
+        worker.node = current_node()
+        while call := self._next(worker):
+            _fulfil(call)
+
+    def _next(self, worker: _Worker) -> list[tuple[_WorkFuture[Any], Callable[[], Any]]]:
         with self._guard:
-            executor, self._executor = self._executor, None
-        if executor is not None:
-            executor.shutdown(wait=not is_mine)
+            if not self._queue or len(self._workers) > self._max_workers:
+                worker.has_ended = True
+                if worker in self._workers:
+                    self._workers.remove(worker)
+                return []
+            future, (context, work) = self._queue.popitem(last=False)
+        future.run_by(current_node())
+        context.run(_worker.set, worker)
+        return [(future, partial(context.run, work))]
+
+    def _blockers(self) -> Sequence[Node]:
+        """Those of which one has to end its work before the next future begins; none: there may be more."""
+        nodes = [worker.node for worker in list(self._workers) if worker.node is not None]
+        return nodes if len(nodes) >= self._max_workers else ()
 
     def _unfinished_of(self, run: object) -> list[_WorkFuture[Any]]:
         """The futures of *run*; None: all."""
@@ -90,27 +151,70 @@ class Pool:
             self.__init__(self._max_workers)  # type: ignore[misc]  # a new pool in the place of the old
 
 
-class _Threads:
-    """The threads of an executor. They refer to this: if they did to the pool, a dropped pool would never end.
+@attrs.define(eq=False)
+class _Worker:
+    """A thread of a pool.
 
-    Args:
-        limit: Threads at most.
-        here: Gets an attribute in each of them.
+    Attributes:
+        node: The thread; None before it has begun.
+        waits: How many threads that work for it wait for a future: itself, or those of a timeout or a `for_each`.
+        has_ended: Whether the thread has, although a copy of its context may still be used.
     """
 
-    def __init__(self, limit: int, here: threading.local) -> None:
-        self._limit = limit
-        self._here = here
-        self._nodes: list[Node] = []
+    pool: Pool
+    pid: int = attrs.field(factory=os.getpid)
+    node: Node | None = None
+    waits: int = 0
+    has_ended: bool = False
 
-    def begin(self) -> None:
-        """Note that this thread is one of them."""
-        self._here.is_mine = True
-        self._nodes.append(current_node())
 
-    def blockers(self) -> Sequence[Node]:
-        """Those of which one has to end its work before the next future begins; none: there may be more."""
-        return list(self._nodes) if len(self._nodes) >= self._limit else ()
+_worker: ContextVar[_Worker | None] = ContextVar("iso_orchestrator_worker", default=None)
+
+
+@contextmanager
+def _waiting(futures: Sequence[_WorkFuture[Any]]) -> Iterator[None]:
+    """Wait for *futures* inside of the `with`."""
+    worker = _worker.get()
+    if worker is None or worker.pid != os.getpid():
+        yield
+        return
+    worker.pool.begin_wait(worker, futures)
+    try:
+        yield
+    finally:
+        worker.pool.end_wait(worker)
+
+
+@attrs.define(eq=False)
+class _WaiterEvent:
+    """What `concurrent.futures.wait` or `as_completed` waits for: *event*, and a note of the wait.
+
+    Attributes:
+        futures: Those that are waited for, as far as they are of a pool.
+    """
+
+    event: Any
+    futures: list[weakref.ref[_WorkFuture[Any]]] = attrs.field(factory=list)
+
+    def wait(self, timeout: float | None = None) -> object:
+        with _waiting([future for each in self.futures if (future := each()) is not None]):
+            return self.event.wait(timeout)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.event, name)
+
+
+class _Waiters(list[Any]):
+    """What `concurrent.futures` has to tell of the end of *future*: the only sign that a thread waits for it there."""
+
+    def __init__(self, future: _WorkFuture[Any]) -> None:
+        self._future = weakref.ref(future)
+
+    def append(self, waiter: Any) -> None:
+        if not isinstance(waiter.event, _WaiterEvent):
+            waiter.event = _WaiterEvent(waiter.event)
+        waiter.event.futures.append(self._future)
+        super().append(waiter)
 
 
 class _WorkFuture(Future[T]):
@@ -122,6 +226,10 @@ class _WorkFuture(Future[T]):
 
     node: WaitingNode | None = None
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._waiters = _Waiters(self)
+
     def run_by(self, thread: Node) -> None:
         """Note which thread runs it."""
         if self.node is not None:
@@ -130,7 +238,10 @@ class _WorkFuture(Future[T]):
     def exception(self, timeout: float | None = None) -> BaseException | None:
         if timeout is None:
             _wait_for([self], refuse_interrupted)
-        return super().exception(timeout)
+        if self.done():
+            return super().exception()
+        with _waiting([self]):
+            return super().exception(timeout)
 
     def result(self, timeout: float | None = None) -> T:
         error = self.exception(timeout)
@@ -153,12 +264,8 @@ def _wait_for(futures: Sequence[_WorkFuture[Any]], look: Callable[[], object] = 
         return [node for future in futures if (node := future.node) is not None and not future.done()]
 
     if not all(future.done() for future in futures):
-        wait_until(is_over, Wait(current_owner(), "a submitted step", blockers), look)
-
-
-def _run(call: list[tuple[_WorkFuture[T], Callable[[], T]]]) -> None:
-    call[0][0].run_by(current_node())
-    _fulfil(call)
+        with _waiting(futures):
+            wait_until(is_over, Wait(current_owner(), "a submitted step", blockers), look)
 
 
 def _fulfil(call: list[tuple[_WorkFuture[T], Callable[[], T]]]) -> None:

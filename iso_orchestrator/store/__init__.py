@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from iso_orchestrator.errors import StoreError
 from iso_orchestrator.store.file import FileStore
-from iso_orchestrator.store.protocol import ProcessInfo, RemovedError, Store, StoreMutex, WorkflowLog
+from iso_orchestrator.store.protocol import ProcessInfo, RemovedError, Store, StoreMutex, WorkflowLog, has_live_run
 
 __all__ = [
     "FileStore",
@@ -19,6 +19,7 @@ __all__ = [
     "WorkflowLog",
     "default_root",
     "find_store",
+    "has_live_run",
 ]
 
 # The module for each kind of URL. It has a function `store_at`, which takes the split URL, and returns the store or
@@ -50,7 +51,9 @@ def find_store(store: Store | str | None, root: str | os.PathLike[str] | None) -
     if store is None and root is None:
         store = os.environ.get("ISO_ORCHESTRATOR_STORE") or None
     if store is None:
-        return FileStore(default_root() if root is None else root)
+        found = FileStore(default_root() if root is None else root)
+        found._is_default = root is None and not os.environ.get("ISO_ORCHESTRATOR_DIR")
+        return found
     if isinstance(store, str):
         return _store_at(store)
     if not callable(getattr(store, "open", None)) or not callable(getattr(store, "read", None)):

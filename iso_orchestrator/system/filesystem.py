@@ -64,9 +64,7 @@ def refuse_other_owner(path: str, info: os.stat_result) -> None:
 
     Trusted are this process's effective user, root, and for root the user that called ``sudo``, as git does it.
     """
-    if not hasattr(os, "geteuid") or info.st_uid in (0, me := os.geteuid()):
-        return
-    if (me == 0 and str(info.st_uid) == os.environ.get("SUDO_UID")) or os.environ.get(_TRUST) == "1":
+    if not hasattr(os, "geteuid") or info.st_uid in (0, me := os.geteuid()) or _is_trusted(info.st_uid):
         return
     raise StoreError(
         f"{path} belongs to {_user(info.st_uid)}, and this process runs as {_user(me)}: its content is not trusted. "
@@ -75,11 +73,31 @@ def refuse_other_owner(path: str, info: os.stat_result) -> None:
     )
 
 
+def _is_trusted(uid: int) -> bool:
+    return (os.geteuid() == 0 and str(uid) == os.environ.get("SUDO_UID")) or os.environ.get(_TRUST) == "1"
+
+
+def _owner_of_new(path: str) -> tuple[int, int] | None:
+    """To which user and group root has to give what it makes at *path*: the folder's owner could not use it otherwise.
+
+    None where it may stay as it is. A user who is not trusted gets nothing: root itself would refuse it then.
+    """
+    if not hasattr(os, "geteuid") or os.geteuid() != 0:
+        return None
+    folder = os.stat(os.path.dirname(path))
+    return (folder.st_uid, folder.st_gid) if folder.st_uid != 0 and _is_trusted(folder.st_uid) else None
+
+
+def _give(fd: int, owner: tuple[int, int]) -> None:
+    with suppress(PermissionError):  # a container that maps users
+        os.fchown(fd, *owner)
+
+
 def other_owner(path: str) -> str | None:
     """What to do about a path to which this process has no right, if another user owns it or its folder."""
     if not hasattr(os, "geteuid"):
         return None
-    for place in (path, *_folders_above(path)):
+    for place in (path, *folders_above(path)):
         try:
             info = os.lstat(place)
         except OSError:
@@ -95,7 +113,8 @@ def other_owner(path: str) -> str | None:
     return None
 
 
-def _folders_above(path: str) -> Iterator[str]:
+def folders_above(path: str) -> Iterator[str]:
+    """The folder that *path* is in, and those above it."""
     while (folder := os.path.dirname(path)) != path:
         yield folder
         path = folder
@@ -119,7 +138,7 @@ class FileSystem:
 
     def open_write(self, path: str) -> int:
         """Open a regular file for reading and writing, made when it is missing."""
-        return self._own(_open(path, os.O_RDWR | os.O_CREAT), path)
+        return self._own(_open_or_make(path, os.O_RDWR), path)
 
     def open_existing(self, path: str) -> int:
         """Open a regular file that exists, for reading and writing."""
@@ -127,11 +146,11 @@ class FileSystem:
 
     def open_new(self, path: str) -> int:
         """Make a file that does not exist yet."""
-        return self._regular(_open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL), path)
+        return self._regular(_make(path, os.O_RDWR), path)
 
     def open_append(self, path: str) -> int:
         """Open a regular file, made when it is missing, so that every write goes to its end."""
-        return self._own(_open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT), path)
+        return self._own(_open_or_make(path, os.O_RDWR | os.O_APPEND), path)
 
     def close(self, fd: int) -> None:
         """Close a descriptor."""
@@ -179,6 +198,12 @@ class FileSystem:
             if not stat.S_ISDIR(os.stat(path).st_mode):
                 raise NotADirectoryError(errno.ENOTDIR, "a file stands where a folder should be", path) from None
             return False
+        if (owner := _owner_of_new(path)) is not None:
+            fd = _open(path, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                _give(fd, owner)
+            finally:
+                os.close(fd)
         return True
 
     def tighten_folder(self, path: str) -> None:
@@ -292,6 +317,22 @@ def _open(path: str, flags: int) -> int:
             if (taken := os.open(os.devnull, os.O_RDONLY)) > 2:  # another thread was faster
                 os.close(taken)
     return os.open(path, flags | _SAFE, 0o600)
+
+
+def _make(path: str, flags: int) -> int:
+    owner = _owner_of_new(path)
+    fd = _open(path, flags | os.O_CREAT | os.O_EXCL)
+    if owner is not None:
+        _give(fd, owner)
+    return fd
+
+
+def _open_or_make(path: str, flags: int) -> int:
+    with suppress(FileNotFoundError):
+        return _open(path, flags)
+    with suppress(FileExistsError):  # another process was faster
+        return _make(path, flags)
+    return _open(path, flags | os.O_CREAT)
 
 
 def _full_sync() -> Callable[[int], None]:

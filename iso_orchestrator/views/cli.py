@@ -9,6 +9,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from iso_orchestrator import (
@@ -24,13 +25,13 @@ from iso_orchestrator import (
 from iso_orchestrator.checks import check_key, escape_terminal
 from iso_orchestrator.codec import record_to_json
 from iso_orchestrator.examples import demo
-from iso_orchestrator.record.model import WorkflowSummary
+from iso_orchestrator.record.model import Json, WorkflowSummary
 from iso_orchestrator.record.projection import Projection
-from iso_orchestrator.store import Store, default_root, find_store
+from iso_orchestrator.store import Store, default_root, find_store, has_live_run
 from iso_orchestrator.store.maintenance import RepairOptions
 from iso_orchestrator.system.clock import SystemClock, sleep
 from iso_orchestrator.views import doctor, live
-from iso_orchestrator.views.report import json_text, record_text, summaries_text, summary_json
+from iso_orchestrator.views.report import json_text, record_text, status_text, summaries_text, summary_json
 
 _CLEAR = "\x1b[H\x1b[J"
 
@@ -88,18 +89,22 @@ def _demo_command(options: argparse.Namespace) -> str:
 
 
 def _list(options: argparse.Namespace) -> int:
-    summaries: list[WorkflowSummary] = []
+    shown: list[tuple[WorkflowSummary, str]] = []
+    lines: list[dict[str, Json]] = []
     code = 0
     store = _store(options)
     for found in store.list():
         if isinstance(found, StoreError):
             code = _fail(str(found))
         else:
-            summaries.append(found.summary())
+            is_alive = has_live_run(store, found)
+            summary = found.summary()
+            shown.append((summary, status_text(found, SystemClock().now(), is_alive=is_alive)))
+            lines.append({**summary_json(summary), "isAlive": is_alive})
     if options.json:
-        print(json_text([summary_json(summary) for summary in summaries]))
-    elif summaries:
-        print(summaries_text(summaries))
+        print(json_text(lines))
+    elif shown:
+        print(summaries_text(shown))
     else:
         print(f"no workflows in {escape_terminal(store.display_name)}")
     return code
@@ -108,10 +113,13 @@ def _list(options: argparse.Namespace) -> int:
 def _show(options: argparse.Namespace) -> int:
     store = _store(options)
     projection = live.read(store, options.workflow)
+    is_alive = has_live_run(store, projection)
     if options.json:
-        print(json_text(record_to_json(projection.record())))
+        print(json_text(record_to_json(projection.record(is_alive=is_alive))))
     else:
-        print(record_text(projection, store.path_of(options.workflow)))
+        status = status_text(projection, SystemClock().now(), is_alive=is_alive)
+        lives = partial(store.is_alive, options.workflow)
+        print(record_text(projection, store.path_of(options.workflow), status, lives))
     return 0
 
 

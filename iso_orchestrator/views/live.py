@@ -14,7 +14,7 @@ from iso_orchestrator.record.projection import Projection, StepState, Wait
 from iso_orchestrator.store import Store
 from iso_orchestrator.store.log_files import LogFile
 from iso_orchestrator.system.clock import sleep
-from iso_orchestrator.views.report import text_table, time_text
+from iso_orchestrator.views.report import GONE, text_table, time_text
 
 _LINE = 60  # characters of a last line
 _PAUSE = 0.2  # seconds between two looks at a log that is followed
@@ -93,7 +93,7 @@ def _steps(projection: Projection, waits: dict[str, Wait], now: datetime, store:
     for step in projection.steps.values():
         if step.owner is not None and step.name not in waits:
             lives = store.is_alive(projection.workflow_id, step.owner)
-            what = _activity(projection, step) if lives else "its process is gone; the next run takes it over"
+            what = _activity(projection, step) if lives else GONE
             since = _span(step.started_at or step.updated_at, now)
             yield projection.workflow_id, step.name, str(step.attempts), since, what
     for name, wait in waits.items():

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 
 from iso_orchestrator.checks import escape_terminal
 from iso_orchestrator.codec.records import write
@@ -16,6 +16,7 @@ from iso_orchestrator.record.model import (
     StepStatus,
     WorkflowEvent,
     WorkflowRecord,
+    WorkflowStatus,
     WorkflowSummary,
     lease_status,
 )
@@ -26,16 +27,26 @@ _MOST = 1e12  # seconds, or dollars; what is more is no result of a command
 _EVENTS = 20  # the last ones are shown
 
 
-def record_text(projection: Projection, path: str) -> str:
-    """Show a workflow on a terminal: its path, status, steps, logs, last events, heartbeats and leases."""
+GONE = "its process is gone; the next run takes it over"
+
+
+def record_text(projection: Projection, path: str, status: str, lives: Callable[[str], bool]) -> str:
+    """Show a workflow on a terminal: its path, status, steps, logs, last events, heartbeats and leases.
+
+    Args:
+        projection: The workflow.
+        path: Of its record.
+        status: As `status_text` shows it.
+        lives: Whether the process with that id lives.
+    """
     record = projection.record()
     parts = [
-        _head(record, path),
+        _head(record, path, status),
         _section(
             "steps",
             len(record.steps),
             ["name", "status", "attempts", "updated", "result or error"],
-            (_step_row(step, projection) for step in record.steps.values()),
+            (_step_row(step, projection, lives) for step in record.steps.values()),
         ),
         _log_section(projection),
         _section(
@@ -70,17 +81,25 @@ def record_text(projection: Projection, path: str) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def summaries_text(summaries: Iterable[WorkflowSummary]) -> str:
-    """Show workflows on a terminal, one a line."""
+def status_text(projection: Projection, now: datetime, *, is_alive: bool) -> str:
+    """Show the status, and whether the processes that the record has runs of have died. When they did is not known."""
+    if is_alive or not projection.runs or projection.status is not WorkflowStatus.RUNNING:
+        return projection.status
+    died = "its process died" if len(projection.runs) == 1 else "its processes died"
+    return f"running ({died}, last seen {_age(now - projection.updated_at)} ago; the next run resumes it)"
+
+
+def summaries_text(summaries: Iterable[tuple[WorkflowSummary, str]]) -> str:
+    """Show workflows on a terminal, one a line, each with its status as `status_text` shows it."""
     rows = [
         (
             summary.workflow_id,
-            summary.status,
+            status,
             _count(summary.steps),
             time_text(summary.updated_at),
             _error_cell(summary.last_error),
         )
-        for summary in summaries
+        for summary, status in summaries
     ]
     return text_table(["workflow", "status", "steps", "updated", "last error"], rows)
 
@@ -121,9 +140,21 @@ def time_text(moment: datetime) -> str:
     return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S}Z"
 
 
-def _head(record: WorkflowRecord, path: str) -> str:
+def _age(age: timedelta) -> str:
+    """Show a time span in one unit.
+
+    Example:
+        >>> [_age(timedelta(seconds=seconds)) for seconds in (-1, 59.9, 3_600, 3 * 86_400)]
+        ['0 s', '59 s', '1 h', '3 days']
+    """
+    seconds = max(0, int(age.total_seconds()))
+    units = (("days", 2 * 86_400, 86_400), ("h", 3_600, 3_600), ("min", 60, 60), ("s", 0, 1))
+    return next(f"{seconds // size} {unit}" for unit, least, size in units if seconds >= least)
+
+
+def _head(record: WorkflowRecord, path: str, status: str) -> str:
     lines = [
-        f"{_cell(record.workflow_id)}: {record.status}",
+        f"{_cell(record.workflow_id)}: {status}",
         f"created {time_text(record.created_at)}, updated {time_text(record.updated_at)}",
         f"state: {_cell(_json_cell(record.state))}",
         f"record: {escape_terminal(path)}",
@@ -148,8 +179,9 @@ def _log_section(projection: Projection) -> str:
     return "\n".join([f"logs ({len(lines)})", *lines]) if lines else ""
 
 
-def _step_row(step: StepRecord, projection: Projection) -> Sequence[str]:
-    outcome = _error_cell(step.error)
+def _step_row(step: StepRecord, projection: Projection, lives: Callable[[str], bool]) -> Sequence[str]:
+    owner = projection.owner(step.name)
+    outcome = GONE if owner is not None and not lives(owner) else _error_cell(step.error)
     if step.status is StepStatus.COMPLETED:
         is_command = step.name in projection.commands
         outcome = _json_cell(step.result) if not is_command else _command_cell(step, projection)

@@ -20,6 +20,7 @@ NPM = Path(__file__).parents[1] / "data/npm-0.2.0"
 NPM_START = datetime(2026, 4, 25, 8, 0, 0, 7000, tzinfo=UTC)
 
 BOOM = ErrorInfo("ValueError", "boom")
+CTRL_C = ErrorInfo("KeyboardInterrupt", "")
 OTHER = ErrorInfo("OSError", "other")
 
 
@@ -166,12 +167,26 @@ def test_failure_of_a_group_keeps_its_error() -> None:
     assert (projection.status, projection.last_error) == ("failed", BOOM)
 
 
+@pytest.mark.parametrize("cut", [f.RunDied(at(1), "a"), f.RunEnded(at(1), "a", CTRL_C)], ids=lambda fact: fact.tag)
+def test_what_remains_of_a_group_decides(cut: f.Fact) -> None:
+    """A run that died, or that Ctrl-C ended, fails its workflow only if no other one goes on and ends well."""
+    for ends, status in (
+        ([cut, f.RunEnded(at(2), "b")], "completed"),
+        ([cut, f.RunEnded(at(2), "b", BOOM)], "failed"),
+        ([f.RunEnded(at(0), "b", BOOM), cut], "failed"),
+        ([f.RunEnded(at(0), "b"), cut], "failed"),
+        ([cut, f.RunEnded(at(2), "b", CTRL_C)], "failed"),
+        ([cut, run("c"), f.RunEnded(at(2), "b", BOOM), f.RunEnded(at(3), "c")], "failed"),
+    ):
+        projection = projected(run("a"), run("b"), *ends[:-1])
+        assert projection.status == "running"
+        projection.apply(ends[-1])
+        assert projection.status == status
+        assert (projection.last_error is None) == (status == "completed")
+
+
 def test_dead_run_counts_as_failed() -> None:
-    """A run that died makes its group fail; the error names the process and since when it ran."""
-    projection = projected(run("a"), run("b"), f.RunDied(at(1), "a"))
-    assert projection.status == "running"
-    projection.apply(f.RunEnded(at(2), "b"))
-    assert projection.status == "failed"
+    """A run that died alone has failed; the error names the process and since when it ran."""
     died = projected(run("a"), f.RunDied(at(1), "a"))
     assert died.status == "failed"
     assert died.last_error is not None

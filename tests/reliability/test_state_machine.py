@@ -289,12 +289,13 @@ class World:
         kind = "workflow.completed" if error is None else "workflow.failed"
         record = self.fact(workflow_id, kind, detail=None if error is None else {"error": error})
         del record["runs"][run]
+        is_dead = error is not None and error[0] == "RunDied"
         if error is not None:
-            record["run_failed"], record["last_error"] = True, error
+            record["run_failed"], record["last_error"] = record["run_failed"] or not is_dead, error
         if record["runs"]:
             record["status"] = "running"
-        elif record["run_failed"]:
-            record["status"] = "failed"
+        elif record["run_failed"] or is_dead:
+            record["status"], record["run_failed"] = "failed", True
         else:
             record["status"], record["last_error"] = "completed", None
 
@@ -896,6 +897,7 @@ class Machine(RuleBasedStateMachine):
         ends = list(self.runs)[-1 if last else 0][0]
         site, workflow_id = [run for run in self.runs if run[0] == ends][-1]
         run, workflow = self.runs.pop((site, workflow_id)), self.workflows[site, workflow_id]
+        self.world.record_deaths(workflow_id)
         self.world.leave_group(workflow_id, run, ("Boom", "out") if fails else None)
         self.world.attached.discard((site, workflow_id))
         error = Boom("out") if fails else None
@@ -937,6 +939,8 @@ class Machine(RuleBasedStateMachine):
         if (site, workflow_id) in self.runs:
             self._same(("raises", "WorkflowUsageError"), self._do(site, workflow.close))
             return
+        if (site, workflow_id) in self.world.attached:
+            self.world.record_deaths(workflow_id)
         self.world.attached.discard((site, workflow_id))
         self._same(("gives", None), self._do(site, workflow.close))
 

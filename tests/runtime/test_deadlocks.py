@@ -295,21 +295,26 @@ def test_for_each_in_for_each_on_an_executor_with_room_runs(workflow: Workflow) 
 # Submitted steps
 
 
-def test_a_pool_whose_threads_wait_for_what_it_has_to_run(workflow: Workflow) -> None:
-    """Two submitted steps wait for two more, and there are two threads."""
-    barrier = threading.Barrier(2, timeout=DEADLINE)
+def test_a_pool_whose_thread_waits_for_one_that_waits_for_the_pool() -> None:
+    """A submitted step needs a mutex whose holder waits for the step that comes after it, and there is one thread."""
+    workflow = Workflow("one", store=MemoryStore(), max_workers=1)
+    begun = threading.Event()
 
     @workflow.step
-    def inner(number: int) -> int:
-        return number
+    def needs_the_slot() -> None:
+        begun.set()
+        with workflow.mutex("slot"):
+            pass
 
-    @workflow.step
-    def outer(number: int) -> int:
-        barrier.wait()
-        return inner.submit(number).result()
+    def hold() -> Any:
+        with workflow.mutex("slot"):
+            needs_the_slot.submit()
+            assert begun.wait(DEADLINE)
+            return workflow.step(name="next")(lambda: 1).submit().result()
 
-    errors = [future.exception(DEADLINE) for future in [outer.submit(1), outer.submit(2)]]
-    assert sorted(type(error).__name__ for error in errors) == ["DeadlockError", "NoneType"]
+    values, errors = outcomes(hold)
+    assert values == [1] or "mutex 'slot'" in str(errors[0])
+    in_thread(workflow.close).result(DEADLINE)
 
 
 def test_close_in_an_item_of_a_submitted_step(workflow: Workflow) -> None:

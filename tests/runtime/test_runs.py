@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import socket
 import sys
 import threading
@@ -344,6 +345,50 @@ def test_a_failure_of_one_is_the_groups(tmp_path: Path, which: str) -> None:
     assert record.last_error.message == "no route"
 
 
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT], ids=lambda end: end.name)
+def test_what_one_run_left_the_other_completes(tmp_path: Path, end: signal.Signals) -> None:
+    """A run that was killed, or ended by Ctrl-C, fails nothing if the other run goes on and completes."""
+    code = "sys.stderr = open(os.devnull, 'w')\nwith workflow:\n    say('in')\n    wait_for_ctrl_c()\n"
+    with child(code, tmp_path) as process:
+        assert process.line() == "in"
+        workflow = Workflow("w", dir=tmp_path)
+        with workflow:
+            process.process.send_signal(end)
+            process.process.wait(DEADLINE)
+            assert (workflow.record.status, workflow.record.is_alive) == (WorkflowStatus.RUNNING, True)
+    record = read_workflow_record("w", dir=tmp_path)
+    assert (record.status, record.is_alive, record.last_error) == (WorkflowStatus.COMPLETED, False, None)
+    assert run_events(workflow) == ["running", "running", "failed", "completed"]
+    assert snapshot_of(workflow)["status"] == "completed"
+
+
+def test_a_run_that_died_is_not_alive(tmp_path: Path) -> None:
+    """`is_alive` tells a run that goes on from one whose process is gone; the status stays running for now."""
+    with child(RUN, tmp_path) as process:
+        assert process.line() == "in"
+        workflow = Workflow("w", dir=tmp_path)
+        for _ in range(2):
+            assert (workflow.record.status, workflow.record.is_alive) == (WorkflowStatus.RUNNING, True)
+            assert read_workflow_record("w", dir=tmp_path).is_alive
+            workflow.append_event("a process without a run")
+        process.kill()
+        assert (workflow.record.status, workflow.record.is_alive) == (WorkflowStatus.RUNNING, False)
+        assert not read_workflow_record("w", dir=tmp_path).is_alive
+    workflow.close()  # a process that is about to end records the death
+    assert snapshot_of(workflow)["status"] == workflow.record.status == WorkflowStatus.FAILED
+    assert run_events(workflow) == ["running", "failed"]
+
+
+def test_a_run_in_memory_is_alive() -> None:
+    """`is_alive` in every store: inside of a run, and not before or after."""
+    workflow = Workflow("w", store=MemoryStore())
+    assert not workflow.record.is_alive
+    with workflow:
+        assert workflow.record.is_alive
+        assert workflow.set_status("idle").is_alive
+    assert not workflow.record.is_alive
+
+
 def test_a_group_ends_with_its_last_run(tmp_path: Path) -> None:
     """A failure does not outlive its group: the next run alone decides."""
     first, second = Workflow("w", dir=tmp_path), Workflow("w", dir=tmp_path)
@@ -561,17 +606,6 @@ def test_the_next_to_open_records_that_a_run_died(tmp_path: Path, use: Callable[
     assert str(process.pid) in record.last_error.message
     del user
     Workflow("w", dir=tmp_path).close()
-
-
-@pytest.mark.slow
-def test_a_run_that_died_fails_the_group(tmp_path: Path) -> None:
-    """A run that died counts as failed for those that overlapped it."""
-    with child(RUN, tmp_path) as process, Workflow("w", dir=tmp_path) as workflow:
-        assert process.line() == "in"
-        process.kill()
-        with Workflow("w", dir=tmp_path):
-            assert workflow.record.status is WorkflowStatus.RUNNING
-    assert workflow.record.status is WorkflowStatus.FAILED
 
 
 @pytest.mark.slow

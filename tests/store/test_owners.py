@@ -121,6 +121,37 @@ def test_user_after_root_is_told_what_to_do(root: Path) -> None:
         use(root)
 
 
+@needs_root
+@pytest.mark.parametrize("sudo", [{"SUDO_UID": str(ALICE)}, {"ISO_ORCHESTRATOR_TRUST_OWNER": "1"}], ids=min)
+def test_user_after_sudo_goes_on(monkeypatch: pytest.MonkeyPatch, sudo: dict[str, str]) -> None:
+    """What root makes or replaces in a trusted user's folder is the user's, who can go on with it afterwards."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chown(folder, ALICE, ALICE)
+        for name, value in sudo.items():
+            monkeypatch.setenv(name, value)
+        for number, first in enumerate((ALICE, 0)):
+            root = Path(folder) / str(number)
+            for user in (first, 0, ALICE):
+                with become(user):
+                    workflow = Workflow("w", dir=root)
+                    with workflow, workflow.mutex("m"):
+                        workflow.append_event("used")
+                    if user == 0:
+                        workflow.command(name="print")(lambda: [sys.executable, "-c", "print(1)"])()
+                    workflow.close()
+                assert {path.lstat().st_uid for path in (root, *root.rglob("*"))} == {ALICE}
+            assert len([event for event in workflow.record.events if event.type == "used"]) == 3
+
+
+@needs_root
+def test_root_keeps_what_it_makes_in_another_users_folder(tmp_path: Path) -> None:
+    """Without sudo the user is not trusted, so that root's own records are not given away."""
+    os.chown(tmp_path, ALICE, ALICE)
+    use(tmp_path / "root")
+    assert {path.lstat().st_uid for path in (tmp_path / "root").rglob("*")} == {0}
+    use(tmp_path / "root")
+
+
 def test_rights_of_other_users_are_taken_away(root: Path) -> None:
     """Folders and files that others may write are closed to them at the opening; the root itself stays as it is."""
     for path in (root, *root.rglob("*")):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from support import DEADLINE, run_python, tree, wait_until, waits_for_a_lock
+from support_processes import child
 
 from iso_orchestrator import Workflow, __version__, open_workflow, read_workflow_record
 from iso_orchestrator.views.cli import main
@@ -88,6 +90,27 @@ def test_list_shows_each_workflow_in_a_line(run):
     assert batch.split()[:4] == ["batch", "completed", "2", "completed"]
     assert broken.split()[:4] == ["broken", "failed", "1", "failed"]
     assert broken.endswith("OSError: no space")
+
+
+@pytest.mark.slow
+def test_a_run_whose_process_died_is_told_from_a_live_one(tmp_path, run):
+    """`list` and `show` say that the process of a run is gone, and since when at most; a live run is just running."""
+    code = "with workflow:\n    workflow.run_step('ask', lambda: (say('go'), hear()))"
+    with child(code, tmp_path) as process:
+        assert process.line() == "go"
+        assert run("list", root=tmp_path)[1].splitlines()[1].split()[:4] == ["w", "running", "1", "running"]
+        assert run("show", "w", root=tmp_path)[1].startswith("w: running\n")
+        assert "gone" not in run("show", "w", root=tmp_path)[1]
+        assert json.loads(run("list", "--json", root=tmp_path)[1])[0]["isAlive"] is True
+        assert json.loads(run("show", "--json", "w", root=tmp_path)[1])["isAlive"] is True
+        process.kill()
+    died = r"running \(its process died, last seen \d+ (s|min) ago; the next run resumes it\)"
+    assert re.match(rf"w +{died} +1 running", run("list", root=tmp_path)[1].splitlines()[1])
+    _, out, _ = run("show", "w", root=tmp_path)
+    assert re.match(rf"w: {died}\n", out)
+    assert "its process is gone; the next run takes it over" in out
+    assert json.loads(run("list", "--json", root=tmp_path)[1])[0]["isAlive"] is False
+    assert "isAlive" not in json.loads(run("show", "--json", "w", root=tmp_path)[1])
 
 
 def test_list_as_json(run):

@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import secrets
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -30,7 +31,7 @@ from iso_orchestrator.store.files import (
 )
 from iso_orchestrator.store.liveness import LivenessFiles
 from iso_orchestrator.store.protocol import Store, WorkflowLog
-from iso_orchestrator.system.filesystem import FileSystem
+from iso_orchestrator.system.filesystem import FileSystem, folders_above
 from iso_orchestrator.system.interrupts import undo_on_error
 
 if TYPE_CHECKING:
@@ -50,6 +51,8 @@ class FileStore(Store):
     Attributes:
         root: The folder's absolute path.
     """
+
+    _is_default = False  # whether it depends on the current folder alone which root this is
 
     def __init__(self, root: str | os.PathLike[str], fs: FileSystem | None = None) -> None:
         self.root = os.path.abspath(os.fspath(root))
@@ -73,13 +76,19 @@ class FileStore(Store):
     @store_errors
     def open(self, workflow_id: str, new: Callable[[], Projection]) -> tuple[WorkflowLog, Projection]:
         """Open a workflow for appending; made from *new* when there is none."""
+
+        def begin() -> Projection:
+            if self._is_default:
+                self._warn_of_other_record(workflow_id)
+            return new()
+
         self._make_root()
         full, short = Paths.candidates(self.root, workflow_id)
         for paths in [full] if exists(self._fs, full.snapshot, full.journal) else [short, full]:
             log = FileWorkflowLog(self._fs, paths, RecordLock(self._fs, paths))
             with undo_on_error(log.close):
                 log.record_lock.take()
-                projection = log.open(new, lambda projection: projection.workflow_id == workflow_id)
+                projection = log.open(begin, lambda projection: projection.workflow_id == workflow_id)
                 log.unlock()
             if projection is not None:
                 return log, projection
@@ -213,6 +222,10 @@ class FileStore(Store):
         full, short = Paths.candidates(self.root, workflow_id)
         return full if exists(self._fs, full.snapshot, full.journal) else short
 
+    def _has(self, workflow_id: str) -> bool:
+        paths = self._paths_of(workflow_id)
+        return exists(self._fs, paths.snapshot, paths.journal)
+
     # Reading.
 
     @store_errors
@@ -247,6 +260,22 @@ class FileStore(Store):
                 self.root,
                 kind,
             )
+
+    def _warn_of_other_record(self, workflow_id: str) -> None:
+        """Warn where a user may have meant to continue a workflow, and was in another folder than last time."""
+        here, name = os.path.split(self.root)
+        script = getattr(sys.modules.get("__main__"), "__file__", None)
+        folders = [*([os.path.dirname(os.path.abspath(script))] if script else []), *folders_above(here)]
+        for folder in folders:
+            other = FileStore(os.path.join(folder, name), self._fs)
+            with suppress(OSError, StoreError):  # a folder that this process may not look into
+                if other.identity != self.identity and other._has(workflow_id):
+                    _log.warning(
+                        "workflow %r begins anew in %s, and a record of it is in %s: to continue that one, run in %s, "
+                        "or set ISO_ORCHESTRATOR_DIR=%s, or give dir=; dir=%r says that a new one is meant",
+                        *(workflow_id, self.root, other.root, folder, other.root, name),
+                    )
+                    return
 
     def _hide_from_git(self) -> None:
         path = os.path.join(self.root, ".gitignore")
