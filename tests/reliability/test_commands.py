@@ -71,7 +71,15 @@ def run_next(link: Link, folder: str, number: int, seed: int) -> None:
     with Path(folder, "tags").open("a") as file:
         file.write(f"{tag}\n")
     on_line = chance.choice([None, lambda _: None])
-    run = command_run(Path(folder), shell(agent(chance), folder), tag=tag, grace=GRACE, on_line=on_line)
+    if_runner_dies = chance.choice(["leave", "end"])
+    run = command_run(
+        Path(folder),
+        shell(agent(chance), folder),
+        tag=tag,
+        grace=GRACE,
+        on_line=on_line,
+        if_runner_dies=if_runner_dies,
+    )
     link.say(run.run().exit_code)
 
 
