@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from ast import literal_eval
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from support_commands import FOREVER, command_run, find, kill_all, shell
 from iso_orchestrator import CommandResult, CommandTimeoutError
 from iso_orchestrator.checks import unique_name
 from iso_orchestrator.commands.process import end_orphans
+from iso_orchestrator.system import guard
 
 pytestmark = [
     pytest.mark.slow,
@@ -28,6 +30,7 @@ pytestmark = [
 ]
 
 GRACE = 0.1  # seconds
+GONE_WITHIN = 4.0  # seconds; 2 are promised, but the tests share the machine with others
 PARTS = 2
 
 # What holds the lock is at work: the kernel keeps it until the last process that has inherited it has ended.
@@ -116,6 +119,59 @@ def test_orphans_of_killed_runners_are_ended_by_the_next(
     figures.add(22, "runners of commands killed", kills, len(left) + overlaps)
     assert not left, f"seed {tier.seed}, part {part}"
     assert not overlaps, f"seed {tier.seed}, part {part}: two were at work at one time"
+
+
+# Runners that are killed, and have no next
+
+
+def run_on(link: Link, folder: str, seed: int) -> None:
+    """Run commands, in some threads, until the process is killed."""
+    link.say(guard._runner_tag)
+    chance = random.Random(seed)
+    with ThreadPoolExecutor() as pool:
+        for place in range(chance.randrange(1, 4)):
+            pool.submit(_run_in, Path(folder, str(place)), chance.getrandbits(32))
+
+
+def _run_in(folder: Path, seed: int) -> None:
+    chance = random.Random(seed)
+    folder.mkdir(parents=True)
+    while True:
+        code = AGENT.format(
+            obedience=chance.choice(OBEDIENCE),
+            tools="\n".join(chance.sample(TOOLS, 3)),
+            work=chance.choice([*WORK, f"sleep {FOREVER}"]),
+        )
+        command_run(folder, shell(code, folder), grace=GRACE).run()
+
+
+def seconds_to_end(runner_tag: str, limit: float) -> float:
+    """How long processes with a runner tag are found, until none is found twice; infinite above the limit."""
+    began = seen = time.monotonic()
+    while time.monotonic() < seen + 0.2:
+        if find(runner_tag):
+            seen = time.monotonic()
+            if seen > began + limit:
+                return float("inf")
+        time.sleep(0.02)
+    return seen - began
+
+
+def test_commands_of_killed_runners_are_ended(nursery: Nursery, tier: Tier, figures: Figures, folder: Path) -> None:
+    """Without a next run: nothing is left soon after a kill at any time, whatever ignores SIGTERM, in any session."""
+    chance = tier.random("guards")
+    count = tier.count(quick=2, full=6, soak=1000)
+    slow = []
+    for number in range(count):
+        runner = nursery.start(run_on, str(folder / str(number)), chance.getrandbits(32))
+        tag = runner.hear()
+        time.sleep(chance.choice([0.05, 0.3]) * chance.random())  # what is random is the moment
+        runner.kill()
+        if (seconds := seconds_to_end(tag, limit=GONE_WITHIN)) == float("inf"):
+            slow.append(f"runner {number}: {find(tag)}")
+            kill_all(tag)
+    figures.add(41, "runners killed, whose commands are ended without a next run", count, len(slow))
+    assert not slow, f"seed {tier.seed}: {slow}"
 
 
 # Commands that misbehave
