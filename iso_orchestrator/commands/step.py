@@ -77,6 +77,10 @@ def _parser(options: CommandOptions) -> Parser:
     return as_parser(options.parse, options.ok_codes)
 
 
+def _if_runner_dies(options: CommandOptions) -> IfRunnerDies:
+    return "leave" if options.if_left == "wait" else "end"
+
+
 def _check_if_runner_dies(options: CommandOptions, field: attrs.Attribute[Any], value: IfRunnerDies) -> None:
     check_choice(value, field.name, "end", "leave")
     if value == "end" and options.if_left == "wait":
@@ -96,12 +100,10 @@ class CommandOptions(StepOptions):
     log_dir: str | None = attrs.field(default=None, converter=_log_dir)
     max_log_bytes: int = attrs.field(default=1 << 30, validator=validated_by(check_count))
     if_left: IfLeft = attrs.field(default="end", validator=validated_by(check_choice, "end", "wait"))
-    if_runner_dies: IfRunnerDies = attrs.field(validator=_check_if_runner_dies)
+    if_runner_dies: IfRunnerDies = attrs.field(
+        default=attrs.Factory(_if_runner_dies, takes_self=True), validator=_check_if_runner_dies
+    )
     parser: Parser = attrs.field(init=False, default=attrs.Factory(_parser, takes_self=True))
-
-    @if_runner_dies.default
-    def _default_if_runner_dies(self) -> IfRunnerDies:
-        return "leave" if self.if_left == "wait" else "end"
 
 
 class CommandStep(Step[P, CommandResult[T]]):

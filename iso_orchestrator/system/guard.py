@@ -30,7 +30,7 @@ from iso_orchestrator.system.processes import end_tree
 _log = logging.getLogger("iso_orchestrator")
 
 KILL_AFTER = 1.2
-"""Seconds from the runner's death to the guard's SIGKILL. SIGTERM comes as soon as the guard has found the processes."""
+"""Seconds from the runner's death to the guard's SIGKILL. SIGTERM comes as soon as the processes are found."""
 
 # A process that was forked for a command just before the runner's death gets the tag when it has its program.
 _LOOK_FOR = 1.0  # seconds

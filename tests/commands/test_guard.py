@@ -62,7 +62,7 @@ def guards_of(pid: int) -> list[psutil.Process]:
 def _is_guard(process: psutil.Process, pid: int) -> bool:
     try:
         args = process.cmdline()
-        return any("The guard of iso-orchestrator" in arg for arg in args) and str(pid) in args and process.ppid() != pid
+        return guard._GUARD.split("\n")[0] in " ".join(args) and str(pid) in args and process.ppid() != pid
     except psutil.Error:
         return False
 
@@ -182,7 +182,7 @@ for _ in sys.stdin:
 
 
 def test_code_that_closes_the_pipe_ends_no_command(tmp_path: Path, tag: str) -> None:
-    """A guard that is no longer told of the runner's end sees that it lives. What has the pipe's number then is safe."""
+    """A guard without the pipe sees that the runner lives. The file that has the pipe's number then is safe."""
     code = """
 begin()
 fd = guard._pipe[0]

@@ -167,7 +167,7 @@ def test_commands_of_killed_runners_are_ended(nursery: Nursery, tier: Tier, figu
         tag = runner.hear()
         time.sleep(chance.choice([0.05, 0.3]) * chance.random())  # what is random is the moment
         runner.kill()
-        if (seconds := seconds_to_end(tag, limit=GONE_WITHIN)) == float("inf"):
+        if seconds_to_end(tag, limit=GONE_WITHIN) == float("inf"):
             slow.append(f"runner {number}: {find(tag)}")
             kill_all(tag)
     figures.add(41, "runners killed, whose commands are ended without a next run", count, len(slow))
