@@ -185,6 +185,8 @@ def test_code_that_closes_the_pipe_ends_no_command(tmp_path: Path, tag: str) -> 
     """A guard without the pipe sees that the runner lives. The file that has the pipe's number then is safe."""
     code = """
 begin()
+print("begun")
+input()
 fd = guard._pipe[0]
 os.close(fd)
 with open("file", "wb", buffering=0) as file:
@@ -194,11 +196,14 @@ with open("file", "wb", buffering=0) as file:
 print("closed")
 input()
 """
-    with runner(tmp_path, tag, code) as child:
+    with runner(tmp_path, tag, code, f"echo > ready; exec sleep {FOREVER}") as child:
+        assert child.line() == "begun"
         found = guard_of(child.pid)
+        waits = found.num_ctx_switches().voluntary
+        child.say()
         assert child.line() == "closed"
-        wait_until(lambda: found.status() == psutil.STATUS_SLEEPING)
-        assert len(find(tag)) >= 2
+        wait_until(lambda: found.num_ctx_switches().voluntary > waits, what="a look at the pipe, and the next wait")
+        assert len(find(tag)) == 1
         assert (tmp_path / "file").read_bytes() == b"its own"
         child.kill()
         wait_until(lambda: not find(tag))

@@ -31,7 +31,8 @@ class Fault:
 _SCRIPT = "tests/reliability/test_replay.py::test_no_script_loses_what_was_acknowledged"
 _DAMAGE = "tests/reliability/test_replay.py::test_damage_is_told_from_a_torn_tail"
 _SLEEPERS = "tests/reliability/test_stopped_holders.py"
-_GUARDED = "tests/reliability/test_commands.py::test_commands_of_killed_runners_are_ended"
+_GUARDED = "tests/commands/test_guard.py::test_commands_of_a_killed_runner_are_ended"
+_GUARDED_AT_RANDOM = "tests/reliability/test_commands.py::test_commands_of_killed_runners_are_ended"
 
 FAULTS = [
     Fault(
@@ -434,7 +435,7 @@ MORE_FAULTS = [
         "commands/process.py",
         "[guard.runner_tag(), self.tag]",
         "[guard.runner_tag()[:0] or self.tag]",
-        _GUARDED,
+        _GUARDED_AT_RANDOM,
     ),
     Fault(
         "a guard that does not kill what ignores SIGTERM",
@@ -455,6 +456,6 @@ MORE_FAULTS = [
         "system/guard.py",
         "unique_name() + unique_name(), threading.Lock()\n    _close_pipe()\n",
         "unique_name() + unique_name(), threading.Lock()\n",
-        "tests/commands/test_guard.py::test_commands_of_a_killed_runner_are_ended",
+        _GUARDED,
     ),
 ]
