@@ -36,6 +36,8 @@ KILL_AFTER = 1.2
 _LOOK_FOR = 1.0  # seconds
 _LOOK_AGAIN = 0.1
 
+_START_WITHIN = 10.0  # seconds; sys.executable may be another program, which embeds Python
+
 # What stands in for the package's own `__init__`, which would import all of it, halves the time of the import.
 _GUARD = """# The guard of iso-orchestrator: ends the commands of a process that was killed.
 import os, select, signal, sys, time
@@ -50,7 +52,7 @@ signal.pthread_sigmask(signal.SIG_SETMASK, ())
 for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
     signal.signal(number, signal.SIG_IGN)
 if "ISO_ORCHESTRATOR_MARK" in os.environ:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # inside of a command: who ends that ends its commands too
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # inside of a command, whose end is that of its commands
 if os.fork():
     os._exit(0)
 waiting = [0, *death]
@@ -103,10 +105,7 @@ def runner_tag() -> str:
 def dismiss() -> None:
     """End the guard of this process, none of whose commands runs any more."""
     with _starting:
-        if _pipe is not None and _is_running():
-            with suppress(BrokenPipeError):  # it has just been killed
-                os.write(_pipe[0], b".")
-            _close_pipe()
+        _dismiss()
 
 
 def end_commands(tag: str, died_at: float) -> None:
@@ -131,6 +130,13 @@ def _is_open(fd: int, inode: int) -> bool:
         return False
 
 
+def _dismiss() -> None:
+    if _pipe is not None and _is_running():
+        with suppress(BrokenPipeError):  # it has just been killed
+            os.write(_pipe[0], b".")
+    _close_pipe()
+
+
 def _start() -> None:
     global _pipe
     _close_pipe()
@@ -150,10 +156,15 @@ def _start() -> None:
             cwd="/",
             start_new_session=True,
         )
-        if code := guard.wait():
+        try:
+            code = guard.wait(_START_WITHIN)
+        except subprocess.TimeoutExpired:
+            guard.kill()
+            code = guard.wait()
+        if code:
             raise OSError(f"{sys.executable} ended with exit code {code}")
     except BaseException:
-        _close_pipe()
+        _dismiss()
         raise
     finally:
         os.close(reading)

@@ -215,7 +215,11 @@ def test_a_command_runs_without_a_guard(
     """If none can be started, one warning says what that means."""
     monkeypatch.setattr(guard, "_pipe", None)
     monkeypatch.setattr(guard, "_has_warned", False)
-    for executable in (str(tmp_path / "none"), "", "/bin/false"):
+    monkeypatch.setattr(guard, "_START_WITHIN", 0.1)
+    hanging = tmp_path / "hanging"
+    hanging.write_text("#!/bin/sh\nexec sleep 1000\n")
+    hanging.chmod(0o700)
+    for executable in (str(tmp_path / "none"), "", "/bin/false", str(hanging)):
         monkeypatch.setattr(sys, "executable", executable)
         assert command_run(tmp_path, ["true"]).run().exit_code == 0
     assert caplog.text.count("no guard can be started") == 1
