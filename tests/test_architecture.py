@@ -42,7 +42,7 @@ DOORS = {
     "fcntl": {"system.filesystem"},
     "portalocker": {"system.file_lock"},
     "cattrs": {"codec.converter", "codec.records", "codec.values"},
-    "subprocess": {"agents.stand_in", "system.processes"},
+    "subprocess": {"agents.stand_in", "system.guard", "system.processes"},
     "psutil": {"system.processes"},
     "tqdm": {"fanout.progress"},
     "tenacity": {"steps.options"},

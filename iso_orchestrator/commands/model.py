@@ -13,6 +13,7 @@ from iso_orchestrator.steps.options import StepKeywords
 T = TypeVar("T")
 
 IfLeft: TypeAlias = Literal["end", "wait"]
+IfRunnerDies: TypeAlias = Literal["end", "leave"]
 
 
 class CommandKeywords(StepKeywords, total=False):
@@ -25,6 +26,8 @@ class CommandKeywords(StepKeywords, total=False):
         halves are kept, with a line between them that says how much was left out; `parse` gets that too. Default:
         2**30, a GiB.
     if_left: What to do with processes that a killed run left: "end" them (the default), or "wait" until they end.
+    if_runner_dies: What happens to the command if the process that runs it is killed: it is ended within 2 seconds
+        ("end", the default), or is left running ("leave", the default with ``if_left="wait"``).
     """
 
     idle_timeout: float | None
@@ -32,6 +35,7 @@ class CommandKeywords(StepKeywords, total=False):
     log_dir: str | os.PathLike[str] | None
     max_log_bytes: int
     if_left: IfLeft
+    if_runner_dies: IfRunnerDies
 
 
 _UNSPLIT = "a command line must be a list of a program and its arguments, not one str: use a list, or shlex.split()"

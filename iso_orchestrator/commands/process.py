@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 import attrs
 
-from iso_orchestrator.commands.model import Command, CommandResult, printable
+from iso_orchestrator.commands.model import Command, CommandResult, IfRunnerDies, printable
 from iso_orchestrator.commands.output import OutputFiles, input_file, is_output_open
 from iso_orchestrator.errors import (
     CommandError,
@@ -21,7 +21,7 @@ from iso_orchestrator.errors import (
     CommandTimeoutError,
 )
 from iso_orchestrator.notes import suppressed_as_note
-from iso_orchestrator.system import processes
+from iso_orchestrator.system import guard, processes
 from iso_orchestrator.system.clock import Backoff, monotonic, sleep
 from iso_orchestrator.system.interrupts import at_exit, is_interrupted, masked
 from iso_orchestrator.system.processes import GRACE, Process, end_tree, living_tree
@@ -49,6 +49,7 @@ class ProcessRunner:
         timeout: Seconds that it may take; None for no limit.
         idle_timeout: Seconds that it may print nothing; None for no limit.
         grace: Seconds from SIGTERM to SIGKILL when it has to end.
+        if_runner_dies: Whether the guard is to "end" it if this process is killed, or "leave" it.
         on_line: Called with each line of standard output as it comes, without its end. One longer than a MiB is cut.
             After a time limit it gets only the lines that it can take in a second.
         on_look: Called every tenth of a second: what it raises ends the command.
@@ -63,6 +64,7 @@ class ProcessRunner:
     timeout: float | None = None
     idle_timeout: float | None = None
     grace: float = GRACE
+    if_runner_dies: IfRunnerDies = "end"
     on_line: Callable[[str], None] | None = None
     on_look: Callable[[], None] | None = None
     on_beat: Callable[[int, int, str], None] = lambda *_: None
@@ -117,7 +119,8 @@ class ProcessRunner:
 
     def _start(self) -> Process:
         command = self.command
-        environment = processes.tagged_environment(command.env, self.tag)
+        tags = [guard.runner_tag(), self.tag] if self.if_runner_dies == "end" else [self.tag]
+        environment = processes.tagged_environment(command.env, *tags)
         try:
             with input_file(command.input, os.path.dirname(self.files.stdout.path)) as stdin:
                 return processes.start(
@@ -221,6 +224,8 @@ def _end_all_at_exit() -> None:
     with masked():
         for run in list(_running):
             run.end(at_once=True)
+        if not _running:
+            guard.dismiss()
 
 
 at_exit(_end_all_at_exit)

@@ -17,7 +17,7 @@ import attrs
 
 from iso_orchestrator.checks import check_choice, check_count, check_path, check_seconds, unique_name, validated_by
 from iso_orchestrator.codec import ResultCodec, Unresolved
-from iso_orchestrator.commands.model import Command, CommandResult, IfLeft, as_command, heartbeat_key
+from iso_orchestrator.commands.model import Command, CommandResult, IfLeft, IfRunnerDies, as_command, heartbeat_key
 from iso_orchestrator.commands.output import DISK_FULL, OutputFiles, is_output_open
 from iso_orchestrator.commands.parse import Ended, Parser, Reader, as_parser
 from iso_orchestrator.commands.process import ProcessRunner, await_orphans, end_orphans
@@ -77,6 +77,19 @@ def _parser(options: CommandOptions) -> Parser:
     return as_parser(options.parse, options.ok_codes)
 
 
+def _if_runner_dies(options: CommandOptions) -> IfRunnerDies:
+    return "leave" if options.if_left == "wait" else "end"
+
+
+def _check_if_runner_dies(options: CommandOptions, field: attrs.Attribute[Any], value: IfRunnerDies) -> None:
+    check_choice(value, field.name, "end", "leave")
+    if value == "end" and options.if_left == "wait":
+        raise ValueError(
+            'if_runner_dies="end" leaves no process that if_left="wait" could wait for: '
+            'leave if_runner_dies out, or give if_left="end"'
+        )
+
+
 @attrs.frozen(kw_only=True)
 class CommandOptions(StepOptions):
     """The options of a command, checked; `CommandKeywords` says what each one does."""
@@ -87,6 +100,9 @@ class CommandOptions(StepOptions):
     log_dir: str | None = attrs.field(default=None, converter=_log_dir)
     max_log_bytes: int = attrs.field(default=1 << 30, validator=validated_by(check_count))
     if_left: IfLeft = attrs.field(default="end", validator=validated_by(check_choice, "end", "wait"))
+    if_runner_dies: IfRunnerDies = attrs.field(
+        default=attrs.Factory(_if_runner_dies, takes_self=True), validator=_check_if_runner_dies
+    )
     parser: Parser = attrs.field(init=False, default=attrs.Factory(_parser, takes_self=True))
 
 
@@ -185,6 +201,7 @@ class CommandAttempt:
             files=files,
             timeout=self._options.timeout,
             idle_timeout=self._options.idle_timeout,
+            if_runner_dies=self._options.if_runner_dies,
             on_line=reader.on_line,
             on_look=refuse_interrupted,
             on_beat=partial(self._beat, reader),

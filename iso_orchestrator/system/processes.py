@@ -172,17 +172,17 @@ def exit_code(process: Process) -> int:
     return int(code)  # psutil has an enum for signals
 
 
-def tagged_environment(env: Mapping[str, str] | None, tag: str) -> dict[str, str]:
-    """The environment *env*, or this process's, with *tag* added to the tags that this process has itself.
+def tagged_environment(env: Mapping[str, str] | None, *tags: str) -> dict[str, str]:
+    """The environment *env*, or this process's, with *tags* added to the tags that this process has itself.
 
     So a command inside of a command is found by both tags.
 
     Raises:
-        ValueError: The tag has other characters than letters, digits, ``.``, ``_`` and ``-``; or none.
+        ValueError: A tag has other characters than letters, digits, ``.``, ``_`` and ``-``; or none.
     """
     outer = os.environ.get(TAG_VARIABLE)
-    tags = f"{outer}{_SEPARATOR}{_check_tag(tag)}" if outer else _check_tag(tag)
-    return {**(os.environ if env is None else env), TAG_VARIABLE: tags}
+    all_tags = [*([outer] if outer else []), *map(_check_tag, tags)]
+    return {**(os.environ if env is None else env), TAG_VARIABLE: _SEPARATOR.join(all_tags)}
 
 
 # Finding

@@ -332,6 +332,8 @@ def test_a_free_command_serves_the_current_workflow(workflow: Workflow) -> None:
         ({"ok_codes": 0}, TypeError),
         ({"ok_codes": ["0"]}, TypeError),
         ({"if_left": "keep"}, ValueError),
+        ({"if_runner_dies": "wait"}, ValueError),
+        ({"if_runner_dies": "end", "if_left": "wait"}, ValueError),
         ({"timeout": 0}, ValueError),
         ({"idle_timeout": -1}, ValueError),
         ({"limit_key": " "}, ValueError),
@@ -422,7 +424,7 @@ def test_a_heartbeat_that_cannot_be_recorded_ends_no_command(tmp_path: Path, cap
 LOOK = 'grep -q "^State:.[^ZX]" "/proc/$1/status" 2>/dev/null && echo alive || echo gone'
 
 RUNNER = """
-@workflow.command
+@workflow.command(if_runner_dies="leave")
 def work():
     return ["sh", "-c", 'echo $$ >> "$1/pids"; exec sleep "$2"', "sh", root, "3600"]
 say("go")
@@ -550,7 +552,7 @@ while True:
     signal.pause()
 '''
 
-@workflow.command(if_left=IF_LEFT)
+@workflow.command(if_left=IF_LEFT, if_runner_dies="leave")
 def work():
     return python(PROGRAM, root)
 
@@ -615,7 +617,7 @@ HIDDEN = """
 from support_commands import hidden
 from iso_orchestrator.system import processes
 
-@workflow.command
+@workflow.command(if_runner_dies="leave")
 def work():
     return hidden(root, "exec sleep 3600")
 say("go")

@@ -30,7 +30,7 @@ pytestmark = [
 RUNNER = """
 import sys
 from support_commands import *
-command_run(Path(sys.argv[1]), shell(sys.argv[2]), tag=sys.argv[3]).run()
+command_run(Path(sys.argv[1]), shell(sys.argv[2]), tag=sys.argv[3], if_runner_dies="leave").run()
 """
 
 
@@ -140,7 +140,8 @@ def test_a_forked_child_of_the_runner_does_not_keep_the_output(tmp_path: Path) -
     code = """
 import os, sys, threading
 from support_commands import *
-threading.Thread(target=command_run(Path(sys.argv[1]), shell(sys.argv[2]), tag=sys.argv[3]).run).start()
+run = command_run(Path(sys.argv[1]), shell(sys.argv[2]), tag=sys.argv[3], if_runner_dies="leave")
+threading.Thread(target=run.run).start()
 wait_for_file(Path(sys.argv[1], "ready"))
 if os.fork() == 0:
     print("forked")

@@ -155,7 +155,8 @@ def test_input_is_read_to_its_end(tmp_path: Path, text: str | bytes) -> None:
 
 def test_folder_and_environment_are_its_own(tmp_path: Path) -> None:
     """The environment that is given is all of it, except for the process tag."""
-    run = command_run(tmp_path, Command(shell("pwd; env"), cwd=tmp_path, env={"A": "1", "PATH": os.environ["PATH"]}))
+    command = Command(shell("pwd; env"), cwd=tmp_path, env={"A": "1", "PATH": os.environ["PATH"]})
+    run = command_run(tmp_path, command, if_runner_dies="leave")
     folder, *variables = run.run().stdout.splitlines()
     assert folder == str(tmp_path)
     assert {f"{TAG_VARIABLE}={run.tag}", "A=1"} <= set(variables)

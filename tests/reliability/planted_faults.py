@@ -31,6 +31,8 @@ class Fault:
 _SCRIPT = "tests/reliability/test_replay.py::test_no_script_loses_what_was_acknowledged"
 _DAMAGE = "tests/reliability/test_replay.py::test_damage_is_told_from_a_torn_tail"
 _SLEEPERS = "tests/reliability/test_stopped_holders.py"
+_GUARDED = "tests/commands/test_guard.py::test_commands_of_a_killed_runner_are_ended"
+_GUARDED_AT_RANDOM = "tests/reliability/test_commands.py::test_commands_of_killed_runners_are_ended"
 
 FAULTS = [
     Fault(
@@ -444,5 +446,33 @@ MORE_FAULTS = [
         "            pass\n",
         _STOPPED,
         ("--tier", "full", "--seed", "1"),
+    ),
+    Fault(
+        "a command without the tag by which the guard finds it",
+        "commands/process.py",
+        "[guard.runner_tag(), self.tag]",
+        "[guard.runner_tag()[:0] or self.tag]",
+        _GUARDED_AT_RANDOM,
+    ),
+    Fault(
+        "a guard that does not kill what ignores SIGTERM",
+        "system/guard.py",
+        "KILL_AFTER = 1.2",
+        "KILL_AFTER = 60.0",
+        _GUARDED,
+    ),
+    Fault(
+        "a guard that takes a closed pipe for the end of its runner",
+        "system/guard.py",
+        "    if not death or death[0] in ready:\n",
+        "    if True:\n",
+        "tests/commands/test_guard.py::test_code_that_closes_the_pipe_ends_no_command",
+    ),
+    Fault(
+        "a forked child that keeps the pipe to the guard open",
+        "system/guard.py",
+        "unique_name() + unique_name(), threading.Lock()\n    _close_pipe()\n",
+        "unique_name() + unique_name(), threading.Lock()\n",
+        _GUARDED,
     ),
 ]

@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from ast import literal_eval
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -15,12 +16,13 @@ from pathlib import Path
 import pytest
 from reliability.oracle import Link, Nursery
 from reliability.tiers import Figures, Tier
-from support import DEADLINE, run_python
+from support import DEADLINE, run_python, wait_until
 from support_commands import FOREVER, command_run, find, kill_all, shell
 
 from iso_orchestrator import CommandResult, CommandTimeoutError
 from iso_orchestrator.checks import unique_name
 from iso_orchestrator.commands.process import end_orphans
+from iso_orchestrator.system import guard
 
 pytestmark = [
     pytest.mark.slow,
@@ -28,6 +30,7 @@ pytestmark = [
 ]
 
 GRACE = 0.1  # seconds
+GONE_WITHIN = 4.0  # seconds; 2 are promised, but the tests share the machine with others
 PARTS = 2
 
 # What holds the lock is at work: the kernel keeps it until the last process that has inherited it has ended.
@@ -71,7 +74,15 @@ def run_next(link: Link, folder: str, number: int, seed: int) -> None:
     with Path(folder, "tags").open("a") as file:
         file.write(f"{tag}\n")
     on_line = chance.choice([None, lambda _: None])
-    run = command_run(Path(folder), shell(agent(chance), folder), tag=tag, grace=GRACE, on_line=on_line)
+    if_runner_dies = chance.choice(["leave", "end"])
+    run = command_run(
+        Path(folder),
+        shell(agent(chance), folder),
+        tag=tag,
+        grace=GRACE,
+        on_line=on_line,
+        if_runner_dies=if_runner_dies,
+    )
     link.say(run.run().exit_code)
 
 
@@ -108,6 +119,61 @@ def test_orphans_of_killed_runners_are_ended_by_the_next(
     figures.add(22, "runners of commands killed", kills, len(left) + overlaps)
     assert not left, f"seed {tier.seed}, part {part}"
     assert not overlaps, f"seed {tier.seed}, part {part}: two were at work at one time"
+
+
+# Runners that are killed, and have no next
+
+
+def run_on(link: Link, folder: str, seed: int) -> None:
+    """Run commands, in some threads, until the process is killed."""
+    link.say(guard._runner_tag)
+    chance = random.Random(seed)
+    with ThreadPoolExecutor() as pool:
+        for place in range(chance.randrange(1, 4)):
+            pool.submit(_run_in, Path(folder, str(place)), chance.getrandbits(32))
+
+
+def _run_in(folder: Path, seed: int) -> None:
+    chance = random.Random(seed)
+    folder.mkdir(parents=True)
+    while True:
+        code = AGENT.format(
+            obedience=chance.choice(OBEDIENCE),
+            tools="\n".join(chance.sample(TOOLS, 3)),
+            work=chance.choice([*WORK, f"sleep {FOREVER}"]),
+        )
+        command_run(folder, shell(code, folder), grace=GRACE).run()
+
+
+def seconds_to_end(runner_tag: str, limit: float) -> float:
+    """How long processes with a runner tag are found, until none is found twice; infinite above the limit."""
+    began = seen = time.monotonic()
+    while time.monotonic() < seen + 0.2:
+        if find(runner_tag):
+            seen = time.monotonic()
+            if seen > began + limit:
+                return float("inf")
+        time.sleep(0.02)
+    return seen - began
+
+
+def test_commands_of_killed_runners_are_ended(nursery: Nursery, tier: Tier, figures: Figures, folder: Path) -> None:
+    """Nothing is left soon after a kill at any time, whatever ignores SIGTERM, in any session, without a next run."""
+    chance = tier.random("guards")
+    count = tier.count(quick=2, full=6, soak=1000)
+    slow = []
+    for number in range(count):
+        runner = nursery.start(run_on, str(folder / str(number)), chance.getrandbits(32))
+        tag = runner.hear()
+        if chance.random() < 0.5:  # else it may be killed before its guard, or its first command, has begun
+            wait_until(partial(find, tag))
+        time.sleep(chance.choice([0.05, 0.3]) * chance.random())  # what is random is the moment
+        runner.kill()
+        if seconds_to_end(tag, limit=GONE_WITHIN) == float("inf"):
+            slow.append(f"runner {number}: {find(tag)}")
+            kill_all(tag)
+    figures.add(41, "runners killed, whose commands are ended without a next run", count, len(slow))
+    assert not slow, f"seed {tier.seed}: {slow}"
 
 
 # Commands that misbehave
