@@ -289,7 +289,7 @@ class Scheduler:
         key = item.key
         assert key is not None
         with ExitStack() as stack:
-            stack.push(lambda _, error, __: release(self._runtime, key, hold, error))
+            stack.push(lambda _, error, __: release(self._runtime, key, hold, item.owner, error))
             with self._runtime.acquire() as session:
                 record(session, self._runtime.clock, "mutex.acquired", key)
             return self._work(item.value)
@@ -353,7 +353,7 @@ class Scheduler:
                 item.hold = hold
                 self._make_ready(item)
         if item.hold is None:
-            hold.release()
+            hold.leave(item.owner)
         elif item.requested_by != threading.get_ident():  # else this thread is a worker, and takes the item itself
             self._start_worker()
 
@@ -446,7 +446,7 @@ class Scheduler:
             requested = list(self._requested)
         for *_, item in ready:
             if item.hold is not None:
-                item.hold.release()
+                item.hold.leave(item.owner)
         for item in requested:
             self._withdraw(item)
 

@@ -64,8 +64,8 @@ class Fence:
 class HeldMutex(Protocol):
     """What code outside of `coordination` knows of a held mutex."""
 
-    def leave_behind(self) -> Callable[[], None]:
-        """Keep the mutex for a thread that cannot be ended; returns what that thread calls at its end."""
+    def keep_for(self, owner: LockOwner) -> Callable[[], None]:
+        """Keep the mutex for a body that cannot be ended; returns what its thread calls at its end."""
         ...
 
 
@@ -85,9 +85,10 @@ class LockOwner:
     same time, and must exclude each other.
 
     Attributes:
-        parent: The owner that waits for this one, whose mutexes this one may therefore enter again.
+        parent: The owner that waits for this one, whose mutexes this one may therefore enter again. A body that
+            outlived its timeout has none.
         work: The step or item. Items run at the same time, so that they must not enter what their parent holds.
-        holds: The mutexes that it has.
+        holds: The mutexes that it has entered and not left, once for each entry, and those that are kept for it.
         node: The thread that runs its body.
         task: The asyncio task that runs its body; None: none does.
     """

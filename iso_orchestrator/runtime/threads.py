@@ -177,14 +177,15 @@ def _fulfil(call: list[tuple[_WorkFuture[T], Callable[[], T]]]) -> None:
 def call_with_timeout(name: str, body: Callable[[], T], timeout: float) -> T:
     """Call *body* in a thread of its own, and leave that thread to itself after *timeout* seconds.
 
-    The mutexes that are held around it stay held until the thread ends.
+    The mutexes that are held around it stay held until the thread ends. But it may not enter them again: its caller,
+    which no longer waits for it, may be inside.
 
     Raises:
         StepTimeoutError: The time is over.
     """
     future: _WorkFuture[T] = _WorkFuture()
     owner, caller = current_owner(), current_node()
-    holds = [hold for link in owner.chain() for hold in link.holds]
+    holds = dict.fromkeys(hold for link in owner.chain() for hold in link.holds)
     at_end: list[Callable[[], None]] = []
     guard = threading.Lock()
     ended = OneShotEvent()
@@ -208,7 +209,8 @@ def call_with_timeout(name: str, body: Callable[[], T], timeout: float) -> T:
         with masked(), guard:
             is_left = thread.ident is not None and not ended.is_set()  # None: it could not be started
             if is_left:
-                at_end.extend(hold.leave_behind() for hold in holds)
+                at_end.extend(hold.keep_for(owner) for hold in holds)
+                owner.parent = None
     if is_left:
         raise StepTimeoutError(name, timeout)
     owner.move_here()

@@ -616,7 +616,7 @@ class Requests:
 
     def release(self) -> None:
         for hold in self.holds.values():
-            hold.release()
+            hold.leave(hold.waiter.owner)
 
 
 @pytest.mark.slow
@@ -1035,16 +1035,16 @@ def test_a_release_that_is_late_lets_nobody_in(workflow: Workflow) -> None:
         return ask(workflow, "slot", waiter)
 
     first = ask_again()
-    holds[0].depth = 0  # as `release` begins; then its thread is suspended
+    holds[0].entries.clear()  # as `leave` begins; then its thread is suspended
     ask_again()
-    holds[1].release()
+    holds[1].leave(holds[1].waiter.owner)
     ask_again()
     first.advance()
     ask_again()
     assert len(holds) == 3
-    holds[2].release()
+    holds[2].leave(holds[2].waiter.owner)
     assert len(holds) == 4
-    holds[3].release()
+    holds[3].leave(holds[3].waiter.owner)
 
 
 # Holders that die

@@ -422,6 +422,14 @@ MORE_FAULTS = [
         "tests/reliability/test_contexts.py::test_no_step_runs_inside_of_itself_or_waits_for_itself",
     ),
     Fault(
+        "a body that outlived its timeout still taken for a part of its caller",
+        "runtime/threads.py",
+        "                owner.parent = None\n",
+        "",
+        "tests/coordination/test_mutex_owners.py::"
+        "test_a_body_that_outlived_its_timeout_enters_nothing_that_its_caller_took_later",
+    ),
+    Fault(
         "a wait with a timeout taken for a deadlock",
         "coordination/mutex.py",
         "answered.is_set() or self._timeout is not None",
