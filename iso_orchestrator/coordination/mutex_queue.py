@@ -76,13 +76,13 @@ def find_hold(state_key: StateKey, owner: LockOwner) -> Held | None:
     wait = f"{owner} waits for mutex {state_key[2]!r}"
     beyond_item = False
     for link in owner.chain():
-        if link in entries and beyond_item:
-            circle: tuple[str, ...] = (wait, f"{link} waits for the for_each", str(owner))
-            raise DeadlockError(circle, "enter it inside the items, or not at all")
-        if link in entries:
+        if link in entries and not beyond_item:
             return hold
+        if link in entries:
+            circle = wait, f"{link} waits for the for_each"
+            raise DeadlockError((*circle, str(owner)), "enter it inside the items, or not at all")
         if link in kept_for:
-            circle = (wait, f"it is kept until {link}, which has outlived its timeout, ends")
+            circle = wait, f"it is kept until {link}, which has outlived its timeout, ends"
             raise DeadlockError(circle, "raise timeout=, or make the body end by itself")
         beyond_item = beyond_item or isinstance(link.work, ItemContext)
     return None
@@ -103,11 +103,8 @@ def find_entry(state_key: StateKey, owner: LockOwner) -> tuple[Held | None, Lock
         hold = None if state is None else state.hold
         if hold is None or not hold.entries:
             return None, None, False
-        return hold, owner if owner in hold.entries else next(filter(_is_here, hold.entries), None), False
-
-
-def _is_here(owner: LockOwner) -> bool:
-    return owner.is_here
+        here = (other for other in hold.entries if other.is_here)
+        return hold, owner if owner in hold.entries else next(here, None), False
 
 
 def request(session: Session, state_key: StateKey, waiter: Waiter, timeout: float | None = None) -> MutexState:
@@ -120,11 +117,12 @@ def request(session: Session, state_key: StateKey, waiter: Waiter, timeout: floa
         timeout: Seconds until *waiter* fails; None waits for ever.
     """
     with masked():
+        log = session.log  # may open it, which takes long where another process checkpoints
         with _registry.guard:
             state = _registry.states.get(state_key)
             if state is None:
                 _, workflow_id, key = state_key
-                store_mutex = session.log.mutex(key, whole_store=workflow_id is None)
+                store_mutex = log.mutex(key, whole_store=workflow_id is None)
                 state = _registry.states[state_key] = MutexState(state_key, store_mutex)
             waiter.state = state
             if timeout is not None:
