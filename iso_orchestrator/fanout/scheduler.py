@@ -19,7 +19,7 @@ import heapq
 import math
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import CancelledError, Executor, Future
 from contextlib import ExitStack
 from contextvars import copy_context
@@ -143,7 +143,11 @@ class Scheduler:
         """
         with undo_on_error(self._abandon):  # a second interrupt
             try:
-                self._read(items)
+                try:
+                    self._read(items)
+                finally:
+                    if isinstance(items, Generator):  # an error's traceback may keep it, and a mutex that it holds
+                        items.close()
                 self._changed.wait_until(lambda: self._unfinished == 0 or self._stopped, self._wait)
             except BaseException as error:  # noqa: BLE001 - it is raised below, after the running items have ended
                 self._fail(error)
