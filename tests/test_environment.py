@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from iso_orchestrator import Workflow, list_workflows, read_workflow_record
+from iso_orchestrator import StoreError, Workflow, list_workflows, read_workflow_record
 from iso_orchestrator.views.cli import main
 
 
@@ -45,6 +45,14 @@ def test_the_store_of_the_environment_is_the_default(tmp_path: Path, monkeypatch
     assert [summary.workflow_id for summary in list_workflows()] == ["batch"]
     assert list_workflows(dir=".iso-orchestrator") == []
     assert list_workflows(store="memory://environment") == []
+
+
+@pytest.mark.parametrize("url", ["nosuch://there", "file://["])
+def test_an_error_of_the_environment_names_the_variable(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """A URL that no store serves is not in the program, so the error says where it is."""
+    monkeypatch.setenv("ISO_ORCHESTRATOR_STORE", url)
+    with pytest.raises(StoreError, match="ISO_ORCHESTRATOR_STORE"):
+        Workflow("batch")
 
 
 def test_without_both_the_folder_is_here(tmp_path: Path) -> None:

@@ -12,15 +12,15 @@ from iso_orchestrator.coordination.mutex_queue import (
     Held,
     MutexScope,
     Waiter,
+    find_entry,
     find_hold,
-    find_stray_hold,
     request,
     state_key_of,
 )
 from iso_orchestrator.errors import WorkflowUsageError
 from iso_orchestrator.notes import suppressed_as_note
 from iso_orchestrator.record.facts import EventAppended
-from iso_orchestrator.runtime.context import current_owner, refuse_interrupted
+from iso_orchestrator.runtime.context import LockOwner, current_owner, refuse_interrupted
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.runtime.session import Session
 from iso_orchestrator.runtime.waits import Node, Patience, Wait, wait_until
@@ -73,7 +73,7 @@ class Mutex(ContextDecorator):
             with block:
                 hold = find_hold(self._state_key, waiter.owner)
                 if hold is not None:
-                    hold.enter_again()
+                    hold.enter_again(waiter.owner)
                 else:
                     with self._runtime.acquire() as session:
                         request(session, self._state_key, waiter, self._timeout)
@@ -93,12 +93,13 @@ class Mutex(ContextDecorator):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with masked():
-            hold = find_hold(self._state_key, current_owner())
-            if hold is not None:
-                release(self._runtime, self._key, hold, error)
-                return
-            with suppressed_as_note(error, f"mutex {self._key!r} was not left"):
-                self._leave_outside(error)
+            owner = current_owner()
+            hold, entered, is_inherited = find_entry(self._state_key, owner)
+            if hold is not None and entered is not None:
+                release(self._runtime, self._key, hold, entered, error)
+            if entered is not owner and not is_inherited:  # in a forked child the parent holds it
+                with suppressed_as_note(error, f"mutex {self._key!r} was not left"):
+                    self._refuse_to_leave(hold, entered)
 
     def _wait(self, waiter: Waiter, answered: OneShotEvent) -> None:
         def blockers() -> Sequence[Node]:
@@ -112,24 +113,18 @@ class Mutex(ContextDecorator):
 
         wait_until(answered.wait, Wait(waiter.owner, f"mutex {self._key!r}", blockers), look)
 
-    def _leave_outside(self, error: BaseException | None) -> None:
-        """Leave a mutex that is not held here: an error, except in a forked child, where the parent holds it."""
-        is_inherited, hold = find_stray_hold(self._state_key)
-        if is_inherited:
-            return
+    def _refuse_to_leave(self, hold: Held | None, entered: LockOwner | None) -> None:
         if hold is None:
             raise WorkflowUsageError(
                 f"mutex {self._key!r} was left and is not held: leave it as often as it was entered, best by `with`"
             )
-        owner = hold.waiter.owner
-        if not owner.is_here:
+        if entered is None:
             raise WorkflowUsageError(
-                f"mutex {self._key!r} was left in another thread or asyncio task than that of {owner}, which still "
-                "holds it: leave it where it was entered"
+                f"mutex {self._key!r} was left in another thread or asyncio task than that of {hold.waiter.owner}, "
+                "which still holds it: leave it where it was entered"
             )
-        release(self._runtime, self._key, hold, error)
         raise WorkflowUsageError(
-            f"mutex {self._key!r} was entered in {owner} and left outside of it: leave it where it was entered, best "
+            f"mutex {self._key!r} was entered in {entered} and left outside of it: leave it where it was entered, best "
             "by `with`, since a step that is completed does not enter it again"
         )
 
@@ -142,9 +137,11 @@ def check_scope(value: str) -> MutexScope:
 
 
 def holders(waiter: Waiter) -> Sequence[Node]:
-    """The thread of this process that holds the mutex which *waiter* waits for, if there is one."""
+    """The threads of this process that have to leave the mutex which *waiter* waits for."""
     hold = None if waiter.state is None else waiter.state.hold
-    return (hold.waiter.owner.node,) if hold is not None and hold.waiter is not waiter and hold.depth else ()
+    if hold is None or hold.waiter is waiter:
+        return ()
+    return [owner.node for owner in (*hold.entries, *hold.kept_for)]
 
 
 def warn_of_other_process(waiter: Waiter) -> Callable[[], None]:
@@ -161,17 +158,17 @@ def record(session: Session, clock: Clock, kind: Literal["mutex.acquired", "mute
     session.transact(lambda _: ([EventAppended(at, kind, detail={"key": key})], None), durable=False)
 
 
-def release(runtime: WorkflowRuntime, key: str, hold: Held, error: BaseException | None) -> None:
-    """Leave a mutex. When its owner has left it as often as it has entered it, record that and release it.
+def release(runtime: WorkflowRuntime, key: str, hold: Held, owner: LockOwner, error: BaseException | None) -> None:
+    """End an entry of *owner*. After the last one, record that and release the mutex.
 
     If *error* leaves the `with`, a failure to record becomes a note on it, and so does that the mutex was lost.
     """
     try:
         with suppressed_as_note(error, f"the release of mutex {key!r} was not recorded"):
-            if hold.depth == 1:
+            if len(hold.entries) == 1:
                 with runtime.acquire() as session:
                     record(session, runtime.clock, "mutex.released", key)
         with suppressed_as_note(error, f"mutex {key!r} excluded no other process"):
             hold.state.store_mutex.check()
     finally:
-        hold.release()
+        hold.leave(owner)

@@ -64,39 +64,47 @@ def find_hold(state_key: StateKey, owner: LockOwner) -> Held | None:
     """The hold under which *owner* may enter the mutex again; None if it has to request it.
 
     Raises:
-        DeadlockError: The mutex is held around the `for_each` of which *owner* is an item.
+        DeadlockError: The mutex is held around the `for_each` of which *owner* is an item, or is kept until *owner*,
+            which has outlived a timeout, ends.
     """
     if owner.parent is None and not owner.holds:
         return None  # the usual case, at no cost
+    with _registry.guard:
+        state = _registry.states.get(state_key)
+        hold = None if state is None else state.hold
+        entries, kept_for = ([], []) if hold is None else (list(hold.entries), list(hold.kept_for))
+    wait = f"{owner} waits for mutex {state_key[2]!r}"
     beyond_item = False
     for link in owner.chain():
-        with _registry.guard:
-            holds = [hold for hold in link.holds if isinstance(hold, Held)]
-        hold = next((hold for hold in holds if hold.depth and hold.state.key == state_key), None)
-        if hold is not None and beyond_item:
-            raise DeadlockError(
-                (f"{owner} waits for mutex {state_key[2]!r}", f"{link} waits for the for_each", str(owner)),
-                "enter it inside the items, or not at all",
-            )
-        if hold is not None:
+        if link in entries and not beyond_item:
             return hold
+        if link in entries:
+            circle = wait, f"{link} waits for the for_each"
+            raise DeadlockError((*circle, str(owner)), "enter it inside the items, or not at all")
+        if link in kept_for:
+            circle = wait, f"it is kept until {link}, which has outlived its timeout, ends"
+            raise DeadlockError(circle, "raise timeout=, or make the body end by itself")
         beyond_item = beyond_item or isinstance(link.work, ItemContext)
     return None
 
 
-def find_stray_hold(state_key: StateKey) -> tuple[bool, Held | None]:
-    """What is known of a mutex that is left where it is not held.
+def find_entry(state_key: StateKey, owner: LockOwner) -> tuple[Held | None, LockOwner | None, bool]:
+    """What is known of a mutex that is left.
 
     Returns:
-        Whether the process that forked this one had entered it, which is noted as left; the hold of another owner.
+        The hold on it, if it was entered; which entry to leave: that of *owner*, else one that was made in this thread
+        and asyncio task; whether the process that forked this one had entered it, which is noted as left.
     """
     with _registry.guard:
         if _registry.inherited[state_key] > 0:
             _registry.inherited[state_key] -= 1
-            return True, None
+            return None, None, True
         state = _registry.states.get(state_key)
         hold = None if state is None else state.hold
-        return False, hold if hold is not None and hold.depth else None
+        if hold is None or not hold.entries:
+            return None, None, False
+        here = (other for other in hold.entries if other.is_here)
+        return hold, owner if owner in hold.entries else next(here, None), False
 
 
 def request(session: Session, state_key: StateKey, waiter: Waiter, timeout: float | None = None) -> MutexState:
@@ -109,11 +117,12 @@ def request(session: Session, state_key: StateKey, waiter: Waiter, timeout: floa
         timeout: Seconds until *waiter* fails; None waits for ever.
     """
     with masked():
+        log = session.log  # may open it, which takes long where another process checkpoints
         with _registry.guard:
             state = _registry.states.get(state_key)
             if state is None:
                 _, workflow_id, key = state_key
-                store_mutex = session.log.mutex(key, whole_store=workflow_id is None)
+                store_mutex = log.mutex(key, whole_store=workflow_id is None)
                 state = _registry.states[state_key] = MutexState(state_key, store_mutex)
             waiter.state = state
             if timeout is not None:
@@ -154,48 +163,54 @@ class Waiter:
                 return
             hold = self.state.hold
             if hold is not None and hold.waiter is self:
-                hold.release()
+                hold.leave(self.owner)
 
 
 @attrs.define(eq=False)
 class Held:
-    """A mutex that an owner holds.
+    """A mutex that is held.
 
     Attributes:
         state: The mutex.
         waiter: Was granted it.
-        depth: How often its owner has entered it and not left it yet.
-        left_behind: Threads that outlived the timeout of their step while the owner held the mutex, and still run.
+        entries: The owner of each entry that was not left yet: the waiter's, and owners that this one waits for.
+        kept_for: Bodies that outlived the timeout of their step while one of these held the mutex, and still run.
     """
 
     state: MutexState
     waiter: Waiter
-    depth: int = 1
-    left_behind: int = 0
+    entries: list[LockOwner] = attrs.field(factory=list)
+    kept_for: list[LockOwner] = attrs.field(factory=list)
 
-    def enter_again(self) -> None:
-        """Count one more entry of the owner."""
+    def enter(self, owner: LockOwner) -> None:
+        """Note an entry of *owner*. Under the guard."""
+        self.entries.append(owner)
+        owner.holds.append(self)
+
+    def enter_again(self, owner: LockOwner) -> None:
+        """Note one more entry, of *owner*."""
         with _registry.guard:
-            self.depth += 1
+            self.enter(owner)
 
-    def release(self) -> None:
-        """Count one entry less. After the last one the mutex goes to the next waiter."""
+    def leave(self, owner: LockOwner) -> None:
+        """End an entry of *owner*. After the last one the mutex goes to the next waiter."""
+        self._end(self.entries, owner)
+
+    def keep_for(self, owner: LockOwner) -> Callable[[], None]:
+        """Keep the mutex for a body that cannot be ended; returns what its thread calls at its end."""
+        with _registry.guard:
+            self.kept_for.append(owner)
+            owner.holds.append(self)
+        return lambda: self._end(self.kept_for, owner)
+
+    def _end(self, owners: list[LockOwner], owner: LockOwner) -> None:
         with masked():
             with _registry.guard:
-                self.depth -= 1
+                if _registry.states.get(self.state.key) is not self.state:
+                    return  # in a forked child: the parent holds it
+                owners.remove(owner)
+                owner.holds.remove(self)
             self.state.advance()
-
-    def leave_behind(self) -> Callable[[], None]:
-        """Keep the mutex for a thread that cannot be ended; returns what that thread calls at its end."""
-        with _registry.guard:
-            self.left_behind += 1
-
-        def end() -> None:
-            with _registry.guard:
-                self.left_behind -= 1
-            self.state.advance()
-
-        return end
 
 
 @attrs.define(eq=False)
@@ -301,10 +316,9 @@ class MutexState:
         """Whether a change may begin. Under the guard."""
         hold = self.hold
         if hold is not None:
-            if hold.depth or hold.left_behind:
+            if hold.entries or hold.kept_for:
                 return False
             self.hold = None
-            hold.waiter.owner.holds.remove(hold)
         elif not self.waiters:
             return False  # another thread was faster; the registry may have a new state for the key
         return self.changer is None or _registry.gives_back(self)
@@ -316,7 +330,7 @@ class MutexState:
                 if self.is_locked and self.waiters:
                     hold = self.hold = Held(self, self.waiters.popleft())
                     self.changer = None
-                    hold.waiter.owner.holds.append(hold)
+                    hold.enter(hold.waiter.owner)
                     return hold
                 is_over = not self.is_locked and not self.waiters
                 if is_over:
@@ -476,8 +490,9 @@ def _reset_in_child() -> None:
     _registry.inherited += parents.inherited
     for key, state in parents.states.items():
         if state.hold is not None:
-            _registry.inherited[key] += state.hold.depth
-            state.hold.waiter.owner.holds.clear()  # the parent holds them
+            _registry.inherited[key] += len(state.hold.entries)
+            for owner in (*state.hold.entries, *state.hold.kept_for):
+                owner.holds.clear()  # the parent holds them
 
 
 if hasattr(os, "register_at_fork"):

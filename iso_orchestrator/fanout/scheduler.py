@@ -21,7 +21,7 @@ import logging
 import math
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import CancelledError, Executor, Future
 from contextlib import ExitStack, suppress
 from contextvars import copy_context
@@ -152,7 +152,11 @@ class Scheduler:
         """
         try:
             try:
-                self._read(items)
+                try:
+                    self._read(items)
+                finally:
+                    if isinstance(items, Generator):  # an error's traceback may keep it, and a mutex that it holds
+                        items.close()
                 self._go_on_until(lambda: self._unfinished == 0 or self._stopped)
             except Exception as error:  # noqa: BLE001 - it is raised below, after the running items have ended
                 self._fail(error)
@@ -335,7 +339,7 @@ class Scheduler:
         key = item.key
         assert key is not None
         with ExitStack() as stack:
-            stack.push(lambda _, error, __: release(self._runtime, key, hold, error))
+            stack.push(lambda _, error, __: release(self._runtime, key, hold, item.owner, error))
             with self._runtime.acquire() as session:
                 record(session, self._runtime.clock, "mutex.acquired", key)
             return self._call_body(item)
@@ -405,7 +409,7 @@ class Scheduler:
                 item.hold = hold
                 self._make_ready(item)
         if item.hold is None:
-            hold.release()
+            hold.leave(item.owner)
         elif item.requested_by != threading.get_ident():  # else this thread is a worker, and takes the item itself
             self._start_worker()
 
@@ -513,7 +517,7 @@ class Scheduler:
             requested = list(self._requested)
         for *_, item in ready:
             if item.hold is not None:
-                item.hold.release()
+                item.hold.leave(item.owner)
         for item in requested:
             self._withdraw(item)
 

@@ -67,8 +67,8 @@ class Fence:
 class HeldMutex(Protocol):
     """What code outside of `coordination` knows of a held mutex."""
 
-    def leave_behind(self) -> Callable[[], None]:
-        """Keep the mutex for a thread that cannot be ended; returns what that thread calls at its end."""
+    def keep_for(self, owner: LockOwner) -> Callable[[], None]:
+        """Keep the mutex for a body that cannot be ended; returns what its thread calls at its end."""
         ...
 
 
@@ -88,9 +88,10 @@ class LockOwner:
     same time, and must exclude each other.
 
     Attributes:
-        parent: The owner that waits for this one, whose mutexes this one may therefore enter again.
+        parent: The owner that waits for this one, whose mutexes this one may therefore enter again. A body that
+            outlived its timeout has none.
         work: The step or item. Items run at the same time, so that they must not enter what their parent holds.
-        holds: The mutexes that it has.
+        holds: The mutexes that it has entered and not left, once for each entry, and those that are kept for it.
         node: The thread that runs its body.
         task: The asyncio task that runs its body; None: none does.
     """
@@ -137,7 +138,8 @@ class InFlightStep:
         is_hopeless: Whether each further attempt would fail likewise, so that none is made.
         thread: The thread that runs it.
         is_settled: False while the record may say that this step runs, so that other processes wait for it.
-        helpers: Threads in copies of its context that wait for other steps, since its body may wait for these threads.
+        helpers: Threads in copies of its context that wait for other steps: its body is taken to wait for them, as
+            `await asyncio.to_thread` does.
         ended: Set at its end; None while no thread waits for it.
     """
 
@@ -168,9 +170,11 @@ class Attempt:
     Attributes:
         session: Of the workflow that it is recorded in.
         flight: The step in flight that it belongs to.
-        parent: The attempt whose body called this step.
+        parent: The attempt whose body called this step. A body that outlived its timeout has none.
         number: In the record: it counts over crashes too.
         is_first: Whether no attempt at the same step, in key and version too, is on record before it.
+        has_timeout: Whether its caller waits for its body no longer than until a timeout.
+        has_ended: Whether its body has ended.
         updates: The functions given to `update_state(..., with_step=True)`.
     """
 
@@ -179,14 +183,9 @@ class Attempt:
     parent: Attempt | None = None
     number: int = 1
     is_first: bool = False
+    has_timeout: bool = False
+    has_ended: bool = False
     updates: list[Callable[[Json], Json]] = attrs.field(factory=list)
-
-    def chain(self) -> Iterator[Attempt]:
-        """This attempt, and those that it runs in."""
-        attempt: Attempt | None = self
-        while attempt is not None:
-            yield attempt
-            attempt = attempt.parent
 
 
 class Batch(Protocol):
@@ -306,12 +305,25 @@ def run_attempt(attempt: Attempt, body: Callable[[], T]) -> T:
     try:
         return body()
     finally:
+        attempt.has_ended = True
         attempts.remove(attempt)  # not always the last one: greenlets end in any order
 
 
 def innermost_attempt() -> Attempt | None:
-    """The attempt that this code runs in: by its context, or by its thread if it has a new context."""
-    return _scope.get().attempt or (_here.attempts[-1] if _here.attempts else None)
+    """The attempt of this context; in a thread that runs another one, the latter."""
+    scope = _scope.get()
+    if _here.attempts and (scope.owner is None or not scope.owner.is_here):
+        return _here.attempts[-1]
+    return scope.attempt
+
+
+def attempts_around() -> Iterator[Attempt]:
+    """The attempts that this code runs in, from the innermost one."""
+    attempt = innermost_attempt()
+    while attempt is not None:
+        if not attempt.has_ended:  # as that of a context that was copied, and is used later
+            yield attempt
+        attempt = attempt.parent
 
 
 def current_step() -> StepContext:

@@ -125,7 +125,7 @@ class WorkflowRuntime:
         return scope if scope.runtime is self else attrs.evolve(scope, runtime=self)
 
     def submit(self, work: Callable[[], T]) -> Future[T]:
-        """Run *work* in a thread of the pool, in a copy of this context, as the owner of no mutex that is held here.
+        """Run *work* in a thread of the pool, in a copy of this context, as no part of the step and owner around here.
 
         Raises:
             WorkflowUsageError: Inside a function given to update_state(), which might wait for it.
@@ -134,7 +134,7 @@ class WorkflowRuntime:
             self._session.refuse_inside()
         scope = self.scope()
         run = next((run for run in reversed(scope.runs) if run in self.runs), None)
-        context = attrs.evolve(scope, owner=None, batch=run or scope.batch).context()
+        context = attrs.evolve(scope, owner=None, attempt=None, batch=run or scope.batch).context()
         return self.pool.submit(context, work, run)
 
     def claim(self, name: str, fn: Callable[..., object]) -> None:

@@ -16,8 +16,8 @@ import attrs
 
 from iso_orchestrator.errors import StepTimeoutError
 from iso_orchestrator.notes import contextmanager
-from iso_orchestrator.runtime.context import current_owner, refuse_interrupted
-from iso_orchestrator.runtime.waits import Node, Wait, WaitingNode, current_node, noted, wait_until
+from iso_orchestrator.runtime.context import Attempt, current_owner, refuse_interrupted, run_attempt
+from iso_orchestrator.runtime.waits import Node, Wait, WaitingNode, current_node, wait_until
 from iso_orchestrator.system.interrupts import OneShotEvent, interruptible, masked, start, undo_on_error
 
 T = TypeVar("T")
@@ -281,24 +281,25 @@ def _fulfil(call: list[tuple[_WorkFuture[T], Callable[[], T]]]) -> None:
         future.set_result(value)
 
 
-def call_with_timeout(name: str, body: Callable[[], T], timeout: float) -> T:
-    """Call *body* in a thread of its own, and leave that thread to itself after *timeout* seconds.
+def run_attempt_with_timeout(attempt: Attempt, body: Callable[[], T], timeout: float) -> T:
+    """`run_attempt` in a thread of its own, which is left to itself after *timeout* seconds.
 
-    The mutexes that are held around it stay held until the thread ends.
+    The mutexes that are held around it stay held until the thread ends. But it may not enter them again: its caller,
+    which no longer waits for it, may be inside.
 
     Raises:
         StepTimeoutError: The time is over.
     """
     future: _WorkFuture[T] = _WorkFuture()
-    owner, caller = current_owner(), current_node()
-    holds = [hold for link in owner.chain() for hold in link.holds]
+    owner, name = current_owner(), attempt.flight.name
+    holds = dict.fromkeys(hold for link in owner.chain() for hold in link.holds)
     at_end: list[Callable[[], None]] = []
     guard = threading.Lock()
     ended = OneShotEvent()
 
     def work() -> None:
         owner.move_here()
-        _fulfil([(future, body)])
+        _fulfil([(future, partial(run_attempt, attempt, body))])
         with guard:
             ended.set()
         for release in at_end:
@@ -309,13 +310,13 @@ def call_with_timeout(name: str, body: Callable[[], T], timeout: float) -> T:
     )
     try:
         start(thread.start)
-        with noted(Wait(owner, "", lambda: () if owner.node is caller else (owner.node,))):
-            ended.wait(timeout)
+        ended.wait(timeout)
     finally:
         with masked(), guard:
             is_left = thread.ident is not None and not ended.is_set()  # None: it could not be started
             if is_left:
-                at_end.extend(hold.leave_behind() for hold in holds)
+                at_end.extend(hold.keep_for(owner) for hold in holds)
+                owner.parent = attempt.parent = None
     if is_left:
         raise StepTimeoutError(name, timeout)
     owner.move_here()

@@ -3,9 +3,9 @@
 The graph is built only while a thread waits. Its nodes are threads, steps in flight, items that wait for their mutex,
 and queues for a thread. Each one knows what it waits for (`Node.wait`), and a wait knows what has to go on for its end
 (`Wait.blockers`). A thread looks for a deadlock when it begins to wait and each second after that. What is unknown
-counts as something that goes on: the user's own locks, waits for mutexes that time out, other processes. Two things are
-taken for waits that need not be any: a step with a timeout waits for its body, and a step waits for the threads that
-have a copy of its context.
+counts as something that goes on: the user's own locks, other processes. So does a wait that a timeout ends, for a mutex
+or for the body of a step. One thing is taken for a wait that need not be one: a step is said to wait for the threads of
+the user's own that run in a copy of its context, as `asyncio.to_thread` does.
 
 Nothing is locked to read the graph, and it may change meanwhile. But each wait, hold and step in flight is an object of
 its own. If two readings give the same objects, then all these waits were there at one time between the two.

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
-from functools import partial
+from itertools import takewhile
 from typing import Any, TypeAlias
 
 import attrs
@@ -49,6 +49,7 @@ from iso_orchestrator.runtime.context import (
     LockOwner,
     Scope,
     StepContext,
+    attempts_around,
     current_owner,
     current_scope,
     innermost_attempt,
@@ -58,7 +59,7 @@ from iso_orchestrator.runtime.context import (
 )
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.runtime.session import Session
-from iso_orchestrator.runtime.threads import call_with_timeout
+from iso_orchestrator.runtime.threads import run_attempt_with_timeout
 from iso_orchestrator.runtime.waits import Patience, Wait, current_node, wait_until
 from iso_orchestrator.steps.options import RetryContext, StepOptions
 from iso_orchestrator.steps.origin import Origin
@@ -151,8 +152,8 @@ class StepCall:
     def _wait_for_thread(self, other: InFlightStep, ended: OneShotEvent) -> None:
         """Wait until another thread's run of the step has ended."""
         node = current_node()
-        inner = innermost_attempt()
-        around = [link.flight for link in inner.chain() if link.flight.thread is not node] if inner else []
+        waiting = takewhile(lambda attempt: not attempt.has_timeout, attempts_around())
+        around = [attempt.flight for attempt in waiting if attempt.flight.thread is not node]
         for flight in around:
             flight.helpers.append(node)
         try:
@@ -171,7 +172,8 @@ class StepCall:
                 return self._load_recorded(begun.result, begun.changes)
             flight.attempt = begun.attempt
             self.is_first = begun.is_first if self.is_first is None else self.is_first
-            attempt = Attempt(self.session, flight, innermost_attempt(), begun.attempt, self.is_first)
+            has_timeout = self.options.timeout is not None
+            attempt = Attempt(self.session, flight, innermost_attempt(), begun.attempt, self.is_first, has_timeout)
             context = StepContext(self.name, number, self.options.retry.attempts, self.idempotency_key)
             try:
                 executed = self._execute(attempt, context)
@@ -298,8 +300,7 @@ class StepCall:
             if self.options.timeout is None:
                 value = context_of_body.run(run_attempt, attempt, self.body)
             else:
-                body = partial(run_attempt, attempt, self.body)
-                value = context_of_body.run(call_with_timeout, self.name, body, self.options.timeout)
+                value = context_of_body.run(run_attempt_with_timeout, attempt, self.body, self.options.timeout)
         try:
             data, result = self.codec.round_trip(value, self._subject())
         except SerializationError as error:
@@ -385,7 +386,7 @@ class StepCall:
 
     def _refuse_recursion(self, owner: str | None = None) -> None:
         """Raise inside of the step's own body; with *owner*: if that is this process, by another path of the root."""
-        for around in self.scope.attempt.chain() if self.scope.attempt is not None else ():
+        for around in attempts_around():
             is_same = around.session.key == self.session.key if owner is None else around.session.is_process(owner)
             if is_same and around.flight.name == self.name:
                 step = f"step {self.name!r}"

@@ -48,8 +48,11 @@ def find_store(store: Store | str | None, root: str | os.PathLike[str] | None) -
         >>> find_store("memory://example", ".").display_name
         'memory://example'
     """
-    if store is None and root is None:
-        store = os.environ.get("ISO_ORCHESTRATOR_STORE") or None
+    if store is None and root is None and (url := os.environ.get("ISO_ORCHESTRATOR_STORE")):
+        try:
+            return _store_at(url)
+        except (StoreError, ValueError) as error:
+            raise StoreError(f"the environment variable ISO_ORCHESTRATOR_STORE is {url!r:.200}: {error}") from error
     if store is None:
         found = FileStore(default_root() if root is None else root)
         found._is_default = root is None and not os.environ.get("ISO_ORCHESTRATOR_DIR")

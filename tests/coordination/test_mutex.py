@@ -24,10 +24,12 @@ from support import DEADLINE, STORES, Child, WatchedFS, wait_until
 from support_fanout import assert_apart, blocked, codes_of, is_waiting, mark, marks, new_seed
 from support_processes import PAUSE, assert_waits, child, in_thread
 
-from iso_orchestrator import FileStore, MutexTimeoutError, Rejected, StepTimeoutError, StoreError, Workflow
+from iso_orchestrator import FileStore, MemoryStore, MutexTimeoutError, Rejected, StepTimeoutError, StoreError, Workflow
 from iso_orchestrator.coordination import mutex_queue
 from iso_orchestrator.coordination.mutex_queue import Held, MutexState, Waiter, request, state_key_of
+from iso_orchestrator.record.projection import Projection
 from iso_orchestrator.runtime.context import LockOwner, current_owner
+from iso_orchestrator.store import WorkflowLog
 
 posix_only = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked on POSIX only")
 
@@ -410,6 +412,29 @@ def test_waiters_of_one_process_are_served_in_order(workflow: Workflow) -> None:
     assert order == list(range(6))
 
 
+class _SlowToOpen(MemoryStore):
+    """A store whose workflows are opened when `may_open` is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_opening, self.may_open = threading.Event(), threading.Event()
+
+    def open(self, workflow_id: str, new: Callable[[], Projection]) -> tuple[WorkflowLog, Projection]:
+        self.is_opening.set()
+        assert self.may_open.wait(DEADLINE)
+        return super().open(workflow_id, new)
+
+
+def test_a_workflow_that_is_slow_to_open_delays_no_mutex_of_another(workflow: Workflow) -> None:
+    """To open a workflow may take long, where another process writes its snapshot."""
+    store = _SlowToOpen()
+    slow = in_thread(take, Workflow("slow", store=store))
+    assert store.is_opening.wait(DEADLINE)
+    assert in_thread(take, workflow).result(DEADLINE) == "had it"
+    store.may_open.set()
+    assert slow.result(DEADLINE) == "had it"
+
+
 @pytest.mark.parametrize("most_threads", [32, 0])
 def test_waiters_are_served_in_order_after_another_process(
     on_disk: Workflow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most_threads: int
@@ -616,7 +641,7 @@ class Requests:
 
     def release(self) -> None:
         for hold in self.holds.values():
-            hold.release()
+            hold.leave(hold.waiter.owner)
 
 
 @pytest.mark.slow
@@ -1063,16 +1088,16 @@ def test_a_release_that_is_late_lets_nobody_in(workflow: Workflow) -> None:
         return ask(workflow, "slot", waiter)
 
     first = ask_again()
-    holds[0].depth = 0  # as `release` begins; then its thread is suspended
+    holds[0].entries.clear()  # as `leave` begins; then its thread is suspended
     ask_again()
-    holds[1].release()
+    holds[1].leave(holds[1].waiter.owner)
     ask_again()
     first.advance()
     ask_again()
     assert len(holds) == 3
-    holds[2].release()
+    holds[2].leave(holds[2].waiter.owner)
     assert len(holds) == 4
-    holds[3].release()
+    holds[3].leave(holds[3].waiter.owner)
 
 
 # Holders that die

@@ -7,16 +7,26 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
 from support import DEADLINE
 from support_fanout import blocked
-from support_processes import in_thread
+from support_processes import assert_waits, in_thread
 
-from iso_orchestrator import MemoryStore, MutexTimeoutError, OrchestratorError, Workflow, WorkflowUsageError
+from iso_orchestrator import (
+    DeadlockError,
+    MemoryStore,
+    MutexTimeoutError,
+    OrchestratorError,
+    StepTimeoutError,
+    Workflow,
+    WorkflowUsageError,
+)
+from iso_orchestrator.runtime.context import current_owner
 
 THREADS = 8
 
@@ -187,6 +197,132 @@ def test_what_a_step_enters_is_left_in_the_step(workflow: Workflow, timeout: flo
     assert not is_free(workflow)
     with pytest.raises(WorkflowUsageError, match="entered in step 'enters'"):
         mutex.__exit__(None, None, None)
+    assert is_free(workflow)
+
+
+class Left:
+    """A step whose body has outlived its timeout, and does as it is told.
+
+    Args:
+        workflow: Of the step.
+        first: What the body does before its timeout.
+    """
+
+    def __init__(self, workflow: Workflow, first: Callable[[], object] = lambda: None) -> None:
+        self._works: SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = SimpleQueue()
+        self._first = first
+        with pytest.raises(StepTimeoutError):
+            workflow.run_step("left", self._body, timeout=0.1)
+
+    def do(self, work: Callable[[], Any]) -> Future[Any]:
+        """Let the body call *work*."""
+        future: Future[Any] = Future()
+        self._works.put((work, future))
+        return future
+
+    def end(self) -> None:
+        """Let the body end."""
+        self._works.put(None)
+
+    def _body(self) -> None:
+        self._first()
+        while (told := self._works.get()) is not None:
+            work, future = told
+            try:
+                future.set_result(work())
+            except BaseException as error:
+                future.set_exception(error)
+
+
+def enters(workflow: Workflow, key: str = "slot", timeout: float | None = None) -> str:
+    with workflow.mutex(key, timeout=timeout):
+        return "in"
+
+
+@pytest.mark.parametrize("timeout", [None, DEADLINE])
+@pytest.mark.parametrize("by", ["itself", "a step", "a for_each", "a key", "a copied context"])
+def test_a_body_that_outlived_its_timeout_does_not_enter_what_is_kept_for_it(
+    workflow: Workflow, by: str, timeout: float | None
+) -> None:
+    """It gets an error, whether its caller is inside or has left, and the mutex is free afterwards."""
+
+    def again() -> Any:
+        ways: dict[str, Callable[[], Any]] = {
+            "itself": lambda: enters(workflow, timeout=timeout),
+            "a step": lambda: workflow.run_step("inner", enters, workflow, timeout=timeout),
+            "a for_each": lambda: workflow.run_for_each([1], lambda _: enters(workflow, timeout=timeout)).values(),
+            "a key": lambda: workflow.run_for_each([1], str, mutex_key="slot", mutex_timeout=timeout).values(),
+            "a copied context": lambda: copy_context().run(enters, workflow, timeout=timeout),
+        }
+        return ways[by]()
+
+    with workflow.mutex("slot"):
+        left = Left(workflow)
+        with pytest.raises(DeadlockError, match="slot"):
+            left.do(again).result(DEADLINE)
+    with pytest.raises(DeadlockError, match="outlived its timeout"):
+        left.do(again).result(DEADLINE)
+    assert left.do(lambda: enters(workflow, "other")).result(DEADLINE) == "in"
+    assert not is_free(workflow)
+    left.end()
+    assert in_thread(enters, workflow).result(DEADLINE) == "in"
+
+
+def test_a_body_that_outlived_its_timeout_enters_nothing_that_its_caller_took_later(workflow: Workflow) -> None:
+    """It waits until its former caller has left it, as any other thread does, and so do the steps inside of it."""
+    left = Left(workflow)
+    for work in (lambda: enters(workflow), lambda: workflow.run_step("inner", enters, workflow)):
+        with workflow.mutex("slot"):
+            entered = left.do(work)
+            assert_waits(entered)
+        assert entered.result(DEADLINE) == "in"
+    left.end()
+
+
+def test_a_body_that_outlived_its_timeout_leaves_what_it_has_entered(workflow: Workflow) -> None:
+    """What it shared with its caller too; until then its caller does not enter it again."""
+    mutexes = [workflow.mutex(key) for key in ("slot", "own")]
+
+    def enter() -> None:
+        for mutex in mutexes:
+            mutex.__enter__()
+
+    def leave() -> None:
+        for mutex in mutexes:
+            mutex.__exit__(None, None, None)
+
+    with workflow.mutex("slot"):
+        left = Left(workflow, enter)
+    assert left.do(lambda: enters(workflow)).result(DEADLINE) == "in"  # where it is already
+    with pytest.raises(MutexTimeoutError):
+        enters(workflow, timeout=0)
+    left.do(leave).result(DEADLINE)
+    assert is_free(workflow, "own")
+    with pytest.raises(MutexTimeoutError):
+        enters(workflow, timeout=0)
+    left.end()
+    assert enters(workflow) == "in"
+    assert current_owner().holds == []
+
+
+def test_what_is_kept_for_a_body_is_kept_for_its_own_steps(workflow: Workflow) -> None:
+    """A step inside of it that outlives its own timeout keeps the mutex too."""
+    inner: list[Left] = []
+    with workflow.mutex("slot"):
+        left = Left(workflow)
+    left.do(lambda: inner.append(Left(Workflow("inner", store=MemoryStore())))).result(DEADLINE)
+    left.end()
+    assert_waits(in_thread(enters, workflow, timeout=DEADLINE))
+    inner[0].end()
+    assert in_thread(enters, workflow).result(DEADLINE) == "in"
+
+
+def test_a_step_that_leaves_its_callers_mutex_is_told(workflow: Workflow) -> None:
+    """It is left where it was entered, or it is an error that says where that was."""
+    mutex = workflow.mutex("slot")
+    mutex.__enter__()
+    with pytest.raises(WorkflowUsageError, match="left outside of it"):
+        workflow.run_step("leaves", mutex.__exit__, None, None, None)
     assert is_free(workflow)
 
 

@@ -21,6 +21,7 @@ from support_fanout import Gate, blocked, is_waiting
 from support_processes import assert_waits, child, in_thread, killed
 
 from iso_orchestrator import (
+    DeadlockError,
     FileStore,
     ForEachSummary,
     Fulfilled,
@@ -1219,3 +1220,30 @@ def test_arrays_with_one_name_are_refused(workflow: Workflow) -> None:
     assert add([array, array]).values() == [3, 3]
     with pytest.raises(StepNameError, match=r"(?s)sum:1.*array\(\[1, 2\]\).*array\(\[1, 3\]\)"):
         add([array, numpy.array([1, 3])])
+
+
+def test_a_generator_of_items_may_hold_a_mutex(workflow: Workflow) -> None:
+    """It is closed when the batch stops, whatever refers to it; items that need the mutex are told at once."""
+
+    def items(end: int) -> Iterator[int]:
+        with workflow.mutex("slot"):
+            yield from range(end)
+
+    def is_free() -> bool:
+        with workflow.mutex("slot", timeout=0):
+            return True
+
+    def fail(_: int) -> None:
+        raise ValueError("no")
+
+    assert workflow.run_for_each(items(3), int).values() == [0, 1, 2]
+    source = items(1_000_000)
+    with pytest.raises(ValueError, match="no") as caught:
+        workflow.run_for_each(source, fail)
+    assert caught.tb is not None  # whose frames refer to the generator too
+    assert in_thread(is_free).result(DEADLINE)
+    with pytest.raises(DeadlockError, match="slot"):
+        workflow.run_for_each(items(1_000_000), str, mutex_key="slot")
+    with pytest.raises(DeadlockError, match="slot"):
+        workflow.run_for_each(items(1_000_000), lambda _: is_free())
+    assert in_thread(is_free).result(DEADLINE)

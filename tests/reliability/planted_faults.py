@@ -414,8 +414,8 @@ MORE_FAULTS = [
     Fault(
         "the step of a thread not known in a new context",
         "runtime/context.py",
-        "return _scope.get().attempt or (_here.attempts[-1] if _here.attempts else None)",
-        "return _scope.get().attempt",
+        "        return _here.attempts[-1]\n",
+        "        return scope.attempt\n",
         "tests/reliability/test_contexts.py::test_no_step_runs_inside_of_itself_or_waits_for_itself",
     ),
     Fault(
@@ -424,6 +424,21 @@ MORE_FAULTS = [
         "(self.thread, *self.helpers)",
         "tuple(self.helpers)",
         "tests/reliability/test_contexts.py::test_no_step_runs_inside_of_itself_or_waits_for_itself",
+    ),
+    Fault(
+        "a body that outlived its timeout still taken for a part of its caller",
+        "runtime/threads.py",
+        "owner.parent = attempt.parent = None",
+        "attempt.parent = None",
+        "tests/coordination/test_mutex_owners.py::"
+        "test_a_body_that_outlived_its_timeout_enters_nothing_that_its_caller_took_later",
+    ),
+    Fault(
+        "a submitted step taken for a part of the step that submitted it",
+        "runtime/runtime.py",
+        "owner=None, attempt=None, batch",
+        "owner=None, batch",
+        "tests/runtime/test_deadlocks.py::test_a_submitted_step_may_call_the_step_that_submitted_it",
     ),
     Fault(
         "a wait with a timeout taken for a deadlock",

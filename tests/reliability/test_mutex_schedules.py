@@ -33,7 +33,7 @@ KEYS = ("a", "b")
 PLACES = {
     "nothing": (),
     "Ctrl-C": ("OneShotEvent.wait",),
-    "a handler": ("Held.release", "request", "OneShotEvent.wait", "Waiter.cancel"),
+    "a handler": ("Held._end", "request", "OneShotEvent.wait", "Waiter.cancel"),
 }
 
 

@@ -7,7 +7,7 @@ import contextvars
 import random
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from iso_orchestrator import (
     MemoryStore,
     MutexTimeoutError,
     Rejected,
+    StepTimeoutError,
     Workflow,
 )
 
@@ -84,8 +85,9 @@ def test_a_wait_with_a_timeout_is_no_deadlock(workflow: Workflow) -> None:
     assert waiter.result(DEADLINE) == "a"
 
 
-def test_a_mutex_and_a_step(workflow: Workflow) -> None:
-    """A step needs a mutex whose holder waits for the step."""
+@pytest.mark.parametrize("timeout", [None, 0.5])
+def test_a_mutex_and_a_step(workflow: Workflow, timeout: float | None) -> None:
+    """A step needs a mutex whose holder waits for the step. Only if the step has no timeout, this would never end."""
     running, held = threading.Event(), threading.Event()
 
     def body() -> str:
@@ -100,15 +102,57 @@ def test_a_mutex_and_a_step(workflow: Workflow) -> None:
             held.set()
             return workflow.run_step("step", body)
 
-    for timeout in (None, DEADLINE):
-        error = in_thread(workflow.run_step, "step", body, timeout=timeout).exception
-        other = in_thread(hold)
-        found = [error(DEADLINE), other.exception(DEADLINE)]
+    error = in_thread(workflow.run_step, "step", body, timeout=timeout).exception
+    other = in_thread(hold)
+    found = [error(DEADLINE), other.exception(DEADLINE)]
+    if timeout is None:
         assert any(isinstance(one, DeadlockError) and "step 'step'" in str(one) for one in found), found
-        assert enter_alone(workflow, "slot")
-        running.clear()
-        held.clear()
-        workflow.reset("step")
+    else:
+        assert {type(one) for one in found} == {StepTimeoutError}
+    assert in_thread(enter_waiting, workflow, 1).result(DEADLINE) == 1
+
+
+def test_a_step_that_is_called_by_the_holder_of_what_its_left_body_needs(workflow: Workflow) -> None:
+    """The body waits on for the mutex, but nobody waits for the body."""
+    holds, may_call = threading.Event(), threading.Event()
+
+    def hold() -> Any:
+        with workflow.mutex("slot"):
+            holds.set()
+            assert may_call.wait(DEADLINE)
+            return workflow.run_step("step", lambda: "from the holder")
+
+    def body() -> None:
+        with workflow.mutex("slot"):
+            pass
+
+    holder = in_thread(hold)
+    assert holds.wait(DEADLINE)
+    with pytest.raises(StepTimeoutError):
+        workflow.run_step("step", body, timeout=0.05)
+    may_call.set()
+    assert holder.result(DEADLINE) == "from the holder"
+
+
+def test_bodies_that_were_left_find_their_deadlocks(workflow: Workflow) -> None:
+    """What a body holds and waits for after its timeout is no less a part of a circle."""
+    barrier = threading.Barrier(2, timeout=DEADLINE)
+    found: list[Future[None]] = [Future(), Future()]
+
+    def enter(number: int, *keys: str) -> None:
+        with workflow.mutex(keys[0]):
+            barrier.wait()
+            threading.Event().wait(0.2)  # until its caller has left it
+            try:
+                with workflow.mutex(keys[1]):
+                    found[number].set_result(None)
+            except DeadlockError as error:
+                found[number].set_exception(error)
+
+    for number, keys in enumerate(("ab", "ba")):
+        in_thread(workflow.run_step, keys, enter, number, *keys, timeout=0.1)
+    errors = [future.exception(DEADLINE) for future in found]
+    assert sorted(type(error).__name__ for error in errors) == ["DeadlockError", "NoneType"]
 
 
 def test_a_step_in_an_empty_context_is_told_from_others(workflow: Workflow) -> None:
@@ -293,6 +337,72 @@ def test_for_each_in_for_each_on_an_executor_with_room_runs(workflow: Workflow) 
 
 
 # Submitted steps
+
+
+def test_a_submitted_step_may_call_the_step_that_submitted_it(workflow: Workflow) -> None:
+    """Nobody waits for it: it gets the result as soon as there is one. If that step waits for it, one is refused."""
+
+    @workflow.step
+    def fetch() -> str:
+        return f"next to {read(wait=False)}"
+
+    @workflow.step
+    def read(*, wait: bool) -> str:
+        future = fetch.submit()
+        wait_until(future.running)
+        return future.result() if wait else "read"
+
+    assert read(wait=False) == "read"
+    assert fetch() == "next to read"
+
+    @workflow.step
+    def fetch_for_it() -> str:
+        return waits()
+
+    @workflow.step
+    def waits() -> str:
+        return fetch_for_it.submit().result()
+
+    assert isinstance(in_thread(waits).exception(DEADLINE), DeadlockError)
+
+
+def test_a_submitted_step_waits_for_a_step_that_waits_for_its_caller(workflow: Workflow) -> None:
+    """The caller has submitted it and goes on, so that all three end."""
+    submitted, asked, may_end = threading.Event(), threading.Event(), threading.Event()
+
+    def first() -> str:
+        workflow.step(name="third")(third).submit()
+        assert may_end.wait(DEADLINE)
+        return "first"
+
+    def second() -> str:
+        asked.set()
+        return workflow.run_step("first", first)
+
+    def third() -> str:
+        assert asked.wait(DEADLINE)
+        submitted.set()
+        return workflow.run_step("second", second)
+
+    one, two = in_thread(workflow.run_step, "first", first), in_thread(workflow.run_step, "second", second)
+    assert submitted.wait(DEADLINE)
+    threading.Event().wait(1.2)  # each of them looks at least once
+    may_end.set()
+    assert [one.result(DEADLINE), two.result(DEADLINE)] == ["first", "first"]
+    assert workflow.run_step("third", third) == "first"
+
+
+def test_a_context_that_is_used_after_its_step_is_no_part_of_it(workflow: Workflow) -> None:
+    """A task or thread that a step has started, and that outlives it, may call that step."""
+    contexts: list[contextvars.Context] = []
+
+    def body() -> str:
+        contexts.append(contextvars.copy_context())
+        return f"run {len(contexts)}"
+
+    workflow.run_step("step", body)
+    workflow.reset("step")
+    assert in_thread(contexts[0].run, workflow.run_step, "step", body).result(DEADLINE) == "run 2"
 
 
 def test_a_pool_whose_thread_waits_for_one_that_waits_for_the_pool() -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -742,3 +743,37 @@ def test_using_the_workflow_in_an_updater_raises_in_this_thread_alone(workflow: 
     go_on.set()
     assert updating.result(DEADLINE) == 1
     assert other.result(DEADLINE).type == "outside"
+
+
+def test_a_call_near_the_end_of_the_stack_leaves_nothing_taken(workflow: Workflow) -> None:
+    """However few frames are left, it raises RecursionError or does its work, and another thread can do it then."""
+
+    def work(name: str, timeout: float | None = None) -> None:
+        with workflow.mutex("slot", timeout=timeout):
+            workflow.run_step(name, str)
+            workflow.update_state(lambda _: name)
+
+    def descend(frames: int, name: str) -> None:
+        if frames:
+            descend(frames - 1, name)
+        else:
+            work(name)
+
+    def near_the_end(name: str, left: int) -> bool:
+        deep = 0
+        frame: FrameType | None = sys._getframe()
+        while frame is not None:
+            deep, frame = deep + 1, frame.f_back
+        try:
+            descend(sys.getrecursionlimit() - deep - left, name)
+        except RecursionError:
+            return True
+        return False
+
+    work("warm")
+    failed = []
+    for left in range(60):
+        failed.append(in_thread(near_the_end, f"step {left}", left).result(DEADLINE))
+        in_thread(work, f"step {left}", timeout=0).result(DEADLINE)
+    assert failed[0]
+    assert not failed[-1]

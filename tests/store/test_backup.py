@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import subprocess
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,20 @@ def test_what_runs_at_the_backup_counts_as_interrupted_in_the_copy(root: Path) -
         assert (root.parent / "copy" / "locks").is_dir()
         process.say("go on")
         process.end()
+
+
+def test_the_copy_belongs_to_the_owner_of_the_root(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root may make the backup, or unpack it: the owner can use what comes out."""
+    log, projection = opened(root)
+    log.detach(put(log, projection, note("one")))
+    if os.geteuid() == 0:
+        monkeypatch.setenv("ISO_ORCHESTRATOR_TRUST_OWNER", "1")
+        for path in (root, *root.rglob("*")):
+            os.chown(path, 1234, 1235)
+    FileStore(root).backup("w", root.parent / "b.tar")
+    with tarfile.open(root.parent / "b.tar") as tar:
+        owners = {(info.uid, info.gid) for info in tar.getmembers()}
+    assert owners == {(root.stat().st_uid, root.stat().st_gid)}
 
 
 def test_backup_waits_for_a_process_that_writes(root: Path) -> None:

@@ -204,11 +204,14 @@ class FileStore(Store):
         import tarfile  # rarely used
 
         buffer = io.BytesIO()
+        owner = self._fs.identify_path(self.root)
         with tarfile.TarFile(fileobj=buffer, mode="w") as tar:
             for file, data in files.items():
                 if data is not None:
                     info = tarfile.TarInfo(os.path.relpath(file, self.root))
                     info.size, info.mode, info.mtime = len(data), 0o600, int(changed_at)
+                    if owner is not None:  # for root, who unpacks it: with 0 the owner could not use the copy
+                        info.uid, info.gid = owner.st_uid, owner.st_gid
                     tar.addfile(info, io.BytesIO(data))
         try:
             if exists(self._fs, path):
