@@ -195,6 +195,7 @@ class ForEach(Generic[Item, P, R]):
             options=options,
             executor=executor,
             progress=progress,
+            name=self._name,
         )
         try:
             with runtime.acquire() as session:

@@ -13,7 +13,7 @@ import attrs
 
 from iso_orchestrator.errors import DuplicateStepError
 from iso_orchestrator.record.model import Json
-from iso_orchestrator.record.projection import Projection
+from iso_orchestrator.record.projection import Limit, Projection, Wait
 from iso_orchestrator.runtime.context import Fence, Scope, current_scope
 from iso_orchestrator.runtime.session import Decision, Session, acquire_session, find_session
 from iso_orchestrator.runtime.threads import Pool
@@ -68,6 +68,10 @@ class WorkflowRuntime:
         self._new_projection = partial(_new_projection, workflow_id, clock, initial_state)
         self.arguments: dict[str, Any] = {}  # of the `Workflow`, for a copy of it in another process
         self.changed_functions: set[object] = set()  # those that a warning has told of
+        # What lines of the log need: failures that were logged, US dollars of each run of an agent, limits by key.
+        self.failures = 0
+        self.costs: list[float] = []
+        self.limits_logged: dict[str, Limit] = {}
         self._claims: dict[str, tuple[str, str]] = {}
         self._guard = threading.Lock()
         self._session: Session | None = None
@@ -132,6 +136,16 @@ class WorkflowRuntime:
         run = next((run for run in reversed(scope.runs) if run in self.runs), None)
         context = attrs.evolve(scope, owner=None, batch=run or scope.batch).context()
         return self.pool.submit(lambda: context.run(work), run)
+
+    def limit_waits(self) -> list[Wait] | None:
+        """`Session.limit_waits`; None also where no session is open."""
+        return None if self._session is None else self._session.limit_waits()
+
+    def is_news(self, limit: Limit, step: str) -> bool:
+        """Whether *limit*, which a step waits for, is another one than that of the last call."""
+        of = limit.key or step
+        before, self.limits_logged[of] = self.limits_logged.get(of), limit
+        return before != limit
 
     def claim(self, name: str, fn: Callable[..., object]) -> None:
         """Note that *name* is the name of *fn*'s steps.
