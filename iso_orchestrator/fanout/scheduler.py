@@ -469,7 +469,9 @@ class Scheduler:
             logging.WARNING if is_shown else logging.DEBUG,
         )
         if number > _LOGGED and (number // _LOGGED).bit_count() == 1 and number % _LOGGED == 0:  # 20, 40, 80, ...
-            _log.warning("workflow %r: %d items of for_each %r have failed", self._runtime.workflow_id, number, self._name)
+            _log.warning(
+                "workflow %r: %d items of for_each %r have failed", self._runtime.workflow_id, number, self._name
+            )
 
     def _log_end(self, outcomes: dict[int, Fulfilled[Any] | Rejected]) -> None:
         level = logging.INFO if self._parent.work is None else logging.DEBUG

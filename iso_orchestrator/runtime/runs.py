@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Generic, TypeVar
 
@@ -192,22 +193,21 @@ def _log_start(run: Run) -> None:
     if not _log.isEnabledFor(logging.INFO):
         return
 
-    def look(projection: Projection) -> tuple[tuple[()], tuple[Mapping[StepStatus, int], bool]]:
-        return (), (projection.summary().steps, len(projection.runs) > 1)
+    def look(projection: Projection) -> tuple[tuple[()], tuple[Counter[str], bool]]:
+        is_shared = len(projection.runs) > 1
+        left = "running" if is_shared else "interrupted"
+        steps = projection.steps.values()
+        return (), (Counter(step.status.value if step.owner is None else left for step in steps), is_shared)
 
     steps, is_shared = run.session.transact(look, durable=False)
-    others = [
-        f", {count} {'interrupted' if status is StepStatus.RUNNING and not is_shared else status}"
-        for status, count in steps.items()
-        if status is not StepStatus.COMPLETED
-    ]
+    recorded = steps.pop("completed", 0)
+    parts = [f"{recorded} steps recorded", *(f"{count} {status}" for status, count in sorted(steps.items()))]
     _log.info(
-        "%s %r in %s%s%s",
-        "sharing" if is_shared else "resuming" if steps else "beginning",
+        "%s %r in %s%s",
+        "sharing" if is_shared else "resuming" if recorded or steps else "beginning",
         run.runtime.workflow_id,
         run.runtime.store.display_name,
-        f": {steps.get(StepStatus.COMPLETED, 0)} steps recorded" if steps else "",
-        "".join(others),
+        f": {', '.join(parts)}" if recorded or steps else "",
     )
 
 
@@ -222,7 +222,7 @@ def _describe_end(run: Run, error: BaseException | None, steps: Mapping[StepStat
         for status, count in sorted(steps.items())  # those that are completed come first
     ]
     if costs := runtime.costs[run.before[1] :]:
-        counts.append(f"${sum(costs):.2f} for agents")
+        counts.append(f"${sum(costs):.2f} for agents in this run")
     cause = ""
     if error is not None:
         way = reported(error)

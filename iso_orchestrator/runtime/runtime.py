@@ -6,6 +6,7 @@ import threading
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from datetime import datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from iso_orchestrator.runtime.runs import Run
 
 T = TypeVar("T")
+
+_SAME_LIMIT = timedelta(seconds=1)  # between the times that two answers of one service name for one limit
 
 OnBusy: TypeAlias = Literal["share", "wait", "fail"]
 
@@ -71,7 +74,7 @@ class WorkflowRuntime:
         # What lines of the log need: failures that were logged, US dollars of each run of an agent, limits by key.
         self.failures = 0
         self.costs: list[float] = []
-        self.limits_logged: dict[str, Limit] = {}
+        self.limits_logged: dict[str, datetime] = {}
         self._claims: dict[str, tuple[str, str]] = {}
         self._guard = threading.Lock()
         self._session: Session | None = None
@@ -142,10 +145,13 @@ class WorkflowRuntime:
         return None if self._session is None else self._session.limit_waits()
 
     def is_news(self, limit: Limit, step: str) -> bool:
-        """Whether *limit*, which a step waits for, is another one than that of the last call."""
+        """Whether *limit*, which a step waits for, ends at another time than the last one with its key."""
         of = limit.key or step
-        before, self.limits_logged[of] = self.limits_logged.get(of), limit
-        return before != limit
+        before = self.limits_logged.get(of)
+        if before is not None and abs(limit.until - before) < _SAME_LIMIT:
+            return False
+        self.limits_logged[of] = limit.until
+        return True
 
     def claim(self, name: str, fn: Callable[..., object]) -> None:
         """Note that *name* is the name of *fn*'s steps.

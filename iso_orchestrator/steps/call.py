@@ -135,7 +135,8 @@ class StepCall:
         """
         step = self.runtime.session().completed(self.name, self.idempotency_key, self.options.version)
         if step is not None and self._counts(step):
-            _log.debug("workflow %r: step %r is on record", self.runtime.workflow_id, self.name)
+            if _log.isEnabledFor(logging.DEBUG):
+                self._debug("is on record")
             return self._load_recorded(step.result, self.origin.changes_since(step))
         self.scope = current_scope()
         with masked(), self.runtime.acquire() as self.session:
@@ -181,9 +182,10 @@ class StepCall:
         while True:
             begun = self._begin(flight)
             if isinstance(begun, _Completed):
-                _log.debug("workflow %r: step %r is on record", self.runtime.workflow_id, self.name)
+                self._debug("is on record")
                 return self._load_recorded(begun.result, begun.changes)
-            _log.debug("workflow %r: step %r begins, attempt %d", self.runtime.workflow_id, self.name, begun.attempt)
+            if is_told := _log.isEnabledFor(logging.DEBUG):
+                self._debug(f"begins, attempt {begun.attempt}")
             if begun.dead is not None:
                 self._warn_of_death(begun.dead)
             flight.attempt = begun.attempt
@@ -213,7 +215,8 @@ class StepCall:
                     del executed  # its traceback has this frame: without this the two would form a cycle
             data, result = executed
             if self._commit(attempt, data):
-                _log.debug("workflow %r: step %r completed", self.runtime.workflow_id, self.name)
+                if is_told:
+                    self._debug("completed")
                 return result
 
     def _begin(self, flight: InFlightStep) -> _Started | _Completed:
@@ -466,6 +469,9 @@ class StepCall:
     def _title(self, attempt: int = 1) -> str:
         return f"step {self.name!r}" if attempt == 1 else f"step {self.name!r} ({attempt} attempts)"
 
+    def _debug(self, what: str) -> None:
+        _log.debug("workflow %r: step %r %s", self.runtime.workflow_id, self.name, what)
+
     def _log_retry(self, error: BaseException, context: StepContext, pause: float) -> None:
         _log.info(
             "workflow %r: step %r failed in attempt %d of %d, the next begins %s: %s",
@@ -480,7 +486,7 @@ class StepCall:
     def _warn_of_death(self, process_id: str) -> None:
         process = self.session.log.process_info(process_id)
         _log.warning(
-            "workflow %r: step %r runs again: it was running when %s died",
+            "workflow %r: step %r runs again: it was not done when %s died",
             self.runtime.workflow_id,
             self.name,
             "its process" if process.pid is None else describe_process(process.pid, process.host, process.since),
