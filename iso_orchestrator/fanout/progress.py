@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from threading import RLock
 from typing import Any
 from weakref import WeakSet
@@ -80,6 +80,7 @@ def reporter(progress: bool | str | None, total: int | None, name: str) -> Progr
     try:
         return _Bar(Bar(total=total, desc=label, file=sys.stderr, miniters=1, **width))
     except _CLOSED:
+        _free_lock(Bar)
         return Progress()
 
 
@@ -140,6 +141,13 @@ class _Bar(Progress):
             draw()
         except _CLOSED:
             self._bar.disable = True
+            _free_lock(self._bar)
+
+
+def _free_lock(bar: Any) -> None:
+    """Free tqdm's lock after an error of a drawing, as tqdm does not: no other thread could draw any bar."""
+    with suppress(RuntimeError):  # this thread does not have it
+        bar.get_lock().release()
 
 
 def _describe_failed(failed: int) -> str:

@@ -201,7 +201,7 @@ def _log_start(run: Run) -> None:
 
     steps, is_shared = run.session.transact(look, durable=False)
     recorded = steps.pop("completed", 0)
-    parts = [f"{recorded} steps recorded", *(f"{count} {status}" for status, count in sorted(steps.items()))]
+    parts = [f"{_count_steps(recorded)} recorded", *(f"{count} {status}" for status, count in sorted(steps.items()))]
     _log.info(
         "%s %r in %s%s",
         "sharing" if is_shared else "resuming" if recorded or steps else "beginning",
@@ -218,7 +218,7 @@ def _describe_end(run: Run, error: BaseException | None, steps: Mapping[StepStat
     else:
         how = "failed" if isinstance(error, Exception) else "was interrupted"
     counts = [
-        f"{count} {'step' if count == 1 else 'steps'} {status}"
+        f"{_count_steps(count)} {status}"
         for status, count in sorted(steps.items())  # those that are completed come first
     ]
     if costs := runtime.costs[run.before[1] :]:
@@ -229,6 +229,10 @@ def _describe_end(run: Run, error: BaseException | None, steps: Mapping[StepStat
         cause = f"; the error is that of {way}" if way else f"; {describe_error(error)}"
     after = describe_seconds(monotonic() - run.began)
     return f"{how} after {after}: {', '.join(counts) or 'no steps'}{cause}"
+
+
+def _count_steps(count: int) -> str:
+    return "1 step" if count == 1 else f"{count} steps"
 
 
 def _let_go(run: Run) -> None:

@@ -92,7 +92,7 @@ def test_debug_tells_of_all_steps(tmp_path: Path) -> None:
         "INFO workflow 'batch' completed after N s: 1 step completed",
     ]
     assert second[:2] == [
-        f"INFO resuming 'batch' in {tmp_path}: 1 steps recorded",
+        f"INFO resuming 'batch' in {tmp_path}: 1 step recorded",
         "DEBUG workflow 'batch': step 'a' is on record",
     ]
 
@@ -200,7 +200,7 @@ def test_a_step_whose_process_died_is_a_warning(tmp_path: Path) -> None:
         "with Workflow('w', dir=sys.argv[1]) as w: w.run_step('b', str)",
         tmp_path,
     )
-    assert lines[0] == f"INFO resuming 'w' in {tmp_path}: 1 steps recorded, 1 interrupted"
+    assert lines[0] == f"INFO resuming 'w' in {tmp_path}: 1 step recorded, 1 interrupted"
     assert lines[1].startswith("WARNING workflow 'w': step 'b' runs again: it was not done when process ")
     assert len(lines) == 3
 
