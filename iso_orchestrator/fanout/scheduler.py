@@ -16,7 +16,6 @@ when no item is ready, and the thread that makes an item ready starts another on
 from __future__ import annotations
 
 import heapq
-import logging
 import math
 import threading
 from collections import deque
@@ -40,23 +39,17 @@ from iso_orchestrator.coordination.mutex_queue import (
 )
 from iso_orchestrator.errors import Limited
 from iso_orchestrator.fanout.progress import Progress
+from iso_orchestrator.fanout.report import BatchReport
 from iso_orchestrator.fanout.summary import Fulfilled, Rejected, note_item
-from iso_orchestrator.notes import describe_seconds
-from iso_orchestrator.record.projection import Wait as LimitWait
 from iso_orchestrator.runtime.context import ItemContext, LockOwner, current_owner, entered
-from iso_orchestrator.runtime.failures import report, reported, settle
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.runtime.waits import Node, Wait, WaitingNode, current_node, find_deadlock, noted
-from iso_orchestrator.system.clock import monotonic
 from iso_orchestrator.system.interrupts import LONGEST_WAIT, Condition, OneShotEvent, start, undo_on_error
 
 if TYPE_CHECKING:
     from iso_orchestrator.fanout.for_each import ForEachOptions
 
 _READ_AHEAD = 1000  # items, or 16 for each worker if that is more
-_LOGGED = 10  # failed items of which each has a warning; the others are counted
-
-_log = logging.getLogger("iso_orchestrator")
 
 
 def _ignore(*_: object) -> None:
@@ -114,13 +107,12 @@ class Scheduler:
         self._read_ahead = max(_READ_AHEAD, 16 * options.max_parallel)
         self._executor = executor
         self._progress = progress
-        progress.watch(self._describe)
-        self._name = name
-        self._began, self._costs_before = monotonic(), len(runtime.costs)
-        self._known_waits: list[LimitWait] = []
         self._scope = runtime.scope()
         self._context = copy_context()
         self._parent = current_owner()
+        around = self._scope.batch
+        self.report = BatchReport(runtime, name, self._parent, getattr(around, "report", None))
+        progress.watch(lambda failed: self.report.describe(len(self._running_workers), failed))
         # What follows changes under the lock `_changed.guard` only.
         self._changed = Condition()
         self._queued: dict[str, deque[_Item]] = {}  # has the key of each item that is ready, requested or running
@@ -135,7 +127,6 @@ class Scheduler:
         self._stopped = False
         self._abandoned = False
         self._error: BaseException | None = None
-        self._failed = 0  # items that were logged as failed, in this for_each and those inside of it
         # Runs the items that hold their mutex and have no thread yet.
         self._next_worker = WaitingNode(Wait(self, "", self._blockers_of_next_worker, any_will_do=True))
 
@@ -170,7 +161,7 @@ class Scheduler:
         outcomes, self._outcomes = self._outcomes, {}
         self._next_worker.wait = None  # which refers to this scheduler
         first, self._error = self._error, None
-        self._log_end(outcomes)
+        self.report.end(outcomes.values(), is_stopped=self._stopped)
         if first is not None:
             try:
                 raise first
@@ -327,7 +318,8 @@ class Scheduler:
             note_item(value, item.index)
             self._stop(value)
         if not ok or item.owner.failures:
-            self._log_item(item, None if ok else value)
+            is_dropped = isinstance(value, Limited) and self.is_stopped
+            self.report.item(item.index, item.owner, None if ok or is_dropped else value, value is self._error)
 
     def _end_key(self, key: str) -> None:
         if self._queued[key]:
@@ -443,68 +435,6 @@ class Scheduler:
             with _threads_guard:
                 threads = list(_threads_of.get(id(self._executor), ()))
         return threads if len(threads) >= getattr(self._executor, "_max_workers", math.inf) else ()
-
-    # What is logged, and shown by the progress bar.
-
-    def count_failure(self) -> int:
-        """Count an item that failed, also in the `for_each` around this one; how many the outermost has then."""
-        with self._changed.guard:
-            self._failed += 1
-        around = self._scope.batch
-        return around.count_failure() if isinstance(around, Scheduler) else self._failed
-
-    def _log_item(self, item: _Item, error: BaseException | None) -> None:
-        """Log that an item failed, unless the caller of the `for_each` gets the error inside of a step or item."""
-        way = settle(self._runtime, f"item {item.index} of for_each {self._name!r}", item.owner, error)
-        if error is None or (isinstance(error, Limited) and self.is_stopped):
-            return
-        is_raised = error is self._error and self._parent.work is not None
-        number = 0 if is_raised else self.count_failure()
-        is_shown = number <= _LOGGED and not str(reported(error)).startswith("step ")  # of one that was submitted
-        report(
-            self._runtime,
-            way,
-            error,
-            self._parent if is_raised else LockOwner(),  # nothing is around it that gets the error
-            logging.WARNING if is_shown else logging.DEBUG,
-        )
-        if number > _LOGGED and (number // _LOGGED).bit_count() == 1 and number % _LOGGED == 0:  # 20, 40, 80, ...
-            _log.warning(
-                "workflow %r: %d items of for_each %r have failed", self._runtime.workflow_id, number, self._name
-            )
-
-    def _log_end(self, outcomes: dict[int, Fulfilled[Any] | Rejected]) -> None:
-        level = logging.INFO if self._parent.work is None else logging.DEBUG
-        if self._failed > _LOGGED and level == logging.INFO:
-            level = logging.WARNING
-        if not _log.isEnabledFor(level):
-            return
-        failed = sum(isinstance(outcome, Rejected) for outcome in outcomes.values())
-        _log.log(
-            level,
-            "workflow %r: for_each %r %s after %s: %d items fulfilled, %d failed",
-            self._runtime.workflow_id,
-            self._name,
-            "stopped" if self._stopped else "ended",
-            describe_seconds(monotonic() - self._began),
-            len(outcomes) - failed,
-            failed,
-        )
-
-    def _describe(self, failed: int) -> str:
-        """What the progress bar shows. It takes no lock: the bar has one then."""
-        parts = [f"{len(self._running_workers)} running"]
-        if failed:
-            parts.append(f"{failed} failed")
-        self._known_waits = self._known_waits if (waits := self._runtime.limit_waits()) is None else waits
-        now = self._runtime.clock.now()
-        if current := [wait for wait in self._known_waits if wait.until > now]:
-            first = min(current, key=lambda wait: wait.until)
-            until = first.until.astimezone()
-            parts.append(f"waiting for {first.key or 'a limit'} until {until:%H:%M:%S}")
-        if costs := self._runtime.costs[self._costs_before :]:
-            parts.append(f"${sum(costs):.2f}")
-        return ", ".join(parts)
 
     # The end of a batch that fails.
 

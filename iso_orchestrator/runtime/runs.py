@@ -17,7 +17,7 @@ from iso_orchestrator.record.facts import Fact, RunEnded, RunStarted
 from iso_orchestrator.record.model import ErrorInfo, StepStatus, WorkflowRecord
 from iso_orchestrator.record.projection import LiveRun, Projection
 from iso_orchestrator.runtime.context import Scope, current_scope, make_current
-from iso_orchestrator.runtime.failures import reported
+from iso_orchestrator.runtime.reports import reported
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.runtime.session import Session
 from iso_orchestrator.system.clock import Backoff, monotonic

@@ -30,9 +30,8 @@ from iso_orchestrator.errors import (
     StepRejectedError,
     StoreError,
     WorkflowUsageError,
-    describe_process,
 )
-from iso_orchestrator.notes import add_note, describe_error, describe_seconds, message_of
+from iso_orchestrator.notes import add_note, message_of
 from iso_orchestrator.record.facts import (
     ABSENT,
     Fact,
@@ -55,7 +54,7 @@ from iso_orchestrator.runtime.context import (
     innermost_attempt,
     run_attempt,
 )
-from iso_orchestrator.runtime.failures import report, settle
+from iso_orchestrator.runtime.reports import log_death, log_retry, report, settle
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.runtime.session import Session
 from iso_orchestrator.runtime.threads import call_with_timeout
@@ -187,7 +186,7 @@ class StepCall:
             if is_told := _log.isEnabledFor(logging.DEBUG):
                 self._debug(f"begins, attempt {begun.attempt}")
             if begun.dead is not None:
-                self._warn_of_death(begun.dead)
+                log_death(self.runtime, self.name, self.session.log.process_info(begun.dead))
             flight.attempt = begun.attempt
             self.is_first = begun.is_first if self.is_first is None else self.is_first
             attempt = Attempt(self.session, flight, innermost_attempt(), begun.attempt, self.is_first)
@@ -203,7 +202,7 @@ class StepCall:
                 pause = None if flight.is_hopeless else self._pause_before_retry(error, context)
                 if not self._record_failure(attempt, error, retrying=pause is not None) or pause is None:
                     raise
-                self._log_retry(error, context, pause)
+                log_retry(self.runtime, context, error, pause)
                 sleep(pause)
                 number += 1
                 continue
@@ -471,26 +470,6 @@ class StepCall:
 
     def _debug(self, what: str) -> None:
         _log.debug("workflow %r: step %r %s", self.runtime.workflow_id, self.name, what)
-
-    def _log_retry(self, error: BaseException, context: StepContext, pause: float) -> None:
-        _log.info(
-            "workflow %r: step %r failed in attempt %d of %d, the next begins %s: %s",
-            self.runtime.workflow_id,
-            self.name,
-            context.attempt,
-            context.max_attempts,
-            f"in {describe_seconds(pause)}" if pause else "at once",
-            describe_error(error),
-        )
-
-    def _warn_of_death(self, process_id: str) -> None:
-        process = self.session.log.process_info(process_id)
-        _log.warning(
-            "workflow %r: step %r runs again: it was not done when %s died",
-            self.runtime.workflow_id,
-            self.name,
-            "its process" if process.pid is None else describe_process(process.pid, process.host, process.since),
-        )
 
     def _subject(self) -> str:
         return f"the result of step {self.name!r}"

@@ -1,4 +1,4 @@
-"""What is logged of failures: each one once, by the outermost step or item of a `for_each` that it leaves.
+"""What is logged of steps that fail. Each failure is logged once, by the outermost step or item that it leaves.
 
 A failure of a step is a warning, unless it is inside the body of another step or of an item. That body may handle it:
 then it is logged as that, at INFO. Otherwise it fails the step or item, whose own line names the way to it.
@@ -9,9 +9,11 @@ from __future__ import annotations
 import logging
 from contextlib import suppress
 
-from iso_orchestrator.notes import describe_error
-from iso_orchestrator.runtime.context import LockOwner
+from iso_orchestrator.errors import describe_process
+from iso_orchestrator.notes import describe_error, describe_seconds
+from iso_orchestrator.runtime.context import LockOwner, StepContext
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
+from iso_orchestrator.store import ProcessInfo
 
 _log = logging.getLogger("iso_orchestrator")
 
@@ -64,3 +66,26 @@ def reported(error: BaseException) -> str | None:
     with suppress(Exception):
         return str(vars(error)[_MARK])
     return None
+
+
+def log_retry(runtime: WorkflowRuntime, step: StepContext, error: BaseException, pause: float) -> None:
+    """Log that an attempt failed and that another one follows, in *pause* seconds."""
+    _log.info(
+        "workflow %r: step %r failed in attempt %d of %d, the next begins %s: %s",
+        runtime.workflow_id,
+        step.name,
+        step.attempt,
+        step.max_attempts,
+        f"in {describe_seconds(pause)}" if pause else "at once",
+        describe_error(error),
+    )
+
+
+def log_death(runtime: WorkflowRuntime, step: str, process: ProcessInfo) -> None:
+    """Warn that a step runs again, since the process that ran it has died."""
+    _log.warning(
+        "workflow %r: step %r runs again: it was not done when %s died",
+        runtime.workflow_id,
+        step,
+        "its process" if process.pid is None else describe_process(process.pid, process.host, process.since),
+    )
