@@ -50,6 +50,16 @@ def describe_seconds(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
+def describe_cost(usd: float) -> str:
+    """Show US dollars, with four places where it is less than one.
+
+    Example:
+        >>> describe_cost(0.0123), describe_cost(12.345)
+        ('$0.0123', '$12.35')
+    """
+    return f"${usd:.4f}" if usd < 1 else f"${usd:.2f}"
+
+
 def add_note(error: BaseException, note: str) -> None:
     """Add a note, which drives no terminal, to *error*; log it where the error takes none. Never raises."""
     try:

@@ -8,7 +8,7 @@ from collections.abc import Collection
 from typing import Any
 
 from iso_orchestrator.fanout.summary import Fulfilled, Rejected
-from iso_orchestrator.notes import describe_seconds
+from iso_orchestrator.notes import describe_cost, describe_seconds
 from iso_orchestrator.record.projection import Wait
 from iso_orchestrator.runtime.context import LockOwner
 from iso_orchestrator.runtime.reports import report, reported, settle
@@ -103,5 +103,5 @@ class BatchReport:
             first = min(current, key=lambda wait: wait.until)
             parts.append(f"waiting for {first.key or 'a limit'} until {first.until.astimezone():%H:%M:%S}")
         if costs := self._runtime.costs[self._costs_before :]:
-            parts.append(f"${sum(costs):.2f}")
+            parts.append(describe_cost(sum(costs)))
         return ", ".join(parts)

@@ -12,7 +12,7 @@ import attrs
 
 from iso_orchestrator.checks import host_name, unique_name
 from iso_orchestrator.errors import DeadlockError, WorkflowBusyError, WorkflowUsageError, describe_process
-from iso_orchestrator.notes import add_note, describe_error, describe_seconds, suppressed_as_note
+from iso_orchestrator.notes import add_note, describe_cost, describe_error, describe_seconds, suppressed_as_note
 from iso_orchestrator.record.facts import Fact, RunEnded, RunStarted
 from iso_orchestrator.record.model import ErrorInfo, StepStatus, WorkflowRecord
 from iso_orchestrator.record.projection import LiveRun, Projection
@@ -222,7 +222,7 @@ def _describe_end(run: Run, error: BaseException | None, steps: Mapping[StepStat
         for status, count in sorted(steps.items())  # those that are completed come first
     ]
     if costs := runtime.costs[run.before[1] :]:
-        counts.append(f"${sum(costs):.2f} for agents in this run")
+        counts.append(f"{describe_cost(sum(costs))} for agents in this run")
     cause = ""
     if error is not None:
         way = reported(error)
