@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from support import DEADLINE, only
+from support import DEADLINE, only, wait_until
 from support_processes import child, in_thread, killed
 
 from iso_orchestrator import Limited, Retry, StepFailedError, Workflow
@@ -211,13 +211,34 @@ def test_a_wait_for_another_process_is_told(tmp_path: Path, caplog: pytest.LogCa
     with child('workflow.run_step("a", lambda: (say("in"), hear())[1])', tmp_path) as other:
         assert other.line() == "in"
         mine = in_thread(lambda: Workflow("w", dir=tmp_path).run_step("a", str))
-        while not caplog.records:
-            assert not mine.done()
+        wait_until(lambda: caplog.records)
         other.say("done")
         assert mine.result(DEADLINE) == "done"
     record = caplog.records[0]
     assert record.levelname == "INFO"
     assert re.search(rf"^workflow 'w': .* for step 'a', which is held by process {other.pid} ", record.getMessage())
+
+
+def test_a_run_that_waits_for_another_says_so_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """With `on_busy="wait"` the log names the process whose run has to end first."""
+    caplog.set_level(logging.INFO, "iso_orchestrator")
+
+    def run() -> None:
+        with Workflow("w", dir=tmp_path, on_busy="wait"):
+            pass
+
+    with child('with workflow: say("in"), hear()', tmp_path) as other:
+        assert other.line() == "in"
+        mine = in_thread(run)
+        wait_until(lambda: caplog.records)
+        other.say()
+        mine.result(DEADLINE)
+    first, *rest = caplog.messages
+    assert re.fullmatch(rf"workflow 'w' waits for process {other.pid} on .*, which runs it", first)
+    assert [without_times(line) for line in rest] == [
+        f"beginning 'w' in {tmp_path}",
+        "workflow 'w' completed after N s: no steps",
+    ]
 
 
 def test_texts_of_errors_are_escaped_and_cut(tmp_path: Path) -> None:
