@@ -52,7 +52,7 @@ class BatchReport:
             is_raised: Whether the caller gets the error, and may handle it.
         """
         way = settle(self._runtime, f"item {index} of for_each {self._name!r}", owner, error)
-        if error is None:
+        if not isinstance(error, Exception):  # Ctrl-C and the like: the end of the run tells of it
             return
         if is_raised and self._caller.work is not None:
             report(self._runtime, way, error, self._caller)
@@ -98,9 +98,8 @@ class BatchReport:
             parts.append(f"{failed} failed")
         waits = self._runtime.limit_waits()
         self._waits = self._waits if waits is None else waits
-        now = self._runtime.clock.now()
-        if current := [wait for wait in self._waits if wait.until > now]:
-            first = min(current, key=lambda wait: wait.until)
+        if self._waits:
+            first = min(self._waits, key=lambda wait: wait.until)
             parts.append(f"waiting for {first.key or 'a limit'} until {first.until.astimezone():%H:%M:%S}")
         if costs := self._runtime.costs[self._costs_before :]:
             parts.append(describe_cost(sum(costs)))

@@ -41,8 +41,11 @@ def settle(runtime: WorkflowRuntime, what: str, inside: LockOwner | None, error:
         else:
             _log.info(
                 "workflow %r: %s failed, which %s handled: %s",
-                runtime.workflow_id, other, what, describe_error(handled),
-            )  # fmt: skip
+                runtime.workflow_id,
+                other,
+                what,
+                describe_error(handled),
+            )
     return way
 
 
