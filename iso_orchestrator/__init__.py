@@ -1,7 +1,5 @@
 """Durable workflow primitives for plain synchronous Python: run it, kill it anywhere, run it again."""
 
-import logging as _logging
-
 from iso_orchestrator.commands.model import Command, CommandResult
 from iso_orchestrator.coordination.lease import HeldLease
 from iso_orchestrator.decorators import command, for_each, step
@@ -141,5 +139,3 @@ __all__ = [
     "run_workflow",
     "step",
 ]
-
-_logging.getLogger("iso_orchestrator").addHandler(_logging.NullHandler())

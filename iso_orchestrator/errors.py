@@ -199,7 +199,7 @@ class StepRejectedError(OrchestratorError):
         "or let retry= do that"
     )
     step_name: str
-    result: Any
+    result: Any = attrs.field(repr=lambda result: f"{result!r:.200}")
 
 
 @attrs.define(slots=False)

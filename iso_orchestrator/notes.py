@@ -16,6 +16,8 @@ T = TypeVar("T")
 
 _log = logging.getLogger("iso_orchestrator")
 
+_SHOWN = 300  # characters of a message in a line of the log
+
 
 # Users' errors. Their classes may be frozen, so that every attribute that is set raises, and may have any methods.
 
@@ -26,6 +28,36 @@ def message_of(error: BaseException, show: Callable[[BaseException], str] = str)
         return show(error)
     except Exception as broken:  # noqa: BLE001 - a __str__ that raises must not hide the error
         return f"<no message: its __str__ raised {type(broken).__name__}>"
+
+
+def describe_error(error: BaseException) -> str:
+    """Name *error* in a line of a log: its class, and the beginning of its message."""
+    message = message_of(error)
+    shown = message if len(message) <= _SHOWN else f"{message[:_SHOWN]}..."
+    return f"{type(error).__name__}: {shown}" if shown else type(error).__name__
+
+
+def describe_seconds(seconds: float) -> str:
+    """Show a time span to the two units that matter.
+
+    Example:
+        >>> describe_seconds(0.25), describe_seconds(125), describe_seconds(11520)
+        ('0.25 s', '2 min 5 s', '3 h 12 min')
+    """
+    if seconds < 60:
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def describe_cost(usd: float) -> str:
+    """Show US dollars, with four places where it is less than one.
+
+    Example:
+        >>> describe_cost(0.0123), describe_cost(12.345)
+        ('$0.0123', '$12.35')
+    """
+    return f"${usd:.4f}" if usd < 1 else f"${usd:.2f}"
 
 
 def add_note(error: BaseException, note: str) -> None:

@@ -27,7 +27,7 @@ from iso_orchestrator.commands.parse import Ended, Reader
 from iso_orchestrator.commands.step import last_beat
 from iso_orchestrator.errors import AgentError, CommandIdleError, CommandTimeoutError, Limited, OrchestratorError
 from iso_orchestrator.record.model import Json
-from iso_orchestrator.runtime.context import current_scope, current_step
+from iso_orchestrator.runtime.context import count_cost, current_scope, current_step
 
 
 def last_session() -> str | None:
@@ -272,6 +272,7 @@ class _AgentReader(Reader):
         self, result: CommandResult[Any], at: datetime, stopped: str | None = None
     ) -> CommandResult[AgentResult]:
         self._result = self._stream.result(result.exit_code, result.stderr, now=at, stopped=stopped)
+        count_cost(self._result.cost_usd)
         parsed: CommandResult[AgentResult] = attrs.evolve(result, parsed=self._result)
         return parsed
 

@@ -199,6 +199,7 @@ class ForEach(Generic[Item, P, R]):
             options=options,
             executor=executor,
             progress=progress,
+            name=self._name,
         )
         try:
             with at_work(), runtime.acquire() as session:

@@ -39,7 +39,9 @@ from iso_orchestrator.coordination.mutex_queue import (
     request,
     state_key_of,
 )
+from iso_orchestrator.errors import Limited
 from iso_orchestrator.fanout.progress import Progress
+from iso_orchestrator.fanout.report import BatchReport
 from iso_orchestrator.fanout.summary import Fulfilled, Rejected, note_item
 from iso_orchestrator.runtime.context import ItemContext, LockOwner, current_owner, entered, refuse_interrupted
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
@@ -89,6 +91,7 @@ class Scheduler:
         options: Those of the call.
         executor: Provides the threads of the workers; None: the calling thread is the only one.
         progress: Is told of each item that is done.
+        name: The function's, for the log.
     """
 
     def __init__(
@@ -101,6 +104,7 @@ class Scheduler:
         options: ForEachOptions,
         executor: Executor | None,
         progress: Progress,
+        name: str,
     ) -> None:
         self._runtime = runtime
         self._work = work
@@ -114,6 +118,9 @@ class Scheduler:
         self._scope = runtime.scope()
         self._context = copy_context()
         self._parent = current_owner()
+        around = self._scope.batch
+        self.report = BatchReport(runtime, name, self._parent, getattr(around, "report", None))
+        progress.watch(lambda failed: self.report.describe(len(self._running_workers), failed))
         # What follows changes under the lock `_changed.guard` only.
         self._changed = Condition()
         self._queued: dict[str, deque[_Item]] = {}  # has the key of each item that is ready, requested or running
@@ -169,6 +176,7 @@ class Scheduler:
         outcomes, self._outcomes = self._outcomes, {}
         self._next_worker.wait = None  # which refers to this scheduler
         first, self._error = self._error, None
+        self.report.end(outcomes.values(), is_stopped=self._stopped)
         try:
             if first is not None:
                 raise first
@@ -365,6 +373,9 @@ class Scheduler:
         if not ok and (self._options.stop_on_error or not isinstance(value, Exception)):
             note_item(value, item.index)
             self._stop(value)
+        if not ok or item.owner.failures:
+            is_dropped = isinstance(value, Limited) and self.is_stopped
+            self.report.item(item.index, item.owner, None if ok or is_dropped else value, value is self._error)
 
     def _end_key(self, key: str) -> None:
         if self._queued[key]:
@@ -448,6 +459,7 @@ class Scheduler:
                 error = None if has_begun else find_deadlock(node)
                 if error is not None:
                     raise error
+                self._progress.refresh()
                 if event.wait(LONGEST_WAIT):
                     return
                 if not self._stopped:

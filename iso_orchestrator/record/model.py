@@ -73,8 +73,8 @@ class ErrorInfo(_Shown):
     """
 
     name: str
-    message: str
-    stack: str | None = None
+    message: str = attrs.field(repr=lambda text: f"{text!r:.200}")
+    stack: str | None = attrs.field(default=None, repr=False)
     code: str | None = None
     cause: str | None = None
 

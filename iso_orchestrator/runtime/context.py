@@ -94,6 +94,7 @@ class LockOwner:
         holds: The mutexes that it has entered and not left, once for each entry, and those that are kept for it.
         node: The thread that runs its body.
         task: The asyncio task that runs its body; None: none does.
+        failures: What failed inside its body, and was not logged: the body may handle it. None: nothing.
     """
 
     parent: LockOwner | None = None
@@ -101,6 +102,7 @@ class LockOwner:
     holds: list[HeldMutex] = attrs.field(factory=list)
     node: Node = attrs.field(factory=current_node)
     task: Any = attrs.field(factory=_current_task)
+    failures: list[tuple[str, BaseException]] | None = None
 
     @property
     def is_here(self) -> bool:
@@ -341,6 +343,13 @@ def current_step() -> StepContext:
     if step is None:
         raise NoActiveWorkflowError("current_step()")
     return step
+
+
+def count_cost(usd: float | None) -> None:
+    """Note what an agent has cost, for the log and the progress bar."""
+    runtime = _scope.get().runtime
+    if usd and runtime is not None:
+        runtime.costs.append(usd)
 
 
 def current_item() -> ItemContext:

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Generic, TypeVar
 
 import attrs
 
 from iso_orchestrator.checks import host_name, unique_name
-from iso_orchestrator.errors import DeadlockError, WorkflowBusyError, WorkflowUsageError
-from iso_orchestrator.notes import add_note, suppressed_as_note
+from iso_orchestrator.errors import DeadlockError, WorkflowBusyError, WorkflowUsageError, describe_process
+from iso_orchestrator.notes import add_note, describe_cost, describe_error, describe_seconds, suppressed_as_note
 from iso_orchestrator.record.facts import Fact, RunEnded, RunStarted
-from iso_orchestrator.record.model import ErrorInfo, WorkflowRecord
+from iso_orchestrator.record.model import ErrorInfo, StepStatus, WorkflowRecord
 from iso_orchestrator.record.projection import LiveRun, Projection
 from iso_orchestrator.runtime.context import Scope, current_scope, make_current, refuse_interrupted
+from iso_orchestrator.runtime.reports import reported
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.runtime.session import Session
-from iso_orchestrator.system.clock import Backoff
+from iso_orchestrator.system.clock import Backoff, monotonic
 from iso_orchestrator.system.interrupts import at_work, interruptible, undo_on_error
 
 R = TypeVar("R")
+
+_log = logging.getLogger("iso_orchestrator")
 
 
 @attrs.frozen
@@ -42,6 +47,8 @@ class Run:
         around: What was current around the run.
         is_stopped: Whether it ends with an error, so that nothing more of what was submitted starts.
         is_interrupted: Whether it ends with Ctrl-C, so that commands and waits of what was submitted end too.
+        began: When, by the monotonic clock.
+        before: How many failures the runtime had logged then, and how many costs it had.
     """
 
     runtime: WorkflowRuntime
@@ -52,6 +59,10 @@ class Run:
     pid: int = attrs.field(factory=os.getpid)
     is_stopped: bool = False
     is_interrupted: bool = False
+    began: float = attrs.field(factory=monotonic)
+    before: tuple[int, int] = attrs.field(
+        init=False, default=attrs.Factory(lambda run: (run.runtime.failures, len(run.runtime.costs)), takes_self=True)
+    )
 
     @property
     def is_ours(self) -> bool:
@@ -70,6 +81,7 @@ def begin_run(runtime: WorkflowRuntime, work: at_work) -> Run:
     run = Run(runtime, runtime.acquire(), work)
     with undo_on_error(lambda: _let_go(run)):
         _record_start(run)
+        _log_start(run)
     runtime.runs.append(run)
     make_current(attrs.evolve(run.around, runtime=runtime, runs=(*run.around.runs, run)))
     return run
@@ -150,9 +162,17 @@ def _record_start(run: Run) -> None:
         session.live_runs.add(run.id)  # under the lock: another thread would take a run on record for dead
         return [*facts, RunStarted(at, run.id, session.log.process_id, run.pid, host_name())], None
 
+    is_told = False
     while (busy := session.transact(decide, durable=False)) is not None:
         if on_busy == "fail":
             raise WorkflowBusyError(session.workflow_id, busy.pid, busy.host, busy.since)
+        _log.log(
+            logging.DEBUG if is_told else logging.INFO,
+            "workflow %r waits for %s, which runs it",
+            session.workflow_id,
+            describe_process(busy.pid, busy.host, busy.since),
+        )
+        is_told = True
         session.log.is_alive(busy.owner)  # raises where that cannot be found out, so that the wait might never end
         pause.rest()
         refuse_interrupted()
@@ -161,12 +181,63 @@ def _record_start(run: Run) -> None:
 def _record_end(run: Run, error: BaseException | None) -> None:
     at, session = run.runtime.clock.now(), run.session
     fact = RunEnded(at, run.id, None if error is None else ErrorInfo.of(error))
+    has_failures = error is not None or run.runtime.failures > run.before[0]
+    level = logging.WARNING if has_failures else logging.INFO
 
-    def decide(projection: Projection) -> tuple[Sequence[Fact], None]:
+    def decide(projection: Projection) -> tuple[Sequence[Fact], Mapping[StepStatus, int]]:
+        steps = projection.summary().steps if _log.isEnabledFor(level) else {}
         # Deaths first: a run that died while this one went on must not be the one that decides the status.
-        return [*session.deaths(projection, at), fact] if run.id in projection.runs else [], None
+        return [*session.deaths(projection, at), fact] if run.id in projection.runs else [], steps
 
-    session.transact(decide, fences=())
+    steps = session.transact(decide, fences=())
+    if _log.isEnabledFor(level):
+        _log.log(level, "workflow %r %s", run.runtime.workflow_id, _describe_end(run, error, steps))
+
+
+def _log_start(run: Run) -> None:
+    if not _log.isEnabledFor(logging.INFO):
+        return
+
+    def look(projection: Projection) -> tuple[tuple[()], tuple[Counter[str], bool]]:
+        is_shared = len(projection.runs) > 1
+        left = "running" if is_shared else "interrupted"
+        steps = projection.steps.values()
+        return (), (Counter(step.status.value if step.owner is None else left for step in steps), is_shared)
+
+    steps, is_shared = run.session.transact(look, durable=False)
+    recorded = steps.pop("completed", 0)
+    parts = [f"{_count_steps(recorded)} recorded", *(f"{count} {status}" for status, count in sorted(steps.items()))]
+    _log.info(
+        "%s %r in %s%s",
+        "sharing" if is_shared else "resuming" if recorded or steps else "beginning",
+        run.runtime.workflow_id,
+        run.runtime.store.display_name,
+        f": {', '.join(parts)}" if recorded or steps else "",
+    )
+
+
+def _describe_end(run: Run, error: BaseException | None, steps: Mapping[StepStatus, int]) -> str:
+    runtime = run.runtime
+    if error is None:
+        how = "completed, with failures," if runtime.failures > run.before[0] else "completed"
+    else:
+        how = "failed" if isinstance(error, Exception) else "was interrupted"
+    counts = [
+        f"{_count_steps(count)} {status}"
+        for status, count in sorted(steps.items())  # those that are completed come first
+    ]
+    if costs := runtime.costs[run.before[1] :]:
+        counts.append(f"{describe_cost(sum(costs))} for agents in this run")
+    cause = ""
+    if error is not None:
+        way = reported(error)
+        cause = f"; the error is that of {way}" if way else f"; {describe_error(error)}"
+    after = describe_seconds(monotonic() - run.began)
+    return f"{how} after {after}: {', '.join(counts) or 'no steps'}{cause}"
+
+
+def _count_steps(count: int) -> str:
+    return "1 step" if count == 1 else f"{count} steps"
 
 
 def _let_go(run: Run) -> None:

@@ -6,6 +6,7 @@ import threading
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from datetime import datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
@@ -13,7 +14,7 @@ import attrs
 
 from iso_orchestrator.errors import DuplicateStepError
 from iso_orchestrator.record.model import Json, WorkflowRecord
-from iso_orchestrator.record.projection import Projection
+from iso_orchestrator.record.projection import Limit, Projection, Wait
 from iso_orchestrator.runtime.context import Fence, Scope, current_scope
 from iso_orchestrator.runtime.session import Decision, Session, acquire_session, find_session
 from iso_orchestrator.runtime.threads import Pool
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from iso_orchestrator.runtime.runs import Run
 
 T = TypeVar("T")
+
+_SAME_LIMIT = timedelta(seconds=1)  # between the times that two answers of one service name for one limit
 
 OnBusy: TypeAlias = Literal["share", "wait", "fail"]
 
@@ -68,6 +71,10 @@ class WorkflowRuntime:
         self._new_projection = partial(_new_projection, workflow_id, clock, initial_state)
         self.arguments: dict[str, Any] = {}  # of the `Workflow`, for a copy of it in another process
         self.changed_functions: set[object] = set()  # those that a warning has told of
+        # What lines of the log need: failures that were logged, US dollars of each run of an agent, limits by key.
+        self.failures = 0
+        self.costs: list[float] = []
+        self.limits_logged: dict[str, datetime] = {}
         self._claims: dict[str, tuple[str, str]] = {}
         self._guard = threading.Lock()
         self._session: Session | None = None
@@ -136,6 +143,19 @@ class WorkflowRuntime:
         run = next((run for run in reversed(scope.runs) if run in self.runs), None)
         context = attrs.evolve(scope, owner=None, attempt=None, batch=run or scope.batch).context()
         return self.pool.submit(context, work, run)
+
+    def limit_waits(self) -> list[Wait] | None:
+        """`Session.limit_waits`; None also where no session is open."""
+        return None if self._session is None else self._session.limit_waits()
+
+    def is_news(self, limit: Limit, step: str) -> bool:
+        """Whether *limit*, which a step waits for, ends at another time than the last one with its key."""
+        of = limit.key or step
+        before = self.limits_logged.get(of)
+        if before is not None and abs(limit.until - before) < _SAME_LIMIT:
+            return False
+        self.limits_logged[of] = limit.until
+        return True
 
     def claim(self, name: str, fn: Callable[..., object]) -> None:
         """Note that *name* is the name of *fn*'s steps.

@@ -18,6 +18,7 @@ from iso_orchestrator.errors import DeadlockError, LeaseLostError, OrchestratorE
 from iso_orchestrator.record.facts import Fact, RunDied, StepAbandoned
 from iso_orchestrator.record.model import StepStatus
 from iso_orchestrator.record.projection import LiveRun, Projection, StepState
+from iso_orchestrator.record.projection import Wait as StepWait
 from iso_orchestrator.runtime.context import Fence, InFlightStep, current_scope
 from iso_orchestrator.runtime.waits import Node, ThreadNode, Wait, current_node, find_deadlock, noted
 from iso_orchestrator.store import RemovedError, Store, WorkflowLog
@@ -192,6 +193,13 @@ class Session:
             return self.log.is_alive(live.owner)
         except StoreError:
             return True
+
+    def limit_waits(self) -> list[StepWait] | None:
+        """This process's waits for limits, without a look at the disk; None while a transaction changes them."""
+        log, projection = self._log, self._projection
+        if log is None or projection is None:
+            return None
+        return [wait for wait in list(projection.waits.values()) if wait.owner == log.process_id]
 
     def is_process(self, process_id: str) -> bool:
         """Whether that is this process's id in the workflow."""

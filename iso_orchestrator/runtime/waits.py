@@ -30,7 +30,7 @@ from iso_orchestrator.system.interrupts import LONGEST_WAIT, masked
 
 _log = logging.getLogger("iso_orchestrator")
 
-_PATIENCE = 5.0  # seconds
+_SHORT, _PATIENCE = 1.0, 5.0  # seconds after which a wait is logged, and warned of
 
 
 @attrs.frozen(eq=False)
@@ -175,7 +175,7 @@ def _circle(node: Node, stuck: _Graph) -> list[Wait] | None:
 
 @attrs.define
 class Patience:
-    """Warns of a long wait for another process, again with growing pauses.
+    """Logs a wait for another process, and warns of a long one, again with growing pauses.
 
     Attributes:
         who: What waits.
@@ -187,20 +187,23 @@ class Patience:
     what: str
     holder: Callable[[], ProcessInfo]
     _began: float = attrs.field(factory=monotonic)
-    _next: float = attrs.field(factory=lambda: _PATIENCE)
+    _next: float = attrs.field(factory=lambda: min(_SHORT, _PATIENCE))
 
     def look(self) -> None:
         """Warn if it is time to."""
         seconds = monotonic() - self._began
         if seconds < self._next:
             return
-        self._next = 2 * seconds
+        level = logging.INFO if self._next < _PATIENCE else logging.WARNING
+        self._next = max(2 * seconds, _PATIENCE)
+        if not _log.isEnabledFor(level):
+            return
         from iso_orchestrator.system.processes import command_line  # psutil is loaded late
 
         process = self.holder()
         runs = command_line(process.pid) if process.pid is not None and process.host == host_name() else None
         name = describe_process(process.pid, process.host, process.since) + (f" ({runs!r:.200})" if runs else "")
-        _log.warning("%s has waited %.0f s for %s, which is held by %s", self.who, seconds, self.what, name)
+        _log.log(level, "%s has waited %.0f s for %s, which is held by %s", self.who, seconds, self.what, name)
 
 
 _finding = threading.Lock()

@@ -57,6 +57,7 @@ from iso_orchestrator.runtime.context import (
     refuse_interrupted,
     run_attempt,
 )
+from iso_orchestrator.runtime.reports import log_death, log_retry, report, settle
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.runtime.session import Session
 from iso_orchestrator.runtime.threads import run_attempt_with_timeout
@@ -74,10 +75,14 @@ _LONGEST_NAP = 0.5  # seconds between two looks whether the for_each around a wa
 
 @attrs.frozen
 class _Started:
-    """An attempt was recorded as started; *is_first* if none at this step was on record."""
+    """An attempt was recorded as started; *is_first* if none at this step was on record.
+
+    *dead* is the id of the process that ran the attempt before, and has died.
+    """
 
     attempt: int
     is_first: bool
+    dead: str | None = None
 
 
 @attrs.frozen
@@ -121,6 +126,8 @@ class StepCall:
     session: Session = attrs.field(init=False)
     scope: Scope = attrs.field(init=False)
     is_first: bool | None = attrs.field(init=False, default=None)
+    owner: LockOwner | None = attrs.field(init=False, default=None)  # inside the body of the last attempt
+    way: str | None = attrs.field(init=False, default=None)  # to the error of the last attempt, for the log
 
     def run(self) -> Any:
         """The step's result, recorded or new.
@@ -130,6 +137,8 @@ class StepCall:
         """
         step = self.runtime.session().completed(self.name, self.idempotency_key, self.options.version)
         if step is not None and self._counts(step):
+            if _log.isEnabledFor(logging.DEBUG):
+                self._debug("is on record")
             return self._load_recorded(step.result, self.origin.changes_since(step))
         self.scope = current_scope()
         with at_work(), masked(), self.runtime.acquire() as self.session:
@@ -144,9 +153,17 @@ class StepCall:
             self._wait_for_thread(other, ended)
             flight.attempt = max(flight.attempt, other.attempt)
             flight.error = flight.error if other.error is None else other.error
+        of_other_thread = flight.error
         try:
             return self._run_attempts(flight)
+        except BaseException as error:
+            batch = self.scope.batch
+            is_dropped = isinstance(error, Limited) and batch is not None and batch.is_stopped
+            if error is not of_other_thread and not is_dropped:
+                report(self.runtime, self.way or self._title(), error, current_owner())
+            raise
         finally:
+            del of_other_thread  # with its traceback it would form a cycle
             self.session.end_flight(flight)
 
     def _wait_for_thread(self, other: InFlightStep, ended: OneShotEvent) -> None:
@@ -169,7 +186,12 @@ class StepCall:
         while True:
             begun = self._begin(flight)
             if isinstance(begun, _Completed):
+                self._debug("is on record")
                 return self._load_recorded(begun.result, begun.changes)
+            if is_told := _log.isEnabledFor(logging.DEBUG):
+                self._debug(f"begins, attempt {begun.attempt}")
+            if begun.dead is not None:
+                log_death(self.runtime, self.name, self.session.log.process_info(begun.dead))
             flight.attempt = begun.attempt
             self.is_first = begun.is_first if self.is_first is None else self.is_first
             has_timeout = self.options.timeout is not None
@@ -178,6 +200,7 @@ class StepCall:
             try:
                 executed = self._execute(attempt, context)
             except BaseException as error:  # it is recorded, then raised or retried
+                self.way = settle(self.runtime, self._title(number), self.owner, error)
                 if not isinstance(error, CommandLeftoverError):  # which came before the command began
                     self.is_first = False
                 if isinstance(error, Limited) and self._record_limit(attempt, error):
@@ -185,6 +208,7 @@ class StepCall:
                 seconds = None if flight.is_hopeless else self._pause_before_retry(error, context)
                 if not self._record_failure(attempt, error, retrying=seconds is not None) or seconds is None:
                     raise
+                log_retry(self.runtime, context, error, seconds)
                 pause(seconds)
                 number += 1
                 continue
@@ -196,6 +220,8 @@ class StepCall:
                     del executed  # its traceback has this frame: without this the two would form a cycle
             data, result = executed
             if self._commit(attempt, data):
+                if is_told:
+                    self._debug("completed")
                 return result
 
     def _begin(self, flight: InFlightStep) -> _Started | _Completed:
@@ -229,7 +255,7 @@ class StepCall:
                     flight.attempt = attempt
                     backoff.rest()
                     refuse_interrupted()
-                    patience = patience or Patience(current_owner(), f"step {self.name!r}", self._runner)
+                    patience = patience or Patience(self._who(), f"step {self.name!r}", self._runner)
                     patience.look()
                 case Limit():
                     self._wait_until(decided)
@@ -267,7 +293,8 @@ class StepCall:
             self.origin.code,
             self.origin.arguments or None,
         )
-        return [fact], _Started(attempt, is_first=same is None)
+        dead = None if same is None or same.owner == log.process_id else same.owner
+        return [fact], _Started(attempt, is_first=same is None, dead=dead)
 
     def _wait_until(self, limit: Limit) -> None:
         """Wait for the end of a limit.
@@ -276,7 +303,8 @@ class StepCall:
             Limited: The `for_each` around it was stopped.
         """
         limited = Limited(limit.until, limit.key)
-        _log.warning("step %r waits: %s", self.name, limited)
+        level = logging.INFO if self.runtime.is_news(limit, self.name) else logging.DEBUG
+        _log.log(level, "workflow %r: step %r waits: %s", self.runtime.workflow_id, self.name, limited)
         is_over = False
         try:
             while (seconds := (limit.until - self.runtime.clock.now()).total_seconds()) > 0:
@@ -293,7 +321,7 @@ class StepCall:
     def _execute(self, attempt: Attempt, context: StepContext) -> tuple[Json, Any] | SerializationError:
         """Run the body: its result as it is recorded and as it is read back, or why it cannot be recorded."""
         scope = self.scope
-        owner = LockOwner(current_owner(), context)
+        self.owner = owner = LockOwner(current_owner(), context)
         inside = Scope(self.runtime, scope.runs, owner, context, scope.item, attempt, scope.fences, scope.batch)
         context_of_body = inside.context()
         with unmasked():
@@ -301,6 +329,8 @@ class StepCall:
                 value = context_of_body.run(run_attempt, attempt, self.body)
             else:
                 value = context_of_body.run(run_attempt_with_timeout, attempt, self.body, self.options.timeout)
+        if owner.failures:
+            settle(self.runtime, self._title(), owner)
         try:
             data, result = self.codec.round_trip(value, self._subject())
         except SerializationError as error:
@@ -437,6 +467,15 @@ class StepCall:
 
     def _load(self, data: Json) -> Any:
         return self.codec.load(data, self._subject())
+
+    def _who(self) -> str:
+        return f"workflow {self.runtime.workflow_id!r}: {current_owner()}"
+
+    def _title(self, attempt: int = 1) -> str:
+        return f"step {self.name!r}" if attempt == 1 else f"step {self.name!r} ({attempt} attempts)"
+
+    def _debug(self, what: str) -> None:
+        _log.debug("workflow %r: step %r %s", self.runtime.workflow_id, self.name, what)
 
     def _subject(self) -> str:
         return f"the result of step {self.name!r}"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -203,8 +205,116 @@ def test_a_closed_standard_error_harms_nothing(is_closed_first, monkeypatch):
         display.advance(ok)
     display.close()
     monkeypatch.undo()
+    another = threading.Thread(target=run_three, args=(True,), daemon=True)  # tqdm's lock must be free for it
+    another.start()
+    another.join(5)
+    assert not another.is_alive()
     with pytest.raises(BrokenPipeError):
         file.close()
+
+
+LOGGING = """
+import logging, sys, threading
+from datetime import UTC, datetime, timedelta
+from iso_orchestrator import Limited, Workflow
+from iso_orchestrator.runtime.context import count_cost
+{setup}
+workflow = Workflow("batch", store="memory://bar")
+met = threading.Event()
+def fetch(n):
+    count_cost(0.25)
+    if n in (3, 4):
+        raise ValueError(f"page {{n}}")
+    if n == 5 and not met.is_set():
+        met.set()
+        raise Limited(datetime.now(UTC) + timedelta(seconds=1.5), key="site")
+with workflow:
+    workflow.run_for_each(
+        range(8), lambda n: workflow.run_step(f"fetch {{n}}", fetch, n), max_parallel=2, stop_on_error=False
+    )
+"""
+
+
+def on_a_terminal(code: str) -> str:
+    """All that a program of its own writes to standard error, which is a terminal."""
+    import termios
+
+    master, slave = os.openpty()
+    termios.tcsetwinsize(slave, (24, 160))
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=slave)
+    os.close(slave)
+    parts = []
+    try:
+        while part := os.read(master, 4096):
+            parts.append(part)
+    except OSError:  # Linux says EIO where others say end of file
+        pass
+    os.close(master)
+    assert process.wait() == 0
+    return b"".join(parts).decode()
+
+
+def rows_of(text: str) -> list[str]:
+    """What a terminal shows after *text*."""
+    rows, column = [""], 0
+    for character in text:
+        match character:
+            case "\n":
+                rows.append("")
+            case "\r":
+                column = 0
+            case _:
+                rows[-1] = rows[-1][:column].ljust(column) + character + rows[-1][column + 1 :]
+                column += 1
+    return [row.rstrip() for row in rows]
+
+
+@posix_only
+@pytest.mark.parametrize("setup", ["", "logging.basicConfig(format='%(message)s')"])
+def test_lines_of_the_log_appear_above_the_bar(setup):
+    """A line is on a row of its own, without rests of the bar, by the last resort and by a handler of the program."""
+    text = on_a_terminal(LOGGING.format(setup=setup))
+    rows = rows_of(text)
+    for n in (3, 4):
+        assert (
+            f"workflow 'batch': item {n} of for_each '<lambda>': step 'fetch {n}' failed: ValueError: page {n}" in rows
+        )
+    bars = [row for row in rows if "|" in row]
+    assert len(bars) == 1, rows
+    assert "8/8" in bars[0]
+
+
+@posix_only
+def test_the_bar_tells_what_runs_and_waits_and_costs():
+    """While a step waits, the bar says how many run and failed, for which limit until when, and what agents cost."""
+    text = on_a_terminal(LOGGING.format(setup=""))
+    assert re.search(r"7/8 .*, 1 running, 2 failed, waiting for site until \d\d:\d\d:\d\d, \$2\.00\]", text)
+
+
+def test_the_handlers_of_a_program_are_left_alone(capfd):
+    """The bar replaces no handler, and a handler that draws on a bar itself does not hang."""
+    from tqdm import tqdm
+
+    class OnTqdm(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            tqdm.write(record.getMessage(), file=sys.stderr)
+
+    logger, handler = logging.getLogger("iso_orchestrator"), OnTqdm()
+    logger.addHandler(handler)
+    try:
+        before = (list(logger.handlers), list(logging.root.handlers))
+        display = reporter(True, 80, "apply")
+        with ThreadPoolExecutor(8) as pool:
+            for n in range(80):
+                pool.submit(logger.warning, "line %d", n)
+                pool.submit(display.advance, ok=True)
+        assert (logger.handlers, logging.root.handlers) == before
+        display.close()
+    finally:
+        logger.removeHandler(handler)
+    shown = capfd.readouterr().err
+    assert "80/80" in shown
+    assert all(f"line {n}" in shown for n in range(80))
 
 
 def test_tqdm_is_imported_only_for_a_bar():

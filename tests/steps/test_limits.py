@@ -68,6 +68,7 @@ def test_a_limit_that_is_over_is_a_failure(workflow: Workflow) -> None:
 
 def test_a_limit_shows_while_it_is_waited_for(workflow: Workflow, caplog: pytest.LogCaptureFixture) -> None:
     """The record says until when, and so does the log."""
+    caplog.set_level("INFO", "iso_orchestrator")
     ended = in_thread(lambda: workflow.run_step("ask", Spent(5 * SHORT)))
     wait_until(lambda: "ask" in workflow.record.steps and workflow.record.steps["ask"].error)
     step = workflow.record.steps["ask"]

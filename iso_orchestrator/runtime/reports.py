@@ -1,0 +1,94 @@
+"""What is logged of steps that fail. Each failure is logged once, by the outermost step or item that it leaves.
+
+A failure of a step is a warning, unless it is inside the body of another step or of an item. That body may handle it:
+then it is logged as that, at INFO. Otherwise it fails the step or item, whose own line names the way to it.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import suppress
+
+from iso_orchestrator.errors import describe_process
+from iso_orchestrator.notes import describe_error, describe_seconds
+from iso_orchestrator.runtime.context import LockOwner, StepContext
+from iso_orchestrator.runtime.runtime import WorkflowRuntime
+from iso_orchestrator.store import ProcessInfo
+
+_log = logging.getLogger("iso_orchestrator")
+
+_MARK = "_iso_orchestrator_failed"  # of an error that was logged: what failed with it
+
+
+def settle(runtime: WorkflowRuntime, what: str, inside: LockOwner | None, error: BaseException | None = None) -> str:
+    """Log the failures inside the body of *what* that it has handled.
+
+    Args:
+        runtime: The workflow's.
+        what: The step or item.
+        inside: What its body owned mutexes as; None: it has not begun.
+        error: What the body raised.
+
+    Returns:
+        The way to *error*: *what*, and the steps inside that it came from.
+    """
+    failures, way = None, what
+    if inside is not None:
+        failures, inside.failures = inside.failures, None  # their tracebacks have frames with *inside*
+    for other, handled in failures or ():
+        if handled is error:
+            way = f"{what}: {other}"
+        else:
+            _log.info(
+                "workflow %r: %s failed, which %s handled: %s",
+                runtime.workflow_id,
+                other,
+                what,
+                describe_error(handled),
+            )
+    return way
+
+
+def report(
+    runtime: WorkflowRuntime, way: str, error: BaseException, around: LockOwner, level: int = logging.WARNING
+) -> None:
+    """Log a failure for good, or leave that to the step or item *around* it."""
+    if around.work is not None:
+        around.failures = [*(around.failures or ()), (way, error)]
+        return
+    if not isinstance(error, Exception):
+        return  # Ctrl-C and the like: the end of the run tells of it
+    runtime.failures += 1
+    with suppress(Exception):  # an error's class may have any methods
+        vars(error)[_MARK] = way
+    _log.log(level, "workflow %r: %s failed: %s", runtime.workflow_id, way, describe_error(error))
+
+
+def reported(error: BaseException) -> str | None:
+    """What failed with *error*, if that was logged."""
+    with suppress(Exception):
+        return str(vars(error)[_MARK])
+    return None
+
+
+def log_retry(runtime: WorkflowRuntime, step: StepContext, error: BaseException, pause: float) -> None:
+    """Log that an attempt failed and that another one follows, in *pause* seconds."""
+    _log.info(
+        "workflow %r: step %r failed in attempt %d of %d, the next begins %s: %s",
+        runtime.workflow_id,
+        step.name,
+        step.attempt,
+        step.max_attempts,
+        f"in {describe_seconds(pause)}" if pause else "at once",
+        describe_error(error),
+    )
+
+
+def log_death(runtime: WorkflowRuntime, step: str, process: ProcessInfo) -> None:
+    """Warn that a step runs again, since the process that ran it has died."""
+    _log.warning(
+        "workflow %r: step %r runs again: it was not done when %s died",
+        runtime.workflow_id,
+        step,
+        "its process" if process.pid is None else describe_process(process.pid, process.host, process.since),
+    )
