@@ -159,12 +159,8 @@ class ProcessRunner:
 
     def _pause(self) -> float:
         look_in = 0.0 if self._are_lines_left else self._look_every()
-        return max(0.0, min(look_in, self.files.look_in, self._next_moment() - monotonic()))
-
-    def _next_moment(self) -> float:
-        if self._close_at < float("inf"):
-            return min(self._close_at, self._beat_at)
-        return min(self._end_at, self._idle_at, self._beat_at)
+        due = min(self._end_at, self._idle_at, self._close_at, self._beat_at)
+        return max(0.0, min(look_in, self.files.look_in, due - monotonic()))
 
     def _look_every(self) -> float:
         if self.on_line is not None:
@@ -175,11 +171,11 @@ class ProcessRunner:
 
     def _look(self, now: float) -> _Limit | None:
         self._are_lines_left = not self._pass_on_lines(now + _LOOK)
-        size = self.files.size()
-        if size != self._size:
+        size, is_done = self.files.size(), self.is_done()
+        if size != self._size or is_done:
             self._size = size
             self._idle_at = _after(now, self.idle_timeout)
-        if self.is_done():
+        if is_done:
             self._close_at = min(self._close_at, _after(now, self.close_grace), self._end_at)
             return None
         self._close_at = float("inf")

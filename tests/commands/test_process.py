@@ -418,13 +418,13 @@ def test_a_command_that_is_done_is_ended_without_an_error(tmp_path: Path) -> Non
         shell(code),
         on_line=lines.append,
         is_done=lambda: "done" in lines,
-        close_grace=0.3,
-        idle_timeout=0.1,
+        close_grace=0.5,
+        idle_timeout=0.4,
         grace=DEADLINE,
     )
     result = run.run()
     assert (lines, result.exit_code, result.stdout) == (["done"], 3, "done\nI failed\n")
-    assert result.duration >= 0.3
+    assert result.duration >= 0.5
     assert find(run.tag) == []
 
 
