@@ -246,8 +246,12 @@ class AgentError(CommandError):
         run = self.result.parsed
         return (
             f"step {self.step_name!r}: {run.agent} {_OUTCOMES.get(run.outcome, run.outcome)}: {run.reason}. "
-            f"Its output is in {self.result.log_path}. Remove the cause and call the step again"
+            f"Its output is in {self.result.log_path}. {_hint(run.outcome)}, and call the step again"
         )
+
+
+def _hint(outcome: str) -> str:
+    return "Permit it by args=, or its refusal by allow_refusals=" if outcome == "refused" else "Remove the cause"
 
 
 _OUTCOMES = {

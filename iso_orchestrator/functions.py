@@ -13,7 +13,7 @@ from iso_orchestrator.errors import NoActiveWorkflowError, StoreError, WorkflowN
 from iso_orchestrator.record.model import WorkflowRecord, WorkflowSummary
 from iso_orchestrator.runtime.context import current_scope
 from iso_orchestrator.runtime.runs import RunResult
-from iso_orchestrator.store import Store, find_store, has_live_run
+from iso_orchestrator.store import Store, find_store, has_live_run, store_in_use
 from iso_orchestrator.workflow import Workflow
 
 _log = logging.getLogger("iso_orchestrator")
@@ -97,7 +97,7 @@ def read_workflow_record(
         3
     """
     check_key(workflow_id, "a workflow id")
-    found = find_store(store, dir)
+    found = store_in_use(find_store(store, dir))
     projection = found.read(workflow_id)
     if projection is None:
         raise WorkflowNotFoundError(workflow_id, found.display_name)
@@ -123,7 +123,7 @@ def list_workflows(
         [('batch', 'completed')]
     """
     summaries = []
-    for found in find_store(store, dir).list():
+    for found in store_in_use(find_store(store, dir)).list():
         if isinstance(found, StoreError):
             _log.warning("left out: %s", found)
         else:
@@ -157,7 +157,7 @@ def delete_workflow(
         []
     """
     check_key(workflow_id, "a workflow id")
-    found = find_store(store, dir)
+    found = store_in_use(find_store(store, dir))
     _end_orphans(found, workflow_id)
     if not found.delete(workflow_id):
         raise WorkflowNotFoundError(workflow_id, found.display_name)

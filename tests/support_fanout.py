@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import thread as pool_thread
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -23,25 +23,6 @@ from iso_orchestrator.system.interrupts import OneShotEvent
 _PACKAGE = os.path.dirname(iso_orchestrator.__file__) + os.sep
 
 NOON = datetime(2026, 5, 14, 12, 0, 0, tzinfo=UTC)
-
-
-class Clock:
-    """A clock that stands still until the test moves it. `Workflow(now=clock)` reads it."""
-
-    def __init__(self, start: datetime = NOON) -> None:
-        self.time = start
-        self.readers: list[str] = []
-
-    def __call__(self) -> datetime:
-        self.readers.append(threading.current_thread().name)
-        return self.time
-
-    def forward(self, seconds: float) -> None:
-        self.time += timedelta(seconds=seconds)
-
-    def reads_by(self, part: str) -> int:
-        """How often threads with *part* in their name have read the clock."""
-        return sum(part in name for name in self.readers)
 
 
 def blocked(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Future[Any]:

@@ -20,6 +20,7 @@ import os, signal, sys, threading, time
 import iso_orchestrator
 from iso_orchestrator import *
 from iso_orchestrator.store import FileStore
+from iso_orchestrator.testing import crash_here
 from support import DEADLINE, WatchedFS, failing
 
 root = sys.argv[1]

@@ -30,6 +30,7 @@ ROOMS = [
     "decorators",
     "workflow",
     "functions",
+    "testing",
     "examples",
     "views",
     "__init__",
@@ -140,7 +141,7 @@ def test_one_door_to_each_library(library: str) -> None:
 def test_only_the_store_knows_its_files() -> None:
     """All other rooms use the protocol of stores, so that a new store is known to `store/__init__.py` alone."""
     kinds = tuple(STORE_URLS.values())
-    inside = {module for module in modules() if module.partition(".")[0] == "store"} | {"__init__"}
+    inside = {module for module in modules() if module.partition(".")[0] == "store"} | {"__init__", "testing"}
     users = {
         module
         for module in modules().keys() - inside

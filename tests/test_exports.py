@@ -11,6 +11,7 @@ import sys
 import pytest
 
 import iso_orchestrator
+from iso_orchestrator.testing import in_memory
 
 LATER = {
     "IPython",
@@ -111,7 +112,8 @@ def test_examples_in_docstrings_run(module: str) -> None:
     """Each example in a docstring has the output that it shows."""
     if module.endswith("__main__"):
         return
-    assert doctest.testmod(importlib.import_module(module)).failed == 0
+    with in_memory():
+        assert doctest.testmod(importlib.import_module(module)).failed == 0
 
 
 def test_public_classes_and_functions_have_docstrings() -> None:

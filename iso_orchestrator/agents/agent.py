@@ -67,6 +67,17 @@ def _program(value: str | Iterable[str]) -> tuple[str, ...]:
     return words
 
 
+def _tools(value: bool | Iterable[str]) -> bool | frozenset[str]:
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise TypeError(f"allow_refusals takes True, or a set of the names of tools, not {value!r:.80}")
+    names = frozenset(value)
+    if not all(isinstance(name, str) for name in names):
+        raise TypeError(f"allow_refusals takes the names of tools, not {value!r:.80}")
+    return names
+
+
 @attrs.frozen
 class AgentCommand:
     """How to start an agent.
@@ -104,6 +115,8 @@ class Agent(ABC):
         model: The model; None for the CLI's own choice.
         args: More arguments, passed on as they are: permissions, budgets, folders.
         env: More environment.
+        allow_refusals: The tools whose refusals do not make the run `refused`, by the names that the CLI gives them:
+            ``{"ExitPlanMode"}``. True for all. An answer that the model itself refused counts in any case.
         max_retries: How often the CLI itself repeats a failed request, if it lets one choose. Keep it small: the
             retries of a step are added to these.
 
@@ -145,6 +158,7 @@ class Agent(ABC):
     model: str | None = None
     args: tuple[str, ...] = attrs.field(default=(), converter=_words)
     env: Mapping[str, str] = attrs.field(factory=dict, repr=False)
+    allow_refusals: bool | frozenset[str] = attrs.field(default=False, converter=_tools)
     max_retries: int = attrs.field(default=1, validator=validated_by(check_count, 0))
 
     @property
@@ -249,6 +263,10 @@ class _AgentReader(Reader):
         usage = (result.session_usage if result is not None else None) or self._before
         known = {} if usage is None else {"sessionUsage": attrs.asdict(usage)}
         return {"agent": self._agent, "session": session, **known}
+
+    def is_done(self) -> bool:
+        """Whether the turn is closed."""
+        return self._stream.is_closed
 
     def on_exit(self, ended: Ended) -> CommandResult[AgentResult]:
         """The result, if the run was a success.

@@ -24,7 +24,8 @@ class Claude(Agent):
     Without permissions in *args* it may do only what its settings allow without asking:
     ``args=["--allowedTools", "Bash(git *),Edit"]`` lets it do more. Each command chooses a new session id, so that the
     session is known before the run begins; claude refuses a second run under one id. A run in which a tool was refused
-    is `refused`, with any answer; the answer is in `text`.
+    is `refused`, with any answer; the answer is in `text`. In plan mode each run that leaves it is refused
+    ``ExitPlanMode``, since no user is there to agree: allow that with ``allow_refusals={"ExitPlanMode"}``.
 
     Example:
         >>> claude = Claude(model="opus", args=["--allowedTools", "Bash(git *)"])
@@ -101,16 +102,23 @@ def _read_result(event: Event, transcript: Transcript) -> None:
             transcript.close()
         case _:
             message = _message(event)
-            transcript.fail(message, limited=is_limit(message, event.get("api_error_status")))
+            transcript.fail(message, limited=is_limit(message, event.get("api_error_status")), closes=True)
 
 
 def _read_refusals(event: Event, transcript: Transcript) -> None:
     match event:
         case {"permission_denials": [*denials]}:
             for denial in denials:
-                transcript.refuse(_denied(denial))
+                transcript.refuse(_denied(denial), tool=_tool(denial))
     if event.get("stop_reason") == "refusal":
         transcript.refuse("the model refused to answer")
+
+
+def _tool(denial: object) -> str | None:
+    match denial:
+        case {"tool_name": str(tool)}:
+            return tool
+    return None
 
 
 def _denied(denial: object) -> str:

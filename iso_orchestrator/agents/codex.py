@@ -70,10 +70,9 @@ class Codex(Agent):
                 if isinstance(counts := rest.get("usage"), dict):
                     transcript.session_usage = as_usage(counts, _KEYS)
                 transcript.close()
-            case {"type": "turn.failed", "error": {"message": str(message)}} | {
-                "type": "error",
-                "message": str(message),
-            }:
+            case {"type": "turn.failed", "error": {"message": str(message)}}:
+                transcript.fail(message, closes=True)
+            case {"type": "error", "message": str(message)}:
                 transcript.fail(message)
             case {"type": "turn.started"}:
                 pass
@@ -101,6 +100,6 @@ def _read_item(item: Event, transcript: Transcript) -> None:
         case {"type": "agent_message", "text": str(text)}:
             transcript.say(text)
         case {"type": "command_execution", "command": str(command), "status": "declined"}:
-            transcript.refuse(command)
+            transcript.refuse(command, tool="command_execution")
         case {"type": "command_execution", "command": str(command)}:
             transcript.show(f"$ {command}")

@@ -93,7 +93,7 @@ def _read_tool(part: Event, transcript: Transcript) -> None:
         case {"tool": tool, "state": dict(state)}:
             what = f"{tool}: {_what(state)}"
             if _REFUSED.search(str(state.get("error"))):
-                transcript.refuse(what)
+                transcript.refuse(what, tool=str(tool))
             else:
                 transcript.show(what)
 

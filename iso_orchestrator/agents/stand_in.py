@@ -34,9 +34,13 @@ BEHAVIOURS: dict[str, tuple[list[str], int]] = {
     "tool": (["tool", "answer"], 0),
     "empty": (["empty"], 0),
     "refused": (["refused"], 0),
+    "plans": (["planned"], 0),  # an answer, and a tool that is refused: claude's plan mode
     "limited": (["limited"], 1),
     "fails": (["failed"], 1),
     "dies": ([], 1),  # prints an error to standard error
+    "answers_and_fails": (["answer"], 1),
+    "answers_and_hangs": (["answer"], 0),
+    "no_events": ([], 0),  # prints its answer as plain text
     "stalls": ([], 0),
     "ignores_sigterm": (["tool"], 0),  # ignores SIGTERM from the tool on, and stalls
     "leaves_child": (["answer"], 0),
@@ -71,13 +75,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     run = Run(session, 1 + sessions.count(session), f"Done: {first_line}", seconds)
     kinds, code = BEHAVIOURS[behaviour]
 
+    if behaviour == "no_events":
+        print(run.answer)
+        return code
     _say(name, run, "begin")
     _prepare(behaviour)
     for kind in kinds:
         if kind == "answer":
             time.sleep(seconds)
         _say(name, run, kind)
-    if behaviour in ("stalls", "ignores_sigterm"):
+    if behaviour in ("answers_and_hangs", "stalls", "ignores_sigterm"):
         time.sleep(_FOR_EVER)
     return code
 
@@ -134,17 +141,16 @@ def _codex(run: Run) -> dict[str, list[Event]]:
     # Tokens of the whole session.
     usage = {"input_tokens": run.number * _READ, "cached_input_tokens": 0, "output_tokens": run.number * _WRITTEN}
     end = {"type": "turn.completed", "usage": usage}
+    answer = {"type": "item.completed", "item": {"id": "item_1", "type": "agent_message", "text": run.answer}}
     # As codex writes it: to the minute, without a time zone.
     until = datetime.fromtimestamp(time.time() + run.seconds, UTC).astimezone()
     return {
         "begin": [{"type": "thread.started", "thread_id": run.session}, {"type": "turn.started"}],
         "tool": [command("completed")],
-        "answer": [
-            {"type": "item.completed", "item": {"id": "item_1", "type": "agent_message", "text": run.answer}},
-            end,
-        ],
+        "answer": [answer, end],
         "empty": [end],
         "refused": [command("declined"), end],
+        "planned": [command("declined"), answer, end],
         "limited": failure(f"You've hit your usage limit. Try again at {until:%b %d, %Y %I:%M %p}."),
         "failed": failure(_FAILURE),
     }
@@ -168,6 +174,9 @@ def _claude(run: Run) -> dict[str, list[Event]]:
         "answer": [result(run.answer)],
         "empty": [result("")],
         "refused": [result("", permission_denials=[denial])],
+        "planned": [
+            result(run.answer, permission_denials=[{"tool_name": "ExitPlanMode", "tool_input": {"plan": "..."}}])
+        ],
         "limited": [
             event("rate_limit_event", rate_limit_info=limit),
             result("You've hit your limit", is_error=True, api_error_status=429),
@@ -194,12 +203,15 @@ def _opencode(run: Run) -> dict[str, list[Event]]:
     step = event("step_start", part={"type": "step-start"})
     refusal = "The user rejected permission to use this specific tool call."
     headers = {"retry-after-ms": str(round(1000 * run.seconds))}
+    answer = [step, event("text", part={"type": "text", "text": run.answer}), finish("stop")]
+    refused = [step, tool(status="error", error=refusal), finish("tool-calls")]
     return {
         "begin": [],  # the first event comes with the first answer
         "tool": [step, tool(status="completed")],
-        "answer": [step, event("text", part={"type": "text", "text": run.answer}), finish("stop")],
+        "answer": answer,
         "empty": [step, finish("stop")],
-        "refused": [step, tool(status="error", error=refusal), finish("tool-calls")],
+        "refused": refused,
+        "planned": [*refused, *answer],
         "limited": failure("Rate limit reached.", statusCode=429, responseHeaders=headers),
         "failed": failure(_FAILURE),
     }

@@ -124,7 +124,8 @@ class AgentResult:
 
     Attributes:
         agent: The agent's name: ``"codex"``.
-        outcome: `ok` only if the CLI closed the turn, there is an answer, it ended with 0, and it was not stopped.
+        outcome: `ok` only if the CLI closed the turn, there is an answer, no refusal counts, and the run was not
+            stopped. The exit code does not matter.
         text: The final answer; ``""`` if there is none.
         session_id: The argument for `resume=`. None if there is no session to resume: none was begun, or the CLI says
             that it has none of that name.
@@ -136,7 +137,7 @@ class AgentResult:
             None if that is not known, or more than 8 days away.
             None if the CLI did not say.
         reason: Why it is not `ok`.
-        refusals: What the agent was not allowed to do, or the model would not do.
+        refusals: What the agent was not allowed to do, or the model would not do; also what `allow_refusals` accepts.
         closing: The CLI's closing event, as it came: a line of JSON. None if it is longer than 64 KiB.
         strays: The last 20 lines that were not understood, cut at 500 characters.
     """
@@ -167,12 +168,16 @@ class Transcript:
         error: The last error, unless the CLI recovered from it.
         limited: Whether its status says that this is a usage limit.
         until: When the limit is lifted.
+        has_failed: Whether the CLI has ended the turn with that error.
+        allow_refusals: `Agent.allow_refusals`.
         refusals: Tools and answers that were refused.
+        counted: Those that `allow_refusals` does not accept.
         usage: Tokens of this run.
         session_usage: Tokens of the whole session, where the CLI counts only those.
         cost_usd: US dollars of this run.
         heard_at: The time of the last event, by the CLI's own clock.
         last_line: The last line for people to read.
+        has_events: Whether any line was understood.
         unparsed_lines: Lines that were not understood.
     """
 
@@ -183,12 +188,16 @@ class Transcript:
     error: str | None = None
     limited: bool = False
     until: datetime | None = None
+    has_failed: bool = False
+    allow_refusals: bool | frozenset[str] = False
     refusals: list[str] = attrs.field(factory=list)
+    counted: list[str] = attrs.field(factory=list)
     usage: Usage | None = None
     session_usage: Usage | None = None
     cost_usd: float | None = None
     heard_at: datetime | None = None
     last_line: str = ""
+    has_events: bool = False
     unparsed_lines: deque[str] = attrs.field(factory=lambda: deque(maxlen=_UNPARSED_LINES))
 
     def show(self, text: object) -> None:
@@ -202,28 +211,42 @@ class Transcript:
         self.text = text
         self.show(text)
 
-    def fail(self, message: str, *, limited: bool = False, until: datetime | None = None) -> None:
+    @property
+    def is_closed(self) -> bool:
+        """Whether the CLI has ended the turn, well or not."""
+        return self.closing is not None or self.has_failed
+
+    def fail(self, message: str, *, limited: bool = False, until: datetime | None = None, closes: bool = False) -> None:
         """Note an error, which counts unless the turn is closed after it.
 
         Args:
             message: The error.
             limited: Whether the CLI says that this is a usage limit.
             until: When that is lifted.
+            closes: Whether the CLI ends the turn with it, and does not try again.
         """
-        self.closing = None
+        self.closing, self.has_failed = None, closes
         self.error, self.limited = message, limited
         self.until = until or self.until
         self.show(message)
 
-    def refuse(self, what: str) -> None:
-        """Note that something was refused."""
+    def refuse(self, what: str, *, tool: str | None = None) -> None:
+        """Note that something was refused.
+
+        Args:
+            what: What was refused.
+            tool: The name of the tool, for `allow_refusals`; None for what counts in any case.
+        """
         self.refusals.append(what)
+        allowed = self.allow_refusals
+        if tool is None or not (allowed if isinstance(allowed, bool) else tool in allowed):
+            self.counted.append(what)
         self.show(what)
 
     def close(self) -> None:
         """Take the line being read for the end of a turn that went well."""
         self.closing = self.line
-        self.error, self.limited = None, False
+        self.error, self.limited, self.has_failed = None, False, False
 
 
 class AgentStream:
@@ -232,12 +255,17 @@ class AgentStream:
     def __init__(self, agent: Agent, before: Usage | None = None) -> None:
         self._agent = agent
         self._before = before
-        self._transcript = Transcript()
+        self._transcript = Transcript(allow_refusals=agent.allow_refusals)
 
     @property
     def session_id(self) -> str | None:
         """The session, once it is known. Record it at once, so that a killed run can be resumed."""
         return self._transcript.session_id
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the CLI has ended its turn, well or not: it has only to end by itself, which some do not."""
+        return self._transcript.is_closed
 
     @property
     def last_line(self) -> str:
@@ -251,7 +279,9 @@ class AgentStream:
         if not transcript.line:
             return
         event = _event(transcript.line)
-        if event is None or not self._agent.read(event, transcript):
+        if event is not None and self._agent.read(event, transcript):
+            transcript.has_events = True
+        else:
             unparsed = transcript.line[:_LONGEST_UNPARSED]
             transcript.unparsed_lines.append(unparsed)
             transcript.show(unparsed)
@@ -271,8 +301,9 @@ class AgentStream:
             exit_code: As `subprocess` has it: -15 is killed by SIGTERM. None if it is not known.
             stderr: The end of its standard error.
             now: When it ended; aware.
-            stopped: Why the caller ended it, or wanted to: ``"no output for 300 s"``. Such a run is never `ok`:
-                claude that has to end in the middle of a tool says that the tool failed, goes on, and ends well.
+            stopped: Why the caller ended it, or wanted to, before it was closed: ``"no output for 300 s"``. Such a run
+                is never `ok`: claude that has to end in the middle of a tool says that the tool failed, goes on, and
+                ends well.
             zone: The time zone of limits that name none; None is this machine's.
 
         Raises:
@@ -341,13 +372,14 @@ class _End:
 
 
 def _outcome(transcript: Transcript, message: str, end: _End) -> Outcome:
-    if end.is_good and transcript.refusals and not transcript.error:
+    is_closed = transcript.closing is not None and end.stopped is None
+    if (end.is_good or is_closed) and transcript.counted and not transcript.error:
         return Outcome.REFUSED
-    if end.is_good and transcript.closing is not None:
-        return Outcome.OK if transcript.text.strip() else Outcome.EMPTY
-    if transcript.limited or is_limit(message):
+    if is_closed and transcript.text.strip():
+        return Outcome.OK
+    if not (is_closed and end.is_good) and (transcript.limited or is_limit(message)):
         return Outcome.LIMITED
-    return Outcome.FAILED
+    return Outcome.EMPTY if is_closed else Outcome.FAILED
 
 
 def _reason(outcome: Outcome, transcript: Transcript, message: str, end: _End) -> str | None:
@@ -357,12 +389,24 @@ def _reason(outcome: Outcome, transcript: Transcript, message: str, end: _End) -
         case Outcome.EMPTY:
             return "the answer has no text"
         case Outcome.REFUSED:
-            return "; ".join(transcript.refusals)[:_LONGEST_REASON]
+            return "; ".join(transcript.counted)[:_LONGEST_REASON]
         case Outcome.LIMITED:
             return message or str(end)
         case Outcome.FAILED:
-            unclosed = "" if message or transcript.closing else "it never closed its turn"
-            return ": ".join(filter(None, [str(end), message or unclosed]))
+            return ": ".join(filter(None, [str(end), message, _missing(transcript, message)]))
+
+
+def _missing(transcript: Transcript, message: str) -> str:
+    """What a run should have printed; ``""`` if its error says enough."""
+    if transcript.unparsed_lines and not transcript.has_events:
+        last_line = transcript.unparsed_lines[-1][:_LONGEST_SHOWN]
+        return (
+            f"none of its output is an event (the last line: {last_line!r}); "
+            "remove --output-format and the like from args=, or use a version that prints the events"
+        )
+    if message or transcript.closing:
+        return ""
+    return "it never closed its turn" if transcript.has_events else "it printed no events"
 
 
 def _difference(total: Usage | None, before: Usage | None) -> Usage | None:

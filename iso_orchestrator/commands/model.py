@@ -20,6 +20,8 @@ class CommandKeywords(StepKeywords, total=False):
     """Options of a command besides `parse` and those of a step.
 
     idle_timeout: Seconds without output. Default: no limit.
+    close_grace: Seconds that an agent has to end by itself after its closing event; then it is ended, and its answer
+        counts. No `idle_timeout` ends it meanwhile. None: until its `timeout`, or for ever. Default: 10.
     ok_codes: The exit codes that count as success, where no agent judges the run. Default: 0 alone.
     log_dir: The folder of the logs, which several workflows may share. Default: ``logs/`` in the workflow's folder.
     max_log_bytes: Bytes of its standard output, and of its standard error, that are logged. Of more the first and last
@@ -31,6 +33,7 @@ class CommandKeywords(StepKeywords, total=False):
     """
 
     idle_timeout: float | None
+    close_grace: float | None
     ok_codes: Collection[int]
     log_dir: str | os.PathLike[str] | None
     max_log_bytes: int

@@ -47,6 +47,10 @@ class Reader(ABC):
         """Facts for the heartbeat, which must be recorded before the end, as the name of an agent's session."""
         return {}
 
+    def is_done(self) -> bool:
+        """Whether the lines so far say that the output is complete: the command has `close_grace` to end by itself."""
+        return False
+
     @abstractmethod
     def on_exit(self, ended: Ended) -> CommandResult[Any]:
         """The parsed result of a run that ended by itself.

@@ -53,6 +53,9 @@ class ProcessRunner:
         on_line: Called with each line of standard output as it comes, without its end. One longer than a MiB is cut.
             After a time limit it gets only the lines that it can take in a second.
         on_look: Called every tenth of a second: what it raises ends the command.
+        is_done: Whether the lines say that the output is complete. From then on no time limit is an error, and the
+            command is ended after `close_grace`.
+        close_grace: Seconds that it has to end by itself when it is done; None for no limit but `timeout`.
         on_beat: Called every *beat_every* seconds with the process id, the bytes that were written so far, and the last
             line of output, whether or not its end is there yet. An exception of either function ends the command.
     """
@@ -67,12 +70,16 @@ class ProcessRunner:
     if_runner_dies: IfRunnerDies = "end"
     on_line: Callable[[str], None] | None = None
     on_look: Callable[[], None] | None = None
+    is_done: Callable[[], bool] = lambda: False
+    close_grace: float | None = None
     on_beat: Callable[[int, int, str], None] = lambda *_: None
     beat_every: float = 30.0
 
     _process: Process | None = attrs.field(init=False, default=None)
     _size: int = attrs.field(init=False, default=0)
     _are_lines_left: bool = attrs.field(init=False, default=False)
+    _close_at: float = attrs.field(init=False, default=float("inf"))
+    _is_closed: bool = attrs.field(init=False, default=False)
     _end_at: float = attrs.field(init=False)
     _idle_at: float = attrs.field(init=False)
     _beat_at: float = attrs.field(init=False)
@@ -142,6 +149,9 @@ class ProcessRunner:
             now = monotonic()
             if (limit := self._look(now)) is not None:
                 return limit
+            if now >= self._close_at:
+                self._is_closed = True
+                return None
             if (reason := self.files.look()) is not None:
                 self.grace = 0  # it would go on to write
                 processes.kill_group(process)
@@ -156,7 +166,8 @@ class ProcessRunner:
 
     def _pause(self) -> float:
         look_in = 0.0 if self._are_lines_left else self._look_every()
-        return max(0.0, min(look_in, self.files.look_in, min(self._end_at, self._idle_at, self._beat_at) - monotonic()))
+        due = min(self._end_at, self._idle_at, self._close_at, self._beat_at)
+        return max(0.0, min(look_in, self.files.look_in, due - monotonic()))
 
     def _look_every(self) -> float:
         if self.on_line is not None:
@@ -169,10 +180,14 @@ class ProcessRunner:
 
     def _look(self, now: float) -> _Limit | None:
         self._are_lines_left = not self._pass_on_lines(now + _LOOK)
-        size = self.files.size()
-        if size != self._size:
+        size, is_done = self.files.size(), self.is_done()
+        if size != self._size or is_done:
             self._size = size
             self._idle_at = _after(now, self.idle_timeout)
+        if is_done:
+            self._close_at = min(self._close_at, _after(now, self.close_grace), self._end_at)
+            return None
+        self._close_at = float("inf")
         if self.timeout is not None and now >= self._end_at:
             return partial(CommandTimeoutError, self.name, self.timeout)
         if self.idle_timeout is not None and now >= self._idle_at:
@@ -190,6 +205,8 @@ class ProcessRunner:
         return True
 
     def _pass_on_the_last_lines(self, limit: _Limit | None) -> None:
+        if self._is_closed:
+            return  # a command that is ended after its work may say that it failed
         if limit is not None:
             self._pass_on_lines(monotonic() + _LOOK)  # they may say what the run has cost; but the time is over
         elif self.on_line is not None:

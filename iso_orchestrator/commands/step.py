@@ -15,7 +15,15 @@ from typing import Any, ParamSpec, Protocol, TypeAlias, TypeVar, cast
 
 import attrs
 
-from iso_orchestrator.checks import check_choice, check_count, check_path, check_seconds, unique_name, validated_by
+from iso_orchestrator.checks import (
+    check_choice,
+    check_count,
+    check_path,
+    check_seconds,
+    check_wait,
+    unique_name,
+    validated_by,
+)
 from iso_orchestrator.codec import ResultCodec, Unresolved
 from iso_orchestrator.commands.model import Command, CommandResult, IfLeft, IfRunnerDies, as_command, heartbeat_key
 from iso_orchestrator.commands.output import DISK_FULL, OutputFiles, is_output_open
@@ -95,6 +103,7 @@ class CommandOptions(StepOptions):
     """The options of a command, checked; `CommandKeywords` says what each one does."""
 
     idle_timeout: float | None = attrs.field(default=None, validator=validated_by(check_seconds))
+    close_grace: float | None = attrs.field(default=10.0, validator=validated_by(check_wait))
     parse: Any = None
     ok_codes: tuple[int, ...] = attrs.field(default=(0,), converter=_exit_codes)
     log_dir: str | None = attrs.field(default=None, converter=_log_dir)
@@ -204,6 +213,8 @@ class CommandAttempt:
             if_runner_dies=self._options.if_runner_dies,
             on_line=reader.on_line,
             on_look=refuse_interrupted,
+            is_done=reader.is_done,
+            close_grace=self._options.close_grace,
             on_beat=partial(self._beat, reader),
             beat_every=_LOOK_EVERY,
         )

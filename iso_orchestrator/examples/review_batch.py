@@ -41,7 +41,7 @@ PROMPT = "Review the change {subject!r} in the repository {repository}. Answer i
 
 AGENTS: dict[str, Agent] = {
     # A review only reads, and so needs no permission.
-    "claude": Claude(args=["--permission-mode", "plan"]),
+    "claude": Claude(args=["--permission-mode", "plan"], allow_refusals={"ExitPlanMode"}),
     "codex": Codex(args=["--sandbox", "read-only"]),
     "opencode": OpenCode(),
     "stand-in": Claude(program=[sys.executable, "-I", stand_in.__file__, "claude"]),

@@ -18,7 +18,7 @@ from iso_orchestrator.record.projection import Limit, Projection, Wait
 from iso_orchestrator.runtime.context import Fence, Scope, current_scope
 from iso_orchestrator.runtime.session import Decision, Session, acquire_session, find_session
 from iso_orchestrator.runtime.threads import Pool
-from iso_orchestrator.store import RemovedError, Store, has_live_run
+from iso_orchestrator.store import RemovedError, Store, has_live_run, store_in_use
 from iso_orchestrator.system.clock import Clock
 
 if TYPE_CHECKING:
@@ -62,8 +62,6 @@ class WorkflowRuntime:
         self.workflow = workflow
         self.workflow_id = workflow_id
         self.dir = dir
-        self.store = store
-        self.key = (store.identity, workflow_id)
         self.clock = clock
         self.on_busy: OnBusy = on_busy
         self.pool = Pool(max_workers)
@@ -77,17 +75,32 @@ class WorkflowRuntime:
         self.limits_logged: dict[str, datetime] = {}
         self._claims: dict[str, tuple[str, str]] = {}
         self._guard = threading.Lock()
+        self._store = store
+        self._session_store = store
         self._session: Session | None = None
         self._finalizer: weakref.finalize[..., WorkflowRuntime] | None = None
 
+    @property
+    def store(self) -> Store:
+        """Where the record is now: tests replace it, see `stores_replaced`."""
+        return store_in_use(self._store)
+
+    @property
+    def key(self) -> tuple[object, str]:
+        """Equal for all workflows of one id in one store."""
+        return self.store.identity, self.workflow_id
+
     def session(self) -> Session:
         """The session. This object has a reference to it until `close`."""
-        session = self._session
-        if session is not None and not session.is_closed:
+        session, store = self._session, self.store
+        if session is not None and not session.is_closed and self._session_store is store:
             return session
+        if self._session_store is not store:
+            self._release_session()
         with self._guard:
             if self._session is None or self._session.is_closed:
-                self._session = acquire_session(self.store, self.workflow_id, self._new_projection, self.clock)
+                self._session = acquire_session(store, self.workflow_id, self._new_projection, self.clock)
+                self._session_store = store
                 self._finalizer = weakref.finalize(self, self._session.drop)
                 self._finalizer.atexit = False  # `session` closes all that is open then
             return self._session
@@ -176,6 +189,9 @@ class WorkflowRuntime:
         if self._session is not None:
             self._session.refuse_inside()
         self.pool.close()
+        self._release_session()
+
+    def _release_session(self) -> None:
         with self._guard:
             session, self._session = self._session, None
             finalizer, self._finalizer = self._finalizer, None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from urllib.parse import urlsplit
 
@@ -20,6 +22,8 @@ __all__ = [
     "default_root",
     "find_store",
     "has_live_run",
+    "store_in_use",
+    "stores_replaced",
 ]
 
 # The module for each kind of URL. It has a function `store_at`, which takes the split URL, and returns the store or
@@ -28,6 +32,29 @@ STORE_URLS = {
     "file:///folder": "iso_orchestrator.store.file",
     "memory://name": "iso_orchestrator.store.memory",
 }
+
+
+_replace: Callable[[Store], Store] | None = None
+
+
+def store_in_use(store: Store) -> Store:
+    """*store*, or the one that stands for it within `stores_replaced`."""
+    return store if _replace is None else _replace(store)
+
+
+@contextmanager
+def stores_replaced(replace: Callable[[Store], Store]) -> Iterator[None]:
+    """Use ``replace(store)`` in place of each store, in all of this process, also where a workflow has it already.
+
+    Args:
+        replace: Returns the same object whenever it is called with equal stores.
+    """
+    global _replace
+    before, _replace = _replace, replace
+    try:
+        yield
+    finally:
+        _replace = before
 
 
 def default_root() -> str:

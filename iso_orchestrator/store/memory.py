@@ -15,6 +15,7 @@ from iso_orchestrator.codec import projection_from_snapshot, snapshot_from_proje
 from iso_orchestrator.errors import StoreError, WorkflowBusyError
 from iso_orchestrator.record.facts import Fact
 from iso_orchestrator.record.projection import Projection
+from iso_orchestrator.store.log_files import log_folder
 from iso_orchestrator.store.protocol import ProcessInfo, Store, StoreMutex, WorkflowLog
 from iso_orchestrator.system.clock import SystemClock
 from iso_orchestrator.system.interrupts import undo_on_error
@@ -33,6 +34,7 @@ class MemoryStore(Store):
 
     Args:
         display_name: How messages name it.
+        root: The folder for the output of commands. Default: that of the workflow.
 
     Example:
         >>> from iso_orchestrator import Workflow
@@ -41,7 +43,8 @@ class MemoryStore(Store):
         42
     """
 
-    def __init__(self, display_name: str = "memory") -> None:
+    def __init__(self, display_name: str = "memory", root: str | None = None) -> None:
+        self._root = root
         self._id = unique_name()
         self._display_name = display_name
         self._workflows: dict[str, _Workflow] = {}
@@ -68,7 +71,8 @@ class MemoryStore(Store):
             if workflow_id not in self._workflows:
                 self._workflows[workflow_id] = _Workflow(snapshot_from_projection(new()))
             workflow = self._workflows[workflow_id]
-            log = _MemoryWorkflowLog(workflow, self.path_of(workflow_id), self._mutexes)
+            logs = None if self._root is None else log_folder(self._root, workflow_id)
+            log = _MemoryWorkflowLog(workflow, self.path_of(workflow_id), self._mutexes, logs)
             workflow.process_ids.add(log.process_id)
         log.lock()
         try:
@@ -170,10 +174,10 @@ class _Workflow:
 class _MemoryWorkflowLog:
     """Access to one workflow; several of them in one process stand for several processes."""
 
-    def __init__(self, workflow: _Workflow, path: str, store_mutexes: dict[str, _Mutex]) -> None:
+    def __init__(self, workflow: _Workflow, path: str, store_mutexes: dict[str, _Mutex], logs: str | None) -> None:
         self.process_id = unique_name()
         self.path = path
-        self.logs: str | None = None
+        self.logs = logs
         self._workflow = workflow
         self._store_mutexes = store_mutexes
         self._read = 0

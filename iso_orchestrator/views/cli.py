@@ -27,7 +27,7 @@ from iso_orchestrator.codec import record_to_json
 from iso_orchestrator.examples import demo
 from iso_orchestrator.record.model import Json, WorkflowSummary
 from iso_orchestrator.record.projection import Projection
-from iso_orchestrator.store import Store, default_root, find_store, has_live_run
+from iso_orchestrator.store import Store, default_root, find_store, has_live_run, store_in_use
 from iso_orchestrator.store.maintenance import RepairOptions
 from iso_orchestrator.system.clock import SystemClock, sleep
 from iso_orchestrator.views import doctor, live
@@ -207,7 +207,7 @@ def _backup(options: argparse.Namespace) -> int:
 
 
 def _store(options: argparse.Namespace) -> Store:
-    return find_store(options.store, options.dir)
+    return store_in_use(find_store(options.store, options.dir))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 from support import DEADLINE, wait_until
 from support_commands import STAND_IN
@@ -139,6 +141,87 @@ def test_a_stalled_agent_is_ended(workflow: Workflow, tmp_path: Path) -> None:
     assert caught.value.result.parsed.reason.startswith("stopped: no output for 1 s")
     (run,) = runs_in(tmp_path / "log")
     assert not Path(f"/proc/{run['pid']}").exists()
+
+
+@each_kind
+@pytest.mark.parametrize("idle_timeout", [None, 0.3])
+def test_a_closed_turn_counts_though_the_process_hangs(
+    workflow: Workflow, tmp_path: Path, kind: type[Agent], idle_timeout: float | None
+) -> None:
+    """It is ended `close_grace` after its closing event, not as idle, and its answer counts."""
+    agent = stand_in(kind, tmp_path / "log", "answers_and_hangs")
+
+    @workflow.command(parse=agent, idle_timeout=idle_timeout, timeout=DEADLINE, close_grace=0.6, retry=2)
+    def review() -> AgentCommand:
+        return agent.command("Review.")
+
+    result = review()
+    assert (result.parsed.outcome, result.parsed.text) == (Outcome.OK, "Done: Review.")
+    assert (result.exit_code, result.duration >= 0.6) == (-signal.SIGTERM, True)
+    (run,) = runs_in(tmp_path / "log")
+    assert not Path(f"/proc/{run['pid']}").exists()
+
+
+def test_a_closed_turn_counts_at_the_time_limit_too(workflow: Workflow, tmp_path: Path) -> None:
+    """A turn that was closed in time is ended at the time limit, however long `close_grace` is, and counts."""
+    agent = stand_in(Claude, tmp_path / "log", "answers_and_hangs")
+
+    @workflow.command(parse=agent, timeout=2, close_grace=None)
+    def review() -> AgentCommand:
+        return agent.command("Review.")
+
+    assert review().parsed.outcome is Outcome.OK
+    assert len(runs_in(tmp_path / "log")) == 1
+
+
+@each_kind
+def test_an_answer_counts_with_another_exit_code(workflow: Workflow, tmp_path: Path, kind: type[Agent]) -> None:
+    """A turn that was closed with an answer is not paid for again, and the result keeps the exit code."""
+    agent = stand_in(kind, tmp_path / "log", "answers_and_fails", "fails")
+
+    @workflow.command(parse=agent, timeout=DEADLINE, retry=2)
+    def review() -> AgentCommand:
+        return agent.command("Review.")
+
+    result = review()
+    assert (result.parsed.outcome, result.exit_code) == (Outcome.OK, 1)
+    assert len(runs_in(tmp_path / "log")) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "tool"), [(Codex, "command_execution"), (Claude, "ExitPlanMode"), (OpenCode, "bash")], ids=lambda v: str(v)
+)
+def test_refusals_can_be_allowed(workflow: Workflow, tmp_path: Path, kind: type[Agent], tool: str) -> None:
+    """An answer after a refused tool counts if that tool may be refused, and the refusal is in the result."""
+
+    def review(allowed: bool | set[str]) -> AgentResult:
+        agent = attrs.evolve(stand_in(kind, tmp_path / "log", "plans"), allow_refusals=allowed)
+
+        @workflow.command(name="{names}", parse=agent, timeout=DEADLINE)
+        def run(names: str) -> AgentCommand:
+            return agent.command("Review.")
+
+        return run(str(allowed)).parsed
+
+    for allowed in (False, {"another"}):
+        with pytest.raises(AgentError, match="was refused: .*" + (tool if kind is Claude else "echo hi")):
+            review(allowed)
+    for allowed in (True, {tool, "another"}):
+        run = review(allowed)
+        assert (run.outcome, run.text, len(run.refusals)) == (Outcome.OK, "Done: Review.", 1)
+
+
+@each_kind
+def test_an_agent_whose_output_has_no_events_says_so(workflow: Workflow, tmp_path: Path, kind: type[Agent]) -> None:
+    """A changed output format is the reason that the error gives."""
+    agent = stand_in(kind, tmp_path / "log", "no_events")
+
+    @workflow.command(parse=agent, timeout=DEADLINE)
+    def review() -> AgentCommand:
+        return agent.command("Review.")
+
+    with pytest.raises(AgentError, match=r"none of its output is an event \(the last line: 'Done: Review.'\)"):
+        review()
 
 
 @each_kind

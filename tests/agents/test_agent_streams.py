@@ -120,10 +120,10 @@ def test_odd_lines_between_good_ones_change_nothing(case: Any) -> None:
 @given(printed=st.lists(lines, max_size=12), exit_code=st.sampled_from([0, 1, -15, 143, None]), stderr=st.text())
 @pytest.mark.parametrize("agent", AGENTS, ids=IDS)
 def test_no_output_raises(agent: Agent, printed: list[str], exit_code: int | None, stderr: str) -> None:
-    """Any lines in any order give a result that can be recorded, ok only with 0, an answer, and a closed turn."""
+    """Any lines in any order give a result that can be recorded, ok only with an answer and a closed turn."""
     result = fed(agent, printed, exit_code, stderr)
     if result.outcome is Outcome.OK:
-        assert exit_code == 0
+        assert result.closing is not None
         assert result.text.strip()
         assert result.reason is None
     else:
@@ -215,6 +215,70 @@ def test_a_model_may_refuse() -> None:
     assert fed(Claude(), [json.dumps(closing)]).outcome is Outcome.REFUSED
     finish = {"type": "step_finish", "part": {"reason": "content-filter"}}
     assert fed(OpenCode(), [json.dumps(finish)]).outcome is Outcome.REFUSED
+
+
+def test_only_refusals_of_tools_can_be_allowed() -> None:
+    """All refusals of tools are allowed, or those of the named ones; they stay in the result. A model's never are."""
+    event = {"type": "result", "subtype": "success", "is_error": False, "result": "The plan: ..."}
+    denials = [{"tool_name": "ExitPlanMode"}, {"tool_name": "Bash", "tool_input": {"command": "ls"}}]
+    closing = json.dumps({**event, "permission_denials": denials})
+    for allowed, outcome, reason in (
+        (False, Outcome.REFUSED, "ExitPlanMode; Bash: ls"),
+        ({"ExitPlanMode"}, Outcome.REFUSED, "Bash: ls"),
+        (["ExitPlanMode", "Bash"], Outcome.OK, None),
+        (True, Outcome.OK, None),
+    ):
+        result = fed(Claude(allow_refusals=allowed), [closing])
+        assert (result.outcome, result.reason) == (outcome, reason)
+        assert result.refusals == ("ExitPlanMode", "Bash: ls")
+    for agent in (Codex(allow_refusals={"command_execution"}), OpenCode(allow_refusals={"bash"})):
+        assert agent.allow_refusals is not True
+    refusal = json.dumps({**event, "stop_reason": "refusal"})
+    assert fed(Claude(allow_refusals=True), [refusal]).outcome is Outcome.REFUSED
+
+
+@pytest.mark.parametrize("names", ["ExitPlanMode", None, 1, [1]])
+def test_names_of_tools_are_checked(names: Any) -> None:
+    """A single str would be taken for a set of letters."""
+    with pytest.raises(TypeError, match="allow_refusals takes "):
+        Claude(allow_refusals=names)
+
+
+def test_an_allowed_refusal_closes_no_turn() -> None:
+    """Opencode ends at a refusal, without an answer: that is no success, also where the refusal is allowed."""
+    state = {"status": "error", "error": "The user rejected permission to use this specific tool call."}
+    tool = {"type": "tool_use", "part": {"tool": "bash", "state": {**state, "input": {"command": "ls"}}}}
+    finish = {"type": "step_finish", "part": {"reason": "tool-calls"}}
+    printed = [json.dumps(tool), json.dumps(finish)]
+    assert fed(OpenCode(), printed).outcome is Outcome.REFUSED
+    result = fed(OpenCode(allow_refusals=True), printed)
+    assert (result.outcome, result.reason) == (Outcome.FAILED, "ended with 0: it never closed its turn")
+
+
+@pytest.mark.parametrize("exit_code", [0, 1, -15, None])
+def test_an_answer_counts_with_any_exit_code(exit_code: int | None) -> None:
+    """A closed turn with text is ok. Without text it is empty, or what the error says."""
+    say = '{"type":"item.completed","item":{"type":"agent_message","text":"Hello."}}'
+    end = '{"type":"turn.completed"}'
+    assert fed(Codex(), [say, end], exit_code, "error: usage limit reached").outcome is Outcome.OK
+    assert fed(Codex(), [end], exit_code).outcome is Outcome.EMPTY
+    assert fed(Codex(), [say], exit_code).outcome is Outcome.FAILED
+    stream = Codex().stream()
+    for line in (say, end):
+        stream.feed(line)
+    assert stream.result(exit_code, now=NOW, stopped="Ctrl-C").outcome is Outcome.FAILED
+
+
+@pytest.mark.parametrize("agent", AGENTS, ids=IDS)
+def test_output_without_events_says_so(agent: Agent) -> None:
+    """Plain text instead of events, as with another output format, is named as the reason, and is no limit."""
+    for exit_code, stderr in ((0, ""), (0, "Warning: no stdin data"), (1, "")):
+        result = fed(agent, ["You've hit your", "usage limit."], exit_code, stderr)
+        assert result.outcome is Outcome.FAILED
+        assert result.reason is not None
+        assert "none of its output is an event (the last line: 'usage limit.')" in result.reason
+    assert fed(agent, []).reason == "ended with 0: it printed no events"
+    assert fed(agent, [], 1, "error: unknown flag").reason == "ended with 1: error: unknown flag"
 
 
 def test_now_is_aware() -> None:

@@ -336,6 +336,7 @@ def test_a_free_command_serves_the_current_workflow(workflow: Workflow) -> None:
         ({"if_runner_dies": "end", "if_left": "wait"}, ValueError),
         ({"timeout": 0}, ValueError),
         ({"idle_timeout": -1}, ValueError),
+        ({"close_grace": -1}, ValueError),
         ({"limit_key": " "}, ValueError),
         ({"max_log_bytes": 0}, ValueError),
         ({"max_log_bytes": None}, TypeError),

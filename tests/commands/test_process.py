@@ -410,6 +410,40 @@ def test_lines_after_a_time_limit_are_read(tmp_path: Path) -> None:
     assert lines == ["first", "last"]
 
 
+def test_a_command_that_is_done_is_ended_without_an_error(tmp_path: Path) -> None:
+    """With its tree, after its time to end by itself. What it prints when it is ended is not passed on."""
+    lines: list[str] = []
+    code = f"trap 'echo I failed; exit 3' TERM; echo done; setsid sleep {FOREVER} & {BUSY}"
+    run = command_run(
+        tmp_path,
+        shell(code),
+        on_line=lines.append,
+        is_done=lambda: "done" in lines,
+        close_grace=0.5,
+        idle_timeout=0.4,
+        grace=DEADLINE,
+    )
+    result = run.run()
+    assert (lines, result.exit_code, result.stdout) == (["done"], 3, "done\nI failed\n")
+    assert result.duration >= 0.5
+    assert find(run.tag) == []
+
+
+def test_a_command_that_is_not_done_after_all_goes_on(tmp_path: Path) -> None:
+    """Output that is not complete any more ends the count; one that ends by itself is not ended."""
+    lines: list[str] = []
+    code = "echo done; sleep 0.2; echo more; sleep 0.6; echo done; exit 4"
+    run = command_run(
+        tmp_path,
+        shell(code),
+        on_line=lines.append,
+        is_done=lambda: lines[-1:] == ["done"],
+        close_grace=0.5,
+        timeout=DEADLINE,
+    )
+    assert (run.run().exit_code, lines) == (4, ["done", "more", "done"])
+
+
 def test_an_error_of_the_line_reader_ends_it(tmp_path: Path) -> None:
     """The error is raised, and no process is left."""
 

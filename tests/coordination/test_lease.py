@@ -15,7 +15,7 @@ from typing import Any
 import attrs
 import pytest
 from support import DEADLINE, WatchedFS, wait_until
-from support_fanout import NOON, Clock, blocked, codes_of
+from support_fanout import NOON, blocked, codes_of
 from support_processes import child, in_thread
 
 from iso_orchestrator import (
@@ -32,17 +32,34 @@ from iso_orchestrator import (
     read_workflow_record,
 )
 from iso_orchestrator.system.clock import SystemClock
+from iso_orchestrator.testing import FakeClock
 
 TTL = 30.0
 
 
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
+class WatchedClock(FakeClock):
+    """Knows which threads have read it."""
+
+    def __init__(self) -> None:
+        super().__init__(NOON)
+        self.readers: list[str] = []
+
+    def __call__(self) -> datetime:
+        self.readers.append(threading.current_thread().name)
+        return super().__call__()
+
+    def reads_by(self, part: str) -> int:
+        """How often threads with *part* in their name have read the clock."""
+        return sum(part in name for name in self.readers)
 
 
 @pytest.fixture
-def workflow(tmp_path: Path, clock: Clock) -> Iterator[Workflow]:
+def clock() -> WatchedClock:
+    return WatchedClock()
+
+
+@pytest.fixture
+def workflow(tmp_path: Path, clock: FakeClock) -> Iterator[Workflow]:
     workflow = Workflow("w", dir=tmp_path, now=clock)
     yield workflow
     workflow.close()
@@ -56,9 +73,9 @@ def lease_events(workflow: Workflow) -> list[tuple[str, Any]]:
     return [(event.type, event.detail) for event in workflow.record.events if event.type.startswith("lease.")]
 
 
-def take_over(workflow: Workflow, clock: Clock, key: str = "slot") -> int:
+def take_over(workflow: Workflow, clock: FakeClock, key: str = "slot") -> int:
     """Let the lease run out, and have somebody else acquire it; the new token."""
-    clock.forward(2 * TTL)
+    clock.advance(2 * TTL)
     # In a thread without the caller's context: somebody else is not fenced by what the caller has lost.
     token: int = in_thread(lambda: workflow.touch_lease(key, holder="thief", ttl=TTL).token).result(DEADLINE)
     return token
@@ -77,22 +94,22 @@ def test_a_lease_that_nobody_has_is_acquired(workflow: Workflow) -> None:
     assert lease_events(workflow) == [("lease.acquired", {"key": "slot", "holder": "alpha", "ttlMs": 30_000})]
 
 
-def test_its_holder_renews_it(workflow: Workflow, clock: Clock) -> None:
+def test_its_holder_renews_it(workflow: Workflow, clock: FakeClock) -> None:
     """A later touch of the holder keeps token and start, and moves the end; the event is another."""
     first = workflow.touch_lease("slot", holder="alpha", ttl=TTL, detail="first")
-    clock.forward(20)
+    clock.advance(20)
     renewed = workflow.touch_lease("slot", holder="alpha", ttl=60)
     assert (renewed.token, renewed.acquired_at) == (first.token, NOON)
-    assert (renewed.heartbeat_at, renewed.expires_at) == (clock.time, clock.time + timedelta(seconds=60))
+    assert (renewed.heartbeat_at, renewed.expires_at) == (clock(), clock() + timedelta(seconds=60))
     assert renewed.detail == "first"
     assert workflow.touch_lease("slot", holder="alpha", ttl=TTL, detail="second").detail == "second"
     assert [kind for kind, _ in lease_events(workflow)] == ["lease.acquired", "lease.renewed", "lease.renewed"]
 
 
-def test_another_holder_is_refused(workflow: Workflow, clock: Clock) -> None:
+def test_another_holder_is_refused(workflow: Workflow, clock: FakeClock) -> None:
     """Until it has run out or been released nobody else gets it; the error says who has it, and nothing is recorded."""
     lease = workflow.touch_lease("slot", holder="alpha", ttl=TTL)
-    clock.forward(TTL - 0.001)
+    clock.advance(TTL - 0.001)
     before = workflow.record
     with pytest.raises(LeaseConflictError) as raised:
         workflow.touch_lease("slot", holder="beta", ttl=TTL)
@@ -107,28 +124,28 @@ def test_another_holder_is_refused(workflow: Workflow, clock: Clock) -> None:
     assert workflow.record == before
 
 
-def test_a_lease_that_has_run_out_can_be_taken(workflow: Workflow, clock: Clock) -> None:
+def test_a_lease_that_has_run_out_can_be_taken(workflow: Workflow, clock: FakeClock) -> None:
     """At the very moment of its end it is anybody's, and the token grows."""
     first = workflow.touch_lease("slot", holder="alpha", ttl=TTL)
-    clock.forward(TTL)
+    clock.advance(TTL)
     second = workflow.touch_lease("slot", holder="beta", ttl=TTL)
-    assert (second.holder, second.acquired_at, second.token) == ("beta", clock.time, first.token + 1)
+    assert (second.holder, second.acquired_at, second.token) == ("beta", clock(), first.token + 1)
     with pytest.raises(LeaseConflictError):
         workflow.touch_lease("slot", holder="alpha", ttl=TTL)
 
 
-def test_the_token_grows_with_every_acquisition(workflow: Workflow, clock: Clock) -> None:
+def test_the_token_grows_with_every_acquisition(workflow: Workflow, clock: FakeClock) -> None:
     """Renewals keep it; acquiring anew, by the same holder or another, after an end or a release, does not."""
 
     def touch(holder: str) -> int:
         return workflow.touch_lease("slot", holder=holder, ttl=TTL).token
 
     tokens = [touch("alpha"), touch("alpha")]
-    clock.forward(TTL)
+    clock.advance(TTL)
     tokens += [touch("alpha"), touch("alpha")]
     workflow.release_lease("slot", "alpha")
     tokens += [touch("alpha"), touch("alpha")]
-    clock.forward(TTL)
+    clock.advance(TTL)
     tokens += [touch("beta"), touch("beta")]
     assert tokens == [1, 1, 2, 2, 3, 3, 4, 4]
     acquired = [kind for kind, _ in lease_events(workflow) if kind == "lease.acquired"]
@@ -167,13 +184,13 @@ def test_a_token_is_synced_before_it_is_handed_out(tmp_path: Path) -> None:
     workflow.close()
 
 
-def test_its_holder_gives_it_back(workflow: Workflow, clock: Clock) -> None:
+def test_its_holder_gives_it_back(workflow: Workflow, clock: FakeClock) -> None:
     """A released lease is anybody's at once."""
     workflow.touch_lease("slot", holder="alpha", ttl=TTL)
-    clock.forward(1)
+    clock.advance(1)
     released = workflow.release_lease("slot", "alpha")
     assert released is not None
-    assert (released.holder, released.released_at, released.token) == ("alpha", clock.time, 1)
+    assert (released.holder, released.released_at, released.token) == ("alpha", clock(), 1)
     assert workflow.record.leases["slot"] == released
     assert workflow.touch_lease("slot", holder="beta", ttl=TTL).token == 2
     assert [kind for kind, _ in lease_events(workflow)] == ["lease.acquired", "lease.released", "lease.acquired"]
@@ -249,7 +266,7 @@ def test_a_lease_is_judged_by_the_present_unless_told_otherwise(tmp_path: Path) 
     workflow.close()
 
 
-def test_touching_fences_nothing(workflow: Workflow, clock: Clock) -> None:
+def test_touching_fences_nothing(workflow: Workflow, clock: FakeClock) -> None:
     """Who only touched a lease can record whatever becomes of it."""
     workflow.touch_lease("slot", holder="alpha", ttl=TTL)
     take_over(workflow, clock)
@@ -373,7 +390,7 @@ RECORDING: dict[str, Callable[[Workflow], Any]] = {
 
 
 @pytest.mark.parametrize("what", RECORDING)
-def test_nothing_is_recorded_under_a_lease_that_was_lost(workflow: Workflow, clock: Clock, what: str) -> None:
+def test_nothing_is_recorded_under_a_lease_that_was_lost(workflow: Workflow, clock: FakeClock, what: str) -> None:
     """Once the lease has a newer token, whatever would record from inside raises, and the record stays as it is."""
     workflow.run_step("before", lambda: 1)
     with pytest.raises(LeaseLostError), workflow.lease("slot", ttl=TTL):
@@ -386,7 +403,7 @@ def test_nothing_is_recorded_under_a_lease_that_was_lost(workflow: Workflow, clo
         raise raised.value
 
 
-def test_what_is_refused_under_a_lost_lease_reads_nothing_anew(tmp_path: Path, clock: Clock) -> None:
+def test_what_is_refused_under_a_lost_lease_reads_nothing_anew(tmp_path: Path, clock: FakeClock) -> None:
     """The refusal costs a look at the record in memory, however long it is."""
     fs = WatchedFS()
     workflow = Workflow("w", store=FileStore(tmp_path, fs=fs), now=clock)
@@ -399,7 +416,7 @@ def test_what_is_refused_under_a_lost_lease_reads_nothing_anew(tmp_path: Path, c
         assert fs.count("read_at", "open_read") == 0
 
 
-def test_a_lease_that_was_lost_says_so_at_its_end(workflow: Workflow, clock: Clock) -> None:
+def test_a_lease_that_was_lost_says_so_at_its_end(workflow: Workflow, clock: FakeClock) -> None:
     """Who has recorded nothing since learns of it when leaving; the new holder keeps the lease."""
     with pytest.raises(LeaseLostError), workflow.lease("slot", ttl=TTL) as held:
         take_over(workflow, clock)
@@ -408,7 +425,7 @@ def test_a_lease_that_was_lost_says_so_at_its_end(workflow: Workflow, clock: Clo
     assert (lease.holder, lease.token, lease.released_at) == ("thief", 2, None)
 
 
-def test_an_error_inside_of_a_lease_that_was_lost_goes_on(workflow: Workflow, clock: Clock) -> None:
+def test_an_error_inside_of_a_lease_that_was_lost_goes_on(workflow: Workflow, clock: FakeClock) -> None:
     """The user's error is not replaced by the loss."""
     with pytest.raises(ValueError, match="mine"), workflow.lease("slot", ttl=TTL):
         take_over(workflow, clock)
@@ -416,7 +433,7 @@ def test_an_error_inside_of_a_lease_that_was_lost_goes_on(workflow: Workflow, cl
     assert workflow.record.leases["slot"].released_at is None
 
 
-def test_a_step_that_ran_while_the_lease_was_lost_is_not_completed(workflow: Workflow, clock: Clock) -> None:
+def test_a_step_that_ran_while_the_lease_was_lost_is_not_completed(workflow: Workflow, clock: FakeClock) -> None:
     """Its result is dropped, it is not retried, and the new holder can run it at once."""
     calls: list[str] = []
 
@@ -434,7 +451,7 @@ def test_a_step_that_ran_while_the_lease_was_lost_is_not_completed(workflow: Wor
     assert in_thread(workflow.run_step, "step", lambda: "new").result(DEADLINE) == "new"
 
 
-def test_a_step_that_failed_while_the_lease_was_lost_raises_its_own_error(workflow: Workflow, clock: Clock) -> None:
+def test_a_step_that_failed_while_the_lease_was_lost_raises_its_own_error(workflow: Workflow, clock: FakeClock) -> None:
     """The failure is the caller's, it is not recorded, and nobody waits for the attempt."""
 
     def body() -> None:
@@ -448,7 +465,7 @@ def test_a_step_that_failed_while_the_lease_was_lost_raises_its_own_error(workfl
     assert in_thread(workflow.run_step, "step", lambda: "new").result(DEADLINE) == "new"
 
 
-def test_items_are_fenced(workflow: Workflow, clock: Clock) -> None:
+def test_items_are_fenced(workflow: Workflow, clock: FakeClock) -> None:
     """The workers of a `for_each` inside are inside, too."""
 
     def work(item: int) -> None:
@@ -465,7 +482,7 @@ def test_items_are_fenced(workflow: Workflow, clock: Clock) -> None:
     assert codes_of(workflow.record.events, "inside") == []
 
 
-def test_submitted_steps_are_fenced(workflow: Workflow, clock: Clock) -> None:
+def test_submitted_steps_are_fenced(workflow: Workflow, clock: FakeClock) -> None:
     """What was submitted inside is inside, in its thread."""
     entered, lost = threading.Event(), threading.Event()
 
@@ -484,7 +501,7 @@ def test_submitted_steps_are_fenced(workflow: Workflow, clock: Clock) -> None:
     assert workflow.record.steps[slow.step_name()].status is not StepStatus.COMPLETED
 
 
-def test_a_body_in_a_thread_of_its_own_is_fenced(workflow: Workflow, clock: Clock) -> None:
+def test_a_body_in_a_thread_of_its_own_is_fenced(workflow: Workflow, clock: FakeClock) -> None:
     """A step's timeout takes nothing out of the lease."""
 
     def body() -> None:
@@ -496,19 +513,19 @@ def test_a_body_in_a_thread_of_its_own_is_fenced(workflow: Workflow, clock: Cloc
     assert codes_of(workflow.record.events, "inside") == []
 
 
-def test_background_heartbeats_are_fenced(workflow: Workflow, clock: Clock) -> None:
+def test_background_heartbeats_are_fenced(workflow: Workflow, clock: WatchedClock) -> None:
     """Beats of a `heartbeating` inside stop with the loss."""
     with pytest.raises(LeaseLostError), workflow.lease("slot", ttl=TTL), workflow.heartbeating("alive", every=0.005):
         beats = clock.reads_by("heartbeat")
         wait_until(lambda: clock.reads_by("heartbeat") > beats, what="a first beat")
         take_over(workflow, clock)
-        lost_at = clock.time
-        clock.forward(1)
+        lost_at = clock()
+        clock.advance(1)
         _wait_for_beats_or_their_end(clock, clock.reads_by("heartbeat") + 3)
     assert workflow.record.heartbeats["alive"].at <= lost_at
 
 
-def _wait_for_beats_or_their_end(clock: Clock, beats: int) -> None:
+def _wait_for_beats_or_their_end(clock: WatchedClock, beats: int) -> None:
     """Until so many beats were tried, or nobody is left to try."""
 
     def is_over() -> bool:
@@ -519,7 +536,7 @@ def _wait_for_beats_or_their_end(clock: Clock, beats: int) -> None:
     wait_until(is_over)
 
 
-def test_a_lost_lease_hinders_nobody_else(workflow: Workflow, clock: Clock) -> None:
+def test_a_lost_lease_hinders_nobody_else(workflow: Workflow, clock: FakeClock) -> None:
     """Threads outside of it record as ever, and so does its thread behind it."""
     with pytest.raises(LeaseLostError), workflow.lease("slot", ttl=TTL):
         take_over(workflow, clock)
@@ -528,7 +545,7 @@ def test_a_lost_lease_hinders_nobody_else(workflow: Workflow, clock: Clock) -> N
     assert codes_of(workflow.record.events, "outside", "behind") == ["outside", "behind"]
 
 
-def test_looking_is_no_recording(workflow: Workflow, clock: Clock) -> None:
+def test_looking_is_no_recording(workflow: Workflow, clock: FakeClock) -> None:
     """Inside of a lease that was lost one can still see why."""
     with pytest.raises(LeaseLostError), workflow.lease("slot", ttl=TTL):
         take_over(workflow, clock)
@@ -536,7 +553,7 @@ def test_looking_is_no_recording(workflow: Workflow, clock: Clock) -> None:
         assert workflow.state == {}
 
 
-def test_a_lease_around_another_is_not_lost_with_it(workflow: Workflow, clock: Clock) -> None:
+def test_a_lease_around_another_is_not_lost_with_it(workflow: Workflow, clock: FakeClock) -> None:
     """When the inner one is lost, the outer one goes on behind it; when the outer one is lost, both are."""
     with workflow.lease("outer", ttl=10 * TTL):
         with pytest.raises(LeaseLostError) as raised, workflow.lease("inner", ttl=TTL):
@@ -551,25 +568,25 @@ def test_a_lease_around_another_is_not_lost_with_it(workflow: Workflow, clock: C
     assert raised.value.lease_key == "outer"
 
 
-def test_a_lease_that_ran_out_and_that_nobody_took_is_not_lost(workflow: Workflow, clock: Clock) -> None:
+def test_a_lease_that_ran_out_and_that_nobody_took_is_not_lost(workflow: Workflow, clock: FakeClock) -> None:
     """Without a newer token there is nobody to be protected from."""
     with workflow.lease("slot", ttl=TTL) as held:
-        clock.forward(100 * TTL)
+        clock.advance(100 * TTL)
         workflow.append_event("inside")
         assert not held.lost
     assert codes_of(workflow.record.events, "inside") == ["inside"]
 
 
-def test_the_same_holder_name_elsewhere_is_fenced_off(workflow: Workflow, clock: Clock) -> None:
+def test_the_same_holder_name_elsewhere_is_fenced_off(workflow: Workflow, clock: FakeClock) -> None:
     """It is the token that counts: an acquisition under the same name is a newer one."""
     with pytest.raises(LeaseLostError), workflow.lease("slot", holder="alpha", ttl=TTL):
-        clock.forward(2 * TTL)
+        clock.advance(2 * TTL)
         in_thread(workflow.touch_lease, "slot", holder="alpha", ttl=TTL).result(DEADLINE)
         workflow.append_event("inside")
     assert codes_of(workflow.record.events, "inside") == []
 
 
-def test_a_run_inside_takes_nothing_out_of_the_lease(workflow: Workflow, clock: Clock) -> None:
+def test_a_run_inside_takes_nothing_out_of_the_lease(workflow: Workflow, clock: FakeClock) -> None:
     """Behind a run, which closed the workflow at its end, the lease fences as before it."""
     with pytest.raises(LeaseLostError), workflow.lease("slot", ttl=TTL):
         with workflow:
@@ -579,7 +596,7 @@ def test_a_run_inside_takes_nothing_out_of_the_lease(workflow: Workflow, clock: 
     assert codes_of(workflow.record.events, "inside") == []
 
 
-def test_closing_inside_takes_nothing_out_of_the_lease(workflow: Workflow, clock: Clock) -> None:
+def test_closing_inside_takes_nothing_out_of_the_lease(workflow: Workflow, clock: FakeClock) -> None:
     """A workflow that was closed opens again on next use, and is fenced still."""
     with pytest.raises(LeaseLostError), workflow.lease("slot", ttl=TTL):
         workflow.close()
@@ -588,16 +605,16 @@ def test_closing_inside_takes_nothing_out_of_the_lease(workflow: Workflow, clock
     assert codes_of(workflow.record.events, "inside") == []
 
 
-def test_the_holder_sees_in_the_background_that_it_was_lost(tmp_path: Path, clock: Clock) -> None:
+def test_the_holder_sees_in_the_background_that_it_was_lost(tmp_path: Path, clock: FakeClock) -> None:
     """`lost` turns true without anything being recorded."""
     workflow = Workflow("w", dir=tmp_path, now=clock)
     with pytest.raises(LeaseLostError), workflow.lease("slot", ttl=0.03) as held:
-        clock.forward(1)
+        clock.advance(1)
         while not held.lost and workflow.record.leases["slot"].holder != "thief":
             try:
                 in_thread(workflow.touch_lease, "slot", holder="thief", ttl=TTL).result(DEADLINE)
             except LeaseConflictError:  # it was renewed just before
-                clock.forward(1)
+                clock.advance(1)
         wait_until(lambda: held.lost)
     workflow.close()
 
@@ -614,7 +631,7 @@ def test_a_lease_that_somebody_else_released_is_lost(tmp_path: Path) -> None:
     workflow.close()
 
 
-def test_a_lease_that_is_lost_while_its_holder_waits_for_a_mutex(workflow: Workflow, clock: Clock) -> None:
+def test_a_lease_that_is_lost_while_its_holder_waits_for_a_mutex(workflow: Workflow, clock: FakeClock) -> None:
     """It is looked at again after the wait: the mutex is not entered, and is free."""
     dispose = threading.Event()
     entered = threading.Event()
@@ -640,7 +657,7 @@ def test_a_lease_that_is_lost_while_its_holder_waits_for_a_mutex(workflow: Workf
         pass
 
 
-def test_a_lease_that_is_lost_while_an_item_waits_for_its_key(workflow: Workflow, clock: Clock) -> None:
+def test_a_lease_that_is_lost_while_an_item_waits_for_its_key(workflow: Workflow, clock: FakeClock) -> None:
     """The item does not run, and its key is free."""
     dispose = threading.Event()
     entered = threading.Event()
@@ -856,12 +873,12 @@ def test_what_the_boot_clock_says_outlives_closing(tmp_path: Path, machine: Mach
 
 def test_an_injected_clock_replaces_the_boot_clock(tmp_path: Path, machine: Machine) -> None:
     """With `now=` the injected time alone decides."""
-    clock = Clock()
+    clock = FakeClock(NOON)
     workflow = Workflow("w", dir=tmp_path, now=clock)
     workflow.touch_lease("slot", holder="alpha", ttl=TTL)
     machine.wait(3600)
     assert not is_anybodys(workflow)
-    clock.forward(TTL)
+    clock.advance(TTL)
     assert is_anybodys(workflow)
     workflow.close()
 

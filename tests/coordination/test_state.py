@@ -15,7 +15,7 @@ from typing import Any
 import attrs
 import pytest
 from support import DEADLINE, WatchedFS, wait_until
-from support_fanout import NOON, Clock, codes_of
+from support_fanout import NOON, codes_of
 from support_processes import child, in_thread, killed
 
 from iso_orchestrator import (
@@ -34,6 +34,7 @@ from iso_orchestrator import (
     WorkflowUsageError,
     read_workflow_record,
 )
+from iso_orchestrator.testing import FakeClock
 
 
 @pytest.fixture
@@ -443,11 +444,11 @@ def test_an_events_detail_is_ones_own(workflow: Workflow) -> None:
 
 def test_events_are_in_the_order_in_which_they_came(tmp_path: Path) -> None:
     """A clock that runs back changes nothing about it."""
-    clock = Clock()
+    clock = FakeClock(NOON)
     workflow = Workflow("w", dir=tmp_path, now=clock)
     for number in range(5):
         workflow.append_event(f"n{number}")
-        clock.forward(-3600)
+        clock.advance(-3600)
     assert [event.type for event in workflow.record.events] == [f"n{number}" for number in range(5)]
     workflow.close()
 
@@ -487,10 +488,10 @@ def test_any_text_can_be_a_message(workflow: Workflow, text: str) -> None:
 
 def test_a_heartbeat_is_the_last_under_its_key(tmp_path: Path) -> None:
     """A later beat takes the place of the one before, and each is an event."""
-    clock = Clock()
+    clock = FakeClock(NOON)
     workflow = Workflow("w", dir=tmp_path, now=clock)
     first = workflow.heartbeat("worker:1", {"phase": "send"})
-    clock.forward(5)
+    clock.advance(5)
     second = workflow.heartbeat("worker:1")
     other = workflow.heartbeat("worker:2")
     assert first == Heartbeat("worker:1", NOON, {"phase": "send"})
@@ -506,19 +507,19 @@ def test_a_heartbeat_is_the_last_under_its_key(tmp_path: Path) -> None:
 
 def test_beating_in_the_background_is_an_event_at_the_first_and_last_beat_only(tmp_path: Path) -> None:
     """In between only the heartbeat itself moves on."""
-    clock = Clock()
+    clock = FakeClock(NOON)
     workflow = Workflow("w", dir=tmp_path, now=clock)
     with workflow.heartbeating("worker:1", every=0.005, detail={"pid": 1}):
         assert workflow.record.heartbeats["worker:1"] == Heartbeat("worker:1", NOON, {"pid": 1})
         for seconds in range(3):
-            clock.forward(seconds + 1)
-            wait_until(lambda: workflow.record.heartbeats["worker:1"].at == clock.time)
+            clock.advance(seconds + 1)
+            wait_until(lambda: workflow.record.heartbeats["worker:1"].at == clock())
         assert codes_of(workflow.record.events, "heartbeat.recorded") == ["heartbeat.recorded"]
-        clock.forward(1)
-    assert workflow.record.heartbeats["worker:1"] == Heartbeat("worker:1", clock.time, {"pid": 1})
+        clock.advance(1)
+    assert workflow.record.heartbeats["worker:1"] == Heartbeat("worker:1", clock(), {"pid": 1})
     events = workflow.record.events
     assert codes_of(events, "heartbeat.recorded") == ["heartbeat.recorded"] * 2
-    assert (events[0].at, events[-1].at) == (NOON, clock.time)
+    assert (events[0].at, events[-1].at) == (NOON, clock())
     workflow.close()
 
 
@@ -732,7 +733,7 @@ def test_real_times_are_cut_to_milliseconds(workflow: Workflow) -> None:
 
 def test_updated_at_is_the_time_of_the_last_thing(tmp_path: Path) -> None:
     """Whatever is recorded moves it, and a look does not."""
-    clock = Clock()
+    clock = FakeClock(NOON)
     workflow = Workflow("w", dir=tmp_path, now=clock)
     workflow.append_event("made")
     for record in (
@@ -742,11 +743,11 @@ def test_updated_at_is_the_time_of_the_last_thing(tmp_path: Path) -> None:
         lambda: workflow.touch_lease("x", holder="me", ttl=1),
         lambda: workflow.set_status("idle"),
     ):
-        clock.forward(1)
+        clock.advance(1)
         record()
-        assert workflow.record.updated_at == clock.time
+        assert workflow.record.updated_at == clock()
     assert workflow.record.created_at == NOON
-    now = clock.time
-    clock.forward(1)
+    now = clock()
+    clock.advance(1)
     assert workflow.record.updated_at == now
     workflow.close()

@@ -14,7 +14,7 @@ import attrs
 import pytest
 from reliability.tiers import Figures, Tier
 from support import STORES, memory_folder, new_fold
-from support_fanout import NOON, Clock
+from support_fanout import NOON
 
 from iso_orchestrator import (
     FileStore,
@@ -30,6 +30,7 @@ from iso_orchestrator import (
 )
 from iso_orchestrator.store import Store
 from iso_orchestrator.system.clock import SystemClock
+from iso_orchestrator.testing import FakeClock
 
 PARTS = 4  # of the walks, for as many workers
 STEPS = 40  # of a walk
@@ -58,7 +59,7 @@ class Injected:
 
     def __init__(self, randomness: random.Random) -> None:
         self._randomness = randomness
-        self.clock = Clock()
+        self.clock = FakeClock(NOON)
 
     @property
     def now(self) -> Callable[[], datetime] | None:
@@ -66,14 +67,14 @@ class Injected:
 
     @property
     def wall(self) -> datetime:
-        return self.clock.time
+        return self.clock()
 
     def move(self) -> None:
         """Time goes by, stands still, or is set."""
         moves: list[Callable[[], object]] = [
             lambda: None,
-            lambda: self.clock.forward(self._randomness.choice([0.001, 0.25, 1.0, 30.0, 3600.0])),
-            lambda: self.clock.forward(-self._randomness.choice([0.001, 0.25, 1.0, 30.0, 3600.0])),
+            lambda: self.clock.advance(self._randomness.choice([0.001, 0.25, 1.0, 30.0, 3600.0])),
+            lambda: self.clock.advance(-self._randomness.choice([0.001, 0.25, 1.0, 30.0, 3600.0])),
             self._jump,
         ]
         self._randomness.choices(moves, [2, 4, 2, 1])[0]()
@@ -87,7 +88,7 @@ class Injected:
         return bool(end <= cut(self.wall))
 
     def _jump(self) -> None:
-        self.clock.time = self._randomness.choice([*MOMENTS, NOON])
+        self.clock.set(self._randomness.choice([*MOMENTS, NOON]))
 
 
 class Machine:
@@ -321,7 +322,7 @@ def test_whatever_the_clock_does_order_is_by_sequence_and_no_lease_ends_early_or
 @pytest.mark.parametrize("ttl", [0.0005, 1.0005, 29.9999])
 def test_the_end_of_a_lease_is_the_same_for_all(memory: Path, ttl: float) -> None:
     """Who has just touched it, whoever looks and whoever opens it later say one moment, in milliseconds."""
-    with_clock = {"dir": memory / f"ends {ttl}", "now": Clock()}
+    with_clock = {"dir": memory / f"ends {ttl}", "now": FakeClock(NOON)}
     workflow = Workflow("w", **with_clock)  # type: ignore[arg-type]
     here = workflow.touch_lease("slot", holder="alpha", ttl=ttl).expires_at
     on_record = workflow.record.leases["slot"].expires_at
@@ -334,7 +335,7 @@ def test_the_times_of_others_do_not_order_what_happened(memory: Path, tier: Tier
     """Processes whose clocks are decades apart take turns: what was said last is last, for all of them."""
     randomness = tier.random("clocks apart")
     root = memory / "apart"
-    clocks = [Clock(moment) for moment in (NOON, *MOMENTS[:5])]
+    clocks = [FakeClock(moment) for moment in (NOON, *MOMENTS[:5])]
     workflows = [Workflow("w", dir=root, now=clock, initial_state=[]) for clock in clocks]
     expected = []
     for number in range(60):
@@ -355,11 +356,11 @@ def test_the_times_of_others_do_not_order_what_happened(memory: Path, tier: Tier
 @pytest.mark.parametrize("backwards", [False, True], ids=["stands still", "runs back"])
 def test_waits_end_whatever_the_wall_clock_does(memory: Path, figures: Figures, backwards: bool) -> None:
     """Timeouts and pauses are of real time, though the clock stands still or runs back."""
-    clock = Clock()
+    clock = FakeClock(NOON)
 
     def now() -> datetime:
         if backwards:
-            clock.forward(-60)
+            clock.advance(-60)
         return clock()
 
     workflow = Workflow("w", dir=memory / f"waits {backwards}", now=now)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import gc
 import os
-import signal
 import sys
 import threading
 import time
@@ -34,6 +33,7 @@ from iso_orchestrator import (
 from iso_orchestrator.coordination.mutex import Mutex
 from iso_orchestrator.store import FileStore
 from iso_orchestrator.system.filesystem import FileSystem
+from iso_orchestrator.testing import crash_here
 
 # The parent
 
@@ -136,10 +136,6 @@ def _collect(workflow: Workflow, *_: object) -> None:
     gc.collect()
 
 
-def _die(*_: object) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
 def _use(workflow: Workflow, *_: object) -> None:
     try:
         workflow.mutex("slot", timeout=0).__enter__()
@@ -181,7 +177,7 @@ DEEDS: dict[str, Deed] = {
     "exits": _exit,
     "is collected": _collect,
     "closes": lambda workflow, *_: workflow.close(),
-    "dies": _die,
+    "dies": lambda *_: crash_here(),
     "uses the workflow": _use,
     "forks again": _fork_again,
     "unwinds": _unwind,

@@ -268,7 +268,7 @@ def test_the_start_that_a_killed_process_wrote_is_there(workflow: Workflow, tmp_
     """The start of a step, though not synced, survives its process: the next one knows that it was begun."""
     code = """
         def body():
-            os.kill(os.getpid(), signal.SIGKILL)
+            crash_here()
         workflow.run_step("step", body)
     """
     with child(code, tmp_path) as process:

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support_fanout import Clock
 
 from iso_orchestrator import StepChangedWarning, StepStatus, Workflow
+from iso_orchestrator.testing import FakeClock
 
 
 @pytest.fixture(autouse=True)
@@ -193,7 +193,7 @@ def test_changes_are_noticed_by_the_next_process(tmp_path: Path) -> None:
 
 def test_a_result_that_is_too_old_counts_as_none(tmp_path: Path) -> None:
     """With `max_age` an older result runs again, in the same process and in a later one; without it none ages."""
-    now = Clock()
+    now = FakeClock()
     workflow = Workflow("w", dir=tmp_path, now=now)
     calls: list[datetime] = []
 
@@ -203,13 +203,13 @@ def test_a_result_that_is_too_old_counts_as_none(tmp_path: Path) -> None:
         return len(calls)
 
     assert [price(), price()] == [1, 1]
-    now.forward(3600)
+    now.advance(3600)
     assert price() == 1
-    now.forward(1)
+    now.advance(1)
     assert [price(), price()] == [2, 2]
     assert workflow.record.steps["price"].attempts == 1
     workflow.close()
-    now.forward(3601)
+    now.advance(3601)
     later = Workflow("w", dir=tmp_path, now=now)
     assert later.run_step("price", lambda: 3, on_change="ignore") == 2
     assert later.run_step("price", lambda: 3, on_change="ignore", max_age=3600.0) == 3

@@ -315,7 +315,7 @@ def test_a_kill_while_folding_loses_nothing(tmp_path: Path, nth: int) -> None:
         def before(name, args):
             renames.extend([name] * (name == "replace"))
             if len(renames) == {nth}:
-                os.kill(os.getpid(), signal.SIGKILL)
+                crash_here()
         renames = []
         fs = WatchedFS()
         workflow = Workflow("w", store=FileStore(root, fs=fs))

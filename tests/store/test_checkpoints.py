@@ -265,14 +265,15 @@ def test_what_a_killed_process_wrote_aside_is_no_hindrance(root: Path, paths: Pa
 
 
 KILLED_IN_A_FOLD = """
-import os, signal, sys
+import sys
 from support import *
 from iso_orchestrator.store import FileStore
 from iso_orchestrator.store.file import log as module
+from iso_orchestrator.testing import crash_here
 
 def before(name, args):
     if name == "replace" and args[1].endswith(".journal") and armed:
-        os.kill(os.getpid(), signal.SIGKILL)
+        crash_here()
 
 armed = []
 module._CHECKPOINT_AT_BYTES = module._CHECKPOINT_AT_RATIO = 0

@@ -439,15 +439,16 @@ def test_a_kill_at_any_call_loses_nothing(case: str, root: Path, paths: Paths, m
 
 
 KILLED = """
-import os, signal, sys
+import sys
 from iso_orchestrator.store import FileStore
 from iso_orchestrator.store.maintenance import RepairOptions
+from iso_orchestrator.testing import crash_here
 from support import WatchedFS
 left = int(sys.argv[2])
 def before(name, args):
     global left
     if left == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
+        crash_here()
     left -= name in ("write_at", "sync", "replace", "sync_folder")
 FileStore(sys.argv[1], WatchedFS(before)).repair("w", RepairOptions())
 print("done")
