@@ -66,6 +66,8 @@ from iso_orchestrator.system.interrupts import OneShotEvent, masked, unmasked
 
 _log = logging.getLogger("iso_orchestrator")
 
+_SHORT_LIMIT = timedelta(seconds=1)  # one that is met again is waited for longer each time, up to
+_LONGEST_GROWN = timedelta(hours=1)
 _LONGEST_NAP = 0.5  # seconds between two looks whether the for_each around a wait for a limit was stopped
 
 
@@ -359,14 +361,26 @@ class StepCall:
         return True
 
     def _record_limit(self, attempt: Attempt, limit: Limited) -> bool:
-        """Record that an attempt met a limit; False if that is over already, which is a failure like any other."""
+        """Record that an attempt met a limit; False if that is a failure: it is over already, or one too many."""
         # Rounded up to a whole millisecond, as records have them: rounded down, the limit would end too early.
-        at, until = self.runtime.clock.now(), truncate_to_ms(limit.until + timedelta(microseconds=999))
-        if until <= at:
+        at, named = self.runtime.clock.now(), truncate_to_ms(limit.until + timedelta(microseconds=999))
+        if named <= at:
             return False
-        fact = StepLimited(at, self.name, until, limit.key or self.options.limit_key)
-        self._record_outcome(attempt, fact, durable=True)
-        return True
+        most = self.options.max_limited
+
+        def decide(projection: Projection) -> tuple[Sequence[Fact], bool]:
+            if not self._is_mine(projection, attempt):
+                return (), True
+            before = projection.steps[self.name].limited
+            if before + 1 >= most:
+                return (), False
+            until = max(named, _grown(at, before)) if before and named - at <= _SHORT_LIMIT else named
+            return [StepLimited(at, self.name, until, limit.key or self.options.limit_key)], True
+
+        is_recorded = self.session.transact(decide)
+        if not is_recorded:
+            add_note(limit, f"it was met {most} times in a row: max_limited={most} makes that a failure")
+        return is_recorded
 
     def _record_outcome(self, attempt: Attempt, fact: Fact, *, durable: bool) -> None:
         """Append *fact*, unless another attempt has taken over the step."""
@@ -434,6 +448,11 @@ class StepCall:
 
     def _subject(self) -> str:
         return f"the result of step {self.name!r}"
+
+
+def _grown(at: datetime, before: int) -> datetime:
+    """The earliest end of a short limit, met at the time *at* after a number of limits in a row."""
+    return at + min(_SHORT_LIMIT * float(2 ** min(before, 32)), _LONGEST_GROWN)
 
 
 def _levels_to_the_caller() -> int:

@@ -19,7 +19,7 @@ from iso_orchestrator.record.model import (
     WorkflowSummary,
     lease_status,
 )
-from iso_orchestrator.record.projection import Projection
+from iso_orchestrator.record.projection import Projection, Wait
 
 _CELL = 100  # characters, at most: results and errors can be long, and `--json` shows all of them
 _MOST = 1e12  # seconds, or dollars; what is more is no result of a command
@@ -121,6 +121,11 @@ def time_text(moment: datetime) -> str:
     return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S}Z"
 
 
+def wait_text(wait: Wait) -> str:
+    """Say what a step waits for, and until when."""
+    return f"waits for {f'the limit of {wait.key}' if wait.key else 'its limit'} until {time_text(wait.until)}"
+
+
 def _head(record: WorkflowRecord, path: str) -> str:
     lines = [
         f"{_cell(record.workflow_id)}: {record.status}",
@@ -153,6 +158,8 @@ def _step_row(step: StepRecord, projection: Projection) -> Sequence[str]:
     if step.status is StepStatus.COMPLETED:
         is_command = step.name in projection.commands
         outcome = _json_cell(step.result) if not is_command else _command_cell(step, projection)
+    elif step.error is None and (wait := projection.waits.get(step.name)) is not None:
+        outcome = wait_text(wait)
     return step.name, step.status, str(step.attempts), time_text(step.updated_at), outcome
 
 
