@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 from functools import partial
@@ -68,6 +68,7 @@ _log = logging.getLogger("iso_orchestrator")
 
 _SHORT_LIMIT = timedelta(seconds=1)  # one that is met again is waited for longer each time, up to
 _LONGEST_GROWN = timedelta(hours=1)
+_LOOK_EVERY = 0.02  # seconds between two looks at the step of another process; one takes 50 microseconds
 _LONGEST_NAP = 0.5  # seconds between two looks whether the for_each around a wait for a limit was stopped
 
 
@@ -106,9 +107,52 @@ class _Refused:
 _Decided: TypeAlias = _Started | _Completed | _RunsElsewhere | _Refused | Limit
 
 
+@attrs.frozen
+class Blocked:
+    """The answer of a call that gives way: it cannot go on now. `StepCall.run` continues it.
+
+    Attributes:
+        call: The call.
+        by: A limit, or the attempt of another process.
+    """
+
+    call: StepCall
+    by: Limit | _RunsElsewhere
+
+    def pause(self) -> float:
+        """Seconds until the next look whether it can go on; 0: it can, or it has to find out by itself."""
+        try:
+            if isinstance(self.by, Limit):
+                return max(0.0, min((self.by.until - self.call.runtime.clock.now()).total_seconds(), _LONGEST_NAP))
+            return _LOOK_EVERY if self.call.is_run_elsewhere() else 0.0
+        except Exception:  # noqa: BLE001 - the call itself raises it
+            return 0.0
+
+
+def end_waits(blocked: Iterable[Blocked]) -> None:
+    """Record that calls no longer wait for their limits, if that is possible: it only informs those who look."""
+    calls: dict[WorkflowRuntime, list[StepCall]] = {}
+    for one in blocked:
+        if isinstance(one.by, Limit):
+            calls.setdefault(one.call.runtime, []).append(one.call)
+    for runtime, waiting in calls.items():
+        with suppress(Exception), runtime.acquire() as session:
+            at, owner = runtime.clock.now(), session.log.process_id
+            facts = [StepWaiting(at, call.name, owner) for call in waiting]
+            session.transact(lambda _: (facts, None), durable=False, fences=())  # noqa: B023 - called at once
+
+
 @attrs.define(eq=False)
 class StepCall:
-    """One call of a step, whose body takes no arguments any more."""
+    """One call of a step, whose body takes no arguments any more.
+
+    Attributes:
+        gives_way: Whether `run` returns `Blocked` instead of waiting for a limit or another process.
+        is_first: Whether no attempt at the step was on record before it; None before the first attempt.
+        number: Of the next attempt, which counts from 1 in each call.
+        awaited: The last attempt of another process that the call has found running; 0: none.
+        patience: Warns of a long wait for another process.
+    """
 
     runtime: WorkflowRuntime
     name: str
@@ -119,10 +163,14 @@ class StepCall:
     options: StepOptions
     session: Session = attrs.field(init=False)
     scope: Scope = attrs.field(init=False)
+    gives_way: bool = attrs.field(init=False, default=False)
     is_first: bool | None = attrs.field(init=False, default=None)
+    number: int = attrs.field(init=False, default=1)
+    awaited: int = attrs.field(init=False, default=0)
+    patience: Patience | None = attrs.field(init=False, default=None)
 
     def run(self) -> Any:
-        """The step's result, recorded or new.
+        """The step's result, recorded or new; or `Blocked`, if the call gives way. Then this can be called again.
 
         Raises:
             Exception: What the body raised in its last attempt, or what `StepOptions` say.
@@ -137,7 +185,7 @@ class StepCall:
     def _run_in_turn(self) -> Any:
         """Run the step once no other thread of this process runs it."""
         self._refuse_recursion()
-        flight = InFlightStep(self.name)
+        flight = InFlightStep(self.name, self.awaited)
         while (in_flight := self.session.begin_flight(flight)) is not None:
             other, ended = in_flight
             self._wait_for_thread(other, ended)
@@ -162,9 +210,12 @@ class StepCall:
                 flight.helpers.remove(node)
 
     def _run_attempts(self, flight: InFlightStep) -> Any:
-        number = 1
+        number = self.number
         while True:
             begun = self._begin(flight)
+            if isinstance(begun, _RunsElsewhere | Limit):
+                self.number = number
+                return self._give_way(begun)
             if isinstance(begun, _Completed):
                 return self._load_recorded(begun.result, begun.changes)
             flight.attempt = begun.attempt
@@ -194,7 +245,25 @@ class StepCall:
             if self._commit(attempt, data):
                 return result
 
-    def _begin(self, flight: InFlightStep) -> _Started | _Completed:
+    def _give_way(self, by: _RunsElsewhere | Limit) -> Blocked:
+        if isinstance(by, Limit):
+            self._log_wait(Limited(by.until, by.key))
+        else:
+            self.awaited = by.attempt
+            self.patience = self.patience or Patience(current_owner(), f"step {self.name!r}", self._runner)
+        return Blocked(self, by)
+
+    def is_run_elsewhere(self) -> bool:
+        """Whether another process runs the step, for a call that has given way."""
+        with self.runtime.acquire() as self.session:
+            is_run = self.session.transact(
+                lambda projection: ((), self._other_runner(projection) is not None), durable=False, fences=()
+            )
+            if is_run and self.patience is not None:
+                self.patience.look()
+        return is_run
+
+    def _begin(self, flight: InFlightStep) -> _Started | _Completed | _RunsElsewhere | Limit:
         """Record that an attempt starts, as soon as no other process and no limit is in the way."""
         pause, was_settled = Backoff(), flight.is_settled
         patience: Patience | None = None
@@ -221,6 +290,8 @@ class StepCall:
                     if isinstance(error, StepFailedError) and isinstance(flight.error, Exception):
                         raise flight.error  # another thread of this process had it
                     raise error
+                case _RunsElsewhere() | Limit() if self.gives_way:
+                    return decided
                 case _RunsElsewhere(attempt):
                     flight.attempt = attempt
                     pause.rest()
@@ -231,15 +302,15 @@ class StepCall:
 
     def _decide(self, projection: Projection, at: datetime, awaited: int) -> tuple[Sequence[Fact], _Decided]:
         """Decide whether the next attempt starts at the time *at*, after the caller waited for attempt *awaited*."""
-        log, step = self.session.log, projection.steps.get(self.name)
+        log = self.session.log
         same = projection.matching(self.name, self.idempotency_key, self.options.version)
         if same is not None and same.status is StepStatus.COMPLETED:
             if self._counts(same, at):
                 return (), _Completed(same.result, same.seq, self.origin.changes_since(same))
             same = None
-        if step is not None and step.owner not in (None, log.process_id) and log.is_alive(step.owner):
-            self._refuse_recursion(step.owner)
-            return (), _RunsElsewhere(step.attempts)
+        if (other := self._other_runner(projection)) is not None:
+            self._refuse_recursion(other.owner)
+            return (), _RunsElsewhere(other.attempts)
         if same is not None:
             if same.error is not None and same.owner is None and 0 < awaited <= same.attempts:
                 return (), _Refused(StepFailedError(self.name, same.error), same.seq)
@@ -264,6 +335,16 @@ class StepCall:
         )
         return [fact], _Started(attempt, is_first=same is None)
 
+    def _other_runner(self, projection: Projection) -> StepState | None:
+        """The step as another process runs it; None if none does."""
+        log, step = self.session.log, projection.steps.get(self.name)
+        if step is None or step.owner is None or step.owner == log.process_id or not log.is_alive(step.owner):
+            return None
+        return step
+
+    def _log_wait(self, limited: Limited) -> None:
+        _log.warning("step %r waits: %s", self.name, limited)
+
     def _wait_until(self, limit: Limit) -> None:
         """Wait for the end of a limit.
 
@@ -271,7 +352,7 @@ class StepCall:
             Limited: The `for_each` around it was stopped.
         """
         limited = Limited(limit.until, limit.key)
-        _log.warning("step %r waits: %s", self.name, limited)
+        self._log_wait(limited)
         is_over = False
         try:
             while (seconds := (limit.until - self.runtime.clock.now()).total_seconds()) > 0:
@@ -281,9 +362,7 @@ class StepCall:
             is_over = True
         finally:
             if not is_over:
-                ended = StepWaiting(self.runtime.clock.now(), self.name, self.session.log.process_id)
-                with suppress(OrchestratorError):  # it only informs those who look
-                    self.session.transact(lambda _: ([ended], None), durable=False, fences=())
+                end_waits([Blocked(self, limit)])
 
     def _execute(self, attempt: Attempt, context: StepContext) -> tuple[Json, Any] | SerializationError:
         """Run the body: its result as it is recorded and as it is read back, or why it cannot be recorded."""

@@ -113,7 +113,7 @@ def test_a_step_may_name_the_key_of_its_limit(workflow: Workflow, tmp_path: Path
 @pytest.mark.slow
 @pytest.mark.parametrize("words", ["Please try again in 148ms.", "Please try again later."])
 def test_a_limit_of_no_time_is_not_met_again_at_once(workflow: Workflow, tmp_path: Path, words: str) -> None:
-    """A limit of less than a second, or of an unknown time, takes a second and then longer, a bounded number of times."""
+    """A limit of less than a second, or of an unknown time, takes a second, then longer, and is bounded."""
     event = json.dumps({"type": "turn.failed", "error": {"message": f"Rate limit reached. {words}"}})
     codex = Codex(program=shell('date +%s.%N >> "$1"; echo "$2"; exit 1', tmp_path / "log", event))
 
