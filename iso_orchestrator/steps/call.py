@@ -256,10 +256,14 @@ class StepCall:
     def is_run_elsewhere(self) -> bool:
         """Whether another process runs the step, for a call that has given way."""
         with self.runtime.acquire() as self.session:
-            is_run = self.session.transact(
-                lambda projection: ((), self._other_runner(projection) is not None), durable=False, fences=()
+            is_run, seq = self.session.transact(
+                lambda projection: ((), (self._other_runner(projection) is not None, projection.seq)),
+                durable=False,
+                fences=(),
             )
-            if is_run and self.patience is not None:
+            if not is_run:
+                self.session.sync(seq)  # here, so that no worker waits until the other's result is durable
+            elif self.patience is not None:
                 self.patience.look()
         return is_run
 
