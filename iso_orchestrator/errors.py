@@ -167,7 +167,9 @@ class Limited(OrchestratorError):  # noqa: N818 - the step has not failed: a res
     """Raise it in a step when something that the step needs has a usage limit until a known time.
 
     The attempt does not count. The workflow waits until that time and tries again. A workflow that is killed and
-    started again waits only for the rest. Other steps with the same key do not start before that time.
+    started again waits only for the rest. Other steps with the same key do not start before that time. A limit of a
+    second or less that the step meets again is waited for longer each time: 2 s, 4 s, and at most an hour. After
+    `max_limited` limits in a row the error is raised.
 
     Args:
         until: When to try again; an aware datetime.
@@ -257,7 +259,7 @@ def _hint(outcome: str) -> str:
 _OUTCOMES = {
     "empty": "gave an empty answer",
     "refused": "was refused",
-    "limited": "met a usage limit that ends at an unknown time",
+    "limited": "met a usage limit",
     "failed": "failed",
 }
 

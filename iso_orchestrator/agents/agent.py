@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from os import PathLike, fspath
 from typing import Any, ClassVar
 
@@ -28,6 +28,8 @@ from iso_orchestrator.commands.step import last_beat
 from iso_orchestrator.errors import AgentError, CommandIdleError, CommandTimeoutError, Limited, OrchestratorError
 from iso_orchestrator.record.model import Json
 from iso_orchestrator.runtime.context import count_cost, current_scope, current_step
+
+_SHORTEST_LIMIT = timedelta(seconds=1)  # also of one that does not say when it ends
 
 
 def last_session() -> str | None:
@@ -272,19 +274,26 @@ class _AgentReader(Reader):
         """The result, if the run was a success.
 
         Raises:
-            Limited: The agent met a usage limit, and it is known until when.
+            Limited: The agent met a usage limit: until the time that it names, and for a second at least.
             AgentError: It was anything else.
         """
         parsed = self._parsed(ended.result, ended.at)
         if parsed.parsed.outcome is Outcome.OK:
             return parsed
-        raise _limit(parsed.parsed, ended.at) or AgentError(ended.step, parsed)
+        error = AgentError(ended.step, parsed)
+        if parsed.parsed.outcome is not Outcome.LIMITED:
+            raise error
+        # Without a key: the step has one, the agent's name by default.
+        raise Limited(max(parsed.parsed.until or ended.at, ended.at + _SHORTEST_LIMIT)) from error
 
     def on_timeout(self, error: CommandTimeoutError, at: datetime) -> OrchestratorError:
         """The error with the agent's result; or the limit, if its log says that it was waiting for one."""
         kind = "no output for" if isinstance(error, CommandIdleError) else "not done in"
         parsed = self._parsed(error.result, at, f"{kind} {error.timeout:g} s")
-        return _limit(parsed.parsed, at) or type(error)(error.step_name, error.timeout, parsed)
+        until = parsed.parsed.until
+        if until is not None and until > at:
+            return Limited(until)
+        return type(error)(error.step_name, error.timeout, parsed)
 
     def _parsed(
         self, result: CommandResult[Any], at: datetime, stopped: str | None = None
@@ -293,12 +302,6 @@ class _AgentReader(Reader):
         count_cost(self._result.cost_usd)
         parsed: CommandResult[AgentResult] = attrs.evolve(result, parsed=self._result)
         return parsed
-
-
-def _limit(result: AgentResult, at: datetime) -> Limited | None:
-    is_known = result.outcome is Outcome.LIMITED and result.until is not None and result.until > at
-    # Without a key: the step has one, the agent's name by default.
-    return Limited(result.until) if is_known and result.until is not None else None
 
 
 def _used(session_id: str | None, before: dict[str, Json]) -> Usage:

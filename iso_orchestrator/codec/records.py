@@ -17,7 +17,7 @@ import attrs
 from iso_orchestrator.codec.json import SCALAR_HOOKS, decode, encode
 from iso_orchestrator.errors import FormatVersionError
 from iso_orchestrator.record.facts import FACTS, Fact
-from iso_orchestrator.record.model import Json, WorkflowRecord, truncate_to_ms
+from iso_orchestrator.record.model import Json, StepStatus, WorkflowRecord, truncate_to_ms
 from iso_orchestrator.record.projection import Projection, StepState
 
 if TYPE_CHECKING:
@@ -86,6 +86,14 @@ def is_as_written(snapshot: bytes) -> bool:
 def record_to_json(record: WorkflowRecord | Projection) -> dict[str, Json]:
     """A record as the npm package writes it; a projection, with its further fields among the others."""
     document = {**dict.fromkeys(_HEAD), "steps": {}, "events": [], **write(record), "version": _VERSION}
+    if isinstance(record, WorkflowRecord):
+        # A projection has the npm package's words, in which a step that met a limit is `failed`.
+        waiting = [name for name, step in record.steps.items() if step.status is StepStatus.WAITING]
+        for name in waiting:
+            if record.steps[name].started_at is None:
+                del document["steps"][name]  # it has not begun
+            else:
+                document["steps"][name]["status"] = "failed"
     for step in document["steps"].values():
         if step["status"] == "completed":
             step.setdefault("result", None)  # the npm package cannot read a completed step without one

@@ -19,6 +19,7 @@ from iso_orchestrator.fanout.progress import reporter
 from iso_orchestrator.fanout.scheduler import Scheduler
 from iso_orchestrator.fanout.summary import ForEachSummary
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
+from iso_orchestrator.steps.call import Blocked
 from iso_orchestrator.steps.identity import Parameters, compile_template
 from iso_orchestrator.steps.options import check_callable
 from iso_orchestrator.steps.rendering import Unrenderable, digest, render
@@ -219,19 +220,21 @@ class ForEach(Generic[Item, P, R]):
             name = ""
         return str(name or f"{self._name}({reprlib.repr(item)})")[:_SHOWN_OF_ITEM]
 
-    def _work(self, arguments: Callable[[Item], tuple[Any, ...]], named: dict[str, Any]) -> Callable[[Item], R]:
+    def _work(
+        self, arguments: Callable[[Item], tuple[Any, ...]], named: dict[str, Any]
+    ) -> Callable[[Item], R | Blocked]:
         """A function that does the work of one item."""
         step: Any = self.fn
         if not isinstance(step, Step | BoundStep):
             return lambda item: step(*arguments(item), **named)
-        if step.is_told_by_name(len(self._leading)):
-            return lambda item: step(*arguments(item), **named)
-        names = _StepNames()
+        names = None if step.is_told_by_name(len(self._leading)) else _StepNames()
 
-        def work(item: Item) -> R:
+        def work(item: Item) -> R | Blocked:
             call = step.prepare(arguments(item), named)
-            names.check(call.name, item)
-            result: R = call.run()
+            if names is not None:
+                names.check(call.name, item)
+            call.gives_way = True
+            result: R | Blocked = call.run()
             return result
 
         return work

@@ -8,6 +8,9 @@ An item without a key is *ready*, then *running*, then done. An item with a key 
 - ready once more: the item holds the mutex, and waits for a worker;
 - running, then done: the mutex is free, and the next queued item of the key becomes ready.
 
+An item whose step is limited, or runs in another process, is *parked*: it gives its worker and its mutex back, and
+becomes ready again when the limit or the other run may be over. A thread looks for that as long as items are parked.
+
 Only running items occupy workers. There is no scheduling thread: the calling thread reads the items, and each worker
 takes the next ready item by itself, so that a slow source of items never delays an item that is ready. A worker ends
 when no item is ready, and the thread that makes an item ready starts another one. Without an executor the calling
@@ -43,9 +46,12 @@ from iso_orchestrator.errors import Limited
 from iso_orchestrator.fanout.progress import Progress
 from iso_orchestrator.fanout.report import BatchReport
 from iso_orchestrator.fanout.summary import Fulfilled, Rejected, note_item
+from iso_orchestrator.record.projection import Limit
 from iso_orchestrator.runtime.context import ItemContext, LockOwner, current_owner, entered, refuse_interrupted
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.runtime.waits import Node, Wait, WaitingNode, current_node, find_deadlock, noted
+from iso_orchestrator.steps.call import Blocked, end_waits
+from iso_orchestrator.system.clock import monotonic
 from iso_orchestrator.system.interrupts import LONGEST_WAIT, Condition, OneShotEvent, deferred, masked, start
 
 if TYPE_CHECKING:
@@ -73,6 +79,8 @@ class _Item:
     node: WaitingNode | None = None  # set with it
     warn: Callable[[], None] = _ignore
     hold: Held | None = None
+    blocked: Blocked | None = None  # set when it is parked; its call is continued
+    looks_at: float = 0.0  # when to look whether a parked item can go on, by `monotonic`
 
 
 # The threads that run workers, for executors that several calls may share.
@@ -85,7 +93,7 @@ class Scheduler:
 
     Args:
         runtime: The workflow's.
-        work: The function of one item.
+        work: The function of one item. It may return `Blocked`.
         name_of: Returns what to call an item in a message.
         key_of: Returns the mutex key of an item, or None.
         options: Those of the call.
@@ -126,6 +134,8 @@ class Scheduler:
         self._queued: dict[str, deque[_Item]] = {}  # has the key of each item that is ready, requested or running
         self._ready: list[tuple[bool, int, _Item]] = []  # a heap: first the items that hold a mutex, then by index
         self._requested: set[_Item] = set()
+        self._parked: dict[_Item, Blocked] = {}
+        self._wake: OneShotEvent | None = None  # of the thread that looks at parked items; None: there is none
         self._outcomes: dict[int, Fulfilled[Any] | Rejected] = {}
         self._unfinished = 0  # items that were read and are not done
         self._unstarted = 0  # items that were read and have not run
@@ -302,7 +312,11 @@ class Scheduler:
                 if item.key is not None and item.hold is None:
                     self._request_key(item)
                 else:
-                    self._finish(item, *self._context.copy().run(self._call, item))
+                    ok, value = self._context.copy().run(self._call, item)
+                    if isinstance(value, Blocked):
+                        self._park(item, value)
+                    else:
+                        self._finish(item, ok, value)
         except BaseException as error:  # noqa: BLE001 - the calling thread raises it
             self._stop(error)
         finally:
@@ -355,13 +369,11 @@ class Scheduler:
     def _call_body(self, item: _Item) -> Any:
         with deferred(lambda: self._interrupt(KeyboardInterrupt())):  # has an effect in the main thread only
             refuse_interrupted()
-            return self._work(item.value)
+            return self._work(item.value) if item.blocked is None else item.blocked.call.run()
 
     def _finish(self, item: _Item, ok: bool, value: Any) -> None:
         with self._changed.guard:
-            if item.waiter is not None:  # the hold refers to the waiter, whose answers refer to the item
-                item.waiter.granted = item.waiter.failed = _ignore
-                item.node, item.warn = None, _ignore
+            self._end_request(item)
             self._outcomes[item.index] = Fulfilled(value) if ok else Rejected(value, item.index, item.value)
             self._unfinished -= 1
             if item.key is not None:
@@ -376,6 +388,11 @@ class Scheduler:
         if not ok or item.owner.failures:
             is_dropped = isinstance(value, Limited) and self.is_stopped
             self.report.item(item.index, item.owner, None if ok or is_dropped else value, value is self._error)
+
+    def _end_request(self, item: _Item) -> None:
+        if item.waiter is not None:  # the hold refers to the waiter, whose answers refer to the item
+            item.waiter.granted = item.waiter.failed = _ignore
+            item.node, item.warn = None, _ignore
 
     def _end_key(self, key: str) -> None:
         if self._queued[key]:
@@ -442,6 +459,74 @@ class Scheduler:
             self._count_started()
         self._finish(item, False, error)
         self._start_worker()  # for the next item of the key
+
+    # Parked items.
+
+    def _park(self, item: _Item, blocked: Blocked) -> None:
+        with self._changed.guard:
+            self._end_request(item)
+            item.hold = item.waiter = item.mutex = None
+            item.owner.node = self._next_worker
+            item.blocked, item.looks_at = blocked, 0.0
+            self._unstarted += 1
+            stopped, wake = self._stopped, self._wake
+            if not stopped:
+                self._parked[item] = blocked
+                if wake is None:
+                    self._wake = OneShotEvent()
+                else:
+                    wake.set()
+        if stopped:
+            end_waits([blocked])
+        elif wake is None:
+            thread = threading.Thread(target=self._watch_parked, name="iso-orchestrator for_each parked", daemon=True)
+            start(thread.start)
+
+    def _watch_parked(self) -> None:
+        """Make parked items ready when they can go on, as long as there are any."""
+        try:
+            while (wake := self._wake_for_parked()) is not None:
+                self._refuse_stopped_around()
+                wake.wait(max(0.0, self._look_at_parked() - monotonic()))
+        except BaseException as error:  # noqa: BLE001 - the calling thread raises it
+            self._fail(error)
+
+    def _wake_for_parked(self) -> OneShotEvent | None:
+        """What wakes the thread that looks at parked items; None, and it has to end, if there are none."""
+        with self._changed.guard:
+            self._wake = OneShotEvent() if self._parked else None
+            return self._wake
+
+    def _look_at_parked(self) -> float:
+        """Make those ready that can go on; when to look again, by `monotonic`."""
+        with self._changed.guard:
+            parked = list(self._parked.items())
+        next_look = math.inf
+        free = []
+        for item, blocked in parked:
+            if item.looks_at <= monotonic():
+                seconds = blocked.pause()
+                item.looks_at = monotonic() + seconds
+                if not seconds:
+                    free.append(item)
+                    continue
+            next_look = min(next_look, item.looks_at)
+        with self._changed.guard:
+            for item in free:
+                if self._parked.pop(item, None) is not None:
+                    self._make_ready(item)
+        for _ in range(min(len(free), self._max_parallel)):
+            self._start_worker()
+        return next_look if next_look < math.inf else 0.0
+
+    def _refuse_stopped_around(self) -> None:
+        """End the batch if the `for_each` around it was stopped while items wait for limits."""
+        if not self.is_stopped:
+            return
+        with self._changed.guard:
+            limits = [blocked.by for blocked in self._parked.values() if isinstance(blocked.by, Limit)]
+        if limits:
+            self._stop(Limited(limits[0].until, limits[0].key))
 
     # What waits for what.
 
@@ -527,6 +612,10 @@ class Scheduler:
         with self._changed.guard:
             ready, self._ready = self._ready, []
             requested = list(self._requested)
+            parked, self._parked = self._parked, {}
+            if self._wake is not None:
+                self._wake.set()
+        end_waits(parked.values())
         for *_, item in ready:
             if item.hold is not None:
                 item.hold.leave(item.owner)

@@ -128,6 +128,7 @@ class StepStarted(Fact):
 
     def apply_to(self, projection: Projection) -> None:
         projection.waits.pop(self.step, None)
+        before = projection.steps.get(self.step)
         step = projection.steps[self.step] = StepState(
             self.step,
             StepStatus.RUNNING,
@@ -139,6 +140,7 @@ class StepStarted(Fact):
             version=self.version,
             code=self.code,
             arguments=self.arguments,
+            limited=0 if before is None else before.limited,
         )
         step.seq = projection.seq
         detail = {"step": self.step, "attempt": self.attempt, "idempotencyKey": self.idempotency_key}
@@ -161,6 +163,7 @@ class StepCompleted(Fact):
         step.result = self.result
         step.error = None
         step.owner = None
+        step.limited = 0
         step.seq = projection.seq
         if not projection.run_failed:  # the error that failed a run outlives later steps of overlapping runs
             projection.last_error = None
@@ -182,6 +185,7 @@ class StepFailed(Fact):
     def apply_to(self, projection: Projection) -> None:
         step = projection.steps[self.step]
         _fail(step, self, projection.seq, self.error)
+        step.limited = 0
         projection.last_error = self.error
         detail = {"step": self.step, "attempt": step.attempts, "error": _error_json(self.error)}
         _add_event(projection, self.at, "step.retrying" if self.retrying else "step.failed", detail)
@@ -219,6 +223,7 @@ class StepLimited(Fact):
         detail = {"step": self.step, "attempt": step.attempts, "until": until, "limitKey": self.key}
         _add_event(projection, self.at, "step.limited", detail)
         step.attempts -= 1
+        step.limited += 1
 
 
 @_tagged("step.waiting")
@@ -232,9 +237,12 @@ class StepWaiting(Fact):
     key: str | None = None
 
     def apply_to(self, projection: Projection) -> None:
+        is_new = self.step not in projection.waits  # else a new limit follows one that it waited for
         _drop_expired_limits(projection, self.at)
         if self.until is not None:
             projection.waits[self.step] = Wait(self.owner, self.at, self.until, self.key)
+            if not is_new:
+                return
             until = self.until.isoformat(timespec="seconds")
             detail = {"step": self.step, "until": until, "limitKey": self.key}
             _add_event(projection, self.at, "step.waiting", detail)
@@ -263,6 +271,7 @@ class StepsReset(Fact):
     def apply_to(self, projection: Projection) -> None:
         for name in self.steps:
             projection.steps.pop(name, None)
+            projection.waits.pop(name, None)
             until, key = projection.step_limits.pop(name, None), projection.step_limit_keys.pop(name, None)
             # Lift the limit of the key too, if this step set it: a wrong one could not be lifted otherwise.
             if until is not None and key is not None and projection.limits.get(key) == until:

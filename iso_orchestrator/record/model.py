@@ -31,11 +31,12 @@ class WorkflowStatus(StrEnum):
 
 
 class StepStatus(StrEnum):
-    """The status of a step; between two attempts it is `failed`."""
+    """The status of a step; between two attempts it is `failed`, and `waiting` while a usage limit is in the way."""
 
     RUNNING = "running"
     COMPLETED = "completed"
     FAILED = "failed"
+    WAITING = "waiting"
 
 
 class LeaseStatus(StrEnum):

@@ -50,6 +50,7 @@ class StepState:
         version: A part of its identity.
         code: The digest of the code that ran, as `Origin` has it.
         arguments: The arguments that its name does not show, as `Origin` has them.
+        limited: How many usage limits in a row its attempts have met, up to the last attempt.
         seq: The sequence of the last fact about it; not part of a snapshot, which is synced whole.
     """
 
@@ -66,6 +67,7 @@ class StepState:
     version: str | None = None
     code: str | None = None
     arguments: Json = None
+    limited: int = 0
     seq: int = attrs.field(default=0, init=False)
 
     def record(self) -> StepRecord:
@@ -178,7 +180,7 @@ class Projection:
         return self._shown_as(
             WorkflowRecord,
             is_alive=is_alive,
-            steps={name: step.record() for name, step in self.steps.items()},
+            steps={name: self._step_record(name, status) for name, status in self._statuses().items()},
             events=tuple([WorkflowEvent(e.at, e.type, e.message, copy_json(e.detail)) for e in self.events]),
             heartbeats={
                 key: attrs.evolve(beat, detail=copy_json(beat.detail)) for key, beat in self.heartbeats.items()
@@ -188,7 +190,23 @@ class Projection:
 
     def summary(self) -> WorkflowSummary:
         """The workflow in one line."""
-        return self._shown_as(WorkflowSummary, steps=Counter(step.status for step in self.steps.values()))
+        return self._shown_as(WorkflowSummary, steps=Counter(self._statuses().values()))
+
+    def _statuses(self) -> dict[str, StepStatus]:
+        """The status of each step as users see it, also of those that wait for a limit and have not begun."""
+        waiting = [name for name, wait in self.waits.items() if wait.until > self.updated_at]
+        shown = {name: step.status for name, step in self.steps.items()}
+        for name in (*waiting, *(name for name, step in self.steps.items() if step.limited)):
+            if shown.get(name, StepStatus.FAILED) is StepStatus.FAILED:
+                shown[name] = StepStatus.WAITING
+        return shown
+
+    def _step_record(self, name: str, status: StepStatus) -> StepRecord:
+        step = self.steps.get(name)
+        if step is None:
+            return StepRecord(name, status, 0, self.waits[name].since)
+        record = step.record()
+        return record if record.status is status else attrs.evolve(record, status=status)
 
     def _shown_as(self, kind: type[T], **made: Any) -> T:
         names = (attrs.fields_dict(kind).keys() & attrs.fields_dict(type(self)).keys()) - made.keys()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 from itertools import takewhile
@@ -70,6 +70,9 @@ from iso_orchestrator.system.interrupts import OneShotEvent, at_work, masked, un
 
 _log = logging.getLogger("iso_orchestrator")
 
+_SHORT_LIMIT = timedelta(seconds=1)  # one that is met again is waited for longer each time, up to
+_LONGEST_GROWN = timedelta(hours=1)
+_LOOK_EVERY = 0.02  # seconds between two looks at the step of another process; one takes 50 microseconds
 _LONGEST_NAP = 0.5  # seconds between two looks whether the for_each around a wait for a limit was stopped
 
 
@@ -112,9 +115,52 @@ class _Refused:
 _Decided: TypeAlias = _Started | _Completed | _RunsElsewhere | _Refused | Limit
 
 
+@attrs.frozen
+class Blocked:
+    """The answer of a call that gives way: it cannot go on now. `StepCall.run` continues it.
+
+    Attributes:
+        call: The call.
+        by: A limit, or the attempt of another process.
+    """
+
+    call: StepCall
+    by: Limit | _RunsElsewhere
+
+    def pause(self) -> float:
+        """Seconds until the next look whether it can go on; 0: it can, or it has to find out by itself."""
+        try:
+            if isinstance(self.by, Limit):
+                return max(0.0, min((self.by.until - self.call.runtime.clock.now()).total_seconds(), _LONGEST_NAP))
+            return _LOOK_EVERY if self.call.is_run_elsewhere() else 0.0
+        except Exception:  # noqa: BLE001 - the call itself raises it
+            return 0.0
+
+
+def end_waits(blocked: Iterable[Blocked]) -> None:
+    """Record that calls no longer wait for their limits, if that is possible: it only informs those who look."""
+    calls: dict[WorkflowRuntime, list[StepCall]] = {}
+    for one in blocked:
+        if isinstance(one.by, Limit):
+            calls.setdefault(one.call.runtime, []).append(one.call)
+    for runtime, waiting in calls.items():
+        with suppress(Exception), runtime.acquire() as session:
+            at, owner = runtime.clock.now(), session.log.process_id
+            facts = [StepWaiting(at, call.name, owner) for call in waiting]
+            session.transact(lambda _: (facts, None), durable=False, fences=())  # noqa: B023 - called at once
+
+
 @attrs.define(eq=False)
 class StepCall:
-    """One call of a step, whose body takes no arguments any more."""
+    """One call of a step, whose body takes no arguments any more.
+
+    Attributes:
+        gives_way: Whether `run` returns `Blocked` instead of waiting for a limit or another process.
+        is_first: Whether no attempt at the step was on record before it; None before the first attempt.
+        number: Of the next attempt, which counts from 1 in each call.
+        awaited: The last attempt of another process that the call has found running; 0: none.
+        patience: Warns of a long wait for another process.
+    """
 
     runtime: WorkflowRuntime
     name: str
@@ -125,12 +171,16 @@ class StepCall:
     options: StepOptions
     session: Session = attrs.field(init=False)
     scope: Scope = attrs.field(init=False)
+    gives_way: bool = attrs.field(init=False, default=False)
     is_first: bool | None = attrs.field(init=False, default=None)
     owner: LockOwner | None = attrs.field(init=False, default=None)  # inside the body of the last attempt
     way: str | None = attrs.field(init=False, default=None)  # to the error of the last attempt, for the log
+    number: int = attrs.field(init=False, default=1)
+    awaited: int = attrs.field(init=False, default=0)
+    patience: Patience | None = attrs.field(init=False, default=None)
 
     def run(self) -> Any:
-        """The step's result, recorded or new.
+        """The step's result, recorded or new; or `Blocked`, if the call gives way. Then this can be called again.
 
         Raises:
             Exception: What the body raised in its last attempt, or what `StepOptions` say.
@@ -147,7 +197,7 @@ class StepCall:
     def _run_in_turn(self) -> Any:
         """Run the step once no other thread of this process runs it."""
         self._refuse_recursion()
-        flight = InFlightStep(self.name)
+        flight = InFlightStep(self.name, self.awaited)
         while (in_flight := self.session.begin_flight(flight)) is not None:
             other, ended = in_flight
             self._wait_for_thread(other, ended)
@@ -182,9 +232,12 @@ class StepCall:
                 flight.helpers.remove(node)
 
     def _run_attempts(self, flight: InFlightStep) -> Any:
-        number = 1
+        number = self.number
         while True:
             begun = self._begin(flight)
+            if isinstance(begun, _RunsElsewhere | Limit):
+                self.number = number
+                return self._give_way(begun)
             if isinstance(begun, _Completed):
                 self._debug("is on record")
                 return self._load_recorded(begun.result, begun.changes)
@@ -224,7 +277,29 @@ class StepCall:
                     self._debug("completed")
                 return result
 
-    def _begin(self, flight: InFlightStep) -> _Started | _Completed:
+    def _give_way(self, by: _RunsElsewhere | Limit) -> Blocked:
+        if isinstance(by, Limit):
+            self._log_wait(by, Limited(by.until, by.key))
+        else:
+            self.awaited = by.attempt
+            self.patience = self.patience or Patience(self._who(), f"step {self.name!r}", self._runner)
+        return Blocked(self, by)
+
+    def is_run_elsewhere(self) -> bool:
+        """Whether another process runs the step, for a call that has given way."""
+        with self.runtime.acquire() as self.session:
+            is_run, seq = self.session.transact(
+                lambda projection: ((), (self._other_runner(projection) is not None, projection.seq)),
+                durable=False,
+                fences=(),
+            )
+            if not is_run:
+                self.session.sync(seq)  # here, so that no worker waits until the other's result is durable
+            elif self.patience is not None:
+                self.patience.look()
+        return is_run
+
+    def _begin(self, flight: InFlightStep) -> _Started | _Completed | _RunsElsewhere | Limit:
         """Record that an attempt starts, as soon as no other process and no limit is in the way."""
         backoff, was_settled = Backoff(), flight.is_settled
         patience: Patience | None = None
@@ -251,6 +326,8 @@ class StepCall:
                     if isinstance(error, StepFailedError) and isinstance(flight.error, Exception):
                         raise flight.error  # another thread of this process had it
                     raise error
+                case _RunsElsewhere() | Limit() if self.gives_way:
+                    return decided
                 case _RunsElsewhere(attempt):
                     flight.attempt = attempt
                     backoff.rest()
@@ -262,15 +339,15 @@ class StepCall:
 
     def _decide(self, projection: Projection, at: datetime, awaited: int) -> tuple[Sequence[Fact], _Decided]:
         """Decide whether the next attempt starts at the time *at*, after the caller waited for attempt *awaited*."""
-        log, step = self.session.log, projection.steps.get(self.name)
+        log = self.session.log
         same = projection.matching(self.name, self.idempotency_key, self.options.version)
         if same is not None and same.status is StepStatus.COMPLETED:
             if self._counts(same, at):
                 return (), _Completed(same.result, same.seq, self.origin.changes_since(same))
             same = None
-        if step is not None and step.owner not in (None, log.process_id) and log.is_alive(step.owner):
-            self._refuse_recursion(step.owner)
-            return (), _RunsElsewhere(step.attempts)
+        if (other := self._other_runner(projection)) is not None:
+            self._refuse_recursion(other.owner)
+            return (), _RunsElsewhere(other.attempts)
         if same is not None:
             if same.error is not None and same.owner is None and 0 < awaited <= same.attempts:
                 return (), _Refused(StepFailedError(self.name, same.error), same.seq)
@@ -296,6 +373,17 @@ class StepCall:
         dead = None if same is None or same.owner == log.process_id else same.owner
         return [fact], _Started(attempt, is_first=same is None, dead=dead)
 
+    def _other_runner(self, projection: Projection) -> StepState | None:
+        """The step as another process runs it; None if none does."""
+        log, step = self.session.log, projection.steps.get(self.name)
+        if step is None or step.owner is None or step.owner == log.process_id or not log.is_alive(step.owner):
+            return None
+        return step
+
+    def _log_wait(self, limit: Limit, limited: Limited) -> None:
+        level = logging.INFO if self.runtime.is_news(limit, self.name) else logging.DEBUG
+        _log.log(level, "workflow %r: step %r waits: %s", self.runtime.workflow_id, self.name, limited)
+
     def _wait_until(self, limit: Limit) -> None:
         """Wait for the end of a limit.
 
@@ -303,8 +391,7 @@ class StepCall:
             Limited: The `for_each` around it was stopped.
         """
         limited = Limited(limit.until, limit.key)
-        level = logging.INFO if self.runtime.is_news(limit, self.name) else logging.DEBUG
-        _log.log(level, "workflow %r: step %r waits: %s", self.runtime.workflow_id, self.name, limited)
+        self._log_wait(limit, limited)
         is_over = False
         try:
             while (seconds := (limit.until - self.runtime.clock.now()).total_seconds()) > 0:
@@ -314,9 +401,7 @@ class StepCall:
             is_over = True
         finally:
             if not is_over:
-                ended = StepWaiting(self.runtime.clock.now(), self.name, self.session.log.process_id)
-                with suppress(OrchestratorError):  # it only informs those who look
-                    self.session.transact(lambda _: ([ended], None), durable=False, fences=())
+                end_waits([Blocked(self, limit)])
 
     def _execute(self, attempt: Attempt, context: StepContext) -> tuple[Json, Any] | SerializationError:
         """Run the body: its result as it is recorded and as it is read back, or why it cannot be recorded."""
@@ -395,14 +480,26 @@ class StepCall:
         return True
 
     def _record_limit(self, attempt: Attempt, limit: Limited) -> bool:
-        """Record that an attempt met a limit; False if that is over already, which is a failure like any other."""
+        """Record that an attempt met a limit; False if that is a failure: it is over already, or one too many."""
         # Rounded up to a whole millisecond, as records have them: rounded down, the limit would end too early.
-        at, until = self.runtime.clock.now(), truncate_to_ms(limit.until + timedelta(microseconds=999))
-        if until <= at:
+        at, named = self.runtime.clock.now(), truncate_to_ms(limit.until + timedelta(microseconds=999))
+        if named <= at:
             return False
-        fact = StepLimited(at, self.name, until, limit.key or self.options.limit_key)
-        self._record_outcome(attempt, fact, durable=True)
-        return True
+        most = self.options.max_limited
+
+        def decide(projection: Projection) -> tuple[Sequence[Fact], bool]:
+            if not self._is_mine(projection, attempt):
+                return (), True
+            before = projection.steps[self.name].limited
+            if before + 1 >= most:
+                return (), False
+            until = max(named, _grown(at, before)) if before and named - at <= _SHORT_LIMIT else named
+            return [StepLimited(at, self.name, until, limit.key or self.options.limit_key)], True
+
+        is_recorded = self.session.transact(decide)
+        if not is_recorded:
+            add_note(limit, f"it was met {most} times in a row: max_limited={most} makes that a failure")
+        return is_recorded
 
     def _record_outcome(self, attempt: Attempt, fact: Fact, *, durable: bool) -> None:
         """Append *fact*, unless another attempt has taken over the step."""
@@ -479,6 +576,11 @@ class StepCall:
 
     def _subject(self) -> str:
         return f"the result of step {self.name!r}"
+
+
+def _grown(at: datetime, before: int) -> datetime:
+    """The earliest end of a short limit, met at the time *at* after a number of limits in a row."""
+    return at + min(_SHORT_LIMIT * float(2 ** min(before, 32)), _LONGEST_GROWN)
 
 
 def _levels_to_the_caller() -> int:

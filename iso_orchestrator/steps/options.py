@@ -114,6 +114,7 @@ class CallKeywords(TypedDict, total=False):
     version: A str or an int, part of the step's identity: a new version runs again.
     limit_key: The name of what is limited when the step raises `Limited`, or the command meets a limit; the limit holds
         for all steps with that name. Default: the agent's name, else the step alone is limited.
+    max_limited: So many limits in a row are a failure, as an error is. Default: 20.
     on_change: What to do where a recorded result was made by other code of the function, or with another value of an
         argument that the step's name does not show, than now: "warn" once a function with `StepChangedWarning` (the
         default), "rerun" the step, or "ignore" it.
@@ -126,6 +127,7 @@ class CallKeywords(TypedDict, total=False):
     if_interrupted: IfInterrupted
     version: str | int | None
     limit_key: str | None
+    max_limited: int
     on_change: OnChange
     max_age: float | timedelta | None
 
@@ -223,6 +225,7 @@ class StepOptions:
     on_change: OnChange = attrs.field(default="warn", validator=validated_by(check_choice, "warn", "rerun", "ignore"))
     max_age: timedelta | None = attrs.field(default=None, converter=_max_age)
     limit_key: str | None = attrs.field(default=None, validator=attrs.validators.optional(validated_by(check_key)))
+    max_limited: int = attrs.field(default=20, validator=validated_by(check_count))
 
 
 def _tenacity_state(error: Exception, attempt: int) -> object:

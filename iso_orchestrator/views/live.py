@@ -14,7 +14,7 @@ from iso_orchestrator.record.projection import Projection, StepState, Wait
 from iso_orchestrator.store import Store
 from iso_orchestrator.store.log_files import LogFile
 from iso_orchestrator.system.clock import sleep
-from iso_orchestrator.views.report import GONE, text_table, time_text
+from iso_orchestrator.views.report import GONE, text_table, time_text, wait_text
 
 _LINE = 60  # characters of a last line
 _PAUSE = 0.2  # seconds between two looks at a log that is followed
@@ -98,8 +98,7 @@ def _steps(projection: Projection, waits: dict[str, Wait], now: datetime, store:
             yield projection.workflow_id, step.name, str(step.attempts), since, what
     for name, wait in waits.items():
         attempts = projection.steps[name].attempts if name in projection.steps else 0
-        what = f"waits for {f'the limit of {wait.key}' if wait.key else 'its limit'} until {time_text(wait.until)}"
-        yield projection.workflow_id, name, str(attempts), _span(wait.since, now), what
+        yield projection.workflow_id, name, str(attempts), _span(wait.since, now), wait_text(wait)
 
 
 def _activity(projection: Projection, step: StepState) -> str:

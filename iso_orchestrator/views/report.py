@@ -20,7 +20,7 @@ from iso_orchestrator.record.model import (
     WorkflowSummary,
     lease_status,
 )
-from iso_orchestrator.record.projection import Projection
+from iso_orchestrator.record.projection import Projection, Wait
 
 _CELL = 100  # characters, at most: results and errors can be long, and `--json` shows all of them
 _MOST = 1e12  # seconds, or dollars; what is more is no result of a command
@@ -152,6 +152,11 @@ def _age(age: timedelta) -> str:
     return next(f"{seconds // size} {unit}" for unit, least, size in units if seconds >= least)
 
 
+def wait_text(wait: Wait) -> str:
+    """Say what a step waits for, and until when."""
+    return f"waits for {f'the limit of {wait.key}' if wait.key else 'its limit'} until {time_text(wait.until)}"
+
+
 def _head(record: WorkflowRecord, path: str, status: str) -> str:
     lines = [
         f"{_cell(record.workflow_id)}: {status}",
@@ -185,6 +190,8 @@ def _step_row(step: StepRecord, projection: Projection, lives: Callable[[str], b
     if step.status is StepStatus.COMPLETED:
         is_command = step.name in projection.commands
         outcome = _json_cell(step.result) if not is_command else _command_cell(step, projection)
+    elif step.error is None and (wait := projection.waits.get(step.name)) is not None:
+        outcome = wait_text(wait)
     return step.name, step.status, str(step.attempts), time_text(step.updated_at), outcome
 
 

@@ -13,10 +13,10 @@ from typing import Any
 import attrs
 import pytest
 from support import DEADLINE, wait_until
-from support_commands import STAND_IN
+from support_commands import STAND_IN, shell
 from support_processes import child
 
-from iso_orchestrator import AgentError, CommandIdleError, StepStatus, Workflow
+from iso_orchestrator import AgentError, CommandIdleError, Limited, StepStatus, Workflow
 from iso_orchestrator.agents import Agent, AgentCommand, AgentResult, Claude, Codex, OpenCode, Outcome, last_session
 from iso_orchestrator.record.model import Json
 
@@ -110,6 +110,25 @@ def test_a_step_may_name_the_key_of_its_limit(workflow: Workflow, tmp_path: Path
     review()
     limits = [event.detail for event in workflow.record.events if event.type == "step.limited"]
     assert [limit["limitKey"] for limit in limits] == ["account"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", ["Please try again in 148ms.", "Please try again later."])
+def test_a_limit_of_no_time_is_not_met_again_at_once(workflow: Workflow, tmp_path: Path, words: str) -> None:
+    """A limit of less than a second, or of an unknown time, takes a second, then longer, and is bounded."""
+    event = json.dumps({"type": "turn.failed", "error": {"message": f"Rate limit reached. {words}"}})
+    codex = Codex(program=shell('date +%s.%N >> "$1"; echo "$2"; exit 1', tmp_path / "log", event))
+
+    @workflow.command(parse=codex, timeout=DEADLINE, retry=1, max_limited=3)
+    def review() -> AgentCommand:
+        return codex.command("Review.")
+
+    with pytest.raises(Limited) as caught:
+        review()
+    assert isinstance(caught.value.__cause__, AgentError)
+    first, second, third = map(float, (tmp_path / "log").read_text().split())
+    assert second - first >= 1
+    assert third - second >= 2
 
 
 def test_the_tokens_of_a_resumed_session_are_kept() -> None:
@@ -298,7 +317,7 @@ def test_tokens_in_a_session_of_another_step_are_not_guessed(workflow: Workflow,
 
 KILLED = """
 from iso_orchestrator.agents import Claude
-from support_commands import STAND_IN
+from support_commands import STAND_IN, shell
 agent = Claude(program=[*STAND_IN, "claude"], env=dict(STAND_IN_AGENT="stalls,ok", STAND_IN_LOG=root + "/log"))
 
 @workflow.command(parse=agent)

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+import re
 import sys
+import threading
 import time
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta, timezone
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support import DEADLINE, run_python, wait_until
+from support import DEADLINE, Run, run_python, wait_until
 from support_processes import in_thread
 
 from iso_orchestrator import Limited, StepStatus, Workflow, current_step, open_workflow, read_workflow_record
+from iso_orchestrator.codec import decode, projection_from_snapshot, snapshot_from_projection
 
 SHORT = 0.2  # seconds
 
@@ -72,7 +79,7 @@ def test_a_limit_shows_while_it_is_waited_for(workflow: Workflow, caplog: pytest
     ended = in_thread(lambda: workflow.run_step("ask", Spent(5 * SHORT)))
     wait_until(lambda: "ask" in workflow.record.steps and workflow.record.steps["ask"].error)
     step = workflow.record.steps["ask"]
-    assert step.status is StepStatus.FAILED
+    assert step.status is StepStatus.WAITING
     assert step.error is not None
     assert step.error.message.startswith("the step is limited until 20")
     wait_until(lambda: "step 'ask' waits: the step is limited until 20" in caplog.text)
@@ -225,3 +232,155 @@ def test_a_limit_key_of_a_plain_step_holds_back_all_steps_with_it(workflow: Work
     running.result(DEADLINE)
     with pytest.raises(TypeError, match="limit_key"):
         workflow.step(limit_key=7)(free.fn)  # type: ignore[arg-type]
+
+
+def test_a_limit_wait_is_waiting_everywhere_but_in_the_file(workflow: Workflow, run: Run) -> None:
+    """`show`, `list` and the record say "waiting", also for a step that has not begun; the snapshot has npm's words."""
+    met = workflow.step(name="met", limit_key="site")(Spent(3600))
+    held_back = workflow.step(name="held back", limit_key="site")(lambda: None)
+
+    def item(number: int) -> None:
+        if number == 0:
+            met()
+        wait_until(lambda: _limits(workflow))
+        if number == 1:
+            held_back()
+        wait_until(lambda: "held back" in workflow.record.steps)
+        _look(workflow, run)
+        raise LookupError("looked")
+
+    with pytest.raises(LookupError):
+        workflow.run_for_each(range(3), item, max_parallel=3)
+
+
+def _look(workflow: Workflow, run: Run) -> None:
+    shown = {name: (step.status, step.attempts) for name, step in workflow.record.steps.items()}
+    assert shown == {"met": (StepStatus.WAITING, 0), "held back": (StepStatus.WAITING, 0)}
+    out = run("show", "w")[1]
+    assert re.search(r"met +waiting +0 .* Limited: site is limited until 20", out)
+    assert re.search(r"held back +waiting +0 .* waits for the limit of site until 20", out)
+    assert "2 waiting" in run("list")[1]
+    projection = workflow._runtime.store.read("w")
+    assert projection is not None
+    snapshot = snapshot_from_projection(projection)
+    assert {name: step["status"] for name, step in decode(snapshot)["steps"].items()} == {"met": "failed"}
+    assert projection_from_snapshot(snapshot, "w").record() == projection.record()
+    shown = json.loads(run("show", "w", "--json")[1])["steps"]
+    assert {name: step["status"] for name, step in shown.items()} == {"met": "failed"}
+
+
+def test_limits_in_a_row_are_bounded(tmp_path: Path) -> None:
+    """Each short limit of a row is waited for longer; one too many is a failure, and `retry` begins a new row."""
+    began = time.monotonic()
+
+    def clock() -> datetime:  # a hundred times as fast
+        return datetime(2026, 5, 14, tzinfo=UTC) + timedelta(seconds=100 * (time.monotonic() - began))
+
+    workflow = Workflow("fast", dir=tmp_path, now=clock)
+    calls: list[tuple[int, datetime]] = []
+
+    def ask() -> None:
+        calls.append((current_step().attempt, clock()))
+        raise Limited(clock() + timedelta(seconds=0.5))
+
+    with pytest.raises(Limited) as caught:
+        workflow.run_step("ask", ask, max_limited=3, retry=2)
+    assert any("max_limited=3" in note for note in caught.value.__notes__)
+    assert [attempt for attempt, _ in calls] == [1, 1, 1, 2, 2, 2]
+    waits = [(later - earlier).total_seconds() for (_, earlier), (_, later) in itertools.pairwise(calls)]
+    assert waits[1] >= 2
+    assert waits[4] >= 2
+    step = workflow.record.steps["ask"]
+    assert (step.status, step.attempts) == (StepStatus.FAILED, 2)
+    workflow.close()
+
+
+@pytest.mark.slow
+def test_a_row_of_limits_goes_on_after_a_kill(tmp_path: Path) -> None:
+    """The row is on record: a step that meets a limit in each of many runs fails too."""
+    with run_python(KILLED, tmp_path, 0.1) as child:
+        assert child.line() == "go"
+        wait_until(lambda: _error_of(tmp_path) is not None)
+        child.kill()
+    workflow = Workflow("w", dir=tmp_path)
+    spent = Spent(0.1, 0.1)
+    with pytest.raises(Limited):
+        workflow.run_step("ask", spent, max_limited=2)
+    assert len(spent.began) == 1
+    workflow.close()
+
+
+SCRAPER = """
+import sys, urllib.error, urllib.request
+from datetime import datetime, timedelta, UTC
+from iso_orchestrator import Limited, Workflow
+
+workflow = Workflow("scraper", dir=sys.argv[1])
+
+@workflow.for_each(max_parallel=4, progress=False)
+@workflow.step(limit_key="site")
+def fetch(page):
+    try:
+        return urllib.request.urlopen(f"http://127.0.0.1:{sys.argv[2]}/{page}").status
+    except urllib.error.HTTPError as error:
+        assert error.code == 429
+        raise Limited(datetime.now(UTC) + timedelta(seconds=float(error.headers["Retry-After"])), "site")
+
+assert fetch(range(40)).values() == [200] * 40
+print("done")
+"""
+
+
+@pytest.mark.slow
+def test_after_a_429_no_new_request_comes(tmp_path: Path) -> None:
+    """Two processes of four workers: only requests that were on their way meet a limit that another one met."""
+    with RationedServer() as server, ExitStack() as stack:
+        children = [stack.enter_context(run_python(SCRAPER, tmp_path, server.server_port)) for _ in range(2)]
+        assert [child.line() for child in children] == ["done", "done"]
+    assert server.refused
+    assert max(server.refused) <= 8
+    assert server.served == 40
+
+
+class RationedServer(ThreadingHTTPServer):
+    """A site that refuses all requests for a second and a half after each 15 that it has served."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Rationed)
+        self.guard = threading.Lock()
+        self.served = 0
+        self.closed_until = 0.0
+        self.refused: list[int] = []  # requests in each time in which it refuses them
+
+    def __enter__(self) -> RationedServer:
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+        self.server_close()
+
+
+class _Rationed(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        server = self.server
+        assert isinstance(server, RationedServer)
+        with server.guard:
+            seconds = server.closed_until - time.monotonic()
+            if seconds > 0:
+                server.refused[-1] += 1
+            else:
+                server.served += 1
+                if server.served % 15 == 0:
+                    server.closed_until = time.monotonic() + 1.5
+                    server.refused.append(0)
+        if seconds > 0:
+            self.send_response(429)
+            self.send_header("Retry-After", str(seconds))
+        else:
+            time.sleep(0.02)
+            self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass

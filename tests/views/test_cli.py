@@ -119,7 +119,7 @@ def test_list_as_json(run):
     batch, broken = json.loads(out)
     assert code == 0
     assert (batch["workflowId"], batch["status"]) == ("batch", "completed")
-    assert batch["steps"] == {"running": 0, "completed": 2, "failed": 0}
+    assert batch["steps"] == {"running": 0, "completed": 2, "failed": 0, "waiting": 0}
     assert "lastError" not in batch
     assert broken["lastError"]["message"] == "no space"
     assert broken["updatedAt"].endswith("Z")
