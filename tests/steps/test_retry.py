@@ -43,7 +43,7 @@ class Flaky:
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The seconds slept between attempts; nothing really sleeps."""
     slept: list[float] = []
-    monkeypatch.setattr("iso_orchestrator.steps.call.sleep", slept.append)
+    monkeypatch.setattr("iso_orchestrator.steps.call.pause", slept.append)
     return slept
 
 
@@ -324,7 +324,7 @@ def test_an_interrupt_ends_the_wait(workflow: Workflow, monkeypatch: pytest.Monk
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("iso_orchestrator.steps.call.sleep", interrupted)
+        patch.setattr("iso_orchestrator.steps.call.pause", interrupted)
         with pytest.raises(KeyboardInterrupt):
             workflow.run_step("flaky", Flaky(ConnectionError("down")), retry=Retry(attempts=3, wait=3600))
     step = workflow.record.steps["flaky"]
