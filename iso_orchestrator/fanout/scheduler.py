@@ -39,7 +39,7 @@ from iso_orchestrator.coordination.mutex_queue import (
 )
 from iso_orchestrator.fanout.progress import Progress
 from iso_orchestrator.fanout.summary import Fulfilled, Rejected, note_item
-from iso_orchestrator.runtime.context import ItemContext, LockOwner, current_owner, entered
+from iso_orchestrator.runtime.context import ItemContext, LockOwner, current_owner, make_current
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.runtime.waits import Node, Wait, WaitingNode, current_node, find_deadlock, noted
 from iso_orchestrator.system.interrupts import LONGEST_WAIT, Condition, OneShotEvent, start, undo_on_error
@@ -279,11 +279,12 @@ class Scheduler:
 
     def _call(self, item: _Item) -> tuple[bool, Any]:
         item.owner.move_here()
-        with entered(attrs.evolve(self._scope, owner=item.owner, item=ItemContext(item.index), batch=self)):
-            try:
-                return True, self._work(item.value) if item.hold is None else self._call_holding(item, item.hold)
-            except BaseException as error:  # noqa: BLE001 - it is the item's outcome
-                return False, error
+        # In a context of its own: nothing is to be restored.
+        make_current(attrs.evolve(self._scope, owner=item.owner, item=ItemContext(item.index), batch=self))
+        try:
+            return True, self._work(item.value) if item.hold is None else self._call_holding(item, item.hold)
+        except BaseException as error:  # noqa: BLE001 - it is the item's outcome
+            return False, error
 
     def _call_holding(self, item: _Item, hold: Held) -> Any:
         key = item.key
