@@ -26,7 +26,7 @@ from iso_orchestrator.record.model import Heartbeat, Json, Lease, WorkflowEvent,
 from iso_orchestrator.record.projection import copy_json
 from iso_orchestrator.runtime.runs import Run, RunResult, begin_run, current_run, end_run
 from iso_orchestrator.runtime.runtime import OnBusy, WorkflowRuntime
-from iso_orchestrator.steps.options import CallKeywords, StepOptions, check_callable, documented
+from iso_orchestrator.steps.options import DEFAULT_OPTIONS, CallKeywords, StepOptions, check_callable, documented
 from iso_orchestrator.steps.step import run_step
 from iso_orchestrator.store import Store, default_root, find_store
 from iso_orchestrator.system.clock import Clock, InjectedClock, SystemClock
@@ -219,7 +219,8 @@ class Workflow(Decorators):
             >>> Workflow("batch", store="memory://run_step").run_step("add", lambda a, b: a + b, 1, 2)
             3
         """
-        return run_step(self._runtime, name, fn, args, idempotency_key, StepOptions(**options))
+        checked = StepOptions(**options) if options else DEFAULT_OPTIONS
+        return run_step(self._runtime, name, fn, args, idempotency_key, checked)
 
     @documented(ForEachKeywords)
     def run_for_each(

@@ -6,7 +6,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import Enum
 from typing import Any, TypeAlias
 
@@ -25,11 +25,16 @@ _ARRAYS = (list, tuple)  # not `list | tuple`, which is made anew by each check,
 _INT_BITS = int(min(sys.get_int_max_str_digits() or 4300, 4300) * 3.3)
 
 _encoder = json.JSONEncoder(allow_nan=False, check_circular=False, separators=(",", ":"))
+# `JSONEncoder.encode` makes such a C encoder for each call, which takes as long as the rest of a fact's text.
+_make: Any = getattr(json.encoder, "c_make_encoder", None)  # PyPy has none
+_parts: Callable[[Json, int], Iterable[str]] | None = _make and _make(
+    None, _encoder.default, json.encoder.encode_basestring_ascii, None, ":", ",", False, False, False
+)
 
 
 def encode(value: Json) -> str:
     """Write *value*, which must be JSON already, as compact ASCII text."""
-    return _encoder.encode(value)
+    return _encoder.encode(value) if _parts is None else "".join(_parts(value, 0))
 
 
 def decode(text: str | bytes) -> Json:

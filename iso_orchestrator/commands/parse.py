@@ -15,6 +15,7 @@ from iso_orchestrator.commands.model import CommandResult
 from iso_orchestrator.errors import CommandError, CommandTimeoutError, OrchestratorError
 from iso_orchestrator.notes import add_note
 from iso_orchestrator.record.model import Json
+from iso_orchestrator.steps.options import unwrap_function
 from iso_orchestrator.steps.step import return_annotation
 
 Parse: TypeAlias = Literal["text", "json", "jsonl"] | Callable[[str], Any]
@@ -121,7 +122,7 @@ class _FunctionParser(Reader):
 
     @property
     def annotation(self) -> Any:
-        found = inspect.Signature.empty if self.make is None else return_annotation(self.make)
+        found = inspect.Signature.empty if self.make is None else return_annotation(unwrap_function(self.make))
         return Any if found is inspect.Signature.empty else found
 
     def begin(self, command: Any, before: dict[str, Json]) -> Reader:

@@ -47,7 +47,7 @@ from iso_orchestrator.fanout.progress import Progress
 from iso_orchestrator.fanout.report import BatchReport
 from iso_orchestrator.fanout.summary import Fulfilled, Rejected, note_item
 from iso_orchestrator.record.projection import Limit
-from iso_orchestrator.runtime.context import ItemContext, LockOwner, current_owner, entered, refuse_interrupted
+from iso_orchestrator.runtime.context import ItemContext, LockOwner, current_owner, make_current, refuse_interrupted
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.runtime.waits import Node, Wait, WaitingNode, current_node, find_deadlock, noted
 from iso_orchestrator.steps.call import Blocked, end_waits
@@ -349,13 +349,14 @@ class Scheduler:
     def _call(self, item: _Item) -> tuple[bool, Any]:
         item.owner.move_here()
         self._running[item.index] = item.value
-        with entered(attrs.evolve(self._scope, owner=item.owner, item=ItemContext(item.index), batch=self)):
-            try:
-                return True, self._call_body(item) if item.hold is None else self._call_holding(item, item.hold)
-            except BaseException as error:  # noqa: BLE001 - it is the item's outcome
-                return False, error
-            finally:
-                del self._running[item.index]
+        # In a context of its own: nothing is to be restored.
+        make_current(attrs.evolve(self._scope, owner=item.owner, item=ItemContext(item.index), batch=self))
+        try:
+            return True, self._call_body(item) if item.hold is None else self._call_holding(item, item.hold)
+        except BaseException as error:  # noqa: BLE001 - it is the item's outcome
+            return False, error
+        finally:
+            del self._running[item.index]
 
     def _call_holding(self, item: _Item, hold: Held) -> Any:
         key = item.key

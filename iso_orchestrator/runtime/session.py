@@ -79,14 +79,14 @@ class Session:
     @property
     def log(self) -> WorkflowLog:
         """The workflow's log, opened if it is not."""
-        self.ensure_open()
-        assert self._log is not None
-        return self._log
+        return self._log or self.ensure_open()
 
-    def ensure_open(self) -> None:
+    def ensure_open(self) -> WorkflowLog:
         """Open the log, which creates the record where there is none."""
         if self._log is None:
             self.transact(lambda _: ((), None), durable=False, fences=())
+        assert self._log is not None
+        return self._log
 
     def transact(
         self,
@@ -211,7 +211,7 @@ class Session:
         Raises:
             WorkflowUsageError: This thread is in one.
         """
-        if self._inside is current_node():
+        if self._inside is not None and self._inside is current_node():
             raise WorkflowUsageError(
                 f"workflow {self.workflow_id!r} was used inside a function given to update_state(): "
                 "it must only make the new state from the old one"

@@ -18,7 +18,7 @@ from iso_orchestrator.runtime.context import current_scope
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.steps.call import StepCall
 from iso_orchestrator.steps.identity import Arguments, Parameters, Template, base_name, compile_template, is_constant
-from iso_orchestrator.steps.options import StepOptions, check_callable, unwrap_function
+from iso_orchestrator.steps.options import StepOptions, check_callable
 from iso_orchestrator.steps.origin import Origin, Texts, argument_text, code_of
 from iso_orchestrator.steps.rendering import Unrenderable, render
 
@@ -59,7 +59,7 @@ class Step(Generic[P, R]):
 
     def __init__(self, fn: Callable[P, R], options: StepOptions, runtime: WorkflowRuntime | None = None) -> None:
         fn, self.method_kind = split_method(fn)
-        check_callable(fn, "a step")
+        self._plain = check_callable(fn, "a step")
         functools.update_wrapper(self, fn, updated=())  # not its attributes: they could hide a method
         self.fn = fn
         self._options = options
@@ -72,7 +72,7 @@ class Step(Generic[P, R]):
         self._make_key = self._compile(options.idempotency_key, "an idempotency key")
         self._constant_name = self._base or (str(options.name).format() if is_constant(options.name) else None)
         self._function = str(getattr(fn, "__qualname__", fn))
-        self._code = code_of(unwrap_function(fn))
+        self._code = code_of(self._plain)
         self._runtime = runtime
         self._claimed_by: WorkflowRuntime | None = None
         self._codec: ResultCodec | None = None
@@ -164,7 +164,7 @@ class Step(Generic[P, R]):
         return check_key(self._make_name(arguments), "a step's name"), self._parameters.texts(arguments)
 
     def _make_codec(self) -> ResultCodec:
-        return ResultCodec(return_annotation(self.fn), self._subject())
+        return ResultCodec(return_annotation(self._plain), self._subject())
 
     def _result_codec(self) -> ResultCodec:
         try:
@@ -247,10 +247,10 @@ def run_step(
     options: StepOptions,
 ) -> R:
     """Run ``fn(*args)`` as the step *name*, without a decorator."""
-    check_callable(fn, "a step")
+    plain = check_callable(fn, "a step")
     subject = f"the result of step {name!r:.80}"
     try:
-        codec = ResultCodec(return_annotation(fn), subject)
+        codec = ResultCodec(return_annotation(plain), subject)
     except Unresolved as missing:
         raise _unresolved(subject, missing) from missing
     call = StepCall(
@@ -259,7 +259,7 @@ def run_step(
         idempotency_key=None if idempotency_key is None else check_key(idempotency_key, "an idempotency key"),
         body=functools.partial(fn, *args),
         codec=codec,
-        origin=Origin(str(getattr(fn, "__qualname__", fn)), code_of(unwrap_function(fn)), _texts(args)),
+        origin=Origin(str(getattr(fn, "__qualname__", fn)), code_of(plain), _texts(args)),
         options=options,
     )
     result: R = call.run()
@@ -280,13 +280,12 @@ def _unresolved(subject: str, missing: Unresolved) -> SerializationError:
     )
 
 
-def return_annotation(fn: Callable[..., object]) -> Any:
-    """Resolve the return annotation of *fn*; `inspect.Signature.empty` where it has none.
+def return_annotation(plain: Any) -> Any:
+    """Resolve the return annotation of an unwrapped function; `inspect.Signature.empty` where it has none.
 
     Raises:
         Unresolved: That fails, which the next call may change.
     """
-    plain = unwrap_function(fn)
     annotation = getattr(plain, "__annotations__", {}).get("return", inspect.Signature.empty)
     if annotation is inspect.Signature.empty:
         return annotation
