@@ -312,11 +312,7 @@ class Scheduler:
                 if item.key is not None and item.hold is None:
                     self._request_key(item)
                 else:
-                    ok, value = self._context.copy().run(self._call, item)
-                    if isinstance(value, Blocked):
-                        self._park(item, value)
-                    else:
-                        self._finish(item, ok, value)
+                    self._settle(item, *self._context.copy().run(self._call, item))
         except BaseException as error:  # noqa: BLE001 - the calling thread raises it
             self._stop(error)
         finally:
@@ -371,6 +367,12 @@ class Scheduler:
         with deferred(lambda: self._interrupt(KeyboardInterrupt())):  # has an effect in the main thread only
             refuse_interrupted()
             return self._work(item.value) if item.blocked is None else item.blocked.call.run()
+
+    def _settle(self, item: _Item, ok: bool, value: Any) -> None:
+        if isinstance(value, Blocked):
+            self._park(item, value)
+        else:
+            self._finish(item, ok, value)
 
     def _finish(self, item: _Item, ok: bool, value: Any) -> None:
         with self._changed.guard:
