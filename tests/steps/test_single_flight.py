@@ -206,14 +206,14 @@ def test_a_step_that_calls_itself_raises(workflow: Workflow) -> None:
 def test_a_step_that_calls_itself_on_another_thread_raises(
     workflow: Workflow, tmp_path: Path, timeout: float | None
 ) -> None:
-    """The workflow's own threads know which step they work for, through another `Workflow` of the same id, too."""
+    """It is found through the wait for the result, and through another `Workflow` of the same id."""
     other = Workflow("w", dir=tmp_path)
 
     @other.step(name="loop", timeout=timeout)
     def loop() -> None: ...
 
     bodies: dict[str, Callable[[], Any]] = {
-        "submit": lambda: loop.submit().result(DEADLINE),
+        "submit": lambda: loop.submit().result(),
         "for_each": lambda: workflow.run_for_each([1], lambda _: loop()),
         "other object": loop,
     }
