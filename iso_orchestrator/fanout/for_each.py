@@ -19,7 +19,7 @@ from iso_orchestrator.fanout.progress import reporter
 from iso_orchestrator.fanout.scheduler import Scheduler
 from iso_orchestrator.fanout.summary import ForEachSummary
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
-from iso_orchestrator.steps.call import Blocked
+from iso_orchestrator.steps.blocked import Blocked
 from iso_orchestrator.steps.identity import Parameters, compile_template
 from iso_orchestrator.steps.options import check_callable
 from iso_orchestrator.steps.rendering import Unrenderable, digest, render

@@ -42,16 +42,14 @@ from iso_orchestrator.coordination.mutex_queue import (
     request,
     state_key_of,
 )
-from iso_orchestrator.errors import Limited
+from iso_orchestrator.fanout.parking import ParkedItems
 from iso_orchestrator.fanout.progress import Progress
 from iso_orchestrator.fanout.report import BatchReport
 from iso_orchestrator.fanout.summary import Fulfilled, Rejected, note_item
-from iso_orchestrator.record.projection import Limit
 from iso_orchestrator.runtime.context import ItemContext, LockOwner, current_owner, make_current, refuse_interrupted
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.runtime.waits import Node, Wait, WaitingNode, current_node, find_deadlock, noted
-from iso_orchestrator.steps.call import Blocked, end_waits
-from iso_orchestrator.system.clock import monotonic
+from iso_orchestrator.steps.blocked import Blocked
 from iso_orchestrator.system.interrupts import LONGEST_WAIT, Condition, OneShotEvent, deferred, masked, start
 
 if TYPE_CHECKING:
@@ -80,7 +78,6 @@ class _Item:
     warn: Callable[[], None] = _ignore
     hold: Held | None = None
     blocked: Blocked | None = None  # set when it is parked; its call is continued
-    looks_at: float = 0.0  # when to look whether a parked item can go on, by `monotonic`
 
 
 # The threads that run workers, for executors that several calls may share.
@@ -129,13 +126,12 @@ class Scheduler:
         around = self._scope.batch
         self.report = BatchReport(runtime, name, self._parent, getattr(around, "report", None))
         progress.watch(lambda failed: self.report.describe(len(self._running_workers), failed))
+        self._parked = ParkedItems[_Item](self._on_free, lambda: self.is_stopped, self._fail)
         # What follows changes under the lock `_changed.guard` only.
         self._changed = Condition()
         self._queued: dict[str, deque[_Item]] = {}  # has the key of each item that is ready, requested or running
         self._ready: list[tuple[bool, int, _Item]] = []  # a heap: first the items that hold a mutex, then by index
         self._requested: set[_Item] = set()
-        self._parked: dict[_Item, Blocked] = {}
-        self._wake: OneShotEvent | None = None  # of the thread that looks at parked items; None: there is none
         self._outcomes: dict[int, Fulfilled[Any] | Rejected] = {}
         self._unfinished = 0  # items that were read and are not done
         self._unstarted = 0  # items that were read and have not run
@@ -185,6 +181,7 @@ class Scheduler:
         # Tracebacks have this frame, and frames with this scheduler: if these kept the errors, they would form a cycle.
         outcomes, self._outcomes = self._outcomes, {}
         self._next_worker.wait = None  # which refers to this scheduler
+        del self._parked  # likewise
         first, self._error = self._error, None
         self.report.end(outcomes.values(), is_stopped=self._stopped)
         try:
@@ -470,66 +467,18 @@ class Scheduler:
             self._end_request(item)
             item.hold = item.waiter = item.mutex = None
             item.owner.node = self._next_worker
-            item.blocked, item.looks_at = blocked, 0.0
+            item.blocked = blocked
             self._unstarted += 1
-            stopped, wake = self._stopped, self._wake
-            if not stopped:
-                self._parked[item] = blocked
-                if wake is None:
-                    self._wake = OneShotEvent()
-                else:
-                    wake.set()
-        if stopped:
-            end_waits([blocked])
-        elif wake is None:
-            thread = threading.Thread(target=self._watch_parked, name="iso-orchestrator for_each parked", daemon=True)
-            start(thread.start)
+        self._parked.add(item, blocked)
+        if self._stopped:
+            self._parked.drop()
 
-    def _watch_parked(self) -> None:
-        """Make parked items ready when they can go on, as long as there are any."""
-        try:
-            while (wake := self._wake_for_parked()) is not None:
-                self._refuse_stopped_around()
-                wake.wait(max(0.0, self._look_at_parked() - monotonic()))
-        except BaseException as error:  # noqa: BLE001 - the calling thread raises it
-            self._fail(error)
-
-    def _wake_for_parked(self) -> OneShotEvent | None:
-        """What wakes the thread that looks at parked items; None, and it has to end, if there are none."""
+    def _on_free(self, items: Sequence[_Item]) -> None:
         with self._changed.guard:
-            self._wake = OneShotEvent() if self._parked else None
-            return self._wake
-
-    def _look_at_parked(self) -> float:
-        """Make those ready that can go on; when to look again, by `monotonic`."""
-        with self._changed.guard:
-            parked = list(self._parked.items())
-        next_look = math.inf
-        free = []
-        for item, blocked in parked:
-            if item.looks_at <= monotonic():
-                seconds = blocked.pause()
-                item.looks_at = monotonic() + seconds
-                if not seconds:
-                    free.append(item)
-                    continue
-            next_look = min(next_look, item.looks_at)
-        with self._changed.guard:
-            for item in free:
-                if self._parked.pop(item, None) is not None:
-                    self._make_ready(item)
-        for _ in range(min(len(free), self._max_parallel)):
+            for item in items:
+                self._make_ready(item)
+        for _ in range(min(len(items), self._max_parallel)):
             self._start_worker()
-        return next_look if next_look < math.inf else 0.0
-
-    def _refuse_stopped_around(self) -> None:
-        """End the batch if the `for_each` around it was stopped while items wait for limits."""
-        if not self.is_stopped:
-            return
-        with self._changed.guard:
-            limits = [blocked.by for blocked in self._parked.values() if isinstance(blocked.by, Limit)]
-        if limits:
-            self._stop(Limited(limits[0].until, limits[0].key))
 
     # What waits for what.
 
@@ -615,10 +564,7 @@ class Scheduler:
         with self._changed.guard:
             ready, self._ready = self._ready, []
             requested = list(self._requested)
-            parked, self._parked = self._parked, {}
-            if self._wake is not None:
-                self._wake.set()
-        end_waits(parked.values())
+        self._parked.drop()
         for *_, item in ready:
             if item.hold is not None:
                 item.hold.leave(item.owner)

@@ -6,10 +6,7 @@ The methods of `StepCall` stand in the order in which a call goes through them.
 from __future__ import annotations
 
 import logging
-import sys
-import warnings
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from itertools import takewhile
 from typing import Any, TypeAlias
@@ -24,7 +21,6 @@ from iso_orchestrator.errors import (
     Limited,
     OrchestratorError,
     SerializationError,
-    StepChangedWarning,
     StepFailedError,
     StepInterruptedError,
     StepRejectedError,
@@ -62,18 +58,14 @@ from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.runtime.session import Session
 from iso_orchestrator.runtime.threads import run_attempt_with_timeout
 from iso_orchestrator.runtime.waits import Patience, Wait, current_node, wait_until
+from iso_orchestrator.steps.blocked import LONGEST_NAP, Blocked, end_of_limit, end_waits
 from iso_orchestrator.steps.options import RetryContext, StepOptions
-from iso_orchestrator.steps.origin import Origin
+from iso_orchestrator.steps.origin import Origin, warn_of_changes
 from iso_orchestrator.store import ProcessInfo
 from iso_orchestrator.system.clock import Backoff, sleep
 from iso_orchestrator.system.interrupts import OneShotEvent, at_work, masked, unmasked
 
 _log = logging.getLogger("iso_orchestrator")
-
-_SHORT_LIMIT = timedelta(seconds=1)  # one that is met again is waited for longer each time, up to
-_LONGEST_GROWN = timedelta(hours=1)
-_LOOK_EVERY = 0.02  # seconds between two looks at the step of another process; one takes 50 microseconds
-_LONGEST_NAP = 0.5  # seconds between two looks whether the for_each around a wait for a limit was stopped
 
 
 @attrs.frozen
@@ -113,41 +105,6 @@ class _Refused:
 
 
 _Decided: TypeAlias = _Started | _Completed | _RunsElsewhere | _Refused | Limit
-
-
-@attrs.frozen
-class Blocked:
-    """The answer of a call that gives way: it cannot go on now. `StepCall.run` continues it.
-
-    Attributes:
-        call: The call.
-        by: A limit, or the attempt of another process.
-    """
-
-    call: StepCall
-    by: Limit | _RunsElsewhere
-
-    def pause(self) -> float:
-        """Seconds until the next look whether it can go on; 0: it can, or it has to find out by itself."""
-        try:
-            if isinstance(self.by, Limit):
-                return max(0.0, min((self.by.until - self.call.runtime.clock.now()).total_seconds(), _LONGEST_NAP))
-            return _LOOK_EVERY if self.call.is_run_elsewhere() else 0.0
-        except Exception:  # noqa: BLE001 - the call itself raises it
-            return 0.0
-
-
-def end_waits(blocked: Iterable[Blocked]) -> None:
-    """Record that calls no longer wait for their limits, if that is possible: it only informs those who look."""
-    calls: dict[WorkflowRuntime, list[StepCall]] = {}
-    for one in blocked:
-        if isinstance(one.by, Limit):
-            calls.setdefault(one.call.runtime, []).append(one.call)
-    for runtime, waiting in calls.items():
-        with suppress(Exception), runtime.acquire() as session:
-            at, owner = runtime.clock.now(), session.log.process_id
-            facts = [StepWaiting(at, call.name, owner) for call in waiting]
-            session.transact(lambda _: (facts, None), durable=False, fences=())  # noqa: B023 - called at once
 
 
 @attrs.define(eq=False)
@@ -283,7 +240,7 @@ class StepCall:
         else:
             self.awaited = by.attempt
             self.patience = self.patience or Patience(self._who(), f"step {self.name!r}", self._runner)
-        return Blocked(self, by)
+        return Blocked(self, by if isinstance(by, Limit) else None)
 
     def is_run_elsewhere(self) -> bool:
         """Whether another process runs the step, for a call that has given way."""
@@ -397,7 +354,7 @@ class StepCall:
             while (seconds := (limit.until - self.runtime.clock.now()).total_seconds()) > 0:
                 if self.scope.batch is not None and self.scope.batch.is_stopped:
                     raise limited
-                sleep(min(seconds, _LONGEST_NAP))
+                sleep(min(seconds, LONGEST_NAP))
             is_over = True
         finally:
             if not is_over:
@@ -493,7 +450,7 @@ class StepCall:
             before = projection.steps[self.name].limited
             if before + 1 >= most:
                 return (), False
-            until = max(named, _grown(at, before)) if before and named - at <= _SHORT_LIMIT else named
+            until = end_of_limit(at, named, before)
             return [StepLimited(at, self.name, until, limit.key or self.options.limit_key)], True
 
         is_recorded = self.session.transact(decide)
@@ -532,35 +489,8 @@ class StepCall:
 
     def _load_recorded(self, data: Json, changes: list[str]) -> Any:
         if changes and self.options.on_change == "warn":
-            self._warn(changes)
+            warn_of_changes(self.runtime, self.origin, self.name, changes)
         return self._load(data)
-
-    def _warn(self, changes: list[str]) -> None:
-        """Warn of recorded results that are older than a change, once for each function and code."""
-        function = (self.origin.function, self.origin.code)
-        if function in self.runtime.changed_functions:
-            return
-
-        def count(projection: Projection) -> int:
-            mine = projection.steps.get(self.name)  # none, where another process has reset it by now
-            steps = [step for step in projection.steps.values() if mine is not None and step.code == mine.code]
-            return sum(self.origin.changes_since(step) == changes for step in steps)
-
-        number = self.runtime.look(count)
-        results = f"the result of step {self.name!r}"
-        if number > 1:
-            results = f"the results of {number} steps of {self.origin.function}(), {self.name!r} among them"
-        self.runtime.changed_functions.add(function)
-        try:
-            warnings.warn(
-                f"recorded before a change: {results}: {'; '.join(changes)}. To run again: another version=, "
-                'on_change="rerun" or reset(). on_change="ignore" ends this warning',
-                StepChangedWarning,
-                stacklevel=_levels_to_the_caller(),
-            )
-        except StepChangedWarning:  # where warnings are errors, the next call must not return the old result in silence
-            self.runtime.changed_functions.discard(function)
-            raise
 
     def _load(self, data: Json) -> Any:
         return self.codec.load(data, self._subject())
@@ -576,16 +506,3 @@ class StepCall:
 
     def _subject(self) -> str:
         return f"the result of step {self.name!r}"
-
-
-def _grown(at: datetime, before: int) -> datetime:
-    """The earliest end of a short limit, met at the time *at* after a number of limits in a row."""
-    return at + min(_SHORT_LIMIT * float(2 ** min(before, 32)), _LONGEST_GROWN)
-
-
-def _levels_to_the_caller() -> int:
-    """The `stacklevel` of a warning for the code outside of this package."""
-    level, frame = 1, sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("iso_orchestrator."):
-        level, frame = level + 1, frame.f_back
-    return level

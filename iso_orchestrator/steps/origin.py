@@ -5,13 +5,16 @@ from __future__ import annotations
 import dis
 import re
 import sys
+import warnings
 from functools import lru_cache
 from types import CodeType
 from typing import Any, TypeAlias
 
 import attrs
 
-from iso_orchestrator.record.projection import StepState
+from iso_orchestrator.errors import StepChangedWarning
+from iso_orchestrator.record.projection import Projection, StepState
+from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.steps.rendering import digest
 
 Texts: TypeAlias = dict[str, str]
@@ -48,6 +51,42 @@ class Origin:
         if self.code != step.code and _python(self.code) == _python(step.code) is not None:
             changes.append("the code of its function")
         return changes
+
+
+def warn_of_changes(runtime: WorkflowRuntime, origin: Origin, step_name: str, changes: list[str]) -> None:
+    """Warn of recorded results that are older than a change, once for each function and code."""
+    function = (origin.function, origin.code)
+    if function in runtime.changed_functions:
+        return
+
+    def count(projection: Projection) -> int:
+        mine = projection.steps.get(step_name)  # none, where another process has reset it by now
+        steps = [step for step in projection.steps.values() if mine is not None and step.code == mine.code]
+        return sum(origin.changes_since(step) == changes for step in steps)
+
+    number = runtime.look(count)
+    results = f"the result of step {step_name!r}"
+    if number > 1:
+        results = f"the results of {number} steps of {origin.function}(), {step_name!r} among them"
+    runtime.changed_functions.add(function)
+    try:
+        warnings.warn(
+            f"recorded before a change: {results}: {'; '.join(changes)}. To run again: another version=, "
+            'on_change="rerun" or reset(). on_change="ignore" ends this warning',
+            StepChangedWarning,
+            stacklevel=_levels_to_the_caller(),
+        )
+    except StepChangedWarning:  # where warnings are errors, the next call must not return the old result in silence
+        runtime.changed_functions.discard(function)
+        raise
+
+
+def _levels_to_the_caller() -> int:
+    """The `stacklevel` of a warning for the code outside of this package."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("iso_orchestrator."):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def _python(code: str | None) -> str | None:
