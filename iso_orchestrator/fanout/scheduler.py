@@ -13,20 +13,18 @@ becomes ready again when the limit or the other run may be over. A thread looks 
 
 Only running items occupy workers. There is no scheduling thread: the calling thread reads the items, and each worker
 takes the next ready item by itself, so that a slow source of items never delays an item that is ready. A worker ends
-when no item is ready, and the thread that makes an item ready starts another one. Without an executor the calling
-thread is the only worker, between two items that it reads.
+when no item is ready, and the thread that makes an item ready starts another one.
 """
 
 from __future__ import annotations
 
 import heapq
-import logging
 import math
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import CancelledError, Executor, Future
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +40,7 @@ from iso_orchestrator.coordination.mutex_queue import (
     request,
     state_key_of,
 )
+from iso_orchestrator.errors import Limited
 from iso_orchestrator.fanout.parking import ParkedItems
 from iso_orchestrator.fanout.progress import Progress
 from iso_orchestrator.fanout.report import BatchReport
@@ -55,9 +54,6 @@ from iso_orchestrator.system.interrupts import LONGEST_WAIT, Condition, OneShotE
 if TYPE_CHECKING:
     from iso_orchestrator.fanout.for_each import ForEachOptions
 
-_log = logging.getLogger("iso_orchestrator")
-
-_NAMED = 5  # running items in a message
 _READ_AHEAD = 1000  # items, or 16 for each worker if that is more
 
 
@@ -91,7 +87,7 @@ class Scheduler:
     Args:
         runtime: The workflow's.
         work: The function of one item. It may return `Blocked`.
-        name_of: Returns what to call an item in a message.
+        on_interrupt: Is told of the running items.
         key_of: Returns the mutex key of an item, or None.
         options: Those of the call.
         executor: Provides the threads of the workers; None: the calling thread is the only one.
@@ -104,7 +100,7 @@ class Scheduler:
         runtime: WorkflowRuntime,
         work: Callable[[Any], Any],
         *,
-        name_of: Callable[[Any], str],
+        on_interrupt: Callable[[list[Any]], object],
         key_of: Callable[[Any], str | None],
         options: ForEachOptions,
         executor: Executor | None,
@@ -113,7 +109,7 @@ class Scheduler:
     ) -> None:
         self._runtime = runtime
         self._work = work
-        self._name_of = name_of
+        self._on_interrupt = on_interrupt
         self._key_of = key_of
         self._options = options
         self._max_parallel = options.max_parallel
@@ -170,7 +166,7 @@ class Scheduler:
                 finally:
                     if isinstance(items, Generator):  # an error's traceback may keep it, and a mutex that it holds
                         items.close()
-                self._go_on_until(lambda: self._unfinished == 0 or self._stopped)
+                self._changed.wait_until(lambda: self._unfinished == 0 or self._stopped, self._wait)
             except Exception as error:  # noqa: BLE001 - it is raised below, after the running items have ended
                 self._fail(error)
             self._wait_for_workers()
@@ -207,33 +203,17 @@ class Scheduler:
                 is_full = self._unstarted >= self._read_ahead
             self._start_worker()
             self._work_here()
-            if self._stopped:  # by the item that ran here; the next one may take its time
-                return  # type: ignore[unreachable]  # mypy takes `_stopped` for unchanged by calls
+            if self._error is not None:
+                return  # the next item may take its time
             if is_full:
-                self._go_on_until(self._has_room)
-
-    def _go_on_until(self, holds: Callable[[], bool]) -> None:
-        """Wait, and work where the calling thread is the worker."""
-        is_over = False
-
-        def may_go_on() -> bool:
-            nonlocal is_over
-            is_over = holds()
-            return is_over or (self._executor is None and bool(self._ready))
-
-        while not is_over:
-            self._changed.wait_until(may_go_on, self._wait)
-            if not is_over:
-                self._work_here()
+                self._changed.wait_until(self._has_room, self._wait)
 
     def _work_here(self) -> None:
         """Run what is ready, where the calling thread is the worker."""
-        if self._executor is not None:
-            return
-        with masked():
-            with self._changed.guard:
-                self._workers += 1
-            self._run_worker()
+        if self._executor is None:
+            with masked():
+                self._workers += 1  # no other thread changes it
+                self._run_worker()
 
     def _add(self, item: _Item) -> None:
         self._unfinished += 1
@@ -263,11 +243,10 @@ class Scheduler:
         which `submit` needs.
         """
         executor = self._executor
-        if executor is None:
-            with self._changed.guard:
-                self._changed.notify()
-            return
         with self._changed.guard:
+            if executor is None:
+                self._changed.notify()
+                return
             if self._stopped or not self._ready or self._workers >= self._max_parallel:
                 return
             self._workers += 1
@@ -483,11 +462,16 @@ class Scheduler:
     # What waits for what.
 
     def _wait(self, event: OneShotEvent) -> None:
-        """Wait in the calling thread.
+        """Wait in the calling thread, or work where that is the worker.
 
         Raises:
             DeadlockError: No worker ever begins. Any other deadlock ends the wait of an item instead.
         """
+        if self._executor is None and self._ready:
+            if not self._stopped:
+                refuse_interrupted()  # that the `for_each` around this one was, which starts no item here either
+            self._work_here()
+            return
         with noted(Wait(self._parent, "its for_each", self._blockers)) as node:
             while True:
                 with self._changed.guard:
@@ -550,15 +534,8 @@ class Scheduler:
         with self._changed.guard:
             self._error, self._stopped, self._interrupted = error, True, True
             self._changed.notify()
-        running = list(self._running.values())
-        if running and not was_interrupted:
-            names = ", ".join(map(self._name_of, running[:_NAMED]))
-            more = f" and {len(running) - _NAMED} more" if len(running) > _NAMED else ""
-            items = "item" if len(running) == 1 else "items"
-            with suppress(RuntimeError):  # a signal handler must not write to a stream in the middle of another write
-                _log.warning(
-                    "finishing %d running %s (%s%s); Ctrl-C again to stop waiting", len(running), items, names, more
-                )
+        if not was_interrupted:
+            self._on_interrupt(list(self._running.values()))
 
     def _drop_waiting(self) -> None:
         with self._changed.guard:
@@ -572,8 +549,7 @@ class Scheduler:
             self._withdraw(item)
 
     def _wait_for_workers(self) -> None:
-        if self._stopped:
-            self._drop_waiting()
+        self._drop_waiting()
         with self._changed.guard:
             futures = list(self._futures)
         for future in futures:
