@@ -208,8 +208,9 @@ class Held:
             with _registry.guard:
                 if _registry.states.get(self.state.key) is not self.state:
                     return  # in a forked child: the parent holds it
-                owners.remove(owner)
-                owner.holds.remove(self)
+                if owner in owners:  # else an error of a signal handler has ended the first try below
+                    owners.remove(owner)
+                    owner.holds.remove(self)
             self.state.advance()
 
 
