@@ -512,7 +512,7 @@ def _unblock_after_fork() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    from _signal import SIG_BLOCK, SIG_SETMASK, pthread_sigmask
+    from signal import SIG_BLOCK, SIG_SETMASK, pthread_sigmask
 
     os.register_at_fork(
         before=_block_before_fork, after_in_parent=_unblock_after_fork, after_in_child=_forget_after_fork
