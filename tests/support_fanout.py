@@ -18,7 +18,7 @@ from typing import Any
 from support import DEADLINE, wait_until
 
 import iso_orchestrator
-from iso_orchestrator.system.interrupts import OneShotEvent
+from iso_orchestrator.system.events import OneShotEvent
 
 _PACKAGE = os.path.dirname(iso_orchestrator.__file__) + os.sep
 

@@ -168,7 +168,7 @@ def test_one_door_to_the_file_system() -> None:
 
 
 def test_nobody_waits_where_a_signal_leaves_a_lock() -> None:
-    """The standard library's conditions and events are used nowhere: `system.interrupts` says why."""
+    """The standard library's conditions and events are used nowhere: `system.events` says why."""
     users = {
         module
         for module, path in modules().items()

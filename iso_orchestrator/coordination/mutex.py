@@ -26,7 +26,8 @@ from iso_orchestrator.runtime.session import Session
 from iso_orchestrator.runtime.waits import Node, Patience, Wait, wait_until
 from iso_orchestrator.steps.options import check_callable
 from iso_orchestrator.system.clock import Clock
-from iso_orchestrator.system.interrupts import OneShotEvent, masked, masked_with_undo
+from iso_orchestrator.system.events import OneShotEvent
+from iso_orchestrator.system.interrupts import masked, masked_with_undo
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -41,7 +41,8 @@ from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.runtime.session import Session
 from iso_orchestrator.store import StoreMutex
 from iso_orchestrator.system.clock import monotonic
-from iso_orchestrator.system.interrupts import OneShotEvent, masked
+from iso_orchestrator.system.events import OneShotEvent
+from iso_orchestrator.system.interrupts import masked
 
 _log = logging.getLogger("iso_orchestrator")
 

@@ -20,7 +20,8 @@ from iso_orchestrator.record.projection import Projection, copy_json
 from iso_orchestrator.runtime.context import current_scope
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.runtime.session import Session
-from iso_orchestrator.system.interrupts import OneShotEvent, masked, start, unmasked
+from iso_orchestrator.system.events import OneShotEvent, start
+from iso_orchestrator.system.interrupts import masked, unmasked
 
 _log = logging.getLogger("iso_orchestrator")
 

@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 from iso_orchestrator.errors import Limited
 from iso_orchestrator.steps.blocked import Blocked, end_waits
 from iso_orchestrator.system.clock import monotonic
-from iso_orchestrator.system.interrupts import OneShotEvent, start
+from iso_orchestrator.system.events import OneShotEvent, start
 
 T = TypeVar("T")
 

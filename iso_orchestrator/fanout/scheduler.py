@@ -19,11 +19,10 @@ when no item is ready, and the thread that makes an item ready starts another on
 from __future__ import annotations
 
 import heapq
-import math
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import CancelledError, Executor, Future
+from concurrent.futures import Executor
 from contextlib import ExitStack
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
@@ -45,11 +44,13 @@ from iso_orchestrator.fanout.parking import ParkedItems
 from iso_orchestrator.fanout.progress import Progress
 from iso_orchestrator.fanout.report import BatchReport
 from iso_orchestrator.fanout.summary import Fulfilled, Rejected, note_item
+from iso_orchestrator.fanout.workers import Workers
 from iso_orchestrator.runtime.context import ItemContext, LockOwner, current_owner, make_current, refuse_interrupted
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
-from iso_orchestrator.runtime.waits import Node, Wait, WaitingNode, current_node, find_deadlock, noted
+from iso_orchestrator.runtime.waits import Node, Wait, WaitingNode, find_deadlock, noted
 from iso_orchestrator.steps.blocked import Blocked
-from iso_orchestrator.system.interrupts import LONGEST_WAIT, Condition, OneShotEvent, deferred, masked, start
+from iso_orchestrator.system.events import LONGEST_WAIT, Condition, OneShotEvent
+from iso_orchestrator.system.interrupts import deferred, masked
 
 if TYPE_CHECKING:
     from iso_orchestrator.fanout.for_each import ForEachOptions
@@ -74,11 +75,6 @@ class _Item:
     warn: Callable[[], None] = _ignore
     hold: Held | None = None
     blocked: Blocked | None = None  # set when it is parked; its call is continued
-
-
-# The threads that run workers, for executors that several calls may share.
-_threads_of: dict[int, list[Node]] = {}  # by the executor's `id`, as long as it has some: it may have no hash
-_threads_guard = threading.Lock()
 
 
 class Scheduler:
@@ -112,34 +108,38 @@ class Scheduler:
         self._on_interrupt = on_interrupt
         self._key_of = key_of
         self._options = options
-        self._max_parallel = options.max_parallel
         self._read_ahead = max(_READ_AHEAD, 16 * options.max_parallel)
-        self._executor = executor
         self._progress = progress
         self._scope = runtime.scope()
         self._context = copy_context()
         self._parent = current_owner()
         around = self._scope.batch
         self.report = BatchReport(runtime, name, self._parent, getattr(around, "report", None))
-        progress.watch(lambda failed: self.report.describe(len(self._running_workers), failed))
+        progress.watch(lambda failed: self.report.describe(len(self._workers.running), failed))
         self._parked = ParkedItems[_Item](self._on_free, lambda: self.is_stopped, self._fail)
-        # What follows changes under the lock `_changed.guard` only.
         self._changed = Condition()
+        self._workers = Workers(
+            executor,
+            options.max_parallel,
+            self._changed,
+            work=self._work_on_items,
+            has_work=lambda: bool(self._ready) and not self._stopped,
+            on_error=self._stop,
+            on_broken=self._fail_if_unfinished,  # the calling thread drops what waits
+        )
+        # What follows changes under the lock `_changed.guard` only.
         self._queued: dict[str, deque[_Item]] = {}  # has the key of each item that is ready, requested or running
         self._ready: list[tuple[bool, int, _Item]] = []  # a heap: first the items that hold a mutex, then by index
         self._requested: set[_Item] = set()
         self._outcomes: dict[int, Fulfilled[Any] | Rejected] = {}
         self._unfinished = 0  # items that were read and are not done
         self._unstarted = 0  # items that were read and have not run
-        self._workers = 0  # workers that have not decided to end, including those that the executor has not started
-        self._running_workers: list[Node] = []
         self._running: dict[int, Any] = {}  # items, by index
-        self._futures: set[Future[None]] = set()
         self._stopped = False
         self._interrupted = False
         self._error: BaseException | None = None
         # Runs the items that hold their mutex and have no thread yet.
-        self._next_worker = WaitingNode(Wait(self, "", self._blockers_of_next_worker, any_will_do=True))
+        self._next_worker = WaitingNode(Wait(self, "", self._workers.blockers_of_next, any_will_do=True))
 
     @property
     def is_stopped(self) -> bool:
@@ -201,19 +201,12 @@ class Scheduler:
                     return
                 self._add(_Item(index, value, key, owner))
                 is_full = self._unstarted >= self._read_ahead
-            self._start_worker()
-            self._work_here()
+            self._workers.start()
+            self._workers.work_here()
             if self._error is not None:
                 return  # the next item may take its time
             if is_full:
                 self._changed.wait_until(self._has_room, self._wait)
-
-    def _work_here(self) -> None:
-        """Run what is ready, where the calling thread is the worker."""
-        if self._executor is None:
-            with masked():
-                self._workers += 1  # no other thread changes it
-                self._run_worker()
 
     def _add(self, item: _Item) -> None:
         self._unfinished += 1
@@ -236,75 +229,18 @@ class Scheduler:
 
     # Workers.
 
-    def _start_worker(self) -> None:
-        """Start a worker if an item is ready and there may be one more worker.
-
-        The caller must not hold the lock: an executor that is shut down calls `_on_worker_done` under its own lock,
-        which `submit` needs.
-        """
-        executor = self._executor
-        with self._changed.guard:
-            if executor is None:
-                self._changed.notify()
-                return
-            if self._stopped or not self._ready or self._workers >= self._max_parallel:
-                return
-            self._workers += 1
-        try:
-            future = start(lambda: executor.submit(self._run_worker))
-        except Exception as error:  # noqa: BLE001 - the user's executor may raise anything
-            with self._changed.guard:
-                self._workers -= 1
-                self._max_parallel = self._workers  # the workers that are there go on
-            if self._max_parallel == 0:
-                self._stop(error)
-            return
-        with self._changed.guard:
-            self._futures.add(future)
-        future.add_done_callback(self._on_worker_done)
-
-    def _on_worker_done(self, future: Future[None]) -> None:
-        """Count a worker that never began, since its executor was shut down or is broken."""
-        with self._changed.guard:
-            self._futures.discard(future)
-            if future.cancelled():
-                error: BaseException | None = CancelledError("the executor was shut down before all items had run")
+    def _work_on_items(self) -> None:
+        while (item := self._take()) is not None:
+            if item.key is not None and item.hold is None:
+                self._request_key(item)
             else:
-                error = future.exception()
-            if error is None:
-                return
-            self._workers -= 1
-            if self._workers == 0 and self._unfinished:
-                self._fail(error)  # the calling thread drops what waits: here the executor's lock may be held
-
-    def _run_worker(self) -> None:
-        node, executor = current_node(), id(self if self._executor is None else self._executor)
-        with _threads_guard:
-            _threads_of.setdefault(executor, []).append(node)
-        with self._changed.guard:
-            self._running_workers.append(node)
-        try:
-            while (item := self._take()) is not None:
-                if item.key is not None and item.hold is None:
-                    self._request_key(item)
-                else:
-                    self._settle(item, *self._context.copy().run(self._call, item))
-        except BaseException as error:  # noqa: BLE001 - the calling thread raises it
-            self._stop(error)
-        finally:
-            with self._changed.guard:
-                self._running_workers.remove(node)
-                self._changed.notify()
-            with _threads_guard:
-                _threads_of[executor].remove(node)
-                if not _threads_of[executor]:
-                    del _threads_of[executor]
+                self._settle(item, *self._context.copy().run(self._call, item))
 
     def _take(self) -> _Item | None:
         """The next ready item; None when the worker, which is no longer counted, has to end."""
         with self._changed.guard:
             if self._stopped or not self._ready or self.is_interrupted:
-                self._workers -= 1
+                self._workers.end()
                 return None
             *_, item = heapq.heappop(self._ready)
             if item.key is None or item.hold is not None:
@@ -418,7 +354,7 @@ class Scheduler:
         if item.hold is None:
             hold.leave(item.owner)
         elif item.requested_by != threading.get_ident():  # else this thread is a worker, and takes the item itself
-            self._start_worker()
+            self._workers.start()
 
     def _on_request_failed(self, item: _Item, error: BaseException) -> None:
         with self._changed.guard:
@@ -437,7 +373,7 @@ class Scheduler:
         with self._changed.guard:
             self._count_started()
         self._finish(item, False, error)
-        self._start_worker()  # for the next item of the key
+        self._workers.start()  # for the next item of the key
 
     # Parked items.
 
@@ -456,8 +392,8 @@ class Scheduler:
         with self._changed.guard:
             for item in items:
                 self._make_ready(item)
-        for _ in range(min(len(items), self._max_parallel)):
-            self._start_worker()
+        for _ in range(min(len(items), self._workers.limit)):
+            self._workers.start()
 
     # What waits for what.
 
@@ -467,16 +403,16 @@ class Scheduler:
         Raises:
             DeadlockError: No worker ever begins. Any other deadlock ends the wait of an item instead.
         """
-        if self._executor is None and self._ready:
+        if self._workers.executor is None and self._ready:
             if not self._stopped:
                 refuse_interrupted()  # that the `for_each` around this one was, which starts no item here either
-            self._work_here()
+            self._workers.work_here()
             return
         with noted(Wait(self._parent, "its for_each", self._blockers)) as node:
             while True:
                 with self._changed.guard:
                     requested = sorted((item for item in self._requested if item.mutex), key=lambda item: item.index)
-                    has_begun = bool(self._running_workers or self._requested)
+                    has_begun = bool(self._workers.running or self._requested)
                 error = None if has_begun else find_deadlock(node)
                 if error is not None:
                     raise error
@@ -497,23 +433,12 @@ class Scheduler:
 
     def _blockers(self) -> Sequence[Node]:
         with self._changed.guard:
-            nodes = [*self._running_workers, *(item.node for item in self._requested if item.node is not None)]
+            nodes = [*self._workers.running, *(item.node for item in self._requested if item.node is not None)]
             return [*nodes, self._next_worker] if self._ready else nodes
 
     def _blockers_of_request(self, item: _Item) -> Sequence[Node]:
         has_timeout = self._options.mutex_timeout is not None
         return () if item.waiter is None or item not in self._requested or has_timeout else holders(item.waiter)
-
-    def _blockers_of_next_worker(self) -> Sequence[Node]:
-        """The threads of which one has to end its work first; none: there is a free thread, or there may be."""
-        with self._changed.guard:
-            if self._workers < self._max_parallel:
-                return ()  # the thread that made an item ready is about to start one
-            if self._workers <= len(self._running_workers):
-                return list(self._running_workers)
-            with _threads_guard:
-                threads = list(_threads_of.get(id(self._executor), ()))
-        return threads if len(threads) >= getattr(self._executor, "_max_workers", math.inf) else ()
 
     # The end of a batch that fails.
 
@@ -527,6 +452,10 @@ class Scheduler:
             if not self._stopped:
                 self._error, self._stopped = error, True
             self._changed.notify()
+
+    def _fail_if_unfinished(self, error: BaseException) -> None:
+        if self._unfinished:
+            self._fail(error)
 
     def _interrupt(self, error: BaseException) -> None:
         """Start no more items, end the commands and waits of the running ones, and let plain bodies finish."""
@@ -550,8 +479,5 @@ class Scheduler:
 
     def _wait_for_workers(self) -> None:
         self._drop_waiting()
-        with self._changed.guard:
-            futures = list(self._futures)
-        for future in futures:
-            future.cancel()  # has an effect on those that the executor has not begun
-        self._changed.wait_until(lambda: not self._running_workers, self._wait)
+        self._workers.cancel()
+        self._changed.wait_until(lambda: not self._workers.running, self._wait)

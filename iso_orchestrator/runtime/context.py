@@ -19,7 +19,7 @@ from iso_orchestrator.notes import contextmanager
 from iso_orchestrator.record.model import Json
 from iso_orchestrator.runtime.waits import Node, Wait, current_node
 from iso_orchestrator.system.clock import sleep
-from iso_orchestrator.system.interrupts import OneShotEvent
+from iso_orchestrator.system.events import OneShotEvent
 
 if TYPE_CHECKING:
     from iso_orchestrator.runtime.runs import Run

@@ -23,14 +23,8 @@ from iso_orchestrator.runtime.context import Fence, InFlightStep, current_scope
 from iso_orchestrator.runtime.waits import Node, ThreadNode, Wait, current_node, find_deadlock, noted
 from iso_orchestrator.store import RemovedError, Store, WorkflowLog
 from iso_orchestrator.system.clock import Clock
-from iso_orchestrator.system.interrupts import (
-    OneShotEvent,
-    at_exit,
-    masked,
-    refuse_green_threads,
-    undo_on_error,
-    wait_until_free,
-)
+from iso_orchestrator.system.events import OneShotEvent, refuse_green_threads, wait_until_free
+from iso_orchestrator.system.interrupts import at_exit, masked, undo_on_error
 
 _log = logging.getLogger("iso_orchestrator")
 

@@ -18,7 +18,8 @@ from iso_orchestrator.errors import StepTimeoutError
 from iso_orchestrator.notes import contextmanager
 from iso_orchestrator.runtime.context import Attempt, current_owner, refuse_interrupted, run_attempt
 from iso_orchestrator.runtime.waits import Node, Wait, WaitingNode, current_node, wait_until
-from iso_orchestrator.system.interrupts import OneShotEvent, interruptible, masked, start, undo_on_error
+from iso_orchestrator.system.events import OneShotEvent, start
+from iso_orchestrator.system.interrupts import interruptible, masked, undo_on_error
 
 T = TypeVar("T")
 

@@ -26,7 +26,8 @@ from iso_orchestrator.checks import host_name
 from iso_orchestrator.errors import DeadlockError, describe_process
 from iso_orchestrator.store.protocol import ProcessInfo
 from iso_orchestrator.system.clock import monotonic
-from iso_orchestrator.system.interrupts import LONGEST_WAIT, masked
+from iso_orchestrator.system.events import LONGEST_WAIT
+from iso_orchestrator.system.interrupts import masked
 
 _log = logging.getLogger("iso_orchestrator")
 

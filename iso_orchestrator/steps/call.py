@@ -63,7 +63,8 @@ from iso_orchestrator.steps.options import RetryContext, StepOptions
 from iso_orchestrator.steps.origin import Origin, warn_of_changes
 from iso_orchestrator.store import ProcessInfo
 from iso_orchestrator.system.clock import Backoff, sleep
-from iso_orchestrator.system.interrupts import OneShotEvent, at_work, masked, unmasked
+from iso_orchestrator.system.events import OneShotEvent
+from iso_orchestrator.system.interrupts import at_work, masked, unmasked
 
 _log = logging.getLogger("iso_orchestrator")
 

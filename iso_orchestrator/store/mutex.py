@@ -15,9 +15,9 @@ from iso_orchestrator.store.liveness import PROCESS_SIZE, process_json, read_pro
 from iso_orchestrator.store.names import is_mutex_file_name, mutex_file_name
 from iso_orchestrator.store.protocol import ProcessInfo
 from iso_orchestrator.system.clock import nap
+from iso_orchestrator.system.events import start
 from iso_orchestrator.system.file_lock import FileLock
 from iso_orchestrator.system.filesystem import FileSystem
-from iso_orchestrator.system.interrupts import start
 
 _log = logging.getLogger("iso_orchestrator")
 

@@ -12,7 +12,8 @@ from typing import Protocol
 import attrs
 
 from iso_orchestrator.record.model import truncate_to_ms
-from iso_orchestrator.system.interrupts import LONGEST_WAIT, interruptible
+from iso_orchestrator.system.events import LONGEST_WAIT
+from iso_orchestrator.system.interrupts import interruptible
 
 # Not `time.monotonic`: tools that freeze the time of tests replace that in each module, and no time limit would come.
 monotonic: Callable[[], float] = partial(time.clock_gettime, time.CLOCK_MONOTONIC)

@@ -12,15 +12,8 @@ from support import DEADLINE, wait_until
 from support_fanout import is_waiting
 from support_processes import in_thread
 
-from iso_orchestrator.system.interrupts import (
-    OneShotEvent,
-    interruptible,
-    is_interrupted,
-    masked,
-    masked_with_undo,
-    unmasked,
-    wait_until_free,
-)
+from iso_orchestrator.system.events import OneShotEvent, wait_until_free
+from iso_orchestrator.system.interrupts import interruptible, is_interrupted, masked, masked_with_undo, unmasked
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="SIGINT cannot be sent to one process elsewhere")
 

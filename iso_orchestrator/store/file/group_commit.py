@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from iso_orchestrator.errors import StoreError
-from iso_orchestrator.system.interrupts import wait_until_free
+from iso_orchestrator.system.events import wait_until_free
 
 
 class GroupCommit:

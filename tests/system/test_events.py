@@ -8,7 +8,7 @@ import pytest
 from support import DEADLINE, run_python
 from support_processes import PAUSE, in_thread
 
-from iso_orchestrator.system.interrupts import Condition, OneShotEvent
+from iso_orchestrator.system.events import Condition, OneShotEvent
 
 
 def test_a_latch_lets_all_pass_once_it_is_set() -> None:
