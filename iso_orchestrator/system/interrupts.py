@@ -302,14 +302,16 @@ def _current_handler() -> tuple[int, Any]:
 
 
 def _is_masked() -> bool:
-    return get_ident() == _main and _current_handler()[1] is _note
+    return get_ident() == _main and (getsignal(SIGINT) is _note or _current_handler()[1] is _note)
 
 
 def _mask() -> bool:
     """Note interrupts from now on; False if they are noted already, or go to the program's own handlers."""
-    number, handler = _current_handler()
-    if handler not in (default_int_handler, _terminate, _interrupt) and not isinstance(handler, deferred):
-        return False
+    number, handler = SIGINT, getsignal(SIGINT)
+    if handler is not default_int_handler:
+        number, handler = _current_handler()
+        if handler not in (_terminate, _interrupt) and not isinstance(handler, deferred):
+            return False
     _install(number, handler)
     return True
 
