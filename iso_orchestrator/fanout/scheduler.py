@@ -255,11 +255,8 @@ class Scheduler:
                 if item.key is not None and item.hold is None:
                     self._request_key(item)
                 else:
-                    ok, value = self._context.copy().run(self._call, item)
-                    if isinstance(value, Blocked):
-                        self._park(item, value)
-                    else:
-                        self._finish(item, ok, value)
+                    # A name for the outcome would form a cycle with an error, whose traceback leads to this frame.
+                    self._end_call(item, *self._context.copy().run(self._call, item))
         except BaseException as error:  # noqa: BLE001 - the calling thread raises it
             self._stop(error)
         finally:
@@ -308,6 +305,12 @@ class Scheduler:
 
     def _work_on(self, item: _Item) -> Any:
         return self._work(item.value) if item.blocked is None else item.blocked.call.run()
+
+    def _end_call(self, item: _Item, ok: bool, value: Any) -> None:
+        if isinstance(value, Blocked):
+            self._park(item, value)
+        else:
+            self._finish(item, ok, value)
 
     def _finish(self, item: _Item, ok: bool, value: Any) -> None:
         with self._changed.guard:
