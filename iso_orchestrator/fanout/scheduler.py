@@ -234,7 +234,8 @@ class Scheduler:
             if item.key is not None and item.hold is None:
                 self._request_key(item)
             else:
-                self._settle(item, *self._context.copy().run(self._call, item))
+                # A name for the outcome would form a cycle with an error, whose traceback leads to this frame.
+                self._end_call(item, *self._context.copy().run(self._call, item))
 
     def _take(self) -> _Item | None:
         """The next ready item; None when the worker, which is no longer counted, has to end."""
@@ -279,12 +280,6 @@ class Scheduler:
         with deferred(lambda: self._interrupt(KeyboardInterrupt())):  # has an effect in the main thread only
             refuse_interrupted()
             return self._work(item.value) if item.blocked is None else item.blocked.call.run()
-
-    def _settle(self, item: _Item, ok: bool, value: Any) -> None:
-        if isinstance(value, Blocked):
-            self._park(item, value)
-        else:
-            self._finish(item, ok, value)
 
     def _finish(self, item: _Item, ok: bool, value: Any) -> None:
         with self._changed.guard:

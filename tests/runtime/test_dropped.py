@@ -9,13 +9,14 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import wait
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from support import DEADLINE, wait_until
 from support_processes import in_thread
 
-from iso_orchestrator import LeaseLostError, StoreError, Workflow, current_workflow
+from iso_orchestrator import LeaseLostError, Limited, StoreError, Workflow, current_workflow
 from iso_orchestrator.store import FileStore
 from iso_orchestrator.store.file.log import RecordLock
 from iso_orchestrator.store.file.paths import Paths
@@ -76,6 +77,19 @@ def fan_out(workflow: Workflow) -> None:
         workflow.run_for_each([1, 2, 3], refuse, progress=False)
 
 
+def park(workflow: Workflow) -> None:
+    calls: list[int] = []
+
+    def ask(number: int) -> None:
+        calls.append(number)
+        if len(calls) == 1:
+            raise Limited(datetime.now(UTC) + timedelta(seconds=0.05))
+        refuse(number)
+
+    workflow.run_for_each([1, 2], workflow.step(ask), stop_on_error=False, progress=False)
+    assert calls == [1, 2, 1]
+
+
 def coordinate(workflow: Workflow) -> None:
     with workflow.mutex("key"), workflow.lease("slot"), workflow.heartbeating("beat"):
         workflow.update_state({"n": 1})
@@ -90,7 +104,7 @@ def run_runs(workflow: Workflow) -> None:
     workflow.append_event("after")
 
 
-@pytest.mark.parametrize("use", [run_steps, decorate_steps, submit_what_fails, fan_out, coordinate, run_runs])
+@pytest.mark.parametrize("use", [run_steps, decorate_steps, submit_what_fails, fan_out, park, coordinate, run_runs])
 def test_a_dropped_workflow_frees_its_descriptors(
     tmp_path: Path, no_collector: None, use: Callable[[Workflow], None]
 ) -> None:
