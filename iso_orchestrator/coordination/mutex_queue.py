@@ -14,8 +14,7 @@ wait for each other's keys do not deadlock for want of threads. The clock thread
 over.
 
 A thread in the kernel's queue cannot be cancelled. When all waiters of its key have withdrawn, it stays there until the
-lock comes, releases it and goes on to the next key. Even if all threads wait for keys without waiters, the clock
-thread serves the other keys.
+lock comes, releases it and goes on to the next key. If all threads do that, the clock thread serves the other keys.
 
 **Ctrl-C** is deferred in everything here (`masked`). A user's own signal handler may raise in the middle of it. After
 that a waiter may be left that is never answered, and its mutex may stay locked until this process ends. But no two

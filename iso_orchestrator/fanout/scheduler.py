@@ -281,6 +281,12 @@ class Scheduler:
             refuse_interrupted()
             return self._work(item.value) if item.blocked is None else item.blocked.call.run()
 
+    def _end_call(self, item: _Item, ok: bool, value: Any) -> None:
+        if isinstance(value, Blocked):
+            self._park(item, value)
+        else:
+            self._finish(item, ok, value)
+
     def _finish(self, item: _Item, ok: bool, value: Any) -> None:
         with self._changed.guard:
             self._end_request(item)

@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 from contextlib import suppress
 
-from iso_orchestrator.errors import describe_process
+from iso_orchestrator.errors import Limited, describe_process
 from iso_orchestrator.notes import describe_error, describe_seconds
+from iso_orchestrator.record.projection import Limit
 from iso_orchestrator.runtime.context import LockOwner, StepContext
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.store import ProcessInfo
@@ -82,6 +83,12 @@ def log_retry(runtime: WorkflowRuntime, step: StepContext, error: BaseException,
         f"in {describe_seconds(pause)}" if pause else "at once",
         describe_error(error),
     )
+
+
+def log_limit(runtime: WorkflowRuntime, name: str, limit: Limit) -> None:
+    """Log that a step waits for a limit: at INFO once for each limit."""
+    level = logging.INFO if runtime.is_news(limit, name) else logging.DEBUG
+    _log.log(level, "workflow %r: step %r waits: %s", runtime.workflow_id, name, Limited(limit.until, limit.key))
 
 
 def log_death(runtime: WorkflowRuntime, step: str, process: ProcessInfo) -> None:

@@ -53,7 +53,7 @@ from iso_orchestrator.runtime.context import (
     refuse_interrupted,
     run_attempt,
 )
-from iso_orchestrator.runtime.reports import log_death, log_retry, report, settle
+from iso_orchestrator.runtime.reports import log_death, log_limit, log_retry, report, settle
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.runtime.session import Session
 from iso_orchestrator.runtime.threads import run_attempt_with_timeout
@@ -71,10 +71,7 @@ _log = logging.getLogger("iso_orchestrator")
 
 @attrs.frozen
 class _Started:
-    """An attempt was recorded as started; *is_first* if none at this step was on record.
-
-    *dead* is the id of the process that ran the attempt before, and has died.
-    """
+    """An attempt was recorded as started: the first one, or after that of the process *dead*, which has died."""
 
     attempt: int
     is_first: bool
@@ -237,7 +234,7 @@ class StepCall:
 
     def _give_way(self, by: _RunsElsewhere | Limit) -> Blocked:
         if isinstance(by, Limit):
-            self._log_wait(by, Limited(by.until, by.key))
+            log_limit(self.runtime, self.name, by)
         else:
             self.awaited = by.attempt
             self.patience = self.patience or Patience(self._who(), f"step {self.name!r}", self._runner)
@@ -260,7 +257,6 @@ class StepCall:
     def _begin(self, flight: InFlightStep) -> _Started | _Completed | _RunsElsewhere | Limit:
         """Record that an attempt starts, as soon as no other process and no limit is in the way."""
         backoff, was_settled = Backoff(), flight.is_settled
-        patience: Patience | None = None
         while True:
             at = self.runtime.clock.now()
             flight.is_settled = False
@@ -290,8 +286,8 @@ class StepCall:
                     flight.attempt = attempt
                     backoff.rest()
                     refuse_interrupted()
-                    patience = patience or Patience(self._who(), f"step {self.name!r}", self._runner)
-                    patience.look()
+                    self.patience = self.patience or Patience(self._who(), f"step {self.name!r}", self._runner)
+                    self.patience.look()
                 case Limit():
                     self._wait_until(decided)
 
@@ -338,23 +334,18 @@ class StepCall:
             return None
         return step
 
-    def _log_wait(self, limit: Limit, limited: Limited) -> None:
-        level = logging.INFO if self.runtime.is_news(limit, self.name) else logging.DEBUG
-        _log.log(level, "workflow %r: step %r waits: %s", self.runtime.workflow_id, self.name, limited)
-
     def _wait_until(self, limit: Limit) -> None:
         """Wait for the end of a limit.
 
         Raises:
             Limited: The `for_each` around it was stopped.
         """
-        limited = Limited(limit.until, limit.key)
-        self._log_wait(limit, limited)
+        log_limit(self.runtime, self.name, limit)
         is_over = False
         try:
             while (seconds := (limit.until - self.runtime.clock.now()).total_seconds()) > 0:
                 if self.scope.batch is not None and self.scope.batch.is_stopped:
-                    raise limited
+                    raise Limited(limit.until, limit.key)
                 sleep(min(seconds, LONGEST_NAP))
             is_over = True
         finally:
