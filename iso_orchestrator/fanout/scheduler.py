@@ -177,7 +177,8 @@ class Scheduler:
         # Tracebacks have this frame, and frames with this scheduler: if these kept the errors, they would form a cycle.
         outcomes, self._outcomes = self._outcomes, {}
         self._next_worker.wait = None  # which refers to this scheduler
-        del self._parked  # likewise
+        self._workers.forget()  # likewise
+        del self._parked
         first, self._error = self._error, None
         self.report.end(outcomes.values(), is_stopped=self._stopped)
         try:

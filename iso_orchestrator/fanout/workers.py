@@ -99,6 +99,11 @@ class Workers:
         for future in futures:
             future.cancel()
 
+    def forget(self) -> None:
+        """Forget the functions, which refer to what refers to this, when no worker runs any more."""
+        self._work = self._has_work = bool
+        self._on_error = self._on_broken = bool
+
     def blockers_of_next(self) -> Sequence[Node]:
         """The threads of which one has to end its work first; none: there is a free thread, or there may be."""
         with self._changed.guard:
