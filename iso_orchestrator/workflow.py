@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from datetime import datetime, timedelta
 from functools import partial
 from types import TracebackType
@@ -144,24 +144,18 @@ class Workflow(Decorators):
         """Begin a run."""
         run: Run | None = None
         work = at_work()
-
-        def undo(error: BaseException) -> None:
-            """What `__exit__` would do: Python does not call it when Ctrl-C comes out of here."""
-            if run is not None:
-                end_run(run, error)
-
-        block = masked_with_undo(undo)
+        block = masked_with_undo()
         try:
             work.__enter__()
             with block:
                 run = begin_run(self._runtime, work)
         except BaseException as error:
-            try:
-                if not block.is_undone:
-                    block.mask_again()
-                    block.undo(error)
-            finally:
-                work.__exit__()
+            block.mask_again()
+            with ExitStack() as stack:  # the last is called first
+                stack.callback(work.__exit__)
+                stack.callback(block.end)
+                if run is not None:
+                    end_run(run, error)
             raise
         return self
 

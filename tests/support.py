@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import queue
+import re
 import signal
 import subprocess
 import sys
@@ -138,6 +139,11 @@ def memory_folder() -> Iterator[Path]:
         ignore_cleanup_errors=True,  # a thread that waited for a lock there may get it, and make the folder again
     ) as folder:
         yield Path(folder)
+
+
+def without_log(text: str) -> str:
+    """What a program has printed on standard error besides the lines of the library's log."""
+    return "".join(line for line in text.splitlines(keepends=True) if not re.match(r"workflow '|finishing \d+ ", line))
 
 
 def wait_until(

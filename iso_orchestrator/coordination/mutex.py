@@ -61,15 +61,8 @@ class Mutex(ContextDecorator):
             errors.append(error)
             answered.set()
 
-        def undo(error: BaseException) -> None:
-            """What `__exit__` would do: Python does not call it when Ctrl-C comes out of here."""
-            if is_entered:
-                self.__exit__(type(error), error, error.__traceback__)
-            else:
-                waiter.cancel()
-
         waiter = Waiter(current_owner(), granted=lambda _: answered.set(), failed=fail)
-        block = masked_with_undo(undo)
+        block = masked_with_undo()
         try:
             with block:
                 hold = find_hold(self._state_key, waiter.owner)
@@ -85,9 +78,14 @@ class Mutex(ContextDecorator):
                         record(session, self._runtime.clock, "mutex.acquired", self._key)
                 is_entered = True
         except BaseException as error:
-            if not block.is_undone:
-                block.mask_again()
-                block.undo(error)
+            block.mask_again()
+            try:
+                if is_entered:
+                    self.__exit__(type(error), error, error.__traceback__)
+                else:
+                    waiter.cancel()
+            finally:
+                block.end()
             raise
 
     def __exit__(

@@ -237,7 +237,8 @@ class StepWaiting(Fact):
     key: str | None = None
 
     def apply_to(self, projection: Projection) -> None:
-        is_new = self.step not in projection.waits  # else a new limit follows one that it waited for
+        before = projection.waits.get(self.step)
+        is_new = before is None or before.owner != self.owner  # else a new limit follows one that it waited for
         _drop_expired_limits(projection, self.at)
         if self.until is not None:
             projection.waits[self.step] = Wait(self.owner, self.at, self.until, self.key)

@@ -20,6 +20,7 @@ from iso_orchestrator.record.model import Json
 from iso_orchestrator.runtime.waits import Node, Wait, current_node
 from iso_orchestrator.system.clock import sleep
 from iso_orchestrator.system.events import OneShotEvent
+from iso_orchestrator.system.interrupts import masked, unmasked
 
 if TYPE_CHECKING:
     from iso_orchestrator.runtime.runs import Run
@@ -303,12 +304,14 @@ def current_owner() -> LockOwner:
 def run_attempt(attempt: Attempt, body: Callable[[], T]) -> T:
     """Call *body*, and note that this thread runs *attempt*."""
     attempts = _here.attempts
-    attempts.append(attempt)
-    try:
-        return body()
-    finally:
-        attempt.has_ended = True
-        attempts.remove(attempt)  # not always the last one: greenlets end in any order
+    with masked():  # Ctrl-C in between would leave it in the list
+        attempts.append(attempt)
+        try:
+            with unmasked():
+                return body()
+        finally:
+            attempt.has_ended = True
+            attempts.remove(attempt)  # not always the last one: greenlets end in any order
 
 
 def innermost_attempt() -> Attempt | None:

@@ -358,11 +358,10 @@ class StepCall:
         self.owner = owner = LockOwner(current_owner(), context)
         inside = Scope(self.runtime, scope.runs, owner, context, scope.item, attempt, scope.fences, scope.batch)
         context_of_body = inside.context()
-        with unmasked():
-            if self.options.timeout is None:
-                value = context_of_body.run(run_attempt, attempt, self.body)
-            else:
-                value = context_of_body.run(run_attempt_with_timeout, attempt, self.body, self.options.timeout)
+        if self.options.timeout is None:
+            value = context_of_body.run(run_attempt, attempt, self.body)
+        else:
+            value = context_of_body.run(run_attempt_with_timeout, attempt, self.body, self.options.timeout)
         if owner.failures:
             settle(self.runtime, self._title(), owner)
         try:

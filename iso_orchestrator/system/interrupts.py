@@ -103,31 +103,28 @@ class masked:  # noqa: N801 - used like a function; a generator would cost three
 
 
 class masked_with_undo(masked):  # noqa: N801 - as above
-    """A masked block for a function that must not be left half-way, or done without its caller's knowing.
+    """A masked block that stays masked when an error or Ctrl-C leaves it, until what it has done is undone.
 
-    Ctrl-C that comes between the end of the block and the return of the function is raised there, and Python calls no
-    `__exit__` then. So the function ends with
+    Ctrl-C may still be raised between the end of the block and the return of the function, where Python calls no
+    `__exit__`. So the function ends with
 
         except BaseException:
-            if not block.is_undone:
-                block.mask_again()
-                block.undo(error)
+            block.mask_again()
+            try:
+                ...  # undo
+            finally:
+                block.end()
             raise
 
-    Args:
-        undo: Called once with the error that leaves the block, Ctrl-C included, while that is still deferred.
-
     Attributes:
-        is_undone: Whether *undo* was called.
         mask_again: Masks Ctrl-C. Written in C: a function in Python begins by raising Ctrl-C that has come.
     """
 
-    __slots__ = ("_own", "_undo", "is_undone", "mask_again")
+    __slots__ = ("_own", "mask_again")
 
-    def __init__(self, undo: Callable[[BaseException], object]) -> None:
+    def __init__(self) -> None:
         self._before = self._own = _outside
-        self._is_outermost, self._undo = False, undo
-        self.is_undone, self.mask_again = False, _do_nothing
+        self._is_outermost, self.mask_again = False, _do_nothing
 
     def __enter__(self) -> None:
         super().__enter__()
@@ -137,21 +134,16 @@ class masked_with_undo(masked):  # noqa: N801 - as above
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is not None or (self._is_outermost and _is_noted):
-            self.undo(error or KeyboardInterrupt())
-        else:
-            super().__exit__(kind, error, trace)
+        if error is None and self._is_outermost:
+            _raise_what_is_noted(_outside[1])
+            _unmask(self._before)
 
-    def undo(self, error: BaseException) -> None:
-        """Undo the block, and end it."""
+    def end(self) -> None:
+        """End a block that an error or Ctrl-C has left."""
         global _outside
-        self.is_undone = True
-        try:
-            self._undo(error)
-        finally:
-            if self._is_outermost:
-                _outside = self._own
-            super().__exit__(type(error), error, error.__traceback__)
+        if self._is_outermost:
+            _outside = self._own
+            _unmask(self._before)
 
 
 _MASKS: dict[int, Callable[[], object]] = {number: partial(signal, number, _note) for number in (SIGINT, SIGTERM)}
@@ -327,10 +319,15 @@ def _install(number: int, handler: Any) -> None:
 
 
 def _unmask(outside: tuple[int, Any]) -> None:
-    global _is_noted, _outside
+    global _outside
     (number, handler), _outside = _outside, outside
     if getsignal(number) is _note:  # else the user's code has installed a handler, which stays
         signal(number, handler)
+    _raise_what_is_noted(handler)
+
+
+def _raise_what_is_noted(handler: Any) -> None:
+    global _is_noted
     if _is_noted:
         _is_noted = False
         (handler if isinstance(handler, deferred) or handler is _interrupt else default_int_handler)(SIGINT, None)

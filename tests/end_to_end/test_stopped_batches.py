@@ -75,8 +75,9 @@ def begun_in(root: Path) -> list[str]:
 
 
 def said(root: Path) -> list[str]:
-    """Standard error, without tracebacks."""
-    return Path(f"{root}.said").read_text().splitlines()
+    """Standard error, without tracebacks and the line on the end of the run."""
+    lines = Path(f"{root}.said").read_text().splitlines()
+    return [line for line in lines if not line.startswith("workflow 'w' was interrupted after ")]
 
 
 def step(root: Path, name: str) -> tuple[str, int, str | None]:

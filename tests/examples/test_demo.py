@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from support import DEADLINE, tree, wait_until
+from support import DEADLINE, tree, wait_until, without_log
 
 from iso_orchestrator import WorkflowNotFoundError, open_workflow, read_workflow_record
 from iso_orchestrator.examples.demo import AGENT, JOBS, WORKFLOW_ID
@@ -56,7 +56,7 @@ class Place:
     def run(self, *more: str, pace: str = "0") -> tuple[int, str, str]:
         process = self.start(*more, pace=pace)
         out, err = process.communicate(timeout=DEADLINE)
-        return process.returncode, out, err
+        return process.returncode, out, without_log(err)
 
     def record(self):
         return read_workflow_record(WORKFLOW_ID, dir=self.root)
@@ -302,15 +302,15 @@ def test_ctrl_c_says_how_to_go_on(place):
     assert place.completions() == Counter(STEPS)
 
 
-def test_an_interrupt_of_the_demo_alone_lets_the_agents_finish(place):
-    """SIGINT to the demo alone ends it with 130, and the results of its agents are recorded."""
+def test_an_interrupt_of_the_demo_alone_ends_its_agents(place):
+    """SIGINT to the demo alone ends it with 130, and what is recorded was done."""
     process = place.start(pace="0.2")
     wait_until(place.done, what="the first job")
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=DEADLINE)
     assert process.returncode == 130
-    assert re.fullmatch(r"\nInterrupted: \d+ of 20 jobs are done\. Go on with: .*\n", err)
-    assert Counter(place.worked()) == place.completions()
+    assert re.fullmatch(r"\nInterrupted: \d+ of 20 jobs are done\. Go on with: .*\n", without_log(err))
+    assert not place.completions() - Counter(place.worked())
 
 
 def test_a_terminal_shows_progress(place):

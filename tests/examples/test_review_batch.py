@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
-from support import DEADLINE, wait_until
+from support import DEADLINE, wait_until, without_log
 
 from iso_orchestrator import WorkflowNotFoundError, WorkflowRecord, list_workflows, read_workflow_record
 from iso_orchestrator.examples.review_batch import SAMPLE, main
@@ -58,7 +58,7 @@ class Batch:
     def run(self, *args: object, agent: str = "ok") -> tuple[int, str, str]:
         process = self.start(*args, agent=agent)
         out, err = process.communicate(timeout=3 * DEADLINE)
-        return process.returncode, out, err
+        return process.returncode, out, without_log(err)
 
     def rows(self) -> list[dict[str, Any]]:
         """The results, one an item."""

@@ -234,7 +234,7 @@ def test_a_kill_between_two_attempts_is_no_interruption(workflow: Workflow, tmp_
         def sleep(seconds):
             say("waiting")
             hear()
-        step_run.sleep = sleep
+        step_run.pause = sleep
         def fail():
             raise ConnectionError
         workflow.run_step("pay", fail, if_interrupted="fail", retry=Retry(attempts=2, wait=60))

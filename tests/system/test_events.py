@@ -52,7 +52,7 @@ def test_a_monitor_wakes_those_for_whom_it_holds() -> None:
 # Interrupts at every call and return inside of `wait_until` and `notify`, and random ones while it waits.
 INTERRUPTED = """
 import random, signal, sys, threading, time
-from iso_orchestrator.system import interrupts as waiting
+from iso_orchestrator.system import events as waiting
 
 def interrupted(work, chosen):
     count = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from support import DEADLINE, wait_until
@@ -108,23 +108,36 @@ def test_ctrl_c_before_a_wait_begins_ends_it() -> None:
 
 
 def test_a_block_that_an_error_or_ctrl_c_ends_is_undone() -> None:
-    """Once, and while Ctrl-C is deferred."""
+    """While Ctrl-C is deferred, also if that has come when the block had ended."""
     undone: list[BaseException] = []
 
-    def undo(error: BaseException) -> None:
-        press()
-        undone.append(error)
+    def work(fail: Callable[[], object], late: Callable[[], object]) -> None:
+        block = masked_with_undo()
+        try:
+            with block:
+                fail()
+            late()
+        except BaseException as error:
+            block.mask_again()
+            try:
+                press()
+                undone.append(error)
+            finally:
+                block.end()
+            raise
 
-    with masked_with_undo(undo):
-        pass
+    work(int, int)
     assert undone == []
-    for fail in (press, lambda: 1 / 0):
-        with pytest.raises(KeyboardInterrupt), masked_with_undo(undo):
-            fail()
-    assert [type(error) for error in undone] == [KeyboardInterrupt, ZeroDivisionError]
-    with masked(), pytest.raises(ZeroDivisionError), masked_with_undo(undone.append):
-        fail()
-    assert len(undone) == 3
+    for steps in ((press, int), (lambda: 1 / 0, int), (int, press)):
+        with pytest.raises(KeyboardInterrupt):
+            work(*steps)
+    assert [type(error) for error in undone] == [KeyboardInterrupt, ZeroDivisionError, KeyboardInterrupt]
+    assert [error.__context__ for error in undone] == [None] * 3
+    with pytest.raises(KeyboardInterrupt), masked():
+        with pytest.raises(ZeroDivisionError):
+            work(lambda: 1 / 0, int)
+        undone.append(ValueError("the block around it is masked"))
+    assert len(undone) == 5
 
 
 def test_a_handler_of_the_programs_own_is_left_alone() -> None:
