@@ -24,11 +24,11 @@ posix_only = pytest.mark.skipif(os.name != "posix", reason="pseudo-terminals are
 class Terminal:
     """A pseudo-terminal that is standard error inside a `with`."""
 
-    def __init__(self, columns: int = 120) -> None:
+    def __init__(self, columns: int = 120, rows: int = 24) -> None:
         import termios
 
         self._master, slave = os.openpty()
-        termios.tcsetwinsize(slave, (24, columns))
+        termios.tcsetwinsize(slave, (rows, columns))
         self.file = os.fdopen(slave, "w", encoding="utf-8")
 
     def __enter__(self) -> Terminal:
@@ -72,9 +72,10 @@ def test_a_terminal_shows_the_bar():
 
 
 @posix_only
-def test_a_terminal_without_a_size_shows_the_bar():
-    """A terminal that does not know its width counts as 80 columns wide."""
-    with Terminal(columns=0) as terminal:
+@pytest.mark.parametrize(("columns", "rows"), [(0, 24), (120, 0), (0, 0)])
+def test_a_terminal_without_a_size_shows_the_bar(columns, rows):
+    """A terminal that does not know its width or height, as under `script`, counts as one of 80 columns, 24 rows."""
+    with Terminal(columns, rows) as terminal:
         run_three(None)
     assert "3/3" in terminal.text()
 
