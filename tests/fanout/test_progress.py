@@ -292,6 +292,33 @@ def test_the_bar_tells_what_runs_and_waits_and_costs():
     assert re.search(r"7/8 .*, 1 running, 2 failed, waiting for site until \d\d:\d\d:\d\d, \$2\.00\]", text)
 
 
+HELD_BACK = """
+import time
+from datetime import UTC, datetime, timedelta
+from iso_orchestrator import Limited, Workflow
+workflow = Workflow("batch", store="memory://bar")
+limits = [Limited(datetime.now(UTC) + timedelta(seconds=2.5), key="site")]
+@workflow.for_each(max_parallel=1)
+@workflow.step(limit_key="site")
+def fetch(n):
+    if limits:
+        raise limits.pop()
+    time.sleep(0.2)  # so that tqdm draws each item
+fetch(range(4))
+"""
+
+
+@posix_only
+@pytest.mark.slow
+def test_the_bar_waits_for_no_limit_that_has_ended():
+    """Items that the limit held back wait for their turn then, and no more for the limit."""
+    draws = on_a_terminal(HELD_BACK).split("\r")
+    assert any("0/4" in draw and "waiting for site until" in draw for draw in draws)
+    later = [draw for draw in draws if re.search("[123]/4", draw)]
+    assert later
+    assert not [draw for draw in later if "waiting" in draw]
+
+
 def test_the_handlers_of_a_program_are_left_alone(capfd):
     """The bar replaces no handler, and a handler that draws on a bar itself does not hang."""
     from tqdm import tqdm
