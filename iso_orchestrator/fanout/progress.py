@@ -181,7 +181,7 @@ def _is_terminal() -> bool:
         return False
 
 
-def _size() -> dict[str, int | bool]:
+def _size() -> dict[str, Any]:
     """Return tqdm's options: on a terminal without a size, as under `script` or CI, it finds 0 and shows nothing."""
     try:
         columns, rows = os.get_terminal_size(sys.stderr.fileno())
