@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import logging
 import reprlib
 from collections.abc import Callable, Iterable, Sized
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -19,6 +18,7 @@ from iso_orchestrator.errors import StepNameError
 from iso_orchestrator.fanout.progress import reporter
 from iso_orchestrator.fanout.scheduler import Scheduler
 from iso_orchestrator.fanout.summary import ForEachSummary
+from iso_orchestrator.runtime.reports import log_finishing
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.steps.blocked import Blocked
 from iso_orchestrator.steps.identity import Parameters, compile_template
@@ -27,9 +27,6 @@ from iso_orchestrator.steps.rendering import Unrenderable, digest, render
 from iso_orchestrator.steps.step import BoundStep, Step, current_runtime, leading_arguments, split_method
 from iso_orchestrator.system.interrupts import at_work
 
-_log = logging.getLogger("iso_orchestrator")
-
-_NAMED = 5  # running items in a message
 _SHOWN_OF_ITEM = 100  # characters of an item in an error
 
 Item = TypeVar("Item")
@@ -199,8 +196,8 @@ class ForEach(Generic[Item, P, R]):
         scheduler = Scheduler(
             runtime,
             self._work(lambda item: (*leading, item, *shared), named),
-            on_interrupt=lambda items: _say_finishing(
-                [self._name_of(item, (*leading, item, *shared), named) for item in items[:_NAMED]], len(items)
+            on_interrupt=lambda items: log_finishing(
+                "item", items, lambda item: self._name_of(item, (*leading, item, *shared), named)
             ),
             key_of=lambda item: self._key_of(item, (*leading, item, *shared), named),
             options=options,
@@ -244,20 +241,6 @@ class ForEach(Generic[Item, P, R]):
             return result
 
         return work
-
-
-def _say_finishing(names: list[str], count: int) -> None:
-    if count == 0:
-        return
-    more = f" and {count - len(names)} more" if count > len(names) else ""
-    with suppress(RuntimeError):  # a signal handler must not write to a stream in the middle of another write
-        _log.warning(
-            "finishing %d running %s (%s%s); Ctrl-C again to stop waiting",
-            count,
-            "item" if count == 1 else "items",
-            ", ".join(names),
-            more,
-        )
 
 
 class _StepNames:

@@ -75,10 +75,8 @@ def reporter(progress: bool | str | None, total: int | None, name: str) -> Progr
         monitor_interval = 0  # otherwise tqdm starts a thread that draws the bar, which `advance` does anyway
 
     label = escape_terminal(progress if isinstance(progress, str) else name)[:_LABEL]
-    # On a terminal that has no size, as under some CI, tqdm finds 0 columns and shows nothing.
-    width: dict[str, Any] = {"ncols": 80, "dynamic_ncols": _has_width()}
     try:
-        return _Bar(Bar(total=total, desc=label, file=sys.stderr, miniters=1, **width))
+        return _Bar(Bar(total=total, desc=label, file=sys.stderr, miniters=1, **_size()))
     except _CLOSED:
         _free_lock(Bar)
         return Progress()
@@ -183,11 +181,15 @@ def _is_terminal() -> bool:
         return False
 
 
-def _has_width() -> bool:
+def _size() -> dict[str, Any]:
+    """Return tqdm's options: on a terminal without a size, as under `script` or CI, it finds 0 and shows nothing."""
     try:
-        return _is_terminal() and os.get_terminal_size(sys.stderr.fileno()).columns > 0
-    except OSError:
-        return False
+        columns, rows = os.get_terminal_size(sys.stderr.fileno())
+    except (OSError, ValueError):
+        columns, rows = 0, 0
+    if _is_terminal() and columns and rows:
+        return {"dynamic_ncols": True}
+    return {"ncols": columns or 80, "nrows": rows or 24}
 
 
 def _is_notebook() -> bool:

@@ -62,7 +62,7 @@ class BatchReport:
         report(self._runtime, way, error, LockOwner(), logging.WARNING if is_shown else logging.DEBUG)
         if number > _LOGGED and number % _LOGGED == 0 and (number // _LOGGED).bit_count() == 1:  # 20, 40, 80, ...
             _log.warning(
-                "workflow %r: %d items of for_each %r have failed", self._runtime.workflow_id, number, self._name
+                "workflow %r: %d items have failed in for_each %r", self._runtime.workflow_id, number, self._name
             )
 
     def count_failure(self) -> int:
@@ -98,8 +98,10 @@ class BatchReport:
             parts.append(f"{failed} failed")
         waits = self._runtime.limit_waits()
         self._waits = self._waits if waits is None else waits
-        if self._waits:
-            first = min(self._waits, key=lambda wait: wait.until)
+        now = self._runtime.clock.now()
+        # An item that waited is on record as waiting until its turn has come, which may be long after its limit.
+        if ahead := [wait for wait in self._waits if wait.until > now]:
+            first = min(ahead, key=lambda wait: wait.until)
             parts.append(f"waiting for {first.key or 'a limit'} until {first.until.astimezone():%H:%M:%S}")
         if costs := self._runtime.costs[self._costs_before :]:
             parts.append(describe_cost(sum(costs)))

@@ -260,7 +260,7 @@ def refuse_interrupted() -> None:
     """
     batch = _scope.get().batch
     if batch is not None and batch.is_interrupted:
-        raise KeyboardInterrupt("Ctrl-C came in the thread that waits for this one")
+        raise KeyboardInterrupt("interrupted by Ctrl-C or SIGTERM")
 
 
 def pause(seconds: float) -> None:

@@ -7,7 +7,9 @@ then it is logged as that, at INFO. Otherwise it fails the step or item, whose o
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from typing import TypeVar
 
 from iso_orchestrator.errors import Limited, describe_process
 from iso_orchestrator.notes import describe_error, describe_seconds
@@ -18,6 +20,10 @@ from iso_orchestrator.store import ProcessInfo
 
 _log = logging.getLogger("iso_orchestrator")
 
+T = TypeVar("T")
+
+_NAMED = 5  # running items or steps in a message
+_SHOWN = 100  # characters of the name of each
 _MARK = "_iso_orchestrator_failed"  # of an error that was logged: what failed with it
 
 
@@ -89,6 +95,21 @@ def log_limit(runtime: WorkflowRuntime, name: str, limit: Limit) -> None:
     """Log that a step waits for a limit: at INFO once for each limit."""
     level = logging.INFO if runtime.is_news(limit, name) else logging.DEBUG
     _log.log(level, "workflow %r: step %r waits: %s", runtime.workflow_id, name, Limited(limit.until, limit.key))
+
+
+def log_finishing(what: str, running: Sequence[T], name_of: Callable[[T], str]) -> None:
+    """Warn that Ctrl-C lets the *running* items or steps finish, of which the first few are named."""
+    if not running:
+        return
+    names = ", ".join(name_of(each)[:_SHOWN] for each in running[:_NAMED])
+    with suppress(RuntimeError):  # a signal handler must not write to a stream in the middle of another write
+        _log.warning(
+            "finishing %d running %s (%s%s); Ctrl-C again to stop waiting",
+            len(running),
+            what if len(running) == 1 else f"{what}s",
+            names,
+            f" and {len(running) - _NAMED} more" if len(running) > _NAMED else "",
+        )
 
 
 def log_death(runtime: WorkflowRuntime, step: str, process: ProcessInfo) -> None:

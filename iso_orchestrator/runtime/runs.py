@@ -17,7 +17,7 @@ from iso_orchestrator.record.facts import Fact, RunEnded, RunStarted
 from iso_orchestrator.record.model import ErrorInfo, StepStatus, WorkflowRecord
 from iso_orchestrator.record.projection import LiveRun, Projection
 from iso_orchestrator.runtime.context import Scope, current_scope, make_current, refuse_interrupted
-from iso_orchestrator.runtime.reports import reported
+from iso_orchestrator.runtime.reports import log_finishing, reported
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.runtime.session import Session
 from iso_orchestrator.system.clock import Backoff, monotonic
@@ -112,6 +112,8 @@ def end_run(run: Run, error: BaseException | None) -> None:
     try:
         run.is_stopped, run.is_interrupted = error is not None, isinstance(error, KeyboardInterrupt)
         with interruptible():
+            if run.is_interrupted:
+                log_finishing("step", runtime.pool.running(run), str)
             runtime.pool.drain(run, cancel=error is not None)
     except BaseException as interrupt:  # Ctrl-C while submitted steps end: it is the run's error
         run.is_stopped = run.is_interrupted = True

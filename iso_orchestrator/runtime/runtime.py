@@ -144,8 +144,8 @@ class WorkflowRuntime:
         scope = current_scope()
         return scope if scope.runtime is self else attrs.evolve(scope, runtime=self)
 
-    def submit(self, work: Callable[[], T]) -> Future[T]:
-        """Run *work* in a thread of the pool, in a copy of this context, as no part of the step and owner around here.
+    def submit(self, name: str, work: Callable[[], T]) -> Future[T]:
+        """Run *work*, the step *name*, in the pool and in a copy of this context, as no part of the step around here.
 
         Raises:
             WorkflowUsageError: Inside a function given to update_state(), which might wait for it.
@@ -155,7 +155,7 @@ class WorkflowRuntime:
         scope = self.scope()
         run = next((run for run in reversed(scope.runs) if run in self.runs), None)
         context = attrs.evolve(scope, owner=None, attempt=None, batch=run or scope.batch).context()
-        return self.pool.submit(context, work, run)
+        return self.pool.submit(name, context, work, run)
 
     def limit_waits(self) -> list[Wait] | None:
         """`Session.limit_waits`; None also where no session is open."""

@@ -7,7 +7,7 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import CancelledError, Future, wait
 from contextvars import Context, ContextVar, copy_context
 from functools import partial
 from typing import Any, TypeVar
@@ -44,10 +44,10 @@ class Pool:
         self._unfinished: dict[_WorkFuture[Any], object] = {}
         self._workers: list[_Worker] = []  # those that count
 
-    def submit(self, context: Context, work: Callable[[], T], run: object) -> Future[T]:
-        """Call *work* in *context* and in one of the threads, as a part of *run*."""
+    def submit(self, name: str, context: Context, work: Callable[[], T], run: object) -> Future[T]:
+        """Call *work*, the step *name*, in *context* and in one of the threads, as a part of *run*."""
         self._leave_parents_threads()
-        future: _WorkFuture[T] = _WorkFuture()
+        future: _WorkFuture[T] = _WorkFuture(name)
         with masked(), self._guard:
             future.node = WaitingNode(Wait(future, "", self._blockers, any_will_do=True))
             self._queue[future] = context, work
@@ -56,6 +56,10 @@ class Pool:
             self._unfinished[future] = run
         future.add_done_callback(self._finished)
         return future
+
+    def running(self, run: object) -> list[str]:
+        """The names of the steps of *run* that threads of this pool work on."""
+        return [future.name for future in self._unfinished_of(run) if future.running()]
 
     def drain(self, run: object, *, cancel: bool) -> None:
         """Wait for all futures of *run*; *cancel* those that have not begun."""
@@ -222,13 +226,15 @@ class _WorkFuture(Future[T]):
     """A future that also raises errors whose truth value is False, which the standard library's ignores.
 
     Attributes:
+        name: The step's.
         node: What it waits for; None once it is done.
     """
 
     node: WaitingNode | None = None
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
         super().__init__()
+        self.name = name
         self._waiters = _Waiters(self)
 
     def run_by(self, thread: Node) -> None:
@@ -239,10 +245,14 @@ class _WorkFuture(Future[T]):
     def exception(self, timeout: float | None = None) -> BaseException | None:
         if timeout is None:
             _wait_for([self], refuse_interrupted)
-        if self.done():
-            return super().exception()
-        with _waiting([self]):
-            return super().exception(timeout)
+        try:
+            if self.done():
+                return super().exception()
+            with _waiting([self]):
+                return super().exception(timeout)
+        except CancelledError:
+            refuse_interrupted()  # otherwise a body could take Ctrl-C for a failure, and return as if it were done
+            raise
 
     def result(self, timeout: float | None = None) -> T:
         error = self.exception(timeout)
@@ -291,8 +301,8 @@ def run_attempt_with_timeout(attempt: Attempt, body: Callable[[], T], timeout: f
     Raises:
         StepTimeoutError: The time is over.
     """
-    future: _WorkFuture[T] = _WorkFuture()
     owner, name = current_owner(), attempt.flight.name
+    future: _WorkFuture[T] = _WorkFuture(name)
     holds = dict.fromkeys(hold for link in owner.chain() for hold in link.holds)
     at_end: list[Callable[[], None]] = []
     guard = threading.Lock()

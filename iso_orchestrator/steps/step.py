@@ -119,7 +119,7 @@ class Step(Generic[P, R]):
             A future of its result.
         """
         call = self.prepare(args, kwargs)
-        return call.runtime.submit(call.run)
+        return call.runtime.submit(call.name, call.run)
 
     def step_name(self, *args: P.args, **kwargs: P.kwargs) -> str:
         """Compute the name that the record has for a call with these arguments."""

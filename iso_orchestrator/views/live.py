@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from datetime import datetime
 
@@ -17,6 +18,7 @@ from iso_orchestrator.system.clock import sleep
 from iso_orchestrator.views.report import GONE, text_table, time_text, wait_text
 
 _LINE = 60  # characters of a last line
+_LISTED = 5  # steps that wait for one limit; the others are counted
 _PAUSE = 0.2  # seconds between two looks at a log that is followed
 
 
@@ -96,9 +98,15 @@ def _steps(projection: Projection, waits: dict[str, Wait], now: datetime, store:
             what = _activity(projection, step) if lives else GONE
             since = _span(step.started_at or step.updated_at, now)
             yield projection.workflow_id, step.name, str(step.attempts), since, what
+    counts: Counter[str] = Counter()
     for name, wait in waits.items():
-        attempts = projection.steps[name].attempts if name in projection.steps else 0
-        yield projection.workflow_id, name, str(attempts), _span(wait.since, now), wait_text(wait)
+        counts[what := wait_text(wait)] += 1
+        if counts[what] <= _LISTED:
+            attempts = projection.steps[name].attempts if name in projection.steps else 0
+            yield projection.workflow_id, name, str(attempts), _span(wait.since, now), what
+    for what, count in counts.items():
+        if count > _LISTED:
+            yield projection.workflow_id, f"{count - _LISTED} more", "", "", what
 
 
 def _activity(projection: Projection, step: StepState) -> str:
@@ -117,7 +125,8 @@ def _limits(projection: Projection, waits: dict[str, Wait], now: datetime) -> It
             # A step that met the limit is shown even if its process is gone: its next call waits for the limit too.
             met = [name for name, met_key in projection.step_limit_keys.items() if met_key == key]
             names = dict.fromkeys([*met, *(name for name, wait in waits.items() if wait.key == key)])
-            yield projection.workflow_id, key, time_text(until), _span(now, until), ", ".join(names)
+            count = f"{len(names)} steps: " if len(names) > _LISTED else ""
+            yield projection.workflow_id, key, time_text(until), _span(now, until), count + ", ".join(names)
 
 
 def _span(begin: datetime, end: datetime) -> str:

@@ -221,7 +221,9 @@ def _count(steps: Mapping[StepStatus, int]) -> str:
 
 
 def _error_cell(error: ErrorInfo | None) -> str:
-    return f"{error.name}: {error.message}" if error else ""
+    if error is None:
+        return ""
+    return f"{error.name}: {error.message}" if error.message else error.name  # Ctrl-C has no message
 
 
 def _json_cell(value: Json) -> str:

@@ -150,9 +150,40 @@ def test_ctrl_c_says_what_it_waits_for(root: Path) -> None:
         assert process.line() == "interrupted"
         process.end()
     names = ", ".join(f"plain(number={number})" for number in range(4))
-    assert said(root) == [f"finishing 4 running items ({names}); Ctrl-C again to stop waiting"]
+    assert said(root)[0] == f"finishing 4 running items ({names}); Ctrl-C again to stop waiting"
     assert {step(root, f"plain(number={number})") for number in range(4)} == {("completed", 1, None)}
     assert begun_in(root) == ["0", "1", "2", "3"]
+
+
+CANCELLED = """
+from concurrent.futures import wait
+
+@workflow.step
+def parent():
+    leaves = [plain.submit(number) for number in range(100)]
+    wait(leaves)
+    return [type(leaf.exception()).__name__ for leaf in leaves]
+
+def work():
+    parent.submit().result()
+"""
+
+
+def test_ctrl_c_says_which_submitted_steps_it_waits_for(root: Path) -> None:
+    """One line names some of the running steps. A step that waits for cancelled ones is interrupted, not misled."""
+    with begun(CANCELLED, root, 32) as process:
+        process.process.send_signal(signal.SIGINT)
+        wait_until(lambda: said(root))
+        assert_waits(process)
+        Path(f"{root}.go").touch()
+        assert process.line() == "interrupted"
+        process.end()
+    line, *rest = said(root)
+    assert line.startswith("finishing 33 running steps (parent, plain(number=")
+    assert line.endswith(" and 28 more); Ctrl-C again to stop waiting")
+    assert not [other for other in rest if "failed:" in other]
+    assert step(root, "parent") == ("failed", 1, "KeyboardInterrupt")
+    assert {step(root, f"plain(number={number})") for number in begun_in(root)} == {("completed", 1, None)}
 
 
 def test_a_body_that_is_let_finish_starts_no_command(root: Path) -> None:
@@ -174,7 +205,7 @@ def work():
         Path(f"{root}.go").touch()
         assert process.line(SOON) == "interrupted"
         process.end()
-    assert said(root) == ["finishing 2 running items (both(0), both(1)); Ctrl-C again to stop waiting"]
+    assert said(root)[0] == "finishing 2 running items (both(0), both(1)); Ctrl-C again to stop waiting"
     assert begun_in(root) == ["0", "1", "10", "11"]
 
 
@@ -299,7 +330,7 @@ def test_ctrl_c_lets_the_body_in_the_callers_thread_finish(root: Path) -> None:
         Path(f"{root}.go").touch()
         assert process.line() == "interrupted"
         process.end()
-    assert said(root) == ["finishing 1 running item (plain(number=0)); Ctrl-C again to stop waiting"]
+    assert said(root)[0] == "finishing 1 running item (plain(number=0)); Ctrl-C again to stop waiting"
     assert step(root, "plain(number=0)") == ("completed", 1, None)
     assert begun_in(root) == ["0"]
 

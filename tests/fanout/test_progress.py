@@ -24,11 +24,11 @@ posix_only = pytest.mark.skipif(os.name != "posix", reason="pseudo-terminals are
 class Terminal:
     """A pseudo-terminal that is standard error inside a `with`."""
 
-    def __init__(self, columns: int = 120) -> None:
+    def __init__(self, columns: int = 120, rows: int = 24) -> None:
         import termios
 
         self._master, slave = os.openpty()
-        termios.tcsetwinsize(slave, (24, columns))
+        termios.tcsetwinsize(slave, (rows, columns))
         self.file = os.fdopen(slave, "w", encoding="utf-8")
 
     def __enter__(self) -> Terminal:
@@ -72,9 +72,10 @@ def test_a_terminal_shows_the_bar():
 
 
 @posix_only
-def test_a_terminal_without_a_size_shows_the_bar():
-    """A terminal that does not know its width counts as 80 columns wide."""
-    with Terminal(columns=0) as terminal:
+@pytest.mark.parametrize(("columns", "rows"), [(0, 24), (120, 0), (0, 0)])
+def test_a_terminal_without_a_size_shows_the_bar(columns, rows):
+    """A terminal that does not know its width or height, as under `script`, counts as one of 80 columns, 24 rows."""
+    with Terminal(columns, rows) as terminal:
         run_three(None)
     assert "3/3" in terminal.text()
 
@@ -289,6 +290,33 @@ def test_the_bar_tells_what_runs_and_waits_and_costs():
     """While a step waits, the bar says how many run and failed, for which limit until when, and what agents cost."""
     text = on_a_terminal(LOGGING.format(setup=""))
     assert re.search(r"7/8 .*, 1 running, 2 failed, waiting for site until \d\d:\d\d:\d\d, \$2\.00\]", text)
+
+
+HELD_BACK = """
+import time
+from datetime import UTC, datetime, timedelta
+from iso_orchestrator import Limited, Workflow
+workflow = Workflow("batch", store="memory://bar")
+limits = [Limited(datetime.now(UTC) + timedelta(seconds=2.5), key="site")]
+@workflow.for_each(max_parallel=1)
+@workflow.step(limit_key="site")
+def fetch(n):
+    if limits:
+        raise limits.pop()
+    time.sleep(0.2)  # so that tqdm draws each item
+fetch(range(4))
+"""
+
+
+@posix_only
+@pytest.mark.slow
+def test_the_bar_waits_for_no_limit_that_has_ended():
+    """Items that the limit held back wait for their turn then, and no more for the limit."""
+    draws = on_a_terminal(HELD_BACK).split("\r")
+    assert any("0/4" in draw and "waiting for site until" in draw for draw in draws)
+    later = [draw for draw in draws if re.search("[123]/4", draw)]
+    assert later
+    assert not [draw for draw in later if "waiting" in draw]
 
 
 def test_the_handlers_of_a_program_are_left_alone(capfd):

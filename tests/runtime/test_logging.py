@@ -67,7 +67,7 @@ def test_a_program_that_sets_nothing_up_sees_failures(tmp_path: Path) -> None:
         f"workflow 'batch': item {n} of for_each 'fetch': step 'fetch(page={n})' failed: ValueError: page {n}"
         for n in range(10)
     ]
-    counts = [f"workflow 'batch': {n} items of for_each 'fetch' have failed" for n in (20, 40, 80, 160)]
+    counts = [f"workflow 'batch': {n} items have failed in for_each 'fetch'" for n in (20, 40, 80, 160)]
     assert [without_times(line) for line in lines] == [
         *items,
         *counts,

@@ -92,6 +92,15 @@ def test_list_shows_each_workflow_in_a_line(run):
     assert broken.endswith("OSError: no space")
 
 
+def test_an_error_without_a_message_is_its_name(tmp_path, run):
+    """A run that Ctrl-C ended shows the error's class alone."""
+    workflow = Workflow("stopped", dir=tmp_path)
+    with pytest.raises(KeyboardInterrupt), workflow:
+        raise KeyboardInterrupt
+    assert run("list", root=tmp_path)[1].splitlines()[1].endswith("Z  KeyboardInterrupt")
+    assert "\nlast error: KeyboardInterrupt\n" in run("show", "stopped", root=tmp_path)[1]
+
+
 @pytest.mark.slow
 def test_a_run_whose_process_died_is_told_from_a_live_one(tmp_path, run):
     """`list` and `show` say that the process of a run is gone, and since when at most; a live run is just running."""

@@ -122,6 +122,27 @@ def test_what_waits_for_a_limit_says_until_when(workflow: Workflow, run: Run) ->
     assert run("top")[1] == NOTHING
 
 
+@pytest.mark.slow
+def test_many_that_wait_for_one_limit_are_counted(workflow: Workflow, run: Run) -> None:
+    """Five steps that wait for a limit have a row each, and the others one row together."""
+    until = datetime.now(UTC) + timedelta(seconds=3)
+
+    @workflow.for_each(max_parallel=2)
+    @workflow.step(name="ask {n}", limit_key="some-api")
+    def ask(n: int) -> None:
+        if datetime.now(UTC) < until:
+            raise Limited(until, "some-api")
+
+    ended = in_thread(lambda: ask(range(12)))
+    wait_until(lambda: sum(step.status == "waiting" for step in workflow.record.steps.values()) == 12)
+    out = run("top")[1]
+    *listed, last = rows(out)
+    assert len(listed) == 5
+    assert last[:2] + last[-1:] == ["w", "7 more", listed[0][-1]]
+    assert limits(out)["some-api"][1].startswith("12 steps: ask ")
+    ended.result(DEADLINE)
+
+
 WAITING = """
 from datetime import UTC, datetime, timedelta
 
