@@ -148,7 +148,7 @@ class StepCall:
                 self._debug("is on record")
             return self._load_recorded(step.result, self.origin.changes_since(step))
         self.scope = current_scope()
-        with at_work(), masked(), self.runtime.acquire() as self.session:
+        with masked(), at_work(), self.runtime.acquire() as self.session:
             return self._run_in_turn()
 
     def _run_in_turn(self) -> Any:
@@ -244,7 +244,9 @@ class StepCall:
 
     def is_run_elsewhere(self) -> bool:
         """Whether another process runs the step, for a call that has given way."""
-        with self.runtime.acquire() as self.session:
+        if not self.session.retain():
+            return False  # the `for_each` has ended meanwhile, and what it used must not be opened again
+        with self.session:
             is_run, seq = self.session.transact(
                 lambda projection: ((), (self._other_runner(projection) is not None, projection.seq)),
                 durable=False,
