@@ -25,7 +25,7 @@ from iso_orchestrator.steps.identity import Parameters, compile_template
 from iso_orchestrator.steps.options import check_callable
 from iso_orchestrator.steps.rendering import Unrenderable, digest, render
 from iso_orchestrator.steps.step import BoundStep, Step, current_runtime, leading_arguments, split_method
-from iso_orchestrator.system.interrupts import at_work
+from iso_orchestrator.system.interrupts import at_work, masked
 
 _SHOWN_OF_ITEM = 100  # characters of an item in an error
 
@@ -206,7 +206,7 @@ class ForEach(Generic[Item, P, R]):
             name=self._name,
         )
         try:
-            with at_work(), runtime.acquire() as session:
+            with masked(), at_work(), runtime.acquire() as session:
                 session.ensure_open()
                 return ForEachSummary(scheduler.run(items))
         finally:

@@ -21,10 +21,11 @@ from __future__ import annotations
 import heapq
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack
 from contextvars import copy_context
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -50,7 +51,7 @@ from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.runtime.waits import Node, Wait, WaitingNode, find_deadlock, noted
 from iso_orchestrator.steps.blocked import Blocked
 from iso_orchestrator.system.events import LONGEST_WAIT, Condition, OneShotEvent
-from iso_orchestrator.system.interrupts import deferred, masked
+from iso_orchestrator.system.interrupts import deferred, unmasked
 
 if TYPE_CHECKING:
     from iso_orchestrator.fanout.for_each import ForEachOptions
@@ -156,23 +157,26 @@ class Scheduler:
     def run(self, items: Iterable[Any]) -> list[Fulfilled[Any] | Rejected]:
         """Run all items; their outcomes in the order of the items.
 
+        The caller masks Ctrl-C. What is not a wait or the user's code must not be interrupted: a second Ctrl-C right
+        after the first would otherwise leave items starting in other threads.
+
         Raises:
             BaseException: The first error, as `Workflow.for_each` says.
         """
         try:
             try:
                 try:
-                    self._read(items)
+                    self._read(iter(items))
                 finally:
                     if isinstance(items, Generator):  # an error's traceback may keep it, and a mutex that it holds
-                        items.close()
+                        with unmasked():
+                            items.close()
                 self._changed.wait_until(lambda: self._unfinished == 0 or self._stopped, self._wait)
             except Exception as error:  # noqa: BLE001 - it is raised below, after the running items have ended
                 self._fail(error)
             self._wait_for_workers()
         except BaseException as error:  # noqa: BLE001 - likewise
-            with masked():  # a second interrupt ends the wait for the items, and must not keep them from this one
-                self._interrupt(error)
+            self._interrupt(error)
             self._wait_for_workers()
         # Tracebacks have this frame, and frames with this scheduler: if these kept the errors, they would form a cycle.
         outcomes, self._outcomes = self._outcomes, {}
@@ -190,9 +194,14 @@ class Scheduler:
 
     # Items are read in the calling thread.
 
-    def _read(self, items: Iterable[Any]) -> None:
-        for index, value in enumerate(items):
-            key = self._key_of(value)
+    def _read(self, items: Iterator[Any]) -> None:
+        for index in count():
+            with unmasked():
+                try:
+                    value = next(items)
+                except StopIteration:
+                    return
+                key = self._key_of(value)
             owner = LockOwner(self._parent, ItemContext(index), node=self._next_worker)
             if key is not None:
                 find_hold(self._state_key(key), owner)  # raises if the caller holds the mutex

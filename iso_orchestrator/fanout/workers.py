@@ -9,7 +9,7 @@ from concurrent.futures import CancelledError, Executor, Future
 
 from iso_orchestrator.runtime.waits import Node, current_node
 from iso_orchestrator.system.events import Condition, start
-from iso_orchestrator.system.interrupts import masked
+from iso_orchestrator.system.interrupts import interruptible
 
 # The threads that run workers, for executors that several calls may share.
 _threads_of: dict[int, list[Node]] = {}  # by the executor's `id`, as long as it has some: it may have no hash
@@ -69,7 +69,8 @@ class Workers:
                 return
             self._count += 1
         try:
-            future = start(lambda: executor.submit(self._run))
+            with interruptible():  # the user's executor may wait in `submit`
+                future = start(lambda: executor.submit(self._run))
         except Exception as error:  # noqa: BLE001 - the user's executor may raise anything
             with self._changed.guard:
                 self._count -= 1
@@ -84,9 +85,8 @@ class Workers:
     def work_here(self) -> None:
         """Work as long as there is something to do, where the calling thread is the worker."""
         if self.executor is None:
-            with masked():
-                self._count += 1  # no other thread changes it
-                self._run()
+            self._count += 1  # no other thread changes it
+            self._run()
 
     def end(self) -> None:
         """Note that a worker is about to end. The caller holds the lock."""

@@ -146,7 +146,7 @@ class StepCall:
                 self._debug("is on record")
             return self._load_recorded(step.result, self.origin.changes_since(step))
         self.scope = current_scope()
-        with at_work(), masked(), self.runtime.acquire() as self.session:
+        with masked(), at_work(), self.runtime.acquire() as self.session:
             return self._run_in_turn()
 
     def _run_in_turn(self) -> Any:
@@ -196,7 +196,7 @@ class StepCall:
             if isinstance(begun, _Completed):
                 self._debug("is on record")
                 return self._load_recorded(begun.result, begun.changes)
-            if is_told := _log.isEnabledFor(logging.DEBUG):
+            if _log.isEnabledFor(logging.DEBUG):
                 self._debug(f"begins, attempt {begun.attempt}")
             if begun.dead is not None:
                 log_death(self.runtime, self.name, self.session.log.process_info(begun.dead))
@@ -228,8 +228,7 @@ class StepCall:
                     del executed  # its traceback has this frame: without this the two would form a cycle
             data, result = executed
             if self._commit(attempt, data):
-                if is_told:
-                    self._debug("completed")
+                self._debug("completed")
                 return result
 
     def _give_way(self, by: _RunsElsewhere | Limit) -> Blocked:
@@ -242,7 +241,9 @@ class StepCall:
 
     def is_run_elsewhere(self) -> bool:
         """Whether another process runs the step, for a call that has given way."""
-        with self.runtime.acquire() as self.session:
+        if not self.session.retain():
+            return False  # the `for_each` has ended meanwhile, and what it used must not be opened again
+        with self.session:
             is_run, seq = self.session.transact(
                 lambda projection: ((), (self._other_runner(projection) is not None, projection.seq)),
                 durable=False,

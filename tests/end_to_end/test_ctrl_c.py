@@ -705,3 +705,62 @@ def test_an_interrupt_at_any_place_leaves_nothing_that_one_would_wait_for(memory
         assert lines[-1].startswith("everywhere"), lines[-2:]
         assert len(lines) > 10
         process.end()
+
+
+# The first Ctrl-C comes while the items are read, the second at one of the places that follow. Workers are in the
+# middle of an item all the time.
+AGAIN = """
+import faulthandler
+signal.set_wakeup_fd(-1)
+from concurrent.futures import ThreadPoolExecutor
+package = os.path.dirname(iso_orchestrator.__file__)
+
+def places(chosen):
+    # How many places there are, where number *chosen* is, and how many items began and ended.
+    count, where, begun, gate, executor = 0, None, [], threading.Event(), ThreadPoolExecutor(2)
+
+    def look(frame, event, arg):
+        nonlocal count, where
+        if event not in ("call", "c_return") or not frame.f_code.co_filename.startswith(package):
+            return
+        count += 1
+        if count == chosen:
+            sys.setprofile(None)
+            where = f"{frame.f_code.co_qualname}:{frame.f_lineno}, {event}"
+            signal.raise_signal(signal.SIGINT)
+
+    def items():
+        yield from range(10)
+        sys.setprofile(look)
+        signal.raise_signal(signal.SIGINT)
+
+    def work(item):
+        begun.append(item)
+        gate.wait()
+
+    signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
+    signal.setitimer(signal.ITIMER_REAL, 0.2)  # the last one, in the wait for the workers
+    try:
+        workflow.run_for_each(items(), work, max_parallel=2, executor=executor)
+    except KeyboardInterrupt:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    sys.setprofile(None)
+    gate.set()
+    executor.shutdown()
+    return where, len(begun)
+
+faulthandler.dump_traceback_later(60, exit=True)
+place, where = 0, "before"
+while where is not None:
+    place += 1
+    where, begun = places(place)
+    tell(where, begun)
+"""
+
+
+def test_a_second_ctrl_c_right_after_the_first_starts_no_item(memory_path: Path) -> None:
+    """Programs that start others often send SIGINT too when the terminal has sent it to all of them."""
+    with run(AGAIN, memory_path) as process:
+        lines = process.end()
+    assert len(lines) > 20
+    assert [line for line in lines if int(line.split()[-1]) > 2] == []

@@ -13,6 +13,8 @@ from support import DEADLINE, run_python, wait_until
 from support_processes import child, in_thread
 
 from iso_orchestrator import Limited, StepStatus, Workflow, current_step
+from iso_orchestrator.runtime.session import find_session
+from iso_orchestrator.steps.call import StepCall
 
 T0 = datetime(2026, 5, 14, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -186,6 +188,33 @@ def test_an_item_of_another_process_is_left_for_later(workflow: Workflow, tmp_pa
                 other.say()
             assert ended.result(DEADLINE) == [0, 1, 2, 3, 4]
     assert done == [1, 2, 3, 4, 0]
+
+
+def test_looking_at_a_parked_item_opens_nothing_again(workflow: Workflow, tmp_path: Path) -> None:
+    """The thread that looks may be in the middle of many items when the batch and its run have ended."""
+    looks, is_over, is_run_elsewhere = threading.Event(), threading.Event(), StepCall.is_run_elsewhere
+
+    @workflow.step(name="{number}")
+    def work(number: int) -> int:
+        return number
+
+    def items() -> Any:
+        yield 0
+        looks.wait(DEADLINE)
+        raise LookupError("stop")
+
+    def look_late(call: StepCall) -> bool:
+        looks.set()
+        return is_over.wait(DEADLINE) and is_run_elsewhere(call)
+
+    with run_python(OTHER, tmp_path) as other, pytest.MonkeyPatch.context() as patch:
+        assert other.line() == "in hand"
+        patch.setattr(StepCall, "is_run_elsewhere", look_late)
+        with pytest.raises(LookupError), workflow:
+            workflow.run_for_each(items(), work)
+        is_over.set()
+        wait_until(lambda: not any("parked" in thread.name for thread in threading.enumerate()))
+        assert find_session(workflow._runtime.store, "w") is None
 
 
 FAILING = """
