@@ -359,8 +359,12 @@ class MutexState:
 
     def _fail(self, error: BaseException) -> None:
         """Fail all waiters, since the lock can be neither taken nor waited for."""
-        with suppress(StoreError):
-            self._unlock()
+        try:
+            with suppress(StoreError):
+                self._unlock()
+        except BaseException:  # at the end of the stack: the next request releases the lock first
+            self.is_locked, self.turn_ends, self.changer = True, 0.0, None
+            raise
         with _registry.guard:
             waiters, self.waiters = self.waiters, deque()
             self.changer = None

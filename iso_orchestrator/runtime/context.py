@@ -303,12 +303,13 @@ def current_owner() -> LockOwner:
 def run_attempt(attempt: Attempt, body: Callable[[], T]) -> T:
     """Call *body*, and note that this thread runs *attempt*."""
     attempts = _here.attempts
-    attempts.append(attempt)
     try:
+        attempts.append(attempt)
         return body()
     finally:
         attempt.has_ended = True
-        attempts.remove(attempt)  # not always the last one: greenlets end in any order
+        if attempt in attempts:  # else Ctrl-C came first
+            attempts.remove(attempt)  # not always the last one: greenlets end in any order
 
 
 def innermost_attempt() -> Attempt | None:
