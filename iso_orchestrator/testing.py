@@ -26,8 +26,9 @@ def in_memory() -> Iterator[None]:
     That holds for workflows that exist already, as those of a module that was imported before, for any `dir=` and
     `store=`, and for `read_workflow_record`, `list_workflows`, `delete_workflow` and the command line's `main()`. The
     output of commands is in a temporary folder, except for those with a `log_dir=`. At the end of the block all is
-    dropped, and each workflow has its own record again. Blocks may be nested. Other processes do not see the records:
-    tests of kills need files, in a folder such as pytest's `tmp_path`.
+    dropped, and each workflow has its own record again. Work that other threads go on with after the block uses that
+    one: wait for it inside, as the end of a ``with workflow:`` does. Blocks may be nested. Other processes do not see
+    the records: tests of kills need files, in a folder such as pytest's `tmp_path`.
 
     Raises:
         WorkflowUsageError: Inside of a run, which has its record already.

@@ -360,8 +360,12 @@ class MutexState:
 
     def _fail(self, error: BaseException) -> None:
         """Fail all waiters, since the lock can be neither taken nor waited for."""
-        with suppress(StoreError):
-            self._unlock()
+        try:
+            with suppress(StoreError):
+                self._unlock()
+        except BaseException:  # at the end of the stack: the next request releases the lock first
+            self.is_locked, self.turn_ends, self.changer = True, 0.0, None
+            raise
         with _registry.guard:
             waiters, self.waiters = self.waiters, deque()
             self.changer = None
@@ -399,7 +403,7 @@ class _Registry:
         """Wait for a lock that another process holds. The changer calls this, and changes nothing more."""
         with self.guard:
             if self.threads < _MOST_THREADS:
-                _start(self._serve, "iso-orchestrator-mutex")
+                threading.Thread(target=self._serve, name="iso-orchestrator-mutex", daemon=True).start()
                 self.threads += 1
             else:
                 self._look_at(monotonic() + _PAUSE)
@@ -435,7 +439,7 @@ class _Registry:
     def _look_at(self, when: float) -> None:
         """Make the clock thread look then, or before. Under the guard."""
         if not self._has_clock:
-            _start(self._run_clock, "iso-orchestrator-mutex-clock")
+            threading.Thread(target=self._run_clock, name="iso-orchestrator-mutex-clock", daemon=True).start()
             self._has_clock = True
         if when < self.looks_at:
             self.looks_at = when
@@ -468,10 +472,6 @@ class _Registry:
                     return
                 state = self.unserved.popleft()
             state.take_turn(block=False)  # it comes back to the end of the queue if the lock is not free
-
-
-def _start(target: Callable[[], None], name: str) -> None:
-    threading.Thread(target=target, name=name, daemon=True).start()
 
 
 def _tell(answer: Callable[[T], None], outcome: T) -> None:
