@@ -411,10 +411,7 @@ class _Registry:
             self.unserved.append(state)
 
     def gives_back(self, state: MutexState) -> bool:
-        """Take *state* back, for the caller to try its lock. The caller holds the guard.
-
-        False if a thread serves the state, or it had a waiter before.
-        """
+        """Take *state* back to try its lock; False if a thread serves it or it had a waiter before. Under the guard."""
         if state.changer is not self or len(state.waiters) > 1 or state not in self.unserved:
             return False
         self.unserved.remove(state)
