@@ -94,7 +94,7 @@ class ParkedItems(Generic[T]):
         for item, blocked, looks_at in looks:
             if looks_at > monotonic():
                 later[item] = looks_at
-            elif seconds := blocked.pause():
+            elif seconds := blocked.pause(len(looks)):
                 later[item] = monotonic() + seconds
             else:
                 free.append(item)

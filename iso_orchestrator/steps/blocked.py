@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from iso_orchestrator.steps.call import StepCall
 
 LONGEST_NAP = 0.5  # seconds between two looks while a limit holds: clocks may be set
-_LOOK_EVERY = 0.02  # seconds between two looks at the step of another process; one takes 50 microseconds
+_LOOK_EVERY = 0.02  # seconds between two looks at the step of another process, which take 0.1 ms each, or
+_LOOK_EVERY_FOR_EACH = 0.002  # seconds for each call that waits so, if that makes more
 _SHORT_LIMIT = timedelta(seconds=1)  # one that is met again is waited for longer each time, up to
 _LONGEST_GROWN = timedelta(hours=1)
 
@@ -34,12 +35,16 @@ class Blocked:
     call: StepCall
     limit: Limit | None
 
-    def pause(self) -> float:
-        """Seconds until the next look whether it can go on; 0: it can, or it has to find out by itself."""
+    def pause(self, waiting: int) -> float:
+        """Seconds until the next look whether it can go on; 0: it can, or it has to find out by itself.
+
+        Args:
+            waiting: How many calls wait likewise.
+        """
         try:
             if self.limit is not None:
                 return max(0.0, min((self.limit.until - self.call.runtime.clock.now()).total_seconds(), LONGEST_NAP))
-            return _LOOK_EVERY if self.call.is_run_elsewhere() else 0.0
+            return max(_LOOK_EVERY, waiting * _LOOK_EVERY_FOR_EACH) if self.call.is_run_elsewhere() else 0.0
         except Exception:  # noqa: BLE001 - the call itself raises it
             return 0.0
 
