@@ -80,6 +80,16 @@ def said(root: Path) -> list[str]:
     return [line for line in lines if not line.startswith("workflow 'w' was interrupted after ")]
 
 
+def finish_at_ctrl_c(process: Child, root: Path) -> None:
+    """Press Ctrl-C, and let the running bodies finish once it has been said that they are waited for."""
+    process.process.send_signal(signal.SIGINT)
+    wait_until(lambda: said(root))
+    assert_waits(process)
+    Path(f"{root}.go").touch()
+    assert process.line() == "interrupted"
+    process.end()
+
+
 def step(root: Path, name: str) -> tuple[str, int, str | None]:
     found = read_workflow_record("w", dir=root).steps[name]
     return str(found.status), found.attempts, None if found.error is None else found.error.name
@@ -143,12 +153,7 @@ def test_ctrl_c_ends_the_commands_of_a_batch(root: Path, work: str) -> None:
 def test_ctrl_c_says_what_it_waits_for(root: Path) -> None:
     """One line on standard error names the running items by their steps; plain bodies finish and are on record."""
     with begun("def work():\n    batch(range(6), plain)\n", root, 4) as process:
-        process.process.send_signal(signal.SIGINT)
-        wait_until(lambda: said(root))
-        assert_waits(process)
-        Path(f"{root}.go").touch()
-        assert process.line() == "interrupted"
-        process.end()
+        finish_at_ctrl_c(process, root)
     names = ", ".join(f"plain(number={number})" for number in range(4))
     assert said(root)[0] == f"finishing 4 running items ({names}); Ctrl-C again to stop waiting"
     assert {step(root, f"plain(number={number})") for number in range(4)} == {("completed", 1, None)}
@@ -172,12 +177,7 @@ def work():
 def test_ctrl_c_says_which_submitted_steps_it_waits_for(root: Path) -> None:
     """One line names some of the running steps. A step that waits for cancelled ones is interrupted, not misled."""
     with begun(CANCELLED, root, 32) as process:
-        process.process.send_signal(signal.SIGINT)
-        wait_until(lambda: said(root))
-        assert_waits(process)
-        Path(f"{root}.go").touch()
-        assert process.line() == "interrupted"
-        process.end()
+        finish_at_ctrl_c(process, root)
     line, *rest = said(root)
     assert line.startswith("finishing 33 running steps (parent, plain(number=")
     assert line.endswith(" and 28 more); Ctrl-C again to stop waiting")
@@ -324,12 +324,7 @@ def work():
 def test_ctrl_c_lets_the_body_in_the_callers_thread_finish(root: Path) -> None:
     """Ctrl-C would come out in the middle of it; the first one is raised after it, in place of the next item."""
     with begun(ALONE.replace("TWICE", ""), root, 1) as process:
-        process.process.send_signal(signal.SIGINT)
-        wait_until(lambda: said(root))
-        assert_waits(process)
-        Path(f"{root}.go").touch()
-        assert process.line() == "interrupted"
-        process.end()
+        finish_at_ctrl_c(process, root)
     assert said(root)[0] == "finishing 1 running item (plain(number=0)); Ctrl-C again to stop waiting"
     assert step(root, "plain(number=0)") == ("completed", 1, None)
     assert begun_in(root) == ["0"]
