@@ -14,6 +14,7 @@ The rules for a page:
 from __future__ import annotations
 
 import doctest
+import logging
 import os
 import re
 import signal
@@ -89,7 +90,18 @@ def parse(page: str, text: str) -> list[Section]:
     return found
 
 
+@pytest.fixture
+def own_logging() -> Iterator[None]:
+    """An example may set logging up: the handlers of other tests come back after it."""
+    handlers, level = logging.root.handlers, logging.root.level
+    logging.root.handlers = []
+    yield
+    logging.root.handlers = handlers
+    logging.root.setLevel(level)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("own_logging")
 @pytest.mark.parametrize("section", list(sections()), ids=lambda section: f"{section.page}: {section.heading}")
 def test_examples_run(
     section: Section, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -201,7 +201,7 @@ _RESULTS = "tests/reliability/test_fidelity.py::test_results_come_back_exactly_o
 _NAMES = "tests/reliability/test_fidelity.py::test_no_two_different_arguments_share_a_name"
 
 # Faults that were there, or that the code of now could have, and that no row noticed before it was made for their kind.
-_STOPPED = "tests/reliability/test_stopped_batches.py::test_batches_that_are_stopped_leave_no_process"
+_STOPPED = "tests/reliability/test_stop_signals.py::test_batches_that_are_stopped_leave_no_process"
 
 MORE_FAULTS = [
     Fault(

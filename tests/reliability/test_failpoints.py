@@ -447,7 +447,7 @@ OF_COMMANDS = {
 # Only come to where a lock file was removed: `tests/store/test_cleaners.py`.
 OF_CLEANERS = {"liveness.release:open_write", "liveness.release:close"}
 # Only come to where another program sets files back (`test_gone_back.py`), and by a backup, which changes nothing.
-OF_OTHERS = {"log._refuse_unsealed:size", "store._write_tar:close"}
+OF_OTHERS = {"log._refuse_unsealed:size", "store._write_tar:close", "store._write_tar:identify_path"}
 NAMES = sorted(set(failpoints()) - OF_COMMANDS - OF_CLEANERS - OF_OTHERS)
 PARTS = 4  # of the failpoints, for as many workers
 
