@@ -175,6 +175,9 @@ class Limited(OrchestratorError):  # noqa: N818 - the step has not failed: a res
         until: When to try again; an aware datetime.
         key: The name of the limited resource, for all steps with this `limit_key`; default: this step alone.
 
+    Attributes:
+        in_a_row: How often in a row the step has met a limit, if that is a failure; else 0.
+
     Raises:
         TypeError: *until* is no datetime, or *key* no str.
         ValueError: *until* is naive.
@@ -187,9 +190,14 @@ class Limited(OrchestratorError):  # noqa: N818 - the step has not failed: a res
 
     until: datetime = attrs.field(converter=_aware_utc)
     key: str | None = attrs.field(default=None, converter=_limit_key)
+    in_a_row: int = attrs.field(init=False, default=0, repr=False, eq=False)
 
     def _text(self) -> str:
-        return f"{self.key or 'the step'} is limited until {self.until.isoformat(timespec='seconds')}"
+        text = f"{self.key or 'the step'} is limited until {self.until.isoformat(timespec='seconds')}"
+        if not self.in_a_row:
+            return text
+        cause = f": {self.__cause__}" if isinstance(self.__cause__, OrchestratorError) else ""
+        return f"{text}, and the step has met {self.in_a_row} limits in a row, as many as max_limited allows{cause}"
 
 
 @attrs.define(slots=False)

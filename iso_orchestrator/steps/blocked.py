@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
+from iso_orchestrator.errors import Limited
 from iso_orchestrator.record.facts import StepWaiting
 from iso_orchestrator.record.projection import Limit
 
@@ -73,3 +74,9 @@ def end_of_limit(at: datetime, named: datetime, before: int) -> datetime:
     if not before or named - at > _SHORT_LIMIT:
         return named
     return max(named, at + min(_SHORT_LIMIT * float(2 ** min(before, 32)), _LONGEST_GROWN))
+
+
+def give_up(limit: Limited, times: int, key: str | None) -> None:
+    """Say in *limit*, the last of so many in a row, that it is a failure; *key* is the step's."""
+    with suppress(Exception):  # a class of the user's may be frozen
+        limit.in_a_row, limit.key = times, limit.key or key

@@ -58,7 +58,7 @@ from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.runtime.session import Session
 from iso_orchestrator.runtime.threads import run_attempt_with_timeout
 from iso_orchestrator.runtime.waits import Patience, Wait, current_node, wait_until
-from iso_orchestrator.steps.blocked import LONGEST_NAP, Blocked, end_of_limit, end_waits
+from iso_orchestrator.steps.blocked import LONGEST_NAP, Blocked, end_of_limit, end_waits, give_up
 from iso_orchestrator.steps.options import RetryContext, StepOptions
 from iso_orchestrator.steps.origin import Origin, warn_of_changes
 from iso_orchestrator.store import ProcessInfo
@@ -447,7 +447,7 @@ class StepCall:
 
         is_recorded = self.session.transact(decide)
         if not is_recorded:
-            add_note(limit, f"it was met {most} times in a row: max_limited={most} makes that a failure")
+            give_up(limit, most, self.options.limit_key)
         return is_recorded
 
     def _record_outcome(self, attempt: Attempt, fact: Fact, *, durable: bool) -> None:

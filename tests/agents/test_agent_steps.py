@@ -126,6 +126,8 @@ def test_a_limit_of_no_time_is_not_met_again_at_once(workflow: Workflow, tmp_pat
     with pytest.raises(Limited) as caught:
         review()
     assert isinstance(caught.value.__cause__, AgentError)
+    assert str(caught.value).startswith("codex is limited until ")
+    assert words in str(caught.value)
     first, second, third = map(float, (tmp_path / "log").read_text().split())
     assert second - first >= 1
     assert third - second >= 2
