@@ -202,6 +202,11 @@ class Money(Decimal):
 class Moment(datetime):
     """A datetime with attributes."""
 
+    @classmethod
+    def of(cls, value: datetime) -> Moment:
+        """The same moment. Of two different ones the fold of the time could mean nothing on the date."""
+        return cls.combine(value.date(), value.timetz())
+
 
 class Blob(bytes):
     """Bytes with attributes."""
@@ -232,7 +237,7 @@ OWN = {
     Count: lambda rng: Count(rng.randrange(9)),
     Ratio: lambda rng: Ratio(rng.random()),
     Money: lambda rng: Money(rng.choice(DECIMALS)),
-    Moment: lambda rng: Moment.combine(moment(rng).date(), moment(rng).timetz()),
+    Moment: lambda rng: Moment.of(moment(rng)),
     Day: lambda rng: Day(2024, 1, rng.randrange(1, 9)),
     Blob: lambda rng: Blob(rng.randbytes(2)),
 }
@@ -748,7 +753,7 @@ SUBCLASSES: dict[Any, Any] = {
 def subclassed(rng: random.Random, value: Any) -> Any:
     """An object of a subclass, in half of the cases with an attribute."""
     if type(value) is datetime:
-        made: Any = Moment.combine(value.date(), value.timetz())
+        made: Any = Moment.of(value)
     elif type(value) in SUBCLASSES:
         made = SUBCLASSES[type(value)](value)
     elif type(value).__module__ == __name__ and not isinstance(value, enum.Enum):
