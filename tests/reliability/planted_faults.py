@@ -424,6 +424,7 @@ MORE_FAULTS = [
         "(self.thread, *self.helpers)",
         "tuple(self.helpers)",
         "tests/reliability/test_contexts.py::test_no_step_runs_inside_of_itself_or_waits_for_itself",
+        ("--tier", "full", "--seed", "1"),
     ),
     Fault(
         "a body that outlived its timeout still taken for a part of its caller",

@@ -49,7 +49,7 @@ TOOLS = [
     f"sleep {FOREVER} &",
     f"setsid sleep {FOREVER} &",
     f"(setsid sh -c 'sleep {FOREVER} & exit' &)",
-    "setsid sh -c \"trap '' TERM; while :; do sleep 0.02; done\" &",
+    "setsid sh -c \"trap '' TERM; for i in $(seq 5000); do sleep 0.02; done\" &",
     "printf 'caf\\351\\n\\200' &",
 ]
 WORK = ["sleep 0.02", "sleep 0.1", "true"]

@@ -24,7 +24,7 @@ from iso_orchestrator.coordination import mutex, mutex_queue
 from iso_orchestrator.coordination.mutex import Mutex
 from iso_orchestrator.runtime import waits
 from iso_orchestrator.store import ProcessInfo, memory
-from iso_orchestrator.system import interrupts
+from iso_orchestrator.system import events, interrupts
 
 ROW = 27
 KEYS = ("a", "b")
@@ -158,7 +158,7 @@ def test_a_mutex_is_handed_on_to_one_at_a_time_and_to_all(tier: Tier, figures: F
     found = {}
     schedules = tier.count(quick=0, full=2_000, soak=600_000)
     for number in range(schedules):
-        schedule = Schedule(f"{tier.seed} mutex {number}", [mutex_queue, mutex, interrupts, memory])
+        schedule = Schedule(f"{tier.seed} mutex {number}", [mutex_queue, mutex, events, interrupts, memory])
         raises = schedule.random.choice(tuple(PLACES))
         with schedule.locks(), pytest.MonkeyPatch.context() as patch:
             reads = itertools.count()

@@ -24,9 +24,9 @@ pytestmark = [
 GRACE = 0.3  # seconds
 PROGRAMS = [
     "exec sleep FOREVER",
-    "trap '' TERM; while :; do sleep 0.05; done",
+    "trap '' TERM; for i in $(seq 2000); do sleep 0.05; done",
     "sleep FOREVER & setsid sleep FOREVER & wait",
-    "trap '' TERM; setsid sh -c 'while :; do sleep 0.05; done'",
+    "trap '' TERM; setsid sh -c 'for i in $(seq 2000); do sleep 0.05; done'",
 ]
 SHAPES = [
     "batch(range(12))",

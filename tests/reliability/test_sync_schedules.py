@@ -11,7 +11,7 @@ from reliability.tiers import Figures, Tier
 from iso_orchestrator import StoreError
 from iso_orchestrator.store.file import group_commit as group_sync
 from iso_orchestrator.store.file.group_commit import GroupCommit
-from iso_orchestrator.system import interrupts as waiting
+from iso_orchestrator.system import events as waiting
 
 ROW = 26
 SYNCS = 3  # the most that are tried before one fails
