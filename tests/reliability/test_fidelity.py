@@ -119,7 +119,7 @@ def test_results_come_back_exactly_or_are_refused(root: Path, tmp_path: Path, ti
         wrong += json.loads(child.line())
     figures.add(RESULTS, "results read in a fresh process, or refused", count * each, len(wrong))
     assert not wrong, f"{len(wrong)} violations; the first:\n" + "\n".join(wrong[:20])
-    assert len(texts) > 0.3 * count * each
+    assert len(texts) > tier.pick(quick=0.2, full=0.3, soak=0.3) * count * each  # few kinds: much luck
 
 
 # Names
@@ -145,7 +145,7 @@ def name_of(step: Step[..., None], *args: Any) -> str | None:
 def arguments(seed: str, count: int) -> list[tuple[random.Random, tuple[Any, ...]]]:
     """The arguments of random calls, and the randomness to make others of them."""
     found = []
-    all_kinds = kinds(seed, max(10, count // 125))
+    all_kinds = kinds(seed, max(60, count // 125))
     for case in range(count):
         rng = random.Random(f"{seed} {case}")
         value = Maker(rng, rng.choice(WRONG)).make(rng.choice(all_kinds))
@@ -195,4 +195,4 @@ def test_no_two_different_arguments_share_a_name(tier: Tier, figures: Figures) -
     wrong += [f"{here} is named {there} in another process" for here, there in pairs if here != there]
     figures.add(NAMES, "pairs of arguments named", count, len(wrong))
     assert not wrong, f"{len(wrong)} violations; the first:\n" + "\n".join(wrong[:20])
-    assert different > 0.4 * count, (different, unnamed)
+    assert different > tier.pick(quick=0.2, full=0.4, soak=0.4) * count, (different, unnamed)  # few kinds: much luck
