@@ -158,7 +158,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def _call_handlers_above_bars(record: logging.LogRecord) -> None:
-    """Call the handlers of the package's logger, whoever made them, with no bar on the line that they write to."""
+    """Call the package's and the program's log handlers, with the bars cleared from the terminal meanwhile."""
     with ExitStack() as stack:
         for bar in list(_shown) if _may_reach_a_terminal(_log) else ():
             stack.enter_context(bar.hidden())
