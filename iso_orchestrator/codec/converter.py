@@ -30,7 +30,7 @@ from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, make_he
 from cattrs.preconf.json import make_converter
 
 from iso_orchestrator.codec.json import SCALAR_HOOKS, decode, encode
-from iso_orchestrator.codec.objects import is_pydantic
+from iso_orchestrator.codec.objects import is_named_tuple, is_pydantic
 from iso_orchestrator.notes import message_of
 from iso_orchestrator.record.model import Json
 
@@ -95,10 +95,6 @@ def _write_fixed_tuple(kind: Any) -> Callable[[Any], Any]:
         return write(tuple(items))
 
     return checked
-
-
-def _is_named_tuple(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, tuple) and hasattr(kind, "_fields")
 
 
 def _tuple_of(kind: Any) -> Any:
@@ -474,8 +470,8 @@ converter.register_structure_hook_factory(_is_deque, _read_deque)
 converter.register_unstructure_hook_factory(_is_items, _write_items)
 converter.register_structure_hook_factory(_is_items, _read_items)
 converter.register_unstructure_hook_factory(_is_fixed_tuple, _write_fixed_tuple)
-converter.register_unstructure_hook_factory(_is_named_tuple, _write_named_tuple)
-converter.register_structure_hook_factory(_is_named_tuple, _read_named_tuple)
+converter.register_unstructure_hook_factory(is_named_tuple, _write_named_tuple)
+converter.register_structure_hook_factory(is_named_tuple, _read_named_tuple)
 converter.register_unstructure_hook_factory(_is_union, _write_union)
 converter.register_unstructure_hook_factory(_is_keyed_mapping, _write_keyed_mapping)
 converter.register_structure_hook_factory(_is_keyed_mapping, _read_keyed_mapping)

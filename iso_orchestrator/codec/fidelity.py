@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import datetime as dt
 from collections import defaultdict, deque
-from collections.abc import Callable, Collection, Set
-from decimal import Decimal
+from collections.abc import Callable, Set
 from enum import Enum
 from functools import lru_cache
 from typing import Any
 
-from iso_orchestrator.codec.objects import attributes_besides, fields_of, fields_of_class, python_scalar
+from iso_orchestrator.codec.objects import (
+    attributes_besides,
+    fields_of_class,
+    is_named_tuple,
+    is_pydantic,
+    python_scalar,
+)
 
 
 class Difference(Exception):  # noqa: N818 - it never leaves the room
@@ -38,26 +43,31 @@ def check_same(value: Any, back: Any) -> None:
     Raises:
         Difference: They are not the same.
     """
+    if value is back:  # only what cannot change goes through JSON as the same object: atoms, members of enums
+        return
     kind: Any = type(back)
-    if type(value) is kind and kind in _ATOMS and value == back and (value or kind is not float):
-        return  # as most parts; a zero may be minus zero
     check = _check_of(kind)
     check(value, back)
     if check is not _check_fields and type(value) not in _WITHOUT_ATTRIBUTES:
-        _check_attributes(value, back, ())
+        _check_attributes(value, back)
 
 
 @lru_cache(maxsize=1024)
 def _check_of(kind: Any) -> Callable[[Any, Any], None]:
+    from decimal import Decimal  # takes a millisecond to import, and few processes need it
+
     if kind in _ATOMS:
         return _check_atom
+    if is_named_tuple(kind):
+        return _check_named_tuple
+    if issubclass(kind, Decimal):
+        return _check_decimal
     for bases, check in _CHECKS:
         if issubclass(kind, bases):
             return check
     return _check_other if fields_of_class(kind) is None else _check_fields
 
 
-_ITEMS = (list, tuple, deque)
 _ATOMS = frozenset({str, int, bool, type(None), float})
 _WITHOUT_ATTRIBUTES = frozenset({*_ATOMS, list, tuple, dict, set, dt.datetime})  # no object of exactly these has any
 
@@ -80,20 +90,31 @@ def _check_dict(value: Any, back: dict[Any, Any]) -> None:
     if isinstance(back, defaultdict) and getattr(value, "default_factory", None) is not back.default_factory:
         raise Difference(value, back, "its default_factory would be lost")
     for (key, item), (key_back, item_back) in zip(value.items(), back.items(), strict=True):
-        _check_part(key, key_back, key)
-        _check_part(item, item_back, key)
+        if key is not key_back:
+            _check_part(key, key_back, key)
+        if item is not item_back:
+            _check_part(item, item_back, key)
 
 
 def _check_items(value: Any, back: Any) -> None:
-    if not isinstance(value, _ITEMS) or len(value) != len(back):
+    if not isinstance(value, (list, tuple)) or len(value) != len(back):
         raise Difference(value, back)
-    names = getattr(type(back), "_fields", None)
-    if (names is not None or isinstance(back, deque)) and type(value) is not type(back):
+    for place, item in enumerate(value):
+        if item is not back[place]:
+            _check_part(item, back[place], place)
+
+
+def _check_deque(value: Any, back: deque[Any]) -> None:
+    if type(value) is not type(back) or value.maxlen != back.maxlen:
         raise Difference(value, back)
-    if isinstance(value, deque) and (not isinstance(back, deque) or value.maxlen != back.maxlen):
-        raise Difference(value, back, f"its maxlen={value.maxlen} would be lost")
-    for place, (item, item_back) in enumerate(zip(value, back, strict=True)):
-        _check_part(item, item_back, place if names is None else names[place])
+    _check_items([*value], [*back])
+
+
+def _check_named_tuple(value: Any, back: Any) -> None:
+    if type(value) is not type(back):
+        raise Difference(value, back)
+    for name, item, item_back in zip(back._fields, value, back, strict=True):
+        _check_part(item, item_back, name)
 
 
 def _check_set(value: Any, back: Set[Any]) -> None:
@@ -113,7 +134,7 @@ def _check_moment(value: Any, back: Any) -> None:
         raise Difference(value, back, "its fold would be lost: give it a zone in which it means something, or fold=0")
 
 
-def _check_decimal(value: Any, back: Decimal) -> None:
+def _check_decimal(value: Any, back: Any) -> None:
     # By their text: Decimal("1.0") is not Decimal("1.00"), and NaN is NaN.
     if not isinstance(value, type(back)) or str(value) != str(back):
         raise Difference(value, back)
@@ -126,25 +147,32 @@ def _check_other(value: Any, back: Any) -> None:
 
 _CHECKS: list[tuple[Any, Callable[[Any, Any], None]]] = [
     (dict, _check_dict),
-    (_ITEMS, _check_items),
+    (deque, _check_deque),
+    ((list, tuple), _check_items),
     (Set, _check_set),
     ((dt.datetime, dt.time), _check_moment),
-    (Decimal, _check_decimal),
 ]
 
 
 def _check_fields(value: Any, back: Any) -> None:
     if type(value) is not type(back):
         raise Difference(value, back)
-    names = [field.name for field in fields_of(value) or ()]
+    kind: Any = type(back)
+    names = _names_of(kind)
     _check_attributes(value, back, names)
-    if hasattr(value, "__pydantic_private__"):
-        names.append("__pydantic_private__")
     for name in names:
-        _check_part(getattr(value, name, _UNSET), getattr(back, name, _UNSET), name)
+        part, part_back = getattr(value, name, _UNSET), getattr(back, name, _UNSET)
+        if part is not part_back:
+            _check_part(part, part_back, name)
 
 
-def _check_attributes(value: Any, back: Any, fields: Collection[str]) -> None:
+@lru_cache(maxsize=1024)
+def _names_of(kind: Any) -> Set[str]:
+    of_pydantic = ("__pydantic_extra__", "__pydantic_private__") if is_pydantic(kind) else ()
+    return dict.fromkeys((*(fields_of_class(kind) or ()), *of_pydantic)).keys()
+
+
+def _check_attributes(value: Any, back: Any, fields: Set[str] = frozenset()) -> None:
     for name in attributes_besides(value, fields):
         if isinstance(value, Enum):
             return
@@ -162,9 +190,9 @@ class _Unset:
 _UNSET = _Unset()
 
 
-def _check_part(value: Any, back: Any, place: object) -> None:
+def _check_part(part: Any, back: Any, place: object) -> None:
     try:
-        check_same(value, back)
+        check_same(part, back)
     except Difference as difference:
         difference.path.append(f"[{place}]" if isinstance(place, int) else f".{place}"[:80])
         raise

@@ -137,7 +137,7 @@ def _item(value: Any, depth: int, place: object, convert: Convert | None) -> Jso
 
 def _refuse_attributes(value: object) -> None:
     if isinstance(value, dict | list | tuple | str | int | float) and not isinstance(value, Enum):
-        more = attributes_besides(value, ())
+        more = attributes_besides(value)
         if more:
             raise _Refused(f"the attribute {more[0]!r} of its {_kind(value)} would be lost")
 

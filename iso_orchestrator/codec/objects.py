@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Container
+from collections.abc import Set
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
@@ -14,35 +14,33 @@ class Field(NamedTuple):
     """A field of an attrs class, a dataclass or a pydantic model.
 
     Attributes:
-        name: The attribute's name.
         is_compared: Whether objects that differ in it alone differ.
         is_shown: Whether `repr` shows it.
     """
 
-    name: str
     is_compared: bool = True
     is_shown: bool = True
 
 
-def fields_of(value: Any) -> tuple[Field, ...] | None:
+def fields_of(value: Any) -> dict[str, Field] | None:
     """Return the fields of an object, with those that it has beyond its class; None if it has no such class."""
     kind: Any = type(value)
     fields = fields_of_class(kind)
     extra = getattr(value, "__pydantic_extra__", None)
-    return (*fields, *map(Field, sorted(extra))) if extra and fields is not None else fields
+    return fields | dict.fromkeys(sorted(extra), Field()) if extra and fields is not None else fields
 
 
 @lru_cache(maxsize=1024)
-def fields_of_class(kind: Any) -> tuple[Field, ...] | None:
-    """Return the fields that a class declares; None if it is no class with fields."""
+def fields_of_class(kind: Any) -> dict[str, Field] | None:
+    """Return the fields that a class declares, by name; None if it is no class with fields."""
     if attrs.has(kind):
-        return tuple(Field(field.name, bool(field.eq), field.repr is True) for field in attrs.fields(kind))
+        return {field.name: Field(bool(field.eq), field.repr is True) for field in attrs.fields(kind)}
     if hasattr(kind, "__dataclass_fields__"):
         import dataclasses  # loaded by now, where the class was made
 
-        return tuple(Field(field.name, field.compare, field.repr) for field in dataclasses.fields(kind))
+        return {field.name: Field(field.compare, field.repr) for field in dataclasses.fields(kind)}
     if is_pydantic(kind):
-        return tuple(Field(name, True, field.repr) for name, field in kind.model_fields.items())
+        return {name: Field(True, field.repr) for name, field in kind.model_fields.items()}
     return None
 
 
@@ -52,12 +50,19 @@ def is_pydantic(kind: Any) -> bool:
     return model is not None and isinstance(kind, type) and issubclass(kind, model)
 
 
-def attributes_besides(value: Any, fields: Container[str]) -> list[str]:
+def is_named_tuple(kind: Any) -> bool:
+    """Tell whether *kind* is a class of named tuples."""
+    return isinstance(kind, type) and issubclass(kind, tuple) and hasattr(kind, "_fields")
+
+
+def attributes_besides(value: Any, fields: Set[str] = frozenset()) -> list[str]:
     """Return the attributes of *value* that are no *fields*, not computed from them, and not the standard library's."""
     kind: Any = type(value)
-    more = [name for name in getattr(value, "__dict__", ()) if name not in fields and name != "__orig_class__"]
-    more += [slot for slot in _slots(kind) if slot not in fields and hasattr(value, slot)]
-    return more and sorted(
+    own, slots = getattr(value, "__dict__", {}).keys(), _slots(kind)
+    if own <= fields and slots <= fields:
+        return []  # as most objects
+    more = {*own, *[slot for slot in slots if hasattr(value, slot)]} - fields - {"__orig_class__"}
+    return sorted(
         name
         for name in more
         if not isinstance(getattr(kind, name, None), cached_property) and not name.startswith("_attrs_cached")
@@ -65,7 +70,7 @@ def attributes_besides(value: Any, fields: Container[str]) -> list[str]:
 
 
 @lru_cache(maxsize=1024)
-def _slots(kind: type[Any]) -> list[str]:
+def _slots(kind: type[Any]) -> frozenset[str]:
     slots: list[str] = []
     for parent in kind.__mro__:
         own = vars(parent)
@@ -75,7 +80,7 @@ def _slots(kind: type[Any]) -> list[str]:
             continue  # these are for fields and cached properties
         named = own.get("__slots__", ())
         slots += [named] if isinstance(named, str) else named
-    return [slot for slot in slots if slot not in ("__dict__", "__weakref__")]
+    return frozenset(slots) - {"__dict__", "__weakref__"}
 
 
 def python_scalar(value: Any) -> Any:

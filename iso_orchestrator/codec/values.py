@@ -8,6 +8,7 @@ from functools import cache
 from types import UnionType
 from typing import TYPE_CHECKING, Any, Never, NoReturn, TypeVar, Union, get_args, get_origin
 
+from iso_orchestrator.codec.fidelity import Difference, check_same
 from iso_orchestrator.codec.json import to_json
 from iso_orchestrator.errors import ResultMismatchError, SerializationError
 from iso_orchestrator.notes import message_of
@@ -88,8 +89,6 @@ class ResultCodec:
         if self._is_untyped or type(value) is self._plain:
             data = to_json(value, subject)  # which refuses what it would change
             return data, copy_json(data)
-        from iso_orchestrator.codec.fidelity import Difference, check_same
-
         try:
             data = to_json(_unstructure(value, self._annotation, subject), subject)
             back = self._read(data, subject, SerializationError)

@@ -10,14 +10,14 @@ import datetime as dt
 import os
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Set
+from collections.abc import Callable, Iterable, Set
 from enum import Enum
 from json.encoder import encode_basestring, encode_basestring_ascii
 from types import BuiltinFunctionType, FunctionType
 from typing import TYPE_CHECKING, Any
 
 from iso_orchestrator.codec.json import SPLIT_PAIR
-from iso_orchestrator.codec.objects import attributes_besides, fields_of, is_pydantic, python_scalar
+from iso_orchestrator.codec.objects import attributes_besides, fields_of, is_named_tuple, is_pydantic, python_scalar
 
 if TYPE_CHECKING:
     from pathlib import PurePath
@@ -83,9 +83,9 @@ def _render_subclass(value: Any, base: type[Any], form: Callable[[Any], str]) ->
     kind = type(value)
     if kind is base or base is Enum:
         return form(value)
-    _refuse_unless_shown(value, ())
+    _refuse_unless_shown(value)
     # Those of the standard library and numpy mean the same as what they derive from, and are equal to it.
-    is_plain = kind.__module__.partition(".")[0] in _PLAIN_ROOTS or _is_named_tuple(kind)
+    is_plain = kind.__module__.partition(".")[0] in _PLAIN_ROOTS or is_named_tuple(kind)
     return form(value) if is_plain else f"{qualified_name(kind)}({form(value)})"
 
 
@@ -100,9 +100,9 @@ def _render_fields(value: Any) -> str:
         return render(plain)
     if is_pydantic(kind) and value.__pydantic_private__:
         raise Unrenderable(f"a value of type {kind.__qualname__} with private attributes")
-    _refuse_unless_shown(value, [field.name for field in fields])
-    compared = [field for field in fields if field.is_compared and hasattr(value, field.name)]
-    return _call(kind, [(field.name, getattr(value, field.name), field.is_shown) for field in compared])
+    _refuse_unless_shown(value, fields.keys())
+    compared = [name for name, field in fields.items() if field.is_compared and hasattr(value, name)]
+    return _call(kind, [(name, getattr(value, name), fields[name].is_shown) for name in compared])
 
 
 def _render_definition(value: Any) -> str:
@@ -116,7 +116,7 @@ def _render_definition(value: Any) -> str:
     return qualified_name(value)
 
 
-def _refuse_unless_shown(value: Any, shown: Collection[str]) -> None:
+def _refuse_unless_shown(value: Any, shown: Set[str] = frozenset()) -> None:
     more = attributes_besides(value, shown)
     if more:
         kind = type(value).__qualname__
@@ -157,12 +157,8 @@ def _str(value: str) -> str:
     return f"str:{value!a}" if SPLIT_PAIR.search(value) else encode_basestring_ascii(value)
 
 
-def _is_named_tuple(kind: type[Any]) -> bool:
-    return issubclass(kind, tuple) and hasattr(kind, "_fields")
-
-
 def _tuple(value: tuple[Any, ...]) -> str:
-    if _is_named_tuple(type(value)):
+    if is_named_tuple(type(value)):
         names = type(value)._fields  # type: ignore[attr-defined]
         return _call(type(value), [(name, item, True) for name, item in zip(names, value, strict=True)])
     return f"({', '.join(map(render, value))}{',' if len(value) == 1 else ''})"
