@@ -7,30 +7,48 @@ adds), a tuple with a missing end. The hooks here check the type of each value, 
 from __future__ import annotations
 
 import copy
-import dataclasses
 import datetime as dt
 import threading
 from _thread import start_new_thread
 from base64 import b85decode
-from collections import OrderedDict, defaultdict, deque
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Hashable, Mapping, MutableSequence, Sequence, Set
 from decimal import Decimal
 from enum import Enum
-from functools import cache, lru_cache, partial
+from functools import lru_cache, partial
 from pathlib import Path, PurePath
 from types import NoneType, UnionType
-from typing import Any, Generic, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import (
+    Any,
+    Literal,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+)
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
-import attrs
 from cattrs import transform_error
 from cattrs.cols import iterable_unstructure_factory, list_structure_factory
 from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, make_hetero_tuple_unstructure_fn
+from cattrs.gen.typeddicts import make_dict_structure_fn as make_typeddict_dict_structure_fn
+from cattrs.gen.typeddicts import make_dict_unstructure_fn as make_typeddict_dict_unstructure_fn
 from cattrs.preconf.json import make_converter
 
-from iso_orchestrator.codec.json import SCALAR_HOOKS, decode, encode
-from iso_orchestrator.codec.objects import is_named_tuple, is_pydantic
+from iso_orchestrator.codec.annotations import (
+    fields_class,
+    is_keyed_mapping,
+    is_record,
+    is_typed_dict,
+    key_and_value,
+    parts_of,
+    resolved_typed_dict,
+    tuple_of,
+    undefined,
+)
+from iso_orchestrator.codec.json import SCALAR_HOOKS, decode, encode, to_json
+from iso_orchestrator.codec.objects import is_named_tuple, is_pydantic, shown
 from iso_orchestrator.notes import message_of
 from iso_orchestrator.record.model import Json
 
@@ -47,9 +65,25 @@ def first_reason(error: Exception) -> tuple[str, str]:
     return (place if place.startswith("$") else "$"), reason
 
 
+def check_parts(kind: Any, checked: set[Any]) -> None:
+    """Raise where a part of a type cannot be written or read.
+
+    cattrs asks for the hooks of some parts when the first value is there, which is too late.
+    """
+    is_late = is_keyed_mapping(kind) or get_origin(kind) in (Union, UnionType) or hasattr(kind, "__supertype__")
+    for part in parts_of(kind):
+        if part in checked or part is ... or isinstance(part, TypeVar):
+            continue
+        checked.add(part)
+        if is_late and not getattr(part, "__parameters__", ()):
+            converter.get_unstructure_hook(part)
+            converter.get_structure_hook(part)
+        check_parts(part, checked)
+
+
 def _refuse_unless(fits: bool, kind: Any, value: object) -> None:
     if not fits:
-        raise TypeError(f"{getattr(kind, '__name__', kind)} expected, not {type(value).__name__}: {value!r:.80}")
+        raise TypeError(f"{getattr(kind, '__name__', kind)} expected, not {type(value).__name__}: {shown(value)}")
 
 
 def _is_items(kind: Any) -> bool:
@@ -97,18 +131,12 @@ def _write_fixed_tuple(kind: Any) -> Callable[[Any], Any]:
     return checked
 
 
-def _tuple_of(kind: Any) -> Any:
-    """The tuple type of a named tuple's fields. cattrs does not resolve annotations that are strings."""
-    hints = get_type_hints(kind, include_extras=True)
-    return tuple[tuple(hints.get(name, Any) for name in kind._fields)]  # type: ignore[misc]
-
-
 def _write_named_tuple(kind: Any) -> Callable[[Any], Any]:
-    return _write_fixed_tuple(_tuple_of(kind))
+    return _write_fixed_tuple(tuple_of(kind))
 
 
 def _read_named_tuple(kind: Any) -> Callable[[Any, Any], Any]:
-    plain = _tuple_of(kind)
+    plain = tuple_of(kind)
     read = converter.get_structure_hook(plain)
     return lambda data, _: kind(*read(data, plain))
 
@@ -138,14 +166,9 @@ def _read_deque(kind: Any) -> Callable[[Any, Any], Any]:
     return made
 
 
-def _is_record(kind: Any) -> bool:
-    cls = get_origin(kind) or kind
-    return isinstance(cls, type) and (attrs.has(cls) or dataclasses.is_dataclass(cls) or is_pydantic(cls))
-
-
 def _write_record(kind: Any) -> Callable[[Any], Any]:
     cls = get_origin(kind) or kind
-    write = make_dict_unstructure_fn(_fields_class(kind), converter)
+    write = make_dict_unstructure_fn(fields_class(kind), converter)
 
     def checked(record: Any) -> Any:
         _refuse_unless(type(record) is cls, kind, record)
@@ -162,7 +185,7 @@ def _read_record(kind: Any) -> Callable[[Any, Any], Any]:
 
     What the class does in `__init__`, with converters or in `__post_init__` was done when the object was made first.
     """
-    cls, fields = get_origin(kind) or kind, _fields_class(kind)
+    cls, fields = get_origin(kind) or kind, fields_class(kind)
     base = next(base for base in cls.__mro__ if not base.__flags__ & _HEAP_TYPE)
     if base is not object:
         raise TypeError(f"{cls.__qualname__} is made from {base.__qualname__}, whose part of an object is no field")
@@ -187,61 +210,19 @@ def _fill(record: Any, fields: dict[str, Any], _: Any) -> None:
 
 def _fill_model(model: Any, fields: dict[str, Any], data: Any) -> None:
     cls = type(model)
-    private = {name: copy.copy(attribute.default) for name, attribute in cls.__private_attributes__.items()}
+    private = {
+        name: copy.copy(attribute.default) if attribute.default_factory is None else attribute.default_factory()
+        for name, attribute in cls.__private_attributes__.items()
+    }
     keeps_extra = cls.model_config.get("extra") == "allow"
     model.__setstate__(
         {
             "__dict__": fields,
             "__pydantic_fields_set__": set(fields),
             "__pydantic_extra__": {name: data[name] for name in data if name not in fields} if keeps_extra else None,
-            "__pydantic_private__": private or None,
+            "__pydantic_private__": {name: made for name, made in private.items() if made is not undefined()} or None,
         }
     )
-
-
-def _fields_class(kind: Any) -> Any:
-    """A class that has the fields of *kind*, and does nothing when it is made."""
-    plain = _plain_class(get_origin(kind) or kind)
-    return plain[get_args(kind)] if get_args(kind) else plain
-
-
-@cache
-def _plain_class(cls: Any) -> Any:
-    if is_pydantic(cls):
-        hints = {name: field.annotation for name, field in cls.model_fields.items()}
-        defaults = {name: _default(field, _undefined()) for name, field in cls.model_fields.items()}
-    else:
-        hints = get_type_hints(cls, include_extras=True)
-        if attrs.has(cls):
-            defaults = {field.name: field.default for field in attrs.fields(cls)}
-        else:
-            defaults = {field.name: _default(field, dataclasses.MISSING) for field in dataclasses.fields(cls)}
-    fields = {
-        name: attrs.field(default=default, type=hints.get(name, Any), alias=name, kw_only=True)
-        for name, default in defaults.items()
-    }
-    parameters = () if is_pydantic(cls) else getattr(cls, "__parameters__", ())
-    generic: Any = Generic
-    bases = (generic[parameters],) if parameters else ()
-    name = cls.__name__.partition("[")[0]  # that of pydantic's `Box[int]` would be no name of a generated function
-    plain: Any = attrs.make_class(name, fields, bases=bases, slots=False, eq=False)
-    plain.__qualname__ = cls.__qualname__
-    inherited = getattr(cls, "__orig_bases__", None)  # it says what the type variables of inherited fields are
-    if inherited is not None and not parameters:
-        plain.__orig_bases__ = inherited
-    return plain
-
-
-def _default(field: Any, missing: object) -> Any:
-    if field.default_factory not in (None, missing):
-        return attrs.Factory(field.default_factory)
-    return attrs.NOTHING if field.default is missing else field.default
-
-
-def _undefined() -> Any:
-    from pydantic_core import PydanticUndefined
-
-    return PydanticUndefined
 
 
 def _is_of_pydantic(kind: Any) -> bool:
@@ -274,6 +255,10 @@ def _read_enum(kind: Any) -> Callable[[Any, Any], Any]:
     return lambda data, _: kind(data)
 
 
+def _is_literal(kind: Any) -> bool:
+    return getattr(kind, "__origin__", None) is Literal
+
+
 def _read_literal(kind: Any) -> Callable[[Any, Any], Any]:
     known = {}
     for value in get_args(kind):
@@ -300,24 +285,14 @@ def _write_union(kind: Any) -> Callable[[Any], Any]:
             # The str that a member of a StrEnum would come back as is equal to it.
             back = type(converter.structure(written, kind))
             if back is not type(value):
-                raise TypeError(f"{value!r:.80} would come back as {back.__name__}, of the same union")
+                raise TypeError(f"{shown(value)} would come back as {back.__name__}, of the same union")
         return written
 
     return write
 
 
-def _is_keyed_mapping(kind: Any) -> bool:
-    origin = get_origin(kind)
-    return (
-        isinstance(origin, type)
-        and issubclass(origin, Mapping)
-        and len(get_args(kind)) == 2
-        and (origin is defaultdict or get_args(kind)[0] not in (str, Any))
-    )
-
-
 def _write_keyed_mapping(kind: Any) -> Callable[[Any], Any]:
-    key_type, value_type = get_args(kind)
+    key_type, value_type = key_and_value(kind)
 
     def write(mapping: Any) -> Any:
         return {_write_key(key, key_type): converter.unstructure(value, value_type) for key, value in mapping.items()}
@@ -325,21 +300,21 @@ def _write_keyed_mapping(kind: Any) -> Callable[[Any], Any]:
     return write
 
 
-def _write_key(key: object, kind: Any) -> Any:
+def _write_key(key: object, kind: Any) -> str:
     written = converter.unstructure(key, kind)
-    text = str(written) if type(written) is int else written
-    if type(text) is not str:
-        return text  # `to_json` refuses it
+    text = str.__str__(written) if isinstance(written, str) else encode(to_json(written, "a key"))
     if (found := _read_key(text, kind)) != key:
-        raise TypeError(f"the key {key!r:.80} would come back as {found!r:.80}")
+        raise TypeError(f"the key {shown(key)} would come back as {shown(found)}")
     return text
 
 
 def _read_keyed_mapping(kind: Any) -> Callable[[Any, Any], Any]:
-    key_type, value_type = get_args(kind)
-    factory = get_origin(value_type) or value_type
-    kinds: dict[Any, Any] = {OrderedDict: OrderedDict, defaultdict: partial(defaultdict, factory)}
-    make = kinds.get(get_origin(kind), dict)
+    key_type, value_type = key_and_value(kind)
+    origin, factory = get_origin(kind) or kind, get_origin(value_type) or value_type
+    if origin is defaultdict and (factory is Any or not isinstance(factory, type)):
+        raise TypeError("its annotation does not say what the defaultdict makes: defaultdict[str, int] does")
+    kinds: dict[Any, Any] = {OrderedDict: OrderedDict, Counter: Counter, defaultdict: partial(defaultdict, factory)}
+    make = kinds.get(origin, dict)
 
     def read(data: Any, _: Any) -> Any:
         return make({_read_key(key, key_type): converter.structure(value, value_type) for key, value in data.items()})
@@ -352,7 +327,7 @@ def _read_key(key: str, kind: Any) -> Any:
         return converter.structure(key, kind)
     except RecursionError:
         raise
-    except Exception:  # noqa: BLE001 - hooks raise any error: then the key was an int
+    except Exception:  # noqa: BLE001 - hooks raise any error: then the key was no str
         return converter.structure(decode(key), kind)
 
 
@@ -455,12 +430,13 @@ for _dispatch in (converter._structure_func, converter._unstructure_func):
     _dispatch.dispatch = lru_cache(maxsize=None)(_in_a_thread(_dispatch.dispatch_without_caching))
 for _scalar, _hook in SCALAR_HOOKS.items():
     converter.register_structure_hook(_scalar, _hook)
-converter.register_unstructure_hook_factory(_is_record, _write_record)
-converter.register_structure_hook_factory(_is_record, _read_record)
 converter.register_unstructure_hook_factory(_is_of_pydantic, _write_of_pydantic)
 converter.register_structure_hook_factory(_is_of_pydantic, _read_of_pydantic)
+converter.register_unstructure_hook_factory(is_record, _write_record)
+converter.register_structure_hook_factory(is_record, _read_record)
 converter.register_structure_hook_factory(_is_plain_enum, _read_enum)
-converter.register_structure_hook_factory(lambda kind: getattr(kind, "__origin__", None) is Literal, _read_literal)
+converter.register_unstructure_hook_func(_is_literal, converter.unstructure)
+converter.register_structure_hook_factory(_is_literal, _read_literal)
 converter.register_unstructure_hook_func(
     lambda kind: kind is object, lambda value: value if type(value) is object else converter.unstructure(value)
 )
@@ -473,8 +449,14 @@ converter.register_unstructure_hook_factory(_is_fixed_tuple, _write_fixed_tuple)
 converter.register_unstructure_hook_factory(is_named_tuple, _write_named_tuple)
 converter.register_structure_hook_factory(is_named_tuple, _read_named_tuple)
 converter.register_unstructure_hook_factory(_is_union, _write_union)
-converter.register_unstructure_hook_factory(_is_keyed_mapping, _write_keyed_mapping)
-converter.register_structure_hook_factory(_is_keyed_mapping, _read_keyed_mapping)
+converter.register_unstructure_hook_factory(
+    is_typed_dict, lambda kind: make_typeddict_dict_unstructure_fn(resolved_typed_dict(kind), converter)
+)
+converter.register_structure_hook_factory(
+    is_typed_dict, lambda kind: make_typeddict_dict_structure_fn(resolved_typed_dict(kind), converter)
+)
+converter.register_unstructure_hook_factory(is_keyed_mapping, _write_keyed_mapping)
+converter.register_structure_hook_factory(is_keyed_mapping, _read_keyed_mapping)
 converter.register_unstructure_hook(Decimal, _write_as(Decimal, str))
 converter.register_structure_hook(bytes, lambda text, kind: kind(b85decode(text)))
 converter.register_structure_hook(Decimal, lambda text, kind: kind(text))

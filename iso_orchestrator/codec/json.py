@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from enum import Enum
 from typing import Any, TypeAlias
 
-from iso_orchestrator.codec.objects import attributes_besides, python_scalar
+from iso_orchestrator.codec.objects import attributes_besides, python_scalar, shown
 from iso_orchestrator.errors import SerializationError
 from iso_orchestrator.record.model import Json
 
@@ -146,7 +146,7 @@ def _key(key: Any) -> str:
     if isinstance(key, str):
         _refuse_attributes(key)
         return _str(str.__str__(key))
-    raise _Refused(f"the key {key!r:.80} is not a str but {_kind(key)}")
+    raise _Refused(f"the key {shown(key)} is not a str but {_kind(key)}")
 
 
 def _str(value: str) -> str:
@@ -221,12 +221,12 @@ def _refuse_constant(name: str) -> Json:
 def _strict(kind: type[Any], accepted: tuple[type[Any], ...]) -> Callable[[Any, Any], Any]:
     def structure(value: Any, asked: Any) -> Any:
         if type(value) not in accepted:
-            raise TypeError(f"{kind.__name__} expected, not {type(value).__name__}: {value!r:.80}")
+            raise TypeError(f"{kind.__name__} expected, not {type(value).__name__}: {shown(value)}")
         # cattrs uses the hook of a class for its subclasses too, enums among them.
         if type(value) is asked or asked is None:
             return value
         if (made := asked(value)) != value:
-            raise ValueError(f"{value!r:.80} is not a valid {asked.__name__}")
+            raise ValueError(f"{shown(value)} is not a valid {asked.__name__}")
         return made
 
     return structure

@@ -44,6 +44,14 @@ def fields_of_class(kind: Any) -> dict[str, Field] | None:
     return None
 
 
+def shown(value: object) -> str:
+    """Return the beginning of the `repr` of *value*, whatever its class makes of that."""
+    try:
+        return f"{value!r:.80}"
+    except Exception as broken:  # noqa: BLE001 - a __repr__ that raises must not hide the error
+        return f"<a {type(value).__name__} whose __repr__ raises {type(broken).__name__}>"
+
+
 def is_pydantic(kind: Any) -> bool:
     """Tell whether *kind* is a class of pydantic models."""
     model = getattr(sys.modules.get("pydantic"), "BaseModel", None)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Never, NoReturn, TypeVar, Union, get_args
 
 from iso_orchestrator.codec.fidelity import Difference, check_same
 from iso_orchestrator.codec.json import to_json
+from iso_orchestrator.codec.objects import shown
 from iso_orchestrator.errors import ResultMismatchError, SerializationError
 from iso_orchestrator.notes import message_of
 from iso_orchestrator.record.model import Json
@@ -95,7 +96,7 @@ class ResultCodec:
             check_same(value, back)
         except Difference as found:
             place = "$" + "".join(reversed(found.path[-8:]))
-            reason = f"{found.part!r:.80} would come back as {found.back!r:.80}"
+            reason = f"{shown(found.part)} would come back as {shown(found.back)}"
             raise SerializationError(subject, place, found.reason or reason) from None
         except RecursionError:
             raise SerializationError(subject, "$", "it is nested too deeply, or contains itself") from None
@@ -123,9 +124,13 @@ class ResultCodec:
 
 
 def _structure_hook(annotation: Any, subject: str) -> Callable[[Any, Any], Any]:
+    from iso_orchestrator.codec.converter import check_parts
+
     try:
         _converter().get_unstructure_hook(annotation)
-        return _converter().get_structure_hook(annotation)
+        hook = _converter().get_structure_hook(annotation)
+        check_parts(annotation, set())
+        return hook
     except (RecursionError, MemoryError):  # of the caller's deep stack: the next call may have room
         raise
     except Exception as error:

@@ -4,7 +4,7 @@ import enum
 import io
 import math
 import sys
-from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
+from collections import Counter, OrderedDict, UserDict, defaultdict, deque, namedtuple
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Generic, Literal, NamedTuple, Optional, TypedDict, TypeVar
+from typing import Annotated, Any, Generic, Literal, NamedTuple, NewType, NotRequired, Optional, TypedDict, TypeVar
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
@@ -46,6 +46,13 @@ class Title(TypedDict):
 
 class Movie(Title, total=False):
     year: int
+
+
+class Film(TypedDict):
+    """A typed dict whose annotations are texts, since this module has them so."""
+
+    title: str
+    cover: NotRequired[bytes]
 
 
 class Point3(Point):
@@ -113,6 +120,7 @@ class Node:
     children: list[Node] = field(default_factory=list)
 
 
+K = TypeVar("K")
 T = TypeVar("T")
 
 
@@ -170,6 +178,30 @@ class Shelf(pydantic.BaseModel, Generic[T]):
 
 class Client(pydantic.BaseModel):
     _client: object = pydantic.PrivateAttr(default_factory=object)
+
+
+class Cached(pydantic.BaseModel):
+    """A model with private attributes that are as its class makes them."""
+
+    number: int
+    _cache: dict[str, int] = pydantic.PrivateAttr(default_factory=dict)
+    _unset: int = pydantic.PrivateAttr()
+
+
+class Rude(UserDict[str, int]):
+    """A mapping that does not show itself."""
+
+    def __repr__(self) -> str:
+        raise ValueError
+
+    __hash__ = object.__hash__
+
+
+class Entry(TypedDict, Generic[K, T]):
+    """A typed dict that looks like a mapping of two types."""
+
+    key: K
+    content: T
 
 
 class Masked(pydantic.BaseModel):
@@ -280,6 +312,17 @@ RESULTS: list[tuple[Any, Any]] = [
     (dict[UUID, int], {UUID(int=7): 1}),
     (dict[date, list[Point]], {date(2026, 5, 14): [Point(1)]}),
     (dict[Size, int], {Size.SMALL: 1, Size.BIG: 2}),
+    (dict[Level, int], {Level.LOW: 1}),
+    (dict[bool, int], {True: 1, False: 2}),
+    (dict[float, int], {1.5: 1, 2.0: 2}),
+    (dict[tuple[int, str], int], {(1, "a"): 1}),
+    (dict[Slim, int], {Slim(1): 1}),
+    (Counter[int], Counter([1, 1, 2])),
+    (Film, {"title": "Alien"}),
+    (Film | None, {"title": "Alien", "cover": b"x"}),
+    (Entry[int, bytes], {"key": 1, "content": b"x"}),
+    (Literal["a", b"x"], b"x"),
+    (Cached, Cached(number=1)),
     (dict[str, Any], {"a": [1, None, {"b": 2.5}]}),
     (Mapping[str, Point], {"a": Point(1)}),
     (list[Any], [1, "a", None]),
@@ -497,6 +540,12 @@ LOSSY: dict[str, tuple[Any, Any]] = {
     "surrogate pair as two characters": (str, "\udb40\udc01"),
     "surrogate pair in a dict": (dict, {"a": ["\udb40\udc01"]}),
     "surrogate pair in a key": (dict, {"\udb40\udc01": 1}),
+    "None for a key": (dict[str | None, int], {None: 1}),
+    "NaN for a key": (dict[float, int], {math.nan: 1}),
+    "mapping that does not show itself": (Mapping[str, int], Rude(a=1)),
+    "key that does not show itself": (dict, {Rude(): 1}),
+    "other class that does not show itself": (int, Rude()),
+    "subclass of a model": (pydantic.BaseModel, Open(name="a")),
 }
 
 
@@ -557,6 +606,11 @@ class WithLock:
     lock: Opaque
 
 
+@dataclass
+class WithMaybeLock:
+    locks: dict[int, list[Opaque | None]]
+
+
 class Shape(enum.Enum):
     SQUARE = (1, 1)
 
@@ -573,6 +627,15 @@ class Shape(enum.Enum):
         (Shape, "SQUARE"),
         (Failure, "Exception"),
         (numpy.ndarray, "ndarray"),
+        (numpy.ndarray | None, "ndarray"),
+        (Opaque | None, "Opaque"),
+        (list[dict[int, Opaque | None]], "Opaque"),
+        (WithLock | int | None, "Opaque"),
+        (WithMaybeLock, "Opaque"),
+        (Point | Named | None, "Named"),
+        (NewType("Lock", Opaque), "Opaque"),  # type: ignore[valid-newtype]
+        (defaultdict, "defaultdict"),
+        (defaultdict[str, Any], "defaultdict"),
         (Iterator[int], "Iterator"),
         (Callable[[], int], "Callable"),
     ],

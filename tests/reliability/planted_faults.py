@@ -354,7 +354,7 @@ MORE_FAULTS = [
     ),
     Fault(
         "fields that are not in `__init__` dropped",
-        "codec/converter.py",
+        "codec/annotations.py",
         "for field in dataclasses.fields(cls)}",
         "for field in dataclasses.fields(cls) if field.init}",
         _RESULTS,

@@ -428,7 +428,7 @@ def optional(_: random.Random, item: Kind) -> Kind:
 
 
 def union(rng: random.Random, item: Kind) -> Kind:
-    other = rng.choice(SCALARS)
+    other = rng.choice([one for one in SCALARS if one.annotation is not item.annotation])  # or it would be no union
 
     def text(value: Any, exact: bool) -> str:
         for one in (item, other):
