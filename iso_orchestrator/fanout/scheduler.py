@@ -345,7 +345,7 @@ class Scheduler:
             if item not in self._requested:
                 return
             item.mutex = mutex
-            item.warn = warn_of_other_process(item.waiter)
+            item.warn = warn_of_other_process(item.waiter, self._runtime.workflow_id)
             item.node = WaitingNode(Wait(item.owner, f"mutex {item.key!r}", lambda: self._blockers_of_request(item)))
             stopped = self._stopped
         if stopped:
