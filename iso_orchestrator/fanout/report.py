@@ -60,6 +60,10 @@ class BatchReport:
         number = self.count_failure()
         is_shown = number <= _LOGGED and not str(reported(error)).startswith("step ")  # of one that was submitted
         report(self._runtime, way, error, LockOwner(), logging.WARNING if is_shown else logging.DEBUG)
+        if self._caller.work is not None:  # whose body may raise it, by `ForEachSummary.values`
+            with self._guard:
+                self._caller.failures = self._caller.failures or []
+                self._caller.failures.append((way, error))
         if number > _LOGGED and number % _LOGGED == 0 and (number // _LOGGED).bit_count() == 1:  # 20, 40, 80, ...
             _log.warning(
                 "workflow %r: %d items have failed in for_each %r", self._runtime.workflow_id, number, self.name

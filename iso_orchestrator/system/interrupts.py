@@ -285,6 +285,11 @@ def is_interrupted() -> bool:
     return _is_noted and get_ident() == _main
 
 
+def is_terminated() -> bool:
+    """Whether SIGTERM has come, of which the program dies after its work."""
+    return _is_terminated
+
+
 def _current_handler() -> tuple[int, Any]:
     """The handler that tells what an interrupt does now: SIGINT's, or SIGTERM's where SIGINT is the program's own."""
     handler = getsignal(SIGINT)
