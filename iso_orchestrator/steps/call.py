@@ -371,7 +371,7 @@ class StepCall:
             error.value = value
             return error
         if self.options.accept is not None:
-            with unmasked():
+            with unmasked(is_last=True):
                 if not context_of_body.run(self.options.accept, self._load(data)):
                     raise StepRejectedError(self.name, result)
         return data, result
@@ -385,7 +385,7 @@ class StepCall:
                 return (), False
             state = projection.state
             for update in attempt.updates:
-                with unmasked():
+                with unmasked(is_last=True):
                     state = updated_state(update, state)
             return [StepCompleted(at, self.name, data, state if attempt.updates else ABSENT)], True
 
