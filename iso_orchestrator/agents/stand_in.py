@@ -21,7 +21,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any, NamedTuple, TypeAlias
@@ -65,7 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     name, *args = (sys.argv[1:] if argv is None else argv) or [""]
     planned = os.environ.get("STAND_IN_AGENT", "ok").split(",")
-    for what, value, known in (("agent", name, _EVENTS), *(("STAND_IN_AGENT", each, BEHAVIOURS) for each in planned)):
+    agent: tuple[str, str, Collection[str]] = "agent", name, _EVENTS
+    for what, value, known in (agent, *(("STAND_IN_AGENT", each, BEHAVIOURS) for each in planned)):
         if value not in known:
             print(f"stand_in.py: {what} is one of {', '.join(known)}, not {value!r}", file=sys.stderr)
             return 2
