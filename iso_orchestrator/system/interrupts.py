@@ -360,7 +360,8 @@ def _install(number: int, handler: Any) -> None:
 def _unmask(outside: tuple[int, Any]) -> None:
     global _outside
     (number, handler), _outside = _outside, outside
-    if getsignal(number) is _note:  # else the user's code has installed a handler, which stays
+    installed = getsignal(number)  # a `deferred` if Ctrl-C came as its `__exit__` began
+    if installed is _note or isinstance(installed, deferred):  # else the user's code has installed one, which stays
         signal(number, handler)
     _raise_what_is_noted(handler)
 
