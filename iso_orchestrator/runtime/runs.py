@@ -6,6 +6,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Generic, TypeVar
 
 import attrs
@@ -200,21 +201,28 @@ def _log_start(run: Run) -> None:
     if not _log.isEnabledFor(logging.INFO):
         return
 
-    def look(projection: Projection) -> tuple[tuple[()], tuple[Counter[str], bool]]:
+    def look(projection: Projection) -> tuple[tuple[()], tuple[Counter[str], bool, str]]:
         is_shared = len(projection.runs) > 1
         left = "running" if is_shared else "interrupted"
         steps = projection.steps.values()
-        return (), (Counter(step.status.value if step.owner is None else left for step in steps), is_shared)
+        runs = (event.detail for event in reversed(projection.events) if event.type.startswith("workflow."))
+        match next(islice(runs, 1, None), None):  # the end of the last run, before the beginning of this one
+            case {"error": {"name": "RunDied", "message": str(message)}}:
+                death = f"; {message}"
+            case _:
+                death = ""
+        return (), (Counter(step.status.value if step.owner is None else left for step in steps), is_shared, death)
 
-    steps, is_shared = run.session.transact(look, durable=False)
+    steps, is_shared, death = run.session.transact(look, durable=False)
     recorded = steps.pop("completed", 0)
     parts = [f"{_count_steps(recorded)} recorded", *(f"{count} {status}" for status, count in sorted(steps.items()))]
     _log.info(
-        "%s %r in %s%s",
+        "%s %r in %s%s%s",
         "sharing" if is_shared else "resuming" if recorded or steps else "beginning",
         run.runtime.workflow_id,
         run.runtime.store.display_name,
         f": {', '.join(parts)}" if recorded or steps else "",
+        death,
     )
 
 
