@@ -22,7 +22,7 @@ from iso_orchestrator.runtime.reports import log_finishing, reported
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.runtime.session import Session
 from iso_orchestrator.system.clock import Backoff, monotonic
-from iso_orchestrator.system.interrupts import at_work, interruptible, undo_on_error
+from iso_orchestrator.system.interrupts import at_work, interruptible, is_terminated, undo_on_error
 
 R = TypeVar("R")
 
@@ -241,7 +241,8 @@ def _describe_end(run: Run, error: BaseException | None, steps: Mapping[StepStat
     cause = ""
     if error is not None:
         way = reported(error)
-        cause = f"; the error is that of {way}" if way else f"; {describe_error(error)}"
+        told = "SIGTERM" if isinstance(error, KeyboardInterrupt) and is_terminated() else describe_error(error)
+        cause = f"; the error is that of {way}" if way else f"; {told}"
     after = describe_seconds(monotonic() - run.began)
     return f"{how} after {after}: {', '.join(counts) or 'no steps'}{cause}"
 

@@ -399,6 +399,7 @@ def test_sigterm_lets_plain_bodies_finish(root: Path) -> None:
         assert process.line() == "left"
         assert process.process.wait(DEADLINE) == -signal.SIGTERM
     assert said(root)[0].endswith("; SIGTERM again to stop waiting")
+    assert Path(f"{root}.said").read_text().splitlines()[-1].endswith(": 4 steps completed; SIGTERM")
     assert {step(root, f"plain(number={number})") for number in range(4)} == {("completed", 1, None)}
 
 
