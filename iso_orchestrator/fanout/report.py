@@ -83,16 +83,18 @@ class BatchReport:
             level = logging.WARNING
         if not _log.isEnabledFor(level):
             return
-        failed = sum(isinstance(outcome, Rejected) for outcome in outcomes)
+        reasons = [outcome.reason for outcome in outcomes if isinstance(outcome, Rejected)]
+        interrupted = sum(not isinstance(reason, Exception) for reason in reasons)
         _log.log(
             level,
-            "workflow %r: for_each %r %s after %s: %d items fulfilled, %d failed",
+            "workflow %r: for_each %r %s after %s: %d items fulfilled, %d failed%s",
             self._runtime.workflow_id,
             self.name,
             "stopped" if is_stopped else "ended",
             describe_seconds(monotonic() - self._began),
-            len(outcomes) - failed,
-            failed,
+            len(outcomes) - len(reasons),
+            len(reasons) - interrupted,
+            f", {interrupted} interrupted" if interrupted else "",
         )
 
     def describe(self, running: int, failed: int) -> str:

@@ -192,6 +192,21 @@ def test_a_failure_that_values_raises_again_is_told_once(tmp_path: Path) -> None
     ]
 
 
+def test_an_item_that_is_interrupted_is_no_failure(workflow: Workflow, caplog: pytest.LogCaptureFixture) -> None:
+    """It goes on in the next run, and is counted apart."""
+    caplog.set_level(logging.INFO, "iso_orchestrator")
+
+    def work(n: int) -> None:
+        raise KeyboardInterrupt if n else ValueError("no")
+
+    with pytest.raises(KeyboardInterrupt):
+        workflow.run_for_each([0, 1, 2], work, stop_on_error=False)
+    assert [without_times(line) for line in caplog.messages] == [
+        "workflow 'batch': item 0 of for_each 'work' failed: ValueError: no",
+        "workflow 'batch': for_each 'work' stopped after N s: 0 items fulfilled, 1 failed, 1 interrupted",
+    ]
+
+
 def test_one_error_object_of_several_items_is_told_for_each(tmp_path: Path) -> None:
     """An error that a program keeps and raises again is another failure each time."""
     lines = printed(
