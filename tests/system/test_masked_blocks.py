@@ -278,16 +278,20 @@ def test_ctrl_c_that_is_postponed_is_raised_after_the_masked_block() -> None:
 
 
 def test_what_the_programs_own_handler_raises_is_not_postponed() -> None:
-    """Nothing would raise it again."""
+    """Nothing would raise it again, where no SIGTERM is masked either."""
 
     def handle(*_: object) -> None:
         raise KeyboardInterrupt("mine")
 
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, handle)
-    with pytest.raises(KeyboardInterrupt, match="mine"), masked(), unmasked():
-        try:
-            press()
-        except KeyboardInterrupt as error:
-            with postponed(error):
-                pass
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt, match="mine"), masked(), unmasked():
+            try:
+                press()
+            except KeyboardInterrupt as error:
+                with postponed(error):
+                    pass
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, before)
