@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any, TypeVar
 
 from iso_orchestrator.checks import check_key
@@ -13,7 +14,7 @@ from iso_orchestrator.errors import NoActiveWorkflowError, StoreError, WorkflowN
 from iso_orchestrator.record.model import WorkflowRecord, WorkflowSummary
 from iso_orchestrator.runtime.context import current_scope
 from iso_orchestrator.runtime.runs import RunResult
-from iso_orchestrator.store import Store, find_store, has_live_run, store_in_use
+from iso_orchestrator.store import Store, find_store, store_in_use
 from iso_orchestrator.workflow import Workflow
 
 _log = logging.getLogger("iso_orchestrator")
@@ -101,7 +102,7 @@ def read_workflow_record(
     projection = found.read(workflow_id)
     if projection is None:
         raise WorkflowNotFoundError(workflow_id, found.display_name)
-    return projection.record(is_alive=has_live_run(found, projection))
+    return projection.record(partial(found.is_alive, workflow_id))
 
 
 def list_workflows(
@@ -123,11 +124,12 @@ def list_workflows(
         [('batch', 'completed')]
     """
     summaries = []
-    for found in store_in_use(find_store(store, dir)).list():
+    used = store_in_use(find_store(store, dir))
+    for found in used.list():
         if isinstance(found, StoreError):
             _log.warning("left out: %s", found)
         else:
-            summaries.append(found.summary())
+            summaries.append(found.summary(partial(used.is_alive, found.workflow_id)))
     return summaries
 
 

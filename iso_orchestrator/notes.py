@@ -30,9 +30,9 @@ def message_of(error: BaseException, show: Callable[[BaseException], str] = str)
         return f"<no message: its __str__ raised {type(broken).__name__}>"
 
 
-def describe_error(error: BaseException) -> str:
-    """Name *error* in a line of a log: its class, and the beginning of its message."""
-    message = message_of(error)
+def describe_error(error: BaseException, show: Callable[[BaseException], str] = str) -> str:
+    """Name *error* in a line of a log: its class, and the beginning of its message, as *show* gives it."""
+    message = message_of(error, show)
     shown = message if len(message) <= _SHOWN else f"{message[:_SHOWN]}..."
     return f"{type(error).__name__}: {shown}" if shown else type(error).__name__
 

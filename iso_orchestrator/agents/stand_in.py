@@ -21,7 +21,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any, NamedTuple, TypeAlias
@@ -61,14 +61,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The agent's name and its arguments; default: those of the program.
 
     Returns:
-        The exit code that the agent would have.
+        The exit code that the agent would have; 2 if there is no such agent or behaviour.
     """
-    name, *args = sys.argv[1:] if argv is None else argv
+    name, *args = (sys.argv[1:] if argv is None else argv) or [""]
+    planned = os.environ.get("STAND_IN_AGENT", "ok").split(",")
+    agent: tuple[str, str, Collection[str]] = "agent", name, _EVENTS
+    for what, value, known in (agent, *(("STAND_IN_AGENT", each, BEHAVIOURS) for each in planned)):
+        if value not in known:
+            print(f"stand_in.py: {what} is one of {', '.join(known)}, not {value!r}", file=sys.stderr)
+            return 2
     prompt = sys.stdin.read()
     named = (value for flag, value in pairwise(args) if flag in _SESSION_FLAGS)
     session = next(named, f"ses_{uuid4().hex}" if name == "opencode" else str(uuid4()))
     sessions = _note({"pid": os.getpid(), "args": args, "session": session, "prompt": prompt})
-    planned = os.environ.get("STAND_IN_AGENT", "ok").split(",")
     behaviour = planned[min(len(sessions), len(planned) - 1)]
     seconds = float(os.environ.get("STAND_IN_SECONDS", "1"))
     first_line, *_ = prompt.strip().split("\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -23,7 +24,7 @@ from iso_orchestrator.errors import (
 from iso_orchestrator.notes import suppressed_as_note
 from iso_orchestrator.system import guard, processes
 from iso_orchestrator.system.clock import Backoff, monotonic, sleep
-from iso_orchestrator.system.interrupts import at_exit, is_interrupted, masked
+from iso_orchestrator.system.interrupts import at_exit, is_interrupted, masked, postponed
 from iso_orchestrator.system.processes import GRACE, Process, end_tree, living_tree
 
 _LOOK = 1.0  # seconds between two looks at the files
@@ -54,7 +55,7 @@ class ProcessRunner:
             After a time limit it gets only the lines that it can take in a second.
         on_look: Called every tenth of a second: what it raises ends the command.
         is_done: Whether the lines say that the output is complete. From then on no time limit is an error, and the
-            command is ended after `close_grace`.
+            command is ended after `close_grace`. Ctrl-C ends it at once, and is raised after the step.
         close_grace: Seconds that it has to end by itself when it is done; None for no limit but `timeout`.
         on_beat: Called every *beat_every* seconds with the process id, the bytes that were written so far, and the last
             line of output, whether or not its end is there yet. An exception of either function ends the command.
@@ -105,9 +106,17 @@ class ProcessRunner:
         _running.add(self)
         try:
             process = self._process = self._start()
-            limit = self._watch(process)
-            duration = monotonic() - began
-            end_tree(self.tag, grace=self.grace, known=[process])
+            try:
+                limit = self._watch(process)
+                duration = monotonic() - began
+                end_tree(self.tag, grace=self.grace, known=[process])
+            except KeyboardInterrupt as interrupt:
+                if not self._is_done_by_now():
+                    raise
+                with postponed(interrupt):  # what it has done was paid for
+                    limit, self._is_closed = None, True
+                    duration = monotonic() - began
+                    self.end()
             code = processes.exit_code(process)
             self._pass_on_the_last_lines(limit)
         except BaseException as error:  # Ctrl-C too: what it leaves of the command is ended
@@ -203,6 +212,11 @@ class ProcessRunner:
             if monotonic() >= until:
                 return False
         return True
+
+    def _is_done_by_now(self) -> bool:
+        with suppress(Exception):  # Ctrl-C is what counts
+            self._pass_on_lines(monotonic() + _LOOK)
+        return self.is_done()
 
     def _pass_on_the_last_lines(self, limit: _Limit | None) -> None:
         if self._is_closed:

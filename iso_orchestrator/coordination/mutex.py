@@ -104,7 +104,7 @@ class Mutex(ContextDecorator):
         def blockers() -> Sequence[Node]:
             return () if answered.is_set() or self._timeout is not None else holders(waiter)
 
-        warn = warn_of_other_process(waiter)
+        warn = warn_of_other_process(waiter, self._runtime.workflow_id)
 
         def look() -> None:
             refuse_interrupted()
@@ -143,11 +143,13 @@ def holders(waiter: Waiter) -> Sequence[Node]:
     return [owner.node for owner in (*hold.entries, *hold.kept_for)]
 
 
-def warn_of_other_process(waiter: Waiter) -> Callable[[], None]:
+def warn_of_other_process(waiter: Waiter, workflow_id: str) -> Callable[[], None]:
     """What warns, when it is called at times, of a long wait for a mutex that another process holds."""
     state = waiter.state
     assert state is not None
-    patience = Patience(waiter.owner, f"mutex {state.key[2]!r}", state.store_mutex.holder)
+    patience = Patience(
+        f"workflow {workflow_id!r}: {waiter.owner}", f"mutex {state.key[2]!r}", state.store_mutex.holder
+    )
     return lambda: patience.look() if state.hold is None else None
 
 

@@ -152,7 +152,8 @@ def reset_steps(runtime: WorkflowRuntime, name_or_pattern: str) -> list[str]:
             names = _matching(projection, name_or_pattern)
             for name in names:
                 owner = projection.owner(name)
-                if owner is not None and _is_running(session, name, owner):
+                # One that waits for a limit has no body that runs, and goes on when its limit is lifted.
+                if owner is not None and name not in projection.waits and _is_running(session, name, owner):
                     process = session.log.process_info(owner)
                     error = WorkflowBusyError(
                         session.workflow_id, process.pid, process.host, process.since, f"step {name!r}"

@@ -25,7 +25,7 @@ class BatchReport:
 
     Args:
         runtime: The workflow's.
-        name: The function's.
+        name: The function's; also an attribute.
         caller: The step or item that called it, or else the thread.
         around: Of the `for_each` around it, whose warnings are counted with these.
     """
@@ -34,7 +34,7 @@ class BatchReport:
         self, runtime: WorkflowRuntime, name: str, caller: LockOwner, around: BatchReport | None = None
     ) -> None:
         self._runtime = runtime
-        self._name = name
+        self.name = name
         self._caller = caller
         self._around = around
         self._began, self._costs_before = monotonic(), len(runtime.costs)
@@ -51,7 +51,7 @@ class BatchReport:
             error: None: it succeeded, or was not begun.
             is_raised: Whether the caller gets the error, and may handle it.
         """
-        way = settle(self._runtime, f"item {index} of for_each {self._name!r}", owner, error)
+        way = settle(self._runtime, f"item {index} of for_each {self.name!r}", owner, error)
         if not isinstance(error, Exception):  # Ctrl-C and the like: the end of the run tells of it
             return
         if is_raised and self._caller.work is not None:
@@ -60,9 +60,13 @@ class BatchReport:
         number = self.count_failure()
         is_shown = number <= _LOGGED and not str(reported(error)).startswith("step ")  # of one that was submitted
         report(self._runtime, way, error, LockOwner(), logging.WARNING if is_shown else logging.DEBUG)
+        if self._caller.work is not None:  # whose body may raise it, by `ForEachSummary.values`
+            with self._guard:
+                self._caller.failures = self._caller.failures or []
+                self._caller.failures.append((way, error))
         if number > _LOGGED and number % _LOGGED == 0 and (number // _LOGGED).bit_count() == 1:  # 20, 40, 80, ...
             _log.warning(
-                "workflow %r: %d items have failed in for_each %r", self._runtime.workflow_id, number, self._name
+                "workflow %r: %d items have failed in for_each %r", self._runtime.workflow_id, number, self.name
             )
 
     def count_failure(self) -> int:
@@ -79,16 +83,18 @@ class BatchReport:
             level = logging.WARNING
         if not _log.isEnabledFor(level):
             return
-        failed = sum(isinstance(outcome, Rejected) for outcome in outcomes)
+        reasons = [outcome.reason for outcome in outcomes if isinstance(outcome, Rejected)]
+        interrupted = sum(not isinstance(reason, Exception) for reason in reasons)
         _log.log(
             level,
-            "workflow %r: for_each %r %s after %s: %d items fulfilled, %d failed",
+            "workflow %r: for_each %r %s after %s: %d items fulfilled, %d failed%s",
             self._runtime.workflow_id,
-            self._name,
+            self.name,
             "stopped" if is_stopped else "ended",
             describe_seconds(monotonic() - self._began),
-            len(outcomes) - failed,
-            failed,
+            len(outcomes) - len(reasons),
+            len(reasons) - interrupted,
+            f", {interrupted} interrupted" if interrupted else "",
         )
 
     def describe(self, running: int, failed: int) -> str:

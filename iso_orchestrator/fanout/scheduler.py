@@ -309,7 +309,7 @@ class Scheduler:
         if ok or isinstance(value, Exception):  # else it was interrupted, and goes on in the next run
             self._progress.advance(ok)
         if not ok and (self._options.stop_on_error or not isinstance(value, Exception)):
-            note_item(value, item.index)
+            note_item(value, item.index, self.report.name)
             self._stop(value)
         if not ok or item.owner.failures:
             is_dropped = isinstance(value, Limited) and self.is_stopped
@@ -345,7 +345,7 @@ class Scheduler:
             if item not in self._requested:
                 return
             item.mutex = mutex
-            item.warn = warn_of_other_process(item.waiter)
+            item.warn = warn_of_other_process(item.waiter, self._runtime.workflow_id)
             item.node = WaitingNode(Wait(item.owner, f"mutex {item.key!r}", lambda: self._blockers_of_request(item)))
             stopped = self._stopped
         if stopped:

@@ -59,6 +59,7 @@ class ForEachSummary(Generic[R]):
     """
 
     results: list[Fulfilled[R] | Rejected]
+    _name: str = attrs.field(default="", alias="_name", eq=False)  # of the function, for notes
 
     def __repr__(self) -> str:
         return f"<ForEachSummary: {self.fulfilled} fulfilled, {self.rejected} rejected>"
@@ -82,7 +83,7 @@ class ForEachSummary(Generic[R]):
         values = []
         for index, result in enumerate(self.results):
             if isinstance(result, Rejected):
-                note_item(result.reason, index)
+                note_item(result.reason, index, self._name)
                 raise result.reason
             values.append(result.value)
         return values
@@ -114,8 +115,8 @@ class ForEachSummary(Generic[R]):
         return html_table(caption, ["item", "status", "value or reason"], rows)
 
 
-def note_item(error: BaseException, index: int) -> None:
-    """Add a note to an item's error that names the item, once."""
-    note = f"raised by item {index} of for_each"
+def note_item(error: BaseException, index: int, name: str) -> None:
+    """Add a note to an item's error that names the item and the function, once."""
+    note = f"raised by item {index} of for_each {name!r}" if name else f"raised by item {index} of for_each"
     if not any(note in known for known in getattr(error, "__notes__", ())):
         add_note(error, note)

@@ -31,7 +31,7 @@ class WorkflowStatus(StrEnum):
 
 
 class StepStatus(StrEnum):
-    """The status of a step; between two attempts it is `failed`, and `waiting` while a usage limit is in the way."""
+    """The status of a step; between two attempts it is `failed`, and `waiting` while a process waits for a limit."""
 
     RUNNING = "running"
     COMPLETED = "completed"

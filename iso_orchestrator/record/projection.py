@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from datetime import datetime
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -175,12 +176,16 @@ class Projection:
         self.updated_at = fact.at
         fact.apply_to(self)
 
-    def record(self, *, is_alive: bool = False) -> WorkflowRecord:
-        """The record as users see it. It shares no mutable value with this projection."""
+    def record(self, lives: Callable[[str], bool] = lambda _: True) -> WorkflowRecord:
+        """The record as users see it. It shares no mutable value with this projection.
+
+        Args:
+            lives: Whether the process with that id lives.
+        """
         return self._shown_as(
             WorkflowRecord,
-            is_alive=is_alive,
-            steps={name: self._step_record(name, status) for name, status in self._statuses().items()},
+            is_alive=self.has_live_run(lives),
+            steps={name: self._step_record(name, status) for name, status in self._statuses(lives).items()},
             events=tuple([WorkflowEvent(e.at, e.type, e.message, copy_json(e.detail)) for e in self.events]),
             heartbeats={
                 key: attrs.evolve(beat, detail=copy_json(beat.detail)) for key, beat in self.heartbeats.items()
@@ -188,15 +193,22 @@ class Projection:
             leases={key: attrs.evolve(lease, detail=copy_json(lease.detail)) for key, lease in self.leases.items()},
         )
 
-    def summary(self) -> WorkflowSummary:
+    def summary(self, lives: Callable[[str], bool] = lambda _: True) -> WorkflowSummary:
         """The workflow in one line."""
-        return self._shown_as(WorkflowSummary, steps=Counter(self._statuses().values()))
+        return self._shown_as(WorkflowSummary, steps=Counter(self._statuses(lives).values()))
 
-    def _statuses(self) -> dict[str, StepStatus]:
+    def has_live_run(self, lives: Callable[[str], bool]) -> bool:
+        """Whether a process that lives has a run of the workflow."""
+        return any(lives(run.owner) for run in self.runs.values())
+
+    def _statuses(self, lives: Callable[[str], bool]) -> dict[str, StepStatus]:
         """The status of each step as users see it, also of those that wait for a limit and have not begun."""
-        waiting = [name for name, wait in self.waits.items() if wait.until > self.updated_at]
+        live = {owner for owner in {wait.owner for wait in self.waits.values()} if lives(owner)}
+        waiting = [name for name, wait in self.waits.items() if wait.until > self.updated_at and wait.owner in live]
+        # An item whose limit is over is no longer among the waits, and waits for its turn, perhaps for long.
+        limited = [name for name, step in self.steps.items() if step.limited] if self.has_live_run(lives) else []
         shown = {name: step.status for name, step in self.steps.items()}
-        for name in (*waiting, *(name for name, step in self.steps.items() if step.limited)):
+        for name in (*waiting, *limited):
             if shown.get(name, StepStatus.FAILED) is StepStatus.FAILED:
                 shown[name] = StepStatus.WAITING
         return shown

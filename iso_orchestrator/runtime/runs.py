@@ -6,6 +6,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Generic, TypeVar
 
 import attrs
@@ -21,7 +22,7 @@ from iso_orchestrator.runtime.reports import log_finishing, reported
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.runtime.session import Session
 from iso_orchestrator.system.clock import Backoff, monotonic
-from iso_orchestrator.system.interrupts import at_work, interruptible, undo_on_error
+from iso_orchestrator.system.interrupts import at_work, interruptible, is_terminated, undo_on_error
 
 R = TypeVar("R")
 
@@ -200,21 +201,28 @@ def _log_start(run: Run) -> None:
     if not _log.isEnabledFor(logging.INFO):
         return
 
-    def look(projection: Projection) -> tuple[tuple[()], tuple[Counter[str], bool]]:
+    def look(projection: Projection) -> tuple[tuple[()], tuple[Counter[str], bool, str]]:
         is_shared = len(projection.runs) > 1
         left = "running" if is_shared else "interrupted"
         steps = projection.steps.values()
-        return (), (Counter(step.status.value if step.owner is None else left for step in steps), is_shared)
+        runs = (event.detail for event in reversed(projection.events) if event.type.startswith("workflow."))
+        match next(islice(runs, 1, None), None):  # the end of the last run, before the beginning of this one
+            case {"error": {"name": "RunDied", "message": str(message)}}:
+                death = f"; {message}"
+            case _:
+                death = ""
+        return (), (Counter(step.status.value if step.owner is None else left for step in steps), is_shared, death)
 
-    steps, is_shared = run.session.transact(look, durable=False)
+    steps, is_shared, death = run.session.transact(look, durable=False)
     recorded = steps.pop("completed", 0)
     parts = [f"{_count_steps(recorded)} recorded", *(f"{count} {status}" for status, count in sorted(steps.items()))]
     _log.info(
-        "%s %r in %s%s",
+        "%s %r in %s%s%s",
         "sharing" if is_shared else "resuming" if recorded or steps else "beginning",
         run.runtime.workflow_id,
         run.runtime.store.display_name,
         f": {', '.join(parts)}" if recorded or steps else "",
+        death,
     )
 
 
@@ -233,7 +241,8 @@ def _describe_end(run: Run, error: BaseException | None, steps: Mapping[StepStat
     cause = ""
     if error is not None:
         way = reported(error)
-        cause = f"; the error is that of {way}" if way else f"; {describe_error(error)}"
+        told = "SIGTERM" if isinstance(error, KeyboardInterrupt) and is_terminated() else describe_error(error)
+        cause = f"; the error is that of {way}" if way else f"; {told}"
     after = describe_seconds(monotonic() - run.began)
     return f"{how} after {after}: {', '.join(counts) or 'no steps'}{cause}"
 

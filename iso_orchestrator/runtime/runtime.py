@@ -18,7 +18,7 @@ from iso_orchestrator.record.projection import Limit, Projection, Wait
 from iso_orchestrator.runtime.context import Fence, Scope, current_scope
 from iso_orchestrator.runtime.session import Decision, Session, acquire_session, find_session
 from iso_orchestrator.runtime.threads import Pool
-from iso_orchestrator.store import RemovedError, Store, has_live_run, store_in_use
+from iso_orchestrator.store import RemovedError, Store, store_in_use
 from iso_orchestrator.system.clock import Clock
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ class WorkflowRuntime:
 
     def record(self) -> WorkflowRecord:
         """The record as it is now."""
-        return self.look(lambda projection: projection.record(is_alive=has_live_run(self.store, projection)))
+        return self.look(lambda projection: projection.record(partial(self.store.is_alive, self.workflow_id)))
 
     def scope(self) -> Scope:
         """What is current where a function of the workflow runs."""

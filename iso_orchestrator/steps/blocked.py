@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from iso_orchestrator.runtime.runtime import WorkflowRuntime
     from iso_orchestrator.steps.call import StepCall
 
-LONGEST_NAP = 0.5  # seconds between two looks while a limit holds: clocks may be set
-_LOOK_EVERY = 0.02  # seconds between two looks at the step of another process, which take 0.1 ms each, or
-_LOOK_EVERY_FOR_EACH = 0.002  # seconds for each call that waits so, if that makes more
+_LOOK_AT_LIMIT = 0.5  # seconds between two looks while a limit holds: clocks may be set, and steps reset
+_LOOK_AT_STEP = 0.02  # the same at the step of another process
+_LOOK_FOR_EACH = 0.002  # seconds for each call that waits so, if that makes more: a look at the record takes 0.1 ms
 _SHORT_LIMIT = timedelta(seconds=1)  # one that is met again is waited for longer each time, up to
 _LONGEST_GROWN = timedelta(hours=1)
 
@@ -43,11 +43,24 @@ class Blocked:
             waiting: How many calls wait likewise.
         """
         try:
-            if self.limit is not None:
-                return max(0.0, min((self.limit.until - self.call.runtime.clock.now()).total_seconds(), LONGEST_NAP))
-            return max(_LOOK_EVERY, waiting * _LOOK_EVERY_FOR_EACH) if self.call.is_run_elsewhere() else 0.0
+            if self.limit is None:
+                return max(_LOOK_AT_STEP, waiting * _LOOK_FOR_EACH) if self.call.is_run_elsewhere() else 0.0
+            rest = (self.limit.until - self.call.runtime.clock.now()).total_seconds()
+            return min(rest, max(_LOOK_AT_LIMIT, waiting * _LOOK_FOR_EACH)) if rest > 0 and self._is_limited() else 0.0
         except Exception:  # noqa: BLE001 - the call itself raises it
             return 0.0
+
+    def _is_limited(self) -> bool:
+        """Whether the limit is on record: a reset, perhaps in another process, lifts it."""
+        call = self.call
+        if not call.session.retain():
+            return False  # as in `StepCall.is_run_elsewhere`
+        with call.session:
+            return call.session.transact(
+                lambda projection: ((), projection.limit(call.name, call.options.limit_key) is not None),
+                durable=False,
+                fences=(),
+            )
 
 
 def end_waits(blocked: Iterable[Blocked]) -> None:

@@ -58,7 +58,7 @@ from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.runtime.session import Session
 from iso_orchestrator.runtime.threads import run_attempt_with_timeout
 from iso_orchestrator.runtime.waits import Patience, Wait, current_node, wait_until
-from iso_orchestrator.steps.blocked import LONGEST_NAP, Blocked, end_of_limit, end_waits, give_up
+from iso_orchestrator.steps.blocked import Blocked, end_of_limit, end_waits, give_up
 from iso_orchestrator.steps.options import RetryContext, StepOptions
 from iso_orchestrator.steps.origin import Origin, warn_of_changes
 from iso_orchestrator.store import ProcessInfo
@@ -344,10 +344,10 @@ class StepCall:
         log_limit(self.runtime, self.name, limit)
         is_over = False
         try:
-            while (seconds := (limit.until - self.runtime.clock.now()).total_seconds()) > 0:
+            while seconds := Blocked(self, limit).pause(1):
                 if self.scope.batch is not None and self.scope.batch.is_stopped:
                     raise Limited(limit.until, limit.key)
-                sleep(min(seconds, LONGEST_NAP))
+                sleep(seconds)
             is_over = True
         finally:
             if not is_over:
@@ -371,7 +371,7 @@ class StepCall:
             error.value = value
             return error
         if self.options.accept is not None:
-            with unmasked():
+            with unmasked(is_last=True):
                 if not context_of_body.run(self.options.accept, self._load(data)):
                     raise StepRejectedError(self.name, result)
         return data, result
@@ -385,7 +385,7 @@ class StepCall:
                 return (), False
             state = projection.state
             for update in attempt.updates:
-                with unmasked():
+                with unmasked(is_last=True):
                     state = updated_state(update, state)
             return [StepCompleted(at, self.name, data, state if attempt.updates else ABSENT)], True
 

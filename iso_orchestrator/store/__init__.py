@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from iso_orchestrator.errors import StoreError
 from iso_orchestrator.store.file import FileStore
-from iso_orchestrator.store.protocol import ProcessInfo, RemovedError, Store, StoreMutex, WorkflowLog, has_live_run
+from iso_orchestrator.store.protocol import ProcessInfo, RemovedError, Store, StoreMutex, WorkflowLog
 
 __all__ = [
     "FileStore",
@@ -21,7 +21,6 @@ __all__ = [
     "WorkflowLog",
     "default_root",
     "find_store",
-    "has_live_run",
     "store_in_use",
     "stores_replaced",
 ]

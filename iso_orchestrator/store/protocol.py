@@ -108,11 +108,6 @@ class Store(Protocol):
         return RepairReport("nothing", _existing(self, workflow_id).seq)
 
 
-def has_live_run(store: Store, projection: Projection) -> bool:
-    """Whether a process has a run of the workflow now; True where that is not known."""
-    return any(store.is_alive(projection.workflow_id, run.owner) for run in projection.runs.values())
-
-
 def _existing(store: Store, workflow_id: str) -> Projection:
     projection = store.read(workflow_id)
     if projection is None:

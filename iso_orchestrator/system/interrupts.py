@@ -11,6 +11,8 @@ Haskell masks asynchronous exceptions (Marlow et al. 2001, "Asynchronous Excepti
 
 - `with deferred(notice):`, likewise, is for the user's code that is let finish: the first Ctrl-C calls *notice*, and
   only the next one is raised.
+- `with postponed(error):` is where Ctrl-C was raised in an unmasked block, and its result must not get lost. The rest
+  of that block is masked too, and Ctrl-C is raised again at the end of the masked block around it.
 - `with at_work():` is around all of this package's work. In it SIGTERM does what Ctrl-C does, and after it the program
   dies of SIGTERM, unless the program has a handler of its own.
 
@@ -153,14 +155,21 @@ _do_nothing: Callable[[], object] = bool
 class unmasked:  # noqa: N801 - as above
     """Let Ctrl-C through in a block inside of a masked one.
 
+    Args:
+        is_last: The masked block ends soon after this one, with a result that must not get lost. If Ctrl-C has come
+            already, it is not raised before that.
+
     Raises:
         KeyboardInterrupt: At once, if Ctrl-C has come already, and as soon as it comes.
     """
 
-    __slots__ = ("_was_masked",)
+    __slots__ = ("_is_last", "_was_masked")
+
+    def __init__(self, *, is_last: bool = False) -> None:
+        self._is_last = is_last
 
     def __enter__(self) -> None:
-        self._was_masked = _is_masked()
+        self._was_masked = _is_masked() and not (self._is_last and _is_noted)
         if self._was_masked:
             try:
                 _unmask(_outside)
@@ -239,6 +248,31 @@ class deferred:  # noqa: N801 - as above
         self._notice()
 
 
+class postponed:  # noqa: N801 - as above
+    """Finish the work of an unmasked block in which Ctrl-C was raised; it is raised again after the masked one around.
+
+    In another thread than the main one only `refuse_interrupted` raises, and what it looks at raises again.
+
+    Args:
+        error: What was raised. It is raised at once where the program's own handler did that.
+    """
+
+    __slots__ = ("_error", "_is_main")
+
+    def __init__(self, error: KeyboardInterrupt) -> None:
+        self._error = error
+
+    def __enter__(self) -> None:
+        self._is_main = get_ident() == _main
+        if self._is_main and not _mask():
+            raise self._error
+
+    def __exit__(self, *_: object) -> None:
+        global _is_noted
+        if self._is_main:
+            _is_noted = True
+
+
 class at_work:  # noqa: N801 - as above
     """Let SIGTERM end the work of the main thread as Ctrl-C does, and then the program, as it would have at once.
 
@@ -285,6 +319,11 @@ def is_interrupted() -> bool:
     return _is_noted and get_ident() == _main
 
 
+def is_terminated() -> bool:
+    """Whether SIGTERM has come, of which the program dies after its work."""
+    return _is_terminated
+
+
 def _current_handler() -> tuple[int, Any]:
     """The handler that tells what an interrupt does now: SIGINT's, or SIGTERM's where SIGINT is the program's own."""
     handler = getsignal(SIGINT)
@@ -321,7 +360,8 @@ def _install(number: int, handler: Any) -> None:
 def _unmask(outside: tuple[int, Any]) -> None:
     global _outside
     (number, handler), _outside = _outside, outside
-    if getsignal(number) is _note:  # else the user's code has installed a handler, which stays
+    installed = getsignal(number)  # a `deferred` if Ctrl-C came as its `__exit__` began
+    if installed is _note or isinstance(installed, deferred):  # else the user's code has installed one, which stays
         signal(number, handler)
     _raise_what_is_noted(handler)
 

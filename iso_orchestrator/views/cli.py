@@ -27,7 +27,7 @@ from iso_orchestrator.codec import record_to_json
 from iso_orchestrator.examples import demo
 from iso_orchestrator.record.model import Json, WorkflowSummary
 from iso_orchestrator.record.projection import Projection
-from iso_orchestrator.store import Store, default_root, find_store, has_live_run, store_in_use
+from iso_orchestrator.store import Store, default_root, find_store, store_in_use
 from iso_orchestrator.store.maintenance import RepairOptions
 from iso_orchestrator.system.clock import SystemClock, sleep
 from iso_orchestrator.views import doctor, live
@@ -97,8 +97,8 @@ def _list(options: argparse.Namespace) -> int:
         if isinstance(found, StoreError):
             code = _fail(str(found))
         else:
-            is_alive = has_live_run(store, found)
-            summary = found.summary()
+            lives = partial(store.is_alive, found.workflow_id)
+            is_alive, summary = found.has_live_run(lives), found.summary(lives)
             shown.append((summary, status_text(found, SystemClock().now(), is_alive=is_alive)))
             lines.append({**summary_json(summary), "isAlive": is_alive})
     if options.json:
@@ -113,12 +113,11 @@ def _list(options: argparse.Namespace) -> int:
 def _show(options: argparse.Namespace) -> int:
     store = _store(options)
     projection = live.read(store, options.workflow)
-    is_alive = has_live_run(store, projection)
+    lives = partial(store.is_alive, options.workflow)
     if options.json:
-        print(json_text(record_to_json(projection.record(is_alive=is_alive))))
+        print(json_text(record_to_json(projection.record(lives))))
     else:
-        status = status_text(projection, SystemClock().now(), is_alive=is_alive)
-        lives = partial(store.is_alive, options.workflow)
+        status = status_text(projection, SystemClock().now(), is_alive=projection.has_live_run(lives))
         print(record_text(projection, store.path_of(options.workflow), status, lives))
     return 0
 

@@ -39,7 +39,7 @@ def record_text(projection: Projection, path: str, status: str, lives: Callable[
         status: As `status_text` shows it.
         lives: Whether the process with that id lives.
     """
-    record = projection.record()
+    record = projection.record(lives)
     parts = [
         _head(record, path, status),
         _section(

@@ -16,7 +16,7 @@ from support import DEADLINE, wait_until
 from support_commands import STAND_IN, shell
 from support_processes import child
 
-from iso_orchestrator import AgentError, CommandIdleError, Limited, StepStatus, Workflow
+from iso_orchestrator import AgentError, CommandIdleError, Limited, StepStatus, Workflow, read_workflow_record
 from iso_orchestrator.agents import Agent, AgentCommand, AgentResult, Claude, Codex, OpenCode, Outcome, last_session
 from iso_orchestrator.record.model import Json
 
@@ -181,6 +181,49 @@ def test_a_closed_turn_counts_though_the_process_hangs(
     assert (result.exit_code, result.duration >= 0.6) == (-signal.SIGTERM, True)
     (run,) = runs_in(tmp_path / "log")
     assert not Path(f"/proc/{run['pid']}").exists()
+
+
+CLOSED = """
+from iso_orchestrator.agents import Claude
+
+agent = Claude(program=PROGRAM, env={"STAND_IN_AGENT": "answers_and_hangs", "STAND_IN_SECONDS": "0"})
+
+@workflow.command(parse=agent, close_grace=DEADLINE, accept=lambda result: result.parsed.text.startswith("Done"))
+def review(path):
+    return agent.command(f"Review {path}.")
+
+with workflow:
+    try:
+        CALL
+    finally:
+        say("left")
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "call",
+    [
+        "review('a.py')",
+        "workflow.run_step('outer', lambda: review('a.py'))",
+        "workflow.run_for_each(['a.py'], review)",
+        "workflow.run_for_each(['a.py'], review, max_parallel=2)",
+        "review.submit('a.py').result()",
+    ],
+    ids=["alone", "inner", "callers_thread", "worker", "submit"],
+)
+def test_a_closed_turn_counts_at_ctrl_c(tmp_path: Path, call: str, number: int) -> None:
+    """The process that hangs after its answer is ended at once, the answer is recorded, and then Ctrl-C goes on."""
+    code = CLOSED.replace("PROGRAM", repr([*STAND_IN, "claude"])).replace("CALL", call)
+    with child(code, tmp_path) as process:
+        wait_until(lambda: any("Done: Review a.py." in path.read_text() for path in tmp_path.rglob("*.1.log")))
+        process.process.send_signal(number)
+        assert process.line(DEADLINE / 2) == "left"
+        assert process.process.wait(DEADLINE) == -number
+    record = read_workflow_record("w", dir=tmp_path)
+    assert record.steps['review(path="a.py")'].status is StepStatus.COMPLETED
+    assert record.last_error is not None
+    assert record.last_error.name == "KeyboardInterrupt"
 
 
 def test_a_closed_turn_counts_at_the_time_limit_too(workflow: Workflow, tmp_path: Path) -> None:

@@ -151,3 +151,19 @@ def test_it_can_leave_a_child(agent: Agent) -> None:
         finally:
             os.kill(child, signal.SIGKILL)
         assert "Go." in process.stdout.read()
+
+
+@pytest.mark.parametrize(
+    ("words", "planned", "error"),
+    [
+        (["gemini"], "ok", "agent is one of codex, claude, opencode, not 'gemini'"),
+        ([], "ok", "agent is one of codex, claude, opencode, not ''"),
+        (["codex"], "ok,sleeps", f"STAND_IN_AGENT is one of {', '.join(BEHAVIOURS)}, not 'sleeps'"),
+    ],
+)
+def test_an_unknown_name_is_a_usage_error(words: list[str], planned: str, error: str) -> None:
+    """It lists the names, and needs no prompt."""
+    done = subprocess.run(
+        [*STAND_IN, *words], env={**os.environ, "STAND_IN_AGENT": planned}, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (2, f"stand_in.py: {error}\n")

@@ -398,7 +398,22 @@ def test_sigterm_lets_plain_bodies_finish(root: Path) -> None:
         Path(f"{root}.go").touch()
         assert process.line() == "left"
         assert process.process.wait(DEADLINE) == -signal.SIGTERM
+    assert said(root)[0].endswith("; SIGTERM again to stop waiting")
+    assert Path(f"{root}.said").read_text().splitlines()[-1].endswith(": 4 steps completed; SIGTERM")
     assert {step(root, f"plain(number={number})") for number in range(4)} == {("completed", 1, None)}
+
+
+@pytest.mark.parametrize("handler", ["", IGNORED], ids=["default", "ignored"])
+def test_a_second_sigterm_stops_waiting(root: Path, handler: str) -> None:
+    """As the line on standard error says: the program dies of it while plain bodies still run."""
+    with begun("def work():\n    batch(range(6), plain)\n", root, 4, handler + TERMINATED) as process:
+        process.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: said(root))
+        assert_waits(process)
+        process.process.send_signal(signal.SIGTERM)
+        assert process.line(SOON) == "left"
+        assert process.process.wait(DEADLINE) == -signal.SIGTERM
+    assert "; SIGTERM again to stop waiting" in said(root)[0]
 
 
 LONE = """

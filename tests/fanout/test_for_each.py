@@ -1154,6 +1154,22 @@ def test_any_annotation_is_legal(workflow: Workflow, annotation: Any) -> None:
 # The summary
 
 
+def test_notes_name_the_functions(workflow: Workflow) -> None:
+    """Each `for_each` that an error passes through adds one, with the name of its function."""
+
+    def page(number: int) -> None:
+        raise ValueError("no")
+
+    def site(number: int) -> None:
+        workflow.run_for_each([0, number], page)
+
+    with pytest.raises(ValueError, match="no") as caught:
+        workflow.run_for_each([1], site, stop_on_error=False).values()
+    assert caught.value.__notes__ == [
+        f"iso-orchestrator: raised by item 0 of for_each '{name}'" for name in ("page", "site")
+    ]
+
+
 def test_a_note_names_the_index_of_a_reason_made_by_hand() -> None:
     """A `Rejected` that was made without an index has the place in the results."""
     with pytest.raises(ValueError, match="no") as caught:
@@ -1172,7 +1188,7 @@ def test_a_rejected_item_says_which_it_is(workflow: Workflow) -> None:
     for _ in range(2):
         with pytest.raises(ValueError, match="no a") as caught:
             summary.values()
-    assert caught.value.__notes__ == ["iso-orchestrator: raised by item 0 of for_each"]
+    assert caught.value.__notes__ == ["iso-orchestrator: raised by item 0 of for_each 'fail'"]
 
 
 def test_a_summary_and_a_record_are_rows(workflow: Workflow) -> None:

@@ -480,7 +480,7 @@ def warning(process: Child) -> str:
     ],
 )
 def test_a_long_wait_for_another_process_is_warned_of(tmp_path: Path, held: str, wait: str) -> None:
-    """The warning names the holder, since when it has it, and what it runs."""
+    """The warning names the workflow, the holder, since when it has it, and what it runs."""
     workflow = Workflow("w", dir=tmp_path)
     running, may_end = threading.Event(), threading.Event()
 
@@ -492,6 +492,7 @@ def test_a_long_wait_for_another_process_is_warned_of(tmp_path: Path, held: str,
     assert running.wait(DEADLINE)
     with child(f"{WARN_SOON}\n    {wait}\n", tmp_path) as process:
         lines = [warning(process), warning(process)]
+        assert all("workflow 'w': " in line for line in lines), lines
         assert all(held in line and f"process {threading.main_thread().native_id}" in line for line in lines), lines
         assert "since" in lines[0]
         assert "python" in lines[0]

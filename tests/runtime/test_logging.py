@@ -128,6 +128,93 @@ def test_a_failure_is_told_once_on_its_way(tmp_path: Path) -> None:
     ]
 
 
+def test_a_step_is_named_once_in_a_line(tmp_path: Path) -> None:
+    """A message that begins with the step's name loses it after the same name; one that names another step does not."""
+    code = """
+        from contextlib import suppress
+        def run(name, body, *args, **options):
+            with suppress(Exception):
+                workflow.run_step(name, body, *args, **options)
+        run("rejected", str, accept=bool)
+        run("number", lambda: float("nan"))
+        run("itself", lambda: workflow.run_step("itself", str))
+        run("it's", lambda: workflow.run_step("nothing", fail, "step 'other': no"))
+        run("slow", lambda: hear.wait(), timeout=0.01, retry=2)
+        false = workflow.command(name="false")(lambda _: ["false"])
+        workflow.run_for_each([3], false, stop_on_error=False)
+        run("outer", false, 4)
+        """
+    lines = printed(DEBUG + "import threading\nhear = threading.Event()\n" + textwrap.dedent(code), tmp_path)
+    shown = [line.partition("workflow 'batch': ")[2] for line in lines if re.search(r"failed\b.*: \w+Error: ", line)]
+    expected = [
+        "step 'rejected' failed: StepRejectedError: accept() refused the result",
+        "step 'number' failed: SerializationError: the result cannot be recorded",
+        "step 'itself' failed: DeadlockError: step 'itself' -> step 'itself' called itself",
+        "step \"it's\": step 'nothing' failed: ValueError: step 'other': no",
+        "step 'slow' failed in attempt 1 of 2, the next begins at once: StepTimeoutError: took longer",
+        "step 'slow' (2 attempts) failed: StepTimeoutError: took longer",
+        "item 0 of for_each '<lambda>': step 'false' failed: CommandError: 'false' ended with exit code 1",
+        "step 'outer': step 'false' failed: CommandError: 'false' ended with exit code 1",
+    ]
+    assert [line[: len(begin)] for line, begin in zip(shown, expected, strict=True)] == expected
+
+
+def test_a_failure_that_values_raises_again_is_told_once(tmp_path: Path) -> None:
+    """`values()` in an item or a step raises the error of an item that was logged, however deep; at DEBUG all tell."""
+    code = """
+        pages = workflow.for_each(stop_on_error=False)(workflow.step(name="page {n}")(lambda n: fail()))
+        def site(n):
+            return pages([n]).values()
+        def sites(n):
+            return workflow.run_for_each([n], site, stop_on_error=False).values()
+        with workflow:
+            workflow.run_for_each([1], site, stop_on_error=False)
+            workflow.run_for_each([2], sites, stop_on_error=False)
+            try:
+                workflow.run_step("outer", sites, 3)
+            except ValueError:
+                pass
+        """
+    pages = [f"item 0 of for_each '<lambda>': step 'page {n}' failed: ValueError: no" for n in (1, 2, 3)]
+    assert [line for line in printed(code, tmp_path / "root") if "ValueError" in line] == [
+        f"workflow 'batch': {page}" for page in pages
+    ]
+    told = printed(DEBUG + textwrap.dedent(code), tmp_path / "told")
+    site = "item 0 of for_each 'site': "
+    assert [
+        line.removeprefix("DEBUG workflow 'batch': ") for line in told if "ValueError" in line and "DEBUG" in line
+    ] == [
+        site + pages[0],
+        site + pages[1],
+        f"item 0 of for_each 'sites': {site}{pages[1]}",
+        site + pages[2],
+        f"step 'outer': {site}{pages[2]}",
+    ]
+
+
+def test_an_item_that_is_interrupted_is_no_failure(workflow: Workflow, caplog: pytest.LogCaptureFixture) -> None:
+    """It goes on in the next run, and is counted apart."""
+    caplog.set_level(logging.INFO, "iso_orchestrator")
+
+    def work(n: int) -> None:
+        raise KeyboardInterrupt if n else ValueError("no")
+
+    with pytest.raises(KeyboardInterrupt):
+        workflow.run_for_each([0, 1, 2], work, stop_on_error=False)
+    assert [without_times(line) for line in caplog.messages] == [
+        "workflow 'batch': item 0 of for_each 'work' failed: ValueError: no",
+        "workflow 'batch': for_each 'work' stopped after N s: 0 items fulfilled, 1 failed, 1 interrupted",
+    ]
+
+
+def test_one_error_object_of_several_items_is_told_for_each(tmp_path: Path) -> None:
+    """An error that a program keeps and raises again is another failure each time."""
+    lines = printed(
+        "error = KeyError(1)\ndef no(n): raise error\nworkflow.run_for_each('ab', no, stop_on_error=False)", tmp_path
+    )
+    assert lines[:2] == [f"workflow 'batch': item {n} of for_each 'no' failed: KeyError: 1" for n in (0, 1)]
+
+
 def test_a_failure_that_a_body_handles_is_no_warning(tmp_path: Path) -> None:
     """A body that catches the failure of a step inside of it is told of at INFO, and prints nothing by default."""
     code = """
@@ -200,7 +287,8 @@ def test_a_step_whose_process_died_is_a_warning(tmp_path: Path) -> None:
         "with Workflow('w', dir=sys.argv[1]) as w: w.run_step('b', str)",
         tmp_path,
     )
-    assert lines[0] == f"INFO resuming 'w' in {tmp_path}: 1 step recorded, 1 interrupted"
+    began = f"INFO resuming 'w' in {tmp_path}: 1 step recorded, 1 interrupted; "
+    assert re.fullmatch(rf"{re.escape(began)}process \d+ on .* is gone without having ended its run", lines[0])
     assert lines[1].startswith("WARNING workflow 'w': step 'b' runs again: it was not done when process ")
     assert len(lines) == 3
 

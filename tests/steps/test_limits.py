@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from support import DEADLINE, Run, run_python, wait_until
-from support_processes import in_thread
+from support_processes import child, in_thread
 
 from iso_orchestrator import Limited, StepStatus, Workflow, current_step, open_workflow, read_workflow_record
 from iso_orchestrator.codec import decode, projection_from_snapshot, snapshot_from_projection
@@ -63,6 +63,42 @@ def test_what_is_limited_never_begins_too_early(workflow: Workflow) -> None:
         return datetime.now(UTC)
 
     assert workflow.run_step("ask", ask) >= until
+
+
+RESET = """
+from datetime import UTC, datetime, timedelta
+met = []
+
+@workflow.step(name="ask {number}", limit_key="site")
+def ask(number):
+    if not met:
+        met.append(number)
+        say("limited")
+        raise Limited(datetime.now(UTC) + timedelta(hours=1), "site")
+    return number
+
+say(CALL)
+"""
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "ask(0)",
+        "workflow.for_each()(ask)(range(3)).fulfilled",
+        "workflow.for_each(max_parallel=2)(ask)(range(3)).fulfilled",
+    ],
+    ids=["alone", "callers_thread", "workers"],
+)
+def test_a_reset_in_another_process_lifts_a_limit(tmp_path: Path, run: Run, call: str) -> None:
+    """A step that waits for it goes on at its next look, and so do those that wait for the limit of its key."""
+    with child(RESET.replace("CALL", call), tmp_path) as process:
+        assert process.line() == "limited"
+        wait_until(lambda: read_workflow_record("w", dir=tmp_path).steps["ask 0"].status is StepStatus.WAITING)
+        assert run("reset", "w", "ask 0")[0] == 0
+        assert process.line(5) == ("0" if call == "ask(0)" else "3")
+        process.end()
+    assert read_workflow_record("w", dir=tmp_path).steps["ask 0"].attempts == 1
 
 
 def test_a_limit_that_is_over_is_a_failure(workflow: Workflow) -> None:

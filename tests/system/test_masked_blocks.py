@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from types import CodeType, FrameType
 
 import pytest
 from support import DEADLINE, wait_until
@@ -13,7 +16,15 @@ from support_fanout import is_waiting
 from support_processes import in_thread
 
 from iso_orchestrator.system.events import OneShotEvent, wait_until_free
-from iso_orchestrator.system.interrupts import interruptible, is_interrupted, masked, masked_with_undo, unmasked
+from iso_orchestrator.system.interrupts import (
+    deferred,
+    interruptible,
+    is_interrupted,
+    masked,
+    masked_with_undo,
+    postponed,
+    unmasked,
+)
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="SIGINT cannot be sent to one process elsewhere")
 
@@ -223,3 +234,64 @@ def test_a_child_forked_beside_a_masked_block_has_the_default_handler() -> None:
 
     with masked():
         assert in_thread(fork).result(DEADLINE) == 0
+
+
+def press_in(code: CodeType) -> None:
+    """Press Ctrl-C when the main thread begins to run *code*."""
+
+    def trace(frame: FrameType, event: str, _: object) -> None:
+        if event == "call" and frame.f_code is code:
+            sys.settrace(None)
+            press()
+
+    sys.settrace(trace)
+
+
+@pytest.mark.parametrize("is_nested", [False, True])
+def test_ctrl_c_as_a_deferred_block_is_left_leaves_no_handler(is_nested: bool) -> None:
+    """The second one, before the block's own code has put back the handler: the masked block around it does that."""
+    noticed = []
+    around = deferred(lambda: noticed.append("around")) if is_nested else nullcontext()
+    with pytest.raises(KeyboardInterrupt), masked(), around, masked(), deferred(lambda: noticed.append("here")):
+        press()
+        press_in(deferred.__exit__.__code__)
+    assert noticed == ["here"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_that_is_postponed_is_raised_after_the_masked_block() -> None:
+    """The rest of the unmasked block is masked, and so is a last block of the user's code."""
+    done = []
+    with pytest.raises(KeyboardInterrupt), masked():
+        with unmasked():
+            try:
+                press()
+            except KeyboardInterrupt as error:
+                with postponed(error):
+                    press()
+            with masked():
+                done.append("rest")
+        with unmasked(is_last=True):
+            done.append("last")
+        done.append("end")
+    assert done == ["rest", "last", "end"]
+
+
+def test_what_the_programs_own_handler_raises_is_not_postponed() -> None:
+    """Nothing would raise it again, where no SIGTERM is masked either."""
+
+    def handle(*_: object) -> None:
+        raise KeyboardInterrupt("mine")
+
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, handle)
+    try:
+        with pytest.raises(KeyboardInterrupt, match="mine"), masked(), unmasked():
+            try:
+                press()
+            except KeyboardInterrupt as error:
+                with postponed(error):
+                    pass
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, before)

@@ -17,7 +17,7 @@ from support import DEADLINE, Run, run_python, wait_until
 from support_commands import STAND_IN, shell
 from support_processes import child, in_thread
 
-from iso_orchestrator import Limited, Retry, Workflow, read_workflow_record
+from iso_orchestrator import Limited, Retry, StepStatus, Workflow, list_workflows, read_workflow_record
 from iso_orchestrator.agents import Claude
 from iso_orchestrator.store import find_store
 
@@ -176,6 +176,12 @@ def test_what_waits_before_it_begins_is_shown_too(tmp_path: Path, run: Run) -> N
         ["first", "0", "its process is gone; the next run takes it over"]
     ]
     assert limits(out)["some-api"][1] == "first"
+    # Whether it was killed, or ended between the record of a wait and the wait: nothing waits now.
+    record = read_workflow_record("w", dir=tmp_path)
+    assert {name: step.status for name, step in record.steps.items()} == {"first": StepStatus.FAILED}
+    assert list_workflows(dir=tmp_path)[0].steps == {StepStatus.FAILED: 1}
+    assert re.search(r"first +failed +0 .* its process is gone; the next run takes it over", run("show", "w")[1])
+    assert "waiting" not in run("list")[1]
 
 
 def waiting_in(root: Path) -> list[Any]:
