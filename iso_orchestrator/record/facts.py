@@ -6,13 +6,22 @@ page of the format. What it changes in a `Projection` goes into snapshots by its
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from enum import Enum
+from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar, Final, TypeVar
 
 import attrs
 
+from iso_orchestrator.record.events import (
+    add_end,
+    add_event,
+    add_interruptions,
+    add_start,
+    error_json,
+    last_seen,
+)
 from iso_orchestrator.record.model import (
     ErrorInfo,
     Heartbeat,
@@ -81,9 +90,10 @@ class RunStarted(Fact):
         if not projection.runs:
             projection.run_failed = False
             projection.last_error = None
-        projection.runs[self.run] = LiveRun(self.owner, self.pid, self.host, self.at)
+        number = projection.count_run()
+        projection.runs[self.run] = LiveRun(self.owner, self.pid, self.host, self.at, number)
         projection.status = WorkflowStatus.RUNNING
-        _add_event(projection, self.at, "workflow.running")
+        add_event(projection, self.at, "workflow.running", {"run": number, "pid": self.pid, "host": self.host})
 
 
 @_tagged("run.ended")
@@ -95,22 +105,26 @@ class RunEnded(Fact):
     error: ErrorInfo | None = None
 
     def apply_to(self, projection: Projection) -> None:
-        projection.runs.pop(self.run, None)
-        _end_run(projection, self.at, self.error, is_cut_short=self.error is not None and self.error.name == _CTRL_C)
+        run = projection.runs.pop(self.run, None)
+        is_cut_short = self.error is not None and self.error.name == _CTRL_C
+        _end_run(projection, self.at, run, self.error, is_cut_short=is_cut_short)
 
 
 @_tagged("run.died")
 @attrs.frozen
 class RunDied(Fact):
-    """Another process found that the process of a run is gone."""
+    """Another process found that the process of a run is gone, which was last seen alive at *last_seen*."""
 
     run: str
+    last_seen: datetime | None = None
 
     def apply_to(self, projection: Projection) -> None:
         run = projection.runs.pop(self.run, None)
+        if run is not None:
+            add_interruptions(projection, run, self)
         who = f"process {run.pid} on {run.host}, running since {run.since.isoformat()}" if run else "its process"
         error = ErrorInfo("RunDied", f"{who} is gone without having ended its run")
-        _end_run(projection, self.at, error, is_cut_short=True)
+        _end_run(projection, self.at, run, error, is_cut_short=True, more={"died": True, **last_seen(self)})
 
 
 @_tagged("step.started")
@@ -143,8 +157,7 @@ class StepStarted(Fact):
             limited=0 if before is None else before.limited,
         )
         step.seq = projection.seq
-        detail = {"step": self.step, "attempt": self.attempt, "idempotencyKey": self.idempotency_key}
-        _add_event(projection, self.at, "step.started", detail)
+        add_start(projection, self)
 
 
 @_tagged("step.completed")
@@ -167,10 +180,10 @@ class StepCompleted(Fact):
         step.seq = projection.seq
         if not projection.run_failed:  # the error that failed a run outlives later steps of overlapping runs
             projection.last_error = None
-        _add_event(projection, self.at, "step.completed", {"step": step.name, "attempt": step.attempts})
+        add_event(projection, self.at, "step.completed", {"step": step.name, "attempt": step.attempts})
         if self.state is not ABSENT:
             projection.state = self.state
-            _add_event(projection, self.at, "state.updated")
+            add_event(projection, self.at, "state.updated")
 
 
 @_tagged("step.failed")
@@ -187,8 +200,8 @@ class StepFailed(Fact):
         _fail(step, self, projection.seq, self.error)
         step.limited = 0
         projection.last_error = self.error
-        detail = {"step": self.step, "attempt": step.attempts, "error": _error_json(self.error)}
-        _add_event(projection, self.at, "step.retrying" if self.retrying else "step.failed", detail)
+        detail = {"step": self.step, "attempt": step.attempts, "error": error_json(self.error)}
+        add_event(projection, self.at, "step.retrying" if self.retrying else "step.failed", detail)
         if not self.retrying:
             step.owner = None
 
@@ -221,7 +234,7 @@ class StepLimited(Fact):
         until = self.until.isoformat(timespec="seconds")
         _fail(step, self, projection.seq, ErrorInfo("Limited", f"{self.key or 'the step'} is limited until {until}"))
         detail = {"step": self.step, "attempt": step.attempts, "until": until, "limitKey": self.key}
-        _add_event(projection, self.at, "step.limited", detail)
+        add_event(projection, self.at, "step.limited", detail)
         step.attempts -= 1
         step.limited += 1
 
@@ -246,7 +259,7 @@ class StepWaiting(Fact):
                 return
             until = self.until.isoformat(timespec="seconds")
             detail = {"step": self.step, "until": until, "limitKey": self.key}
-            _add_event(projection, self.at, "step.waiting", detail)
+            add_event(projection, self.at, "step.waiting", detail)
         elif (wait := projection.waits.get(self.step)) is not None and wait.owner == self.owner:
             del projection.waits[self.step]
 
@@ -259,17 +272,24 @@ class StepAbandoned(Fact):
     step: str
 
     def apply_to(self, projection: Projection) -> None:
-        projection.steps[self.step].owner = None
+        step = projection.steps[self.step]
+        step.owner = None
+        add_event(projection, self.at, "step.abandoned", {"step": self.step, "attempt": step.attempts})
 
 
 @_tagged("steps.reset")
 @attrs.frozen
 class StepsReset(Fact):
-    """Steps were removed, so that they run again."""
+    """The process *pid* removed steps, so that they run again."""
 
     steps: tuple[str, ...]
+    pid: int | None = None
 
     def apply_to(self, projection: Projection) -> None:
+        detail: dict[str, Json] = {"steps": list(self.steps)}
+        if self.pid is not None:
+            detail["pid"] = self.pid
+        add_event(projection, self.at, "steps.reset", detail)
         for name in self.steps:
             projection.steps.pop(name, None)
             projection.waits.pop(name, None)
@@ -288,7 +308,7 @@ class StateUpdated(Fact):
 
     def apply_to(self, projection: Projection) -> None:
         projection.state = self.state
-        _add_event(projection, self.at, "state.updated")
+        add_event(projection, self.at, "state.updated")
 
 
 @_tagged("status.set")
@@ -302,8 +322,8 @@ class StatusSet(Fact):
     def apply_to(self, projection: Projection) -> None:
         projection.status = self.status
         projection.last_error = self.error
-        detail = {"error": _error_json(self.error)} if self.error else None
-        _add_event(projection, self.at, f"workflow.{self.status}", detail)
+        detail = {"error": error_json(self.error)} if self.error else None
+        add_event(projection, self.at, f"workflow.{self.status}", detail)
 
 
 @_tagged("commands.marked")
@@ -333,6 +353,9 @@ class CommandBegun(Fact):
 
     def apply_to(self, projection: Projection) -> None:
         projection.commands[self.step] = LastCommand(self.mark, self.log)
+        step = projection.steps.get(self.step)
+        attempt = {} if step is None else {"attempt": step.attempts}
+        add_event(projection, self.at, "command.begun", {"step": self.step, **attempt, "log": self.log})
 
 
 @_tagged("event.appended")
@@ -361,7 +384,7 @@ class HeartbeatRecorded(Fact):
         projection.heartbeats[self.key] = Heartbeat(self.key, self.at, self.detail)
         if not self.silent:
             detail = {"key": self.key, "hasDetail": self.detail is not None}
-            _add_event(projection, self.at, "heartbeat.recorded", detail)
+            add_event(projection, self.at, "heartbeat.recorded", detail)
 
 
 @_tagged("lease.touched")
@@ -403,7 +426,7 @@ class LeaseTouched(Fact):
         milliseconds = round(min(self.ttl, 1e300) * 1000, 3)  # a journal may hold any float, but inf is not JSON
         ttl_ms = int(milliseconds) if milliseconds % 1 == 0 else milliseconds
         detail = {"key": self.key, "holder": self.holder, "ttlMs": ttl_ms}
-        _add_event(projection, self.at, "lease.renewed" if self.renewed else "lease.acquired", detail)
+        add_event(projection, self.at, "lease.renewed" if self.renewed else "lease.acquired", detail)
 
 
 @_tagged("lease.released")
@@ -417,24 +440,26 @@ class LeaseReleased(Fact):
         lease = projection.leases[self.key]
         projection.leases[self.key] = attrs.evolve(lease, released_at=self.at)
         projection.lease_clocks.pop(self.key, None)
-        _add_event(projection, self.at, "lease.released", {"key": self.key, "holder": lease.holder})
+        add_event(projection, self.at, "lease.released", {"key": self.key, "holder": lease.holder})
 
 
-def _add_event(projection: Projection, at: datetime, type_: str, detail: Json = None) -> None:
-    projection.events.append(WorkflowEvent(at, type_, None, detail))
-
-
-def _end_run(projection: Projection, at: datetime, error: ErrorInfo | None, *, is_cut_short: bool) -> None:
-    """Set the status that the workflow has after one of its runs ended.
+def _end_run(
+    projection: Projection,
+    at: datetime,
+    run: LiveRun | None,
+    error: ErrorInfo | None,
+    *,
+    is_cut_short: bool,
+    more: Mapping[str, Json] = MappingProxyType({}),
+) -> None:
+    """Set the status that the workflow has after one of its runs ended; *more* is for the detail of its event.
 
     A run that was cut short leaves its work to the others: it makes the workflow fail only if it is the last one.
     """
-    if error is None:
-        _add_event(projection, at, "workflow.completed")
-    else:
+    add_end(projection, at, run, error, more)
+    if error is not None:
         projection.run_failed = projection.run_failed or not is_cut_short
         projection.last_error = error
-        _add_event(projection, at, "workflow.failed", {"error": _error_json(error)})
     if projection.runs:
         projection.status = WorkflowStatus.RUNNING
     elif projection.run_failed or error is not None:
@@ -460,7 +485,3 @@ def _drop_expired_limits(projection: Projection, at: datetime) -> None:
         step: key for step, key in projection.step_limit_keys.items() if step in projection.step_limits
     }
     projection.waits = {step: wait for step, wait in projection.waits.items() if wait.until > at}
-
-
-def _error_json(error: ErrorInfo) -> Json:
-    return {name: value for name, value in attrs.asdict(error).items() if value is not None}
