@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from itertools import takewhile
 from typing import Any, TypeAlias
 
 import attrs
 
-from iso_orchestrator.codec import ResultCodec, updated_state
+from iso_orchestrator.codec import ResultCodec
 from iso_orchestrator.errors import (
     CommandLeftoverError,
     DeadlockError,
@@ -28,16 +28,8 @@ from iso_orchestrator.errors import (
     WorkflowUsageError,
 )
 from iso_orchestrator.notes import add_note, message_of
-from iso_orchestrator.record.facts import (
-    ABSENT,
-    Fact,
-    StepCompleted,
-    StepFailed,
-    StepLimited,
-    StepStarted,
-    StepWaiting,
-)
-from iso_orchestrator.record.model import ErrorInfo, Json, StepStatus, truncate_to_ms
+from iso_orchestrator.record.facts import Fact, StepStarted, StepWaiting
+from iso_orchestrator.record.model import Json, StepStatus
 from iso_orchestrator.record.projection import Limit, Projection, StepState
 from iso_orchestrator.runtime.context import (
     Attempt,
@@ -58,9 +50,10 @@ from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.runtime.session import Session
 from iso_orchestrator.runtime.threads import run_attempt_with_timeout
 from iso_orchestrator.runtime.waits import Patience, Wait, current_node, wait_until
-from iso_orchestrator.steps.blocked import LONGEST_NAP, Blocked, end_of_limit, end_waits, give_up
+from iso_orchestrator.steps.blocked import LONGEST_NAP, Blocked, end_waits
 from iso_orchestrator.steps.options import RetryContext, StepOptions
 from iso_orchestrator.steps.origin import Origin, warn_of_changes
+from iso_orchestrator.steps.outcome import record_completion, record_failure, record_limit
 from iso_orchestrator.store import ProcessInfo
 from iso_orchestrator.system.clock import Backoff, sleep
 from iso_orchestrator.system.events import OneShotEvent
@@ -187,7 +180,7 @@ class StepCall:
                 flight.helpers.remove(node)
 
     def _run_attempts(self, flight: InFlightStep) -> Any:
-        number = self.number
+        number, clock = self.number, self.runtime.clock
         while True:
             begun = self._begin(flight)
             if isinstance(begun, _RunsElsewhere | Limit):
@@ -211,23 +204,23 @@ class StepCall:
                 self.way = settle(self.runtime, self._title(number), self.owner, error)
                 if not isinstance(error, CommandLeftoverError):  # which came before the command began
                     self.is_first = False
-                if isinstance(error, Limited) and self._record_limit(attempt, error):
+                if isinstance(error, Limited) and record_limit(clock, attempt, error, self.options):
                     continue  # with the same number: a limit is no failure
                 seconds = None if flight.is_hopeless else self._pause_before_retry(error, context)
-                if not self._record_failure(attempt, error, retrying=seconds is not None) or seconds is None:
+                if not record_failure(clock, attempt, error, seconds) or seconds is None:
                     raise
                 log_retry(self.runtime, context, error, seconds)
                 pause(seconds)
                 number += 1
                 continue
             if isinstance(executed, SerializationError):  # no retry would change that
-                self._record_failure(attempt, executed, retrying=False)
+                record_failure(clock, attempt, executed)
                 try:
                     raise executed
                 finally:
                     del executed  # its traceback has this frame: without this the two would form a cycle
             data, result = executed
-            if self._commit(attempt, data):
+            if record_completion(clock, attempt, data):
                 self._debug("completed")
                 return result
 
@@ -376,31 +369,6 @@ class StepCall:
                     raise StepRejectedError(self.name, result)
         return data, result
 
-    def _commit(self, attempt: Attempt, data: Json) -> bool:
-        """Record that the step completed; False where another attempt has taken over the step."""
-        at = self.runtime.clock.now()
-
-        def decide(projection: Projection) -> tuple[Sequence[Fact], bool]:
-            if not self._is_mine(projection, attempt):
-                return (), False
-            state = projection.state
-            for update in attempt.updates:
-                with unmasked():
-                    state = updated_state(update, state)
-            return [StepCompleted(at, self.name, data, state if attempt.updates else ABSENT)], True
-
-        try:
-            is_recorded = self.session.transact(decide)
-        except LeaseLostError:
-            raise
-        except StoreError as error:
-            raise StoreError(f"step {self.name!r} succeeded, and its result could not be recorded: {error}") from error
-        except BaseException as error:  # an update of the state raised, or Ctrl-C came
-            self._record_failure(attempt, error, retrying=False)
-            raise
-        attempt.flight.is_settled = is_recorded
-        return is_recorded
-
     def _pause_before_retry(self, error: BaseException, context: StepContext) -> float | None:
         """Seconds until the next attempt; None when there is to be none."""
         if not isinstance(error, Exception) or isinstance(error, LeaseLostError | WorkflowUsageError):
@@ -414,51 +382,6 @@ class StepCall:
         except Exception as trouble:  # noqa: BLE001 - the step's own error is what counts
             add_note(error, f"the retry policy raised {type(trouble).__name__}: {message_of(trouble)}")
             return None
-
-    def _record_failure(self, attempt: Attempt, error: BaseException, *, retrying: bool) -> bool:
-        """Record that an attempt failed; whether that could be done. Never hides *error*."""
-        try:
-            fact = StepFailed(self.runtime.clock.now(), self.name, ErrorInfo.of(error), retrying)
-            self._record_outcome(attempt, fact, durable=not retrying)
-        except Exception as trouble:  # noqa: BLE001 - the step's own error is what counts
-            if not isinstance(error, LeaseLostError):
-                add_note(error, f"the failure of step {self.name!r} was not recorded: {message_of(trouble)}")
-            return False
-        if not retrying:
-            attempt.flight.is_settled, attempt.flight.error = True, error
-        return True
-
-    def _record_limit(self, attempt: Attempt, limit: Limited) -> bool:
-        """Record that an attempt met a limit; False if that is a failure: it is over already, or one too many."""
-        # Rounded up to a whole millisecond, as records have them: rounded down, the limit would end too early.
-        at, named = self.runtime.clock.now(), truncate_to_ms(limit.until + timedelta(microseconds=999))
-        if named <= at:
-            return False
-        most = self.options.max_limited
-
-        def decide(projection: Projection) -> tuple[Sequence[Fact], bool]:
-            if not self._is_mine(projection, attempt):
-                return (), True
-            before = projection.steps[self.name].limited
-            if before + 1 >= most:
-                return (), False
-            until = end_of_limit(at, named, before)
-            return [StepLimited(at, self.name, until, limit.key or self.options.limit_key)], True
-
-        is_recorded = self.session.transact(decide)
-        if not is_recorded:
-            give_up(limit, most, self.options.limit_key)
-        return is_recorded
-
-    def _record_outcome(self, attempt: Attempt, fact: Fact, *, durable: bool) -> None:
-        """Append *fact*, unless another attempt has taken over the step."""
-        self.session.transact(
-            lambda projection: ([fact] if self._is_mine(projection, attempt) else [], None), durable=durable
-        )
-
-    def _is_mine(self, projection: Projection, attempt: Attempt) -> bool:
-        step = projection.steps.get(self.name)
-        return step is not None and step.attempts == attempt.number and step.owner == self.session.log.process_id
 
     def _refuse_recursion(self, owner: str | None = None) -> None:
         """Raise inside of the step's own body; with *owner*: if that is this process, by another path of the root."""
