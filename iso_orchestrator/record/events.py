@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import attrs
@@ -11,7 +12,7 @@ import attrs
 from iso_orchestrator.record.model import ErrorInfo, Json, StepStatus, WorkflowEvent, format_time
 
 if TYPE_CHECKING:
-    from iso_orchestrator.record.facts import RunDied, StepStarted
+    from iso_orchestrator.record.facts import RunDied, RunStarted, StepCompleted, StepFailed, StepLimited, StepStarted
     from iso_orchestrator.record.projection import LiveRun, Projection
 
 _LONGEST_PID = 10  # digits
@@ -20,6 +21,18 @@ _LONGEST_PID = 10  # digits
 def add_event(projection: Projection, at: datetime, type_: str, detail: Json = None) -> None:
     """Add an event without a message."""
     projection.events.append(WorkflowEvent(at, type_, None, detail))
+
+
+def add_run(projection: Projection, fact: RunStarted, number: int) -> None:
+    """Add the event that a run began."""
+    detail: dict[str, Json] = {"run": number, "pid": fact.pid, "host": fact.host}
+    if fact.argv:
+        detail["argv"] = list(fact.argv)
+    if fact.cwd is not None:
+        detail["cwd"] = fact.cwd
+    if fact.traceparent is not None:
+        detail["traceparent"] = fact.traceparent
+    add_event(projection, fact.at, "workflow.running", detail)
 
 
 def add_start(projection: Projection, fact: StepStarted) -> None:
@@ -35,6 +48,18 @@ def add_start(projection: Projection, fact: StepStarted) -> None:
         detail["pid"] = pid
     if fact.version is not None:
         detail["version"] = fact.version
+    if fact.item:
+        detail["item"] = list(fact.item)
+    if fact.of > 1:
+        detail["of"] = fact.of
+    if fact.parent is not None:
+        detail["parent"] = fact.parent
+    if fact.fn is not None:
+        detail["fn"] = fact.fn
+    if fact.if_interrupted != "rerun":
+        detail["ifInterrupted"] = fact.if_interrupted
+    if fact.timeout is not None:
+        detail["timeout"] = fact.timeout
     add_event(projection, fact.at, "step.started", detail)
 
 
@@ -48,13 +73,22 @@ def add_interruptions(projection: Projection, run: LiveRun, fact: RunDied) -> No
             add_event(projection, fact.at, "step.interrupted", detail)
 
 
+def usage_of(fact: StepCompleted | StepFailed | StepLimited) -> dict[str, Json]:
+    """What the agent of an attempt used, if it was one."""
+    return {} if fact.usage is None else {"usage": fact.usage}
+
+
 def last_seen(fact: RunDied) -> dict[str, Json]:
     """When the process of a run was last seen alive, if that is known."""
     return {} if fact.last_seen is None else {"lastSeen": format_time(fact.last_seen)}
 
 
 def add_end(
-    projection: Projection, at: datetime, run: LiveRun | None, error: ErrorInfo | None, more: Mapping[str, Json]
+    projection: Projection,
+    at: datetime,
+    run: LiveRun | None,
+    error: ErrorInfo | None,
+    more: Mapping[str, Json] = MappingProxyType({}),
 ) -> None:
     """Add the event that a run ended, with *more* in its detail."""
     detail = {} if error is None else {"error": error_json(error)}

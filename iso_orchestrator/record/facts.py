@@ -6,10 +6,9 @@ page of the format. What it changes in a `Projection` goes into snapshots by its
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import datetime
 from enum import Enum
-from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar, Final, TypeVar
 
 import attrs
@@ -18,9 +17,11 @@ from iso_orchestrator.record.events import (
     add_end,
     add_event,
     add_interruptions,
+    add_run,
     add_start,
     error_json,
     last_seen,
+    usage_of,
 )
 from iso_orchestrator.record.model import (
     ErrorInfo,
@@ -30,6 +31,7 @@ from iso_orchestrator.record.model import (
     StepStatus,
     WorkflowEvent,
     WorkflowStatus,
+    format_time,
 )
 from iso_orchestrator.record.projection import LastCommand, LeaseClock, LiveRun, StepState, Wait
 
@@ -79,12 +81,21 @@ def _tagged(tag: str) -> Callable[[type[F]], type[F]]:
 @_tagged("run.started")
 @attrs.frozen
 class RunStarted(Fact):
-    """A process entered `with workflow:`. It holds the liveness file *owner*."""
+    """A process entered `with workflow:`. It holds the liveness file *owner*.
+
+    Attributes:
+        argv: The first words of its command line.
+        cwd: The folder that it was in.
+        traceparent: The trace that its environment names, as the W3C writes it.
+    """
 
     run: str
     owner: str
     pid: int
     host: str
+    argv: tuple[str, ...] = ()
+    cwd: str | None = None
+    traceparent: str | None = None
 
     def apply_to(self, projection: Projection) -> None:
         if not projection.runs:
@@ -93,7 +104,7 @@ class RunStarted(Fact):
         number = projection.count_run()
         projection.runs[self.run] = LiveRun(self.owner, self.pid, self.host, self.at, number)
         projection.status = WorkflowStatus.RUNNING
-        add_event(projection, self.at, "workflow.running", {"run": number, "pid": self.pid, "host": self.host})
+        add_run(projection, self, number)
 
 
 @_tagged("run.ended")
@@ -107,7 +118,8 @@ class RunEnded(Fact):
     def apply_to(self, projection: Projection) -> None:
         run = projection.runs.pop(self.run, None)
         is_cut_short = self.error is not None and self.error.name == _CTRL_C
-        _end_run(projection, self.at, run, self.error, is_cut_short=is_cut_short)
+        add_end(projection, self.at, run, self.error)
+        projection.end_run(self.error, is_cut_short=is_cut_short)
 
 
 @_tagged("run.died")
@@ -124,13 +136,22 @@ class RunDied(Fact):
             add_interruptions(projection, run, self)
         who = f"process {run.pid} on {run.host}, running since {run.since.isoformat()}" if run else "its process"
         error = ErrorInfo("RunDied", f"{who} is gone without having ended its run")
-        _end_run(projection, self.at, run, error, is_cut_short=True, more={"died": True, **last_seen(self)})
+        add_end(projection, self.at, run, error, {"died": True, **last_seen(self)})
+        projection.end_run(error, is_cut_short=True)
 
 
 @_tagged("step.started")
 @attrs.frozen
 class StepStarted(Fact):
-    """An attempt at a step began, in the process *owner*. `Origin` says what *code* and *arguments* are."""
+    """An attempt at a step began, in the process *owner*. `Origin` says what *code* and *arguments* are.
+
+    Attributes:
+        item: Of a `for_each`: the number of that, and the item's index; empty outside of one.
+        of: How many attempts its call makes at most.
+        parent: The step in whose body it was called.
+        fn: The function, where the name does not begin with that of it.
+        timeout: Seconds.
+    """
 
     step: str
     attempt: int
@@ -139,6 +160,12 @@ class StepStarted(Fact):
     version: str | None = None
     code: str | None = None
     arguments: Json = None
+    item: tuple[int, ...] = ()
+    of: int = 1
+    parent: str | None = None
+    fn: str | None = None
+    if_interrupted: str = "rerun"
+    timeout: float | None = None
 
     def apply_to(self, projection: Projection) -> None:
         projection.waits.pop(self.step, None)
@@ -163,11 +190,17 @@ class StepStarted(Fact):
 @_tagged("step.completed")
 @attrs.frozen
 class StepCompleted(Fact):
-    """An attempt succeeded. *state* is the workflow's new state, if the step updated it."""
+    """An attempt succeeded.
+
+    Attributes:
+        state: The workflow's new state, if the step updated it.
+        usage: What its agent used: see the page of the format.
+    """
 
     step: str
     result: Json
     state: Json = ABSENT
+    usage: Json = None
 
     def apply_to(self, projection: Projection) -> None:
         step = projection.steps[self.step]
@@ -180,7 +213,8 @@ class StepCompleted(Fact):
         step.seq = projection.seq
         if not projection.run_failed:  # the error that failed a run outlives later steps of overlapping runs
             projection.last_error = None
-        add_event(projection, self.at, "step.completed", {"step": step.name, "attempt": step.attempts})
+        detail = {"step": step.name, "attempt": step.attempts, **usage_of(self)}
+        add_event(projection, self.at, "step.completed", detail)
         if self.state is not ABSENT:
             projection.state = self.state
             add_event(projection, self.at, "state.updated")
@@ -189,18 +223,22 @@ class StepCompleted(Fact):
 @_tagged("step.failed")
 @attrs.frozen
 class StepFailed(Fact):
-    """An attempt failed. With *retrying* its process keeps the step and will try again."""
+    """An attempt failed. With *retrying* its process keeps the step and will try again, after a pause at *retry_at*."""
 
     step: str
     error: ErrorInfo
     retrying: bool = False
+    retry_at: datetime | None = None
+    usage: Json = None
 
     def apply_to(self, projection: Projection) -> None:
         step = projection.steps[self.step]
-        _fail(step, self, projection.seq, self.error)
+        step.fail(self.at, projection.seq, self.error)
         step.limited = 0
         projection.last_error = self.error
-        detail = {"step": self.step, "attempt": step.attempts, "error": error_json(self.error)}
+        detail = {"step": self.step, "attempt": step.attempts, "error": error_json(self.error), **usage_of(self)}
+        if self.retry_at is not None:
+            detail["retryAt"] = format_time(self.retry_at)
         add_event(projection, self.at, "step.retrying" if self.retrying else "step.failed", detail)
         if not self.retrying:
             step.owner = None
@@ -217,10 +255,11 @@ class StepLimited(Fact):
     step: str
     until: datetime
     key: str | None = None
+    usage: Json = None
 
     def apply_to(self, projection: Projection) -> None:
         step = projection.steps[self.step]
-        _drop_expired_limits(projection, self.at)
+        projection.drop_expired_limits(self.at)
         if projection.step_limits.get(self.step, self.until) <= self.until:
             projection.step_limits[self.step] = self.until
             keys = {**projection.step_limit_keys, self.step: self.key}
@@ -232,9 +271,9 @@ class StepLimited(Fact):
         if step.owner is not None:
             projection.waits[self.step] = Wait(step.owner, self.at, self.until, self.key)
         until = self.until.isoformat(timespec="seconds")
-        _fail(step, self, projection.seq, ErrorInfo("Limited", f"{self.key or 'the step'} is limited until {until}"))
+        step.fail(self.at, projection.seq, ErrorInfo("Limited", f"{self.key or 'the step'} is limited until {until}"))
         detail = {"step": self.step, "attempt": step.attempts, "until": until, "limitKey": self.key}
-        add_event(projection, self.at, "step.limited", detail)
+        add_event(projection, self.at, "step.limited", {**detail, **usage_of(self)})
         step.attempts -= 1
         step.limited += 1
 
@@ -248,17 +287,20 @@ class StepWaiting(Fact):
     owner: str
     until: datetime | None = None
     key: str | None = None
+    item: tuple[int, ...] = ()
 
     def apply_to(self, projection: Projection) -> None:
         before = projection.waits.get(self.step)
         is_new = before is None or before.owner != self.owner  # else a new limit follows one that it waited for
-        _drop_expired_limits(projection, self.at)
+        projection.drop_expired_limits(self.at)
         if self.until is not None:
             projection.waits[self.step] = Wait(self.owner, self.at, self.until, self.key)
             if not is_new:
                 return
             until = self.until.isoformat(timespec="seconds")
-            detail = {"step": self.step, "until": until, "limitKey": self.key}
+            detail: dict[str, Json] = {"step": self.step, "until": until, "limitKey": self.key}
+            if self.item:
+                detail["item"] = list(self.item)
             add_event(projection, self.at, "step.waiting", detail)
         elif (wait := projection.waits.get(self.step)) is not None and wait.owner == self.owner:
             del projection.waits[self.step]
@@ -441,47 +483,3 @@ class LeaseReleased(Fact):
         projection.leases[self.key] = attrs.evolve(lease, released_at=self.at)
         projection.lease_clocks.pop(self.key, None)
         add_event(projection, self.at, "lease.released", {"key": self.key, "holder": lease.holder})
-
-
-def _end_run(
-    projection: Projection,
-    at: datetime,
-    run: LiveRun | None,
-    error: ErrorInfo | None,
-    *,
-    is_cut_short: bool,
-    more: Mapping[str, Json] = MappingProxyType({}),
-) -> None:
-    """Set the status that the workflow has after one of its runs ended; *more* is for the detail of its event.
-
-    A run that was cut short leaves its work to the others: it makes the workflow fail only if it is the last one.
-    """
-    add_end(projection, at, run, error, more)
-    if error is not None:
-        projection.run_failed = projection.run_failed or not is_cut_short
-        projection.last_error = error
-    if projection.runs:
-        projection.status = WorkflowStatus.RUNNING
-    elif projection.run_failed or error is not None:
-        projection.run_failed = True
-        projection.status = WorkflowStatus.FAILED
-    else:
-        projection.status = WorkflowStatus.COMPLETED
-        projection.last_error = None
-
-
-def _fail(step: StepState, fact: Fact, seq: int, error: ErrorInfo) -> None:
-    step.status = StepStatus.FAILED
-    step.updated_at = fact.at
-    step.completed_at = step.result = None
-    step.error = error
-    step.seq = seq
-
-
-def _drop_expired_limits(projection: Projection, at: datetime) -> None:
-    projection.limits = {key: until for key, until in projection.limits.items() if until > at}
-    projection.step_limits = {step: until for step, until in projection.step_limits.items() if until > at}
-    projection.step_limit_keys = {
-        step: key for step, key in projection.step_limit_keys.items() if step in projection.step_limits
-    }
-    projection.waits = {step: wait for step, wait in projection.waits.items() if wait.until > at}

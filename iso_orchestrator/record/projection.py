@@ -71,6 +71,14 @@ class StepState:
     limited: int = 0
     seq: int = attrs.field(default=0, init=False)
 
+    def fail(self, at: datetime, seq: int, error: ErrorInfo) -> None:
+        """Note that the last attempt failed."""
+        self.status = StepStatus.FAILED
+        self.updated_at = at
+        self.completed_at = self.result = None
+        self.error = error
+        self.seq = seq
+
     def record(self) -> StepRecord:
         """The step as users see it."""
         return StepRecord(*map(copy_json, _step_record_values(self)))
@@ -242,6 +250,30 @@ class Projection:
             if run.owner == owner:
                 return run.number or None
         return None
+
+    def end_run(self, error: ErrorInfo | None, *, is_cut_short: bool) -> None:
+        """Set the status that the workflow has after one of its runs, which is not among `runs` any more, ended.
+
+        A run that was cut short leaves its work to the others: it makes the workflow fail only if it is the last one.
+        """
+        if error is not None:
+            self.run_failed = self.run_failed or not is_cut_short
+            self.last_error = error
+        if self.runs:
+            self.status = WorkflowStatus.RUNNING
+        elif self.run_failed or error is not None:
+            self.run_failed = True
+            self.status = WorkflowStatus.FAILED
+        else:
+            self.status = WorkflowStatus.COMPLETED
+            self.last_error = None
+
+    def drop_expired_limits(self, at: datetime) -> None:
+        """Forget limits, and waits for them, that are over at a time."""
+        self.limits = {key: until for key, until in self.limits.items() if until > at}
+        self.step_limits = {step: until for step, until in self.step_limits.items() if until > at}
+        self.step_limit_keys = {step: key for step, key in self.step_limit_keys.items() if step in self.step_limits}
+        self.waits = {step: wait for step, wait in self.waits.items() if wait.until > at}
 
     def last_seen(self, run: LiveRun) -> datetime:
         """The time of the last fact that can be one of the process of *run*."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import datetime
 from itertools import takewhile
 from typing import Any, TypeAlias
@@ -28,7 +29,7 @@ from iso_orchestrator.errors import (
     WorkflowUsageError,
 )
 from iso_orchestrator.notes import add_note, message_of
-from iso_orchestrator.record.facts import Fact, StepStarted, StepWaiting
+from iso_orchestrator.record.facts import EventAppended, Fact, StepStarted, StepWaiting
 from iso_orchestrator.record.model import Json, StepStatus
 from iso_orchestrator.record.projection import Limit, Projection, StepState
 from iso_orchestrator.runtime.context import (
@@ -41,6 +42,7 @@ from iso_orchestrator.runtime.context import (
     current_owner,
     current_scope,
     innermost_attempt,
+    note_step,
     pause,
     refuse_interrupted,
     run_attempt,
@@ -103,6 +105,7 @@ class StepCall:
     """One call of a step, whose body takes no arguments any more.
 
     Attributes:
+        timeout: Seconds for an attempt, for the record. Those of a command are not in *options*, since it ends itself.
         gives_way: Whether `run` returns `Blocked` instead of waiting for a limit or another process.
         is_first: Whether no attempt at the step was on record before it; None before the first attempt.
         number: Of the next attempt, which counts from 1 in each call.
@@ -117,6 +120,7 @@ class StepCall:
     codec: ResultCodec
     origin: Origin
     options: StepOptions
+    timeout: float | None
     session: Session = attrs.field(init=False)
     scope: Scope = attrs.field(init=False)
     gives_way: bool = attrs.field(init=False, default=False)
@@ -229,7 +233,7 @@ class StepCall:
             log_limit(self.runtime, self.name, by)
         else:
             self.awaited = by.attempt
-            self.patience = self.patience or Patience(self._who(), f"step {self.name!r}", self._runner)
+            self.patience = self.patience or self._be_patient()
         return Blocked(self, by if isinstance(by, Limit) else None)
 
     def is_run_elsewhere(self) -> bool:
@@ -280,7 +284,7 @@ class StepCall:
                     flight.attempt = attempt
                     backoff.rest()
                     refuse_interrupted()
-                    self.patience = self.patience or Patience(self._who(), f"step {self.name!r}", self._runner)
+                    self.patience = self.patience or self._be_patient()
                     self.patience.look()
                 case Limit():
                     self._wait_until(decided)
@@ -306,20 +310,37 @@ class StepCall:
             wait = projection.waits.get(self.name)
             if wait is not None and (wait.owner, wait.until, wait.key) == (log.process_id, limit.until, limit.key):
                 return (), limit  # which is on record
-            return [StepWaiting(at, self.name, log.process_id, limit.until, limit.key)], limit
+            return [StepWaiting(at, self.name, log.process_id, limit.until, limit.key, self._item())], limit
         attempt = 1 if same is None else same.attempts + 1
-        fact = StepStarted(
+        fact = self._start(at, attempt)
+        dead = None if same is None or same.owner == log.process_id else same.owner
+        return [fact], _Started(attempt, is_first=same is None, dead=dead)
+
+    def _start(self, at: datetime, attempt: int) -> StepStarted:
+        origin, options, scope = self.origin, self.options, self.scope
+        around = next(attempts_around(), None)
+        batch = None if scope.owner is None else scope.owner.batch
+        is_of_batch = batch is not None and batch.function == origin.function.rpartition(".")[2]
+        return StepStarted(
             at,
             self.name,
             attempt,
-            log.process_id,
+            self.session.log.process_id,
             self.idempotency_key,
-            self.options.version,
-            self.origin.code,
-            self.origin.arguments or None,
+            options.version,
+            origin.code,
+            origin.arguments or None,
+            self._item(),
+            options.retry.attempts,
+            None if around is None else around.flight.name,
+            None if is_of_batch else origin.function_beside(self.name),
+            options.if_interrupted,
+            self.timeout,
         )
-        dead = None if same is None or same.owner == log.process_id else same.owner
-        return [fact], _Started(attempt, is_first=same is None, dead=dead)
+
+    def _item(self) -> tuple[int, ...]:
+        scope = self.scope
+        return () if scope.item is None or scope.owner is None else scope.owner.item
 
     def _other_runner(self, projection: Projection) -> StepState | None:
         """The step as another process runs it; None if none does."""
@@ -352,6 +373,7 @@ class StepCall:
         self.owner = owner = LockOwner(current_owner(), context)
         inside = Scope(self.runtime, scope.runs, owner, context, scope.item, attempt, scope.fences, scope.batch)
         context_of_body = inside.context()
+        note_step(is_replayed=False)
         if self.options.timeout is None:
             value = context_of_body.run(run_attempt, attempt, self.body)
         else:
@@ -391,6 +413,19 @@ class StepCall:
                 step = f"step {self.name!r}"
                 raise DeadlockError((step, f"{step} called itself"), "call the plain function (.fn)")
 
+    def _be_patient(self) -> Patience:
+        who = f"workflow {self.runtime.workflow_id!r}: {current_owner()}"
+        return Patience(who, f"step {self.name!r}", self._runner, self._record_wait)
+
+    def _record_wait(self) -> None:
+        """Put on record that the call waits for another process: that only informs, so that it may fail."""
+        with suppress(Exception):
+            detail: dict[str, Json] = {"step": self.name, "for": "process", "holder": self._runner().pid}
+            if item := self._item():
+                detail["item"] = list(item)
+            event = EventAppended(self.runtime.clock.now(), "step.waiting", detail=detail)
+            self.session.transact(lambda _: ([event], None), durable=False, fences=self.scope.fences)
+
     def _runner(self) -> ProcessInfo:
         owner = self.session.transact(lambda projection: ((), projection.owner(self.name)), durable=False, fences=())
         return ProcessInfo() if owner is None else self.session.log.process_info(owner)
@@ -403,15 +438,13 @@ class StepCall:
         return self.options.on_change != "rerun" or not self.origin.changes_since(step)
 
     def _load_recorded(self, data: Json, changes: list[str]) -> Any:
+        note_step(is_replayed=True)
         if changes and self.options.on_change == "warn":
             warn_of_changes(self.runtime, self.origin, self.name, changes)
         return self._load(data)
 
     def _load(self, data: Json) -> Any:
         return self.codec.load(data, self._subject())
-
-    def _who(self) -> str:
-        return f"workflow {self.runtime.workflow_id!r}: {current_owner()}"
 
     def _title(self, attempt: int = 1) -> str:
         return f"step {self.name!r}" if attempt == 1 else f"step {self.name!r} ({attempt} attempts)"

@@ -20,6 +20,8 @@ from iso_orchestrator.steps.options import StepOptions
 from iso_orchestrator.system.clock import Clock
 from iso_orchestrator.system.interrupts import unmasked
 
+_LONGEST_PAUSE = 1e9  # seconds; a retry policy may say more, and a time on record has an end
+
 
 def record_completion(clock: Clock, attempt: Attempt, data: Json) -> bool:
     """Record that a step completed, with *data* as its result; False where another attempt has taken it over."""
@@ -32,7 +34,7 @@ def record_completion(clock: Clock, attempt: Attempt, data: Json) -> bool:
         for update in attempt.updates:
             with unmasked():
                 state = updated_state(update, state)
-        return [StepCompleted(at, name, data, state if attempt.updates else ABSENT)], True
+        return [StepCompleted(at, name, data, state if attempt.updates else ABSENT, attempt.usage)], True
 
     try:
         is_recorded = attempt.session.transact(decide)
@@ -58,7 +60,9 @@ def record_failure(clock: Clock, attempt: Attempt, error: BaseException, pause: 
     """
     retrying = pause is not None
     try:
-        fact = StepFailed(clock.now(), attempt.flight.name, ErrorInfo.of(error), retrying)
+        at = clock.now()
+        retry_at = at + timedelta(seconds=min(pause, _LONGEST_PAUSE)) if pause else None
+        fact = StepFailed(at, attempt.flight.name, ErrorInfo.of(error), retrying, retry_at, attempt.usage)
         attempt.session.transact(
             lambda projection: ([fact] if _is_current(attempt, projection) else [], None), durable=not retrying
         )
@@ -85,7 +89,8 @@ def record_limit(clock: Clock, attempt: Attempt, limit: Limited, options: StepOp
         before = projection.steps[name].limited
         if before + 1 >= most:
             return (), False
-        return [StepLimited(at, name, end_of_limit(at, named, before), limit.key or options.limit_key)], True
+        until = end_of_limit(at, named, before)
+        return [StepLimited(at, name, until, limit.key or options.limit_key, attempt.usage)], True
 
     is_recorded = attempt.session.transact(decide)
     if not is_recorded:
