@@ -123,7 +123,7 @@ def request(session: Session, state_key: StateKey, waiter: Waiter, timeout: floa
                 _, workflow_id, key = state_key
                 store_mutex = log.mutex(key, whole_store=workflow_id is None)
                 state = _registry.states[state_key] = MutexState(state_key, store_mutex)
-            waiter.state = state
+            waiter.state, waiter.since = state, monotonic()
             if timeout is not None:
                 waiter.timeout, waiter.deadline = timeout, monotonic() + timeout
             state.waiters.append(waiter)
@@ -146,7 +146,7 @@ class Waiter:
         state: The requested mutex; None before the request.
         timeout: Seconds, as they were given; for the message.
         deadline: When the waiter fails, by `monotonic`.
-        since: When it was made, by `monotonic`.
+        since: When it was requested, by `monotonic`.
     """
 
     owner: LockOwner
@@ -155,7 +155,7 @@ class Waiter:
     state: MutexState | None = None
     timeout: float = math.inf
     deadline: float = math.inf
-    since: float = attrs.field(factory=monotonic)
+    since: float = math.inf
 
     def cancel(self) -> None:
         """Cancel the wait, or release the mutex if it was already granted."""
