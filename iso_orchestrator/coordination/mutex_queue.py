@@ -15,9 +15,8 @@ wait for each other's keys do not deadlock for want of threads. The clock thread
 A thread in the kernel's queue cannot be cancelled. When all waiters of its key have withdrawn, it stays there until the
 lock comes, releases it and goes on to the next key. If all threads do that, the clock thread serves the other keys.
 
-**Ctrl-C** is deferred in everything here (`masked`). A user's own signal handler may raise in the middle of it. After
-that a waiter may be left that is never answered, and its mutex may stay locked until this process ends. But no two
-owners ever hold one mutex.
+**Ctrl-C** is deferred in everything here (`masked`). A user's own signal handler may raise in the middle of it. Then a
+waiter may be left that is never answered, and its mutex locked until this process ends. No two owners ever hold one.
 """
 
 from __future__ import annotations
@@ -123,11 +122,12 @@ def request(session: Session, state_key: StateKey, waiter: Waiter, timeout: floa
                 _, workflow_id, key = state_key
                 store_mutex = log.mutex(key, whole_store=workflow_id is None)
                 state = _registry.states[state_key] = MutexState(state_key, store_mutex)
-            waiter.state, waiter.since = state, monotonic()
+            waiter.state = state
             if timeout is not None:
                 waiter.timeout, waiter.deadline = timeout, monotonic() + timeout
             state.waiters.append(waiter)
         state.advance()
+        waiter.since = monotonic()
         if timeout == 0 and state.withdraw(waiter):
             state.tell_late(waiter)
         elif timeout is not None:
@@ -146,7 +146,7 @@ class Waiter:
         state: The requested mutex; None before the request.
         timeout: Seconds, as they were given; for the message.
         deadline: When the waiter fails, by `monotonic`.
-        since: When it was requested, by `monotonic`.
+        since: When the mutex was found not to be free, by `monotonic`.
     """
 
     owner: LockOwner
