@@ -208,7 +208,7 @@ class ForEach(Generic[Item, P, R]):
         try:
             with masked(), at_work(), runtime.acquire() as session:
                 session.ensure_open()
-                return ForEachSummary(scheduler.run(items), _name=self._name)
+                return ForEachSummary(scheduler.run(items, total), _name=self._name)
         finally:
             progress.close()
             if executor is not None and executor is not options.executor:
