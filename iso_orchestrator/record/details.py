@@ -41,7 +41,10 @@ def time_in(detail: Detail, key: str) -> datetime | None:
 
 def item_in(detail: Detail) -> Item | None:
     """The item of a `for_each`."""
-    match detail.get("item"):
+    found = detail.get("item")
+    if not isinstance(found, list):
+        return None
+    match found:
         case [int(batch), int(index)]:
             return batch, index
     return None

@@ -10,7 +10,7 @@ import attrs
 from iso_orchestrator.record.details import Detail, Item, get, usage_of_result
 from iso_orchestrator.record.history import AttemptSpan, Batch, Outcome, RunSpan, StepHistory, Usage, WaitFor, WaitSpan
 from iso_orchestrator.record.measures import Bar
-from iso_orchestrator.record.model import ErrorInfo, StepRecord, StepStatus
+from iso_orchestrator.record.model import ErrorInfo, Json, StepRecord, StepStatus
 
 _CUT = timedelta(seconds=1)  # the event of a limit has its end in whole seconds, rounded down
 
@@ -231,7 +231,6 @@ def history_of_step(step: StepDraft, known: StepRecord | None, log: str | None) 
     log = log or next((attempt.log for attempt in reversed(step.attempts) if attempt.log), None)
     if last is not None and last.log is None:
         last.log = log
-    detail = step.detail
     return StepHistory(
         step.name,
         step.number,
@@ -240,22 +239,31 @@ def history_of_step(step: StepDraft, known: StepRecord | None, log: str | None) 
         attempts=tuple([attempt.span() for attempt in step.attempts]),
         waits=tuple([wait.span() for wait in step.waits]),
         attempt_count=known.attempts if known is not None else last.number if last is not None else 0,
-        attempts_allowed=get(detail, "of", int),
         retry_at=step.retry_at if step.wait is not None else None,
         key=step.key,
         batch=None if step.item is None else step.item[0],
         item=None if step.item is None else step.item[1],
-        function=get(detail, "fn", str),
-        parent=get(detail, "parent", str),
         result=known.result if known is not None and is_completed else None,
         error=known.error if known is not None else None if last is None else last.error,
         log=log,
-        idempotency_key=get(detail, "idempotencyKey", str),
-        version=get(detail, "version", str),
-        if_interrupted=get(detail, "ifInterrupted", str) or "rerun",
-        timeout=get(detail, "timeout", int, float),
         is_reset=step.is_reset or (known is None and bool(step.attempts)),
+        **{_FIELDS[key]: value for key, value in step.detail.items() if key in _FIELDS and _is_fit(key, value)},
     )
+
+
+_FIELDS = {
+    "of": "attempts_allowed",
+    "fn": "function",
+    "parent": "parent",
+    "idempotencyKey": "idempotency_key",
+    "version": "version",
+    "ifInterrupted": "if_interrupted",
+    "timeout": "timeout",
+}  # of the detail of a begin, and how a `StepHistory` calls them
+
+
+def _is_fit(key: str, value: Json) -> bool:
+    return type(value) in {"of": (int,), "timeout": (int, float)}.get(key, (str,))
 
 
 def _group(name: str) -> str:
@@ -265,4 +273,4 @@ def _group(name: str) -> str:
         >>> _group("review:shop:cart"), _group("fetch(page=1)"), _group("cleanup")
         ('review', 'fetch', 'cleanup')
     """
-    return min(name.split(":", 1)[0], name.split("(", 1)[0], key=len) or name
+    return name.partition(":")[0].partition("(")[0] or name

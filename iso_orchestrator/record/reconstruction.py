@@ -14,7 +14,7 @@ import attrs
 from iso_orchestrator.record.details import Detail, Item, error_in, get, holder_in, item_in, time_in, usage_in
 from iso_orchestrator.record.drafts import AttemptDraft, BatchDraft, RunDraft, StepDraft, WaitDraft, history_of_step
 from iso_orchestrator.record.history import History, LimitSpan, Outcome, WaitFor
-from iso_orchestrator.record.measures import gaps_of, place, totals_of
+from iso_orchestrator.record.measures import measure, place
 from iso_orchestrator.record.model import ErrorInfo, StepRecord, StepStatus, WorkflowRecord
 
 _INTERRUPTIONS = {KeyboardInterrupt.__name__, SystemExit.__name__}
@@ -268,7 +268,7 @@ class _Reader:
         )
         runs = tuple([run.span() for run in self._runs])
         batches = tuple([batch.finished() for batch in self._batches.values()])
-        gaps = gaps_of(runs, steps, self._now)
+        gaps, totals = measure(runs, steps, batches, self._now)
         return History(
             record.workflow_id,
             record.status,
@@ -281,7 +281,7 @@ class _Reader:
             tuple(self._limits),
             batches,
             gaps,
-            totals_of(runs, steps, batches, self._now),
+            totals,
             state=record.state,
             last_error=record.last_error,
         )
