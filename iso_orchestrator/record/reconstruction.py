@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 import attrs
 
@@ -15,7 +16,10 @@ from iso_orchestrator.record.details import Detail, Item, error_in, get, holder_
 from iso_orchestrator.record.drafts import AttemptDraft, BatchDraft, RunDraft, StepDraft, WaitDraft, history_of_step
 from iso_orchestrator.record.history import History, LimitSpan, Outcome, WaitFor
 from iso_orchestrator.record.measures import measure, place
-from iso_orchestrator.record.model import ErrorInfo, StepRecord, StepStatus, WorkflowRecord
+from iso_orchestrator.record.model import ErrorInfo, StepRecord, StepStatus
+
+if TYPE_CHECKING:
+    from iso_orchestrator.record.workflow_record import WorkflowRecord
 
 _INTERRUPTIONS = {KeyboardInterrupt.__name__, SystemExit.__name__}
 _DIED = "RunDied"  # the name of the error that `run.died` records
