@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import logging
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
@@ -159,7 +160,7 @@ def reset_steps(runtime: WorkflowRuntime, name_or_pattern: str) -> list[str]:
                         session.workflow_id, process.pid, process.host, process.since, f"step {name!r}"
                     )
                     return (), error
-            return ([StepsReset(at, tuple(names))] if names else ()), names
+            return ([StepsReset(at, tuple(names), os.getpid())] if names else ()), names
 
         outcome = session.transact(decide)
     if isinstance(outcome, WorkflowBusyError):

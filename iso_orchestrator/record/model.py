@@ -196,6 +196,20 @@ def truncate_to_ms(moment: datetime) -> datetime:
     return moment.replace(microsecond=moment.microsecond - beyond) if beyond else moment
 
 
+def format_time(moment: datetime) -> str:
+    """*moment*, which is in UTC, as records have it."""
+    global _second
+    of_second = (moment.second, moment.minute, moment.hour, moment.day, moment.month, moment.year)
+    known = _second
+    if known[0] != of_second:
+        known = _second = (of_second, moment.isoformat()[:19])
+    return f"{known[1]}.{moment.microsecond // 1000:03d}Z"
+
+
+# The last second and its text: times come one after the other, and `isoformat` takes as long as all of the rest.
+_second: tuple[tuple[int, ...], str] = ((), "")
+
+
 def html_table(caption: str, head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """Make an HTML table in which all texts are escaped.
 
