@@ -215,6 +215,8 @@ class _Reader:
         batch = self._batches.get(get(detail, "batch", int) or 0)
         if batch is not None:
             batch.ended, batch.counts = max(batch.begun, at), detail
+            for step in batch.items.values():
+                step.end_wait(at)
             if batch.run is not None:
                 batch.run.batches.pop(batch.number, None)
 
@@ -227,7 +229,9 @@ class _Reader:
     def abandon_step(self, at: datetime, detail: Detail) -> None:
         step = self._known(detail)
         if step is not None:
-            step.interrupt(at)
+            step.end_attempt(at, Outcome.INTERRUPTED)
+            if step.wait is not None and step.wait.kind is WaitFor.BACKOFF:
+                step.end_wait(at)  # one for a limit goes on, in an item of a `for_each` that has no worker
 
     def reset_steps(self, at: datetime, detail: Detail) -> None:
         names = detail.get("steps")
