@@ -374,8 +374,9 @@ def test_waits_for_keys_and_processes_are_told() -> None:
         event(3, "mutex.acquired", key="shop", item=[2, 0], run=1, since=at(1).isoformat(), granted=at(3).isoformat()),
         event(4, "step.started", step="a", attempt=1, run=1, item=[2, 0]),
         event(5, "mutex.waiting", key="inner", step="a", holder=9, run=1),
+        event(5, "mutex.waiting", key="other", item=[2, 1], holder=9, run=1),
         event(6, "step.started", step="b", attempt=1, pid=9),
-        event(7, "step.waiting", step="b", **{"for": "process"}, holder=9, item=[2, 1]),
+        event(7, "step.waiting", step="b", **{"for": "process"}, holder=9),
         steps={name: known(name, StepStatus.RUNNING) for name in "ab"},
         is_alive=True,
     )
@@ -389,8 +390,34 @@ def test_waits_for_keys_and_processes_are_told() -> None:
     assert [(wait.kind, wait.begun, wait.ended, wait.holder) for wait in b.waits] == [
         (WaitFor.PROCESS, at(7), None, "pid 9")
     ]
-    assert (a.key, b.attempts[0].run, b.item) == ("shop", None, 1)
+    assert (a.key, a.item, b.attempts[0].run) == ("shop", 0, None)
+    assert [(wait.step, wait.key, wait.begun) for wait in history.item_waits] == [("review[1]", "other", at(5))]
     assert (history.batches[0].total, history.batches[0].ended) == (2, None)
+
+
+def test_a_nested_step_lies_in_its_parent_if_it_is_alone_there() -> None:
+    """One that runs beside another, or longer than its parent, gets a place of its own; a retry keeps its place."""
+    times = {"p": (0, 10), "beside": (1, 4), "apart": (3, 6), "next": (5, 7), "longer": (8, 12), "later": (13, 14)}
+    events = [event(ended, "step.completed", step=name, attempt=1) for name, (_, ended) in times.items() if name != "p"]
+    events += [event(begun, "step.started", step=name, attempt=1, parent="p") for name, (begun, _) in times.items()]
+    events += [
+        event(10, "step.retrying", step="p", attempt=1, error={"name": "ValueError", "message": "no"}),
+        event(12.5, "step.started", step="p", attempt=2),
+        event(15, "step.completed", step="p", attempt=2),
+    ]
+    steps = {name: known(name) for name in times}
+    history = history_of(record_of(*sorted(events, key=lambda event: event.at), steps=steps), now=at(15))
+    check(history)
+    places = {span.step: (span.worker, span.depth) for span in spans_of(history)}
+    assert places == {
+        "p": (0, 0),
+        "beside": (0, 1),
+        "apart": (1, 0),
+        "next": (0, 1),
+        "longer": (1, 0),
+        "later": (0, 1),
+    }
+    assert history.totals.work == (10 + 2.5) + 3 + 4
 
 
 def test_what_agents_used_is_added_up() -> None:
