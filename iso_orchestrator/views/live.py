@@ -17,6 +17,7 @@ from iso_orchestrator.record.reconstruction import history_of
 from iso_orchestrator.store import Store
 from iso_orchestrator.store.log_files import LogFile
 from iso_orchestrator.system.clock import SystemClock, sleep
+from iso_orchestrator.system.collector import collector_paused
 from iso_orchestrator.views.report import GONE, text_table, time_text, wait_text
 
 _LINE = 60  # characters of a last line
@@ -61,12 +62,13 @@ def read_history(store: Store, workflow_id: str, *, now: datetime | None = None)
     projection = read(store, workflow_id)
     gone = {owner for owner in projection.owners() if not store.is_alive(projection.workflow_id, owner)}
     steps = {step.name for step in projection.steps.values() if _is_left(step, gone)}
-    return history_of(
-        projection.record(is_alive=any(run.owner not in gone for run in projection.runs.values())),
-        now=SystemClock().now() if now is None else now,
-        dead=steps | {name for name, wait in projection.waits.items() if wait.owner in gone},
-        logs={name: command.log for name, command in projection.commands.items()},
-    )
+    with collector_paused():
+        return history_of(
+            projection.record(is_alive=any(run.owner not in gone for run in projection.runs.values())),
+            now=SystemClock().now() if now is None else now,
+            dead=steps | {name for name, wait in projection.waits.items() if wait.owner in gone},
+            logs={name: command.log for name, command in projection.commands.items()},
+        )
 
 
 def log_lines(store: Store, workflow_id: str, step: str, *, follow: bool) -> Iterator[str]:
