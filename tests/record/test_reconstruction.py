@@ -96,7 +96,7 @@ def end_of(span: Any, history: History) -> datetime:
 def check(history: History) -> None:
     """What is true of each history, whatever has happened."""
     lanes = defaultdict(list)
-    died = {run.number: run.ended for run in history.runs if run.has_died}
+    died = {run.number: run.ended for run in history.runs if run.has_died and run.ended is not None}
     for span in spans_of(history):
         lanes[span.worker, span.depth].append((span.begun, end_of(span, history)))
         assert span.begun <= end_of(span, history)
