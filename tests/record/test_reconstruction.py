@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from collections import defaultdict
 from collections.abc import Iterator
 from datetime import datetime, timedelta
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from support import T0, at, new_fold
 from support_processes import child, killed
 
-from iso_orchestrator import Workflow
+from iso_orchestrator import StoreError, Workflow
 from iso_orchestrator.record import facts as f
 from iso_orchestrator.record.history import AttemptSpan, Gap, History, Outcome, StepHistory, Usage, WaitFor
 from iso_orchestrator.record.model import (
@@ -286,6 +287,30 @@ def test_ctrl_c_interrupts(workflow: Workflow) -> None:
     assert history.runs[0].outcome is Outcome.INTERRUPTED
     assert not history.runs[0].has_died
     assert step(history, "a").outcome is Outcome.INTERRUPTED
+
+
+GOLDEN = Path(__file__).parents[1] / "reliability/golden"
+
+
+@pytest.mark.parametrize("release", ["format-1", "npm-0.2.0"])
+def test_records_of_earlier_releases_have_sound_histories(release: str, tmp_path: Path) -> None:
+    """What any release, and the npm package, has written is drawn as it is on record."""
+    count = 0
+    for case in sorted((GOLDEN / release).iterdir()):
+        root = tmp_path / case.name
+        shutil.copytree(case, root / "workflows")
+        store = FileStore(root)
+        for projection in store.list():
+            if isinstance(projection, StoreError):
+                continue
+            history = read_history(store, projection.workflow_id)
+            check(history)
+            assert {step.name for step in history.steps if not step.is_reset} >= projection.steps.keys()
+            completed = {step.name for step in history.steps if step.outcome is Outcome.COMPLETED}
+            steps = projection.steps.values()
+            assert completed >= {step.name for step in steps if step.status is StepStatus.COMPLETED}
+            count += 1
+    assert count >= 6
 
 
 def record_of(*events: WorkflowEvent, steps: dict[str, StepRecord] | None = None, **more: Any) -> WorkflowRecord:
