@@ -17,8 +17,9 @@ import attrs
 from iso_orchestrator.codec.json import SCALAR_HOOKS, decode, encode
 from iso_orchestrator.errors import FormatVersionError
 from iso_orchestrator.record.facts import FACTS, Fact
-from iso_orchestrator.record.model import Json, StepStatus, WorkflowRecord, format_time, truncate_to_ms
+from iso_orchestrator.record.model import Json, StepStatus, format_time, truncate_to_ms
 from iso_orchestrator.record.projection import Projection, StepState
+from iso_orchestrator.record.workflow_record import WorkflowRecord
 
 if TYPE_CHECKING:
     from cattrs import Converter

@@ -16,8 +16,9 @@ from iso_orchestrator.codec import plain_json, updated_state
 from iso_orchestrator.errors import LeaseLostError, WorkflowBusyError, WorkflowUsageError
 from iso_orchestrator.notes import contextmanager, message_of, suppressed_as_note
 from iso_orchestrator.record.facts import EventAppended, Fact, HeartbeatRecorded, StateUpdated, StatusSet, StepsReset
-from iso_orchestrator.record.model import ErrorInfo, Heartbeat, Json, WorkflowEvent, WorkflowRecord, WorkflowStatus
+from iso_orchestrator.record.model import ErrorInfo, Heartbeat, Json, WorkflowEvent, WorkflowStatus
 from iso_orchestrator.record.projection import Projection, copy_json
+from iso_orchestrator.record.workflow_record import WorkflowRecord
 from iso_orchestrator.runtime.context import current_scope
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.runtime.session import Session

@@ -18,10 +18,10 @@ from iso_orchestrator.record.model import (
     StepRecord,
     StepStatus,
     WorkflowEvent,
-    WorkflowRecord,
     WorkflowStatus,
     WorkflowSummary,
 )
+from iso_orchestrator.record.workflow_record import WorkflowRecord
 
 if TYPE_CHECKING:
     from iso_orchestrator.record.facts import Fact

@@ -17,8 +17,9 @@ from iso_orchestrator.checks import host_name, unique_name
 from iso_orchestrator.errors import DeadlockError, WorkflowBusyError, WorkflowUsageError, describe_process
 from iso_orchestrator.notes import add_note, describe_cost, describe_error, describe_seconds, suppressed_as_note
 from iso_orchestrator.record.facts import Fact, RunEnded, RunStarted
-from iso_orchestrator.record.model import ErrorInfo, StepStatus, WorkflowRecord
+from iso_orchestrator.record.model import ErrorInfo, StepStatus
 from iso_orchestrator.record.projection import LiveRun, Projection
+from iso_orchestrator.record.workflow_record import WorkflowRecord
 from iso_orchestrator.runtime.context import Scope, current_scope, make_current, refuse_interrupted
 from iso_orchestrator.runtime.reports import log_finishing, reported
 from iso_orchestrator.runtime.runtime import WorkflowRuntime

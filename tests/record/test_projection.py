@@ -13,8 +13,9 @@ from support_facts import FACT_KINDS, full
 
 from iso_orchestrator.codec import snapshot_from_projection
 from iso_orchestrator.record import facts as f
-from iso_orchestrator.record.model import ErrorInfo, StepStatus, WorkflowRecord, WorkflowStatus
+from iso_orchestrator.record.model import ErrorInfo, StepStatus, WorkflowStatus
 from iso_orchestrator.record.projection import LeaseClock, Projection, Wait
+from iso_orchestrator.record.workflow_record import WorkflowRecord
 
 NPM = Path(__file__).parents[1] / "data/npm-0.2.0"
 NPM_START = datetime(2026, 4, 25, 8, 0, 0, 7000, tzinfo=UTC)
