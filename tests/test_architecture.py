@@ -15,6 +15,7 @@ PACKAGE = Path(iso_orchestrator.__file__).parent
 # From the ground up: a room imports from itself and from the rooms above it in this list.
 ROOMS = [
     "checks",
+    "texts",
     "notes",
     "errors",
     "record",
