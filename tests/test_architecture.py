@@ -16,7 +16,6 @@ PACKAGE = Path(iso_orchestrator.__file__).parent
 ROOMS = [
     "text",
     "checks",
-    "texts",
     "notes",
     "errors",
     "record",

@@ -16,10 +16,12 @@ import attrs
 
 from iso_orchestrator.checks import escape_terminal
 from iso_orchestrator.record.history import Outcome
-from iso_orchestrator.texts import SHORTEST_NAME, cell_width, cut, cut_middle, wrapped
+from iso_orchestrator.text import cut, cut_end, wrap
+from iso_orchestrator.text import width as width_of
 
 _WIDTH, _HEIGHT = 80, 24  # where the terminal does not say
 _GAP = "  "
+_SHORTEST_NAME = 16  # columns that a name keeps, however narrow the terminal is
 
 
 class Style(StrEnum):
@@ -151,7 +153,7 @@ class Terminal:
         style = spans[0][1] if spans and isinstance(spans[0], tuple) else Style.PLAIN
         text = "".join(_split(span)[0] for span in spans)
         room = max(1, self.width - indent)
-        return [" " * indent + self._painted([(part, style)]) for part in wrapped(self.text(text), room)]
+        return [" " * indent + self._painted([(part, style)]) for part in wrap(self.text(text), room)]
 
     def table(self, columns: Sequence[Column], rows: Iterable[Sequence[Cell]], *, indent: int = 0) -> list[str]:
         """Lines of cells under their heads, none longer than the width.
@@ -195,13 +197,13 @@ class Terminal:
         if _width_of(spans) <= width:
             return spans
         if in_middle and len(spans) == 1:
-            return [(cut_middle(spans[0][0], width, self.ellipsis), spans[0][1])]
+            return [(cut(spans[0][0], width, self.ellipsis), spans[0][1])]
         shown, left = list[_Shown](), width
         for text, style in spans:
-            room = left - cell_width(text)
+            room = left - width_of(text)
             # What follows does not fit: the mark comes behind this text, or, without room for it, into this text.
-            if room < len(self.ellipsis):
-                return [*shown, (cut(f"{text}{' ' * left}{self.ellipsis}", left, self.ellipsis), style)]
+            if room < width_of(self.ellipsis):
+                return [*shown, (cut_end(f"{text}{' ' * left}{self.ellipsis}", left, self.ellipsis), style)]
             shown.append((text, style))
             left = room
         return shown
@@ -220,13 +222,13 @@ def _split(span: Span) -> _Shown:
 
 
 def _width_of(spans: Iterable[_Shown]) -> int:
-    return sum(cell_width(text) for text, _ in spans)
+    return sum(width_of(text) for text, _ in spans)
 
 
 def _narrow(widths: list[int], numbers: Iterable[int], excess: int) -> int:
     """Take *excess* from some of *widths*, from the widest one first; what could not be taken."""
     numbers = list(numbers)
-    while excess > 0 and (wide := [number for number in numbers if widths[number] > SHORTEST_NAME]):
+    while excess > 0 and (wide := [number for number in numbers if widths[number] > _SHORTEST_NAME]):
         widths[max(wide, key=widths.__getitem__)] -= 1
         excess -= 1
     return excess

@@ -13,7 +13,7 @@ from iso_orchestrator.checks import escape_terminal
 from iso_orchestrator.record.history import History, Outcome, StepHistory, Totals
 from iso_orchestrator.record.model import WorkflowStatus
 from iso_orchestrator.store import find_store
-from iso_orchestrator.texts import cut_middle
+from iso_orchestrator.text import cut
 from iso_orchestrator.views.choice import choose_workflow, chosen_store, find_step
 
 NOW = datetime(2026, 11, 28, tzinfo=UTC)
@@ -36,7 +36,7 @@ def test_a_step_is_its_name_its_number_a_cut_name_or_a_pattern() -> None:
     for name in names[4:]:
         for width in (6, 16, 20):
             for mark in ("…", "..."):
-                shown = cut_middle(escape_terminal(name), width, mark)
+                shown = cut(escape_terminal(name), width, mark)
                 assert find_step(found, shown).name == name or shown == "x*"
 
 
