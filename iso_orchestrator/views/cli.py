@@ -49,6 +49,7 @@ from iso_orchestrator.views.words import exit_code, joined, steps_of
 
 STEP_HELP = "its name, its number `#34`, a name as `show` cut it, or a pattern that one step matches"
 
+_TOP_LINES = 100  # of `top` in a pipe: what has no room is counted
 _CLEAR = "\x1b[H\x1b[J"
 _AGES = {"d": timedelta(days=1), "h": timedelta(hours=1), "m": timedelta(minutes=1), "s": timedelta(seconds=1)}
 
@@ -200,7 +201,8 @@ def _top(options: argparse.Namespace) -> int:
         found, errors = _look(store, options.workflow)
         terminal = Terminal.of()
         clear = _CLEAR if options.every is not None and terminal.can_set_columns else ""
-        print(clear + "\n".join(top_lines(found, terminal)), flush=True)
+        rows = terminal.height - 1 if sys.stdout.isatty() else _TOP_LINES
+        print(clear + "\n".join(top_lines(found, terminal, rows=rows)), flush=True)
         for error in errors:
             _fail(str(error))
         if options.once or options.every is None:

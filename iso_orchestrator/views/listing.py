@@ -23,7 +23,8 @@ _COLUMNS = [
 def list_lines(histories: Iterable[History], terminal: Terminal) -> list[str]:
     """Show workflows, the one that changed last first."""
     newest_first = sorted(histories, key=lambda history: history.updated_at, reverse=True)
-    return terminal.table(_COLUMNS, [_row(history, terminal) for history in newest_first])
+    unknown = NONE if any(history.totals.cost is not None for history in newest_first) else ""
+    return terminal.table(_COLUMNS, [_row(history, terminal, unknown) for history in newest_first])
 
 
 def is_listed(history: History, *, failed: bool, running: bool, since: timedelta | None, now: datetime) -> bool:
@@ -35,7 +36,7 @@ def is_listed(history: History, *, failed: bool, running: bool, since: timedelta
     return (failed and status_words(history)[0] is Outcome.FAILED) or (running and is_running(history))
 
 
-def _row(history: History, terminal: Terminal) -> list[Cell]:
+def _row(history: History, terminal: Terminal, unknown: str) -> list[Cell]:
     steps, cost = steps_of(history), history.totals.cost
     done = sum(step.outcome is Outcome.COMPLETED for step in steps)
     return [
@@ -43,6 +44,6 @@ def _row(history: History, terminal: Terminal) -> list[Cell]:
         status_span(history, terminal),
         f"{done}/{len(steps)}",
         seconds_text(history.totals.took) if history.runs or steps else NONE,
-        NONE if cost is None else money_text(cost),
+        unknown if cost is None else money_text(cost),
         time_text(history.updated_at, history.now),
     ]

@@ -182,7 +182,8 @@ def _try_row(history: History, step: StepHistory, span: AttemptSpan | WaitSpan) 
     took = seconds_text(_seconds(span, history.now))
     begun = time_text(span.begun, step.begun)
     if isinstance(span, WaitSpan):
-        return ["", begun, took, wait_text(span, step, history.now), ""]
+        met = f", met first by {span.met_by}" if span.met_by not in {None, step.name} else ""
+        return ["", begun, took, wait_text(span, history.now) + met, ""]
     usage = span.usage
     cost = money_text(usage.cost_usd) if usage is not None and usage.cost_usd is not None else ""
     what = "met a usage limit" if span.limit_until is not None else span.outcome.value

@@ -173,7 +173,7 @@ class Terminal:
         more than half of the width is cut to that before, so that a long result does not take the names' room.
         """
         table = [[self._cell(cell) for cell in row] for row in rows]
-        kept = [number for number in range(len(columns)) if any(_is_told(row[number]) for row in table)]
+        kept = [number for number in range(len(columns)) if any(_width_of(row[number]) for row in table)]
         columns = [columns[number] for number in kept]
         table = [[row[number] for number in kept] for row in table]
         heads = [[(self.text(column.head), Style.DIM)] for column in columns]
@@ -237,10 +237,6 @@ def _split(span: Span) -> _Shown:
 
 def _width_of(spans: Iterable[_Shown]) -> int:
     return sum(width_of(text) for text, _ in spans)
-
-
-def _is_told(spans: Iterable[_Shown]) -> bool:
-    return any(text and text != NONE for text, _ in spans)
 
 
 def _narrow(widths: list[int], numbers: Iterable[int], excess: int, least: int) -> int:

@@ -58,8 +58,9 @@ class Looked:
 
     @property
     def is_shown(self) -> bool:
-        """Whether anything runs, or was left by a process that died."""
-        return is_running(self.history) or status_words(self.history)[0] is Outcome.INTERRUPTED
+        """Whether anything runs, or was left by a process that died, or a limit is in force."""
+        outcome, _ = status_words(self.history)
+        return outcome in {Outcome.RUNNING, Outcome.INTERRUPTED} or bool(_limits(self.history))
 
     def active(self) -> list[StepHistory]:
         """The steps that run or wait."""
@@ -96,16 +97,22 @@ def _head_lines(history: History, terminal: Terminal) -> list[str]:
     lines = [terminal.line((history.workflow_id, Style.HEAD), "  ", *_process(history, terminal))]
     if is_running(history):
         lines.append(_bar_line(history, terminal))
-    in_force = [limit for limit in history.limits if limit.until > history.now]
-    return [*lines, *(terminal.line((_limit_text(history, limit), Style.LIMIT)) for limit in in_force)]
+    return [*lines, *(terminal.line((_limit_text(history, limit), Style.LIMIT)) for limit in _limits(history))]
+
+
+def _limits(history: History) -> list[LimitSpan]:
+    return [limit for limit in history.limits if limit.until > history.now]
 
 
 def _process(history: History, terminal: Terminal) -> list[Span]:
     """The processes that have a run, and since when."""
     runs = [run for run in history.runs if run.ended is None]
-    if not is_running(history):
+    outcome, _ = status_words(history)
+    if outcome is Outcome.INTERRUPTED:
         seen = time_text(history.ended, history.now)
         return [*status_span(history, terminal), f", last seen {seen}; the next run resumes it"]
+    if outcome is not Outcome.RUNNING:
+        return status_span(history, terminal)
     if not runs:
         return [terminal.sign(Outcome.RUNNING), " without a run"]
     took = seconds_text((history.now - runs[0].begun).total_seconds())
@@ -165,8 +172,7 @@ def time_left(history: History) -> float | None:
         return None
     held = sum((span.ended - span.begun).total_seconds() for step in here for span in step.attempts if span.ended)
     left = max(0, batch.total - len({step.item for step in ended}))
-    limits = [limit.until - history.now for limit in history.limits if limit.until > history.now]
-    rest = max(limits, default=timedelta()).total_seconds()
+    rest = max((limit.until - history.now for limit in _limits(history)), default=timedelta()).total_seconds()
     return left * held / len(here) / (batch.max_parallel or 1) + rest
 
 
@@ -189,7 +195,7 @@ def _table(looked: Looked, terminal: Terminal, room: int | None, chosen: tuple[s
         steps.sort(key=lambda step: step.outcome is not Outcome.RUNNING)
     listed = steps if room is None else steps[:room]
     rows = [_row(looked, step, terminal, chosen) for step in listed]
-    lines = ["", *terminal.table(_COLUMNS, rows)] if rows else []
+    lines = ["", *terminal.table(_COLUMNS, rows)] if rows else [""]
     if len(steps) > len(listed):
         lines.append(terminal.line((f"+{len(steps) - len(listed)} more", Style.DIM)))
     return lines

@@ -42,7 +42,7 @@ def status_words(history: History) -> tuple[Outcome | None, str]:
     also = f", {failed} failed" if failed else ""
     if is_running(history):
         return Outcome.RUNNING, f"running{also}"
-    if history.status is WorkflowStatus.RUNNING or (history.runs and history.runs[-1].outcome is Outcome.INTERRUPTED):
+    if _is_interrupted(history):
         return Outcome.INTERRUPTED, f"interrupted{also}"
     if history.status is WorkflowStatus.FAILED:
         return Outcome.FAILED, "failed" if failed < 2 else f"failed, {failed} steps"
@@ -50,6 +50,12 @@ def status_words(history: History) -> tuple[Outcome | None, str]:
     if failed:
         return Outcome.FAILED, words
     return (Outcome.COMPLETED if history.status is WorkflowStatus.COMPLETED else None), words
+
+
+def _is_interrupted(history: History) -> bool:
+    if history.runs:
+        return history.status is WorkflowStatus.RUNNING or history.runs[-1].outcome is Outcome.INTERRUPTED
+    return any(step.outcome is Outcome.INTERRUPTED for step in steps_of(history))
 
 
 def status_span(history: History, terminal: Terminal) -> list[Span]:
@@ -93,7 +99,7 @@ def outcome_text(step: StepHistory, now: datetime) -> str:
     if step.outcome is Outcome.WAITING:
         wait = waiting_for(step)
         why = f" ({step.error.name})" if step.error is not None and wait and wait.kind is WaitFor.BACKOFF else ""
-        return "waits" if wait is None else wait_text(wait, step, now) + why
+        return "waits" if wait is None else wait_text(wait, now) + why
     if step.outcome is Outcome.INTERRUPTED:
         return "interrupted; the next run takes it over"
     if step.outcome is Outcome.COMPLETED:
@@ -125,14 +131,13 @@ def waiting_for(step: StepHistory) -> WaitSpan | None:
     return step.waits[-1] if step.waits and step.waits[-1].ended is None else None
 
 
-def wait_text(wait: WaitSpan, step: StepHistory, now: datetime) -> str:
+def wait_text(wait: WaitSpan, now: datetime) -> str:
     """What a step waits for, or waited for, and until when."""
     at = "" if wait.until is None else time_text(wait.until, now)
     held = f", held by {wait.holder}" if wait.holder else ""
     match wait.kind:
         case WaitFor.LIMIT:
-            met = f", met first by {wait.met_by}" if wait.met_by not in {None, step.name} else ""
-            return f"waits for {_limit(wait)}{at and f' until {at}'}{met}"
+            return f"waits for {_limit(wait)}{at and f' until {at}'}"
         case WaitFor.BACKOFF:
             return f"waits for its next attempt{at and f' at {at}'}"
         case WaitFor.KEY:
@@ -154,7 +159,7 @@ def exit_code(history: History) -> int:
     """How the workflow ended, as an exit code: 0; 10 with failures; 11 its process died; 12 it has not ended."""
     if is_running(history):
         return 12
-    if history.status is WorkflowStatus.RUNNING or (history.runs and history.runs[-1].has_died):
+    if history.runs and (history.status is WorkflowStatus.RUNNING or history.runs[-1].has_died):
         return 11
     has_failed = history.status is WorkflowStatus.FAILED or any(
         step.outcome is Outcome.FAILED for step in steps_of(history)

@@ -127,7 +127,7 @@ def test_a_run_whose_process_died_is_told_from_a_live_one(tmp_path, run):
     with child(code, tmp_path) as process:
         assert process.line() == "go"
         assert run("list", root=tmp_path)[1].splitlines()[1].split()[:4] == ["w", "●", "running", "0/1"]
-        assert run("list", "--running", root=tmp_path)[1] == run("list", root=tmp_path)[1]
+        assert "● running" in run("list", "--running", root=tmp_path)[1]
         assert run("show", "w", root=tmp_path)[1].startswith("w  ● running\n")
         assert run("show", "w", "--exit-status", root=tmp_path)[0] == 12
         assert json.loads(run("list", "--json", root=tmp_path)[1])[0]["isAlive"] is True
@@ -188,7 +188,7 @@ def test_show_of_a_step_has_the_user_s_part_of_the_traceback(run):
     """`show W STEP` has the state, error, and the frames of the user's code; `--failed` shows each failure so."""
     code, out, err = run("show", "broken", "save")
     assert (code, err) == (0, "")
-    assert out.startswith("✕ save  #1\n\nstate  failed\n")
+    assert re.match(r"✕ save  #1\n\nstate +failed\n", out)
     assert "\nOSError: no space\n" in out
     assert re.search(r"^traceback \(\d+ frames of libraries left out\)$", out, re.M)
     assert re.search(r'^  File ".*test_cli.py", line \d+, in _fail$', out, re.M)

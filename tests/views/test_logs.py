@@ -62,14 +62,16 @@ def test_standard_error_comes_after_standard_output(workflow: Workflow, run: Run
     assert run("logs", "--stderr", "w", "s*") == (0, "two\n", "")
 
 
+def says(**part: object) -> dict[str, object]:
+    """An event of claude's."""
+    return {"type": "assistant", "message": {"content": [part]}}
+
+
 EVENTS = [
     {"type": "system", "subtype": "init", "session_id": "s"},
-    {"type": "assistant", "message": {"content": [{"type": "text", "text": "Reading\nthe diff"}]}},
-    {
-        "type": "assistant",
-        "message": {"content": [{"type": "tool_use", "name": "Bash", "input": {"command": "git log"}}]},
-    },
-    {"type": "assistant", "message": {"content": [{"type": "text", "text": "It is \x1b[31mgood."}]}},
+    says(type="text", text="Reading\nthe diff"),
+    says(type="tool_use", name="Bash", input={"command": "git log"}),
+    says(type="text", text="It is \x1b[31mgood."),
     {"type": "result", "is_error": False, "subtype": "success", "result": "It is \x1b[31mgood.", "total_cost_usd": 0.5},
 ]
 
