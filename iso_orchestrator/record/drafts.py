@@ -39,6 +39,11 @@ class RunDraft:
     steps: dict[str, StepDraft] = attrs.field(factory=dict)
     batches: dict[int, BatchDraft] = attrs.field(factory=dict)
 
+    def see(self, at: datetime) -> None:
+        """Note that its process was alive then. What it does after its end does not make it longer."""
+        if self.ended is None and at > self.last_seen:
+            self.last_seen = at
+
     def span(self) -> RunSpan:
         """The run as views see it."""
         argv = self.detail.get("argv")

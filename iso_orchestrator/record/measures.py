@@ -75,7 +75,7 @@ def place(bars: Iterable[Bar], now: datetime) -> None:
         around = bar.inside
         if around is not None and around.begun <= bar.begun and bar.held_until <= _end(around, now):
             stack = lying[around.worker]
-            while stack and stack[-1].held_until <= bar.begun:
+            while stack and stack[-1] is not around and stack[-1].held_until <= bar.begun:
                 stack.pop()
             if stack and stack[-1] is around:
                 bar.worker, bar.depth = around.worker, around.depth + 1

@@ -69,8 +69,7 @@ class _Reader:
         if kind != "mutex.acquired":
             self._keys.forget_last()
         if len(self._alive) == 1 and self._alive[0].recorded is None and kind != "steps.reset":
-            run = self._alive[0]
-            run.last_seen = max(run.last_seen, at)
+            self._alive[0].see(at)
 
     def begin_run(self, at: datetime, detail: Detail) -> None:
         recorded = get(detail, "run", int)
@@ -209,13 +208,17 @@ class _Reader:
             run = self._run_of(detail)
             batch = self._batches[number] = BatchDraft(number, at, run, detail)
             if run is not None:
+                run.see(at)
                 run.batches[number] = batch
 
     def end_batch(self, at: datetime, detail: Detail) -> None:
         batch = self._batches.get(get(detail, "batch", int) or 0)
         if batch is not None:
             batch.ended, batch.counts = max(batch.begun, at), detail
+            for step in batch.items.values():
+                step.end_wait(at)
             if batch.run is not None:
+                batch.run.see(at)
                 batch.run.batches.pop(batch.number, None)
 
     def interrupt_step(self, at: datetime, detail: Detail) -> None:
@@ -227,7 +230,11 @@ class _Reader:
     def abandon_step(self, at: datetime, detail: Detail) -> None:
         step = self._known(detail)
         if step is not None:
-            step.interrupt(at)
+            step.end_attempt(at, Outcome.INTERRUPTED)
+            if step.run is not None:
+                step.run.see(at)
+            if step.wait is not None and step.wait.kind is WaitFor.BACKOFF:
+                step.end_wait(at)  # one for a limit goes on, in an item of a `for_each` that has no worker
 
     def reset_steps(self, at: datetime, detail: Detail) -> None:
         names = detail.get("steps")
@@ -302,7 +309,7 @@ class _Reader:
                 step.dismiss(at)
             if attempt.run is not None:
                 attempt.run.steps.pop(step.name, None)
-                attempt.run.last_seen = max(attempt.run.last_seen, at)
+                attempt.run.see(at)
         return attempt
 
     def _begin_wait(self, step: StepDraft, run: RunDraft | None, wait: WaitDraft) -> None:
@@ -319,7 +326,7 @@ class _Reader:
         step.run = run
         if run is not None and run.ended is None:
             run.steps[step.name] = step
-            run.last_seen = max(run.last_seen, at)
+            run.see(at)
 
     def _meet_limit(self, step: str, key: str | None, at: datetime, until: datetime) -> str:
         """Add a limit, or the later end of one that goes on: the step that met it first."""
