@@ -39,11 +39,13 @@ def read_history(store: Store, workflow_id: str, *, now: datetime | None = None)
 def history_as_of(store: Store, projection: Projection, now: datetime | None = None) -> History:
     """The history of a workflow that was read, as it is at *now*: which of its processes live is found out."""
     gone = {owner for owner in projection.owners() if not store.is_alive(projection.workflow_id, owner)}
-    steps = {step.name for step in projection.steps.values() if _is_left(step, gone)}
+    left = {step.name for step in projection.steps.values() if _is_left(step, gone)}
+    # A step that a dead process left may wait in another one already.
+    waits = {name: wait.owner in gone for name, wait in projection.waits.items()}
     return history_of(
         projection.record(is_alive=any(run.owner not in gone for run in projection.runs.values())),
         now=SystemClock().now() if now is None else now,
-        dead=steps | {name for name, wait in projection.waits.items() if wait.owner in gone},
+        dead={name for name in left | set(waits) if waits.get(name, True)},
         logs={name: command.log for name, command in projection.commands.items()},
     )
 

@@ -83,11 +83,9 @@ def top_lines(
         return [NOTHING]
     heads = [_head_lines(looked.history, terminal) for looked in shown]
     lines = list[str]()
-    # An empty line between workflows; the head of the table and its last line with what has no room.
-    left = None if rows is None else rows - sum(map(len, heads)) - len(heads) + 1
+    left = None if rows is None else rows - sum(map(len, heads)) - (len(heads) - 1)  # lines between workflows are empty
     for number, (looked, head) in enumerate(zip(shown, heads, strict=True)):
-        room = None if left is None else max(0, left // (len(shown) - number) - 2)
-        table = _table(looked, terminal, room, chosen)
+        table = _table(looked, terminal, None if left is None else left // (len(shown) - number), chosen)
         lines += [*([""] if lines else []), *head, *table]
         left = None if left is None else left - len(table)
     return lines if rows is None else lines[:rows]
@@ -187,18 +185,16 @@ def _limit_text(history: History, limit: LimitSpan) -> str:
     return f"{name} until {time_text(limit.until, history.now)}, in {left}: {counted(waiting, 'step')} {verb}"
 
 
-def _table(looked: Looked, terminal: Terminal, room: int | None, chosen: tuple[str, str] | None) -> list[str]:
-    steps = looked.active()
-    if not steps:
-        return []
-    if room is not None and len(steps) > room:  # what runs is shown before what waits
-        steps.sort(key=lambda step: step.outcome is not Outcome.RUNNING)
-    listed = steps if room is None else steps[:room]
-    rows = [_row(looked, step, terminal, chosen) for step in listed]
-    lines = ["", *terminal.table(_COLUMNS, rows)] if rows else [""]
-    if len(steps) > len(listed):
-        lines.append(terminal.line((f"+{len(steps) - len(listed)} more", Style.DIM)))
-    return lines
+def _table(looked: Looked, terminal: Terminal, lines: int | None, chosen: tuple[str, str] | None) -> list[str]:
+    """The steps that run or wait, in at most *lines* lines, an empty one and the head among them."""
+    steps, more = looked.active(), 0
+    if lines is not None and len(steps) > lines - 2:
+        steps.sort(key=lambda step: step.outcome is not Outcome.RUNNING)  # what runs is shown before what waits
+        more = len(steps) - max(0, lines - 3)
+        steps = steps[: len(steps) - more]
+    rows = [_row(looked, step, terminal, chosen) for step in steps]
+    shown = ["", *terminal.table(_COLUMNS, rows)] if rows else []
+    return [*shown, *([terminal.line((f"+{more} more", Style.DIM))] if more else [])]
 
 
 def _row(looked: Looked, step: StepHistory, terminal: Terminal, chosen: tuple[str, str] | None) -> list[Cell]:
