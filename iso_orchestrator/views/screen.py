@@ -115,11 +115,11 @@ class _Screen:
         if self.chosen not in steps:
             self.chosen = steps[0] if steps else None
         terminal = Terminal.of()
-        room = max(1, terminal.height - 2)
+        room = max(1, terminal.height - 1)  # over the foot
         if self.page is not None:
             lines = list(self.page(terminal))[-room:]
         else:
-            lines = top_lines(found, terminal, rows=room, chosen=self.chosen)
+            lines = top_lines(found, terminal, rows=max(1, room - 1), chosen=self.chosen)
         lines = [*lines[:room], *[""] * (room - len(lines)), terminal.line((self._foot(terminal), Style.DIM))]
         _write(sys.stdout, _HOME + "".join(f"{line}{_END_OF_LINE}\r\n" for line in lines[:-1]) + lines[-1] + _BELOW)
 
