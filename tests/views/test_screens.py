@@ -287,11 +287,11 @@ def test_top_fits_and_has_keys(running: Path, terminal: Callable[[int, int], Tmu
     screen.keys("Down")
     screen.wait_for(r"^ ●  +" + re.escape(first[1]))
     for _ in range(30):
-        if re.search(r"^>●  build ", before := screen.text(), re.MULTILINE):
+        marked = re.findall(r"^>●  (\S+) ", screen.wait_for(r"^>●  \S+ "), re.MULTILINE)
+        if marked == ["build"]:
             break
         screen.keys("Down")
-        marked = re.search(r"^>●  \S+", before, re.MULTILINE)
-        wait_until(lambda marked=marked: marked and marked[0] not in screen.text(), what="the next step")
+        screen.wait_for(rf"^>●  (?!{marked[0]} )\S+ ")
     screen.wait_for(r"^>●  build .* compiling the last file$")
     screen.keys("l")
     assert "● build\n" in screen.wait_for(r"^compiling the last file$")
