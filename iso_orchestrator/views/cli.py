@@ -34,7 +34,8 @@ from iso_orchestrator.store import Store, default_root
 from iso_orchestrator.store.maintenance import RepairOptions
 from iso_orchestrator.system.clock import SystemClock, sleep
 from iso_orchestrator.views import doctor, live
-from iso_orchestrator.views.choice import choose_workflow, chosen_store, find_step
+from iso_orchestrator.views.choice import choose_workflow, chosen_store, find_step, find_steps
+from iso_orchestrator.views.exports import FORMATS
 from iso_orchestrator.views.listing import is_listed, list_lines
 from iso_orchestrator.views.logs import LogOptions, Stream, last_words, log_lines
 from iso_orchestrator.views.overview import events_lines, head_lines, overview_lines, steps_lines
@@ -45,6 +46,7 @@ from iso_orchestrator.views.step_report import step_lines
 from iso_orchestrator.views.terminal import Terminal
 from iso_orchestrator.views.top import Looked, top_lines
 from iso_orchestrator.views.watching import watch
+from iso_orchestrator.views.why import unknown_lines, why_lines
 from iso_orchestrator.views.words import exit_code, joined, steps_of
 
 STEP_HELP = "its name, its number `#34`, a name as `show` cut it, or a pattern that one step matches"
@@ -221,6 +223,35 @@ def _look(store: Store, workflow_id: str | None) -> tuple[list[Looked], list[Sto
     return looked, errors
 
 
+def _why(options: argparse.Namespace) -> int:
+    store = _store(options)
+    workflow_id, step = choose_workflow(store, [options.workflow, options.step])
+    if step is None:
+        raise WorkflowUsageError("why needs a step: why WORKFLOW STEP; `show` lists the steps")
+    projection = live.read(store, workflow_id)
+    history = live.history_as_of(store, projection)
+    found = find_steps(history, step)
+    if not found:
+        _print(unknown_lines(history, step, Terminal.of()))
+        return 1
+    _print(why_lines(projection, history, find_step(history, step), Terminal.of()))
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    store = _store(options)
+    workflow_id, step = choose_workflow(store, [options.workflow])
+    if step is not None:
+        live.read(store, step)  # raises: a workflow is meant
+    parts = FORMATS[options.format](live.read_history(store, workflow_id))
+    if options.output == "-":
+        sys.stdout.writelines(parts)
+    else:
+        with open(options.output, "w", encoding="utf-8", newline="") as file:
+            file.writelines(parts)
+    return 0
+
+
 def _watch(options: argparse.Namespace) -> int:
     store = _store(options)
     workflow_id, step = choose_workflow(store, [options.workflow])
@@ -347,6 +378,8 @@ def _parser() -> argparse.ArgumentParser:
     watch_ = with_store("watch", _watch, "wait until a workflow has ended; the exit code tells how")
     list_ = with_store("list", _list, "list the workflows, and change nothing")
     show = with_store("show", _show, "show a workflow or one of its steps, and change nothing")
+    why = with_store("why", _why, "say whether a step ran or will run again, and what holds it back")
+    export = with_store("export", _export, "write a workflow's history for other programs")
     fold = with_store("fold", _fold, "write everything that happened into the snapshot, for other programs to read")
     reset = with_store("reset", _reset, "forget steps, so that they run again")
     backup = add("backup", _backup, "copy a workflow into a tar file, also while processes use it")
@@ -357,15 +390,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     for command in (list_, show):
         command.add_argument("--json", action="store_true", help="print JSON")
-    for command in (show, logs_, watch_):
+    for command in (show, logs_, watch_, why, export):
         command.add_argument(
             "workflow", nargs="?", type=_workflow_id, metavar="WORKFLOW", help="its id (default: the only one)"
         )
     for command in (fold, reset, backup, delete):
         command.add_argument("workflow", type=_workflow_id, metavar="WORKFLOW", help="its id, as `list` shows it")
-    for command in (show, logs_):
+    for command in (show, logs_, why):
         command.add_argument("step", nargs="?", metavar="STEP", help=STEP_HELP)
+    for command in (show, logs_):
         command.add_argument("--attempt", type=int, metavar="N", help="one attempt (default: the last one)")
+    export.add_argument(
+        "--format", choices=list(FORMATS), required=True, help="a trace for Perfetto; a row a step; a line an attempt"
+    )
+    export.add_argument("-o", "--output", metavar="FILE", default="-", help="default: standard output")
     backup.add_argument("file", metavar="FILE", help="the new tar file")
     _add_list_options(list_)
     _add_show_options(show)
