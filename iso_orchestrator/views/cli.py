@@ -43,6 +43,7 @@ from iso_orchestrator.views.report import json_text, step_json, summary_json
 from iso_orchestrator.views.screen import can_watch
 from iso_orchestrator.views.screen import watch as watch_top
 from iso_orchestrator.views.step_report import step_lines
+from iso_orchestrator.views.stopping import stop_step, stop_workflow
 from iso_orchestrator.views.terminal import Terminal
 from iso_orchestrator.views.top import Looked, top_lines
 from iso_orchestrator.views.watching import watch
@@ -238,6 +239,18 @@ def _why(options: argparse.Namespace) -> int:
     return 0
 
 
+def _stop(options: argparse.Namespace) -> int:
+    store = _store(options)
+    workflow_id, step = choose_workflow(store, [options.workflow, options.step])
+    projection = live.read(store, workflow_id)
+    if step is None:
+        _print(map(escape_terminal, stop_workflow(store, projection, now=options.now)))
+    else:
+        name = find_step(live.history_as_of(store, projection), step).name
+        print(escape_terminal(stop_step(store, workflow_id, name)))
+    return 0
+
+
 def _export(options: argparse.Namespace) -> int:
     store = _store(options)
     workflow_id, step = choose_workflow(store, [options.workflow])
@@ -379,6 +392,7 @@ def _parser() -> argparse.ArgumentParser:
     list_ = with_store("list", _list, "list the workflows, and change nothing")
     show = with_store("show", _show, "show a workflow or one of its steps, and change nothing")
     why = with_store("why", _why, "say whether a step ran or will run again, and what holds it back")
+    stop = with_store("stop", _stop, "stop a workflow's processes here, or end the command of one step")
     export = with_store("export", _export, "write a workflow's history for other programs")
     fold = with_store("fold", _fold, "write everything that happened into the snapshot, for other programs to read")
     reset = with_store("reset", _reset, "forget steps, so that they run again")
@@ -390,16 +404,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     for command in (list_, show):
         command.add_argument("--json", action="store_true", help="print JSON")
-    for command in (show, logs_, watch_, why, export):
+    for command in (show, logs_, watch_, why, stop, export):
         command.add_argument(
             "workflow", nargs="?", type=_workflow_id, metavar="WORKFLOW", help="its id (default: the only one)"
         )
     for command in (fold, reset, backup, delete):
         command.add_argument("workflow", type=_workflow_id, metavar="WORKFLOW", help="its id, as `list` shows it")
-    for command in (show, logs_, why):
+    for command in (show, logs_, why, stop):
         command.add_argument("step", nargs="?", metavar="STEP", help=STEP_HELP)
     for command in (show, logs_):
         command.add_argument("--attempt", type=int, metavar="N", help="one attempt (default: the last one)")
+    stop.add_argument("--now", action="store_true", help="send SIGTERM instead of what Ctrl-C sends")
     export.add_argument(
         "--format", choices=list(FORMATS), required=True, help="a trace for Perfetto; a row a step; a line an attempt"
     )
