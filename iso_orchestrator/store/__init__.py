@@ -10,12 +10,21 @@ from urllib.parse import urlsplit
 
 from iso_orchestrator.errors import StoreError
 from iso_orchestrator.store.file import FileStore
-from iso_orchestrator.store.protocol import ProcessInfo, RemovedError, Store, StoreMutex, WorkflowLog, has_live_run
+from iso_orchestrator.store.protocol import (
+    ProcessInfo,
+    RemovedError,
+    Size,
+    Store,
+    StoreMutex,
+    WorkflowLog,
+    has_live_run,
+)
 
 __all__ = [
     "FileStore",
     "ProcessInfo",
     "RemovedError",
+    "Size",
     "Store",
     "StoreMutex",
     "WorkflowLog",

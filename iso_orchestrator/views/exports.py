@@ -32,7 +32,8 @@ def chrome_trace(history: History) -> Iterator[str]:
 def csv_table(history: History) -> Iterator[str]:
     """A row for each step, with the columns of `WorkflowRecord.to_rows`; results are JSON, times ISO 8601."""
     heads = list(StepHistory("", 0, "", Outcome.RUNNING).to_row(history.now))
-    for row in [heads, *([_csv_cell(head, row[head]) for head in heads] for row in history.to_rows())]:
+    rows = [[_csv_cell(head, row[head]) for head in heads] for row in history.to_rows()]
+    for row in [heads, *rows]:
         line = io.StringIO()
         csv.writer(line, lineterminator="\n").writerow(row)
         yield line.getvalue()
@@ -40,7 +41,9 @@ def csv_table(history: History) -> Iterator[str]:
 
 def json_lines(history: History) -> Iterator[str]:
     """A line of JSON for each attempt and wait, in the order in which they began."""
-    spans: list[AttemptSpan | WaitSpan] = [span for step in history.steps for span in (*step.attempts, *step.waits)]
+    spans = list[AttemptSpan | WaitSpan]()
+    for step in history.steps:
+        spans += [*step.attempts, *step.waits]
     for span in sorted(spans, key=lambda span: span.begun):
         yield json.dumps({"type": "attempt" if isinstance(span, AttemptSpan) else "wait", **write(span)}) + "\n"
 
@@ -53,7 +56,7 @@ FORMATS: dict[str, Callable[[History], Iterator[str]]] = {
 """What `export --format` takes; each function yields the parts of a text."""
 
 
-def _csv_cell(head: str, value: Json) -> object:
+def _csv_cell(head: str, value: Json) -> Json:
     if isinstance(value, datetime):
         return value.isoformat()
     return json.dumps(value) if head == "result" and value is not None else value

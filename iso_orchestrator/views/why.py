@@ -11,8 +11,9 @@ from iso_orchestrator.record.history import AttemptSpan, History, Outcome, StepH
 from iso_orchestrator.record.model import WorkflowEvent
 from iso_orchestrator.record.projection import Projection, StepState
 from iso_orchestrator.text import seconds_text, time_text
-from iso_orchestrator.views.terminal import Style, Terminal, style_of
-from iso_orchestrator.views.words import brief, fact_lines, outcome_text, steps_of, waiting_for
+from iso_orchestrator.views.causes import brief
+from iso_orchestrator.views.terminal import Terminal, style_of
+from iso_orchestrator.views.words import fact_lines, outcome_text, steps_of, waiting_for
 
 _NEAR = 3  # names like one that is not on record
 _TRIES = 12  # attempts that are told, the last ones
