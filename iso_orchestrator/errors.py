@@ -238,6 +238,16 @@ class StepInterruptedError(OrchestratorError):
 
 
 @attrs.define(slots=False)
+class StoppedError(OrchestratorError):
+    """`iso-orchestrator stop` has ended the command of a step. No attempt follows in this run."""
+
+    code = "step.stopped"
+    _message = "step {step_name!r} was stopped by `iso-orchestrator stop` (pid {pid}); the next run runs it again"
+    step_name: str
+    pid: int
+
+
+@attrs.define(slots=False)
 class CommandError(OrchestratorError):
     """The command of a step ended with an exit code that is no success; `result` has its output."""
 

@@ -35,6 +35,7 @@ from iso_orchestrator.errors import (
     CommandStartError,
     CommandTimeoutError,
     LeaseLostError,
+    StoppedError,
 )
 from iso_orchestrator.notes import message_of
 from iso_orchestrator.record.facts import CommandBegun, CommandsMarked, Fact, HeartbeatRecorded
@@ -161,13 +162,14 @@ class CommandAttempt:
         self._session = scope.attempt.session
         self._flight = scope.attempt.flight
         self._step = scope.step.name
+        self._number = scope.attempt.number
         self._key = heartbeat_key(self._step)
         self._log_folder = (
             options.log_dir or self._session.log.logs or log_folder(self._runtime.dir, self._runtime.workflow_id)
         )
         # Other workflows may have logs in a folder that is given, of steps with the same name.
         owner = None if options.log_dir is None else self._runtime.workflow_id
-        self._log = log_path(self._log_folder, self._step, scope.attempt.number, workflow_id=owner)
+        self._log = log_path(self._log_folder, self._step, self._number, workflow_id=owner)
         self._beat_at = 0.0
         self._known: dict[str, Json] | None = None  # what the last heartbeat said, except for size and last line
 
@@ -190,14 +192,16 @@ class CommandAttempt:
             raise
         reader = self._options.parser.begin(line, last_beat(self._key))
         self._record(CommandBegun(self._now(), self._step, tag, self._log))
+        self._refuse_stopped()
         if reader.detail():  # a session id that is recorded before the start can be resumed after an immediate kill
             self._beat_again(reader)
         try:
             with closing(OutputFiles(self._log, self._options.max_log_bytes)) as files:
                 result = self._run(command, tag, files, reader)
                 done = self._read(result, files, reader)
-        except Exception:
+        except Exception as error:
             self._beat_again(reader)  # says where the output is, however soon the command ended
+            self._refuse_stopped(error)
             raise
         if reader.detail():  # a result that is not accepted is tried for again, in the same session
             self._beat_again(reader)
@@ -234,6 +238,19 @@ class CommandAttempt:
             if files.is_disk_full:
                 raise CommandLogError(self._step, error.result, DISK_FULL) from error
             raise
+
+    def _refuse_stopped(self, cause: Exception | None = None) -> None:
+        """Raise if `iso-orchestrator stop` has asked for the end of this attempt, which failed because of *cause*."""
+        number = self._number
+
+        def look(projection: Projection) -> tuple[tuple[()], int | None]:
+            step = projection.steps.get(self._step)
+            return (), None if step is None or step.attempts != number else step.stopped_by
+
+        pid = self._session.transact(look, durable=False)
+        if pid is not None:
+            self._flight.is_hopeless = True
+            raise StoppedError(self._step, pid) from cause
 
     def _process_tag(self) -> str:
         """The process tag of all attempts at the step: it cannot be guessed, and is recorded before any attempt."""

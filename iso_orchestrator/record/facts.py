@@ -324,6 +324,21 @@ class StepAbandoned(Fact):
         add_event(projection, self.at, "step.abandoned", {"step": self.step, "attempt": step.attempts})
 
 
+@_tagged("step.stopped")
+@attrs.frozen
+class StepStopped(Fact):
+    """The process *pid* asked for the end of an attempt: its command is ended, and no attempt follows."""
+
+    step: str
+    attempt: int
+    pid: int
+
+    def apply_to(self, projection: Projection) -> None:
+        projection.steps[self.step].stopped_by = self.pid
+        detail = {"step": self.step, "attempt": self.attempt, "pid": self.pid}
+        add_event(projection, self.at, "step.stopped", detail)
+
+
 @_tagged("steps.reset")
 @attrs.frozen
 class StepsReset(Fact):

@@ -53,6 +53,7 @@ class StepState:
         code: The digest of the code that ran, as `Origin` has it.
         arguments: The arguments that its name does not show, as `Origin` has them.
         limited: How many usage limits in a row its attempts have met, up to the last attempt.
+        stopped_by: The pid of the process that asked for the end of the last attempt.
         seq: The sequence of the last fact about it; not part of a snapshot, which is synced whole.
     """
 
@@ -70,6 +71,7 @@ class StepState:
     code: str | None = None
     arguments: Json = None
     limited: int = 0
+    stopped_by: int | None = None
     seq: int = attrs.field(default=0, init=False)
 
     def fail(self, at: datetime, seq: int, error: ErrorInfo) -> None:

@@ -10,12 +10,13 @@ from urllib.parse import urlsplit
 
 from iso_orchestrator.errors import StoreError
 from iso_orchestrator.store.file import FileStore
-from iso_orchestrator.store.protocol import ProcessInfo, RemovedError, Store, StoreMutex, WorkflowLog
+from iso_orchestrator.store.protocol import ProcessInfo, RemovedError, Size, Store, StoreMutex, WorkflowLog
 
 __all__ = [
     "FileStore",
     "ProcessInfo",
     "RemovedError",
+    "Size",
     "Store",
     "StoreMutex",
     "WorkflowLog",

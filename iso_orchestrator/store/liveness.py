@@ -239,6 +239,12 @@ def _hash(text: str) -> str:
     return sha1(text.encode(errors="replace"), usedforsecurity=False).hexdigest()[:8] if text else _UNKNOWN
 
 
+def is_on_this_machine(process_id: str) -> bool:
+    """Whether the process with that id runs where this one does, so that its pid means the same here."""
+    match = _PROCESS_ID.fullmatch(process_id)
+    return match is not None and (match[3], match[4]) == _whereabouts()[:2]
+
+
 def process_json() -> bytes:
     """This process, as lock files name it: pid, host and the present moment."""
     return f'{{"pid":{os.getpid()},"host":{_host_json()},"since":"{_clock.now().isoformat()}"}}'.encode("ascii")

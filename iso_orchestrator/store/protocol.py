@@ -21,7 +21,7 @@ class RemovedError(StoreError):
 
 
 class Store(Protocol):
-    """A place where workflows are kept. A subclass may leave out `verify` and `repair`."""
+    """A place where workflows are kept. A subclass may leave out `delete_logs`, `size_of`, `verify` and `repair`."""
 
     @property
     def identity(self) -> Hashable:
@@ -56,6 +56,19 @@ class Store(Protocol):
             WorkflowBusyError: A process has it open.
         """
         ...
+
+    def delete_logs(self, workflow_id: str) -> None:
+        """Remove the logs of a workflow's commands. By default there are none.
+
+        Raises:
+            WorkflowBusyError: A process has it open.
+        """
+        del workflow_id
+
+    def size_of(self, workflow_id: str) -> Size:
+        """How much space a workflow takes. By default that is not known."""
+        del workflow_id
+        return Size()
 
     def is_alive(self, workflow_id: str, process_id: str) -> bool:
         """Whether that process still has the workflow open; True where that is not known. Nothing is opened."""
@@ -229,6 +242,14 @@ class StoreMutex(Protocol):
     def holder(self) -> ProcessInfo:
         """The process that has the mutex, as far as that is known."""
         ...
+
+
+@attrs.frozen
+class Size:
+    """The bytes on the disk of a workflow's record, and of the logs of its commands."""
+
+    record: int = 0
+    logs: int = 0
 
 
 @attrs.frozen

@@ -275,6 +275,16 @@ def command_line(pid: int) -> str | None:
         return None
 
 
+def send_signal(pid: int, number: int) -> None:
+    """Send a signal to one process.
+
+    Raises:
+        ProcessLookupError: It has ended.
+        PermissionError: It is another user's.
+    """
+    os.kill(pid, number)
+
+
 # Ending
 
 

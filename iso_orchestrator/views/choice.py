@@ -63,18 +63,22 @@ def find_step(history: History, text: str) -> StepHistory:
     Example:
         `review:mobile:tim…t midnight` is the step that begins and ends so; `apply:*` the only one that begins so.
     """
-    if (named := next((step for step in history.steps if step.name == text), None)) is not None:
-        return named
-    if number := re.fullmatch(r"#([0-9]{1,9})", text):
-        found = [step for step in history.steps if step.number == int(number[1])]
-    else:
-        found = _matching(history.steps, text)
+    found = find_steps(history, text)
     if len(found) == 1:
         return found[0]
     if found:
         names = [f"#{step.number} {step.name}" for step in found]
         raise WorkflowUsageError(f"{text!r} could be {len(found)} steps: {_listed(names)}")
     raise WorkflowUsageError(f"workflow {history.workflow_id!r} has no step {text!r}; `show` lists its steps")
+
+
+def find_steps(history: History, text: str) -> list[StepHistory]:
+    """Find the steps that *text* could mean, as `find_step` reads it."""
+    if (named := next((step for step in history.steps if step.name == text), None)) is not None:
+        return [named]
+    if number := re.fullmatch(r"#([0-9]{1,9})", text):
+        return [step for step in history.steps if step.number == int(number[1])]
+    return _matching(history.steps, text)
 
 
 def _matching(steps: Sequence[StepHistory], text: str) -> list[StepHistory]:

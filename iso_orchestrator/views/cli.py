@@ -15,6 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import attrs
+
 from iso_orchestrator import (
     FileStore,
     OrchestratorError,
@@ -35,17 +37,22 @@ from iso_orchestrator.store import Store, default_root
 from iso_orchestrator.store.maintenance import RepairOptions
 from iso_orchestrator.system.clock import SystemClock, sleep
 from iso_orchestrator.views import doctor, live
-from iso_orchestrator.views.choice import choose_workflow, chosen_store, find_step
+from iso_orchestrator.views.choice import choose_workflow, chosen_store, find_step, find_steps
+from iso_orchestrator.views.completion import COMPLETE, SCRIPTS, completions
+from iso_orchestrator.views.exports import FORMATS
 from iso_orchestrator.views.listing import is_listed, list_lines
 from iso_orchestrator.views.logs import LogOptions, Stream, last_words, log_lines
 from iso_orchestrator.views.overview import events_lines, head_lines, overview_lines, steps_lines
+from iso_orchestrator.views.pruning import DEFAULT_AGE, Choice, prune_lines, readable, size_text, total
 from iso_orchestrator.views.report import json_text, step_json, summary_json
 from iso_orchestrator.views.screen import KeyAction, can_watch
 from iso_orchestrator.views.screen import watch as watch_top
 from iso_orchestrator.views.step_report import step_lines
+from iso_orchestrator.views.stopping import stop_step, stop_workflow
 from iso_orchestrator.views.terminal import Terminal
 from iso_orchestrator.views.top import Looked, top_lines
 from iso_orchestrator.views.watching import watch
+from iso_orchestrator.views.why import unknown_lines, why_lines
 from iso_orchestrator.views.words import exit_code, joined, steps_of
 
 STEP_HELP = "its name, its number `#34`, a name as `show` cut it, or a pattern that one step matches"
@@ -69,7 +76,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: The usage was wrong (2), or help was asked for (0).
     """
-    options = _parser().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:2] == COMPLETE:
+        _print(completions(_parser(), words[2:], chosen_store))
+        return 0
+    options = _parser().parse_args(words)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # the encoding may lack characters of an id
@@ -226,6 +237,80 @@ def _look(store: Store, workflow_id: str | None) -> tuple[list[Looked], list[Sto
     return looked, errors
 
 
+def _why(options: argparse.Namespace) -> int:
+    store = _store(options)
+    workflow_id, step = choose_workflow(store, [options.workflow, options.step])
+    if step is None:
+        raise WorkflowUsageError("why needs a step: why WORKFLOW STEP; `show` lists the steps")
+    projection = live.read(store, workflow_id)
+    history = live.history_as_of(store, projection)
+    found = find_steps(history, step)
+    if not found:
+        _print(unknown_lines(history, step, Terminal.of()))
+        return 1
+    _print(why_lines(projection, history, find_step(history, step), Terminal.of()))
+    return 0
+
+
+def _stop(options: argparse.Namespace) -> int:
+    store = _store(options)
+    workflow_id, step = choose_workflow(store, [options.workflow, options.step])
+    projection = live.read(store, workflow_id)
+    if step is None:
+        _print(map(escape_terminal, stop_workflow(store, projection, now=options.now)))
+    else:
+        name = find_step(live.history_as_of(store, projection), step).name
+        print(escape_terminal(stop_step(store, workflow_id, name)))
+    return 0
+
+
+def _prune(options: argparse.Namespace) -> int:
+    store, terminal = _store(options), Terminal.of()
+    age = options.older_than
+    if age is None:
+        age = timedelta() if options.keep else DEFAULT_AGE
+    choice = Choice(age, options.keep or 0, options.logs, options.failed)
+    histories = readable(store)
+    found = [(history, store.size_of(history.workflow_id)) for history in choice.of(histories)]
+    if choice.logs:
+        found = [(history, size) for history, size in found if size.logs]
+    if not found:
+        others = 0 if choice.failed else len(attrs.evolve(choice, failed=True).of(histories))
+        print("nothing to remove" + (f"; --failed means {others} with failures or interrupted" if others else ""))
+        return 0
+    _print(prune_lines(found, choice, terminal))
+    size = size_text(total((size for _, size in found), choice))
+    if not options.yes:
+        print(f"\n{size} would be freed; --yes removes them")
+        return 0
+    for history, _ in found:
+        if choice.logs:
+            store.delete_logs(history.workflow_id)
+        else:
+            delete_workflow(history.workflow_id, store=store)
+    print(f"\nremoved; {size} freed")
+    return 0
+
+
+def _completion(options: argparse.Namespace) -> int:
+    print(SCRIPTS[options.shell], end="")
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    store = _store(options)
+    workflow_id, step = choose_workflow(store, [options.workflow])
+    if step is not None:
+        live.read(store, step)  # raises: a workflow is meant
+    parts = FORMATS[options.format](live.read_history(store, workflow_id))
+    if options.output == "-":
+        sys.stdout.writelines(parts)
+    else:
+        with open(options.output, "w", encoding="utf-8", newline="") as file:
+            file.writelines(parts)
+    return 0
+
+
 def _watch(options: argparse.Namespace) -> int:
     store = _store(options)
     workflow_id, step = choose_workflow(store, [options.workflow])
@@ -352,6 +437,11 @@ def _parser() -> argparse.ArgumentParser:
     watch_ = with_store("watch", _watch, "wait until a workflow has ended; the exit code tells how")
     list_ = with_store("list", _list, "list the workflows, and change nothing")
     show = with_store("show", _show, "show a workflow or one of its steps, and change nothing")
+    why = with_store("why", _why, "say whether a step ran or will run again, and what holds it back")
+    stop = with_store("stop", _stop, "stop a workflow's processes here, or end the command of one step")
+    prune = with_store("prune", _prune, "list old workflows and their sizes, and remove them if told to")
+    completion = add("completion", _completion, "print a script that completes commands, workflows and steps")
+    export = with_store("export", _export, "write a workflow's history for other programs")
     fold = with_store("fold", _fold, "write everything that happened into the snapshot, for other programs to read")
     reset = with_store("reset", _reset, "forget steps, so that they run again")
     backup = add("backup", _backup, "copy a workflow into a tar file, also while processes use it")
@@ -362,15 +452,30 @@ def _parser() -> argparse.ArgumentParser:
     )
     for command in (list_, show):
         command.add_argument("--json", action="store_true", help="print JSON")
-    for command in (show, logs_, watch_):
+    for command in (show, logs_, watch_, why, stop, export):
         command.add_argument(
             "workflow", nargs="?", type=_workflow_id, metavar="WORKFLOW", help="its id (default: the only one)"
         )
     for command in (fold, reset, backup, delete):
         command.add_argument("workflow", type=_workflow_id, metavar="WORKFLOW", help="its id, as `list` shows it")
-    for command in (show, logs_):
+    for command in (show, logs_, why, stop):
         command.add_argument("step", nargs="?", metavar="STEP", help=STEP_HELP)
+    for command in (show, logs_):
         command.add_argument("--attempt", type=int, metavar="N", help="one attempt (default: the last one)")
+    prune.add_argument(
+        "--older-than", type=_age, metavar="AGE", help="since anything happened: 30d, 12h (default: 30d)"
+    )
+    prune.add_argument("--keep", type=_count, metavar="N", help="leave the newest N; then the default age is 0")
+    prune.add_argument("--logs", action="store_true", help="remove the logs of commands, and keep the records")
+    prune.add_argument("--failed", action="store_true", help="also those with failures, and interrupted ones")
+    prune.add_argument("--yes", action="store_true", help="remove them")
+    completion.add_argument("shell", choices=list(SCRIPTS), metavar="SHELL", help=", ".join(SCRIPTS))
+    completion.epilog = 'For bash: eval "$(iso-orchestrator completion bash)" in ~/.bashrc'
+    stop.add_argument("--now", action="store_true", help="send SIGTERM instead of what Ctrl-C sends")
+    export.add_argument(
+        "--format", choices=list(FORMATS), required=True, help="a trace for Perfetto; a row a step; a line an attempt"
+    )
+    export.add_argument("-o", "--output", metavar="FILE", default="-", help="default: standard output")
     backup.add_argument("file", metavar="FILE", help="the new tar file")
     _add_list_options(list_)
     _add_show_options(show)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 
 from iso_orchestrator.errors import StoreError
 from iso_orchestrator.store.names import record_names
 from iso_orchestrator.system.filesystem import FileSystem, refuse_other_owner
+
+_OWN = re.compile(r"\.(?:torn-[\d-]+|(?:json|journal)(?:\.new|\.kept-\d+)?)")  # after the name
 
 
 class Paths:
@@ -50,6 +53,13 @@ class Paths:
         """
         names = record_names(workflow_id)
         return cls(root, names.full), cls(root, names.short)
+
+    def owns(self, name: str) -> bool:
+        """Whether a file in `folder` is the workflow's: its record, or what was kept or left of an earlier one.
+
+        Names of other workflows can begin like this one's: an id may be anything.
+        """
+        return name.startswith(self.name) and _OWN.fullmatch(name, len(self.name)) is not None
 
     def torn(self, offset: int, number: int = 1) -> str:
         """Where the torn tail from byte *offset* on is kept; *number* counts the tails of that offset from 1."""

@@ -30,7 +30,7 @@ from iso_orchestrator.store.files import (
     write_all,
 )
 from iso_orchestrator.store.liveness import LivenessFiles
-from iso_orchestrator.store.protocol import Store, WorkflowLog
+from iso_orchestrator.store.protocol import Size, Store, WorkflowLog
 from iso_orchestrator.system.filesystem import FileSystem, folders_above
 from iso_orchestrator.system.interrupts import undo_on_error
 
@@ -122,6 +122,26 @@ class FileStore(Store):
             if self._is_of(paths, workflow_id):
                 return self._delete(paths, workflow_id)
         return False
+
+    @store_errors
+    def delete_logs(self, workflow_id: str) -> None:
+        """Remove the logs of a workflow's commands, in this store; those in a `log_dir` stay."""
+        paths = self._paths_of(workflow_id)
+        lock = RecordLock(self._fs, paths)
+        try:
+            lock.take()
+            self._refuse_users(paths, workflow_id)
+            self._remove_logs(paths)
+        finally:
+            lock.close()
+
+    @store_errors
+    def size_of(self, workflow_id: str) -> Size:
+        """How much space a workflow takes, with what was kept of damaged files."""
+        paths = self._paths_of(workflow_id)
+        record = [os.path.join(paths.folder, name) for name in self._fs.list_folder(paths.folder) if paths.owns(name)]
+        logs = [os.path.join(paths.logs, name) for name in self._fs.list_folder(paths.logs)]
+        return Size(self._size_of(record), self._size_of(logs))
 
     @store_errors
     def is_alive(self, workflow_id: str, process_id: str) -> bool:
@@ -312,18 +332,15 @@ class FileStore(Store):
             if not self._is_of(paths, workflow_id):  # another process was faster
                 self._remove_locks(paths)
                 return False
-            liveness = LivenessFiles(self._fs, paths.runs)
-            if (process_id := liveness.other_user(self._owners(paths))) is not None:
-                info = liveness.info(process_id)
-                raise WorkflowBusyError(workflow_id, info.pid, info.host, info.since)
-            liveness.sweep()
+            self._refuse_users(paths, workflow_id)
+            LivenessFiles(self._fs, paths.runs).sweep()
             self._checkpoint_before_removal(paths, lock)
             # The journal first: without its snapshot it would be a conflict, while a snapshot alone is a record.
             remove(self._fs, paths.journal)
             self._fs.sync_folder(paths.folder)
             remove(self._fs, paths.snapshot)
             for name in self._fs.list_folder(paths.folder):
-                if name.startswith((f"{paths.name}.torn-", f"{paths.name}.json.", f"{paths.name}.journal.")):
+                if paths.owns(name):
                     remove(self._fs, os.path.join(paths.folder, name))
             self._fs.sync_folder(paths.folder)
             self._remove_logs(paths)
@@ -331,6 +348,16 @@ class FileStore(Store):
             return True
         finally:
             lock.close()
+
+    def _refuse_users(self, paths: Paths, workflow_id: str) -> None:
+        liveness = LivenessFiles(self._fs, paths.runs)
+        if (process_id := liveness.other_user(self._owners(paths))) is not None:
+            info = liveness.info(process_id)
+            raise WorkflowBusyError(workflow_id, info.pid, info.host, info.since)
+
+    def _size_of(self, paths: Iterable[str]) -> int:
+        found = map(self._fs.identify_path, paths)
+        return sum(info.st_blocks * 512 for info in found if info is not None)
 
     def _owners(self, paths: Paths) -> set[str]:
         try:
