@@ -1,0 +1,104 @@
+"""Which workflow and which step the words of a command mean."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import re
+from collections.abc import Sequence
+
+from iso_orchestrator.checks import escape_terminal
+from iso_orchestrator.errors import StoreError, WorkflowNotFoundError, WorkflowUsageError
+from iso_orchestrator.record.history import History, StepHistory
+from iso_orchestrator.store import Store, default_root, find_store, store_in_use
+
+_LISTED = 10  # steps, or workflows, that a text could mean
+_CUTS = re.compile(r"…|\.\.\.")  # as `views.terminal` marks them, in UTF-8 and in other encodings
+
+
+def chosen_store(url: str | None, root: str | None) -> Store:
+    """The store of a command: by its option `--store` or `--dir`, else the environment, else the nearest folder.
+
+    The nearest folder is `.iso-orchestrator` in the current folder, or in the nearest one above that has it.
+
+    Raises:
+        StoreError: No store has that kind of URL.
+    """
+    return store_in_use(find_store(url, root or (None if url else _root_above())))
+
+
+def choose_workflow(store: Store, words: Sequence[str | None]) -> tuple[str, str | None]:
+    """Return the workflow and the step that *words* name: both, one of them, or none.
+
+    Where the store has one workflow, its id may be left out: a single word that is not its id is a step.
+
+    Raises:
+        WorkflowNotFoundError: There is no such workflow.
+        WorkflowUsageError: No word is given, and there is not one workflow; the message lists them.
+    """
+    first, second = [*(word for word in words if word is not None), None, None][:2]
+    if first is not None and (second is not None or store.read(first) is not None):
+        return first, second
+    ids = [found.workflow_id for found in store.list() if not isinstance(found, StoreError)]
+    if len(ids) == 1:
+        return ids[0], first
+    if first is not None:
+        raise WorkflowNotFoundError(first, store.display_name)
+    if not ids:
+        raise WorkflowUsageError(f"no workflows in {escape_terminal(store.display_name)}")
+    raise WorkflowUsageError(f"name one of the {len(ids)} workflows: {_listed([repr(one) for one in ids])}")
+
+
+def find_step(history: History, text: str) -> StepHistory:
+    """Find the step that *text* means: its name, its number `#34`, a name as it was cut, or a pattern.
+
+    Raises:
+        WorkflowUsageError: No step is meant, or several are; the message lists those.
+
+    Example:
+        `review:mobile:tim…t midnight` is the step that begins and ends so; `apply:*` the only one that begins so.
+    """
+    if (named := next((step for step in history.steps if step.name == text), None)) is not None:
+        return named
+    if number := re.fullmatch(r"#([0-9]{1,9})", text):
+        found = [step for step in history.steps if step.number == int(number[1])]
+    else:
+        found = _matching(history.steps, text)
+    if len(found) == 1:
+        return found[0]
+    if found:
+        names = [f"#{step.number} {step.name}" for step in found]
+        raise WorkflowUsageError(f"{text!r} could be {len(found)} steps: {_listed(names)}")
+    raise WorkflowUsageError(f"workflow {history.workflow_id!r} has no step {text!r}; `show` lists its steps")
+
+
+def _matching(steps: Sequence[StepHistory], text: str) -> list[StepHistory]:
+    # A name is shown with its controls escaped, and with its middle cut out. In a pattern "[" begins a set of
+    # characters, so a name that was shown is compared as it is first.
+    shown = [(step, escape_terminal(step.name)) for step in steps]
+    found = [step for step, name in shown if name == text]
+    for cut in _CUTS.finditer(text) if not found else ():
+        begin, end = text[: cut.start()], text[cut.end() :]
+        found += [
+            step
+            for step, name in shown
+            if name.startswith(begin) and name.endswith(end) and len(begin + end) < len(name)
+        ]
+    return found or [step for step in steps if fnmatch.fnmatchcase(step.name, text)]
+
+
+def _listed(texts: Sequence[str]) -> str:
+    more = f", and {len(texts) - _LISTED} more" if len(texts) > _LISTED else ""
+    return ", ".join(texts[:_LISTED]) + more
+
+
+def _root_above() -> str | None:
+    """The nearest folder of workflows above the current one; None for what `find_store` takes by default."""
+    if os.environ.get("ISO_ORCHESTRATOR_STORE") or os.environ.get("ISO_ORCHESTRATOR_DIR"):
+        return None
+    folder = os.getcwd()
+    while not os.path.isdir(root := os.path.join(folder, default_root())):
+        folder, below = os.path.dirname(folder), folder
+        if folder == below:
+            return None
+    return None if folder == os.getcwd() else root
