@@ -117,6 +117,11 @@ const costOf = (step) => (data.steps.cost ? data.steps.cost[step] : 0);
 const attemptNumber = (bar) => data.attempts.number[bar];
 const errorOf = (bar) => (isAttempt(bar) && data.attempts.error ? data.errors[data.attempts.error[bar]] : undefined);
 
+function itemOf(step) {
+  const item = data.steps.item?.[step] ?? -1, total = data.totals[data.steps.batch?.[step]];
+  return item < 0 ? null : `${item + 1}${total ? ` of ${total}` : ""}`;
+}
+
 function shortNameOf(step) {
   const name = nameOf(step), group = data.groups[data.steps.group[step]];
   return name.startsWith(`${group}:`) ? name.slice(group.length + 1) : name;
@@ -142,13 +147,15 @@ function wordsOf(bar) {
 
 // ---- Numbers as words ----
 
+const UNITS = [[86400, "d", 3600, "h"], [3600, "h", 60, "m"], [60, "m", 1, "s"]];
+
 function duration(milliseconds) {
-  const value = Math.max(0, milliseconds);
-  if (value < 1000) return `${Math.round(value)}\u00a0ms`;
-  const seconds = value / 1000;
-  if (seconds < 99.95) return `${seconds.toFixed(seconds < 9.995 ? 2 : 1)}\u00a0s`;
-  const whole = Math.round(seconds), hours = Math.floor(whole / 3600), minutes = Math.floor(whole / 60) % 60;
-  return hours ? `${hours}\u00a0h\u00a0${padded(minutes)}\u00a0m` : `${minutes}\u00a0m\u00a0${padded(whole % 60)}\u00a0s`;
+  const seconds = Math.max(0, milliseconds) / 1000;
+  if (seconds < 0.9995) return `${Math.round(seconds * 1000)}\u00a0ms`;
+  if (seconds < 59.95) return `${seconds.toFixed(seconds < 9.995 ? 2 : 1)}\u00a0s`;
+  const whole = Math.round(seconds), [size, unit, smallSize, smallUnit] = UNITS.find(([least]) => whole >= least);
+  const rest = Math.floor((whole % size) / smallSize);
+  return `${Math.floor(whole / size)}\u00a0${unit}\u00a0${rest}\u00a0${smallUnit}`;
 }
 
 const padded = (number, width = 2) => String(number).padStart(width, "0");
@@ -801,6 +808,7 @@ function factsOf(step) {
     ["began", barsOf[step].length ? `${clock(first[step], 3)}, ${duration(first[step])} after the start` : null],
     ["took", waited[step] ? `${took}: ${duration(worked[step])} of work, ${duration(waited[step])} of waiting` : took],
     ["key", keyOf(step)],
+    ["item", itemOf(step)],
     ...(detail.facts ?? []),
     ["number", number],
   ];

@@ -222,9 +222,7 @@ def _attempts(
     return columns
 
 
-def _waits(
-    history: History, ms: _Milliseconds, numbers: Mapping[str, int], texts: _Table[str]
-) -> dict[str, list[Any]]:
+def _waits(history: History, ms: _Milliseconds, numbers: Mapping[str, int], texts: _Table[str]) -> dict[str, list[Any]]:
     spans = sorted((span for step in history.steps for span in step.waits), key=lambda span: span.begun)
     columns = {
         "kind": [_KINDS[span.kind] for span in spans],
@@ -246,9 +244,7 @@ def _times(
     return {
         "step": [numbers[span.step] for span in spans],
         "begin": [later - earlier for earlier, later in pairwise([0, *begins])],
-        "length": [
-            max(0, ms(span.ended or history.now) - begin) for span, begin in zip(spans, begins, strict=True)
-        ],
+        "length": [max(0, ms(span.ended or history.now) - begin) for span, begin in zip(spans, begins, strict=True)],
         "worker": [span.worker for span in spans],
     }
 
