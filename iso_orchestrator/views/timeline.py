@@ -17,7 +17,7 @@ from typing import Any
 from iso_orchestrator.record.history import History
 from iso_orchestrator.views.drawing import Clock
 from iso_orchestrator.views.timeline_data import timeline_data, trims
-from iso_orchestrator.views.timeline_sections import Page, safe
+from iso_orchestrator.views.timeline_sections import Page, headline, safe
 
 BUDGET = 1_900_000
 """Bytes of a file, at most; the foot says what was left out for that."""
@@ -72,7 +72,7 @@ def _document(page: Page, body: str, data: dict[str, Any], foot: Sequence[str], 
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">{refresh}'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         '<meta name="referrer" content="no-referrer"><meta name="color-scheme" content="light dark">'
-        f"<title>{safe(page.history.workflow_id)}: {safe(page.counts())}</title><style>{style}</style></head>\n"
+        f"<title>{safe(page.history.workflow_id)}: {safe(headline(page.history)[1])}</title><style>{style}</style></head>\n"
         f"<body>{body}\n<footer>{safe(' '.join(foot))} This file asks for nothing from anywhere.</footer>\n"
         f"{_data_element(data)}<script>{script}</script></body></html>\n"
     )

@@ -103,9 +103,8 @@ def causes(history: History) -> list[tuple[ErrorInfo, list[StepHistory]]]:
     """The failed steps by what failed: the class of the error, and its message with all numbers made equal."""
     found: defaultdict[tuple[str, str], list[StepHistory]] = defaultdict(list)
     for step in failed_steps(history):
-        error = error_of(step)
-        message = error.message.replace(repr(step.name), "").replace(step.name, "")
-        found[error.name, re.sub(r"[0-9a-f]{8,}|\d+", "0", message)].append(step)
+        message = error_of(step).message.replace(repr(step.name), "").replace(step.name, "")
+        found[error_of(step).name, re.sub(r"[0-9a-f]{8,}|\d+", "0", message)].append(step)
     return [(error_of(steps[0]), steps) for steps in sorted(found.values(), key=len, reverse=True)]
 
 
@@ -232,6 +231,7 @@ class Page:
             f'<li>{self._link(step)} <span class="mute">{self._ending(step)}</span></li>' for step in steps[:_NAMES]
         )
         more = f"<li>and {len(steps) - _NAMES} more</li>" if len(steps) > _NAMES else ""
+        message = error.message.removeprefix(f"step {steps[0].name!r}: ")  # which is in the list below
         example = next((step for step in steps if step.name in self._tails), steps[0])
         if tail := self._tails.get(example.name):
             words, text = "Last words in its log", tail
@@ -242,7 +242,7 @@ class Page:
         path = f'<p class="mono mute">{html.escape(short_path(log))}</p>' if log else ""
         return (
             f'<div class="cause"><p><span class="sign failed" aria-hidden="true">✕</span> <b>{safe(error.name)}</b> '
-            f'{safe(error.message[:_MESSAGE])} <span class="mute">{plural(len(steps), "step")}</span></p>'
+            f'{safe(message[:_MESSAGE])} <span class="mute">{plural(len(steps), "step")}</span></p>'
             f"<ul>{items}{more}</ul>{details}{path}</div>"
         )
 
