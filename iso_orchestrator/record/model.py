@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import singledispatch
 from typing import Any, TypeAlias
 
 import attrs
@@ -18,7 +19,6 @@ Json: TypeAlias = Any
 """JSON: dicts with str keys, lists, str, int, finite float, bool and None, nested."""
 
 _CELL = "text-align:left;vertical-align:top;white-space:pre-wrap"
-_SHOWN = 200  # rows of a table: a notebook cannot show 100,000
 
 
 class WorkflowStatus(StrEnum):
@@ -48,17 +48,20 @@ class LeaseStatus(StrEnum):
 
 
 class _Shown:
-    """A record that a notebook shows as a table of its fields."""
+    """What a notebook shows."""
 
     __slots__ = ()
 
     def _repr_html_(self) -> str:
-        rows = [
-            (field.name, value)
-            for field in attrs.fields(type(self))  # type: ignore[arg-type]  # only attrs classes derive from it
-            if (value := getattr(self, field.name)) is not None
-        ]
-        return html_table(type(self).__name__, ["field", "value"], rows)
+        return html_of(self)
+
+
+@singledispatch
+def html_of(shown: Any) -> str:
+    """What a notebook shows: a table of the fields, unless `views.notebook` draws objects of that class."""
+    fields = attrs.fields(type(shown))
+    rows = [(field.name, value) for field in fields if (value := getattr(shown, field.name)) is not None]
+    return html_table(type(shown).__name__, ["field", "value"], rows)
 
 
 @attrs.frozen
@@ -151,7 +154,7 @@ class Lease(_Shown):
 
 
 @attrs.frozen(repr=False)
-class WorkflowRecord:
+class WorkflowRecord(_Shown):
     """The record of a workflow at one moment; later facts do not change it.
 
     Attributes:
@@ -187,16 +190,6 @@ class WorkflowRecord:
             [('fetch', 'completed', 0.0)]
         """
         return [_row(step) for step in self.steps.values()]
-
-    def _repr_html_(self) -> str:
-        steps = list(self.steps.values())
-        rows = [
-            (step.name, step.status, step.attempts, step.updated_at.isoformat(), _outcome(step))
-            for step in steps[-_SHOWN:]
-        ]
-        shown = f", the last {_SHOWN} shown" if len(steps) > _SHOWN else ""
-        caption = f"{self.workflow_id}: {self.status}, {len(steps)} steps{shown}, {len(self.events)} events"
-        return html_table(caption, ["step", "status", "attempts", "updated", "result or error"], rows)
 
 
 @attrs.frozen
@@ -292,9 +285,3 @@ def _row(step: StepRecord) -> dict[str, Any]:
         "result": step.result,
         "error": None if step.error is None else f"{step.error.name}: {step.error.message}",
     }
-
-
-def _outcome(step: StepRecord) -> str:
-    if step.error is not None:
-        return f"{step.error.name}: {step.error.message}"
-    return repr(step.result) if step.status is StepStatus.COMPLETED else ""

@@ -32,6 +32,7 @@ from iso_orchestrator.store.maintenance import RepairOptions
 from iso_orchestrator.system.clock import SystemClock, sleep
 from iso_orchestrator.views import doctor, live
 from iso_orchestrator.views.report import json_text, record_text, status_text, summaries_text, summary_json
+from iso_orchestrator.views.timeline_file import default_file, page_of, write_timeline
 
 _CLEAR = "\x1b[H\x1b[J"
 
@@ -150,6 +151,17 @@ def _top(options: argparse.Namespace) -> int:
         sleep(options.every)
 
 
+def _timeline(options: argparse.Namespace) -> int:
+    target = options.output or default_file(options.workflow)
+    shown = {"utc": options.utc, "results": not options.no_results, "logs": not options.no_logs}
+    if target == "-":
+        print(page_of(live.read_history(_store(options), options.workflow), **shown), end="")
+        return 0
+    write_timeline(_store(options), options.workflow, target, **shown, every=options.every, opens=options.open)
+    print(escape_terminal(target))
+    return 0
+
+
 def _fold(options: argparse.Namespace) -> int:
     store = _store(options)
     read_workflow_record(options.workflow, store=store)  # raises for a mistyped id, and creates nothing
@@ -239,6 +251,9 @@ def _parser() -> argparse.ArgumentParser:
     top_ = with_store("top", _top, "show the steps that run or wait now, and the limits in force")
     list_ = with_store("list", _list, "list the workflows, and change nothing")
     show = with_store("show", _show, "show a workflow's record, and change nothing")
+    timeline = with_store(
+        "timeline", _timeline, "write a picture of a workflow, with all of its details, as an HTML file"
+    )
     fold = with_store("fold", _fold, "write everything that happened into the snapshot, for other programs to read")
     reset = with_store("reset", _reset, "forget steps, so that they run again")
     backup = add("backup", _backup, "copy a workflow into a tar file, also while processes use it")
@@ -249,8 +264,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     for command in (list_, show):
         command.add_argument("--json", action="store_true", help="print JSON")
-    for command in (show, logs_, fold, reset, backup, delete):
+    for command in (show, timeline, logs_, fold, reset, backup, delete):
         command.add_argument("workflow", type=_workflow_id, metavar="WORKFLOW", help="its id, as `list` shows it")
+    _add_timeline_options(timeline)
     backup.add_argument("file", metavar="FILE", help="the new tar file")
     logs_.add_argument("step", metavar="STEP", help="the step's name, as `show` has it")
     logs_.add_argument("-f", "--follow", action="store_true", help="wait for more until the step has ended")
@@ -272,6 +288,20 @@ def _add_demo_options(command: argparse.ArgumentParser) -> None:
         help="the average time of a job (default: %(default)s)",
     )
     command.add_argument("--ledger", metavar="FILE", help="append a line to FILE for each finished job")
+
+
+def _add_timeline_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("-o", "--output", metavar="FILE", help="default: the workflow's id and .html; - is stdout")
+    command.add_argument("--open", action="store_true", help="open it in a browser")
+    command.add_argument("--utc", action="store_true", help="show times in UTC instead of this machine's zone")
+    command.add_argument(
+        "--every",
+        type=_seconds,
+        metavar="SECONDS",
+        help="write it again at this interval, until the workflow has ended",
+    )
+    command.add_argument("--no-results", action="store_true", help="leave out what steps returned, for others to read")
+    command.add_argument("--no-logs", action="store_true", help="leave out the last words and the paths of logs")
 
 
 def _add_doctor_options(verify: argparse.ArgumentParser, repairing: argparse.ArgumentParser) -> None:

@@ -30,7 +30,11 @@ _SIGNS = {"bad": "✕", "try": "↻", "cut": "†"}
 
 CLASSES = {
     **{paint: f'class="bars solid-{paint}"' for paint in set(_PAINTS.values())},
-    **{"svg": 'class="static"', "text": "", "sign": 'class="on-bar"', "tick": 'class="tick"', "death": 'class="death"'},
+    "svg": 'class="static"',
+    "text": "",
+    "sign": 'class="on-bar"',
+    "tick": 'class="tick"',
+    "death": 'class="death"',
 }
 """How the parts of a picture look: by the style sheet of the page that it is in."""
 
@@ -187,7 +191,7 @@ def _apart(ticks: Iterator[datetime], x_of: Callable[[datetime], float]) -> Iter
     """Leave out the ticks whose names would lie upon that of another, as those in a squeezed gap do."""
     last = _LEFT - 20.0
     for tick in ticks:
-        if 60 <= x_of(tick) - last and x_of(tick) < _WIDTH - 24:
+        if x_of(tick) - last >= 60 and x_of(tick) < _WIDTH - 24:
             last = x_of(tick)
             yield tick
 
@@ -218,8 +222,8 @@ def _bars(
         if paint in _SIGNS and x1 - x0 > 13 and step > 20 and not depth:
             y = _TOP + (span.worker + 0.5) * step + 4
             signs.append(f'<text {look["sign"]} x="{x0 + 4:.1f}" y="{y:.0f}">{_SIGNS[paint]}</text>')
-    for (lane, column), paint in columns.items():
-        put(paint, lane, column * thin, thin - 0.3)
+    for (lane, place), paint in columns.items():
+        put(paint, lane, place * thin, thin - 0.3)
     order = {paint: place for place, paint in enumerate(reversed(_FRONT))}
     for depth, paint in sorted(paths, key=lambda found: (found[0], order[found[1]])):
         wide = (step - 5) // (depth + 1)

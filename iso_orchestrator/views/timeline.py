@@ -17,7 +17,8 @@ from typing import Any
 from iso_orchestrator.record.history import History
 from iso_orchestrator.views.drawing import Clock
 from iso_orchestrator.views.timeline_data import timeline_data, trims
-from iso_orchestrator.views.timeline_sections import Page, headline, safe
+from iso_orchestrator.views.timeline_sections import Page
+from iso_orchestrator.views.timeline_words import headline, safe
 
 BUDGET = 1_900_000
 """Bytes of a file, at most; the foot says what was left out for that."""
@@ -31,8 +32,9 @@ def timeline_page(
     utc: bool = False,
     results: bool = True,
     logs: bool = True,
-    tails: Mapping[str, str] = {},  # noqa: B006 - it is only read
+    tails: Mapping[str, str] = {},
     every: float | None = None,
+    timeline_first: bool = False,
 ) -> str:
     """Make the HTML file of a history.
 
@@ -43,11 +45,12 @@ def timeline_page(
         logs: Whether the paths of logs are in it.
         tails: The last words of logs, by the names of their steps.
         every: Seconds after which a browser reads the file again.
+        timeline_first: Whether the timeline stands above the failures.
     """
     page = Page(history, Clock.of(history, utc=utc), tails, logs=logs)
     data = timeline_data(history, page.clock, tails=tails, results=results, logs=logs)
     left_out: list[str] = []
-    body = page.body()
+    body = page.body(timeline_first=timeline_first)
     foot = [] if results else ["No results are in it."]
     text = _document(page, body, data, foot, every)
     for trim in trims(history) if len(text.encode()) > BUDGET else ():
@@ -67,12 +70,13 @@ def _document(page: Page, body: str, data: dict[str, Any], foot: Sequence[str], 
     )
     refresh = "" if every is None else f'<meta http-equiv="refresh" content="{max(1, round(every))}">'
     foot = ["Made from the record by iso-orchestrator.", f"Times are {page.clock.name}.", *foot]
+    title = safe(f"{page.history.workflow_id}: {headline(page.history)[1]}")
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">{refresh}'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         '<meta name="referrer" content="no-referrer"><meta name="color-scheme" content="light dark">'
-        f"<title>{safe(page.history.workflow_id)}: {safe(headline(page.history)[1])}</title><style>{style}</style></head>\n"
+        f"<title>{title}</title><style>{style}</style></head>\n"
         f"<body>{body}\n<footer>{safe(' '.join(foot))} This file asks for nothing from anywhere.</footer>\n"
         f"{_data_element(data)}<script>{script}</script></body></html>\n"
     )

@@ -72,7 +72,7 @@ def timeline_data(
     gaps, is_squeezed = named_gaps(history)
     ms = _Milliseconds(history.begun)
     offset = clock.zone.utcoffset(history.begun)
-    found = {
+    found: dict[str, Any] = {
         "shellId": shlex.quote(escape_terminal(history.workflow_id)),
         "start": round(history.begun.timestamp() * 1000),
         "end": round(max(history.ended, history.begun).timestamp() * 1000),
@@ -224,7 +224,7 @@ def _attempts(
 
 def _waits(history: History, ms: _Milliseconds, numbers: Mapping[str, int], texts: _Table[str]) -> dict[str, list[Any]]:
     spans = sorted((span for step in history.steps for span in step.waits), key=lambda span: span.begun)
-    columns = {
+    columns: dict[str, list[Any]] = {
         "kind": [_KINDS[span.kind] for span in spans],
         "subject": [texts.index(span.key or "") for span in spans],
         "until": [-1 if span.until is None else ms(span.until) for span in spans],
@@ -262,7 +262,7 @@ def _detail(step: StepHistory, tail: str | None, *, results: bool, logs: bool) -
     cost = _cost_of(step)
     tokens = [
         f"{count_text(count)} {word}"
-        for count, word in ((last and last.input_tokens, "in"), (last and last.output_tokens, "out"))
+        for count, word in (() if last is None else ((last.input_tokens, "in"), (last.output_tokens, "out")))
         if count is not None
     ]
     facts = [

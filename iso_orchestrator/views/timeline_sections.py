@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import html
-import re
 import shlex
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
 
-from iso_orchestrator.checks import escape_terminal
 from iso_orchestrator.record.history import AttemptSpan, History, Outcome, RunSpan, StepHistory, WaitFor, WaitSpan
-from iso_orchestrator.record.model import ErrorInfo, WorkflowStatus
-from iso_orchestrator.text import count_text, money_text, seconds_text
+from iso_orchestrator.record.model import ErrorInfo
+from iso_orchestrator.text import count_text, money_text
 from iso_orchestrator.views.drawing import CLASSES, Clock, drawing, named_gaps
 from iso_orchestrator.views.timeline_data import STATES, folded, last_words, short_path
+from iso_orchestrator.views.timeline_words import SIGNS, causes, duration, error_of, headline, lede, plural, safe
 
 _CAUSES, _NAMES = 40, 12  # causes that are listed, and steps of each
 _ROWS = 120  # of the table without script
@@ -22,14 +21,9 @@ _NOW, _RUNS, _KEYS = 50, 30, 5  # that are listed
 _BARS = 20_000  # of the picture without script
 _MESSAGE, _STACK = 600, 4_000  # characters
 
-SIGNS = {
-    Outcome.FAILED: "✕",
-    Outcome.RUNNING: "●",
-    Outcome.WAITING: "◔",
-    Outcome.INTERRUPTED: "†",
-    Outcome.COMPLETED: "✓",
-}
-
+NONE = "\u2013"
+_NUMBER = ' class="number"'
+_COLUMNS = ("began", "took", "attempts", "waited", "cost", "key")
 _HATCHED = ("try", "lim", "back", "key", "cut")
 _WAITING = {
     WaitFor.LIMIT: "waits for the limit of {key}",
@@ -39,83 +33,9 @@ _WAITING = {
 }
 _HINT = (
     "<kbd>←</kbd> <kbd>→</kbd> <kbd>↑</kbd> <kbd>↓</kbd> attempts, <kbd>f</kbd> next failure, <kbd>+</kbd> "
-    "<kbd>−</kbd> <kbd>0</kbd> zoom, <kbd>Ctrl</kbd> wheel zooms, drag moves, <kbd>Enter</kbd> details, "
+    "<kbd>\u2212</kbd> <kbd>0</kbd> zoom, <kbd>Ctrl</kbd> wheel zooms, drag moves, <kbd>Enter</kbd> details, "
     "<kbd>/</kbd> filter"
 )
-
-
-def safe(text: str) -> str:
-    """A text as HTML, with controls and what turns its direction spelled out."""
-    return html.escape(escape_terminal(text))
-
-
-def duration(seconds: float) -> str:
-    """A time span that no line end splits."""
-    return seconds_text(seconds).replace(" ", "\xa0")
-
-
-def plural(count: int, word: str) -> str:
-    """A count and what it counts.
-
-    Example:
-        >>> plural(1, "step"), plural(3, "step")
-        ('1 step', '3 steps')
-    """
-    return f"{count} {word}{'' if count == 1 else 's'}"
-
-
-def headline(history: History) -> tuple[Outcome, str]:
-    """The state of a workflow, and its words. One whose steps failed is never just "completed"."""
-    failed = history.totals.steps.get(Outcome.FAILED, 0)
-    part = f", {plural(failed, 'step')} failed" if failed else ""
-    if history.is_alive:
-        return Outcome.RUNNING, f"Running{part}"
-    if history.status is WorkflowStatus.RUNNING:
-        return Outcome.INTERRUPTED, f"Interrupted: its process died{part}"
-    is_failed = failed or history.status is WorkflowStatus.FAILED
-    return Outcome.FAILED if is_failed else Outcome.COMPLETED, f"{history.status.value.capitalize()}{part}"
-
-
-def lede(history: History) -> str:
-    """What came of a workflow, in one sentence or two."""
-    totals = history.totals
-    steps = sum(totals.steps.values())
-    parts = [f"{totals.steps.get(Outcome.COMPLETED, 0)} of {plural(steps, 'step')} completed"]
-    parts += [
-        f"{count} {outcome.value}"
-        for outcome in (Outcome.FAILED, Outcome.RUNNING, Outcome.WAITING, Outcome.INTERRUPTED)
-        if (count := totals.steps.get(outcome, 0))
-    ]
-    text = f"{', '.join(parts)}, in {duration(totals.took)}."
-    if totals.deaths:
-        resumed = " and it was resumed" if len(history.runs) > 1 and not history.runs[-1].has_died else ""
-        text += f" Its process died {_times(totals.deaths)}{resumed}"
-    elif totals.kept_steps:
-        text += f" It ran {_times(len(history.runs))}"
-    if totals.kept_steps:
-        cost = f", {money_text(totals.kept_cost)}" if totals.kept_cost else ""
-        text += f": {plural(totals.kept_steps, 'finished step')} ({duration(totals.kept_work)} of work{cost}) did not run again"
-    lost = f", {duration(totals.lost)} of work was lost" if totals.lost else ""
-    return f"{text}{lost}." if totals.deaths or totals.kept_steps else text
-
-
-def causes(history: History) -> list[tuple[ErrorInfo, list[StepHistory]]]:
-    """The failed steps by what failed: the class of the error, and its message with all numbers made equal."""
-    found: defaultdict[tuple[str, str], list[StepHistory]] = defaultdict(list)
-    for step in failed_steps(history):
-        message = error_of(step).message.replace(repr(step.name), "").replace(step.name, "")
-        found[error_of(step).name, re.sub(r"[0-9a-f]{8,}|\d+", "0", message)].append(step)
-    return [(error_of(steps[0]), steps) for steps in sorted(found.values(), key=len, reverse=True)]
-
-
-def failed_steps(history: History) -> list[StepHistory]:
-    """The steps that failed, the first one first."""
-    return [step for step in history.steps if step.outcome is Outcome.FAILED and not step.is_reset]
-
-
-def error_of(step: StepHistory) -> ErrorInfo:
-    """Why a step failed."""
-    return step.error or next((span.error for span in reversed(step.attempts) if span.error), ErrorInfo("Error", ""))
 
 
 class Page:
@@ -133,17 +53,11 @@ class Page:
         self._tails, self._logs, self._totals = tails, logs, history.totals
         self._index = {step.name: index for index, step in enumerate(history.steps)}
 
-    def body(self) -> str:
-        """All of it, except what only the script needs."""
-        sections = [
-            self._tiles(),
-            self._now(),
-            self._failures(),
-            self._timeline(),
-            self._where(),
-            self._steps(),
-            self._runs(),
-        ]
+    def body(self, *, timeline_first: bool = False) -> str:
+        """All of it, except the data of the script."""
+        what_failed, timeline = self._failures(), self._timeline()
+        middle = [timeline, what_failed] if timeline_first else [what_failed, timeline]
+        sections = [self._tiles(), self._now(), *middle, self._where(), self._steps(), self._runs()]
         return f"{_hatches()}{self._head()}\n<main>{''.join(sections)}</main>"
 
     def _head(self) -> str:
@@ -171,9 +85,10 @@ class Page:
             ("Took", duration(totals.took), [
                 f"{duration(totals.work)} of work, {totals.busy:.1f} at a time of {totals.workers}"
                 + (f"; no process for {duration(totals.away)}" if totals.away >= 1 else "")]),
-            ("Attempts", str(sum(totals.attempts.values())), [f"{tried[0]} failed and tried again, {tried[1]} interrupted"]),
+            ("Attempts", str(sum(totals.attempts.values())), [
+                f"{tried[0]} failed and tried again, {tried[1]} interrupted"]),
             ("Waited", duration(sum(totals.waited.values())), [waits or "for nothing"]),
-            ("Cost", "–" if totals.cost is None else money_text(totals.cost), [
+            ("Cost", NONE if totals.cost is None else money_text(totals.cost), [
                 "no agent said" if totals.cost is None else cost_failed + tokens]),
             ("Saved by resuming", duration(totals.kept_work), [
                 f"{kept_cost}{plural(totals.kept_steps, 'step')}; {duration(lost)} lost"])
@@ -198,7 +113,8 @@ class Page:
             since = step.waits[-1].begun if step.outcome is Outcome.WAITING else step.attempts[-1].begun
             what = self._waiting(step.waits[-1]) if step.outcome is Outcome.WAITING else self._last_line(step)
             rows.append(
-                f'<li><span class="sign {step.outcome.value}" aria-hidden="true">{SIGNS[step.outcome]}</span>{self._link(step)}'
+                f'<li><span class="sign {step.outcome.value}" aria-hidden="true">{SIGNS[step.outcome]}</span>'
+                f"{self._link(step)}"
                 f"<span>{duration((self.history.now - since).total_seconds())}</span>"
                 f'<span class="line mono mute">{safe(what)}</span></li>'
             )
@@ -267,12 +183,13 @@ class Page:
             f"{_buttons('mode', [('workers', 'Workers'), ('keys', 'Keys'), ('steps', 'Steps')])}</span>"
             f'<span class="with-script">{squeeze}</span>'
             '<span class="choice with-script" role="group" aria-label="Zoom">'
-            '<button type="button" id="zoom-out" aria-label="Zoom out">−</button>'
+            '<button type="button" id="zoom-out" aria-label="Zoom out">\u2212</button>'
             '<button type="button" id="zoom-in" aria-label="Zoom in">+</button>'
             f'<button type="button" id="fit">Fit</button></span></div>{self._tools()}'
             '<div class="with-script"><div id="timeline"><canvas id="overview" aria-hidden="true"></canvas>'
             '<div id="scroller" tabindex="-1"><div id="space"><canvas id="gantt" tabindex="0" role="application" '
-            f'aria-roledescription="timeline" aria-label="{label}"></canvas></div></div><div id="tip" hidden></div></div>'
+            f'aria-roledescription="timeline" aria-label="{label}"></canvas></div></div>'
+            '<div id="tip" hidden></div></div>'
             f'<p class="hint">{_HINT}</p></div>'
             f'<div class="without-script">{drawing(self.history, self.clock, CLASSES, bars=_BARS)}</div>{_legend()}'
             '<aside class="panel with-script" id="panel" tabindex="-1" aria-label="Details of a step" hidden></aside>'
@@ -331,10 +248,12 @@ class Page:
             f"<li>{_swatch(f'solid-{paint}')}{name} <b>{100 * seconds / whole:.0f}\xa0%</b></li>"
             for paint, name, seconds in shares
         )
-        stack = f'<svg viewBox="0 0 1000 18" preserveAspectRatio="none" width="100%" height="18" aria-hidden="true">{"".join(bars)}</svg>'
-        keys = self._busiest_keys()
-        body = f'<div class="where"><div><div class="shares">{stack}</div><ul class="legend">{legend}</ul></div>{keys}</div>'
-        return _card("where", "Where the workers’ time went", body) if shares else ""
+        body = (
+            '<div class="where"><div><div class="shares"><svg viewBox="0 0 1000 18" preserveAspectRatio="none" '
+            f'width="100%" height="18" aria-hidden="true">{"".join(bars)}</svg></div>'
+            f'<ul class="legend">{legend}</ul></div>{self._busiest_keys()}</div>'
+        )
+        return _card("where", "Where the workers\u2019 time went", body) if shares else ""
 
     def _busiest_keys(self) -> str:
         seconds: defaultdict[str, float] = defaultdict(float)
@@ -358,11 +277,11 @@ class Page:
 
     def _bottleneck(self, key: str) -> str:
         """Say so where one key was in use for most of the time: its waits count, since nothing else runs under it."""
-        busy = sum(
-            (_seconds(span, self.history) for step in self.history.steps if step.key == key
-             for span in (*step.attempts, *(wait for wait in step.waits if wait.kind is not WaitFor.KEY))),
-            0.0,
-        )  # fmt: skip
+        steps = [step for step in self.history.steps if step.key == key]
+        busy = sum(_seconds(span, self.history) for step in steps for span in step.attempts)
+        busy += sum(
+            _seconds(wait, self.history) for step in steps for wait in step.waits if wait.kind is not WaitFor.KEY
+        )
         part = busy / max(self._totals.took - self._totals.away, 1e-3)
         if part < 0.6:
             return ""
@@ -372,12 +291,12 @@ class Page:
         )
 
     def _steps(self) -> str:
-        heads = {"state": "●", "name": "Step", "began": "Began", "took": "Took", "attempts": "Attempts", "waited": "Waited",
-                 "cost": "Cost", "key": "Key"}  # fmt: skip
-        head = "".join(
-            f'<span{_class(name)} role="columnheader"><button type="button" data-sort="{name}"'
-            f"{' aria-label=' + chr(34) + 'State' + chr(34) if name == 'state' else ''}>{text}</button></span>"
-            for name, text in heads.items()
+        names = {"name": "Step", **{name: name.capitalize() for name in _COLUMNS}}
+        head = '<span role="columnheader"><button type="button" data-sort="state" aria-label="State">●</button></span>'
+        head += "".join(
+            f'<span{"" if name in {"name", "key"} else _NUMBER} role="columnheader">'
+            f'<button type="button" data-sort="{name}">{text}</button></span>'
+            for name, text in names.items()
         )
         return _card("steps", "Steps", (
             '<div class="with-script" id="rows" role="table" aria-label="Steps" tabindex="-1">'
@@ -404,16 +323,16 @@ class Page:
             else ""
         )
         return (
-            '<table><thead><tr><th>State</th><th>Step</th><th class="number">Began</th><th class="number">Work</th>'
-            f'<th class="number">Attempts</th><th class="number">Cost</th></tr></thead><tbody>{rows}</tbody></table>{more}'
+            f"<table><thead><tr><th>State</th><th>Step</th><th{_NUMBER}>Began</th><th{_NUMBER}>Work</th>"
+            f"<th{_NUMBER}>Attempts</th><th{_NUMBER}>Cost</th></tr></thead><tbody>{rows}</tbody></table>{more}"
         )
 
     def _cells(self, step: StepHistory) -> Iterator[str]:
-        yield "–" if step.begun is None else self.clock.time(step.begun)
+        yield NONE if step.begun is None else self.clock.time(step.begun)
         yield duration(sum(_seconds(span, self.history) for span in step.attempts))
         yield str(step.attempt_count or len(step.attempts))
         costs = [span.usage.cost_usd for span in step.attempts if span.usage is not None and span.usage.cost_usd]
-        yield money_text(sum(costs)) if costs else "–"
+        yield money_text(sum(costs)) if costs else NONE
 
     def _runs(self) -> str:
         runs = self.history.runs
@@ -446,10 +365,6 @@ def _buttons(name: str, texts: Iterable[tuple[str, str]]) -> str:
     )
 
 
-def _class(name: str) -> str:
-    return "" if name in {"state", "name", "key"} else ' class="number"'
-
-
 def _swatch(name: str) -> str:
     return (
         '<svg width="18" height="12" aria-hidden="true">'
@@ -479,10 +394,6 @@ def _hatches() -> str:
         for paint in _HATCHED
     )
     return f'<svg width="0" height="0" aria-hidden="true"><defs>{patterns}</defs></svg>'
-
-
-def _times(count: int) -> str:
-    return "once" if count == 1 else f"{count} times"
 
 
 def _seconds(span: AttemptSpan | WaitSpan, history: History) -> float:
