@@ -53,6 +53,7 @@ const STEP_FAILED = 0, STEP_RUNNING = 1, STEP_WAITING = 2;
 let data; // as the page has it
 let attemptCount, barCount, stepCount;
 let stepOf, begin, end, kind, worker, depth; // a value for each bar; times are milliseconds after data.start
+let items; // of each step, its index in its batch, or -1; undefined: none has one
 let first, last, worked, waited, tries, barsOf; // a value for each step
 
 async function load() {
@@ -71,13 +72,16 @@ function decode() {
   [begin, end] = [new Float64Array(barCount), new Float64Array(barCount)];
   decodeBars(data.attempts, 0);
   decodeBars(data.waits, attemptCount);
+  let item = 0;
+  items = data.steps.item?.map((difference) => (item += difference));
   summariseSteps();
 }
 
 function decodeBars(columns, offset) {
-  let time = 0; // begins are differences to the bar before
-  columns.step.forEach((step, index) => {
+  let time = 0, step = 0; // begins and steps are differences to the bar before
+  columns.step.forEach((difference, index) => {
     const bar = offset + index;
+    step += difference;
     time += columns.begin[index];
     begin[bar] = time;
     end[bar] = time + columns.length[index];
@@ -118,7 +122,7 @@ const attemptNumber = (bar) => data.attempts.number[bar];
 const errorOf = (bar) => (isAttempt(bar) && data.attempts.error ? data.errors[data.attempts.error[bar]] : undefined);
 
 function itemOf(step) {
-  const item = data.steps.item?.[step] ?? -1, total = data.totals[data.steps.batch?.[step]];
+  const item = items?.[step] ?? -1, total = data.totals[data.steps.batch?.[step]];
   return item < 0 ? null : `${item + 1}${total ? ` of ${total}` : ""}`;
 }
 
@@ -218,7 +222,9 @@ const isGapShown = (gap) => isSqueezed || gap.isWithoutProcess;
 const TOP = 26; // pixels above the first lane: the clock
 const HIGHEST = 460;
 
-let mode = "workers", lanes = [], laneHeight = 28; // a lane: {label, step, bars, latest}
+// A lane has its bars in order of their begins, and for each the latest end until then, so that the first bar in view is
+// found by halving; and the places of its bars once more, side by side, since they are read for each frame.
+let mode = "workers", lanes = [], laneHeight = 28;
 let laneOf; // of each bar; -1 if it has none
 
 const LANES = {
@@ -246,7 +252,7 @@ const LANES = {
   },
 };
 
-const newLane = (label, step = null) => ({label, step, bars: [], latest: null});
+const newLane = (label, step = null) => ({label, step, bars: [], latest: null, from: null, to: null});
 
 function layLanes() {
   const [found, place, height] = LANES[mode]();
@@ -257,11 +263,19 @@ function layLanes() {
     if (laneOf[bar] >= 0) found[laneOf[bar]].bars.push(bar);
   }
   for (const lane of found) {
-    let latest = -Infinity; // sorted, so that the first bar in view is found by halving
+    let latest = -Infinity;
     lane.latest = Float64Array.from(lane.bars, (bar) => (latest = Math.max(latest, end[bar])));
   }
   [lanes, laneHeight] = [found, height];
+  placeLanes();
   byId("space").style.height = `${lanes.length * laneHeight + TOP + 6}px`;
+}
+
+function placeLanes() {
+  for (const lane of lanes) {
+    lane.from = Float64Array.from(lane.bars, (bar) => placeBegin[bar]);
+    lane.to = Float64Array.from(lane.bars, (bar) => placeEnd[bar]);
+  }
 }
 
 // ---- Paint ----
@@ -432,10 +446,10 @@ function drawRun(context, run, isResumed) {
   }
 }
 
-/** `side`: -1 to the left of x, 0 to the right. */
+/** `side`: -1 to the left of x, 0 to the right, if there is room. */
 function drawFlag(context, text, x, back, ink, side) {
   context.font = `600 ${FONT}`;
-  const long = context.measureText(text).width + 10, left = x + side * long;
+  const long = context.measureText(text).width + 10, left = side < 0 || x + long > width ? x - long : x;
   context.fillStyle = back;
   context.beginPath();
   context.roundRect(left, 16, long, 15, 3);
@@ -480,14 +494,12 @@ function drawLane(context, lane, y, left) {
 }
 
 function drawBars(context, lane, y, barHeight, left) {
-  const from = timeAt(viewBegin), to = timeAt(viewEnd), pixels = scale();
-  const chosen = [];
+  const {bars, from, to} = lane, pixels = scale(), chosen = [];
   columns = newColumns();
-  for (let index = lowerBound(lane.latest, from); index < lane.bars.length; index++) {
-    const bar = lane.bars[index];
-    if (begin[bar] > to) break;
-    if (end[bar] < from) continue;
-    const x0 = left + (placeBegin[bar] - viewBegin) * pixels, x1 = left + (placeEnd[bar] - viewBegin) * pixels;
+  for (let index = lowerBound(lane.latest, timeAt(viewBegin)); index < bars.length; index++) {
+    if (from[index] > viewEnd) break;
+    if (to[index] < viewBegin) continue;
+    const bar = bars[index], x0 = left + (from[index] - viewBegin) * pixels, x1 = left + (to[index] - viewBegin) * pixels;
     if (x1 - x0 < THIN && bar !== chosenBar) cover(bar, x0, x1);
     else drawBar(context, bar, x0, x1, y + depth[bar] * 3, barHeight - depth[bar] * 6);
     if (stepOf[bar] === chosenStep) chosen.push([bar, x0, x1]);
@@ -554,19 +566,20 @@ function drawBar(context, bar, x0, x1, y, barHeight) {
   const wide = Math.max(2, x1 - x0 - (x1 - x0 > 6 ? 1 : 0)), radius = Math.min(3, wide / 2);
   if (kind[bar] === KEY) [y, barHeight] = [y + barHeight * 0.3, barHeight * 0.4];
   context.globalAlpha = isDimmed(bar) ? 0.15 : 1;
+  if (wide < (kind[bar] === OK ? 9 : 5)) { // its edges would be most of it
+    context.globalAlpha *= kind[bar] === OK ? 0.55 : 1;
+    context.fillStyle = edge;
+    context.fillRect(x0, y, wide, barHeight);
+    context.globalAlpha = 1;
+    return;
+  }
   context.beginPath();
   context.roundRect(x0, y, wide, barHeight, isOpen(bar) ? [radius, 0, 0, radius] : radius);
   context.fillStyle = hatching ? hatchingAt(context, hatching, x0) : fill;
-  if (wide < 9 && kind[bar] === OK) { // its edges would be most of it
-    context.fillStyle = edge;
-    context.globalAlpha *= 0.55;
-    context.fill();
-  } else {
-    context.fill();
-    context.lineWidth = 1;
-    context.strokeStyle = edge;
-    context.stroke();
-  }
+  context.fill();
+  context.lineWidth = 1;
+  context.strokeStyle = edge;
+  context.stroke();
   if (kind[bar] === INTERRUPTED && wide > 5) drawTornEdge(context, x0 + wide + 1, y, barHeight);
   if (wide > (isAttempt(bar) ? (kind[bar] === OK ? 26 : 15) : 52)) drawBarText(context, bar, x0, wide, y, barHeight);
   context.globalAlpha = 1;
@@ -620,7 +633,7 @@ function barText(bar, wide) {
 
 const OVERVIEW_HEIGHT = 62, OVERVIEW_TOP = 24;
 
-let levels = null; // how much ran, met limits and paused in each of its columns; null: to be counted again
+let overviewPicture = null; // it changes with the filter, the width and the colours, and not with the view
 
 function countLevels() {
   const size = clamp(Math.floor(width) - 2 * RIGHT, 50, 1200), perPlace = size / extent;
@@ -640,8 +653,15 @@ function countLevels() {
 }
 
 function drawOverview() {
-  levels ??= countLevels();
-  const context = fitted(overview, OVERVIEW_HEIGHT), base = OVERVIEW_HEIGHT - 3;
+  overviewPicture ??= makeOverview();
+  const context = fitted(overview, OVERVIEW_HEIGHT);
+  context.drawImage(overviewPicture, 0, 0, width, OVERVIEW_HEIGHT);
+  if (viewEnd - viewBegin < extent * 0.999) drawWindow(context);
+}
+
+function makeOverview() {
+  const levels = countLevels(), picture = make("canvas"), context = fitted(picture, OVERVIEW_HEIGHT);
+  const base = OVERVIEW_HEIGHT - 3;
   const wide = (width - 2 * RIGHT) / levels.size, high = (OVERVIEW_HEIGHT - OVERVIEW_TOP) / levels.most;
   const drawLevel = (level, x, from, fill, alpha) => {
     if (!level) return;
@@ -661,7 +681,7 @@ function drawOverview() {
     if (failed) context.fillRect(RIGHT + x * wide - 1, OVERVIEW_TOP - 4, 2.5, 6);
   });
   drawOverviewWords(context);
-  if (viewEnd - viewBegin < extent * 0.999) drawWindow(context);
+  return picture;
 }
 
 function drawOverviewWords(context) {
@@ -1017,7 +1037,7 @@ function filter() {
     const isWanted = CHIPS[chip](step) && (group < 0 || data.steps.group[step] === group);
     matches[step] = isWanted && (!words || searchTexts[step].includes(words)) ? 1 : 0;
   }
-  levels = null;
+  overviewPicture = null;
   if (mode === "steps") layLanes();
   byId("rows").scrollTop = 0;
   layRows();
@@ -1048,7 +1068,8 @@ function toggleSqueeze() {
   isSqueezed = !isSqueezed;
   byId("squeeze").setAttribute("aria-pressed", String(isSqueezed));
   layTime();
-  levels = null;
+  placeLanes();
+  overviewPicture = null;
   fitView();
 }
 
@@ -1224,10 +1245,11 @@ function listen() {
   on(window, {hashchange: chooseFromAddress, beforeprint: () => all(".fail details").forEach((one) => (one.open = true))});
   matchMedia("(prefers-color-scheme:dark)").addEventListener("change", () => {
     readColours();
+    overviewPicture = null;
     askToDraw();
   });
   new ResizeObserver(() => {
-    levels = null;
+    overviewPicture = null;
     askToDraw();
   }).observe(byId("timeline"));
 }

@@ -16,7 +16,7 @@ from typing import Any
 
 from iso_orchestrator.record.history import History
 from iso_orchestrator.views.drawing import Clock
-from iso_orchestrator.views.timeline_data import timeline_data, trims
+from iso_orchestrator.views.timeline_data import DETAILED, timeline_data, trims
 from iso_orchestrator.views.timeline_sections import Page
 from iso_orchestrator.views.timeline_words import headline, safe
 
@@ -50,16 +50,18 @@ def timeline_page(
     page = Page(history, Clock.of(history, utc=utc), tails, logs=logs)
     data = timeline_data(history, page.clock, tails=tails, results=results, logs=logs)
     left_out: list[str] = []
+    cuts = list(trims(history))
+    if len(history.steps) > DETAILED:
+        left_out.append(cuts.pop(0).name)
     body = page.body(timeline_first=timeline_first)
     foot = [] if results else ["No results are in it."]
-    text = _document(page, body, data, foot, every)
-    for trim in trims(history) if len(text.encode()) > BUDGET else ():
-        trim.apply(data)
-        left_out.append(trim.name)
-        text = _document(page, body, data, [*foot, f"Left out for its size: {', '.join(left_out)}."], every)
-        if len(text.encode()) <= BUDGET:
-            break
-    return text
+    while True:
+        omitted = [f"Left out for its size: {', '.join(left_out)}."] if left_out else []
+        text = _document(page, body, data, [*foot, *omitted], every)
+        if len(text.encode()) <= BUDGET or not cuts:
+            return text
+        cuts[0].apply(data)
+        left_out.append(cuts.pop(0).name)
 
 
 def _document(page: Page, body: str, data: dict[str, Any], foot: Sequence[str], every: float | None) -> str:

@@ -7,6 +7,7 @@ import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
+from heapq import nlargest
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -20,6 +21,9 @@ from iso_orchestrator.text import count_text, money_text
 from iso_orchestrator.views.drawing import Clock, gap_text, named_gaps
 
 T = TypeVar("T")
+
+DETAILED = 20_000
+"""Steps; of more than that only the important ones have results and logs in the file."""
 
 RESULT = 600  # characters of a result that are shown
 _ERROR = 4_000  # characters of a message or of a traceback
@@ -68,6 +72,7 @@ def timeline_data(
     """
     errors, groups, keys, texts = _Table[ErrorInfo](), _Table[str](), _Table[str](), _Table[str]([""])
     steps = history.steps
+    kept = None if len(steps) <= DETAILED else _important(history)
     numbers = {step.name: index for index, step in enumerate(steps)}
     gaps, is_squeezed = named_gaps(history)
     ms = _Milliseconds(history.begun)
@@ -99,7 +104,7 @@ def timeline_data(
             "group": [groups.index(step.group) for step in steps],
             "key": [-1 if step.key is None else keys.index(step.key) for step in steps],
             "cost": [_cost_of(step) for step in steps],
-            "item": [-1 if step.item is None else step.item for step in steps],
+            "item": _differences(-1 if step.item is None else step.item for step in steps),
             "batch": [-1 if step.batch is None else step.batch for step in steps],
             "number": [step.number for step in steps],
         },
@@ -109,14 +114,15 @@ def timeline_data(
         "details": {
             index: detail
             for index, step in enumerate(steps)
-            if (detail := _detail(step, tails.get(step.name), results=results, logs=logs))
+            if (kept is None or index in kept)
+            and (detail := _detail(step, tails.get(step.name), results=results, logs=logs))
         },
         "groups": [escape_terminal(group) for group in groups.values],
         "keys": [escape_terminal(key) for key in keys.values],
         "texts": [escape_terminal(text) for text in texts.values],
         "errors": [_error(error) for error in errors.values],
     }
-    _drop_empty(found["steps"], key=-1, cost=0, item=-1, batch=-1)
+    _drop_empty(found["steps"], key=-1, cost=0, batch=-1)
     if found["steps"]["number"] == list(range(1, len(steps) + 1)):
         del found["steps"]["number"]
     return found
@@ -124,13 +130,8 @@ def timeline_data(
 
 def trims(history: History) -> Sequence[Trim]:
     """What can be left out, what is missed least first."""
-    work = [
-        (sum(_seconds(span, history) for span in step.attempts), index)
-        for index, step in enumerate(history.steps)
-        if step.outcome is not Outcome.FAILED
-    ]
-    kept = {index for _, index in sorted(work)[-_LONGEST:]}
-    failed = {index for index, step in enumerate(history.steps) if step.outcome is Outcome.FAILED}
+    important = _important(history)
+    failed = {index for index in important if history.steps[index].outcome is Outcome.FAILED}
 
     def keep_details(data: dict[str, Any], indexes: set[int]) -> None:
         data["details"] = {index: detail for index, detail in data["details"].items() if index in indexes}
@@ -140,11 +141,18 @@ def trims(history: History) -> Sequence[Trim]:
         keep_details(data, set(sorted(failed)[:_ERRORS]))
 
     return [
-        Trim(f"the results and logs of all but the {_LONGEST} longest steps", lambda d: keep_details(d, kept | failed)),
+        Trim(f"the results and logs of all but the {_LONGEST} longest steps", lambda d: keep_details(d, important)),
         Trim("the results and logs of all steps that did not fail", lambda d: keep_details(d, failed)),
         Trim(f"all errors but {_ERRORS}", keep_errors),
         Trim("the names of the steps", lambda d: d["steps"].pop("name")),
     ]
+
+
+def _important(history: History) -> set[int]:
+    """The steps that failed, and those with the most work."""
+    failed = {index for index, step in enumerate(history.steps) if step.outcome is Outcome.FAILED}
+    work = [(sum(_seconds(span, history) for span in step.attempts), index) for index, step in enumerate(history.steps)]
+    return failed | {index for _, index in nlargest(_LONGEST, work)}
 
 
 _LEFT_OUT = {"name": "Error", "message": "left out of this file: `show` has it"}
@@ -239,14 +247,19 @@ def _waits(history: History, ms: _Milliseconds, numbers: Mapping[str, int], text
 def _times(
     spans: Sequence[AttemptSpan | WaitSpan], history: History, ms: _Milliseconds, numbers: Mapping[str, int]
 ) -> dict[str, list[Any]]:
-    """Columns that all bars have. Begins are differences, which are small and compress well."""
+    """Columns that all bars have."""
     begins = [ms(span.begun) for span in spans]
     return {
-        "step": [numbers[span.step] for span in spans],
-        "begin": [later - earlier for earlier, later in pairwise([0, *begins])],
+        "step": _differences(numbers[span.step] for span in spans),
+        "begin": _differences(begins),
         "length": [max(0, ms(span.ended or history.now) - begin) for span, begin in zip(spans, begins, strict=True)],
         "worker": [span.worker for span in spans],
     }
+
+
+def _differences(values: Iterable[int]) -> list[int]:
+    """Each value less the one before it: small numbers, which compress well."""
+    return [later - earlier for earlier, later in pairwise([0, *values])]
 
 
 def _drop_empty(columns: dict[str, list[Any]], **nothing: int) -> None:

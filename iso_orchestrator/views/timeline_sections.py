@@ -18,7 +18,7 @@ from iso_orchestrator.views.timeline_words import SIGNS, causes, duration, error
 _CAUSES, _NAMES = 40, 12  # causes that are listed, and steps of each
 _ROWS = 120  # of the table without script
 _NOW, _RUNS, _KEYS = 50, 30, 5  # that are listed
-_BARS = 20_000  # of the picture without script
+_BARS = 5_000  # of the picture without script
 _MESSAGE, _STACK = 600, 4_000  # characters
 
 NONE = "\u2013"
@@ -91,7 +91,7 @@ class Page:
             ("Cost", NONE if totals.cost is None else money_text(totals.cost), [
                 "no agent said" if totals.cost is None else cost_failed + tokens]),
             ("Saved by resuming", duration(totals.kept_work), [
-                f"{kept_cost}{plural(totals.kept_steps, 'step')}; {duration(lost)} lost"])
+                f"{kept_cost}{plural(totals.kept_steps, 'step')}{f'; {duration(lost)} lost' if lost else ''}"])
             if totals.kept_steps or totals.deaths
             else ("Resumed", "never", [f"{plural(len(self.history.runs), 'run')}, no crash"]),
         ]  # fmt: skip
