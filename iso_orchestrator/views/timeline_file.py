@@ -10,7 +10,7 @@ from pathlib import Path
 
 from iso_orchestrator.agents import Agent, Claude, Codex, OpenCode
 from iso_orchestrator.agents.turn import AgentStream
-from iso_orchestrator.checks import unique_name
+from iso_orchestrator.checks import check_path, unique_name
 from iso_orchestrator.commands.output import LogReader
 from iso_orchestrator.errors import StoreError
 from iso_orchestrator.record.history import History, Outcome, StepHistory
@@ -101,7 +101,8 @@ def write_file(path: str, text: str) -> None:
     Raises:
         StoreError: It cannot be written.
     """
-    fs, data, aside = FileSystem(), memoryview(text.encode()), f"{path}.{unique_name()}.new"
+    fs, data, path = FileSystem(), memoryview(text.encode()), check_path(path, "path")
+    aside = f"{path}.{unique_name()}.new"
     try:
         fd = fs.open_new(aside)
         try:
