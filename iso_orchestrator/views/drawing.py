@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -154,8 +153,8 @@ def drawing(history: History, clock: Clock, look: Mapping[str, str], *, bars: in
     parts += _bars(history, x_of, look, lanes, step, bars)
     parts += _runs(history, x_of, look, height)
     return (
-        f'<svg {look["svg"]} viewBox="0 0 {_WIDTH} {height}" width="100%" role="img" aria-label="Timeline of '
-        f'{html.escape(escape_terminal(history.workflow_id))}">{"".join(parts)}</svg>'
+        f'<svg {look["svg"]} viewBox="0 0 {_WIDTH} {height}" width="100%" role="img" aria-label="Timeline">'
+        f"{''.join(parts)}</svg>"
     )
 
 
