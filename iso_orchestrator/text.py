@@ -73,15 +73,15 @@ def wrap(text: str, columns: int) -> list[str]:
     """
     lines, line = list[str](), ""
     for word in re.findall(r"\s*\S+", text):
-        if line and width(line + word) > columns:
+        if line and width(line + word) > columns >= width(word.lstrip()):
             lines.append(line)
             line = ""
         line = line + word if line else word.lstrip()
-        while width(line) > columns:
+        while width(line) > columns:  # a word that no line has room for
             signs = list(_clusters(line))
             first = "".join(_fitting(signs, columns)) or signs[0]
-            lines.append(first)
-            line = line[len(first) :]
+            lines.append(first.rstrip())
+            line = line[len(first) :].lstrip()
     return [*lines, line] if line or not lines else lines
 
 

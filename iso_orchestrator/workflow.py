@@ -22,16 +22,9 @@ from iso_orchestrator.decorators import Decorators
 from iso_orchestrator.errors import WorkflowUsageError
 from iso_orchestrator.fanout.for_each import ForEachKeywords, ForEachOptions, run_for_each
 from iso_orchestrator.fanout.summary import ForEachSummary
-from iso_orchestrator.record.model import (
-    Heartbeat,
-    Json,
-    Lease,
-    WorkflowEvent,
-    WorkflowRecord,
-    WorkflowStatus,
-    html_of,
-)
+from iso_orchestrator.record.model import Heartbeat, Json, Lease, WorkflowEvent, WorkflowStatus, html_of
 from iso_orchestrator.record.projection import copy_json
+from iso_orchestrator.record.workflow_record import WorkflowRecord
 from iso_orchestrator.runtime.runs import Run, RunResult, begin_run, current_run, end_run
 from iso_orchestrator.runtime.runtime import OnBusy, WorkflowRuntime
 from iso_orchestrator.steps.options import DEFAULT_OPTIONS, CallKeywords, StepOptions, check_callable, documented
@@ -428,10 +421,9 @@ class Workflow(Decorators):
             WorkflowNotFoundError: The workflow is not on record yet.
             StoreError: It cannot be read.
         """
-        from iso_orchestrator.views.live import read_history
         from iso_orchestrator.views.notebook import Timeline
 
-        return Timeline(read_history(self._runtime.store, self.workflow_id, now=self._runtime.clock.now()))
+        return Timeline(self._runtime.store, self.workflow_id, self._runtime.clock.now())
 
     def close(self) -> None:
         """Detach from the record, and write the snapshot if nothing else uses it. The next use opens it again.

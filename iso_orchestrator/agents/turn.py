@@ -177,6 +177,7 @@ class Transcript:
         cost_usd: US dollars of this run.
         heard_at: The time of the last event, by the CLI's own clock.
         last_line: The last line for people to read.
+        shown: The texts for people to read that are in the line being read.
         has_events: Whether any line was understood.
         unparsed_lines: Lines that were not understood.
     """
@@ -197,11 +198,13 @@ class Transcript:
     cost_usd: float | None = None
     heard_at: datetime | None = None
     last_line: str = ""
+    shown: list[str] = attrs.field(factory=list)
     has_events: bool = False
     unparsed_lines: deque[str] = attrs.field(factory=lambda: deque(maxlen=_UNPARSED_LINES))
 
     def show(self, text: object) -> None:
-        """Show the last line of *text* to people who watch the run."""
+        """Show *text* to people who read the log, and its last line to those who watch the run."""
+        self.shown.append(str(text).strip())
         lines = str(text).strip().splitlines()
         if lines:
             self.last_line = printable(lines[-1].strip()[:_LONGEST_SHOWN])
@@ -272,9 +275,15 @@ class AgentStream:
         """The last line for people to read, at most 200 characters. It may drive a terminal."""
         return self._transcript.last_line
 
+    @property
+    def words(self) -> list[str]:
+        """What the last line that was fed has for people to read. It may drive a terminal."""
+        return [text for text in self._transcript.shown if text]
+
     def feed(self, line: str) -> None:
         """Take in one line of standard output."""
         transcript = self._transcript
+        transcript.shown.clear()
         transcript.line = line.strip()
         if not transcript.line:
             return

@@ -208,7 +208,7 @@ class ForEach(Generic[Item, P, R]):
         try:
             with masked(), at_work(), runtime.acquire() as session:
                 session.ensure_open()
-                return ForEachSummary(scheduler.run(items))
+                return ForEachSummary(scheduler.run(items, total))
         finally:
             progress.close()
             if executor is not None and executor is not options.executor:

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from iso_orchestrator.coordination.mutex import holders, record, release, warn_of_other_process
+from iso_orchestrator.coordination.mutex import MutexPatience, holders, look_after, record_acquired, release
 from iso_orchestrator.coordination.mutex_queue import (
     Held,
     MutexState,
@@ -73,7 +73,7 @@ class _Item:
     requested_by: int | None = None  # the thread that is in `request`
     mutex: MutexState | None = None  # set when `request` has returned without an answer
     node: WaitingNode | None = None  # set with it
-    warn: Callable[[], None] = _ignore
+    patience: MutexPatience | None = None  # likewise
     hold: Held | None = None
     blocked: Blocked | None = None  # set when it is parked; its call is continued
 
@@ -135,6 +135,7 @@ class Scheduler:
         self._outcomes: dict[int, Fulfilled[Any] | Rejected] = {}
         self._unfinished = 0  # items that were read and are not done
         self._unstarted = 0  # items that were read and have not run
+        self._replayed = 0  # items whose steps were all on record
         self._running: dict[int, Any] = {}  # items, by index
         self._stopped = False
         self._interrupted = False
@@ -154,8 +155,8 @@ class Scheduler:
         around = self._scope.batch
         return self._interrupted or (around is not None and around.is_interrupted)
 
-    def run(self, items: Iterable[Any]) -> list[Fulfilled[Any] | Rejected]:
-        """Run all items; their outcomes in the order of the items.
+    def run(self, items: Iterable[Any], total: int | None) -> list[Fulfilled[Any] | Rejected]:
+        """Run all items, of which there are *total*, if that is known; their outcomes in the order of the items.
 
         The caller masks Ctrl-C. What is not a wait or the user's code must not be interrupted: a second Ctrl-C right
         after the first would otherwise leave items starting in other threads.
@@ -163,6 +164,7 @@ class Scheduler:
         Raises:
             BaseException: The first error, as `Workflow.for_each` says.
         """
+        self.report.begin(total, self._options.max_parallel)
         try:
             try:
                 try:
@@ -184,7 +186,7 @@ class Scheduler:
         self._workers.forget()  # likewise
         del self._parked
         first, self._error = self._error, None
-        self.report.end(outcomes.values(), is_stopped=self._stopped)
+        self.report.end(outcomes.values(), self._replayed, self._unfinished, is_stopped=self._stopped)
         try:
             if first is not None:
                 raise first
@@ -202,7 +204,7 @@ class Scheduler:
                 except StopIteration:
                     return
                 key = self._key_of(value)
-            owner = LockOwner(self._parent, ItemContext(index), node=self._next_worker)
+            owner = LockOwner(self._parent, ItemContext(index), node=self._next_worker, batch=self.report.batch)
             if key is not None:
                 find_hold(self._state_key(key), owner)  # raises if the caller holds the mutex
             refuse_interrupted()
@@ -283,7 +285,7 @@ class Scheduler:
         with ExitStack() as stack:
             stack.push(lambda _, error, __: release(self._runtime, key, hold, item.owner, error))
             with self._runtime.acquire() as session:
-                record(session, self._runtime.clock, "mutex.acquired", key)
+                record_acquired(session, self._runtime.clock, key, hold.waiter)
             return self._call_body(item)
 
     def _call_body(self, item: _Item) -> Any:
@@ -302,6 +304,7 @@ class Scheduler:
             self._end_request(item)
             self._outcomes[item.index] = Fulfilled(value) if ok else Rejected(value, item.index, item.value)
             self._unfinished -= 1
+            self._replayed += bool(ok and item.owner.is_replayed)
             if item.key is not None:
                 self._end_key(item.key)
             if self._unfinished == 0:
@@ -318,7 +321,7 @@ class Scheduler:
     def _end_request(self, item: _Item) -> None:
         if item.waiter is not None:  # the hold refers to the waiter, whose answers refer to the item
             item.waiter.granted = item.waiter.failed = _ignore
-            item.node, item.warn = None, _ignore
+            item.node = item.patience = None
 
     def _end_key(self, key: str) -> None:
         if self._queued[key]:
@@ -345,7 +348,7 @@ class Scheduler:
             if item not in self._requested:
                 return
             item.mutex = mutex
-            item.warn = warn_of_other_process(item.waiter)
+            item.patience = MutexPatience.of(item.waiter, self._runtime)
             item.node = WaitingNode(Wait(item.owner, f"mutex {item.key!r}", lambda: self._blockers_of_request(item)))
             stopped = self._stopped
         if stopped:
@@ -434,8 +437,7 @@ class Scheduler:
                     refuse_interrupted()
                 for item in requested:
                     self._refuse_deadlock(item)
-                if requested:
-                    requested[0].warn()
+                look_after([item.patience for item in requested])
 
     def _refuse_deadlock(self, item: _Item) -> None:
         error = None if item.node is None else find_deadlock(item.node)

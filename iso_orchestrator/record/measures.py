@@ -23,8 +23,7 @@ from iso_orchestrator.record.history import (
 )
 
 _SHORT = timedelta(seconds=2)  # the longest time without work that is no gap
-_LOST = {Outcome.INTERRUPTED}
-_FAILED = {Outcome.FAILED, Outcome.RETRIED}
+_NO_PROCESS = "no process"
 
 _Span: TypeAlias = tuple[datetime, datetime]
 
@@ -45,7 +44,7 @@ class Bar:
     order: int = attrs.field(default=0, kw_only=True)
     after: Bar | None = attrs.field(default=None, kw_only=True)
     inside: Bar | None = attrs.field(default=None, kw_only=True)
-    held_until: datetime | None = attrs.field(default=None, kw_only=True)
+    held_until: datetime = attrs.field(default=attrs.Factory(lambda bar: bar.begun, takes_self=True), kw_only=True)
     worker: int = attrs.field(default=0, kw_only=True)
     depth: int = attrs.field(default=0, kw_only=True)
 
@@ -57,28 +56,26 @@ def place(bars: Iterable[Bar], now: datetime) -> None:
     unless one lies there already.
     """
     ordered = sorted(bars, key=lambda bar: (bar.begun, bar.order))
-    until: dict[int, datetime] = {}  # by id: when the place of a bar is free again
     for bar in reversed(ordered):
-        until[id(bar)] = max(_end(bar, now), bar.held_until or bar.begun, until.get(id(bar), bar.begun))
-        if bar.after is not None and not _follows(bar, bar.after):
+        bar.held_until = max(_end(bar, now), bar.held_until)
+        if bar.after is not None and _follows(bar, bar.after):
+            bar.after.held_until = bar.held_until
+        else:
             bar.after = None
-        if bar.after is not None:
-            until[id(bar.after)] = until[id(bar)]
     lying: list[list[Bar]] = []  # by place: the bars there that go on, each inside the one before it
     free: list[int] = []
     taken: list[tuple[datetime, int]] = []
     for bar in ordered:
         if bar.after is not None:
             bar.worker, bar.depth = bar.after.worker, bar.after.depth
-            if lying[bar.worker] and lying[bar.worker][-1] is bar.after:
-                lying[bar.worker][-1] = bar  # what runs inside lies in this attempt
+            lying[bar.worker][bar.depth :] = [bar]  # what ran inside the one before has ended
             continue
         while taken and taken[0][0] <= bar.begun:
             heapq.heappush(free, heapq.heappop(taken)[1])
         around = bar.inside
-        if around is not None and around.begun <= bar.begun and until[id(bar)] <= _end(around, now):
+        if around is not None and around.begun <= bar.begun and bar.held_until <= _end(around, now):
             stack = lying[around.worker]
-            while stack and until[id(stack[-1])] <= bar.begun:
+            while stack and stack[-1] is not around and stack[-1].held_until <= bar.begun:
                 stack.pop()
             if stack and stack[-1] is around:
                 bar.worker, bar.depth = around.worker, around.depth + 1
@@ -89,7 +86,7 @@ def place(bars: Iterable[Bar], now: datetime) -> None:
             lying.append([])
         bar.worker = heapq.heappop(free)
         lying[bar.worker] = [bar]
-        heapq.heappush(taken, (until[id(bar)], bar.worker))
+        heapq.heappush(taken, (bar.held_until, bar.worker))
 
 
 def _follows(bar: Bar, before: Bar) -> bool:
@@ -99,85 +96,80 @@ def _follows(bar: Bar, before: Bar) -> bool:
     )
 
 
-def gaps_of(runs: Sequence[RunSpan], steps: Sequence[StepHistory], now: datetime) -> tuple[Gap, ...]:
-    """The times of more than 2 seconds in which no attempt ran."""
-    working = _union((span.begun, _end(span, now)) for span in _attempts(steps))
-    present = _union((run.begun, _end(run, now)) for run in runs)
-    whole = _whole(runs, steps, now)
+def measure(
+    runs: Sequence[RunSpan], steps: Sequence[StepHistory], batches: Sequence[Batch], now: datetime
+) -> tuple[tuple[Gap, ...], Totals]:
+    """Find the gaps of a history, and add it up. Nested attempts are part of the time of those around them."""
+    attempts = [span for step in steps for span in step.attempts]
+    waits = [span for step in steps for span in step.waits]
+    ran, waited, had_run = _times(attempts, now), _times(waits, now), _times(runs, now)
+    times = [*ran, *waited, *had_run]
+    whole = [(min(begun for begun, _ in times), max(ended for _, ended in times))] if times else []
+    working, with_run = _union(ran), _union(had_run)
     idle = list(_without(whole, working))
-    absent = list(_without(idle, present))
-    waiting = _without(idle, absent)
-    parts = [*((span, True) for span in absent), *((span, False) for span in waiting)]
-    found = sorted(part for part in parts if part[0][1] - part[0][0] > _SHORT)
-    reason = _Reasons(steps, now)
-    return tuple(
-        Gap(begun, ended, "no process" if is_absent else reason(begun, ended), is_absent)
-        for (begun, ended), is_absent in found
-    )
+    absent = list(_without(idle, with_run))
+    reason = _Reasons(waits, waited)
+    gaps = [(span, _NO_PROCESS) for span in absent if span[1] - span[0] > _SHORT]
+    gaps += [(span, reason(*span)) for span in _without(idle, absent) if span[1] - span[0] > _SHORT]
 
-
-def totals_of(runs: Sequence[RunSpan], steps: Sequence[StepHistory], batches: Sequence[Batch], now: datetime) -> Totals:
-    """Add up a history. Nested attempts are part of the time of those around them, and not counted again."""
-    whole = _whole(runs, steps, now)
-    took = sum((ended - begun for begun, ended in whole), timedelta())
-    attempts = list(_attempts(steps))
-    present = _union([*((s.begun, _end(s, now)) for s in attempts), *((run.begun, _end(run, now)) for run in runs)])
-    there = sum((ended - begun for begun, ended in present), timedelta())
-    work: Counter[Outcome] = Counter()
-    for span in attempts:
+    work: dict[Outcome, timedelta] = dict.fromkeys(Outcome, timedelta())
+    for span, (begun, ended) in zip(attempts, ran, strict=True):
         if span.depth == 0:
-            work[span.outcome] += _microseconds(span, now)
-    waited: Counter[WaitFor] = Counter()
-    for step in steps:
-        for wait in step.waits:
-            waited[wait.kind] += _microseconds(wait, now)
+            work[span.outcome] += ended - begun
+    waiting: dict[WaitFor, timedelta] = dict.fromkeys(WaitFor, timedelta())
+    for wait, (begun, ended) in zip(waits, waited, strict=True):
+        waiting[wait.kind] += ended - begun
     used = [(span.outcome, span.usage) for span in attempts if span.usage is not None]
     costs = [(outcome, usage.cost_usd) for outcome, usage in used if usage.cost_usd is not None]
     kept = _kept(runs, steps)
-    seconds = there.total_seconds()
+    all_work, there = _total(work.values()), _length(whole) - _length(absent)
     widths = [min(batch.max_parallel, batch.total or batch.max_parallel) for batch in batches if batch.max_parallel]
-    return Totals(
-        steps=Counter(step.outcome for step in steps if not step.is_reset),
-        attempts=Counter(span.outcome for span in attempts),
-        took=took.total_seconds(),
-        away=max(0.0, (took - there).total_seconds()),
-        work=sum(work.values()) / 1e6,
-        counted=work[Outcome.COMPLETED] / 1e6,
-        failed=sum(work[outcome] for outcome in _FAILED) / 1e6,
-        lost=work[Outcome.INTERRUPTED] / 1e6,
-        waited={kind: micros / 1e6 for kind, micros in waited.items()},
-        busy=sum(work.values()) / 1e6 / seconds if seconds else 0.0,
+    totals = Totals(
+        steps=Counter([step.outcome for step in steps if not step.is_reset]),
+        attempts=Counter([span.outcome for span in attempts]),
+        took=_length(whole).total_seconds(),
+        away=_length(absent).total_seconds(),
+        work=all_work.total_seconds(),
+        counted=work[Outcome.COMPLETED].total_seconds(),
+        failed=(work[Outcome.FAILED] + work[Outcome.RETRIED]).total_seconds(),
+        lost=work[Outcome.INTERRUPTED].total_seconds(),
+        waited={kind: time.total_seconds() for kind, time in waiting.items() if time},
+        busy=all_work / there if there else 0.0,
         workers=max([1 + span.worker for span in attempts] + widths, default=0),
         cost=sum(cost for _, cost in costs) if costs else None,
         cost_failed=sum((cost for outcome, cost in costs if outcome is not Outcome.COMPLETED), 0.0),
         input_tokens=sum(usage.input_tokens or 0 for _, usage in used),
         output_tokens=sum(usage.output_tokens or 0 for _, usage in used),
         kept_steps=len(kept),
-        kept_work=sum(_microseconds(span, now) for span in kept) / 1e6,
-        kept_cost=sum((span.usage.cost_usd or 0.0 for span in kept if span.usage is not None), 0.0),
+        kept_work=_kept_work(kept, now).total_seconds(),
+        kept_cost=sum((usage.cost_usd or 0.0 for step in kept if (usage := step.attempts[-1].usage) is not None), 0.0),
         deaths=sum(run.has_died for run in runs),
     )
+    return tuple(Gap(*span, reason, reason == _NO_PROCESS) for span, reason in sorted(gaps)), totals
 
 
-def _kept(runs: Sequence[RunSpan], steps: Sequence[StepHistory]) -> list[AttemptSpan]:
-    """The attempts that completed before the last run began, so that their steps did not run in it."""
+def _kept(runs: Sequence[RunSpan], steps: Sequence[StepHistory]) -> list[StepHistory]:
+    """The steps that completed before the last run began, so that they did not run in it."""
     if len(runs) < 2:
         return []
-    return [
-        step.attempts[-1]
-        for step in steps
-        if step.outcome is Outcome.COMPLETED
-        and step.attempts
-        and _end(step.attempts[-1], runs[-1].begun) <= runs[-1].begun
-    ]
+    last = runs[-1].begun
+    completed = [step for step in steps if step.outcome is Outcome.COMPLETED and not step.is_reset]
+    return [step for step in completed if step.ended is not None and step.ended <= last]
+
+
+def _kept_work(kept: list[StepHistory], now: datetime) -> timedelta:
+    """The time of the attempts that completed; of nested ones only where what was around them was not kept."""
+    names = {step.name for step in kept}
+    spans = [step.attempts[-1] for step in kept if step.attempts[-1].depth == 0 or step.parent not in names]
+    return _length(_times(spans, now))
 
 
 class _Reasons:
     """Says why nothing ran in a time; it is asked about later and later times."""
 
-    def __init__(self, steps: Sequence[StepHistory], now: datetime) -> None:
-        waits = ((wait.begun, _end(wait, now), (wait.kind, wait.key)) for step in steps for wait in step.waits)
-        self._coming = sorted(waits, key=lambda wait: wait[0], reverse=True)
+    def __init__(self, waits: Sequence[WaitSpan], times: Sequence[_Span]) -> None:
+        found = [(*time, (wait.kind, wait.key)) for wait, time in zip(waits, times, strict=True)]
+        self._coming = sorted(found, key=lambda wait: wait[0], reverse=True)
         self._going: list[tuple[datetime, int]] = []
         self._what: list[tuple[WaitFor, str | None]] = []
         self._counts: Counter[tuple[WaitFor, str | None]] = Counter()
@@ -204,28 +196,20 @@ class _Reasons:
                 return "all waited for another process"
 
 
-def _attempts(steps: Sequence[StepHistory]) -> Iterator[AttemptSpan]:
-    return (span for step in steps for span in step.attempts)
-
-
 def _end(span: RunSpan | AttemptSpan | WaitSpan | Bar, now: datetime) -> datetime:
     return max(span.begun, now) if span.ended is None else span.ended
 
 
-def _microseconds(span: AttemptSpan | WaitSpan, now: datetime) -> int:
-    return (_end(span, now) - span.begun) // timedelta(microseconds=1)
+def _times(spans: Sequence[RunSpan] | Sequence[AttemptSpan] | Sequence[WaitSpan], now: datetime) -> list[_Span]:
+    return [(span.begun, span.ended or max(span.begun, now)) for span in spans]
 
 
-def _whole(runs: Sequence[RunSpan], steps: Sequence[StepHistory], now: datetime) -> list[_Span]:
-    """From the first begin to the last end; empty where nothing began."""
-    spans: list[RunSpan | AttemptSpan | WaitSpan] = [
-        *runs,
-        *_attempts(steps),
-        *(wait for step in steps for wait in step.waits),
-    ]
-    if not spans:
-        return []
-    return [(min(span.begun for span in spans), max(_end(span, now) for span in spans))]
+def _length(spans: Iterable[_Span]) -> timedelta:
+    return _total(ended - begun for begun, ended in spans)
+
+
+def _total(times: Iterable[timedelta]) -> timedelta:
+    return sum(times, timedelta())
 
 
 def _union(spans: Iterable[_Span]) -> list[_Span]:

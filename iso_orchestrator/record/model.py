@@ -47,7 +47,7 @@ class LeaseStatus(StrEnum):
     RELEASED = "released"
 
 
-class _Shown:
+class Shown:
     """What a notebook shows."""
 
     __slots__ = ()
@@ -65,7 +65,7 @@ def html_of(shown: Any) -> str:
 
 
 @attrs.frozen
-class ErrorInfo(_Shown):
+class ErrorInfo(Shown):
     """A recorded error.
 
     Attributes:
@@ -96,7 +96,7 @@ class ErrorInfo(_Shown):
 
 
 @attrs.frozen
-class StepRecord(_Shown):
+class StepRecord(Shown):
     """One step.
 
     Attributes:
@@ -116,7 +116,7 @@ class StepRecord(_Shown):
 
 
 @attrs.frozen
-class WorkflowEvent(_Shown):
+class WorkflowEvent(Shown):
     """Something that happened. Events are in the order in which they happened, whatever the clocks said."""
 
     at: datetime
@@ -126,7 +126,7 @@ class WorkflowEvent(_Shown):
 
 
 @attrs.frozen
-class Heartbeat(_Shown):
+class Heartbeat(Shown):
     """The last heartbeat under a key."""
 
     key: str
@@ -135,7 +135,7 @@ class Heartbeat(_Shown):
 
 
 @attrs.frozen
-class Lease(_Shown):
+class Lease(Shown):
     """The right to act under a key until a time.
 
     Attributes:
@@ -151,45 +151,6 @@ class Lease(_Shown):
     released_at: datetime | None = None
     detail: Json = None
     token: int = 0
-
-
-@attrs.frozen(repr=False)
-class WorkflowRecord(_Shown):
-    """The record of a workflow at one moment; later facts do not change it.
-
-    Attributes:
-        is_alive: Whether a process had a run of it at that moment. The status of a run that was killed is `running`
-            until the next process that uses the workflow has recorded its death.
-    """
-
-    workflow_id: str
-    status: WorkflowStatus
-    created_at: datetime
-    updated_at: datetime
-    state: Json
-    steps: Mapping[str, StepRecord] = attrs.field(factory=dict)
-    events: tuple[WorkflowEvent, ...] = ()
-    heartbeats: Mapping[str, Heartbeat] = attrs.field(factory=dict)
-    leases: Mapping[str, Lease] = attrs.field(factory=dict)
-    last_error: ErrorInfo | None = None
-    version: int = 1
-    is_alive: bool = False
-
-    def __repr__(self) -> str:
-        counts = f"{len(self.steps)} steps, {len(self.events)} events"
-        return f"<WorkflowRecord {self.workflow_id!r}: {self.status}, {counts}>"
-
-    def to_dicts(self) -> list[dict[str, Any]]:
-        """Return a row for each step, for a table or a DataFrame: its fields, and the seconds of its last attempt.
-
-        Example:
-            >>> moment = datetime(2026, 5, 14, tzinfo=UTC)
-            >>> step = StepRecord("fetch", StepStatus.COMPLETED, 1, moment, started_at=moment, completed_at=moment)
-            >>> record = WorkflowRecord("w", WorkflowStatus.IDLE, moment, moment, None, {"fetch": step})
-            >>> [(row["name"], row["status"], row["seconds"]) for row in record.to_dicts()]
-            [('fetch', 'completed', 0.0)]
-        """
-        return [_row(step) for step in self.steps.values()]
 
 
 @attrs.frozen
@@ -239,6 +200,20 @@ def truncate_to_ms(moment: datetime) -> datetime:
     return moment.replace(microsecond=moment.microsecond - beyond) if beyond else moment
 
 
+def format_time(moment: datetime) -> str:
+    """*moment*, which is in UTC, as records have it."""
+    global _second
+    of_second = (moment.second, moment.minute, moment.hour, moment.day, moment.month, moment.year)
+    known = _second
+    if known[0] != of_second:
+        known = _second = (of_second, moment.isoformat()[:19])
+    return f"{known[1]}.{moment.microsecond // 1000:03d}Z"
+
+
+# The last second and its text: times come one after the other, and `isoformat` takes as long as all of the rest.
+_second: tuple[tuple[int, ...], str] = ((), "")
+
+
 def html_table(caption: str, head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """Make an HTML table in which all texts are escaped.
 
@@ -270,18 +245,3 @@ def _stack(error: BaseException) -> str | None:
         return "".join(traceback.format_exception(error, limit=50))
     except Exception:  # noqa: BLE001 - as above
         return None
-
-
-def _row(step: StepRecord) -> dict[str, Any]:
-    begun, ended = step.started_at, step.completed_at
-    return {
-        "name": step.name,
-        "status": step.status.value,
-        "attempts": step.attempts,
-        "started_at": begun,
-        "completed_at": ended,
-        "updated_at": step.updated_at,
-        "seconds": None if begun is None or ended is None else (ended - begun).total_seconds(),
-        "result": step.result,
-        "error": None if step.error is None else f"{step.error.name}: {step.error.message}",
-    }

@@ -1,39 +1,28 @@
 """The history of a workflow, made from the events of its record. No I/O and no clock.
 
-The events are read once, in their order, into drafts of runs, steps, attempts and waits. Records of earlier releases
-say less, and what they leave out is derived where it is certain. Events can be appended by users and by other programs
-too, so a detail of the wrong type counts as missing.
+The events are read once, in their order. Records of earlier releases say less, and what they leave out is derived
+where it is certain.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from datetime import datetime, timedelta
-from typing import Any, TypeAlias, TypeVar
+from datetime import datetime
+from typing import TYPE_CHECKING
 
 import attrs
 
-from iso_orchestrator.record.history import (
-    AttemptSpan,
-    Batch,
-    History,
-    LimitSpan,
-    Outcome,
-    RunSpan,
-    StepHistory,
-    Usage,
-    WaitFor,
-    WaitSpan,
-)
-from iso_orchestrator.record.measures import Bar, gaps_of, place, totals_of
-from iso_orchestrator.record.model import ErrorInfo, Json, StepRecord, StepStatus, WorkflowRecord
+from iso_orchestrator.record.details import Detail, Item, error_in, get, holder_in, item_in, time_in, usage_in
+from iso_orchestrator.record.drafts import AttemptDraft, BatchDraft, RunDraft, StepDraft, WaitDraft, history_of_step
+from iso_orchestrator.record.history import History, LimitSpan, Outcome, WaitFor
+from iso_orchestrator.record.measures import measure, place
+from iso_orchestrator.record.model import ErrorInfo, StepRecord, StepStatus
 
-T = TypeVar("T")
-_Detail: TypeAlias = Mapping[str, Any]
+if TYPE_CHECKING:
+    from iso_orchestrator.record.workflow_record import WorkflowRecord
 
 _INTERRUPTIONS = {KeyboardInterrupt.__name__, SystemExit.__name__}
 _DIED = "RunDied"  # the name of the error that `run.died` records
-_CUT = timedelta(seconds=1)  # the event of a limit has its end in whole seconds, rounded down
 
 
 def history_of(
@@ -57,139 +46,6 @@ def history_of(
     return reader.history(record, logs or {})
 
 
-@attrs.define(eq=False)
-class _Run:
-    number: int
-    begun: datetime
-    last_seen: datetime
-    recorded: int | None  # its number in details; None for those of earlier releases
-    detail: _Detail
-    ended: datetime | None = None
-    outcome: Outcome = Outcome.RUNNING
-    has_died: bool = False
-    found_dead: datetime | None = None
-    error: ErrorInfo | None = None
-    steps: dict[str, _Step] = attrs.field(factory=dict)  # that run or wait in it
-
-    def span(self) -> RunSpan:
-        argv = self.detail.get("argv")
-        return RunSpan(
-            self.number,
-            self.begun,
-            self.ended,
-            self.outcome,
-            pid=_get(self.detail, "pid", int),
-            host=_get(self.detail, "host", str),
-            has_died=self.has_died,
-            found_dead=self.found_dead,
-            error=self.error,
-            argv=tuple(map(str, argv)) if isinstance(argv, list) else (),
-            cwd=_get(self.detail, "cwd", str),
-        )
-
-
-@attrs.define(eq=False)
-class _Attempt(Bar):
-    step: str
-    number: int
-    run: _Run | None
-    outcome: Outcome = Outcome.RUNNING
-    error: ErrorInfo | None = None
-    usage: Usage | None = None
-    log: str | None = None
-    limit_until: datetime | None = None
-    limit_key: str | None = None
-
-    def span(self) -> AttemptSpan:
-        return AttemptSpan(
-            self.step,
-            self.number,
-            self.begun,
-            self.ended,
-            self.outcome,
-            self.worker,
-            depth=self.depth,
-            error=self.error,
-            run=None if self.run is None else self.run.number,
-            usage=self.usage,
-            log=self.log,
-            limit_until=self.limit_until,
-            limit_key=self.limit_key,
-        )
-
-
-@attrs.define(eq=False)
-class _Wait:
-    step: str
-    kind: WaitFor
-    begun: datetime
-    attempt: _Attempt | None  # beside which it is drawn
-    until: datetime | None = None
-    key: str | None = None
-    holder: str | None = None
-    met_by: str | None = None
-    ended: datetime | None = None
-
-    def span(self) -> WaitSpan:
-        return WaitSpan(
-            self.step,
-            self.kind,
-            self.begun,
-            self.ended,
-            until=self.until,
-            key=self.key,
-            holder=self.holder,
-            met_by=self.met_by,
-            worker=0 if self.attempt is None else self.attempt.worker,
-        )
-
-
-@attrs.define(eq=False)
-class _Step:
-    name: str
-    number: int
-    run: _Run | None = None  # that has it in hand, or had it last
-    attempts: list[_Attempt] = attrs.field(factory=list)
-    waits: list[_Wait] = attrs.field(factory=list)
-    attempt: _Attempt | None = None  # the one that runs
-    wait: _Wait | None = None  # what it waits for
-    detail: _Detail = attrs.field(factory=dict)  # of its last begin
-    item: tuple[int, int] | None = None
-    key: str | None = None
-    retry_at: datetime | None = None
-    is_reset: bool = False
-
-    def end_wait(self, at: datetime) -> _Wait | None:
-        wait, self.wait = self.wait, None
-        if wait is not None:
-            if wait.kind is WaitFor.LIMIT and wait.until is not None:
-                at = min(at, wait.until + _CUT)  # after that it waited for a worker
-            wait.ended = max(wait.begun, at)
-        return wait
-
-    def end_attempt(self, at: datetime, outcome: Outcome, number: int | None = None) -> _Attempt | None:
-        """End the attempt that runs, or the one with that number, which seemed to be interrupted."""
-        attempt, self.attempt = self.attempt, None
-        if attempt is None and self.attempts and number == self.attempts[-1].number:
-            attempt = self.attempts[-1] if self.attempts[-1].outcome is Outcome.INTERRUPTED else None
-        if attempt is not None:
-            attempt.ended, attempt.outcome = max(attempt.begun, at), outcome
-        return attempt
-
-    def interrupt(self, at: datetime) -> None:
-        """Its process is gone, or has left it."""
-        self.end_attempt(at, Outcome.INTERRUPTED)
-        self.end_wait(at)
-
-    def outcome(self) -> Outcome:
-        if self.attempt is not None:
-            return Outcome.RUNNING
-        if self.wait is not None:
-            return Outcome.WAITING
-        last = self.attempts[-1].outcome if self.attempts else Outcome.INTERRUPTED
-        return Outcome.INTERRUPTED if last is Outcome.RETRIED else last
-
-
 class _Reader:
     """The drafts of a history, after the events so far."""
 
@@ -197,43 +53,49 @@ class _Reader:
         self._now = now
         self._last_seen: datetime | None = None  # the last event
         self._count = 0  # of attempts
-        self._runs: list[_Run] = []
-        self._alive: list[_Run] = []
-        self._recorded: dict[int, _Run] = {}  # by their numbers in details
-        self._steps: dict[str, _Step] = {}
+        self._runs: list[RunDraft] = []
+        self._alive: list[RunDraft] = []
+        self._recorded: dict[int, RunDraft] = {}  # by their numbers in details
+        self._steps: dict[str, StepDraft] = {}
         self._limits: list[LimitSpan] = []
-        self._by_key: dict[str, int] = {}  # the index of the last limit of each key
+        self._limit_of: dict[str, int] = {}  # the index of the last limit of each key
+        self._batches: dict[int, BatchDraft] = {}
+        self._last_death: datetime | None = None
+        self._keys = _Keys()
 
     def see(self, at: datetime, kind: str) -> None:
         """Note that a process was alive then: the only one that has a run, if no event says which."""
         self._last_seen = at if self._last_seen is None else max(self._last_seen, at)
+        if kind != "mutex.acquired":
+            self._keys.forget_last()
         if len(self._alive) == 1 and self._alive[0].recorded is None and kind != "steps.reset":
-            run = self._alive[0]
-            run.last_seen = max(run.last_seen, at)
+            self._alive[0].see(at)
 
-    def begin_run(self, at: datetime, detail: _Detail) -> None:
-        recorded = _get(detail, "run", int)
-        run = _Run(len(self._runs) + 1, at, at, recorded, detail)
+    def begin_run(self, at: datetime, detail: Detail) -> None:
+        recorded = get(detail, "run", int)
+        if recorded is None and self._recorded:
+            return  # no run of this release: the status was set by hand
+        run = RunDraft(len(self._runs) + 1, at, at, recorded, detail)
         self._runs.append(run)
         self._alive.append(run)
         if recorded is not None:
             self._recorded[recorded] = run
 
-    def end_run(self, at: datetime, detail: _Detail) -> None:
-        error = _error(detail.get("error"))
+    def end_run(self, at: datetime, detail: Detail) -> None:
+        error = error_in(detail)
         run = self._ended_run(detail, error)
         if run is None:
             return
         has_died = detail.get("died") is True or (error is not None and error.name == _DIED)
         if has_died:
-            self._bury(run, _time(detail, "lastSeen"), found_dead=at)
+            self._bury(run, time_in(detail, "lastSeen"), found_dead=at)
         else:
             self._end_run(run, at)
-            run.outcome = _outcome_of(error)
+            run.outcome = outcome_of(error)
         run.error = error
 
-    def _ended_run(self, detail: _Detail, error: ErrorInfo | None) -> _Run | None:
-        recorded = _get(detail, "run", int)
+    def _ended_run(self, detail: Detail, error: ErrorInfo | None) -> RunDraft | None:
+        recorded = get(detail, "run", int)
         if recorded is not None:
             run = self._recorded.get(recorded)
             return run if run in self._alive else None
@@ -243,93 +105,138 @@ class _Reader:
             found = [run for run in found if f"since {run.begun.isoformat()} " in error.message] or found
         return found[0] if found else None
 
-    def _bury(self, run: _Run, last_seen: datetime | None, found_dead: datetime | None) -> None:
+    def _bury(self, run: RunDraft, last_seen: datetime | None, found_dead: datetime | None) -> None:
         run.has_died, run.found_dead = True, found_dead
         self._end_run(run, run.last_seen if last_seen is None else max(last_seen, run.last_seen))
-        run.outcome = Outcome.INTERRUPTED
+        run.outcome, self._last_death = Outcome.INTERRUPTED, run.ended
 
-    def _end_run(self, run: _Run, at: datetime) -> None:
+    def _end_run(self, run: RunDraft, at: datetime) -> None:
         run.ended = at = max(run.begun, at)
         self._alive.remove(run)
         for step in run.steps.values():
             step.interrupt(at)
+        for batch in run.batches.values():
+            batch.ended = max(batch.begun, at)
         run.steps.clear()
 
-    def begin_step(self, at: datetime, detail: _Detail) -> None:
+    def begin_step(self, at: datetime, detail: Detail) -> None:
         step = self._step_of(detail)
         if step is None:
             return
         run = self._run_of(detail)
-        if step.attempt is not None:  # its process died, or has left it
-            left = step.run
-            step.interrupt(at if left is None else min(at, left.last_seen))
+        if step.attempt is not None:
+            step.interrupt(self._left(step, step.attempt, at))
         waited = step.end_wait(at)
-        number = _get(detail, "attempt", int) or len(step.attempts) + 1
         self._count += 1
-        attempt = _Attempt(at, step.name, number, run, order=self._count)
+        number = get(detail, "attempt", int) or len(step.attempts) + 1
+        attempt = AttemptDraft(at, step.name, number, run, order=self._count)
         if waited is not None and waited.kind is WaitFor.BACKOFF and waited.attempt is not None:
             attempt.after = waited.attempt
-        around = self._steps.get(parent) if (parent := _get(detail, "parent", str)) is not None else None
-        attempt.inside = None if around is None else around.attempt
+        parent = self._steps.get(get(detail, "parent", str) or "")
+        attempt.inside = None if parent is None else parent.attempt
         for wait in reversed(step.waits):
             if wait.attempt is not None:
                 break
             wait.attempt = attempt
+        self._keys.take(step)
         step.attempt = attempt
         step.attempts.append(attempt)
         step.is_reset, step.detail, step.retry_at = False, detail, None
         self._hold(step, run, at)
 
-    def complete_step(self, at: datetime, detail: _Detail) -> None:
+    def _left(self, step: StepDraft, attempt: AttemptDraft, at: datetime) -> datetime:
+        """When the process of an attempt died or left it, which no event tells, since the next one began at *at*."""
+        seen = self._last_death if step.run is None else step.run.last_seen
+        return at if seen is None or seen < attempt.begun else min(at, seen)
+
+    def complete_step(self, at: datetime, detail: Detail) -> None:
         self._end_attempt(at, detail, Outcome.COMPLETED)
 
-    def fail_step(self, at: datetime, detail: _Detail) -> None:
-        self._end_attempt(at, detail, _outcome_of(_error(detail.get("error"))))
+    def fail_step(self, at: datetime, detail: Detail) -> None:
+        self._end_attempt(at, detail, outcome_of(error_in(detail)))
 
-    def retry_step(self, at: datetime, detail: _Detail) -> None:
+    def retry_step(self, at: datetime, detail: Detail) -> None:
         attempt = self._end_attempt(at, detail, Outcome.RETRIED)
         if attempt is not None:
             step = self._steps[attempt.step]
-            step.retry_at = _time(detail, "retryAt")
-            self._begin_wait(step, attempt.run, _Wait(step.name, WaitFor.BACKOFF, at, attempt, until=step.retry_at))
+            step.retry_at = time_in(detail, "retryAt")
+            self._begin_wait(step, attempt.run, WaitDraft(step.name, WaitFor.BACKOFF, at, attempt, until=step.retry_at))
 
-    def limit_step(self, at: datetime, detail: _Detail) -> None:
+    def limit_step(self, at: datetime, detail: Detail) -> None:
         attempt = self._end_attempt(at, detail, Outcome.RETRIED)
-        until, key = _time(detail, "until"), _get(detail, "limitKey", str)
+        until, key = time_in(detail, "until"), get(detail, "limitKey", str)
         if attempt is None or until is None:
             return
         attempt.limit_until, attempt.limit_key = until, key
         met_by = self._meet_limit(attempt.step, key, at, until)
         step = self._steps[attempt.step]
-        wait = _Wait(step.name, WaitFor.LIMIT, at, attempt, until=until, key=key, met_by=met_by)
+        wait = WaitDraft(step.name, WaitFor.LIMIT, at, attempt, until=until, key=key, met_by=met_by)
         self._begin_wait(step, attempt.run, wait)
 
-    def wait_step(self, at: datetime, detail: _Detail) -> None:
+    def wait_step(self, at: datetime, detail: Detail) -> None:
         step = self._step_of(detail)
         if step is None:
             return
         attempt = step.attempts[-1] if step.attempts else None
         if detail.get("for") == "process":
-            wait = _Wait(step.name, WaitFor.PROCESS, at, attempt, holder=_holder(detail))
-        else:
-            key, until = _get(detail, "limitKey", str), _time(detail, "until")
-            known = self._limits[self._by_key[key]] if key is not None and key in self._by_key else None
-            met_by = None if known is None else known.met_by
-            wait = _Wait(step.name, WaitFor.LIMIT, at, attempt, until=until, key=key, met_by=met_by)
-        if step.attempt is None:
+            step.onlookers.append(WaitDraft(step.name, WaitFor.PROCESS, at, attempt, holder=holder_in(detail)))
+            step.waits.append(step.onlookers[-1])
+        elif step.attempt is None:
+            key, until = get(detail, "limitKey", str), time_in(detail, "until")
+            met_by = self._limits[self._limit_of[key]].met_by if key in self._limit_of else None
+            wait = WaitDraft(step.name, WaitFor.LIMIT, at, attempt, until=until, key=key, met_by=met_by)
             self._begin_wait(step, self._run_of(detail), wait)
 
-    def interrupt_step(self, at: datetime, detail: _Detail) -> None:
+    def wait_for_key(self, at: datetime, detail: Detail) -> None:
+        key = get(detail, "key", str)
+        if key is not None:
+            wait = WaitDraft("", WaitFor.KEY, at, None, key=key, holder=holder_in(detail))
+            self._keys.wait(self._user_of(detail), item_in(detail), wait)
+
+    def acquire_key(self, at: datetime, detail: Detail) -> None:
+        key = get(detail, "key", str)
+        if key is not None:
+            since, granted = time_in(detail, "since"), time_in(detail, "granted")
+            self._keys.acquire(self._user_of(detail), item_in(detail), key, since or at, granted or at)
+
+    def release_key(self, _at: datetime, detail: Detail) -> None:
+        self._keys.release(get(detail, "key", str) or "")
+
+    def begin_batch(self, at: datetime, detail: Detail) -> None:
+        number = get(detail, "batch", int)
+        if number is not None:
+            run = self._run_of(detail)
+            batch = self._batches[number] = BatchDraft(number, at, run, detail)
+            if run is not None:
+                run.see(at)
+                run.batches[number] = batch
+
+    def end_batch(self, at: datetime, detail: Detail) -> None:
+        batch = self._batches.get(get(detail, "batch", int) or 0)
+        if batch is not None:
+            batch.ended, batch.counts = max(batch.begun, at), detail
+            for step in batch.items.values():
+                step.end_wait(at)
+            if batch.run is not None:
+                batch.run.see(at)
+                batch.run.batches.pop(batch.number, None)
+
+    def interrupt_step(self, at: datetime, detail: Detail) -> None:
         step = self._known(detail)
         if step is not None:
-            step.interrupt(_time(detail, "lastSeen") or at)
+            last_seen = at if step.run is None else step.run.last_seen
+            step.interrupt(time_in(detail, "lastSeen") or last_seen)
 
-    def abandon_step(self, at: datetime, detail: _Detail) -> None:
+    def abandon_step(self, at: datetime, detail: Detail) -> None:
         step = self._known(detail)
         if step is not None:
-            step.interrupt(at)
+            step.end_attempt(at, Outcome.INTERRUPTED)
+            if step.run is not None:
+                step.run.see(at)
+            if step.wait is not None and step.wait.kind is WaitFor.BACKOFF:
+                step.end_wait(at)  # one for a limit goes on, in an item of a `for_each` that has no worker
 
-    def reset_steps(self, at: datetime, detail: _Detail) -> None:
+    def reset_steps(self, at: datetime, detail: Detail) -> None:
         names = detail.get("steps")
         for name in names if isinstance(names, list) else ():
             step = self._steps.get(name) if isinstance(name, str) else None
@@ -337,10 +244,10 @@ class _Reader:
                 step.interrupt(at)
                 step.is_reset = True
 
-    def begin_command(self, _at: datetime, detail: _Detail) -> None:
+    def begin_command(self, _at: datetime, detail: Detail) -> None:
         step = self._known(detail)
         if step is not None and step.attempt is not None:
-            step.attempt.log = _get(detail, "log", str)
+            step.attempt.log = get(detail, "log", str)
 
     def end(self, record: WorkflowRecord, dead: frozenset[str]) -> None:
         """End what the record has as running, and what no process does any more."""
@@ -349,9 +256,13 @@ class _Reader:
                 self._bury(run, None, found_dead=None)
         for step in self._steps.values():
             known = record.steps.get(step.name)
-            if known is None or step.name in dead or (step.attempt and known.status is not StepStatus.RUNNING):
+            is_over = known is None or (step.attempt is not None and known.status is not StepStatus.RUNNING)
+            if step.name in dead or (is_over and step.attempts):
                 last_seen = self._last_seen if step.run is None else step.run.last_seen
                 step.interrupt(last_seen or self._now)
+        for batch in self._batches.values():
+            if batch.ended is None and batch.run is None and not any(map(StepDraft.is_busy, batch.items.values())):
+                batch.ended = self._last_seen
         for name, known in record.steps.items():
             if name not in self._steps:
                 self._add_without_events(known)
@@ -363,10 +274,12 @@ class _Reader:
                 if wait.kind is WaitFor.BACKOFF and wait.attempt is not None:
                     wait.attempt.held_until = wait.ended or self._now
         place(attempts, self._now)
-        steps = tuple(_history_of_step(step, record.steps.get(step.name), logs) for step in self._steps.values())
-        runs = tuple(run.span() for run in self._runs)
-        batches: tuple[Batch, ...] = ()
-        gaps = gaps_of(runs, steps, self._now)
+        steps = tuple(
+            [history_of_step(step, record.steps.get(name), logs.get(name)) for name, step in self._steps.items()]
+        )
+        runs = tuple([run.span() for run in self._runs])
+        batches = tuple([batch.finished() for batch in self._batches.values()])
+        gaps, totals = measure(runs, steps, batches, self._now)
         return History(
             record.workflow_id,
             record.status,
@@ -379,25 +292,27 @@ class _Reader:
             tuple(self._limits),
             batches,
             gaps,
-            totals_of(runs, steps, batches, self._now),
+            totals,
             state=record.state,
             last_error=record.last_error,
         )
 
-    def _end_attempt(self, at: datetime, detail: _Detail, outcome: Outcome) -> _Attempt | None:
+    def _end_attempt(self, at: datetime, detail: Detail, outcome: Outcome) -> AttemptDraft | None:
         step = self._known(detail)
         if step is None:
             return None
         step.end_wait(at)
-        attempt = step.end_attempt(at, outcome, _get(detail, "attempt", int))
+        attempt = step.end_attempt(at, outcome, get(detail, "attempt", int))
         if attempt is not None:
-            attempt.error, attempt.usage = _error(detail.get("error")), _usage(detail.get("usage"))
+            attempt.error, attempt.usage = error_in(detail), usage_in(detail)
+            if outcome is not Outcome.RETRIED:
+                step.dismiss(at)
             if attempt.run is not None:
                 attempt.run.steps.pop(step.name, None)
-                attempt.run.last_seen = max(attempt.run.last_seen, at)
+                attempt.run.see(at)
         return attempt
 
-    def _begin_wait(self, step: _Step, run: _Run | None, wait: _Wait) -> None:
+    def _begin_wait(self, step: StepDraft, run: RunDraft | None, wait: WaitDraft) -> None:
         if step.wait is not None and step.wait.kind is not wait.kind:
             step.end_wait(wait.begun)
         if step.wait is None:
@@ -405,44 +320,54 @@ class _Reader:
             step.waits.append(wait)
         self._hold(step, run, wait.begun)
 
-    def _hold(self, step: _Step, run: _Run | None, at: datetime) -> None:
+    def _hold(self, step: StepDraft, run: RunDraft | None, at: datetime) -> None:
         if step.run is not run and step.run is not None:
             step.run.steps.pop(step.name, None)
         step.run = run
         if run is not None and run.ended is None:
             run.steps[step.name] = step
-            run.last_seen = max(run.last_seen, at)
+            run.see(at)
 
     def _meet_limit(self, step: str, key: str | None, at: datetime, until: datetime) -> str:
         """Add a limit, or the later end of one that goes on: the step that met it first."""
-        index = None if key is None else self._by_key.get(key)
+        index = None if key is None else self._limit_of.get(key)
         if index is not None and at < (known := self._limits[index]).until:
             self._limits[index] = attrs.evolve(known, until=max(until, known.until))
             return known.met_by
         if key is not None:
-            self._by_key[key] = len(self._limits)
+            self._limit_of[key] = len(self._limits)
         self._limits.append(LimitSpan(key, at, until, step))
         return step
 
-    def _known(self, detail: _Detail) -> _Step | None:
+    def _known(self, detail: Detail) -> StepDraft | None:
         name = detail.get("step")
         return self._steps.get(name) if isinstance(name, str) else None
 
-    def _step_of(self, detail: _Detail) -> _Step | None:
+    def _user_of(self, detail: Detail) -> StepDraft | None:
+        """The step of the event of a key: that of the item, or the one whose body uses it."""
+        item = item_in(detail)
+        if item is None:
+            return self._known(detail)
+        return self._batches[item[0]].items.get(item[1]) if item[0] in self._batches else None
+
+    def _step_of(self, detail: Detail) -> StepDraft | None:
         """The step of an event, which may be the first about it."""
         name = detail.get("step")
         if not isinstance(name, str):
             return None
         step = self._steps.get(name)
         if step is None:
-            step = self._steps[name] = _Step(name, len(self._steps) + 1)
-        match detail.get("item"):
-            case [int(batch), int(index)]:
-                step.item = batch, index
+            step = self._steps[name] = StepDraft(name, len(self._steps) + 1)
+        item = item_in(detail)
+        if item is not None and step.item != item:
+            step.item = item
+            if item[0] in self._batches:
+                self._batches[item[0]].items.setdefault(item[1], step)
+            self._keys.adopt(step)
         return step
 
-    def _run_of(self, detail: _Detail) -> _Run | None:
-        recorded = _get(detail, "run", int)
+    def _run_of(self, detail: Detail) -> RunDraft | None:
+        recorded = get(detail, "run", int)
         if recorded is not None:
             return self._recorded.get(recorded)
         if "pid" in detail or len(self._alive) != 1 or self._alive[0].recorded is not None:
@@ -451,18 +376,86 @@ class _Reader:
 
     def _add_without_events(self, known: StepRecord) -> None:
         """Add a step that another program wrote without its events."""
-        step = self._steps[known.name] = _Step(known.name, len(self._steps) + 1)
+        step = self._steps[known.name] = StepDraft(known.name, len(self._steps) + 1)
         if known.started_at is None:
             return
-        attempt = _Attempt(known.started_at, known.name, known.attempts, None)
+        attempt = AttemptDraft(known.started_at, known.name, known.attempts, None)
         step.attempts.append(attempt)
-        outcome = Outcome.COMPLETED if known.status is StepStatus.COMPLETED else _outcome_of(known.error)
+        outcome = Outcome.COMPLETED if known.status is StepStatus.COMPLETED else outcome_of(known.error)
         attempt.outcome = Outcome.INTERRUPTED if known.status is StepStatus.RUNNING else outcome
         attempt.ended = max(known.started_at, known.completed_at or known.updated_at)
         attempt.error = known.error
 
 
-_HANDLERS: dict[str, Callable[[_Reader, datetime, _Detail], None]] = {
+class _Keys:
+    """Which step ran under which mutex key, and who waited for one."""
+
+    def __init__(self) -> None:
+        self._waits: dict[tuple[str, Item | str | None], WaitDraft] = {}  # those that go on
+        self._pending: dict[Item, list[WaitDraft]] = {}  # of items whose steps have not begun
+        self._of_items: dict[Item, str] = {}
+        self._last: str | None = None  # the key that the last event acquired, in records of earlier releases
+        self._unclaimed: set[str] = set()
+        self._claims: dict[str, StepDraft] = {}
+
+    def wait(self, step: StepDraft | None, item: Item | None, wait: WaitDraft) -> None:
+        self._waits[wait.key or "", _user(step, item)] = wait
+        if step is not None:
+            wait.step, wait.attempt = step.name, step.attempt
+            step.waits.append(wait)
+        elif item is not None:
+            self._pending.setdefault(item, []).append(wait)
+
+    def acquire(self, step: StepDraft | None, item: Item | None, key: str, since: datetime, granted: datetime) -> None:
+        wait = self._waits.pop((key, _user(step, item)), None)
+        if wait is None and since < granted:
+            self.wait(step, item, wait := WaitDraft("", WaitFor.KEY, since, None, key=key))
+            del self._waits[key, _user(step, item)]
+        if wait is not None:
+            wait.begun, wait.ended = min(since, wait.begun), max(since, granted)
+        if item is not None:
+            self._of_items[item] = key
+        elif step is not None:
+            step.key = step.key or key
+        else:
+            self._last = key
+            self._unclaimed.add(key)
+
+    def forget_last(self) -> None:
+        """Note that the next event is not the first one after that of a key."""
+        self._last = None
+
+    def adopt(self, step: StepDraft) -> None:
+        """Give a step what its item has waited for."""
+        if step.item is not None:
+            for wait in self._pending.pop(step.item, ()):
+                wait.step = step.name
+                step.waits.append(wait)
+
+    def take(self, step: StepDraft) -> None:
+        """Note that a step begins: under the key of its item.
+
+        In records of earlier releases it is that which the event before acquired, if all others that are held belong to
+        other steps, and if the step ends before it is released. Nothing else is certain.
+        """
+        if step.item is not None:
+            step.key = self._of_items.get(step.item, step.key)
+        elif self._last is not None and self._unclaimed == {self._last}:
+            self._claims[self._last] = step
+            self._unclaimed.clear()
+
+    def release(self, key: str) -> None:
+        self._unclaimed.discard(key)
+        step = self._claims.pop(key, None)
+        if step is not None and not step.is_busy():
+            step.key = key
+
+
+def _user(step: StepDraft | None, item: Item | None) -> Item | str | None:
+    return step.name if item is None and step is not None else item
+
+
+_HANDLERS: dict[str, Callable[[_Reader, datetime, Detail], None]] = {
     "workflow.running": _Reader.begin_run,
     "workflow.completed": _Reader.end_run,
     "workflow.failed": _Reader.end_run,
@@ -476,117 +469,16 @@ _HANDLERS: dict[str, Callable[[_Reader, datetime, _Detail], None]] = {
     "step.abandoned": _Reader.abandon_step,
     "steps.reset": _Reader.reset_steps,
     "command.begun": _Reader.begin_command,
+    "mutex.waiting": _Reader.wait_for_key,
+    "mutex.acquired": _Reader.acquire_key,
+    "mutex.released": _Reader.release_key,
+    "batch.started": _Reader.begin_batch,
+    "batch.ended": _Reader.end_batch,
 }
 
 
-def _history_of_step(step: _Step, known: StepRecord | None, logs: Mapping[str, str]) -> StepHistory:
-    last = step.attempts[-1] if step.attempts else None
-    is_completed = known is not None and known.status is StepStatus.COMPLETED
-    if last is not None and is_completed and last.usage is None and known is not None:
-        last.usage = _usage_of_result(known.result)
-    log = logs.get(step.name) or next((attempt.log for attempt in reversed(step.attempts) if attempt.log), None)
-    if last is not None and last.log is None:
-        last.log = log
-    detail = step.detail
-    return StepHistory(
-        step.name,
-        step.number,
-        _group(step.name),
-        Outcome.COMPLETED if is_completed else step.outcome(),
-        attempts=tuple([attempt.span() for attempt in step.attempts]),
-        waits=tuple([wait.span() for wait in step.waits]),
-        attempt_count=known.attempts if known is not None else last.number if last is not None else 0,
-        attempts_allowed=_get(detail, "of", int),
-        retry_at=step.retry_at if step.wait is not None else None,
-        key=step.key,
-        batch=None if step.item is None else step.item[0],
-        item=None if step.item is None else step.item[1],
-        function=_get(detail, "fn", str),
-        parent=_get(detail, "parent", str),
-        result=known.result if known is not None and is_completed else None,
-        error=known.error if known is not None else None if last is None else last.error,
-        log=log,
-        idempotency_key=_get(detail, "idempotencyKey", str),
-        version=_get(detail, "version", str),
-        if_interrupted=_get(detail, "ifInterrupted", str) or "rerun",
-        timeout=_get(detail, "timeout", int, float),
-        is_reset=step.is_reset or (known is None and bool(step.attempts)),
-    )
-
-
-def _group(name: str) -> str:
-    """The name up to the first ":" or "(".
-
-    Example:
-        >>> _group("review:shop:cart"), _group("fetch(page=1)"), _group("cleanup")
-        ('review', 'fetch', 'cleanup')
-    """
-    return min(name.split(":", 1)[0], name.split("(", 1)[0], key=len) or name
-
-
-def _outcome_of(error: ErrorInfo | None) -> Outcome:
+def outcome_of(error: ErrorInfo | None) -> Outcome:
     """What comes of a run or step that ended with *error*."""
     if error is None:
         return Outcome.COMPLETED
     return Outcome.INTERRUPTED if error.name in _INTERRUPTIONS else Outcome.FAILED
-
-
-def _error(value: Json) -> ErrorInfo | None:
-    match value:
-        case {"name": str(name), "message": str(message)}:
-            texts = {key: text for key in ("stack", "code", "cause") if isinstance(text := value.get(key), str)}
-            return ErrorInfo(name, message, **texts)
-    return None
-
-
-def _usage(value: Json) -> Usage | None:
-    if not isinstance(value, dict):
-        return None
-    return Usage(
-        _get(value, "agent", str),
-        _get(value, "outcome", str),
-        _get(value, "costUsd", int, float),
-        _get(value, "inputTokens", int),
-        _get(value, "outputTokens", int),
-        _get(value, "sessionId", str),
-    )
-
-
-def _usage_of_result(result: Json) -> Usage | None:
-    """What an agent used, from the result of its step: earlier releases recorded it nowhere else."""
-    match result:
-        case {"exit_code": int(), "parsed": {"agent": str(agent), "outcome": str(outcome)} as parsed}:
-            tokens = parsed.get("usage")
-            counts = tokens if isinstance(tokens, dict) else {}
-            return Usage(
-                agent,
-                outcome,
-                _get(parsed, "cost_usd", int, float),
-                _get(counts, "input_tokens", int),
-                _get(counts, "output_tokens", int),
-                _get(parsed, "session_id", str),
-            )
-    return None
-
-
-def _holder(detail: _Detail) -> str | None:
-    match detail.get("holder"):
-        case int(pid):
-            return f"pid {pid}"
-        case str(name):
-            return name
-    return None
-
-
-def _time(detail: _Detail, key: str) -> datetime | None:
-    text = detail.get(key)
-    try:
-        moment = datetime.fromisoformat(text) if isinstance(text, str) else None
-    except ValueError:
-        return None
-    return None if moment is None or moment.tzinfo is None else moment
-
-
-def _get(detail: _Detail, key: str, *kinds: type[T]) -> T | None:
-    value = detail.get(key)
-    return value if type(value) in kinds else None

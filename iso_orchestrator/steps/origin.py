@@ -38,6 +38,14 @@ class Origin:
     code: str | None = None
     arguments: Texts = attrs.field(factory=dict)
 
+    def function_beside(self, step_name: str) -> str | None:
+        """The function's name, where the step's does not begin with it; None for what has no name, as a lambda."""
+        function = self.function.rpartition("<locals>.")[2]
+        if not function.replace(".", "").isidentifier():
+            return None
+        is_begin = step_name.startswith(function) and step_name[len(function) : len(function) + 1] in ("", "(", ":")
+        return None if is_begin else function
+
     def changes_since(self, step: StepState) -> list[str]:
         """Say what is other now than when the result of *step* was made; what is not known counts as the same."""
         if self.code == step.code and self.arguments == (step.arguments or {}):

@@ -6,12 +6,13 @@ import html
 from datetime import UTC, datetime
 
 from iso_orchestrator.record.history import History
-from iso_orchestrator.record.model import WorkflowRecord
 from iso_orchestrator.record.reconstruction import history_of
+from iso_orchestrator.record.workflow_record import WorkflowRecord
+from iso_orchestrator.store import Store
 from iso_orchestrator.text import money_text
 from iso_orchestrator.views.drawing import INLINE, Clock, drawing
 from iso_orchestrator.views.timeline import BUDGET
-from iso_orchestrator.views.timeline_file import page_of, write_file
+from iso_orchestrator.views.timeline_file import read_page, write_file
 from iso_orchestrator.views.timeline_words import SIGNS, duration, error_of, failed_steps, headline, plural, safe
 
 _FAILURES = 10
@@ -37,9 +38,8 @@ class Timeline:
         '<!DOCTYPE html>'
     """
 
-    def __init__(self, history: History) -> None:
-        self._history = history
-        self.html = page_of(history, timeline_first=True)
+    def __init__(self, store: Store, workflow_id: str, now: datetime) -> None:
+        self.html, self._history = read_page(store, workflow_id, now=now, timeline_first=True)
 
     def __repr__(self) -> str:
         return f"<Timeline of {self._history.workflow_id!r}, {len(self.html)} characters>"

@@ -40,6 +40,9 @@ class Style(StrEnum):
     CHOSEN = "7"
 
 
+NONE = "\u2013"
+"""Stands for what there is none of, and between two times."""
+
 Span: TypeAlias = "str | tuple[str, Style]"
 """A text, or one with its style."""
 
@@ -143,23 +146,31 @@ class Terminal:
         """The sign of an outcome, in its colour."""
         return _SIGNS[outcome], style or _STYLES[outcome]
 
+    def name(self, text: str, columns: int) -> str:
+        """A name, cut in its middle to *columns*, but never below 16."""
+        return cut(self.text(text), max(columns, _SHORTEST_NAME), self.ellipsis)
+
+    def paint(self, text: str, style: Style) -> str:
+        """*text* in a colour. It is not cut: what it becomes a part of must fit."""
+        return self._painted([(self.text(text), style)])
+
     def line(self, *spans: Span, indent: int = 0) -> str:
         """One line, cut at its end to the width."""
         shown = [(self.text(text), style) for text, style in map(_split, spans)]
         return (" " * indent + self._painted(self._cut(shown, self.width - indent))).rstrip()
 
-    def lines(self, *spans: Span, indent: int = 0) -> list[str]:
-        """As many lines as it takes; all have the style of the first span."""
-        style = spans[0][1] if spans and isinstance(spans[0], tuple) else Style.PLAIN
-        text = "".join(_split(span)[0] for span in spans)
-        room = max(1, self.width - indent)
-        return [" " * indent + self._painted([(part, style)]) for part in wrap(self.text(text), room)]
+    def lines(self, text: str, style: Style = Style.PLAIN, *, indent: int = 0, hanging: int = 0) -> list[str]:
+        """As many lines as *text* takes, those after the first one *hanging* columns further to the right."""
+        found = wrap(self.text(text), max(1, self.width - indent - hanging))
+        indents = [" " * indent, *[" " * (indent + hanging)] * (len(found) - 1)]
+        return [before + self._painted([(line, style)]) for before, line in zip(indents, found, strict=True)]
 
     def table(self, columns: Sequence[Column], rows: Iterable[Sequence[Cell]], *, indent: int = 0) -> list[str]:
         """Lines of cells under their heads, none longer than the width.
 
         A column with nothing in any row is left out. Where the width does not suffice, names are cut first, in the
-        middle, down to 16 columns, then what is in the last column, and then lines at their ends.
+        middle, down to 16 columns, then what is in the last column, and then lines at their ends. But a last column of
+        more than half of the width is cut to that before, so that a long result does not take the names' room.
         """
         table = [[self._cell(cell) for cell in row] for row in rows]
         kept = [number for number in range(len(columns)) if any(_width_of(row[number]) for row in table)]
@@ -169,9 +180,12 @@ class Terminal:
         if any(column.head for column in columns):
             table = [heads, *table]
         widths = [max(map(_width_of, cells)) for cells in zip(*table, strict=True)]
+        names = [number for number, column in enumerate(columns) if column.is_name]
+        last = [number for number, column in enumerate(columns) if column.is_last]
         excess = sum(widths) + len(_GAP) * (len(widths) - 1) - (self.width - indent)
-        excess = _narrow(widths, [number for number, column in enumerate(columns) if column.is_name], excess)
-        _narrow(widths, [number for number, column in enumerate(columns) if column.is_last], excess)
+        excess = _narrow(widths, last, excess, self.width // 2)
+        excess = _narrow(widths, names, excess, _SHORTEST_NAME)
+        _narrow(widths, last, excess, _SHORTEST_NAME)
         return [self._row(columns, widths, row, indent) for row in table]
 
     def _row(self, columns: Sequence[Column], widths: Sequence[int], row: Sequence[list[_Shown]], indent: int) -> str:
@@ -225,10 +239,9 @@ def _width_of(spans: Iterable[_Shown]) -> int:
     return sum(width_of(text) for text, _ in spans)
 
 
-def _narrow(widths: list[int], numbers: Iterable[int], excess: int) -> int:
-    """Take *excess* from some of *widths*, from the widest one first; what could not be taken."""
-    numbers = list(numbers)
-    while excess > 0 and (wide := [number for number in numbers if widths[number] > _SHORTEST_NAME]):
+def _narrow(widths: list[int], numbers: Iterable[int], excess: int, least: int) -> int:
+    """Take *excess* from some of *widths*, from the widest one first, down to *least*; what could not be taken."""
+    while excess > 0 and (wide := [number for number in numbers if widths[number] > least]):
         widths[max(wide, key=widths.__getitem__)] -= 1
         excess -= 1
     return excess

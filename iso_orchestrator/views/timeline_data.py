@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
@@ -18,6 +17,7 @@ from iso_orchestrator.checks import escape_terminal
 from iso_orchestrator.record.history import AttemptSpan, History, Outcome, StepHistory, WaitFor, WaitSpan
 from iso_orchestrator.record.model import ErrorInfo, Json
 from iso_orchestrator.text import count_text, money_text
+from iso_orchestrator.views.causes import folded
 from iso_orchestrator.views.drawing import Clock, gap_text, named_gaps
 
 T = TypeVar("T")
@@ -46,8 +46,6 @@ _MET_LIMIT = 3
 STATES = [Outcome.FAILED, Outcome.RUNNING, Outcome.WAITING, Outcome.INTERRUPTED, Outcome.COMPLETED]
 """The states of steps, those that need attention first."""
 _RESET = len(STATES)
-
-_FRAME = re.compile(r'  File "[^"]*/iso_orchestrator/[^"]*", line \d+.*\n(    .*\n)*')
 
 
 @attrs.frozen
@@ -158,24 +156,14 @@ def _important(history: History) -> set[int]:
 _LEFT_OUT = {"name": "Error", "message": "left out of this file: `show` has it"}
 
 
-def last_words(text: str) -> str:
+def safe_lines(text: str) -> str:
     r"""Make a text of several lines harmless; its lines stay.
 
     Example:
-        >>> last_words("one\ntwo\a")
+        >>> safe_lines("one\ntwo\a")
         'one\ntwo\\x07'
     """
     return "\n".join(escape_terminal(line) for line in text.expandtabs(4).splitlines())
-
-
-def folded(stack: str) -> str:
-    """A traceback in which the frames of this library are counted instead of shown."""
-
-    def count(match: re.Match[str]) -> str:
-        frames = match[0].count('  File "')
-        return f"  … {frames} {'frame' if frames == 1 else 'frames'} of iso_orchestrator\n"
-
-    return re.sub(f"(?:{_FRAME.pattern})+", count, stack)
 
 
 def result_text(result: Json) -> str:
@@ -184,8 +172,8 @@ def result_text(result: Json) -> str:
     for part in json.JSONEncoder(indent=1, ensure_ascii=False).iterencode(result):
         text += part
         if len(text) > RESULT:
-            return last_words(text[:RESULT]) + " …"
-    return last_words(text)
+            return safe_lines(text[:RESULT]) + " …"
+    return safe_lines(text)
 
 
 class _Table(Generic[T]):
@@ -217,7 +205,7 @@ def _attempts(
 ) -> dict[str, list[Any]]:
     spans = sorted((span for step in history.steps for span in step.attempts), key=lambda span: span.begun)
     allowed = {step.name: step.attempts_allowed or 0 for step in history.steps}
-    columns = {
+    columns: dict[str, list[Any]] = {
         "kind": [_MET_LIMIT if span.limit_until is not None else _KINDS[span.outcome] for span in spans],
         "number": [span.number for span in spans],
         "error": [-1 if span.error is None else errors.index(span.error) for span in spans],
@@ -302,9 +290,9 @@ def short_path(path: str) -> str:
 
 
 def _error(error: ErrorInfo) -> dict[str, str]:
-    found = {"name": escape_terminal(error.name), "message": last_words(error.message[:_ERROR])}
+    found = {"name": escape_terminal(error.name), "message": safe_lines(error.message[:_ERROR])}
     if error.stack:
-        found["stack"] = last_words(folded(error.stack)[-_ERROR:])
+        found["stack"] = safe_lines(folded(error.stack)[-_ERROR:])
     return found
 
 

@@ -11,8 +11,9 @@ from datetime import timedelta
 from iso_orchestrator.record.history import AttemptSpan, History, Outcome, RunSpan, StepHistory, WaitFor, WaitSpan
 from iso_orchestrator.record.model import ErrorInfo
 from iso_orchestrator.text import count_text, money_text
+from iso_orchestrator.views.causes import folded
 from iso_orchestrator.views.drawing import CLASSES, Clock, drawing, named_gaps
-from iso_orchestrator.views.timeline_data import STATES, folded, last_words, short_path
+from iso_orchestrator.views.timeline_data import STATES, safe_lines, short_path
 from iso_orchestrator.views.timeline_words import SIGNS, causes, duration, error_of, headline, lede, plural, safe
 
 _CAUSES, _NAMES = 40, 12  # causes that are listed, and steps of each
@@ -152,7 +153,7 @@ class Page:
         if tail := self._tails.get(example.name):
             words, text = "Last words in its log", tail
         else:
-            words, text = "Traceback", last_words(folded(error_of(example).stack or "")[-_STACK:])
+            words, text = "Traceback", safe_lines(folded(error_of(example).stack or "")[-_STACK:])
         details = f"<details><summary>{words}</summary><pre>{html.escape(text)}</pre></details>" if text else ""
         log = example.log if self._logs else None
         path = f'<p class="mono mute">{html.escape(short_path(log))}</p>' if log else ""

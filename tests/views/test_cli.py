@@ -16,7 +16,7 @@ import pytest
 from support import DEADLINE, run_python, tree, wait_until, waits_for_a_lock
 from support_processes import child
 
-from iso_orchestrator import Workflow, __version__, open_workflow, read_workflow_record
+from iso_orchestrator import Retry, Workflow, __version__, current_workflow, open_workflow, read_workflow_record
 from iso_orchestrator.views.cli import main
 
 REPOSITORY = Path(__file__).parents[2]
@@ -82,23 +82,42 @@ def times(root):
 
 
 def test_list_shows_each_workflow_in_a_line(run):
-    """`list` shows the id, status, steps and last error of each workflow in one line."""
+    """`list` shows the id, status, steps and time of each workflow in one line, the one that changed last first."""
     code, out, err = run("list")
-    head, batch, broken = out.splitlines()
+    head, broken, batch = out.splitlines()
     assert (code, err) == (0, "")
-    assert head.split()[:3] == ["workflow", "status", "steps"]
-    assert batch.split()[:4] == ["batch", "completed", "2", "completed"]
-    assert broken.split()[:4] == ["broken", "failed", "1", "failed"]
-    assert broken.endswith("OSError: no space")
+    assert head.split() == ["workflow", "status", "steps", "took", "updated"]
+    assert re.fullmatch(r"batch +✓ completed +2/2 +\d+ ms  \d\d:\d\d:\d\d", batch)
+    assert re.fullmatch(r"broken +✕ failed +0/1 +\d+ ms  \d\d:\d\d:\d\d", broken)
+
+
+def test_list_chooses_by_failures_and_age(run, root):
+    """`--failed`, `--running` and `--since` leave out the other workflows, as text and as JSON."""
+    with Workflow("collecting", dir=root) as workflow:
+        summary = workflow.run_for_each([1, 2], _fail_for, stop_on_error=False, progress=False)
+    assert summary.rejected == 2
+    assert [line.split()[0] for line in run("list", "--failed")[1].splitlines()[1:]] == ["collecting", "broken"]
+    assert "collecting  ✕ completed, 2 failed    0/2" in run("list")[1]
+    assert run("list", "--running")[1].startswith("no workflows in ")
+    assert len(run("list", "--since", "1d")[1].splitlines()) == 4
+    assert run("list", "--since", "0s")[1].startswith("no workflows in ")
+    assert [entry["workflowId"] for entry in json.loads(run("list", "--json", "--failed")[1])] == [
+        "broken",
+        "collecting",
+    ]
+
+
+def _fail_for(number):
+    return current_workflow().run_step(f"save:{number}", _fail)
 
 
 def test_an_error_without_a_message_is_its_name(tmp_path, run):
-    """A run that Ctrl-C ended shows the error's class alone."""
+    """A run that Ctrl-C ended shows the error's class alone, and is interrupted, not failed."""
     workflow = Workflow("stopped", dir=tmp_path)
     with pytest.raises(KeyboardInterrupt), workflow:
         raise KeyboardInterrupt
-    assert run("list", root=tmp_path)[1].splitlines()[1].endswith("Z  KeyboardInterrupt")
-    assert "\nlast error: KeyboardInterrupt\n" in run("show", "stopped", root=tmp_path)[1]
+    assert "† interrupted" in run("list", root=tmp_path)[1].splitlines()[1]
+    assert "\nended by KeyboardInterrupt\n" in run("show", "stopped", root=tmp_path)[1]
 
 
 @pytest.mark.slow
@@ -107,17 +126,19 @@ def test_a_run_whose_process_died_is_told_from_a_live_one(tmp_path, run):
     code = "with workflow:\n    workflow.run_step('ask', lambda: (say('go'), hear()))"
     with child(code, tmp_path) as process:
         assert process.line() == "go"
-        assert run("list", root=tmp_path)[1].splitlines()[1].split()[:4] == ["w", "running", "1", "running"]
-        assert run("show", "w", root=tmp_path)[1].startswith("w: running\n")
-        assert "gone" not in run("show", "w", root=tmp_path)[1]
+        assert run("list", root=tmp_path)[1].splitlines()[1].split()[:4] == ["w", "●", "running", "0/1"]
+        assert "● running" in run("list", "--running", root=tmp_path)[1]
+        assert run("show", "w", root=tmp_path)[1].startswith("w  ● running\n")
+        assert run("show", "w", "--exit-status", root=tmp_path)[0] == 12
         assert json.loads(run("list", "--json", root=tmp_path)[1])[0]["isAlive"] is True
         assert json.loads(run("show", "--json", "w", root=tmp_path)[1])["isAlive"] is True
         process.kill()
-    died = r"running \(its process died, last seen \d+ (s|min) ago; the next run resumes it\)"
-    assert re.match(rf"w +{died} +1 running", run("list", root=tmp_path)[1].splitlines()[1])
-    _, out, _ = run("show", "w", root=tmp_path)
-    assert re.match(rf"w: {died}\n", out)
-    assert "its process is gone; the next run takes it over" in out
+    assert run("list", root=tmp_path)[1].splitlines()[1].split()[:4] == ["w", "†", "interrupted", "0/1"]
+    code, out, _ = run("show", "w", "--exit-status", root=tmp_path)
+    assert (code, out.splitlines()[0]) == (11, "w  † interrupted")
+    assert "1 run, 1 died" in out
+    assert "interrupted; the next run takes it over" in run("show", "w", "--steps", root=tmp_path)[1]
+    assert "the next run of the script takes it over" in run("show", "w", "ask", root=tmp_path)[1]
     assert json.loads(run("list", "--json", root=tmp_path)[1])[0]["isAlive"] is False
     assert "isAlive" not in json.loads(run("show", "--json", "w", root=tmp_path)[1])
 
@@ -135,24 +156,86 @@ def test_list_as_json(run):
 
 
 def test_show_has_all_parts_of_a_record(run, root):
-    """`show` has the state, steps, events, heartbeats and leases, and the record's path."""
+    """`show` has the state, heartbeats, leases and the record's path; steps and events when they are asked for."""
     code, out, err = run("show", "batch")
     assert (code, err) == (0, "")
-    assert out.startswith("batch: completed\n")
-    assert 'state: {"applied": 2}' in out
-    assert str(Workflow("batch", dir=root).record_path) in out
-    assert "steps (2)" in out
-    assert '{"outcome": "APPLIED"}' in out
-    assert "a message" in out
-    assert '{"at": "Acme"}' in out
+    assert out.startswith("batch  ✓ completed\n")
+    assert '{"applied": 2}' in out
+    assert str(Workflow("batch", dir=root).record_path) in "".join(line.strip() for line in out.splitlines())
+    assert "2 of 2 steps done, 2 attempts\n" in out
+    assert "a message" not in out
+    assert re.search(r'^worker +\d\d:\d\d:\d\d  \{"at": "Acme"\}$', out, re.MULTILINE)
     lease = next(line for line in out.splitlines() if line.startswith("slot"))
     assert lease.split()[:4] == ["slot", "active", "alpha", "1"]
+    assert re.search(
+        r'^✓  1  apply:Acme +1 +\d+ ms  \{"outcome": "APPLIED"\}$', run("show", "batch", "--steps")[1], re.M
+    )
+    events = run("show", "batch", "--events", "3")[1].partition("\n\n")[2].splitlines()
+    assert len(events) == 4
+    assert "a message" in "".join(events)
+    assert "no event" in run("show", "batch", "--events", "0")[1]
 
 
 def test_show_tells_why_a_workflow_failed(run):
-    """`show` has the errors of the step and of the workflow."""
-    _, out, _ = run("show", "broken")
+    """`show` has the errors of the step and of the workflow, and `--exit-status` says that there are any."""
+    code, out, _ = run("show", "broken", "--exit-status")
+    assert code == 10
     assert out.count("OSError: no space") == 2
+    assert run("show", "batch", "--exit-status")[0] == 0
+
+
+def test_show_of_a_step_has_the_user_s_part_of_the_traceback(run):
+    """`show W STEP` has the state, error, and the frames of the user's code; `--failed` shows each failure so."""
+    code, out, err = run("show", "broken", "save")
+    assert (code, err) == (0, "")
+    assert re.match(r"✕ save  #1\n\nstate +failed\n", out)
+    assert "\nOSError: no space\n" in out
+    assert re.search(r"^traceback \(\d+ frames of libraries left out\)$", out, re.M)
+    assert re.search(r'^  File ".*test_cli.py", line \d+, in _fail$', out, re.M)
+    assert "\n    raise OSError" in out
+    assert "iso_orchestrator/" not in out
+    assert out.endswith("it runs again in the next run of the script; reset is not needed\n")
+    failed = run("show", "broken", "--failed")[1]
+    assert failed.startswith("broken  ✕ failed\n")
+    assert failed.endswith(out)
+    assert "no step has failed" in run("show", "batch", "--failed")[1]
+
+
+def test_show_of_a_step_as_json_and_its_result(run):
+    """`show W STEP --json` has the step's history, `--result` its whole result; a step without one is an error."""
+    shown = json.loads(run("show", "batch", "--json", "#1")[1])
+    assert (shown["name"], shown["number"], shown["outcome"]) == ("apply:Acme", 1, "completed")
+    assert shown["attempts"][0]["begun"].endswith("Z")
+    assert json.loads(run("show", "batch", "apply:A*", "--result")[1]) == {"outcome": "APPLIED"}
+    assert json.loads(run("show", "--result", "batch", "apply:B…alis")[1]) is None
+    for words in (
+        ["broken", "save", "--result"],
+        ["batch", "--result"],
+        ["batch", "#1", "--attempt", "7"],
+        ["batch", "x"],
+    ):
+        code, out, err = run("show", *words)
+        assert (code, out, err.count("\n")) == (1, "", 1)
+
+
+def test_an_attempt_is_shown_alone(tmp_path, run):
+    """`--attempt` shows the error of one attempt; the table of a step has all, and the waits between them."""
+    errors = [OSError("first"), OSError("second")]
+    with Workflow("flaky", dir=tmp_path) as workflow:
+        workflow.run_step("save", lambda: _raise(errors.pop(0)) if errors else "done", retry=Retry(3, wait=0.01))
+    out = run("show", "flaky", "save", root=tmp_path)[1]
+    assert "state   completed after 3 attempts\n" in out
+    table = out.split("\n\n")[2].splitlines()
+    assert [line.split()[0] for line in table[1::2]] == ["1", "2", "3"]
+    assert all("waits for its next attempt" in line for line in table[2::2])
+    assert "OSError" not in out
+    out = run("show", "flaky", "save", "--attempt", "2", root=tmp_path)[1]
+    assert "OSError: second" in out
+    assert "attempt  2, failed, tried again\n" in out
+
+
+def _raise(error):
+    raise error
 
 
 def test_show_as_json_is_the_npm_package_s_record(run, root):
@@ -231,7 +314,7 @@ def test_backup_makes_a_file_and_replaces_none(run, root, tmp_path):
     assert err == f"iso-orchestrator: {file} exists: remove it, or give another name\n"
 
 
-def test_hostile_texts_are_shown_as_text(tmp_path, run):
+def test_hostile_texts_are_shown_as_text(tmp_path, run, monkeypatch):
     """No recorded text can drive the terminal, in whatever field."""
     with Workflow(HOSTILE, dir=tmp_path, initial_state={HOSTILE: HOSTILE}) as workflow:
         workflow.run_step(HOSTILE, lambda: HOSTILE)
@@ -239,14 +322,23 @@ def test_hostile_texts_are_shown_as_text(tmp_path, run):
         workflow.touch_lease(HOSTILE, holder=HOSTILE, ttl=30, detail=HOSTILE)
         workflow.append_event(HOSTILE, HOSTILE, HOSTILE)
         workflow.set_status("failed", OSError(HOSTILE))
-    for command in (["list"], ["list", "--json"], ["show", HOSTILE], ["show", HOSTILE, "--json"]):
+    step = ["show", HOSTILE, HOSTILE]
+    for command in (
+        *(["list"], ["list", "--json"], ["show", HOSTILE], ["show", HOSTILE, "--json"], ["watch", HOSTILE]),
+        *(
+            ["show", HOSTILE, "--steps"],
+            ["show", HOSTILE, "--events", "9"],
+            step,
+            [*step, "--json"],
+            [*step, "--result"],
+        ),
+    ):
         code, out, err = run(*command, root=tmp_path)
         assert (code, err) == (0, "")
         assert all(char == "\n" or (char.isprintable()) for char in out), ascii(out)
-    _, out, _ = run("show", HOSTILE, root=tmp_path)
-    assert out.startswith(f"{SPELLED_OUT}: ")
-    _, out, _ = run("list", root=tmp_path)
-    assert out.splitlines()[1].startswith(SPELLED_OUT)
+    monkeypatch.setenv("COLUMNS", "200")
+    assert run("show", HOSTILE, root=tmp_path)[1].startswith(f"{SPELLED_OUT}  ✓ completed")
+    assert run("list", root=tmp_path)[1].splitlines()[1].startswith(SPELLED_OUT)
 
 
 def test_hostile_texts_in_errors_are_shown_as_text(run):
@@ -315,7 +407,8 @@ def test_a_root_that_is_a_file_is_an_error(run, tmp_path):
     [
         [],
         ["frobnicate"],
-        ["show"],
+        ["list", "--since", "soon"],
+        ["--store", "memory://x", "demo"],
         ["show", " "],
         ["show", "\udcff"],
         ["reset", "batch"],
@@ -465,6 +558,8 @@ def test_the_command_line_works_on_any_store(root, capsys, tmp_path):
         return code, *capsys.readouterr()
 
     by_dir = run("show", "--dir", str(root), "batch")
+    assert run("--dir", str(root), "show", "batch") == by_dir
+    assert run("--store", f"file://{root}", "show", "batch") == by_dir
     assert run("show", "--store", f"file://{root}", "batch") == by_dir
     assert run("fold", "--store", f"file://{root}", "batch")[0] == 0
     empty = "memory://command-line"
@@ -499,6 +594,7 @@ def test_every_command_has_a_word_for_a_workflow_in_memory(capsys):
 
     assert run("list")[1].splitlines()[1].startswith("w")
     assert "memory:w" in run("show", "w")[1]
+    assert run("show")[1] == run("show", "w")[1]
     assert run("fold", "w") == (0, "the snapshot is complete: memory:w\n", "")
     assert run("verify")[1].splitlines()[-1] == f"1 sound in {store}"
     assert "nothing is damaged" in run("repair", "w")[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from support_commands import shell
 from support_processes import PAUSE, child, in_thread
 
 from iso_orchestrator import CommandError, Workflow, WorkflowNotFoundError, current_step, read_workflow_record
+from iso_orchestrator.agents import Claude
 
 # Print the first argument, and wait until the second exists.
 WAIT_FOR = 'echo "$1"; until [ -e "$2" ]; do sleep 0.02; done'
@@ -36,15 +38,55 @@ def test_a_failed_step_has_its_log(workflow: Workflow, run: Run, ending: str) ->
     with pytest.raises((CommandError, ValueError)):
         step()
     assert run("logs", "w", "say") == (0, "no json\n", "")
-    _, out, _ = run("show", "w")
-    path = next(line for line in out.splitlines() if line.startswith("say: ")).removeprefix("say: ")
+    _, out, _ = run("show", "w", "say")
+    path = json.loads(run("show", "w", "say", "--json")[1])["log"]
     assert Path(path).read_text() == "no json\n"
+    assert path in "".join(map(str.strip, out.splitlines()))
 
 
 def test_a_step_that_was_tried_again_has_its_last_log(workflow: Workflow, run: Run) -> None:
-    """Each attempt has a log of its own, and `logs` prints the last one."""
+    """Each attempt has a log of its own, and `logs` prints the last one, or that of `--attempt`."""
     workflow.command(name="say", retry=2)(lambda: shell('echo "$1"; [ "$1" = 2 ]', str(current_step().attempt)))()
     assert run("logs", "w", "say") == (0, "2\n", "")
+    assert run("logs", "say", "--attempt", "1") == (0, "1\n", "")
+    code, out, err = run("logs", "w", "say", "--attempt", "3")
+    assert (code, out) == (1, "")
+    assert "does not exist" in err
+
+
+def test_standard_error_comes_after_standard_output(workflow: Workflow, run: Run) -> None:
+    """It has a headline; each of both can be had alone."""
+    workflow.command(name="say")(lambda: shell("echo one; echo two >&2; printf three"))()
+    assert run("logs", "w", "#1") == (0, "one\nthree\nstandard error:\ntwo\n", "")
+    assert run("logs", "w", "--stdout", "say") == (0, "one\nthree\n", "")
+    assert run("logs", "--stderr", "w", "s*") == (0, "two\n", "")
+
+
+def says(**part: object) -> dict[str, object]:
+    """An event of claude's."""
+    return {"type": "assistant", "message": {"content": [part]}}
+
+
+EVENTS = [
+    {"type": "system", "subtype": "init", "session_id": "s"},
+    says(type="text", text="Reading\nthe diff"),
+    says(type="tool_use", name="Bash", input={"command": "git log"}),
+    says(type="text", text="It is \x1b[31mgood."),
+    {"type": "result", "is_error": False, "subtype": "success", "result": "It is \x1b[31mgood.", "total_cost_usd": 0.5},
+]
+
+
+def test_an_agent_s_stream_is_its_words(workflow: Workflow, tmp_path: Path, run: Run) -> None:
+    """`logs` prints what an agent said and did, once; `--raw` its lines as they came; `show` has its last words."""
+    stream = tmp_path / "stream"
+    stream.write_text("".join(json.dumps(event) + "\n" for event in EVENTS))
+    agent = Claude(program=["sh", "-c", 'cat > /dev/null; cat "$0"', str(stream)])
+    workflow.command(name="review", parse=agent, timeout=DEADLINE)(lambda: agent.command("Review."))()
+    said = ["Reading", "the diff", "Bash: git log", "It is \\x1b[31mgood."]
+    assert run("logs", "w", "review") == (0, "\n".join([*said, ""]), "")
+    assert run("logs", "w", "review", "--raw")[1] == stream.read_text()
+    assert [line.strip() for line in run("show", "w", "review")[1].splitlines() if line.startswith("  ")][-4:] == said
+    assert "ok: It is \\x1b[31mgood." in run("show", "w", "--steps")[1]
 
 
 def test_what_drives_a_terminal_is_spelled_out(workflow: Workflow, run: Run) -> None:

@@ -20,6 +20,9 @@ from support_processes import child, in_thread
 from iso_orchestrator import Limited, Retry, Workflow, read_workflow_record
 from iso_orchestrator.agents import Claude
 from iso_orchestrator.store import find_store
+from iso_orchestrator.text import money_text
+from iso_orchestrator.views.terminal import Terminal
+from iso_orchestrator.views.top import Looked, top_lines
 
 NOTHING = "nothing is running\n"
 
@@ -44,20 +47,23 @@ def working(workflow: Workflow, folder: Path, says: str) -> Iterator[Future[Any]
 
 
 def rows(out: str) -> list[list[str]]:
-    """The rows of the table of steps."""
-    return cells(out.partition("\n\n")[0], ["workflow", "step", "attempt", "for", "what"])
+    """The rows of the tables of steps, each with its workflow, without its sign."""
+    found, workflow_id, columns = [], "", 0
+    for line in out.splitlines():
+        if re.match(r"\S.*  [●†] ", line):
+            workflow_id = line.partition("  ")[0]
+        elif line.split()[:1] == ["step"]:
+            assert line.split()[1:] in (["try", "for", "what"], ["try", "for"])
+            columns = len(line.split())
+        elif line.startswith(("●", "◔")):
+            cells = re.split(r"  +", line)[1:]
+            found.append([workflow_id, *cells, *[""] * (columns - len(cells))])
+    return found
 
 
-def limits(out: str) -> dict[str, list[str]]:
-    """For each limit in the table of limits: its end, and the steps that wait for it."""
-    table = cells(out.partition("\n\n")[2], ["workflow", "limit", "until", "left", "steps"])
-    return {key: [until, steps] for _, key, until, _, steps in table}
-
-
-def cells(table: str, names: list[str]) -> list[list[str]]:
-    head, *lines = table.splitlines()
-    assert head.split() == names
-    return [re.split(r"  +", line) for line in lines]
+def limits(out: str) -> dict[str, str]:
+    """For each limit in force, what is said of it."""
+    return dict(re.findall(r"^limit of (\S+) (.*)$", out, re.MULTILINE))
 
 
 def test_where_nothing_runs_it_says_so(workflow: Workflow, run: Run) -> None:
@@ -74,8 +80,9 @@ def test_a_running_command_has_its_last_line(workflow: Workflow, tmp_path: Path,
         code, out, err = run("top")
         ((workflow_id, step, attempt, since, what),) = rows(out)
     assert (code, err, workflow_id, step, attempt) == (0, "", "w", "work", "1")
-    assert re.fullmatch(r"0:00:\d\d", since)
-    assert re.fullmatch(r"two x{56}", what)
+    assert re.fullmatch(r"\d+ ms|\d\.\d\d s", since)
+    assert re.fullmatch(r"two x+…", what)
+    assert max(map(len, out.splitlines())) == 80
     assert run("top") == (0, NOTHING, "")
 
 
@@ -93,13 +100,14 @@ def test_a_plain_step_is_shown_too(workflow: Workflow, run: Run) -> None:
     """`top` shows a plain step, without a last line."""
     shown = workflow.run_step("look", lambda: run("top")[1])
     assert [row[:3] for row in rows(shown)] == [["w", "look", "1"]]
+    assert shown.startswith("w  ● without a run\n0/1 ─")
 
 
 @pytest.mark.slow
 def test_what_waits_for_a_limit_says_until_when(workflow: Workflow, run: Run) -> None:
     """A step that waits for a limit shows its name and end; limits with the same end are kept apart."""
     until = datetime.now(UTC) + timedelta(seconds=2)
-    shown = f"{until:%Y-%m-%d %H:%M:%S}Z"
+    shown = f"{until:%H:%M:%S}"
 
     def limited(key: str | None) -> Future[Any]:
         def body() -> None:
@@ -116,15 +124,16 @@ def test_what_waits_for_a_limit_says_until_when(workflow: Workflow, run: Run) ->
         "ask other-api": f"waits for the limit of other-api until {shown}",
         "ask None": f"waits for its limit until {shown}",
     }
-    assert limits(out) == {"some-api": [shown, "ask some-api"], "other-api": [shown, "ask other-api"]}
+    assert set(limits(out)) == {"some-api", "other-api"}
+    assert all(re.fullmatch(rf"until {shown}, in [\d.]+ m?s: 1 step waits", said) for said in limits(out).values())
     for end in ended:
         end.result(DEADLINE)
     assert run("top")[1] == NOTHING
 
 
 @pytest.mark.slow
-def test_many_that_wait_for_one_limit_are_counted(workflow: Workflow, run: Run) -> None:
-    """Five steps that wait for a limit have a row each, and the others one row together."""
+def test_many_that_wait_for_one_limit_are_counted(workflow: Workflow, tmp_path: Path, run: Run) -> None:
+    """The limit has the number of those that wait for it; in few lines, those that have no row are counted."""
     until = datetime.now(UTC) + timedelta(seconds=3)
 
     @workflow.for_each(max_parallel=2)
@@ -136,10 +145,14 @@ def test_many_that_wait_for_one_limit_are_counted(workflow: Workflow, run: Run) 
     ended = in_thread(lambda: ask(range(12)))
     wait_until(lambda: sum(step.status == "waiting" for step in workflow.record.steps.values()) == 12)
     out = run("top")[1]
-    *listed, last = rows(out)
-    assert len(listed) == 5
-    assert last[:2] + last[-1:] == ["w", "7 more", listed[0][-1]]
-    assert limits(out)["some-api"][1].startswith("12 steps: ask ")
+    assert len(rows(out)) == 12
+    assert limits(out)["some-api"].endswith(": 12 steps wait")
+    looked = Looked.of(find_store(None, tmp_path), find_store(None, tmp_path).read("w"))  # type: ignore[arg-type]
+    for height in range(7, 20):
+        few = top_lines([looked], Terminal(80), rows=height)
+        assert len(few) == min(height, len(out.splitlines()))
+        count = len(rows("\n".join(few)))
+        assert few[-1] == f"+{12 - count} more" or (count == 12 and few[-1].startswith("◔  ask "))
     ended.result(DEADLINE)
 
 
@@ -166,16 +179,15 @@ def test_what_waits_before_it_begins_is_shown_too(tmp_path: Path, run: Run) -> N
         wait_until(lambda: waiting_in(tmp_path))
         out = run("top")[1]
         assert [row[1] for row in rows(out)] == ["first", "second"]
-        assert all(re.fullmatch(r"waits for the limit of some-api until \S+ \S+Z", row[-1]) for row in rows(out))
-        assert limits(out)["some-api"][1] == "first, second"
+        assert all(re.fullmatch(r"waits for the limit of some-api until \S+", row[-1]) for row in rows(out))
+        assert limits(out)["some-api"].endswith(": 2 steps wait")
         (event,) = waiting_in(tmp_path)
         assert (event.detail["step"], event.detail["limitKey"]) == ("second", "some-api")
         runner.kill()
     out = run("top")[1]
-    assert [row[1:3] + row[4:] for row in rows(out)] == [
-        ["first", "0", "its process is gone; the next run takes it over"]
-    ]
-    assert limits(out)["some-api"][1] == "first"
+    assert rows(out) == []
+    assert re.match(r"w  † interrupted, last seen \d\d:\d\d:\d\d; the next run resumes it\n", out)
+    assert limits(out)["some-api"].endswith(": 0 steps wait")
 
 
 def waiting_in(root: Path) -> list[Any]:
@@ -220,8 +232,8 @@ def test_a_wait_that_was_given_up_is_none(workflow: Workflow, run: Run) -> None:
     with pytest.raises(ValueError, match="the batch is over"):
         workflow.run_for_each(["first", "second", "bad"], item, max_parallel=3)
     out = run("top")[1]
-    assert out.startswith(NOTHING)
-    assert list(limits(out)) == ["some-api"]
+    assert out.startswith("w  † interrupted, ")
+    assert (rows(out), list(limits(out))) == ([], ["some-api"])
 
 
 def test_what_waits_for_its_next_attempt_says_why(workflow: Workflow, tmp_path: Path, run: Run) -> None:
@@ -234,7 +246,10 @@ def test_what_waits_for_its_next_attempt_says_why(workflow: Workflow, tmp_path: 
 
     ended = in_thread(lambda: workflow.run_step("save", flaky, retry=Retry(2, wait=1.0)))
     wait_until(lambda: "save" in workflow.record.steps and workflow.record.steps["save"].error)
-    assert rows(run("top")[1])[0][-1] == "waits for its next attempt: no space"
+    assert (
+        re.sub(r"\d\d:\d\d:\d\d", "HH:MM:SS", rows(run("top")[1])[0][-1])
+        == "waits for its next attempt at HH:MM:SS (OSError)"
+    )
     ended.result(DEADLINE)
 
 
@@ -245,7 +260,7 @@ def test_what_a_killed_run_left_is_nobody_s(tmp_path: Path, run: Run) -> None:
     with child(code, tmp_path) as runner:
         assert runner.line() == "go"
         runner.kill()
-    assert rows(run("top")[1])[0][-1] == "its process is gone; the next run takes it over"
+    assert run("top")[1].startswith("w  † interrupted, last seen ")
 
 
 def test_a_damaged_record_hides_no_other(workflow: Workflow, tmp_path: Path, run: Run) -> None:
@@ -267,7 +282,7 @@ def test_it_can_be_watched(workflow: Workflow, tmp_path: Path) -> None:
         assert [watching.line(), watching.line()] == [NOTHING.strip()] * 2
         with working(workflow, tmp_path, "one"):
             while not (line := watching.line()).startswith("w  "):
-                assert line == NOTHING.strip() or line.startswith("workflow")
+                assert line == NOTHING.strip()
         watching.process.send_signal(signal.SIGINT)
         assert watching.process.wait(DEADLINE) == 130
 
@@ -278,10 +293,10 @@ def test_it_can_be_watched(workflow: Workflow, tmp_path: Path) -> None:
 def test_show_says_what_a_command_came_to(workflow: Workflow, run: Run) -> None:
     """`show` has the exit code and seconds of a command as its result, and the whole path of its log."""
     result = workflow.command(name="work", ok_codes=(0, 3))(lambda: shell("echo one; exit 3"))()
-    code, out, _ = run("show", "w")
+    code, out, _ = run("show", "w", "--steps")
     assert code == 0
-    assert re.search(r"^work +completed +1 .* exit 3 in \d+\.\d s$", out, re.MULTILINE)
-    assert f"\nlogs (1)\nwork: {result.log_path}\n" in out
+    assert re.search(r"^✓  1  work +1 +\d+ ms  exit 3 in \d+ ms$", out, re.MULTILINE)
+    assert result.log_path in "".join(map(str.strip, run("show", "w", "work")[1].splitlines()))
 
 
 def test_show_says_what_an_agent_came_to(workflow: Workflow, run: Run) -> None:
@@ -291,8 +306,8 @@ def test_show_says_what_an_agent_came_to(workflow: Workflow, run: Run) -> None:
         env={"STAND_IN_SECONDS": "0"},
     )
     result = workflow.command(name="review", parse=agent, timeout=DEADLINE)(lambda: agent.command("Review."))()
-    _, out, _ = run("show", "w")
-    assert re.search(rf" exit 0 in \d+\.\d s, ok, \${result.parsed.cost_usd:.4f}$", out, re.MULTILINE)
+    _, out, _ = run("show", "w", "--steps")
+    assert re.search(rf" \{money_text(result.parsed.cost_usd)}  exit 0 in \d+ ms, ok: ", out)
 
 
 LIKE_A_COMMAND = {"exit_code": 1, "duration": 0.1, "stdout": "", "log_path": "/etc/hostname", "parsed": None}
@@ -310,10 +325,10 @@ LIKE_A_COMMAND = {"exit_code": 1, "duration": 0.1, "stdout": "", "log_path": "/e
 def test_what_only_looks_like_a_command_is_shown_as_it_is(workflow: Workflow, run: Run, result: dict[str, Any]) -> None:
     """A plain step's result is shown as it is, and `logs` opens no file that it names."""
     workflow.run_step("plain", lambda: result)
-    code, out, _ = run("show", "w")
+    code, out, _ = run("show", "w", "--steps")
     assert code == 0
-    assert json.dumps(result)[:90] in out
-    assert "logs (" not in out
+    assert json.dumps(result)[:40].rstrip("…") in out
+    assert "\nlog " not in run("show", "w", "plain")[1]
     assert run("logs", "w", "plain")[:2] == (1, "")
 
 
@@ -321,9 +336,9 @@ def test_what_only_looks_like_a_command_is_shown_as_it_is(workflow: Workflow, ru
 def test_a_command_s_output_may_look_like_an_agent_s(workflow: Workflow, run: Run, parsed: Any) -> None:
     """Whatever a function made of it."""
     workflow.command(name="work", parse=lambda _: parsed)(lambda: ["true"])()
-    code, out, _ = run("show", "w")
+    code, out, _ = run("show", "w", "--steps")
     assert code == 0
-    assert re.search(r" exit 0 in \d+\.\d s$", out, re.MULTILINE)
+    assert re.search(r" exit 0 in \d+ ms: {.outcome.: .so", out)
 
 
 def test_a_log_that_cannot_be_read_hides_nothing(workflow: Workflow, tmp_path: Path, run: Run) -> None:
