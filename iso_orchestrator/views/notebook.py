@@ -13,7 +13,8 @@ from iso_orchestrator.text import money_text
 from iso_orchestrator.views.drawing import INLINE, Clock, drawing
 from iso_orchestrator.views.timeline import BUDGET
 from iso_orchestrator.views.timeline_file import read_page, write_file
-from iso_orchestrator.views.timeline_words import SIGNS, duration, error_of, failed_steps, headline, plural, safe
+from iso_orchestrator.views.timeline_words import SIGNS, duration, error_of, failed_steps, headline, safe
+from iso_orchestrator.views.words import counted
 
 _FAILURES = 10
 _TEXT = 300  # characters of a name or of an error
@@ -72,8 +73,8 @@ def glance(history: History) -> str:
     state, words = headline(history)
     totals = history.totals
     numbers = [
-        f"<b>{totals.steps.get(state.COMPLETED, 0)}</b> of {plural(sum(totals.steps.values()), 'step')}",
-        f"<b>{plural(sum(totals.attempts.values()), 'attempt')}</b>",
+        f"<b>{totals.steps.get(state.COMPLETED, 0)}</b> of {counted(sum(totals.steps.values()), 'step')}",
+        f"<b>{counted(sum(totals.attempts.values()), 'attempt')}</b>",
         f"<b>{duration(totals.took)}</b>",
         *([f"<b>{money_text(totals.cost)}</b>"] if totals.cost is not None else []),
         *([f"resumed, <b>{duration(totals.kept_work)}</b> saved"] if totals.kept_steps else []),

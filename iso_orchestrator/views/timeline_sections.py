@@ -11,10 +11,11 @@ from datetime import timedelta
 from iso_orchestrator.record.history import AttemptSpan, History, Outcome, RunSpan, StepHistory, WaitFor, WaitSpan
 from iso_orchestrator.record.model import ErrorInfo
 from iso_orchestrator.text import count_text, money_text
-from iso_orchestrator.views.causes import folded
+from iso_orchestrator.views.causes import folded, shortened
 from iso_orchestrator.views.drawing import CLASSES, Clock, drawing, named_gaps
 from iso_orchestrator.views.timeline_data import STATES, safe_lines, short_path
-from iso_orchestrator.views.timeline_words import SIGNS, causes, duration, error_of, headline, lede, plural, safe
+from iso_orchestrator.views.timeline_words import SIGNS, causes, duration, error_of, headline, lede, safe
+from iso_orchestrator.views.words import counted
 
 _CAUSES, _NAMES = 40, 12  # causes that are listed, and steps of each
 _ROWS = 120  # of the table without script
@@ -92,9 +93,9 @@ class Page:
             ("Cost", NONE if totals.cost is None else money_text(totals.cost), [
                 "no agent said" if totals.cost is None else cost_failed + tokens]),
             ("Saved by resuming", duration(totals.kept_work), [
-                f"{kept_cost}{plural(totals.kept_steps, 'step')}{f'; {duration(lost)} lost' if lost else ''}"])
+                f"{kept_cost}{counted(totals.kept_steps, 'step')}{f'; {duration(lost)} lost' if lost else ''}"])
             if totals.kept_steps or totals.deaths
-            else ("Resumed", "never", [f"{plural(len(self.history.runs), 'run')}, no crash"]),
+            else ("Resumed", "never", [f"{counted(len(self.history.runs), 'run')}, no crash"]),
         ]  # fmt: skip
         return (
             '<div class="tiles">'
@@ -119,7 +120,7 @@ class Page:
                 f"<span>{duration((self.history.now - since).total_seconds())}</span>"
                 f'<span class="line mono mute">{safe(what)}</span></li>'
             )
-        title = f"Now: {plural(len(found), 'step')} at {self.clock.time(self.history.now)}"
+        title = f"Now: {counted(len(found), 'step')} at {self.clock.time(self.history.now)}"
         more = f'<p class="hint">and {len(found) - _NOW} more</p>' if len(found) > _NOW else ""
         return _card("now", title, f'<ul class="now">{"".join(rows)}</ul>{more}')
 
@@ -138,7 +139,7 @@ class Page:
         found = causes(self.history)
         if not found:
             return ""
-        title = f"What failed: {plural(sum(len(steps) for _, steps in found), 'step')}, {plural(len(found), 'cause')}"
+        title = f"What failed: {counted(sum(len(steps) for _, steps in found), 'step')}, {counted(len(found), 'cause')}"
         more = f'<p class="hint">and {len(found) - _CAUSES} more causes: the table of steps has all of them</p>'
         body = "".join(self._cause(error, steps) for error, steps in found[:_CAUSES])
         return _card("fail", title, body + (more if len(found) > _CAUSES else ""), "card fail")
@@ -148,7 +149,7 @@ class Page:
             f'<li>{self._link(step)} <span class="mute">{self._ending(step)}</span></li>' for step in steps[:_NAMES]
         )
         more = f"<li>and {len(steps) - _NAMES} more</li>" if len(steps) > _NAMES else ""
-        message = error.message.removeprefix(f"step {steps[0].name!r}: ")  # which is in the list below
+        message = shortened(error.message)
         example = next((step for step in steps if step.name in self._tails), steps[0])
         if tail := self._tails.get(example.name):
             words, text = "Last words in its log", tail
@@ -159,13 +160,13 @@ class Page:
         path = f'<p class="mono mute">{html.escape(short_path(log))}</p>' if log else ""
         return (
             f'<div class="cause"><p><span class="sign failed" aria-hidden="true">✕</span> <b>{safe(error.name)}</b> '
-            f'{safe(message[:_MESSAGE])} <span class="mute">{plural(len(steps), "step")}</span></p>'
+            f'{safe(message[:_MESSAGE])} <span class="mute">{counted(len(steps), "step")}</span></p>'
             f"<ul>{items}{more}</ul>{details}{path}</div>"
         )
 
     def _ending(self, step: StepHistory) -> str:
         at = "" if step.ended is None else f", last at {self.clock.time(step.ended)}"
-        return f"{plural(step.attempt_count or len(step.attempts), 'attempt')}{at}"
+        return f"{counted(step.attempt_count or len(step.attempts), 'attempt')}{at}"
 
     def _link(self, step: StepHistory) -> str:
         return f'<a href="#s{step.number}" data-step="{self._index[step.name]}">{safe(step.name)}</a>'
@@ -271,7 +272,7 @@ class Page:
             f'<span title="{safe(key[:200])}">{safe(key[:200])}</span>'
             '<svg viewBox="0 0 100 10" preserveAspectRatio="none" width="100%" height="10" aria-hidden="true">'
             f'<rect class="solid-ok" width="{100 * seconds[key] / most:.1f}" height="10"/></svg>'
-            f'<span class="mute">{duration(seconds[key])}, {plural(counts[key], "step")}</span>'
+            f'<span class="mute">{duration(seconds[key])}, {counted(counts[key], "step")}</span>'
             for key in busiest
         )
         return f'<div><h3>The busiest keys</h3><div class="ranking">{rows}</div>{self._bottleneck(busiest[0])}</div>'

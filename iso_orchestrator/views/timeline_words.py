@@ -10,6 +10,7 @@ from iso_orchestrator.checks import escape_terminal
 from iso_orchestrator.record.history import History, Outcome, StepHistory
 from iso_orchestrator.record.model import ErrorInfo, WorkflowStatus
 from iso_orchestrator.text import money_text, seconds_text
+from iso_orchestrator.views.words import counted
 
 SIGNS = {
     Outcome.FAILED: "✕",
@@ -30,20 +31,10 @@ def duration(seconds: float) -> str:
     return seconds_text(seconds).replace(" ", "\xa0")
 
 
-def plural(count: int, word: str) -> str:
-    """A count and what it counts.
-
-    Example:
-        >>> plural(1, "step"), plural(3, "step")
-        ('1 step', '3 steps')
-    """
-    return f"{count} {word}{'' if count == 1 else 's'}"
-
-
 def headline(history: History) -> tuple[Outcome, str]:
     """The state of a workflow, and its words. One whose steps failed is never just "completed"."""
     failed = history.totals.steps.get(Outcome.FAILED, 0)
-    part = f", {plural(failed, 'step')} failed" if failed else ""
+    part = f", {counted(failed, 'step')} failed" if failed else ""
     if history.is_alive:
         return Outcome.RUNNING, f"Running{part}"
     if history.status is WorkflowStatus.RUNNING:
@@ -56,7 +47,7 @@ def lede(history: History) -> str:
     """What came of a workflow, in one sentence or two."""
     totals = history.totals
     steps = sum(totals.steps.values())
-    parts = [f"{totals.steps.get(Outcome.COMPLETED, 0)} of {plural(steps, 'step')} completed"]
+    parts = [f"{totals.steps.get(Outcome.COMPLETED, 0)} of {counted(steps, 'step')} completed"]
     parts += [
         f"{count} {outcome.value}"
         for outcome in (Outcome.FAILED, Outcome.RUNNING, Outcome.WAITING, Outcome.INTERRUPTED)
@@ -70,7 +61,7 @@ def lede(history: History) -> str:
         text += f" It ran {_times(len(history.runs))}"
     if totals.kept_steps:
         cost = f", {money_text(totals.kept_cost)}" if totals.kept_cost else ""
-        text += f": {plural(totals.kept_steps, 'finished step')} ({duration(totals.kept_work)} of work{cost}) "
+        text += f": {counted(totals.kept_steps, 'finished step')} ({duration(totals.kept_work)} of work{cost}) "
         text += "did not run again"
     lost = f", {duration(totals.lost)} of work was lost" if totals.lost else ""
     return f"{text}{lost}." if totals.deaths or totals.kept_steps else text

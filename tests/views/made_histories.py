@@ -19,7 +19,7 @@ from iso_orchestrator.record.history import (
     WaitFor,
     WaitSpan,
 )
-from iso_orchestrator.record.measures import gaps_of, totals_of
+from iso_orchestrator.record.measures import measure
 from iso_orchestrator.record.model import ErrorInfo, WorkflowStatus
 
 BEGUN = datetime(2026, 11, 28, 22, 33, 30, 739_000, tzinfo=UTC)
@@ -66,8 +66,7 @@ class _Maker:
             tuple(steps),
             () if self._limit is None else (self._limit,),
             batches,
-            gaps_of(runs, steps, now),
-            totals_of(runs, steps, batches, now),
+            *measure(runs, steps, batches, now),
         )
 
     def _step(self, number: int) -> StepHistory:

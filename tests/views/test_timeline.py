@@ -22,14 +22,15 @@ import pytest
 from made_histories import made_history, renamed
 from support import Run, wait_until
 
+import iso_orchestrator
 from iso_orchestrator import Workflow, WorkflowNotFoundError
 from iso_orchestrator.record.history import Outcome
 from iso_orchestrator.record.model import ErrorInfo, WorkflowStatus, html_of
 from iso_orchestrator.views import notebook
+from iso_orchestrator.views.causes import folded
 from iso_orchestrator.views.drawing import CLASSES, INLINE, Clock, drawing
-from iso_orchestrator.views.notebook import Timeline, glance
+from iso_orchestrator.views.notebook import glance
 from iso_orchestrator.views.timeline import timeline_page
-from iso_orchestrator.views.timeline_data import folded
 from iso_orchestrator.views.timeline_file import default_file
 from iso_orchestrator.views.timeline_words import causes, headline, lede
 
@@ -207,11 +208,12 @@ def test_the_headline_never_hides_failures() -> None:
 
 def test_frames_of_the_library_are_counted() -> None:
     """A traceback shows the user's frames, and how many of the library's are left out."""
-    ours = '  File "/x/iso_orchestrator/steps/step.py", line 1, in call\n    return body()\n           ^^^^\n'
+    path = iso_orchestrator.__file__
+    ours = f'  File "{path}", line 1, in call\n    return body()\n           ^^^^\n'
     user = '  File "/x/job.py", line 3, in review\n    ask()\n'
     stack = f"Traceback (most recent call last):\n{ours}{ours}{user}ValueError: no\n"
     head, tail = "Traceback (most recent call last):\n", f"{user}ValueError: no\n"
-    assert folded(stack) == f"{head}  … 2 frames of iso_orchestrator\n{tail}"
+    assert folded(stack) == f"{head}  … 2 frames of libraries\n{tail}".rstrip("\n")
 
 
 def test_a_night_without_a_process_is_squeezed() -> None:
@@ -269,12 +271,15 @@ def test_a_workflow_that_never_ran_has_no_timeline(tmp_path: Path) -> None:
     assert Workflow("none", dir=tmp_path)._repr_html_()
 
 
-def test_a_timeline_that_is_too_large_is_shown_as_a_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_timeline_that_is_too_large_is_shown_as_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A notebook is not filled with megabytes: `.html` has them."""
-    timeline = Timeline(HISTORY)
+    workflow = finished(tmp_path)
+    timeline = workflow.timeline()
     assert "<iframe" in timeline._repr_html_()
     monkeypatch.setattr(notebook, "BUDGET", 1_000)
-    assert timeline._repr_html_() == glance(HISTORY)
+    assert "<iframe" not in timeline._repr_html_()
+    assert "✕ Completed, 1 step failed" in timeline._repr_html_()
+    workflow.close()
 
 
 def test_the_name_of_the_file_stays_in_the_folder() -> None:

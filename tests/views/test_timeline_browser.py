@@ -21,11 +21,11 @@ from hostile_batch import FAMILY, IMAGE, MARKUP, WORKFLOW
 from made_histories import made_history, renamed
 
 from iso_orchestrator.record.history import History, Outcome, WaitFor
-from iso_orchestrator.store import find_store, store_in_use
+from iso_orchestrator.store import Store, find_store, store_in_use
 from iso_orchestrator.views.live import read_history
 from iso_orchestrator.views.notebook import Timeline
 from iso_orchestrator.views.timeline import timeline_page
-from iso_orchestrator.views.timeline_file import page_of
+from iso_orchestrator.views.timeline_file import write_timeline
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -35,7 +35,7 @@ SHOWN = "\\u202etxt.exe\\u202c & \"quotes\" 'n' `ticks`"  # how a name that turn
 
 
 @pytest.fixture(scope="module")
-def history(tmp_path_factory: pytest.TempPathFactory) -> History:
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     """Of a real batch that was killed once, with hostile names, results, errors and logs."""
     folder = tmp_path_factory.mktemp("batch")
     script = Path(__file__).with_name("hostile_batch.py")
@@ -43,7 +43,12 @@ def history(tmp_path_factory: pytest.TempPathFactory) -> History:
     for code in (-9, 0):
         done = subprocess.run([sys.executable, script, folder], env=env, capture_output=True, text=True, timeout=120)
         assert done.returncode == code, done.stderr
-    return read_history(store_in_use(find_store(None, str(folder))), WORKFLOW)
+    return store_in_use(find_store(None, str(folder)))
+
+
+@pytest.fixture(scope="module")
+def history(store: Store) -> History:
+    return read_history(store, WORKFLOW)
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +60,9 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def file(history: History, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def file(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("timeline") / "a.html"
-    path.write_text(page_of(history, utc=True))
+    write_timeline(store, WORKFLOW, str(path), utc=True)
     return path
 
 
@@ -351,10 +356,10 @@ def test_a_narrow_screen_needs_no_scrolling_sideways(browser: Any, file: Path) -
     watched.context.close()
 
 
-def test_a_frame_of_a_notebook_runs_the_script(browser: Any, history: History, tmp_path: Path) -> None:
+def test_a_frame_of_a_notebook_runs_the_script(browser: Any, store: Store, history: History, tmp_path: Path) -> None:
     """In a notebook's frame, which has no origin, the script runs and sees all bars."""
     page = tmp_path / "notebook.html"
-    page.write_text(f"<!DOCTYPE html><meta charset=utf-8>{Timeline(history)._repr_html_()}")
+    page.write_text(f"<!DOCTYPE html><meta charset=utf-8>{Timeline(store, WORKFLOW, history.now)._repr_html_()}")
     context = browser.new_context()
     tab = context.new_page()
     faults: list[str] = []
