@@ -43,7 +43,7 @@ from iso_orchestrator.views.screen import can_watch
 from iso_orchestrator.views.screen import watch as watch_top
 from iso_orchestrator.views.step_report import step_lines
 from iso_orchestrator.views.terminal import Terminal
-from iso_orchestrator.views.timeline_file import default_file, read_page, write_timeline
+from iso_orchestrator.views.timeline_file import OPTIONS, default_file, read_page, write_timeline
 from iso_orchestrator.views.top import Looked, top_lines
 from iso_orchestrator.views.watching import watch
 from iso_orchestrator.views.words import exit_code, joined, steps_of
@@ -212,17 +212,14 @@ def _top(options: argparse.Namespace) -> int:
 
 
 def _timeline(options: argparse.Namespace) -> int:
-    store = _store(options)
-    workflow_id, step = choose_workflow(store, [options.workflow])
-    if step is not None:
-        live.read(store, step)  # raises: a workflow is meant
+    store, workflow_id = _chosen(options)
     target = options.output or default_file(workflow_id)
     shown = {"utc": options.utc, "results": not options.no_results, "logs": not options.no_logs}
     if target == "-":
         print(read_page(store, workflow_id, **shown)[0], end="")
-        return 0
-    write_timeline(store, workflow_id, target, **shown, every=options.every, opens=options.open)
-    print(escape_terminal(target))
+    else:
+        write_timeline(store, workflow_id, target, **shown, every=options.every, opens=options.open)
+        print(escape_terminal(target))
     return 0
 
 
@@ -238,11 +235,16 @@ def _look(store: Store, workflow_id: str | None) -> tuple[list[Looked], list[Sto
 
 
 def _watch(options: argparse.Namespace) -> int:
+    store, workflow_id = _chosen(options)
+    return watch(store, workflow_id, options.timeout, lambda line: print(line, flush=True))
+
+
+def _chosen(options: argparse.Namespace) -> tuple[Store, str]:
     store = _store(options)
     workflow_id, step = choose_workflow(store, [options.workflow])
     if step is not None:
         live.read(store, step)  # raises: a workflow is meant
-    return watch(store, workflow_id, options.timeout, lambda line: print(line, flush=True))
+    return store, workflow_id
 
 
 def _print(lines: Iterable[str]) -> None:
@@ -363,9 +365,7 @@ def _parser() -> argparse.ArgumentParser:
     watch_ = with_store("watch", _watch, "wait until a workflow has ended; the exit code tells how")
     list_ = with_store("list", _list, "list the workflows, and change nothing")
     show = with_store("show", _show, "show a workflow or one of its steps, and change nothing")
-    timeline = with_store(
-        "timeline", _timeline, "write a picture of a workflow, with all of its details, as an HTML file"
-    )
+    timeline = with_store("timeline", _timeline, "write a picture of a workflow as an HTML file, with all details")
     fold = with_store("fold", _fold, "write everything that happened into the snapshot, for other programs to read")
     reset = with_store("reset", _reset, "forget steps, so that they run again")
     backup = add("backup", _backup, "copy a workflow into a tar file, also while processes use it")
@@ -385,7 +385,9 @@ def _parser() -> argparse.ArgumentParser:
     for command in (show, logs_):
         command.add_argument("step", nargs="?", metavar="STEP", help=STEP_HELP)
         command.add_argument("--attempt", type=int, metavar="N", help="one attempt (default: the last one)")
-    _add_timeline_options(timeline)
+    timeline.add_argument("--every", type=_seconds, metavar="SECONDS", help="write it again until the workflow ends")
+    for flag, settings in OPTIONS.items():
+        timeline.add_argument(flag, **settings)
     backup.add_argument("file", metavar="FILE", help="the new tar file")
     _add_list_options(list_)
     _add_show_options(show)
@@ -447,20 +449,6 @@ def _add_demo_options(command: argparse.ArgumentParser) -> None:
         help="the average time of a job (default: %(default)s)",
     )
     command.add_argument("--ledger", metavar="FILE", help="append a line to FILE for each finished job")
-
-
-def _add_timeline_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("-o", "--output", metavar="FILE", help="default: the workflow's id and .html; - is stdout")
-    command.add_argument("--open", action="store_true", help="open it in a browser")
-    command.add_argument("--utc", action="store_true", help="show times in UTC instead of this machine's zone")
-    command.add_argument(
-        "--every",
-        type=_seconds,
-        metavar="SECONDS",
-        help="write it again at this interval, until the workflow has ended",
-    )
-    command.add_argument("--no-results", action="store_true", help="leave out what steps returned, for others to read")
-    command.add_argument("--no-logs", action="store_true", help="leave out the last words and the paths of logs")
 
 
 def _add_doctor_options(verify: argparse.ArgumentParser, repairing: argparse.ArgumentParser) -> None:

@@ -139,7 +139,7 @@ function causeOf(bar) {
   if (isAttempt(bar)) return "";
   const until = data.waits.until[bar - attemptCount], by = data.texts[data.waits.by[bar - attemptCount]];
   const parts = [];
-  if (until >= 0) parts.push(`until ${clock(until)}`);
+  if (until >= 0 && (kind[bar] === LIMIT || isOpen(bar))) parts.push(`until ${clock(until)}`);
   if (by) parts.push(`${kind[bar] === LIMIT ? "met first" : kind[bar] === KEY ? "held" : "run"} by ${by}`);
   return parts.join(", ");
 }
