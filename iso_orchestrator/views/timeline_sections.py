@@ -14,7 +14,16 @@ from iso_orchestrator.text import count_text, money_text
 from iso_orchestrator.views.causes import folded, shortened
 from iso_orchestrator.views.drawing import CLASSES, Clock, drawing, named_gaps
 from iso_orchestrator.views.timeline_data import STATES, safe_lines, short_path
-from iso_orchestrator.views.timeline_words import SIGNS, causes, duration, error_of, headline, lede, safe
+from iso_orchestrator.views.timeline_words import (
+    SIGNS,
+    causes,
+    duration,
+    error_of,
+    expected_steps,
+    headline,
+    lede,
+    safe,
+)
 from iso_orchestrator.views.words import counted
 
 _CAUSES, _NAMES = 40, 12  # causes that are listed, and steps of each
@@ -73,7 +82,6 @@ class Page:
 
     def _tiles(self) -> str:
         totals, steps = self._totals, self._totals.steps
-        expected = sum(steps.values())
         failed, lost = steps.get(Outcome.FAILED, 0), totals.lost
         open_ = steps.get(Outcome.RUNNING, 0) + steps.get(Outcome.WAITING, 0)
         tried = totals.attempts.get(Outcome.RETRIED, 0), totals.attempts.get(Outcome.INTERRUPTED, 0)
@@ -82,7 +90,7 @@ class Page:
         cost_failed = f"{money_text(totals.cost_failed)} of it in attempts that failed. " if totals.cost_failed else ""
         kept_cost = f"{money_text(totals.kept_cost)}, " if totals.kept_cost else ""
         tiles = [
-            ("Steps", f"{steps.get(Outcome.COMPLETED, 0)}<small> / {expected}</small>", [
+            ("Steps", f"{steps.get(Outcome.COMPLETED, 0)}<small> / {expected_steps(self.history)}</small>", [
                 f"<em>{failed} failed</em>" if failed else "", f"{open_} under way" if open_ else ""]),
             ("Took", duration(totals.took), [
                 f"{duration(totals.work)} of work, {totals.busy:.1f} at a time of {totals.workers}"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import html
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 
 from iso_orchestrator.checks import escape_terminal
 from iso_orchestrator.record.history import History, Outcome, StepHistory
 from iso_orchestrator.record.model import ErrorInfo, WorkflowStatus
 from iso_orchestrator.text import money_text, seconds_text
+from iso_orchestrator.views.top import time_left
 from iso_orchestrator.views.words import counted
 
 SIGNS = {
@@ -46,14 +47,14 @@ def headline(history: History) -> tuple[Outcome, str]:
 def lede(history: History) -> str:
     """What came of a workflow, in one sentence or two."""
     totals = history.totals
-    steps = sum(totals.steps.values())
-    parts = [f"{totals.steps.get(Outcome.COMPLETED, 0)} of {counted(steps, 'step')} completed"]
+    parts = [f"{totals.steps.get(Outcome.COMPLETED, 0)} of {counted(expected_steps(history), 'step')} completed"]
     parts += [
         f"{count} {outcome.value}"
         for outcome in (Outcome.FAILED, Outcome.RUNNING, Outcome.WAITING, Outcome.INTERRUPTED)
         if (count := totals.steps.get(outcome, 0))
     ]
-    text = f"{', '.join(parts)}, in {duration(totals.took)}."
+    left = time_left(history) if history.is_alive else None
+    text = f"{', '.join(parts)}, in {duration(totals.took)}{'' if left is None else f', about {duration(left)} left'}."
     if totals.deaths:
         resumed = " and it was resumed" if len(history.runs) > 1 and not history.runs[-1].has_died else ""
         text += f" Its process died {_times(totals.deaths)}{resumed}"
@@ -65,6 +66,14 @@ def lede(history: History) -> str:
         text += "did not run again"
     lost = f", {duration(totals.lost)} of work was lost" if totals.lost else ""
     return f"{text}{lost}." if totals.deaths or totals.kept_steps else text
+
+
+def expected_steps(history: History) -> int:
+    """The steps on record, and the items of running batches that have not begun."""
+    open_batches = [batch for batch in history.batches if batch.ended is None and history.is_alive]
+    begun = Counter(step.batch for step in history.steps)
+    unstarted = (max(0, (batch.total or 0) - begun[batch.number]) for batch in open_batches)
+    return sum(history.totals.steps.values()) + sum(unstarted)
 
 
 def causes(history: History) -> list[tuple[ErrorInfo, list[StepHistory]]]:
