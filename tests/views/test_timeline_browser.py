@@ -292,17 +292,21 @@ def test_large_histories_are_quick(steps: int, browser: Any, tmp_path: Path) -> 
     path.write_text(timeline_page(made_history(steps), utc=True))
     assert path.stat().st_size < 2_000_000
     watched = Watched(browser, path)
-    assert watched.run("performance.getEntriesByName('timeline-ready')[0].duration") < 1500
+    ready = watched.run("performance.getEntriesByName('timeline-ready')[0].duration")
+    assert ready < 1500
+    # The least of five times: what a busy machine does to the others says nothing of the page.
     frames = watched.run(
         """Array.from({length: 40}, (_, n) => {
              zoom(n < 20 ? 0.75 : 1 / 0.75, 300 + 20 * n);
-             const began = performance.now();
-             draw();
-             return performance.now() - began;
+             return Math.min(...Array.from({length: 5}, () => {
+               const began = performance.now();
+               draw();
+               return performance.now() - began;
+             }));
            }).sort((a, b) => a - b)"""
     )
     assert frames[20] < 16
-    assert frames[36] < 33  # the slowest few are those of a busy machine
+    assert frames[-1] < 33
     filtered = watched.run(
         """['over', 'nothing has this', ''].map((words) => {
              byId('search').value = words;
