@@ -37,7 +37,7 @@ def choose_workflow(store: Store, words: Sequence[str | None]) -> tuple[str, str
         WorkflowUsageError: No word is given, and there is not one workflow; the message lists them.
     """
     first, second = [*(word for word in words if word is not None), None, None][:2]
-    if first is not None and (second is not None or store.read(first) is not None):
+    if first is not None and (second is not None or _exists(store, first)):
         return first, second
     ids = [found.workflow_id for found in store.list() if not isinstance(found, StoreError)]
     if len(ids) == 1:
@@ -47,6 +47,11 @@ def choose_workflow(store: Store, words: Sequence[str | None]) -> tuple[str, str
     if not ids:
         raise WorkflowUsageError(f"no workflows in {escape_terminal(store.display_name)}")
     raise WorkflowUsageError(f"name one of the {len(ids)} workflows: {_listed([repr(one) for one in ids])}")
+
+
+def _exists(store: Store, workflow_id: str) -> bool:
+    # A large record takes seconds to read, so its file is enough; a store without files is asked.
+    return os.path.exists(store.path_of(workflow_id)) or store.read(workflow_id) is not None
 
 
 def find_step(history: History, text: str) -> StepHistory:

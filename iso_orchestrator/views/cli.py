@@ -39,7 +39,7 @@ from iso_orchestrator.views.listing import is_listed, list_lines
 from iso_orchestrator.views.logs import LogOptions, Stream, last_words, log_lines
 from iso_orchestrator.views.overview import events_lines, head_lines, overview_lines, steps_lines
 from iso_orchestrator.views.report import json_text, step_json, summary_json
-from iso_orchestrator.views.screen import can_watch
+from iso_orchestrator.views.screen import KeyAction, can_watch
 from iso_orchestrator.views.screen import watch as watch_top
 from iso_orchestrator.views.step_report import step_lines
 from iso_orchestrator.views.terminal import Terminal
@@ -50,6 +50,7 @@ from iso_orchestrator.views.words import exit_code, joined, steps_of
 
 STEP_HELP = "its name, its number `#34`, a name as `show` cut it, or a pattern that one step matches"
 
+_TOP_KEYS: dict[str, KeyAction] = {}  # of `top`, for the step that is chosen, besides its own
 _TOP_LINES = 100  # of `top` in a pipe: what has no room is counted
 _CLEAR = "\x1b[H\x1b[J"
 _AGES = {"d": timedelta(days=1), "h": timedelta(hours=1), "m": timedelta(minutes=1), "s": timedelta(seconds=1)}
@@ -196,7 +197,7 @@ def _top(options: argparse.Namespace) -> int:
     if options.workflow is not None:
         live.read(store, options.workflow)  # raises for a mistyped id
     if not options.once and can_watch():
-        watch_top(lambda: _look(store, options.workflow)[0], store, options.every or 1.0, {})
+        watch_top(lambda: _look(store, options.workflow)[0], store, options.every or 1.0, _TOP_KEYS)
         return 0
     while True:
         found, errors = _look(store, options.workflow)

@@ -132,7 +132,7 @@ class _Axis:
         text = ""
         while len(text) + len("HH:MM:SS") <= self.columns[-1]:
             text += f"{time_text(self._moment(len(text))):{_TICK}}"
-        return text[: int(self.columns[-1])]
+        return text[: int(self.columns[-1])].rstrip()
 
     def _moment(self, column: int) -> datetime:
         for number in range(1, len(self.columns)):

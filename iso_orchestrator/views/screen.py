@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,7 +24,8 @@ _ENTER = "\x1b[?1049h\x1b[?25l"  # the alternate screen, without a cursor
 _LEAVE = "\x1b[?25h\x1b[?1049l"
 _HOME, _END_OF_LINE, _BELOW = "\x1b[H", "\x1b[K", "\x1b[J"
 _UP, _DOWN = "\x1b[A", "\x1b[B"
-_KEY = 32  # bytes that are read at once: a key is at most a few
+_READ = 1024  # bytes
+_KEYS = re.compile("\x1b\\[[0-9;]*[A-Za-z~]|.", re.DOTALL)  # those that were pressed since the last look
 
 Action = Callable[[Store, str, str, Terminal], Sequence[str]]
 """What a key does with the chosen step: store, workflow, step and terminal; it returns lines to show."""
@@ -107,7 +109,6 @@ class _Screen:
     page: Callable[[Terminal], Sequence[str]] | None = None
     question: str | None = None
     _found: Sequence[Looked] = ()
-    _keys: str = ""
 
     def draw(self, found: Sequence[Looked]) -> None:
         self._found = found
@@ -115,11 +116,11 @@ class _Screen:
         if self.chosen not in steps:
             self.chosen = steps[0] if steps else None
         terminal = Terminal.of()
-        room = max(1, terminal.height - 2)
+        room = max(1, terminal.height - 1)  # over the foot
         if self.page is not None:
             lines = list(self.page(terminal))[-room:]
         else:
-            lines = top_lines(found, terminal, rows=room, chosen=self.chosen)
+            lines = top_lines(found, terminal, rows=max(1, room - 1), chosen=self.chosen)
         lines = [*lines[:room], *[""] * (room - len(lines)), terminal.line((self._foot(terminal), Style.DIM))]
         _write(sys.stdout, _HOME + "".join(f"{line}{_END_OF_LINE}\r\n" for line in lines[:-1]) + lines[-1] + _BELOW)
 
@@ -138,10 +139,11 @@ class _Screen:
         ready, _, _ = select.select([sys.stdin], [], [], seconds)
         if not ready:
             return
-        pressed = os.read(sys.stdin.fileno(), _KEY)
+        pressed = os.read(sys.stdin.fileno(), _READ)
         if not pressed:  # the terminal is gone
             self.is_on = False
-        self.press(pressed.decode("utf-8", "replace").replace("\x1bO", "\x1b["))
+        for key in _KEYS.findall(pressed.decode("utf-8", "replace").replace("\x1bO", "\x1b[")):
+            self.press(key)
 
     def press(self, key: str) -> None:
         if self.question is not None:

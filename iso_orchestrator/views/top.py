@@ -63,8 +63,9 @@ class Looked:
         return outcome in {Outcome.RUNNING, Outcome.INTERRUPTED} or bool(_limits(self.history))
 
     def active(self) -> list[StepHistory]:
-        """The steps that run or wait."""
-        return [step for step in steps_of(self.history) if step.outcome in {Outcome.RUNNING, Outcome.WAITING}]
+        """The steps that run, then those that wait."""
+        steps = steps_of(self.history)
+        return [step for one in (Outcome.RUNNING, Outcome.WAITING) for step in steps if step.outcome is one]
 
 
 def top_lines(
@@ -189,9 +190,11 @@ def _table(looked: Looked, terminal: Terminal, lines: int | None, chosen: tuple[
     """The steps that run or wait, in at most *lines* lines, an empty one and the head among them."""
     steps, more = looked.active(), 0
     if lines is not None and len(steps) > lines - 2:
-        steps.sort(key=lambda step: step.outcome is not Outcome.RUNNING)  # what runs is shown before what waits
-        more = len(steps) - max(0, lines - 3)
-        steps = steps[: len(steps) - more]
+        room = max(0, lines - 3)
+        more = len(steps) - room
+        places = [number for number, step in enumerate(steps) if chosen == (looked.history.workflow_id, step.name)]
+        first = places[0] - room + 1 if places else 0  # the chosen one is always to be seen
+        steps = steps[max(0, first) :][:room]
     rows = [_row(looked, step, terminal, chosen) for step in steps]
     shown = ["", *terminal.table(_COLUMNS, rows)] if rows else []
     return [*shown, *([terminal.line((f"+{more} more", Style.DIM))] if more else [])]

@@ -41,6 +41,9 @@ from iso_orchestrator.store.file import snapshot
 from iso_orchestrator.store.memory import MemoryStore
 from iso_orchestrator.views import live
 from iso_orchestrator.views.cli import _parser, main
+from iso_orchestrator.views.logs import LogOptions, log_lines
+from iso_orchestrator.views.terminal import Terminal
+from iso_orchestrator.views.top import Looked, top_lines
 
 ROW = 21
 PLAIN = "plain"
@@ -266,13 +269,29 @@ def _commands() -> Iterator[tuple[str, ...]]:
         others = [action.choices[0] if action.choices else "no such TEXT" for action in rest]
         abouts = [[]] if first is None or first.nargs == "?" else []
         abouts += [] if first is None else [["no such TEXT", *others], ["ID", *others]]
+        abouts += [["ID"]] if rest and rest[0].nargs == "?" else []
         for about in abouts if "--store" in flags else []:
             yield name, *about
             if "--json" in flags:
                 yield name, "--json", *about
 
 
-COMMANDS = [("reset", "ID", "step.completed *"), *_commands()]
+# What shows an error or a log as it came has a line for each of its lines, or breaks a long one.
+WHOLE = [
+    ("show", "ID", "step.failed *"),
+    ("show", "ID", "#3", "--json"),
+    ("show", "ID", "text *", "--result"),
+    ("show", "ID", "--failed"),
+    ("logs", "ID", "command.begun *", "--raw"),
+]
+COMMANDS = [
+    ("reset", "ID", "step.completed *"),
+    ("show", "ID", "--steps"),
+    ("show", "ID", "--events", "1000"),
+    ("list", "--failed"),
+    *WHOLE,
+    *_commands(),
+]
 MENDING = ("repair", "fold", "reset", "delete")
 
 
@@ -280,11 +299,13 @@ MENDING = ("repair", "fold", "reset", "delete")
 def run(
     capsys: pytest.CaptureFixture[str], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., tuple[int, str, str]]:
-    """Run the command line; its exit code, output and errors."""
+    """Run the command line in a terminal that has room for all texts; its exit code, output and errors."""
     monkeypatch.chdir(folder)  # where timelines are written
+    monkeypatch.setenv("COLUMNS", "5000")
 
     def run(root: Path, command: Sequence[str], workflow_id: str, text: str) -> tuple[int, str, str]:
         words = [workflow_id if word == "ID" else word.replace("TEXT", text) for word in command]
+        words += ["--timeout", "0"] if command[0] == "watch" else []
         code = main([words[0], "--dir", str(root), *words[1:]])
         return code, *capsys.readouterr()
 
@@ -305,7 +326,8 @@ def test_texts_on_a_terminal_are_texts(part: int, folder: Path, tier: Tier, figu
             code, out, err = run(root, command, workflow_id, batch[-1])
             shape = _shape(json.loads(out)) if out and "--json" in command else None
             assert out.isascii() or "--json" not in command
-            found.append((command, code, lines_without_controls(out), lines_without_controls(err), shape))
+            lines = lines_without_controls(out)
+            found.append((command, code, command in WHOLE or lines, lines_without_controls(err), shape))
         return found
 
     for number in range(0, len(texts), BATCH):
@@ -390,11 +412,11 @@ def test_what_a_command_prints_is_text(folder: Path, tier: Tier, figures: Figure
         projection.apply(f.CommandBegun(T0, f"runs {text}", "mark", str(path)))
         path.write_bytes(f"{text}\n{text}.".encode())
         store = _StoreOf(projection)
-        lines = list(live.log_lines(store, text, f"runs {text}", follow=False))
+        lines = list(log_lines(store, text, f"runs {text}", LogOptions()))
         assert lines_without_controls("\n".join(lines)) == 2 * text.count("\n") + 1
         assert lines[-1] == escape_terminal(text.split("\n")[-1] + ".")
-        table = live.top_text([projection], T0, store)
-        assert lines_without_controls(table) == 1
+        shown = top_lines([Looked(projection, live.history_as_of(store, projection, T0))], Terminal(1000))
+        assert lines_without_controls("\n".join(shown)) == 4
     figures.add(ROW, "texts in logs", len(texts))
 
 
