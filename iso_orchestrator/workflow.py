@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, ExitStack
 from datetime import datetime, timedelta
 from functools import partial
 from types import TracebackType
-from typing import Any, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from iso_orchestrator.checks import check_choice, check_count, check_key, check_path
 from iso_orchestrator.codec import plain_json
@@ -22,7 +22,7 @@ from iso_orchestrator.decorators import Decorators
 from iso_orchestrator.errors import WorkflowUsageError
 from iso_orchestrator.fanout.for_each import ForEachKeywords, ForEachOptions, run_for_each
 from iso_orchestrator.fanout.summary import ForEachSummary
-from iso_orchestrator.record.model import Heartbeat, Json, Lease, WorkflowEvent, WorkflowStatus
+from iso_orchestrator.record.model import Heartbeat, Json, Lease, WorkflowEvent, WorkflowStatus, html_of
 from iso_orchestrator.record.projection import copy_json
 from iso_orchestrator.record.workflow_record import WorkflowRecord
 from iso_orchestrator.runtime.runs import Run, RunResult, begin_run, current_run, end_run
@@ -32,6 +32,9 @@ from iso_orchestrator.steps.step import run_step
 from iso_orchestrator.store import Store, default_root, find_store
 from iso_orchestrator.system.clock import Clock, InjectedClock, SystemClock
 from iso_orchestrator.system.interrupts import at_work, masked, masked_with_undo
+
+if TYPE_CHECKING:
+    from iso_orchestrator.views.notebook import Timeline
 
 R = TypeVar("R")
 Item = TypeVar("Item")
@@ -408,6 +411,20 @@ class Workflow(Decorators):
         """
         return reset_steps(self._runtime, name_or_pattern)
 
+    def timeline(self) -> Timeline:
+        """A picture of all that happened until now, for a notebook or a file.
+
+        Returns:
+            An object that a notebook shows, with `.html` and `.write(path)`.
+
+        Raises:
+            WorkflowNotFoundError: The workflow is not on record yet.
+            StoreError: It cannot be read.
+        """
+        from iso_orchestrator.views.notebook import Timeline
+
+        return Timeline(self._runtime.store, self.workflow_id, self._runtime.clock.now())
+
     def close(self) -> None:
         """Detach from the record, and write the snapshot if nothing else uses it. The next use opens it again.
 
@@ -420,6 +437,13 @@ class Workflow(Decorators):
 
     def _bound_runtime(self) -> WorkflowRuntime:
         return self._runtime
+
+
+@html_of.register
+def _(record: WorkflowRecord) -> str:
+    from iso_orchestrator.views.notebook import record_html
+
+    return record_html(record)
 
 
 def _clock(now: Callable[[], datetime] | None) -> Clock:

@@ -15,6 +15,7 @@ import pytest
 import iso_orchestrator
 from iso_orchestrator import Workflow, WorkflowStatus, agents
 from iso_orchestrator.commands import step as commands
+from iso_orchestrator.views import notebook
 
 METHODS: dict[str, Callable[..., Any]] = {
     name: value for name, value in inspect.getmembers(Workflow, inspect.isfunction) if not name.startswith("_")
@@ -65,7 +66,7 @@ def parameters(function: Callable[..., Any]) -> list[Parameter]:
     """What a function takes, by name; of a decorator with overloads, what any of them takes."""
     found = {}
     for one in typing.get_overloads(function) or [function]:
-        signature = inspect.signature(one, eval_str=True, locals={**vars(agents), **vars(commands)})
+        signature = inspect.signature(one, eval_str=True, locals={**vars(agents), **vars(commands), **vars(notebook)})
         for parameter in _taken(signature):
             found.setdefault(parameter.name, parameter)
     return list(found.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Any, Generic, Literal, TypeVar
 
 import attrs
@@ -9,7 +10,8 @@ import attrs
 from iso_orchestrator.notes import add_note, message_of
 from iso_orchestrator.record.model import html_table
 
-_SHOWN = 200  # rows of the table in a notebook
+_SHOWN = 10  # results of each kind that a notebook shows
+_TEXT = 300  # characters of each
 
 R = TypeVar("R")
 
@@ -106,12 +108,14 @@ class ForEachSummary(Generic[R]):
         ]
 
     def _repr_html_(self) -> str:
-        rows = [
-            (index, result.status, result.value if isinstance(result, Fulfilled) else message_of(result.reason, repr))
-            for index, result in enumerate(self.results[:_SHOWN])
-        ]
-        cut = f", the first {_SHOWN} shown" if len(self.results) > _SHOWN else ""
-        caption = f"for_each: {self.fulfilled} fulfilled, {self.rejected} rejected{cut}"
+        rejected = [(number, one) for number, one in enumerate(self.results) if isinstance(one, Rejected)]
+        rows = [(number, "✕ rejected", message_of(one.reason, repr)[:_TEXT]) for number, one in rejected[:_SHOWN]]
+        fulfilled = ((number, one) for number, one in enumerate(self.results) if isinstance(one, Fulfilled))
+        rows += [(number, "✓ fulfilled", str(one.value)[:_TEXT]) for number, one in islice(fulfilled, _SHOWN)]
+        left = len(self.results) - len(rows)
+        caption = (
+            f"for_each: {self.fulfilled} fulfilled, {self.rejected} rejected{f', {left} not shown' if left else ''}"
+        )
         return html_table(caption, ["item", "status", "value or reason"], rows)
 
 

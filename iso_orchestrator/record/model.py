@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import singledispatch
 from typing import Any, TypeAlias
 
 import attrs
@@ -46,22 +47,25 @@ class LeaseStatus(StrEnum):
     RELEASED = "released"
 
 
-class _Shown:
-    """A record that a notebook shows as a table of its fields."""
+class Shown:
+    """What a notebook shows."""
 
     __slots__ = ()
 
     def _repr_html_(self) -> str:
-        rows = [
-            (field.name, value)
-            for field in attrs.fields(type(self))  # type: ignore[arg-type]  # only attrs classes derive from it
-            if (value := getattr(self, field.name)) is not None
-        ]
-        return html_table(type(self).__name__, ["field", "value"], rows)
+        return html_of(self)
+
+
+@singledispatch
+def html_of(shown: Any) -> str:
+    """What a notebook shows: a table of the fields, unless `views.notebook` draws objects of that class."""
+    fields = attrs.fields(type(shown))
+    rows = [(field.name, value) for field in fields if (value := getattr(shown, field.name)) is not None]
+    return html_table(type(shown).__name__, ["field", "value"], rows)
 
 
 @attrs.frozen
-class ErrorInfo(_Shown):
+class ErrorInfo(Shown):
     """A recorded error.
 
     Attributes:
@@ -92,7 +96,7 @@ class ErrorInfo(_Shown):
 
 
 @attrs.frozen
-class StepRecord(_Shown):
+class StepRecord(Shown):
     """One step.
 
     Attributes:
@@ -112,7 +116,7 @@ class StepRecord(_Shown):
 
 
 @attrs.frozen
-class WorkflowEvent(_Shown):
+class WorkflowEvent(Shown):
     """Something that happened. Events are in the order in which they happened, whatever the clocks said."""
 
     at: datetime
@@ -122,7 +126,7 @@ class WorkflowEvent(_Shown):
 
 
 @attrs.frozen
-class Heartbeat(_Shown):
+class Heartbeat(Shown):
     """The last heartbeat under a key."""
 
     key: str
@@ -131,7 +135,7 @@ class Heartbeat(_Shown):
 
 
 @attrs.frozen
-class Lease(_Shown):
+class Lease(Shown):
     """The right to act under a key until a time.
 
     Attributes:

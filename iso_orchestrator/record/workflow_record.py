@@ -13,22 +13,20 @@ from iso_orchestrator.record.model import (
     Heartbeat,
     Json,
     Lease,
+    Shown,
     StepRecord,
     StepStatus,
     WorkflowEvent,
     WorkflowStatus,
     WorkflowSummary,
-    html_table,
 )
 
 if TYPE_CHECKING:
     from iso_orchestrator.record.history import History
 
-_SHOWN = 200  # rows of a table: a notebook cannot show 100,000
-
 
 @attrs.frozen(repr=False)
-class WorkflowRecord:
+class WorkflowRecord(Shown):
     """The record of a workflow at one moment; later facts do not change it.
 
     Attributes:
@@ -86,16 +84,6 @@ class WorkflowRecord:
 
         return history_of(self, now=self.updated_at).to_rows()
 
-    def _repr_html_(self) -> str:
-        steps = list(self.steps.values())
-        rows = [
-            (step.name, step.status, step.attempts, step.updated_at.isoformat(), _outcome(step))
-            for step in steps[-_SHOWN:]
-        ]
-        shown = f", the last {_SHOWN} shown" if len(steps) > _SHOWN else ""
-        caption = f"{self.workflow_id}: {status_words(self)}, {len(steps)} steps{shown}, {len(self.events)} events"
-        return html_table(caption, ["step", "status", "attempts", "updated", "result or error"], rows)
-
 
 def status_words(of: WorkflowRecord | WorkflowSummary | History) -> str:
     """The status, and how many steps failed: a workflow can complete although some did.
@@ -132,9 +120,3 @@ def _row(step: StepRecord) -> dict[str, Any]:
         "result": step.result,
         "error": None if step.error is None else f"{step.error.name}: {step.error.message}",
     }
-
-
-def _outcome(step: StepRecord) -> str:
-    if step.error is not None:
-        return f"{step.error.name}: {step.error.message}"
-    return repr(step.result) if step.status is StepStatus.COMPLETED else ""

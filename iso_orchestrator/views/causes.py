@@ -51,6 +51,24 @@ def user_frames(stack: str) -> tuple[list[str], int]:
     return lines, left_out
 
 
+def folded(stack: str) -> str:
+    """A traceback in which the frames of libraries are counted instead of shown."""
+    lines, hidden, is_hidden = list[str](), 0, False
+    for line in stack.splitlines():
+        if frame := _FRAME.match(line):
+            is_hidden = _is_library(frame["path"])
+            hidden += is_hidden
+        elif not line.startswith("    "):
+            is_hidden = False
+        if is_hidden:
+            continue
+        if hidden:
+            lines.append(f"  … {hidden} {'frame' if hidden == 1 else 'frames'} of libraries")
+            hidden = 0
+        lines.append(line)
+    return "\n".join(lines)
+
+
 def _is_library(path: str) -> bool:
     return path.startswith(("<frozen", *_library_folders())) or bool(
         {"site-packages", "dist-packages"} & set(Path(path).parts)

@@ -50,6 +50,7 @@ from iso_orchestrator.views.screen import watch as watch_top
 from iso_orchestrator.views.step_report import step_lines
 from iso_orchestrator.views.stopping import stop_step, stop_workflow
 from iso_orchestrator.views.terminal import Terminal
+from iso_orchestrator.views.timeline_file import OPTIONS, default_file, read_page, write_timeline
 from iso_orchestrator.views.top import Looked, top_lines
 from iso_orchestrator.views.watching import watch
 from iso_orchestrator.views.why import unknown_lines, why_lines
@@ -226,6 +227,18 @@ def _top(options: argparse.Namespace) -> int:
         sleep(options.every)
 
 
+def _timeline(options: argparse.Namespace) -> int:
+    store, workflow_id = _chosen(options)
+    target = options.output or default_file(workflow_id)
+    shown = {"utc": options.utc, "results": not options.no_results, "logs": not options.no_logs}
+    if target == "-":
+        print(read_page(store, workflow_id, **shown)[0], end="")
+    else:
+        write_timeline(store, workflow_id, target, **shown, every=options.every, opens=options.open)
+        print(escape_terminal(target))
+    return 0
+
+
 def _look(store: Store, workflow_id: str | None) -> tuple[list[Looked], list[StoreError]]:
     found = store.list() if workflow_id is None else [live.read(store, workflow_id)]
     looked, errors = list[Looked](), list[StoreError]()
@@ -312,11 +325,16 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _watch(options: argparse.Namespace) -> int:
+    store, workflow_id = _chosen(options)
+    return watch(store, workflow_id, options.timeout, lambda line: print(line, flush=True))
+
+
+def _chosen(options: argparse.Namespace) -> tuple[Store, str]:
     store = _store(options)
     workflow_id, step = choose_workflow(store, [options.workflow])
     if step is not None:
         live.read(store, step)  # raises: a workflow is meant
-    return watch(store, workflow_id, options.timeout, lambda line: print(line, flush=True))
+    return store, workflow_id
 
 
 def _print(lines: Iterable[str]) -> None:
@@ -442,6 +460,7 @@ def _parser() -> argparse.ArgumentParser:
     prune = with_store("prune", _prune, "list old workflows and their sizes, and remove them if told to")
     completion = add("completion", _completion, "print a script that completes commands, workflows and steps")
     export = with_store("export", _export, "write a workflow's history for other programs")
+    timeline = with_store("timeline", _timeline, "write a picture of a workflow as an HTML file, with all details")
     fold = with_store("fold", _fold, "write everything that happened into the snapshot, for other programs to read")
     reset = with_store("reset", _reset, "forget steps, so that they run again")
     backup = add("backup", _backup, "copy a workflow into a tar file, also while processes use it")
@@ -452,7 +471,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     for command in (list_, show):
         command.add_argument("--json", action="store_true", help="print JSON")
-    for command in (show, logs_, watch_, why, stop, export):
+    for command in (show, timeline, logs_, watch_, why, stop, export):
         command.add_argument(
             "workflow", nargs="?", type=_workflow_id, metavar="WORKFLOW", help="its id (default: the only one)"
         )
@@ -476,6 +495,9 @@ def _parser() -> argparse.ArgumentParser:
         "--format", choices=list(FORMATS), required=True, help="a trace for Perfetto; a row a step; a line an attempt"
     )
     export.add_argument("-o", "--output", metavar="FILE", default="-", help="default: standard output")
+    timeline.add_argument("--every", type=_seconds, metavar="SECONDS", help="write it again until the workflow ends")
+    for flag, settings in OPTIONS.items():
+        timeline.add_argument(flag, **settings)
     backup.add_argument("file", metavar="FILE", help="the new tar file")
     _add_list_options(list_)
     _add_show_options(show)

@@ -156,20 +156,31 @@ def build(root: Path, texts: Sequence[str]) -> str:
 
 
 class Structure(HTMLParser):
-    """The tags, attributes, comments and declarations of a document, and its texts apart from them."""
+    """The tags, attributes, comments and declarations of a document, and its texts apart from them.
+
+    A drawing depends on the times of steps: of what is in it, only kinds of tags are kept, and names of attributes.
+    """
 
     def __init__(self, document: str) -> None:
         super().__init__(convert_charrefs=True)
         self.tags: list[object] = []
+        self.drawn: set[tuple[str, ...]] = set()
+        self._is_drawing = False
         self.texts: list[str] = []
         self.feed(document)
         self.close()
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, attrs))
+        self._is_drawing |= tag == "svg"
+        if self._is_drawing:
+            self.drawn.add((tag, *(name for name, _ in attrs)))
+        else:
+            self.tags.append((tag, attrs))
 
     def handle_endtag(self, tag: str) -> None:
-        self.tags.append(f"/{tag}")
+        if not self._is_drawing:
+            self.tags.append(f"/{tag}")
+        self._is_drawing &= tag != "svg"
 
     def handle_data(self, data: str) -> None:
         self.texts.append(data)
@@ -185,6 +196,18 @@ class Structure(HTMLParser):
 
     def unknown_decl(self, data: str) -> None:
         self.tags.append(("declaration", data))
+
+
+# Tags of drawings, with the names of their attributes.
+DRAWN = {
+    ("svg", "font-family", "font-size", "viewbox", "width", "role", "aria-label"),
+    ("path", "stroke", "stroke-opacity", "d"),
+    ("path", "stroke", "stroke-width", "d"),
+    ("path", "fill", "stroke", "stroke-width", "d"),
+    ("text", "fill", "fill-opacity", "x", "y"),
+    ("text", "fill", "fill-opacity", "x", "y", "text-anchor"),
+    ("text", "fill", "font-weight", "x", "y"),
+}
 
 
 def documents(root: Path, workflow_id: str, texts: Sequence[str]) -> list[str]:
@@ -218,6 +241,7 @@ def test_texts_in_a_notebook_are_texts(part: int, folder: Path, tier: Tier, figu
         for document, tags in zip(shown, expected, strict=True):
             structure = Structure(document)
             assert structure.tags == tags, (batch, document)
+            assert structure.drawn <= DRAWN
             assert not CONTROLS.search(document), (batch, document)
             seen += "".join(structure.texts)
         for text in batch:
@@ -272,8 +296,11 @@ MENDING = ("repair", "fold", "reset", "delete")
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str]]:
+def run(
+    capsys: pytest.CaptureFixture[str], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[int, str, str]]:
     """Run the command line in a terminal that has room for all texts; its exit code, output and errors."""
+    monkeypatch.chdir(folder)  # where timelines are written
     monkeypatch.setenv("COLUMNS", "5000")
 
     def run(root: Path, command: Sequence[str], workflow_id: str, text: str) -> tuple[int, str, str]:
