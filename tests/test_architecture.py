@@ -14,6 +14,7 @@ PACKAGE = Path(iso_orchestrator.__file__).parent
 
 # From the ground up: a room imports from itself and from the rooms above it in this list.
 ROOMS = [
+    "text",
     "checks",
     "notes",
     "errors",
