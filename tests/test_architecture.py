@@ -46,7 +46,6 @@ DOORS = {
     "cattrs": {"codec.converter", "codec.records", "codec.values"},
     "subprocess": {"agents.stand_in", "system.guard", "system.processes"},
     "psutil": {"system.processes"},
-    "tqdm": {"fanout.progress"},
     "tenacity": {"steps.options"},
     "argparse": {"examples.review_batch", "views.cli"},
 }

@@ -22,7 +22,6 @@ LATER = {
     "portalocker",
     "psutil",
     "tenacity",
-    "tqdm",
 }
 
 

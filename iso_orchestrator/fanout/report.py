@@ -1,4 +1,4 @@
-"""What a `for_each` logs of its items, and what its progress bar says besides their number."""
+"""What a `for_each` logs of its items."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from collections.abc import Collection
 from typing import Any
 
 from iso_orchestrator.fanout.summary import Fulfilled, Rejected
-from iso_orchestrator.notes import describe_cost, describe_seconds
-from iso_orchestrator.record.projection import Wait
+from iso_orchestrator.notes import describe_seconds
 from iso_orchestrator.runtime.context import LockOwner
 from iso_orchestrator.runtime.reports import report, reported, settle
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
@@ -37,10 +36,9 @@ class BatchReport:
         self._name = name
         self._caller = caller
         self._around = around
-        self._began, self._costs_before = monotonic(), len(runtime.costs)
+        self._began = monotonic()
         self._guard = threading.Lock()
         self._failed = 0
-        self._waits: list[Wait] = []
 
     def item(self, index: int, owner: LockOwner, error: BaseException | None, is_raised: bool) -> None:
         """Log that an item failed, and which failures inside of it were handled.
@@ -90,19 +88,3 @@ class BatchReport:
             len(outcomes) - failed,
             failed,
         )
-
-    def describe(self, running: int, failed: int) -> str:
-        """What the progress bar says. This takes no lock: the bar has one then."""
-        parts = [f"{running} running"]
-        if failed:
-            parts.append(f"{failed} failed")
-        waits = self._runtime.limit_waits()
-        self._waits = self._waits if waits is None else waits
-        now = self._runtime.clock.now()
-        # An item that waited is on record as waiting until its turn has come, which may be long after its limit.
-        if ahead := [wait for wait in self._waits if wait.until > now]:
-            first = min(ahead, key=lambda wait: wait.until)
-            parts.append(f"waiting for {first.key or 'a limit'} until {first.until.astimezone():%H:%M:%S}")
-        if costs := self._runtime.costs[self._costs_before :]:
-            parts.append(describe_cost(sum(costs)))
-        return ", ".join(parts)

@@ -44,7 +44,7 @@ from iso_orchestrator.errors import Limited
 from iso_orchestrator.fanout.parking import ParkedItems
 from iso_orchestrator.fanout.progress import Progress
 from iso_orchestrator.fanout.report import BatchReport
-from iso_orchestrator.fanout.summary import Fulfilled, Rejected, note_item
+from iso_orchestrator.fanout.summary import Fulfilled, Rejected, Replayed, note_item
 from iso_orchestrator.fanout.workers import Workers
 from iso_orchestrator.runtime.context import ItemContext, LockOwner, current_owner, make_current, refuse_interrupted
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
@@ -76,6 +76,7 @@ class _Item:
     warn: Callable[[], None] = _ignore
     hold: Held | None = None
     blocked: Blocked | None = None  # set when it is parked; its call is continued
+    seconds: float = 0.0  # that it held a worker
 
 
 class Scheduler:
@@ -83,7 +84,7 @@ class Scheduler:
 
     Args:
         runtime: The workflow's.
-        work: The function of one item. It may return `Blocked`.
+        work: The function of one item. It may return `Blocked` or `Replayed`.
         on_interrupt: Is told of the running items.
         key_of: Returns the mutex key of an item, or None.
         options: Those of the call.
@@ -116,7 +117,6 @@ class Scheduler:
         self._parent = current_owner()
         around = self._scope.batch
         self.report = BatchReport(runtime, name, self._parent, getattr(around, "report", None))
-        progress.watch(lambda failed: self.report.describe(len(self._workers.running), failed))
         self._parked = ParkedItems[_Item](self._on_free, lambda: self.is_stopped, self._fail)
         self._changed = Condition()
         self._workers = Workers(
@@ -268,6 +268,7 @@ class Scheduler:
     def _call(self, item: _Item) -> tuple[bool, Any]:
         item.owner.move_here()
         self._running[item.index] = item.value
+        began = self._progress.time()
         # In a context of its own: nothing is to be restored.
         make_current(attrs.evolve(self._scope, owner=item.owner, item=ItemContext(item.index), batch=self))
         try:
@@ -275,6 +276,7 @@ class Scheduler:
         except BaseException as error:  # noqa: BLE001 - it is the item's outcome
             return False, error
         finally:
+            item.seconds += self._progress.time() - began
             del self._running[item.index]
 
     def _call_holding(self, item: _Item, hold: Held) -> Any:
@@ -298,6 +300,8 @@ class Scheduler:
             self._finish(item, ok, value)
 
     def _finish(self, item: _Item, ok: bool, value: Any) -> None:
+        if is_replayed := isinstance(value, Replayed):
+            value = value.result
         with self._changed.guard:
             self._end_request(item)
             self._outcomes[item.index] = Fulfilled(value) if ok else Rejected(value, item.index, item.value)
@@ -307,7 +311,7 @@ class Scheduler:
             if self._unfinished == 0:
                 self._changed.notify()
         if ok or isinstance(value, Exception):  # else it was interrupted, and goes on in the next run
-            self._progress.advance(ok)
+            self._progress.advance(ok, item.seconds, is_replayed=is_replayed)
         if not ok and (self._options.stop_on_error or not isinstance(value, Exception)):
             note_item(value, item.index)
             self._stop(value)

@@ -27,6 +27,13 @@ class Fulfilled(Generic[R]):
 
 
 @attrs.frozen
+class Replayed:
+    """The result of an item that was on record before."""
+
+    result: Any
+
+
+@attrs.frozen
 class Rejected:
     """The result of an item that failed.
 

@@ -379,12 +379,12 @@ class _Terminal(io.StringIO):
 @pytest.mark.parametrize("way", ["label", "name"])
 def test_progress_lines_are_one_line(way: str, tier: Tier, figures: Figures, monkeypatch: pytest.MonkeyPatch) -> None:
     """A label that is a text of the user's moves no cursor: the bar is redrawn as often as for a plain label."""
-    pytest.importorskip("tqdm", reason="needs the extra `progress`")
     texts = drawn(tier.random(f"progress {way}"), tier.count(quick=42, full=200, soak=5000))
+    runtime = Workflow("batch", store="memory://progress")._runtime
 
     def drawn_bar(text: str) -> str:
         monkeypatch.setattr(sys, "stderr", screen := _Terminal())
-        display = reporter(text, 2, "apply") if way == "label" else reporter(True, 2, text)
+        display = reporter(text, runtime, "apply", 2) if way == "label" else reporter(True, runtime, text, 2)
         display.advance(ok=True)
         display.advance(ok=False)
         display.close()
@@ -394,7 +394,7 @@ def test_progress_lines_are_one_line(way: str, tier: Tier, figures: Figures, mon
     assert plain.count("\r") >= 2
     for text in texts:
         said = drawn_bar(text)
-        assert not CONTROLS.search(said.replace("\r", "")), ascii(said)
+        assert not CONTROLS.search(said.replace("\r", "").replace("\x1b[K", "")), ascii(said)
         assert (said.count("\r"), said.count("\n")) == (plain.count("\r"), plain.count("\n")), ascii(said)
     figures.add(ROW, "progress labels", len(texts))
 
