@@ -29,7 +29,7 @@ posix_only = pytest.mark.skipif(os.name != "posix", reason="pseudo-terminals are
 
 @pytest.fixture(autouse=True)
 def no_columns(monkeypatch):
-    """Let terminals be as wide as they say."""
+    """Let terminals be as wide as they say. (readline sets COLUMNS in C alone, so that children are given an `env`.)"""
     monkeypatch.delenv("COLUMNS", raising=False)
     monkeypatch.setenv("TERM", "xterm")
 
@@ -359,7 +359,7 @@ def on_a_terminal(code: str, *args: str) -> str:
 
     master, slave = os.openpty()
     termios.tcsetwinsize(slave, (24, 160))
-    process = subprocess.Popen([sys.executable, "-c", code, *args], stderr=slave)
+    process = subprocess.Popen([sys.executable, "-c", code, *args], stderr=slave, env={**os.environ})
     os.close(slave)
     parts = []
     try:
