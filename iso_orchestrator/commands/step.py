@@ -193,8 +193,11 @@ class CommandAttempt:
             self._beat_again(reader)
         try:
             with closing(OutputFiles(self._log, self._options.max_log_bytes)) as files:
-                result = self._run(command, tag, files, reader)
-                done = self._read(result, files, reader)
+
+                def run(command: Command) -> CommandResult[Any]:
+                    return self._read(self._run(command, tag, files, reader), files, reader)
+
+                done: CommandResult[Any] = self._runtime.around_command(command, run)
         except Exception:
             self._beat_again(reader)  # says where the output is, however soon the command ended
             raise

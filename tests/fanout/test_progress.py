@@ -29,7 +29,7 @@ posix_only = pytest.mark.skipif(os.name != "posix", reason="pseudo-terminals are
 
 @pytest.fixture(autouse=True)
 def no_columns(monkeypatch):
-    """Let terminals be as wide as they say. (readline sets COLUMNS in C alone, so that children are given an `env`.)"""
+    """Let terminals be as wide as they say. Children need an `env`: readline sets COLUMNS for them alone."""
     monkeypatch.delenv("COLUMNS", raising=False)
     monkeypatch.setenv("TERM", "xterm")
 
