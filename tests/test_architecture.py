@@ -32,6 +32,7 @@ ROOMS = [
     "workflow",
     "functions",
     "testing",
+    "otel",
     "examples",
     "views",
     "__init__",
@@ -47,6 +48,7 @@ DOORS = {
     "subprocess": {"agents.stand_in", "system.guard", "system.processes"},
     "psutil": {"system.processes"},
     "tenacity": {"steps.options"},
+    "opentelemetry": {"otel"},
     "argparse": {"examples.review_batch", "views.cli"},
 }
 

@@ -17,6 +17,7 @@ LATER = {
     "IPython",
     "cattrs",
     "iso_orchestrator.agents",
+    "opentelemetry",
     "iso_orchestrator.commands.step",
     "iso_orchestrator.views",
     "portalocker",

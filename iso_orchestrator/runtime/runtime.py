@@ -29,8 +29,9 @@ T = TypeVar("T")
 
 _SAME_LIMIT = timedelta(seconds=1)  # between the times that two answers of one service name for one limit
 
-AroundCommand: TypeAlias = Callable[[Any, Callable[[Any], Any]], Any]
-"""Calls a function with a `Command`, and returns the `CommandResult` that it returns."""
+AroundCommand: TypeAlias = Callable[[Any, Callable[[Any], Any], Callable[[], int | None]], Any]
+"""Calls a function with a `Command`, and returns the `CommandResult` that it returns. After that the third argument
+knows the id of the process."""
 
 OnBusy: TypeAlias = Literal["share", "wait", "fail"]
 
@@ -78,7 +79,7 @@ class WorkflowRuntime:
         self.costs: list[float] = []
         self.limits_logged: dict[str, datetime] = {}
         self.listeners: tuple[Listener, ...] = ()
-        self.around_command: AroundCommand = lambda command, run: run(command)
+        self.around_command: AroundCommand = lambda command, run, _: run(command)
         self._claims: dict[str, tuple[str, str]] = {}
         self._guard = threading.Lock()
         self._store = store
