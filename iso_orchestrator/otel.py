@@ -163,6 +163,8 @@ class _Tracing:
         run = next((run for run in reversed(self._runs) if run.number == detail.get("run")), None)
         if run is not None:
             self._runs.remove(run)
+            if not self._runs:
+                self._waits.clear()  # of steps that the run has given up
             _leave(run, at, detail.get("error"))
 
     def _dead_runs(self) -> list[trace.SpanContext]:

@@ -11,13 +11,14 @@ import logging
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from threading import Lock, RLock
 from typing import Any
 
 from iso_orchestrator.checks import escape_terminal
-from iso_orchestrator.fanout.status import ASCII, LINES, BatchStatus, soonest_limit
+from iso_orchestrator.fanout.status import ASCII, LINES, BatchStatus, LimitInForce, soonest_limit
+from iso_orchestrator.record.projection import Wait
 from iso_orchestrator.runtime.context import current_owner
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.system.clock import monotonic
@@ -94,6 +95,7 @@ class _Counted(Progress):
         self._guard = Lock()
         self._done = self._failed = self._replayed = self._timed = 0
         self._seconds = 0.0  # that the items of this run held a worker
+        self._waits: Sequence[Wait] = ()
         self._began = self.time()
 
     def time(self) -> float:
@@ -110,9 +112,14 @@ class _Counted(Progress):
                 self._seconds += seconds
         self.refresh()
 
+    def _limit(self) -> LimitInForce | None:
+        waits = self._runtime.limit_waits()
+        self._waits = self._waits if waits is None else waits
+        return soonest_limit(self._waits, self._runtime.clock.now())
+
     def _status(self, *, is_over: bool = False) -> BatchStatus:
         now = self._runtime.clock.now()
-        limit = None if is_over else soonest_limit(self._runtime.limit_waits() or (), now)
+        limit = None if is_over else self._limit()
         left = None if self._total is None else self._total - self._done
         seconds_left = None
         if left and not is_over and self._timed >= _TIMED:
@@ -147,7 +154,7 @@ class _Lines(_Counted):
 
     def refresh(self) -> None:
         now = self.time()
-        has_limit = bool(self._runtime.limit_waits()) and self._status().limit is not None
+        has_limit = self._limit() is not None
         with self._guard:
             self._has_news |= self._failed > self._failures_told or has_limit != self._has_limit
             self._has_limit, self._failures_told = has_limit, self._failed
@@ -236,7 +243,8 @@ class _Line(_Counted):
     def close(self) -> None:
         with self._lock:
             is_first = self._is_first
-            _shown.remove(self)
+            if self in _shown:  # not in a child that was forked in an item
+                _shown.remove(self)
             if is_first:
                 self._draw(self._status(is_over=True), "\n")
             self._stderr.close()
