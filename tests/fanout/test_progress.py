@@ -89,7 +89,7 @@ def test_a_terminal_shows_the_line():
         run_three(None)
     first, *_, last = lines_of(terminal.text())
     assert first == f"apply 0/3 {'─' * 40}"
-    assert re.fullmatch(f"apply 3/3 {'━' * 40}  1 failed  [0-9.]+ s", last)
+    assert re.fullmatch(f"apply 3/3 {'━' * 40}  1 failed  [0-9.]+ m?s", last)
 
 
 @posix_only
@@ -425,7 +425,7 @@ def test_messages_of_other_loggers_appear_above_the_line():
 def test_the_line_tells_what_waits_and_costs():
     """While a step waits, the line says how many failed, for which limit until when, and what agents cost."""
     text = on_a_terminal(LOGGING.format(setup=""))
-    assert re.search(r"7/8 ━+─+  2 failed  1 waits for site until \d\d:\d\d:\d\d  ~\S+ s left  \$2\.00", text)
+    assert re.search(r"7/8 ━+─+  2 failed  1 waits for site until \d\d:\d\d:\d\d  ~\S+ m?s left  \$2\.00", text)
 
 
 HELD_BACK = """
