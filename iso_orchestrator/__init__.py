@@ -53,11 +53,11 @@ from iso_orchestrator.record.model import (
     StepRecord,
     StepStatus,
     WorkflowEvent,
-    WorkflowRecord,
     WorkflowStatus,
     WorkflowSummary,
     lease_status,
 )
+from iso_orchestrator.record.workflow_record import WorkflowRecord
 from iso_orchestrator.runtime.context import ItemContext, StepContext, current_item, current_step
 from iso_orchestrator.runtime.runs import RunResult
 from iso_orchestrator.steps.options import Retry, RetryContext

@@ -25,6 +25,8 @@ class OrchestratorError(Exception):
     Its text drives no terminal, whatever a program printed or a file is called. The attributes are as they came.
     """
 
+    code: ClassVar[str | None] = None
+    """A short reason, for `ErrorInfo.code`: "command.exit"; the same in all releases."""
     _message: ClassVar[str | None] = None  # a template over the fields; None: the text that the error was made of
 
     def __str__(self) -> str:
@@ -57,6 +59,8 @@ class NoActiveWorkflowError(OrchestratorError, RuntimeError):
 class WorkflowUsageError(OrchestratorError, RuntimeError):
     """A call that cannot work at this place, such as a run inside itself."""
 
+    code = "workflow.usage"
+
 
 @attrs.define(slots=False)
 class DeadlockError(WorkflowUsageError):
@@ -65,6 +69,7 @@ class DeadlockError(WorkflowUsageError):
     One of those that wait gets it, so that the others can go on.
     """
 
+    code = "deadlock"
     circle: tuple[str, ...]
     advice: str = (
         "enter mutexes in one order everywhere, and hold nothing that a step, for_each or thread needs that is "
@@ -79,6 +84,7 @@ class DeadlockError(WorkflowUsageError):
 class StepNameError(OrchestratorError, TypeError):
     """A call of a step cannot be given a faithful name."""
 
+    code = "step.name"
     _message = "step {step_name!r}: {reason}"
     step_name: str
     reason: str
@@ -92,6 +98,7 @@ class DuplicateStepError(StepNameError, ValueError):
 class StepTimeoutError(OrchestratorError, TimeoutError):
     """One attempt at a step took longer than its `timeout`, in seconds."""
 
+    code = "step.timeout"
     _message = (
         "step {step_name!r} took longer than its timeout of {timeout:g} s. Its thread cannot be killed and may still "
         "run; its result is dropped. Raise timeout=, or make the body end by itself"
@@ -108,6 +115,7 @@ class SerializationError(OrchestratorError, TypeError):
         value: What the step's body returned, so that paid work can be saved; None for an error of another kind.
     """
 
+    code = "result.not_json"
     _message = "{subject} cannot be recorded as JSON without loss: at {place}: {reason}"
     subject: str
     place: str
@@ -130,6 +138,7 @@ class SerializationError(OrchestratorError, TypeError):
 class ResultMismatchError(SerializationError):
     """A recorded result does not fit the annotation of its step any more; nothing is lost."""
 
+    code = "result.mismatch"
     _message = (
         "{subject}, as recorded, does not fit its annotation any more: at {place}: {reason}; mend the annotation, or "
         "let the step run again: give it another version=, or call workflow.reset()"
@@ -140,6 +149,7 @@ class ResultMismatchError(SerializationError):
 class StepFailedError(OrchestratorError):
     """The step failed in another process."""
 
+    code = "step.failed_elsewhere"
     _message = (
         "step {step_name!r} failed in another process: {error.name}: {error.message}; call it again to run it here"
     )
@@ -188,6 +198,7 @@ class Limited(OrchestratorError):  # noqa: N818 - the step has not failed: a res
         'some-api'
     """
 
+    code = "limited"
     until: datetime = attrs.field(converter=_aware_utc)
     key: str | None = attrs.field(default=None, converter=_limit_key)
     in_a_row: int = attrs.field(init=False, default=0, repr=False, eq=False)
@@ -204,6 +215,7 @@ class Limited(OrchestratorError):  # noqa: N818 - the step has not failed: a res
 class StepRejectedError(OrchestratorError):
     """`accept` refused the result of a step."""
 
+    code = "step.rejected"
     _message = (
         "step {step_name!r}: accept() refused the result {result!r:.200}, so it is not recorded; call the step again, "
         "or let retry= do that"
@@ -216,6 +228,7 @@ class StepRejectedError(OrchestratorError):
 class StepInterruptedError(OrchestratorError):
     """A run died during a step with `if_interrupted="fail"`, so that the outcome of the step is unknown."""
 
+    code = "step.interrupted"
     _message = (
         "step {step_name!r} was interrupted in attempt {attempt} and must not run twice: find out whether it took "
         "effect, then let it run again with `workflow.reset({step_name!r})`"
@@ -228,6 +241,7 @@ class StepInterruptedError(OrchestratorError):
 class CommandError(OrchestratorError):
     """The command of a step ended with an exit code that is no success; `result` has its output."""
 
+    code = "command.exit"
     step_name: str
     result: CommandResult[Any]
 
@@ -251,6 +265,11 @@ class CommandError(OrchestratorError):
 
 class AgentError(CommandError):
     """The run of an agent was no success, whatever its exit code; `result.parsed` has the outcome."""
+
+    @property
+    def code(self) -> str:  # type: ignore[override]  # it depends on the outcome
+        """As of other errors: "agent.refused"."""
+        return f"agent.{self.result.parsed.outcome}"
 
     def _text(self) -> str:
         run = self.result.parsed
@@ -276,6 +295,7 @@ _OUTCOMES = {
 class CommandLogError(CommandError):
     """The output of a step's command could not be logged, so that it failed or was ended; `reason` says why."""
 
+    code = "command.log"
     step_name: str
     result: CommandResult[Any]
     reason: str
@@ -291,6 +311,7 @@ class CommandLogError(CommandError):
 class CommandTimeoutError(CommandError, StepTimeoutError):
     """The command of a step took longer than its `timeout`, in seconds; it and all its processes were ended."""
 
+    code = "command.timeout"
     step_name: str
     timeout: float
     result: CommandResult[Any]
@@ -305,6 +326,8 @@ class CommandTimeoutError(CommandError, StepTimeoutError):
 class CommandIdleError(CommandTimeoutError):
     """The command of a step printed nothing for its idle timeout, in seconds; it and all its processes were ended."""
 
+    code = "command.idle"
+
     def _text(self) -> str:
         return self._describe(
             f"printed nothing for {self.timeout:g} s and was ended",
@@ -316,6 +339,7 @@ class CommandIdleError(CommandTimeoutError):
 class CommandStartError(OrchestratorError, OSError):
     """The command of a step could not start: no such program or folder, no permission, or arguments too long."""
 
+    code = "command.start"
     _message = "step {step_name!r}: cannot start {program!r:.80}: {reason}"
     step_name: str
     program: str
@@ -329,6 +353,7 @@ class CommandLeftoverError(OrchestratorError, RuntimeError):
     `reason` says why they could not be searched for.
     """
 
+    code = "command.leftover"
     pids: tuple[int, ...]
     seconds: float
     log_path: str | None = None
@@ -354,6 +379,7 @@ class CommandLeftoverError(OrchestratorError, RuntimeError):
 class WorkflowBusyError(OrchestratorError):
     """Another process uses the workflow, or the part of it that was asked for."""
 
+    code = "workflow.busy"
     workflow_id: str
     pid: int | None
     host: str | None
@@ -369,6 +395,7 @@ class WorkflowBusyError(OrchestratorError):
 class MutexTimeoutError(OrchestratorError, TimeoutError):
     """A mutex was not free in time; pid, host and since describe its holder, where they are known."""
 
+    code = "mutex.timeout"
     key: str
     timeout: float
     pid: int | None
@@ -386,6 +413,7 @@ class MutexTimeoutError(OrchestratorError, TimeoutError):
 class LeaseConflictError(OrchestratorError):
     """Another holder has the lease, and it has not expired."""
 
+    code = "lease.conflict"
     _message = (
         "lease {lease_key!r} is held by {current_holder!r} until {expires_at}; {holder!r} can take it after that, or "
         "when it is released"
@@ -400,6 +428,7 @@ class LeaseConflictError(OrchestratorError):
 class LeaseLostError(OrchestratorError):
     """The lease that fences this code has a newer token; nothing more is recorded from here."""
 
+    code = "lease.lost"
     _message = (
         "lease {lease_key!r} was lost: token {token} was followed by {current_token}. Work done since then is not "
         "recorded: take the lease again and start over"
@@ -411,6 +440,8 @@ class LeaseLostError(OrchestratorError):
 
 class StoreError(OrchestratorError):
     """The store cannot do what was asked."""
+
+    code = "store"
 
 
 @attrs.define(slots=False)

@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 
 from iso_orchestrator.checks import check_key
 from iso_orchestrator.errors import NoActiveWorkflowError, StoreError, WorkflowNotFoundError
-from iso_orchestrator.record.model import WorkflowRecord, WorkflowSummary
+from iso_orchestrator.record.model import WorkflowSummary
+from iso_orchestrator.record.workflow_record import WorkflowRecord
 from iso_orchestrator.runtime.context import current_scope
 from iso_orchestrator.runtime.runs import RunResult
 from iso_orchestrator.store import Store, find_store, has_live_run, store_in_use

@@ -22,8 +22,9 @@ from iso_orchestrator.decorators import Decorators
 from iso_orchestrator.errors import WorkflowUsageError
 from iso_orchestrator.fanout.for_each import ForEachKeywords, ForEachOptions, run_for_each
 from iso_orchestrator.fanout.summary import ForEachSummary
-from iso_orchestrator.record.model import Heartbeat, Json, Lease, WorkflowEvent, WorkflowRecord, WorkflowStatus
+from iso_orchestrator.record.model import Heartbeat, Json, Lease, WorkflowEvent, WorkflowStatus
 from iso_orchestrator.record.projection import copy_json
+from iso_orchestrator.record.workflow_record import WorkflowRecord
 from iso_orchestrator.runtime.runs import Run, RunResult, begin_run, current_run, end_run
 from iso_orchestrator.runtime.runtime import OnBusy, WorkflowRuntime
 from iso_orchestrator.steps.options import DEFAULT_OPTIONS, CallKeywords, StepOptions, check_callable, documented

@@ -27,7 +27,7 @@ from iso_orchestrator.commands.parse import Ended, Reader
 from iso_orchestrator.commands.step import last_beat
 from iso_orchestrator.errors import AgentError, CommandIdleError, CommandTimeoutError, Limited, OrchestratorError
 from iso_orchestrator.record.model import Json
-from iso_orchestrator.runtime.context import count_cost, current_scope, current_step
+from iso_orchestrator.runtime.context import count_cost, current_scope, current_step, note_usage
 
 _SHORTEST_LIMIT = timedelta(seconds=1)  # also of one that does not say when it ends
 
@@ -266,6 +266,10 @@ class _AgentReader(Reader):
         known = {} if usage is None else {"sessionUsage": attrs.asdict(usage)}
         return {"agent": self._agent, "session": session, **known}
 
+    def last_line(self) -> str:
+        """The agent's last words."""
+        return self._stream.last_line
+
     def is_done(self) -> bool:
         """Whether the turn is closed."""
         return self._stream.is_closed
@@ -300,8 +304,21 @@ class _AgentReader(Reader):
     ) -> CommandResult[AgentResult]:
         self._result = self._stream.result(result.exit_code, result.stderr, now=at, stopped=stopped)
         count_cost(self._result.cost_usd)
+        note_usage(_usage_on_record(self._result))
         parsed: CommandResult[AgentResult] = attrs.evolve(result, parsed=self._result)
         return parsed
+
+
+def _usage_on_record(result: AgentResult) -> dict[str, Json]:
+    usage = result.usage or Usage()
+    return {
+        "agent": result.agent,
+        "outcome": result.outcome.value,
+        "costUsd": result.cost_usd,
+        "inputTokens": usage.input_tokens,
+        "outputTokens": usage.output_tokens,
+        "sessionId": result.session_id,
+    }
 
 
 def _used(session_id: str | None, before: dict[str, Json]) -> Usage:

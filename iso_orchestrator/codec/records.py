@@ -17,8 +17,9 @@ import attrs
 from iso_orchestrator.codec.json import SCALAR_HOOKS, decode, encode
 from iso_orchestrator.errors import FormatVersionError
 from iso_orchestrator.record.facts import FACTS, Fact
-from iso_orchestrator.record.model import Json, StepStatus, WorkflowRecord, truncate_to_ms
+from iso_orchestrator.record.model import Json, StepStatus, format_time, truncate_to_ms
 from iso_orchestrator.record.projection import Projection, StepState
+from iso_orchestrator.record.workflow_record import WorkflowRecord
 
 if TYPE_CHECKING:
     from cattrs import Converter
@@ -170,7 +171,7 @@ def _converter() -> Converter:
     for scalar, hook in SCALAR_HOOKS.items():
         made.register_structure_hook(scalar, hook)
     made.register_unstructure_hook_func(lambda kind: kind is Any, lambda value: value)
-    made.register_unstructure_hook(datetime, _format_time)
+    made.register_unstructure_hook(datetime, format_time)
     made.register_structure_hook(datetime, _parse_time)
     made.register_structure_hook_factory(_is_list, _list_reader)
     made.register_unstructure_hook_factory(attrs.has, _class_writer)
@@ -217,19 +218,6 @@ def _list_reader(kind: Any) -> Callable[[Any, Any], Any]:
         return collection([read_item(element, item) for element in value])
 
     return structure
-
-
-def _format_time(moment: datetime) -> str:
-    global _second
-    of_second = (moment.second, moment.minute, moment.hour, moment.day, moment.month, moment.year)
-    known = _second
-    if known[0] != of_second:
-        known = _second = (of_second, moment.isoformat()[:19])
-    return f"{known[1]}.{moment.microsecond // 1000:03d}Z"
-
-
-# The last second and its text: times come one after the other, and `isoformat` takes as long as all of the rest.
-_second: tuple[tuple[int, ...], str] = ((), "")
 
 
 def _parse_time(text: Json, _: type[datetime]) -> datetime:

@@ -48,6 +48,10 @@ class Reader(ABC):
         """Facts for the heartbeat, which must be recorded before the end, as the name of an agent's session."""
         return {}
 
+    def last_line(self) -> str:
+        """The last line for people to read, where the lines themselves are not for them; else empty."""
+        return ""
+
     def is_done(self) -> bool:
         """Whether the lines so far say that the output is complete: the command has `close_grace` to end by itself."""
         return False

@@ -132,6 +132,7 @@ class CommandStep(Step[P, CommandResult[T]]):
         step = attrs.evolve(options, timeout=None, limit_key=limit_key)
         self._command = options
         super().__init__(cast("Any", fn), step, runtime)
+        self._timeout = options.timeout
         returned: Any = CommandResult[Any]
         with suppress(Unresolved):
             returned = self._result_type()
@@ -274,7 +275,7 @@ class CommandAttempt:
         now = monotonic()
         if now >= self._beat_at or detail != self._known:
             is_first = self._known is None
-            self._record_beat({**detail, "bytes": size, "line": last_line}, silent=not is_first)
+            self._record_beat({**detail, "bytes": size, "line": reader.last_line() or last_line}, silent=not is_first)
             # The second follows soon: at the first, as the command begins, it has printed nothing.
             self._beat_at, self._known = now + (0 if is_first else _BEAT_EVERY), detail
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
-from contextlib import ContextDecorator
+from contextlib import ContextDecorator, suppress
+from datetime import datetime, timedelta
 from types import TracebackType
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
+
+import attrs
 
 from iso_orchestrator.checks import check_key, check_wait
 from iso_orchestrator.coordination.mutex_queue import (
     Held,
     MutexScope,
+    MutexState,
     Waiter,
     find_entry,
     find_hold,
@@ -19,19 +24,22 @@ from iso_orchestrator.coordination.mutex_queue import (
 )
 from iso_orchestrator.errors import WorkflowUsageError
 from iso_orchestrator.notes import suppressed_as_note
-from iso_orchestrator.record.facts import EventAppended
-from iso_orchestrator.runtime.context import LockOwner, current_owner, refuse_interrupted
+from iso_orchestrator.record.facts import EventAppended, Fact
+from iso_orchestrator.record.model import Json, format_time
+from iso_orchestrator.record.projection import Projection
+from iso_orchestrator.runtime.context import LockOwner, StepContext, current_owner, refuse_interrupted
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.runtime.session import Session
 from iso_orchestrator.runtime.waits import Node, Patience, Wait, wait_until
 from iso_orchestrator.steps.options import check_callable
-from iso_orchestrator.system.clock import Clock
+from iso_orchestrator.system.clock import Clock, monotonic
 from iso_orchestrator.system.events import OneShotEvent
 from iso_orchestrator.system.interrupts import masked, masked_with_undo
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 _SOON = 0.002  # seconds; a wait that is over before costs no look for a deadlock
+_LONG_WAIT = 0.01  # seconds; a shorter one is not recorded
 
 
 class Mutex(ContextDecorator):
@@ -75,7 +83,7 @@ class Mutex(ContextDecorator):
                             self._wait(waiter, answered)
                         if errors:
                             raise errors[0]
-                        record(session, self._runtime.clock, "mutex.acquired", self._key)
+                        record_acquired(session, self._runtime.clock, self._key, waiter)
                 is_entered = True
         except BaseException as error:
             block.mask_again()
@@ -104,11 +112,11 @@ class Mutex(ContextDecorator):
         def blockers() -> Sequence[Node]:
             return () if answered.is_set() or self._timeout is not None else holders(waiter)
 
-        warn = warn_of_other_process(waiter)
+        patience = MutexPatience.of(waiter, self._runtime)
 
         def look() -> None:
             refuse_interrupted()
-            warn()
+            patience.look()
 
         wait_until(answered.wait, Wait(waiter.owner, f"mutex {self._key!r}", blockers), look)
 
@@ -143,18 +151,73 @@ def holders(waiter: Waiter) -> Sequence[Node]:
     return [owner.node for owner in (*hold.entries, *hold.kept_for)]
 
 
-def warn_of_other_process(waiter: Waiter) -> Callable[[], None]:
-    """What warns, when it is called at times, of a long wait for a mutex that another process holds."""
-    state = waiter.state
-    assert state is not None
-    patience = Patience(waiter.owner, f"mutex {state.key[2]!r}", state.store_mutex.holder)
-    return lambda: patience.look() if state.hold is None else None
+@attrs.define
+class MutexPatience(Patience):
+    """Puts a long wait for a mutex on record, and warns of one for another process, when it is called at times."""
+
+    state: MutexState
+
+    @classmethod
+    def of(cls, waiter: Waiter, runtime: WorkflowRuntime) -> MutexPatience:
+        """The patience of *waiter*, whose mutex is requested."""
+        state = waiter.state
+        assert state is not None
+        key, holder = state.key[2], state.store_mutex.holder
+
+        def record() -> None:
+            with suppress(Exception), runtime.acquire() as session:
+                pid = holder().pid if state.hold is None else os.getpid()
+                _record(session, runtime.clock.now(), "mutex.waiting", {"key": key, **_who(waiter), "holder": pid})
+
+        return cls(f"workflow {runtime.workflow_id!r}: {waiter.owner}", f"mutex {key!r}", holder, record, state)
+
+    def look(self) -> None:
+        """Put the wait on record; warn if another process has the mutex."""
+        if self.state.hold is None:
+            super().look()
+        else:
+            self.note()
 
 
-def record(session: Session, clock: Clock, kind: Literal["mutex.acquired", "mutex.released"], key: str) -> None:
-    """Append the event that a mutex was acquired or released."""
-    at = clock.now()
-    session.transact(lambda _: ([EventAppended(at, kind, detail={"key": key})], None), durable=False)
+def look_after(waits: Sequence[MutexPatience | None]) -> None:
+    """Put long ones of several waits on record, and warn of the first."""
+    known = [patience for patience in waits if patience is not None]
+    for patience in known:
+        patience.note()
+    if known:
+        known[0].look()
+
+
+def record_acquired(session: Session, clock: Clock, key: str, waiter: Waiter) -> None:
+    """Append the event that *waiter* has the mutex, and since when it waited, if that is worth telling."""
+    at, now = clock.now(), monotonic()
+    detail = {"key": key, **_who(waiter)}
+    granted = now if waiter.state is None or waiter.state.hold is None else waiter.state.hold.since
+    if granted - waiter.since > _LONG_WAIT:
+        detail["since"], detail["granted"] = (
+            format_time(at - timedelta(seconds=now - moment)) for moment in (waiter.since, granted)
+        )
+    _record(session, at, "mutex.acquired", detail)
+
+
+def _who(waiter: Waiter) -> dict[str, Json]:
+    """The step or item that has or wants a mutex; a plain thread is none."""
+    owner = waiter.owner
+    if owner.work is None:
+        return {}
+    if isinstance(owner.work, StepContext):
+        return {"step": owner.work.name}
+    return {"item": list(owner.item)} if owner.item else {}
+
+
+def _record(session: Session, at: datetime, kind: str, detail: dict[str, Json]) -> None:
+    """Append an event of a mutex, with the number of this process's run."""
+
+    def decide(projection: Projection) -> tuple[Sequence[Fact], None]:
+        run = projection.run_of(session.log.process_id)
+        return [EventAppended(at, kind, detail=detail if run is None else {**detail, "run": run})], None
+
+    session.transact(decide, durable=False)
 
 
 def release(runtime: WorkflowRuntime, key: str, hold: Held, owner: LockOwner, error: BaseException | None) -> None:
@@ -166,7 +229,8 @@ def release(runtime: WorkflowRuntime, key: str, hold: Held, owner: LockOwner, er
         with suppressed_as_note(error, f"the release of mutex {key!r} was not recorded"):
             if len(hold.entries) == 1:
                 with runtime.acquire() as session:
-                    record(session, runtime.clock, "mutex.released", key)
+                    event = EventAppended(runtime.clock.now(), "mutex.released", detail={"key": key})
+                    session.transact(lambda _: ([event], None), durable=False)
         with suppressed_as_note(error, f"mutex {key!r} excluded no other process"):
             hold.state.store_mutex.check()
     finally:

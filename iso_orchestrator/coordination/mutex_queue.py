@@ -10,8 +10,7 @@ for other processes.
 the kernel's queue, since a thread that polls never gets a contended lock. There are at most `_MOST_THREADS` of them,
 one for each key. Further keys get a thread as soon as one is free, about in the order in which they came. Until then
 the *clock thread* tries them all at intervals. So a key that is free does not wait for other keys, and processes that
-wait for each other's keys do not deadlock for want of threads. The clock thread also fails the waiters whose time is
-over.
+wait for each other's keys do not deadlock for want of threads. The clock thread also fails waiters in time.
 
 A thread in the kernel's queue cannot be cancelled. When all waiters of its key have withdrawn, it stays there until the
 lock comes, releases it and goes on to the next key. If all threads do that, the clock thread serves the other keys.
@@ -147,6 +146,7 @@ class Waiter:
         state: The requested mutex; None before the request.
         timeout: Seconds, as they were given; for the message.
         deadline: When the waiter fails, by `monotonic`.
+        since: When it was made, by `monotonic`.
     """
 
     owner: LockOwner
@@ -155,6 +155,7 @@ class Waiter:
     state: MutexState | None = None
     timeout: float = math.inf
     deadline: float = math.inf
+    since: float = attrs.field(factory=monotonic)
 
     def cancel(self) -> None:
         """Cancel the wait, or release the mutex if it was already granted."""
@@ -175,12 +176,14 @@ class Held:
         waiter: Was granted it.
         entries: The owner of each entry that was not left yet: the waiter's, and owners that this one waits for.
         kept_for: Bodies that outlived the timeout of their step while one of these held the mutex, and still run.
+        since: When it was granted, by `monotonic`.
     """
 
     state: MutexState
     waiter: Waiter
     entries: list[LockOwner] = attrs.field(factory=list)
     kept_for: list[LockOwner] = attrs.field(factory=list)
+    since: float = attrs.field(factory=monotonic)
 
     def enter(self, owner: LockOwner) -> None:
         """Note an entry of *owner*. Under the guard."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import logging
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
@@ -15,8 +16,9 @@ from iso_orchestrator.codec import plain_json, updated_state
 from iso_orchestrator.errors import LeaseLostError, WorkflowBusyError, WorkflowUsageError
 from iso_orchestrator.notes import contextmanager, message_of, suppressed_as_note
 from iso_orchestrator.record.facts import EventAppended, Fact, HeartbeatRecorded, StateUpdated, StatusSet, StepsReset
-from iso_orchestrator.record.model import ErrorInfo, Heartbeat, Json, WorkflowEvent, WorkflowRecord, WorkflowStatus
+from iso_orchestrator.record.model import ErrorInfo, Heartbeat, Json, WorkflowEvent, WorkflowStatus
 from iso_orchestrator.record.projection import Projection, copy_json
+from iso_orchestrator.record.workflow_record import WorkflowRecord
 from iso_orchestrator.runtime.context import current_scope
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.runtime.session import Session
@@ -158,7 +160,7 @@ def reset_steps(runtime: WorkflowRuntime, name_or_pattern: str) -> list[str]:
                         session.workflow_id, process.pid, process.host, process.since, f"step {name!r}"
                     )
                     return (), error
-            return ([StepsReset(at, tuple(names))] if names else ()), names
+            return ([StepsReset(at, tuple(names), os.getpid())] if names else ()), names
 
         outcome = session.transact(decide)
     if isinstance(outcome, WorkflowBusyError):

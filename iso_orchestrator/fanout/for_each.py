@@ -17,7 +17,7 @@ from iso_orchestrator.coordination.mutex_queue import MutexScope
 from iso_orchestrator.errors import StepNameError
 from iso_orchestrator.fanout.progress import reporter
 from iso_orchestrator.fanout.scheduler import Scheduler
-from iso_orchestrator.fanout.summary import ForEachSummary, Replayed
+from iso_orchestrator.fanout.summary import ForEachSummary
 from iso_orchestrator.runtime.reports import log_finishing
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.steps.blocked import Blocked
@@ -209,7 +209,7 @@ class ForEach(Generic[Item, P, R]):
                 progress=progress,
                 name=self._name,
             )
-            return ForEachSummary(scheduler.run(items))
+            return ForEachSummary(scheduler.run(items, total))
 
     def _name_of(self, item: Item, args: tuple[Any, ...], named: dict[str, Any]) -> str:
         """What to call an item in a message: as its step, if that is possible."""
@@ -222,20 +222,20 @@ class ForEach(Generic[Item, P, R]):
 
     def _work(
         self, arguments: Callable[[Item], tuple[Any, ...]], named: dict[str, Any]
-    ) -> Callable[[Item], R | Blocked | Replayed]:
+    ) -> Callable[[Item], R | Blocked]:
         """A function that does the work of one item."""
         step: Any = self.fn
         if not isinstance(step, Step | BoundStep):
             return lambda item: step(*arguments(item), **named)
         names = None if step.is_told_by_name(len(self._leading)) else _StepNames()
 
-        def work(item: Item) -> R | Blocked | Replayed:
+        def work(item: Item) -> R | Blocked:
             call = step.prepare(arguments(item), named)
             if names is not None:
                 names.check(call.name, item)
             call.gives_way = True
             result: R | Blocked = call.run()
-            return Replayed(result) if call.is_first is None and not isinstance(result, Blocked) else result
+            return result
 
         return work
 

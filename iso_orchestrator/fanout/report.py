@@ -1,15 +1,18 @@
-"""What a `for_each` logs of its items."""
+"""What a `for_each` tells: its events on record, and what it logs."""
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from typing import Any
 
 from iso_orchestrator.fanout.summary import Fulfilled, Rejected
 from iso_orchestrator.notes import describe_seconds
-from iso_orchestrator.runtime.context import LockOwner
+from iso_orchestrator.record.facts import EventAppended, Fact
+from iso_orchestrator.record.projection import Projection
+from iso_orchestrator.runtime.context import BatchContext, LockOwner
 from iso_orchestrator.runtime.reports import report, reported, settle
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.system.clock import monotonic
@@ -27,6 +30,9 @@ class BatchReport:
         name: The function's.
         caller: The step or item that called it, or else the thread.
         around: Of the `for_each` around it, whose warnings are counted with these.
+
+    Attributes:
+        batch: The `for_each` on record, if it has begun and that could be recorded.
     """
 
     def __init__(
@@ -36,9 +42,28 @@ class BatchReport:
         self._name = name
         self._caller = caller
         self._around = around
+        self.batch: BatchContext | None = None
+        self._total: int | None = None
         self._began = monotonic()
         self._guard = threading.Lock()
         self._failed = 0
+
+    def begin(self, total: int | None, max_parallel: int) -> None:
+        """Record that it begins, with *total* items, if that is known. That only informs, so that it may fail.
+
+        Its number is the sequence of that fact, which no other one in the record has.
+        """
+        self._total = total
+
+        def decide(projection: Projection) -> tuple[Sequence[Fact], int]:
+            number, run = projection.seq + 1, projection.run_of(session.log.process_id)
+            detail = {"batch": number, "name": self._name, "total": total, "maxParallel": max_parallel}
+            detail |= {} if run is None else {"run": run}
+            return [EventAppended(at, "batch.started", detail=detail)], number
+
+        with suppress(Exception), self._runtime.acquire() as session:
+            at = self._runtime.clock.now()
+            self.batch = BatchContext(session.transact(decide, durable=False), self._name)
 
     def item(self, index: int, owner: LockOwner, error: BaseException | None, is_raised: bool) -> None:
         """Log that an item failed, and which failures inside of it were handled.
@@ -70,14 +95,24 @@ class BatchReport:
             number = self._failed
         return number if self._around is None else self._around.count_failure()
 
-    def end(self, outcomes: Collection[Fulfilled[Any] | Rejected], *, is_stopped: bool) -> None:
-        """Log the counts of items; as a warning where not each failure had one."""
+    def end(
+        self, outcomes: Collection[Fulfilled[Any] | Rejected], replayed: int, unstarted: int, *, is_stopped: bool
+    ) -> None:
+        """Record and log the counts of items; as a warning where not each failure had one.
+
+        Args:
+            outcomes: Of the items that have run.
+            replayed: How many of them ran no step, since all were on record.
+            unstarted: How many were read and have not run.
+            is_stopped: Whether it was stopped.
+        """
+        failed = sum(isinstance(outcome, Rejected) for outcome in outcomes)
+        self._record_end(len(outcomes) - failed, failed, replayed, unstarted)
         level = logging.INFO if self._caller.work is None else logging.DEBUG
         if self._failed > _LOGGED and level == logging.INFO:
             level = logging.WARNING
         if not _log.isEnabledFor(level):
             return
-        failed = sum(isinstance(outcome, Rejected) for outcome in outcomes)
         _log.log(
             level,
             "workflow %r: for_each %r %s after %s: %d items fulfilled, %d failed",
@@ -88,3 +123,18 @@ class BatchReport:
             len(outcomes) - failed,
             failed,
         )
+
+    def _record_end(self, fulfilled: int, rejected: int, replayed: int, unstarted: int) -> None:
+        if self.batch is None:
+            return
+        counts = {
+            "fulfilled": fulfilled,
+            "rejected": rejected,
+            "replayed": replayed,
+            "unstarted": max(unstarted, (self._total or 0) - fulfilled - rejected),
+        }
+        with suppress(Exception), self._runtime.acquire() as session:
+            event = EventAppended(
+                self._runtime.clock.now(), "batch.ended", detail={"batch": self.batch.number, **counts}
+            )
+            session.transact(lambda _: ([event], None), durable=False)

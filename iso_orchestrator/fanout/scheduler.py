@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from iso_orchestrator.coordination.mutex import holders, record, release, warn_of_other_process
+from iso_orchestrator.coordination.mutex import MutexPatience, holders, look_after, record_acquired, release
 from iso_orchestrator.coordination.mutex_queue import (
     Held,
     MutexState,
@@ -44,7 +44,7 @@ from iso_orchestrator.errors import Limited
 from iso_orchestrator.fanout.parking import ParkedItems
 from iso_orchestrator.fanout.progress import Progress
 from iso_orchestrator.fanout.report import BatchReport
-from iso_orchestrator.fanout.summary import Fulfilled, Rejected, Replayed, note_item
+from iso_orchestrator.fanout.summary import Fulfilled, Rejected, note_item
 from iso_orchestrator.fanout.workers import Workers
 from iso_orchestrator.runtime.context import ItemContext, LockOwner, current_owner, make_current, refuse_interrupted
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
@@ -73,7 +73,7 @@ class _Item:
     requested_by: int | None = None  # the thread that is in `request`
     mutex: MutexState | None = None  # set when `request` has returned without an answer
     node: WaitingNode | None = None  # set with it
-    warn: Callable[[], None] = _ignore
+    patience: MutexPatience | None = None  # likewise
     hold: Held | None = None
     blocked: Blocked | None = None  # set when it is parked; its call is continued
     seconds: float = 0.0  # that it held a worker
@@ -84,7 +84,7 @@ class Scheduler:
 
     Args:
         runtime: The workflow's.
-        work: The function of one item. It may return `Blocked` or `Replayed`.
+        work: The function of one item. It may return `Blocked`.
         on_interrupt: Is told of the running items.
         key_of: Returns the mutex key of an item, or None.
         options: Those of the call.
@@ -135,6 +135,7 @@ class Scheduler:
         self._outcomes: dict[int, Fulfilled[Any] | Rejected] = {}
         self._unfinished = 0  # items that were read and are not done
         self._unstarted = 0  # items that were read and have not run
+        self._replayed = 0  # items whose steps were all on record
         self._running: dict[int, Any] = {}  # items, by index
         self._stopped = False
         self._interrupted = False
@@ -154,8 +155,8 @@ class Scheduler:
         around = self._scope.batch
         return self._interrupted or (around is not None and around.is_interrupted)
 
-    def run(self, items: Iterable[Any]) -> list[Fulfilled[Any] | Rejected]:
-        """Run all items; their outcomes in the order of the items.
+    def run(self, items: Iterable[Any], total: int | None) -> list[Fulfilled[Any] | Rejected]:
+        """Run all items, of which there are *total*, if that is known; their outcomes in the order of the items.
 
         The caller masks Ctrl-C. What is not a wait or the user's code must not be interrupted: a second Ctrl-C right
         after the first would otherwise leave items starting in other threads.
@@ -166,7 +167,7 @@ class Scheduler:
         try:
             try:
                 try:
-                    self._read(iter(items))
+                    self._read(iter(items), total)
                 finally:
                     if isinstance(items, Generator):  # an error's traceback may keep it, and a mutex that it holds
                         with unmasked():
@@ -184,7 +185,7 @@ class Scheduler:
         self._workers.forget()  # likewise
         del self._parked
         first, self._error = self._error, None
-        self.report.end(outcomes.values(), is_stopped=self._stopped)
+        self.report.end(outcomes.values(), self._replayed, self._unfinished, is_stopped=self._stopped)
         try:
             if first is not None:
                 raise first
@@ -194,7 +195,8 @@ class Scheduler:
 
     # Items are read in the calling thread.
 
-    def _read(self, items: Iterator[Any]) -> None:
+    def _read(self, items: Iterator[Any], total: int | None) -> None:
+        self.report.begin(total, self._options.max_parallel)
         for index in count():
             with unmasked():
                 try:
@@ -202,7 +204,7 @@ class Scheduler:
                 except StopIteration:
                     return
                 key = self._key_of(value)
-            owner = LockOwner(self._parent, ItemContext(index), node=self._next_worker)
+            owner = LockOwner(self._parent, ItemContext(index), node=self._next_worker, batch=self.report.batch)
             if key is not None:
                 find_hold(self._state_key(key), owner)  # raises if the caller holds the mutex
             refuse_interrupted()
@@ -285,7 +287,7 @@ class Scheduler:
         with ExitStack() as stack:
             stack.push(lambda _, error, __: release(self._runtime, key, hold, item.owner, error))
             with self._runtime.acquire() as session:
-                record(session, self._runtime.clock, "mutex.acquired", key)
+                record_acquired(session, self._runtime.clock, key, hold.waiter)
             return self._call_body(item)
 
     def _call_body(self, item: _Item) -> Any:
@@ -300,12 +302,12 @@ class Scheduler:
             self._finish(item, ok, value)
 
     def _finish(self, item: _Item, ok: bool, value: Any) -> None:
-        if is_replayed := isinstance(value, Replayed):
-            value = value.result
         with self._changed.guard:
             self._end_request(item)
             self._outcomes[item.index] = Fulfilled(value) if ok else Rejected(value, item.index, item.value)
             self._unfinished -= 1
+            is_replayed = bool(ok and item.owner.is_replayed)
+            self._replayed += is_replayed
             if item.key is not None:
                 self._end_key(item.key)
             if self._unfinished == 0:
@@ -322,7 +324,7 @@ class Scheduler:
     def _end_request(self, item: _Item) -> None:
         if item.waiter is not None:  # the hold refers to the waiter, whose answers refer to the item
             item.waiter.granted = item.waiter.failed = _ignore
-            item.node, item.warn = None, _ignore
+            item.node = item.patience = None
 
     def _end_key(self, key: str) -> None:
         if self._queued[key]:
@@ -349,7 +351,7 @@ class Scheduler:
             if item not in self._requested:
                 return
             item.mutex = mutex
-            item.warn = warn_of_other_process(item.waiter)
+            item.patience = MutexPatience.of(item.waiter, self._runtime)
             item.node = WaitingNode(Wait(item.owner, f"mutex {item.key!r}", lambda: self._blockers_of_request(item)))
             stopped = self._stopped
         if stopped:
@@ -438,8 +440,7 @@ class Scheduler:
                     refuse_interrupted()
                 for item in requested:
                     self._refuse_deadlock(item)
-                if requested:
-                    requested[0].warn()
+                look_after([item.patience for item in requested])
 
     def _refuse_deadlock(self, item: _Item) -> None:
         error = None if item.node is None else find_deadlock(item.node)

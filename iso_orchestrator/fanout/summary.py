@@ -27,13 +27,6 @@ class Fulfilled(Generic[R]):
 
 
 @attrs.frozen
-class Replayed:
-    """The result of an item that was on record before."""
-
-    result: Any
-
-
-@attrs.frozen
 class Rejected:
     """The result of an item that failed.
 
@@ -62,13 +55,13 @@ class ForEachSummary(Generic[R]):
         >>> summary.fulfilled, summary.rejected
         (1, 1)
         >>> summary
-        <ForEachSummary: 1 fulfilled, 1 rejected>
+        <ForEachSummary 1 fulfilled, 1 rejected>
     """
 
     results: list[Fulfilled[R] | Rejected]
 
     def __repr__(self) -> str:
-        return f"<ForEachSummary: {self.fulfilled} fulfilled, {self.rejected} rejected>"
+        return f"<ForEachSummary {self.fulfilled} fulfilled, {self.rejected} rejected>"
 
     @property
     def fulfilled(self) -> int:

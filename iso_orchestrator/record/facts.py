@@ -13,6 +13,15 @@ from typing import TYPE_CHECKING, ClassVar, Final, TypeVar
 
 import attrs
 
+from iso_orchestrator.record.events import (
+    add_end,
+    add_event,
+    add_interruptions,
+    add_run,
+    add_start,
+    error_json,
+    last_seen,
+)
 from iso_orchestrator.record.model import (
     ErrorInfo,
     Heartbeat,
@@ -21,6 +30,7 @@ from iso_orchestrator.record.model import (
     StepStatus,
     WorkflowEvent,
     WorkflowStatus,
+    format_time,
 )
 from iso_orchestrator.record.projection import LastCommand, LeaseClock, LiveRun, StepState, Wait
 
@@ -70,20 +80,30 @@ def _tagged(tag: str) -> Callable[[type[F]], type[F]]:
 @_tagged("run.started")
 @attrs.frozen
 class RunStarted(Fact):
-    """A process entered `with workflow:`. It holds the liveness file *owner*."""
+    """A process entered `with workflow:`. It holds the liveness file *owner*.
+
+    Attributes:
+        argv: The first words of its command line.
+        cwd: The folder that it was in.
+        traceparent: The trace that its environment names, as the W3C writes it.
+    """
 
     run: str
     owner: str
     pid: int
     host: str
+    argv: tuple[str, ...] = ()
+    cwd: str | None = None
+    traceparent: str | None = None
 
     def apply_to(self, projection: Projection) -> None:
         if not projection.runs:
             projection.run_failed = False
             projection.last_error = None
-        projection.runs[self.run] = LiveRun(self.owner, self.pid, self.host, self.at)
+        number = projection.count_run()
+        projection.runs[self.run] = LiveRun(self.owner, self.pid, self.host, self.at, number)
         projection.status = WorkflowStatus.RUNNING
-        _add_event(projection, self.at, "workflow.running")
+        add_run(projection, self, number)
 
 
 @_tagged("run.ended")
@@ -95,28 +115,42 @@ class RunEnded(Fact):
     error: ErrorInfo | None = None
 
     def apply_to(self, projection: Projection) -> None:
-        projection.runs.pop(self.run, None)
-        _end_run(projection, self.at, self.error, is_cut_short=self.error is not None and self.error.name == _CTRL_C)
+        run = projection.runs.pop(self.run, None)
+        is_cut_short = self.error is not None and self.error.name == _CTRL_C
+        add_end(projection, self.at, run, self.error)
+        projection.end_run(self.error, is_cut_short=is_cut_short)
 
 
 @_tagged("run.died")
 @attrs.frozen
 class RunDied(Fact):
-    """Another process found that the process of a run is gone."""
+    """Another process found that the process of a run is gone, which was last seen alive at *last_seen*."""
 
     run: str
+    last_seen: datetime | None = None
 
     def apply_to(self, projection: Projection) -> None:
         run = projection.runs.pop(self.run, None)
+        if run is not None:
+            add_interruptions(projection, run, self)
         who = f"process {run.pid} on {run.host}, running since {run.since.isoformat()}" if run else "its process"
         error = ErrorInfo("RunDied", f"{who} is gone without having ended its run")
-        _end_run(projection, self.at, error, is_cut_short=True)
+        add_end(projection, self.at, run, error, {"died": True, **last_seen(self)})
+        projection.end_run(error, is_cut_short=True)
 
 
 @_tagged("step.started")
 @attrs.frozen
 class StepStarted(Fact):
-    """An attempt at a step began, in the process *owner*. `Origin` says what *code* and *arguments* are."""
+    """An attempt at a step began, in the process *owner*. `Origin` says what *code* and *arguments* are.
+
+    Attributes:
+        item: Of a `for_each`: the number of that, and the item's index; empty outside of one.
+        of: How many attempts its call makes at most.
+        parent: The step in whose body it was called.
+        fn: The function, where the name does not begin with that of it.
+        timeout: Seconds.
+    """
 
     step: str
     attempt: int
@@ -125,6 +159,12 @@ class StepStarted(Fact):
     version: str | None = None
     code: str | None = None
     arguments: Json = None
+    item: tuple[int, ...] = ()
+    of: int = 1
+    parent: str | None = None
+    fn: str | None = None
+    if_interrupted: str = "rerun"
+    timeout: float | None = None
 
     def apply_to(self, projection: Projection) -> None:
         projection.waits.pop(self.step, None)
@@ -143,18 +183,23 @@ class StepStarted(Fact):
             limited=0 if before is None else before.limited,
         )
         step.seq = projection.seq
-        detail = {"step": self.step, "attempt": self.attempt, "idempotencyKey": self.idempotency_key}
-        _add_event(projection, self.at, "step.started", detail)
+        add_start(projection, self)
 
 
 @_tagged("step.completed")
 @attrs.frozen
 class StepCompleted(Fact):
-    """An attempt succeeded. *state* is the workflow's new state, if the step updated it."""
+    """An attempt succeeded.
+
+    Attributes:
+        state: The workflow's new state, if the step updated it.
+        usage: What its agent used: see the page of the format.
+    """
 
     step: str
     result: Json
     state: Json = ABSENT
+    usage: Json = None
 
     def apply_to(self, projection: Projection) -> None:
         step = projection.steps[self.step]
@@ -167,28 +212,37 @@ class StepCompleted(Fact):
         step.seq = projection.seq
         if not projection.run_failed:  # the error that failed a run outlives later steps of overlapping runs
             projection.last_error = None
-        _add_event(projection, self.at, "step.completed", {"step": step.name, "attempt": step.attempts})
+        detail: dict[str, Json] = {"step": step.name, "attempt": step.attempts}
+        if self.usage is not None:
+            detail["usage"] = self.usage
+        add_event(projection, self.at, "step.completed", detail)
         if self.state is not ABSENT:
             projection.state = self.state
-            _add_event(projection, self.at, "state.updated")
+            add_event(projection, self.at, "state.updated")
 
 
 @_tagged("step.failed")
 @attrs.frozen
 class StepFailed(Fact):
-    """An attempt failed. With *retrying* its process keeps the step and will try again."""
+    """An attempt failed. With *retrying* its process keeps the step and will try again, after a pause at *retry_at*."""
 
     step: str
     error: ErrorInfo
     retrying: bool = False
+    retry_at: datetime | None = None
+    usage: Json = None
 
     def apply_to(self, projection: Projection) -> None:
         step = projection.steps[self.step]
-        _fail(step, self, projection.seq, self.error)
+        step.fail(self.at, projection.seq, self.error)
         step.limited = 0
         projection.last_error = self.error
-        detail = {"step": self.step, "attempt": step.attempts, "error": _error_json(self.error)}
-        _add_event(projection, self.at, "step.retrying" if self.retrying else "step.failed", detail)
+        detail = {"step": self.step, "attempt": step.attempts, "error": error_json(self.error)}
+        if self.usage is not None:
+            detail["usage"] = self.usage
+        if self.retry_at is not None:
+            detail["retryAt"] = format_time(self.retry_at)
+        add_event(projection, self.at, "step.retrying" if self.retrying else "step.failed", detail)
         if not self.retrying:
             step.owner = None
 
@@ -204,10 +258,11 @@ class StepLimited(Fact):
     step: str
     until: datetime
     key: str | None = None
+    usage: Json = None
 
     def apply_to(self, projection: Projection) -> None:
         step = projection.steps[self.step]
-        _drop_expired_limits(projection, self.at)
+        projection.drop_expired_limits(self.at)
         if projection.step_limits.get(self.step, self.until) <= self.until:
             projection.step_limits[self.step] = self.until
             keys = {**projection.step_limit_keys, self.step: self.key}
@@ -219,9 +274,11 @@ class StepLimited(Fact):
         if step.owner is not None:
             projection.waits[self.step] = Wait(step.owner, self.at, self.until, self.key)
         until = self.until.isoformat(timespec="seconds")
-        _fail(step, self, projection.seq, ErrorInfo("Limited", f"{self.key or 'the step'} is limited until {until}"))
+        step.fail(self.at, projection.seq, ErrorInfo("Limited", f"{self.key or 'the step'} is limited until {until}"))
         detail = {"step": self.step, "attempt": step.attempts, "until": until, "limitKey": self.key}
-        _add_event(projection, self.at, "step.limited", detail)
+        if self.usage is not None:
+            detail["usage"] = self.usage
+        add_event(projection, self.at, "step.limited", detail)
         step.attempts -= 1
         step.limited += 1
 
@@ -235,18 +292,21 @@ class StepWaiting(Fact):
     owner: str
     until: datetime | None = None
     key: str | None = None
+    item: tuple[int, ...] = ()
 
     def apply_to(self, projection: Projection) -> None:
         before = projection.waits.get(self.step)
         is_new = before is None or before.owner != self.owner  # else a new limit follows one that it waited for
-        _drop_expired_limits(projection, self.at)
+        projection.drop_expired_limits(self.at)
         if self.until is not None:
             projection.waits[self.step] = Wait(self.owner, self.at, self.until, self.key)
             if not is_new:
                 return
             until = self.until.isoformat(timespec="seconds")
-            detail = {"step": self.step, "until": until, "limitKey": self.key}
-            _add_event(projection, self.at, "step.waiting", detail)
+            detail: dict[str, Json] = {"step": self.step, "until": until, "limitKey": self.key}
+            if self.item:
+                detail["item"] = list(self.item)
+            add_event(projection, self.at, "step.waiting", detail)
         elif (wait := projection.waits.get(self.step)) is not None and wait.owner == self.owner:
             del projection.waits[self.step]
 
@@ -259,17 +319,24 @@ class StepAbandoned(Fact):
     step: str
 
     def apply_to(self, projection: Projection) -> None:
-        projection.steps[self.step].owner = None
+        step = projection.steps[self.step]
+        step.owner = None
+        add_event(projection, self.at, "step.abandoned", {"step": self.step, "attempt": step.attempts})
 
 
 @_tagged("steps.reset")
 @attrs.frozen
 class StepsReset(Fact):
-    """Steps were removed, so that they run again."""
+    """The process *pid* removed steps, so that they run again."""
 
     steps: tuple[str, ...]
+    pid: int | None = None
 
     def apply_to(self, projection: Projection) -> None:
+        detail: dict[str, Json] = {"steps": list(self.steps)}
+        if self.pid is not None:
+            detail["pid"] = self.pid
+        add_event(projection, self.at, "steps.reset", detail)
         for name in self.steps:
             projection.steps.pop(name, None)
             projection.waits.pop(name, None)
@@ -288,7 +355,7 @@ class StateUpdated(Fact):
 
     def apply_to(self, projection: Projection) -> None:
         projection.state = self.state
-        _add_event(projection, self.at, "state.updated")
+        add_event(projection, self.at, "state.updated")
 
 
 @_tagged("status.set")
@@ -302,8 +369,8 @@ class StatusSet(Fact):
     def apply_to(self, projection: Projection) -> None:
         projection.status = self.status
         projection.last_error = self.error
-        detail = {"error": _error_json(self.error)} if self.error else None
-        _add_event(projection, self.at, f"workflow.{self.status}", detail)
+        detail = {"error": error_json(self.error)} if self.error else None
+        add_event(projection, self.at, f"workflow.{self.status}", detail)
 
 
 @_tagged("commands.marked")
@@ -333,6 +400,9 @@ class CommandBegun(Fact):
 
     def apply_to(self, projection: Projection) -> None:
         projection.commands[self.step] = LastCommand(self.mark, self.log)
+        step = projection.steps.get(self.step)
+        attempt = {} if step is None else {"attempt": step.attempts}
+        add_event(projection, self.at, "command.begun", {"step": self.step, **attempt, "log": self.log})
 
 
 @_tagged("event.appended")
@@ -361,7 +431,7 @@ class HeartbeatRecorded(Fact):
         projection.heartbeats[self.key] = Heartbeat(self.key, self.at, self.detail)
         if not self.silent:
             detail = {"key": self.key, "hasDetail": self.detail is not None}
-            _add_event(projection, self.at, "heartbeat.recorded", detail)
+            add_event(projection, self.at, "heartbeat.recorded", detail)
 
 
 @_tagged("lease.touched")
@@ -403,7 +473,7 @@ class LeaseTouched(Fact):
         milliseconds = round(min(self.ttl, 1e300) * 1000, 3)  # a journal may hold any float, but inf is not JSON
         ttl_ms = int(milliseconds) if milliseconds % 1 == 0 else milliseconds
         detail = {"key": self.key, "holder": self.holder, "ttlMs": ttl_ms}
-        _add_event(projection, self.at, "lease.renewed" if self.renewed else "lease.acquired", detail)
+        add_event(projection, self.at, "lease.renewed" if self.renewed else "lease.acquired", detail)
 
 
 @_tagged("lease.released")
@@ -417,50 +487,4 @@ class LeaseReleased(Fact):
         lease = projection.leases[self.key]
         projection.leases[self.key] = attrs.evolve(lease, released_at=self.at)
         projection.lease_clocks.pop(self.key, None)
-        _add_event(projection, self.at, "lease.released", {"key": self.key, "holder": lease.holder})
-
-
-def _add_event(projection: Projection, at: datetime, type_: str, detail: Json = None) -> None:
-    projection.events.append(WorkflowEvent(at, type_, None, detail))
-
-
-def _end_run(projection: Projection, at: datetime, error: ErrorInfo | None, *, is_cut_short: bool) -> None:
-    """Set the status that the workflow has after one of its runs ended.
-
-    A run that was cut short leaves its work to the others: it makes the workflow fail only if it is the last one.
-    """
-    if error is None:
-        _add_event(projection, at, "workflow.completed")
-    else:
-        projection.run_failed = projection.run_failed or not is_cut_short
-        projection.last_error = error
-        _add_event(projection, at, "workflow.failed", {"error": _error_json(error)})
-    if projection.runs:
-        projection.status = WorkflowStatus.RUNNING
-    elif projection.run_failed or error is not None:
-        projection.run_failed = True
-        projection.status = WorkflowStatus.FAILED
-    else:
-        projection.status = WorkflowStatus.COMPLETED
-        projection.last_error = None
-
-
-def _fail(step: StepState, fact: Fact, seq: int, error: ErrorInfo) -> None:
-    step.status = StepStatus.FAILED
-    step.updated_at = fact.at
-    step.completed_at = step.result = None
-    step.error = error
-    step.seq = seq
-
-
-def _drop_expired_limits(projection: Projection, at: datetime) -> None:
-    projection.limits = {key: until for key, until in projection.limits.items() if until > at}
-    projection.step_limits = {step: until for step, until in projection.step_limits.items() if until > at}
-    projection.step_limit_keys = {
-        step: key for step, key in projection.step_limit_keys.items() if step in projection.step_limits
-    }
-    projection.waits = {step: wait for step, wait in projection.waits.items() if wait.until > at}
-
-
-def _error_json(error: ErrorInfo) -> Json:
-    return {name: value for name, value in attrs.asdict(error).items() if value is not None}
+        add_event(projection, self.at, "lease.released", {"key": self.key, "holder": lease.holder})

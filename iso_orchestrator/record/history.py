@@ -5,13 +5,16 @@ All times are those of the record: wall clock, in UTC. What a record of an earli
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from datetime import datetime
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
 from enum import StrEnum
+from typing import Any, TypeVar
 
 import attrs
 
 from iso_orchestrator.record.model import ErrorInfo, Json, WorkflowStatus
+
+T = TypeVar("T", int, float)
 
 
 class Outcome(StrEnum):
@@ -209,6 +212,33 @@ class StepHistory:
         """When its last attempt ended; None if it has not."""
         return self.attempts[-1].ended if self.attempts else None
 
+    def to_row(self, now: datetime) -> dict[str, Any]:
+        """What is known of it in one flat row; running attempts and waits count up to *now*."""
+        used = [attempt.usage for attempt in self.attempts if attempt.usage is not None]
+        return {
+            "number": self.number,
+            "name": self.name,
+            "group": self.group,
+            "state": self.outcome.value,
+            "attempts": self.attempt_count,
+            "began": self.begun,
+            "ended": self.ended,
+            "work_s": _seconds(self.attempts, now),
+            "waited_s": _seconds(self.waits, now),
+            "key": self.key,
+            "batch": self.batch,
+            "item": self.item,
+            "error_type": None if self.error is None else self.error.name,
+            "error": None if self.error is None else self.error.message,
+            "agent": next((usage.agent for usage in reversed(used) if usage.agent is not None), None),
+            "session_id": next((usage.session_id for usage in reversed(used) if usage.session_id is not None), None),
+            "cost_usd": _sum(usage.cost_usd for usage in used),
+            "input_tokens": _sum(usage.input_tokens for usage in used),
+            "output_tokens": _sum(usage.output_tokens for usage in used),
+            "log_path": self.log,
+            "result": self.result,
+        }
+
 
 @attrs.frozen
 class Totals:
@@ -266,6 +296,8 @@ class History:
         is_alive: Whether a process has a run of it now.
         limits: Those that were met, the first one first; some may be in force.
         gaps: Times of more than 2 seconds in which nothing ran, in order.
+        item_waits: Waits for keys that go on, of items whose steps have not begun. Their `step` is made of the name of
+            the `for_each` and the index of the item: `review[12]`.
     """
 
     workflow_id: str
@@ -282,6 +314,16 @@ class History:
     totals: Totals
     state: Json = None
     last_error: ErrorInfo | None = None
+    item_waits: tuple[WaitSpan, ...] = ()
+
+    @property
+    def failed_steps(self) -> int:
+        """How many steps of the record failed."""
+        return self.totals.steps.get(Outcome.FAILED, 0)
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """A flat row for each step, as `WorkflowRecord.to_rows` returns them."""
+        return [step.to_row(self.now) for step in self.steps if not step.is_reset]
 
     @property
     def begun(self) -> datetime:
@@ -294,3 +336,14 @@ class History:
     def ended(self) -> datetime:
         """When the last thing ended; now, while a process has a run."""
         return self.now if self.is_alive else self.updated_at
+
+
+def _seconds(spans: Sequence[AttemptSpan] | Sequence[WaitSpan], now: datetime) -> float:
+    times = ((span.ended or max(span.begun, now)) - span.begun for span in spans)
+    return sum(times, timedelta()).total_seconds()
+
+
+def _sum(numbers: Iterable[T | None]) -> T | None:
+    """The sum of those that are known; None if none is."""
+    known = [number for number in numbers if number is not None]
+    return sum(known[1:], known[0]) if known else None

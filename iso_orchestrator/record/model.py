@@ -18,7 +18,6 @@ Json: TypeAlias = Any
 """JSON: dicts with str keys, lists, str, int, finite float, bool and None, nested."""
 
 _CELL = "text-align:left;vertical-align:top;white-space:pre-wrap"
-_SHOWN = 200  # rows of a table: a notebook cannot show 100,000
 
 
 class WorkflowStatus(StrEnum):
@@ -150,55 +149,6 @@ class Lease(_Shown):
     token: int = 0
 
 
-@attrs.frozen(repr=False)
-class WorkflowRecord:
-    """The record of a workflow at one moment; later facts do not change it.
-
-    Attributes:
-        is_alive: Whether a process had a run of it at that moment. The status of a run that was killed is `running`
-            until the next process that uses the workflow has recorded its death.
-    """
-
-    workflow_id: str
-    status: WorkflowStatus
-    created_at: datetime
-    updated_at: datetime
-    state: Json
-    steps: Mapping[str, StepRecord] = attrs.field(factory=dict)
-    events: tuple[WorkflowEvent, ...] = ()
-    heartbeats: Mapping[str, Heartbeat] = attrs.field(factory=dict)
-    leases: Mapping[str, Lease] = attrs.field(factory=dict)
-    last_error: ErrorInfo | None = None
-    version: int = 1
-    is_alive: bool = False
-
-    def __repr__(self) -> str:
-        counts = f"{len(self.steps)} steps, {len(self.events)} events"
-        return f"<WorkflowRecord {self.workflow_id!r}: {self.status}, {counts}>"
-
-    def to_dicts(self) -> list[dict[str, Any]]:
-        """Return a row for each step, for a table or a DataFrame: its fields, and the seconds of its last attempt.
-
-        Example:
-            >>> moment = datetime(2026, 5, 14, tzinfo=UTC)
-            >>> step = StepRecord("fetch", StepStatus.COMPLETED, 1, moment, started_at=moment, completed_at=moment)
-            >>> record = WorkflowRecord("w", WorkflowStatus.IDLE, moment, moment, None, {"fetch": step})
-            >>> [(row["name"], row["status"], row["seconds"]) for row in record.to_dicts()]
-            [('fetch', 'completed', 0.0)]
-        """
-        return [_row(step) for step in self.steps.values()]
-
-    def _repr_html_(self) -> str:
-        steps = list(self.steps.values())
-        rows = [
-            (step.name, step.status, step.attempts, step.updated_at.isoformat(), _outcome(step))
-            for step in steps[-_SHOWN:]
-        ]
-        shown = f", the last {_SHOWN} shown" if len(steps) > _SHOWN else ""
-        caption = f"{self.workflow_id}: {self.status}, {len(steps)} steps{shown}, {len(self.events)} events"
-        return html_table(caption, ["step", "status", "attempts", "updated", "result or error"], rows)
-
-
 @attrs.frozen
 class WorkflowSummary:
     """A workflow in one line; `steps` counts steps by status."""
@@ -246,6 +196,20 @@ def truncate_to_ms(moment: datetime) -> datetime:
     return moment.replace(microsecond=moment.microsecond - beyond) if beyond else moment
 
 
+def format_time(moment: datetime) -> str:
+    """*moment*, which is in UTC, as records have it."""
+    global _second
+    of_second = (moment.second, moment.minute, moment.hour, moment.day, moment.month, moment.year)
+    known = _second
+    if known[0] != of_second:
+        known = _second = (of_second, moment.isoformat()[:19])
+    return f"{known[1]}.{moment.microsecond // 1000:03d}Z"
+
+
+# The last second and its text: times come one after the other, and `isoformat` takes as long as all of the rest.
+_second: tuple[tuple[int, ...], str] = ((), "")
+
+
 def html_table(caption: str, head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """Make an HTML table in which all texts are escaped.
 
@@ -277,24 +241,3 @@ def _stack(error: BaseException) -> str | None:
         return "".join(traceback.format_exception(error, limit=50))
     except Exception:  # noqa: BLE001 - as above
         return None
-
-
-def _row(step: StepRecord) -> dict[str, Any]:
-    begun, ended = step.started_at, step.completed_at
-    return {
-        "name": step.name,
-        "status": step.status.value,
-        "attempts": step.attempts,
-        "started_at": begun,
-        "completed_at": ended,
-        "updated_at": step.updated_at,
-        "seconds": None if begun is None or ended is None else (ended - begun).total_seconds(),
-        "result": step.result,
-        "error": None if step.error is None else f"{step.error.name}: {step.error.message}",
-    }
-
-
-def _outcome(step: StepRecord) -> str:
-    if step.error is not None:
-        return f"{step.error.name}: {step.error.message}"
-    return repr(step.result) if step.status is StepStatus.COMPLETED else ""

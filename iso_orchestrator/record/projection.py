@@ -17,10 +17,10 @@ from iso_orchestrator.record.model import (
     StepRecord,
     StepStatus,
     WorkflowEvent,
-    WorkflowRecord,
     WorkflowStatus,
     WorkflowSummary,
 )
+from iso_orchestrator.record.workflow_record import WorkflowRecord
 
 if TYPE_CHECKING:
     from iso_orchestrator.record.facts import Fact
@@ -30,12 +30,13 @@ T = TypeVar("T", WorkflowRecord, WorkflowSummary)
 
 @attrs.frozen
 class LiveRun:
-    """A run that has started, and has neither ended nor been found dead."""
+    """A run that has started, and has neither ended nor been found dead. Runs are numbered from 1; 0: not known."""
 
     owner: str
     pid: int
     host: str
     since: datetime
+    number: int = 0
 
 
 _step_record_values = attrgetter(*[field.name for field in attrs.fields(StepRecord)])
@@ -69,6 +70,14 @@ class StepState:
     arguments: Json = None
     limited: int = 0
     seq: int = attrs.field(default=0, init=False)
+
+    def fail(self, at: datetime, seq: int, error: ErrorInfo) -> None:
+        """Note that the last attempt failed."""
+        self.status = StepStatus.FAILED
+        self.updated_at = at
+        self.completed_at = self.result = None
+        self.error = error
+        self.seq = seq
 
     def record(self) -> StepRecord:
         """The step as users see it."""
@@ -117,6 +126,7 @@ class Projection:
 
     Attributes:
         seq: The sequence of the last fact.
+        run_count: How many runs have started; 0 also where an earlier release has not counted them.
         run_failed: Whether a run of the overlapping group has failed, and was not just cut short while others went on.
         tokens: The highest fencing token of each lease key.
         limits: For each limit key, when its limit ends.
@@ -141,6 +151,7 @@ class Projection:
 
     seq: int = 0
     runs: dict[str, LiveRun] = attrs.field(factory=dict)
+    run_count: int = 0
     run_failed: bool = False
     tokens: dict[str, int] = attrs.field(factory=dict)
     lease_clocks: dict[str, LeaseClock] = attrs.field(factory=dict)
@@ -226,6 +237,57 @@ class Projection:
         if own is not None and (shared is None or own >= shared):
             return Limit(own, self.step_limit_keys.get(name))
         return None if shared is None else Limit(shared, limit_key)
+
+    def count_run(self) -> int:
+        """Count one more run; its number."""
+        self.run_count = self.run_count or sum(event.type == "workflow.running" for event in self.events)
+        self.run_count += 1
+        return self.run_count
+
+    def run_of(self, owner: str) -> int | None:
+        """The number of the last run that a process has begun and not ended."""
+        for run in reversed(self.runs.values()):
+            if run.owner == owner:
+                return run.number or None
+        return None
+
+    def end_run(self, error: ErrorInfo | None, *, is_cut_short: bool) -> None:
+        """Set the status that the workflow has after one of its runs, which is not among `runs` any more, ended.
+
+        A run that was cut short leaves its work to the others: it makes the workflow fail only if it is the last one.
+        """
+        if error is not None:
+            self.run_failed = self.run_failed or not is_cut_short
+            self.last_error = error
+        if self.runs:
+            self.status = WorkflowStatus.RUNNING
+        elif self.run_failed or error is not None:
+            self.run_failed = True
+            self.status = WorkflowStatus.FAILED
+        else:
+            self.status = WorkflowStatus.COMPLETED
+            self.last_error = None
+
+    def drop_expired_limits(self, at: datetime) -> None:
+        """Forget limits, and waits for them, that are over at a time."""
+        self.limits = {key: until for key, until in self.limits.items() if until > at}
+        self.step_limits = {step: until for step, until in self.step_limits.items() if until > at}
+        self.step_limit_keys = {step: key for step, key in self.step_limit_keys.items() if step in self.step_limits}
+        self.waits = {step: wait for step, wait in self.waits.items() if wait.until > at}
+
+    def last_seen(self, run: LiveRun) -> datetime:
+        """The time of the last fact that can be one of the process of *run*."""
+        if all(other.owner == run.owner for other in self.runs.values()):
+            return self.updated_at
+        seen, is_own = run.since, dict[str, bool]()  # by step: whether the process began its last attempt
+        for event in self.events:
+            detail = event.detail if isinstance(event.detail, dict) else {}
+            step, number = detail.get("step"), detail.get("run")
+            if event.type == "step.started" and isinstance(step, str):
+                is_own[step] = number == run.number
+            if number == run.number or (isinstance(step, str) and number is None and is_own.get(step)):
+                seen = max(seen, event.at)
+        return seen
 
     def owner(self, name: str) -> str | None:
         """The id of the process that runs a step."""

@@ -57,6 +57,14 @@ class ItemContext:
 
 
 @attrs.frozen
+class BatchContext:
+    """A `for_each` on record: its number, and the name of its function."""
+
+    number: int
+    function: str
+
+
+@attrs.frozen
 class Fence:
     """A lease around code: nothing is recorded in its workflow from there once the lease has a newer token."""
 
@@ -95,6 +103,8 @@ class LockOwner:
         holds: The mutexes that it has entered and not left, once for each entry, and those that are kept for it.
         node: The thread that runs its body.
         task: The asyncio task that runs its body; None: none does.
+        batch: Of an item: its `for_each`, if that is on record.
+        is_replayed: Of an item of *batch*: whether all its steps so far were on record; None: it has called none.
         failures: What failed inside its body, and was not logged: the body may handle it. None: nothing.
     """
 
@@ -104,6 +114,18 @@ class LockOwner:
     node: Node = attrs.field(factory=current_node)
     task: Any = attrs.field(factory=_current_task)
     failures: list[tuple[str, BaseException]] | None = None
+    batch: BatchContext | None = None
+    is_replayed: bool | None = None
+
+    @property
+    def item(self) -> tuple[int, ...]:
+        """The number of the innermost `for_each` around, and the index of the item; empty where none is known."""
+        owner: LockOwner | None = self
+        while owner is not None:
+            if isinstance(owner.work, ItemContext):
+                return () if owner.batch is None else (owner.batch.number, owner.work.index)
+            owner = owner.parent
+        return ()
 
     @property
     def is_here(self) -> bool:
@@ -179,6 +201,7 @@ class Attempt:
         has_timeout: Whether its caller waits for its body no longer than until a timeout.
         has_ended: Whether its body has ended.
         updates: The functions given to `update_state(..., with_step=True)`.
+        usage: What its agent used, as `StepCompleted` has it; None: it has none.
     """
 
     session: Session
@@ -189,6 +212,7 @@ class Attempt:
     has_timeout: bool = False
     has_ended: bool = False
     updates: list[Callable[[Json], Json]] = attrs.field(factory=list)
+    usage: Json = None
 
 
 class Batch(Protocol):
@@ -353,6 +377,19 @@ def count_cost(usd: float | None) -> None:
     runtime = _scope.get().runtime
     if usd and runtime is not None:
         runtime.costs.append(usd)
+
+
+def note_step(owner: LockOwner | None, *, is_replayed: bool) -> None:
+    """Note in *owner*, if it is an item, that a step of it was on record, or is run."""
+    if owner is not None and owner.batch is not None:
+        owner.is_replayed = is_replayed and owner.is_replayed is not False
+
+
+def note_usage(usage: dict[str, Json]) -> None:
+    """Note what the agent of the attempt here has used: keys as in the journal, those without a value left out."""
+    attempt = _scope.get().attempt
+    if attempt is not None:
+        attempt.usage = {key: value for key, value in usage.items() if value is not None}
 
 
 def current_item() -> ItemContext:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Generic, TypeVar
@@ -14,8 +16,9 @@ from iso_orchestrator.checks import host_name, unique_name
 from iso_orchestrator.errors import DeadlockError, WorkflowBusyError, WorkflowUsageError, describe_process
 from iso_orchestrator.notes import add_note, describe_cost, describe_error, describe_seconds, suppressed_as_note
 from iso_orchestrator.record.facts import Fact, RunEnded, RunStarted
-from iso_orchestrator.record.model import ErrorInfo, StepStatus, WorkflowRecord
+from iso_orchestrator.record.model import ErrorInfo, StepStatus
 from iso_orchestrator.record.projection import LiveRun, Projection
+from iso_orchestrator.record.workflow_record import WorkflowRecord
 from iso_orchestrator.runtime.context import Scope, current_scope, make_current, refuse_interrupted
 from iso_orchestrator.runtime.reports import log_finishing, reported
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
@@ -26,6 +29,9 @@ from iso_orchestrator.system.interrupts import at_work, interruptible, undo_on_e
 R = TypeVar("R")
 
 _log = logging.getLogger("iso_orchestrator")
+
+_MOST_WORDS, _LONGEST_WORD = 20, 200  # of a command line on record
+_TRACEPARENT = re.compile("[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 @attrs.frozen
@@ -154,6 +160,7 @@ def _leave(run: Run) -> None:
 
 def _record_start(run: Run) -> None:
     session, clock, on_busy, pause = run.session, run.runtime.clock, run.runtime.on_busy, Backoff()
+    surroundings = _command_line(), _folder(), _traceparent()
 
     def decide(projection: Projection) -> tuple[Sequence[Fact], LiveRun | None]:
         at = clock.now()
@@ -162,7 +169,7 @@ def _record_start(run: Run) -> None:
         if busy is not None and on_busy != "share":
             return facts, busy
         session.live_runs.add(run.id)  # under the lock: another thread would take a run on record for dead
-        return [*facts, RunStarted(at, run.id, session.log.process_id, run.pid, host_name())], None
+        return [*facts, RunStarted(at, run.id, session.log.process_id, run.pid, host_name(), *surroundings)], None
 
     is_told = False
     while (busy := session.transact(decide, durable=False)) is not None:
@@ -178,6 +185,22 @@ def _record_start(run: Run) -> None:
         session.log.is_alive(busy.owner)  # raises where that cannot be found out, so that the wait might never end
         pause.rest()
         refuse_interrupted()
+
+
+def _command_line() -> tuple[str, ...]:
+    return tuple(word[:_LONGEST_WORD] for word in sys.orig_argv[:_MOST_WORDS])
+
+
+def _folder() -> str | None:
+    try:
+        return os.getcwd()
+    except OSError:  # it was removed
+        return None
+
+
+def _traceparent() -> str | None:
+    found = os.environ.get("TRACEPARENT", "")
+    return found if _TRACEPARENT.fullmatch(found) else None
 
 
 def _record_end(run: Run, error: BaseException | None) -> None:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 import attrs
 
 from iso_orchestrator.errors import DuplicateStepError
-from iso_orchestrator.record.model import Json, WorkflowEvent, WorkflowRecord
+from iso_orchestrator.record.model import Json, WorkflowEvent
 from iso_orchestrator.record.projection import Limit, Projection, Wait
+from iso_orchestrator.record.workflow_record import WorkflowRecord
 from iso_orchestrator.runtime.context import Fence, Scope, current_scope
 from iso_orchestrator.runtime.listeners import Listener
 from iso_orchestrator.runtime.session import Decision, Session, acquire_session, find_session

@@ -181,7 +181,11 @@ class Session:
 
     def deaths(self, projection: Projection, at: datetime) -> list[Fact]:
         """The facts that runs have died."""
-        return [RunDied(at, run) for run, live in projection.runs.items() if not self.is_live(run, live)]
+        return [
+            RunDied(at, run, projection.last_seen(live))
+            for run, live in projection.runs.items()
+            if not self.is_live(run, live)
+        ]
 
     def is_live(self, run: str, live: LiveRun) -> bool:
         """Whether the process of a run, as it is recorded, goes on with it, as far as that can be found out."""
@@ -364,11 +368,14 @@ class Session:
         log = self._log
         if log is None:
             return
+        at: datetime | None = None
+        with suppress(Exception):  # a clock of the user's may raise, and what has ended must be recorded
+            at = self._clock.now()
 
         def decide(projection: Projection) -> tuple[list[Fact], set[str]]:
             ended = {name for name in self._orphans if name == ending or name not in self._in_flight}
             mine = [name for name in sorted(ended) if projection.owner(name) == log.process_id]
-            return [StepAbandoned(projection.updated_at, name) for name in mine], ended
+            return [StepAbandoned(at or projection.updated_at, name) for name in mine], ended
 
         try:
             self._orphans -= self.transact(decide, durable=False, fences=())

@@ -176,22 +176,32 @@ def _circle(node: Node, stuck: _Graph) -> list[Wait] | None:
 
 @attrs.define
 class Patience:
-    """Logs a wait for another process, and warns of a long one, again with growing pauses.
+    """Logs a wait for another process and puts it on record, and warns of a long one, again with growing pauses.
 
     Attributes:
         who: What waits.
         what: What it waits for.
         holder: The process that has it.
+        record: Puts the wait on record. It must not raise.
     """
 
     who: object
     what: str
     holder: Callable[[], ProcessInfo]
-    _began: float = attrs.field(factory=monotonic)
-    _next: float = attrs.field(factory=lambda: min(_SHORT, _PATIENCE))
+    record: Callable[[], object]
+    _is_recorded: bool = attrs.field(init=False, default=False)
+    _began: float = attrs.field(init=False, factory=monotonic)
+    _next: float = attrs.field(init=False, factory=lambda: min(_SHORT, _PATIENCE))
+
+    def note(self) -> None:
+        """Put the wait on record, once, if it is time to."""
+        if not self._is_recorded and monotonic() - self._began >= min(_SHORT, _PATIENCE):
+            self._is_recorded = True
+            self.record()
 
     def look(self) -> None:
-        """Warn if it is time to."""
+        """Put the wait on record, and warn, if it is time to."""
+        self.note()
         seconds = monotonic() - self._began
         if seconds < self._next:
             return

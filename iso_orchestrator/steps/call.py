@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from datetime import datetime, timedelta
+from contextlib import suppress
+from datetime import datetime
 from itertools import takewhile
 from typing import Any, TypeAlias
 
 import attrs
 
-from iso_orchestrator.codec import ResultCodec, updated_state
+from iso_orchestrator.codec import ResultCodec
 from iso_orchestrator.errors import (
     CommandLeftoverError,
     DeadlockError,
@@ -28,16 +29,8 @@ from iso_orchestrator.errors import (
     WorkflowUsageError,
 )
 from iso_orchestrator.notes import add_note, message_of
-from iso_orchestrator.record.facts import (
-    ABSENT,
-    Fact,
-    StepCompleted,
-    StepFailed,
-    StepLimited,
-    StepStarted,
-    StepWaiting,
-)
-from iso_orchestrator.record.model import ErrorInfo, Json, StepStatus, truncate_to_ms
+from iso_orchestrator.record.facts import EventAppended, Fact, StepStarted, StepWaiting
+from iso_orchestrator.record.model import Json, StepStatus
 from iso_orchestrator.record.projection import Limit, Projection, StepState
 from iso_orchestrator.runtime.context import (
     Attempt,
@@ -49,6 +42,7 @@ from iso_orchestrator.runtime.context import (
     current_owner,
     current_scope,
     innermost_attempt,
+    note_step,
     pause,
     refuse_interrupted,
     run_attempt,
@@ -58,9 +52,10 @@ from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.runtime.session import Session
 from iso_orchestrator.runtime.threads import run_attempt_with_timeout
 from iso_orchestrator.runtime.waits import Patience, Wait, current_node, wait_until
-from iso_orchestrator.steps.blocked import LONGEST_NAP, Blocked, end_of_limit, end_waits, give_up
+from iso_orchestrator.steps.blocked import LONGEST_NAP, Blocked, end_waits
 from iso_orchestrator.steps.options import RetryContext, StepOptions
 from iso_orchestrator.steps.origin import Origin, warn_of_changes
+from iso_orchestrator.steps.outcome import record_completion, record_failure, record_limit
 from iso_orchestrator.store import ProcessInfo
 from iso_orchestrator.system.clock import Backoff, sleep
 from iso_orchestrator.system.events import OneShotEvent
@@ -110,6 +105,7 @@ class StepCall:
     """One call of a step, whose body takes no arguments any more.
 
     Attributes:
+        timeout: Seconds for an attempt, for the record. Those of a command are not in *options*, since it ends itself.
         gives_way: Whether `run` returns `Blocked` instead of waiting for a limit or another process.
         is_first: Whether no attempt at the step was on record before it; None before the first attempt.
         number: Of the next attempt, which counts from 1 in each call.
@@ -124,6 +120,7 @@ class StepCall:
     codec: ResultCodec
     origin: Origin
     options: StepOptions
+    timeout: float | None
     session: Session = attrs.field(init=False)
     scope: Scope = attrs.field(init=False)
     gives_way: bool = attrs.field(init=False, default=False)
@@ -187,7 +184,7 @@ class StepCall:
                 flight.helpers.remove(node)
 
     def _run_attempts(self, flight: InFlightStep) -> Any:
-        number = self.number
+        number, clock = self.number, self.runtime.clock
         while True:
             begun = self._begin(flight)
             if isinstance(begun, _RunsElsewhere | Limit):
@@ -211,23 +208,23 @@ class StepCall:
                 self.way = settle(self.runtime, self._title(number), self.owner, error)
                 if not isinstance(error, CommandLeftoverError):  # which came before the command began
                     self.is_first = False
-                if isinstance(error, Limited) and self._record_limit(attempt, error):
+                if isinstance(error, Limited) and record_limit(clock, attempt, error, self.options):
                     continue  # with the same number: a limit is no failure
                 seconds = None if flight.is_hopeless else self._pause_before_retry(error, context)
-                if not self._record_failure(attempt, error, retrying=seconds is not None) or seconds is None:
+                if not record_failure(clock, attempt, error, seconds) or seconds is None:
                     raise
                 log_retry(self.runtime, context, error, seconds)
                 pause(seconds)
                 number += 1
                 continue
             if isinstance(executed, SerializationError):  # no retry would change that
-                self._record_failure(attempt, executed, retrying=False)
+                record_failure(clock, attempt, executed)
                 try:
                     raise executed
                 finally:
                     del executed  # its traceback has this frame: without this the two would form a cycle
             data, result = executed
-            if self._commit(attempt, data):
+            if record_completion(clock, attempt, data):
                 self._debug("completed")
                 return result
 
@@ -236,7 +233,7 @@ class StepCall:
             log_limit(self.runtime, self.name, by)
         else:
             self.awaited = by.attempt
-            self.patience = self.patience or Patience(self._who(), f"step {self.name!r}", self._runner)
+            self.patience = self.patience or self._be_patient()
         return Blocked(self, by if isinstance(by, Limit) else None)
 
     def is_run_elsewhere(self) -> bool:
@@ -287,7 +284,7 @@ class StepCall:
                     flight.attempt = attempt
                     backoff.rest()
                     refuse_interrupted()
-                    self.patience = self.patience or Patience(self._who(), f"step {self.name!r}", self._runner)
+                    self.patience = self.patience or self._be_patient()
                     self.patience.look()
                 case Limit():
                     self._wait_until(decided)
@@ -313,20 +310,39 @@ class StepCall:
             wait = projection.waits.get(self.name)
             if wait is not None and (wait.owner, wait.until, wait.key) == (log.process_id, limit.until, limit.key):
                 return (), limit  # which is on record
-            return [StepWaiting(at, self.name, log.process_id, limit.until, limit.key)], limit
+            return [StepWaiting(at, self.name, log.process_id, limit.until, limit.key, self._item())], limit
         attempt = 1 if same is None else same.attempts + 1
-        fact = StepStarted(
+        fact = self._start(at, attempt)
+        dead = None if same is None or same.owner == log.process_id else same.owner
+        return [fact], _Started(attempt, is_first=same is None, dead=dead)
+
+    def _start(self, at: datetime, attempt: int) -> StepStarted:
+        origin, options, scope = self.origin, self.options, self.scope
+        around = innermost_attempt()
+        while around is not None and around.has_ended:
+            around = around.parent
+        batch = None if scope.owner is None else scope.owner.batch
+        is_of_batch = batch is not None and batch.function == origin.function.rpartition(".")[2]
+        return StepStarted(
             at,
             self.name,
             attempt,
-            log.process_id,
+            self.session.log.process_id,
             self.idempotency_key,
-            self.options.version,
-            self.origin.code,
-            self.origin.arguments or None,
+            options.version,
+            origin.code,
+            origin.arguments or None,
+            self._item(),
+            options.retry.attempts,
+            None if around is None else around.flight.name,
+            None if is_of_batch else origin.function_beside(self.name),
+            options.if_interrupted,
+            self.timeout,
         )
-        dead = None if same is None or same.owner == log.process_id else same.owner
-        return [fact], _Started(attempt, is_first=same is None, dead=dead)
+
+    def _item(self) -> tuple[int, ...]:
+        scope = self.scope
+        return () if scope.item is None or scope.owner is None else scope.owner.item
 
     def _other_runner(self, projection: Projection) -> StepState | None:
         """The step as another process runs it; None if none does."""
@@ -359,6 +375,7 @@ class StepCall:
         self.owner = owner = LockOwner(current_owner(), context)
         inside = Scope(self.runtime, scope.runs, owner, context, scope.item, attempt, scope.fences, scope.batch)
         context_of_body = inside.context()
+        note_step(scope.owner, is_replayed=False)
         if self.options.timeout is None:
             value = context_of_body.run(run_attempt, attempt, self.body)
         else:
@@ -376,31 +393,6 @@ class StepCall:
                     raise StepRejectedError(self.name, result)
         return data, result
 
-    def _commit(self, attempt: Attempt, data: Json) -> bool:
-        """Record that the step completed; False where another attempt has taken over the step."""
-        at = self.runtime.clock.now()
-
-        def decide(projection: Projection) -> tuple[Sequence[Fact], bool]:
-            if not self._is_mine(projection, attempt):
-                return (), False
-            state = projection.state
-            for update in attempt.updates:
-                with unmasked():
-                    state = updated_state(update, state)
-            return [StepCompleted(at, self.name, data, state if attempt.updates else ABSENT)], True
-
-        try:
-            is_recorded = self.session.transact(decide)
-        except LeaseLostError:
-            raise
-        except StoreError as error:
-            raise StoreError(f"step {self.name!r} succeeded, and its result could not be recorded: {error}") from error
-        except BaseException as error:  # an update of the state raised, or Ctrl-C came
-            self._record_failure(attempt, error, retrying=False)
-            raise
-        attempt.flight.is_settled = is_recorded
-        return is_recorded
-
     def _pause_before_retry(self, error: BaseException, context: StepContext) -> float | None:
         """Seconds until the next attempt; None when there is to be none."""
         if not isinstance(error, Exception) or isinstance(error, LeaseLostError | WorkflowUsageError):
@@ -415,51 +407,6 @@ class StepCall:
             add_note(error, f"the retry policy raised {type(trouble).__name__}: {message_of(trouble)}")
             return None
 
-    def _record_failure(self, attempt: Attempt, error: BaseException, *, retrying: bool) -> bool:
-        """Record that an attempt failed; whether that could be done. Never hides *error*."""
-        try:
-            fact = StepFailed(self.runtime.clock.now(), self.name, ErrorInfo.of(error), retrying)
-            self._record_outcome(attempt, fact, durable=not retrying)
-        except Exception as trouble:  # noqa: BLE001 - the step's own error is what counts
-            if not isinstance(error, LeaseLostError):
-                add_note(error, f"the failure of step {self.name!r} was not recorded: {message_of(trouble)}")
-            return False
-        if not retrying:
-            attempt.flight.is_settled, attempt.flight.error = True, error
-        return True
-
-    def _record_limit(self, attempt: Attempt, limit: Limited) -> bool:
-        """Record that an attempt met a limit; False if that is a failure: it is over already, or one too many."""
-        # Rounded up to a whole millisecond, as records have them: rounded down, the limit would end too early.
-        at, named = self.runtime.clock.now(), truncate_to_ms(limit.until + timedelta(microseconds=999))
-        if named <= at:
-            return False
-        most = self.options.max_limited
-
-        def decide(projection: Projection) -> tuple[Sequence[Fact], bool]:
-            if not self._is_mine(projection, attempt):
-                return (), True
-            before = projection.steps[self.name].limited
-            if before + 1 >= most:
-                return (), False
-            until = end_of_limit(at, named, before)
-            return [StepLimited(at, self.name, until, limit.key or self.options.limit_key)], True
-
-        is_recorded = self.session.transact(decide)
-        if not is_recorded:
-            give_up(limit, most, self.options.limit_key)
-        return is_recorded
-
-    def _record_outcome(self, attempt: Attempt, fact: Fact, *, durable: bool) -> None:
-        """Append *fact*, unless another attempt has taken over the step."""
-        self.session.transact(
-            lambda projection: ([fact] if self._is_mine(projection, attempt) else [], None), durable=durable
-        )
-
-    def _is_mine(self, projection: Projection, attempt: Attempt) -> bool:
-        step = projection.steps.get(self.name)
-        return step is not None and step.attempts == attempt.number and step.owner == self.session.log.process_id
-
     def _refuse_recursion(self, owner: str | None = None) -> None:
         """Raise inside of the step's own body; with *owner*: if that is this process, by another path of the root."""
         for around in attempts_around():
@@ -467,6 +414,19 @@ class StepCall:
             if is_same and around.flight.name == self.name:
                 step = f"step {self.name!r}"
                 raise DeadlockError((step, f"{step} called itself"), "call the plain function (.fn)")
+
+    def _be_patient(self) -> Patience:
+        who = f"workflow {self.runtime.workflow_id!r}: {current_owner()}"
+        return Patience(who, f"step {self.name!r}", self._runner, self._record_wait)
+
+    def _record_wait(self) -> None:
+        """Put on record that the call waits for another process: that only informs, so that it may fail."""
+        with suppress(Exception):
+            detail: dict[str, Json] = {"step": self.name, "for": "process", "holder": self._runner().pid}
+            if item := self._item():
+                detail["item"] = list(item)
+            event = EventAppended(self.runtime.clock.now(), "step.waiting", detail=detail)
+            self.session.transact(lambda _: ([event], None), durable=False, fences=self.scope.fences)
 
     def _runner(self) -> ProcessInfo:
         owner = self.session.transact(lambda projection: ((), projection.owner(self.name)), durable=False, fences=())
@@ -480,15 +440,13 @@ class StepCall:
         return self.options.on_change != "rerun" or not self.origin.changes_since(step)
 
     def _load_recorded(self, data: Json, changes: list[str]) -> Any:
+        note_step(current_scope().owner, is_replayed=True)
         if changes and self.options.on_change == "warn":
             warn_of_changes(self.runtime, self.origin, self.name, changes)
         return self._load(data)
 
     def _load(self, data: Json) -> Any:
         return self.codec.load(data, self._subject())
-
-    def _who(self) -> str:
-        return f"workflow {self.runtime.workflow_id!r}: {current_owner()}"
 
     def _title(self, attempt: int = 1) -> str:
         return f"step {self.name!r}" if attempt == 1 else f"step {self.name!r} ({attempt} attempts)"

@@ -63,6 +63,7 @@ class Step(Generic[P, R]):
         functools.update_wrapper(self, fn, updated=())  # not its attributes: they could hide a method
         self.fn = fn
         self._options = options
+        self._timeout = options.timeout
         self._base = base_name(fn) if options.name is None else ""
         try:
             self._parameters = Parameters(fn, self._base, options.exclude)
@@ -149,6 +150,7 @@ class Step(Generic[P, R]):
             codec=self._codec or self._result_codec(),
             origin=Origin(self._function, self._code, unshown),
             options=self._options,
+            timeout=self._timeout,
         )
 
     def _body(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any]:
@@ -261,6 +263,7 @@ def run_step(
         codec=codec,
         origin=Origin(str(getattr(fn, "__qualname__", fn)), code_of(plain), _texts(args)),
         options=options,
+        timeout=options.timeout,
     )
     result: R = call.run()
     return result

@@ -10,11 +10,14 @@ from datetime import datetime
 from iso_orchestrator.checks import escape_terminal
 from iso_orchestrator.commands.output import LogReader, last_line_of
 from iso_orchestrator.errors import StoreError, WorkflowNotFoundError, WorkflowUsageError
+from iso_orchestrator.record.history import History
 from iso_orchestrator.record.model import StepStatus
 from iso_orchestrator.record.projection import Projection, StepState, Wait
+from iso_orchestrator.record.reconstruction import history_of
 from iso_orchestrator.store import Store
 from iso_orchestrator.store.log_files import LogFile
-from iso_orchestrator.system.clock import sleep
+from iso_orchestrator.system.clock import SystemClock, sleep
+from iso_orchestrator.system.collector import collector_paused
 from iso_orchestrator.views.report import GONE, text_table, time_text, wait_text
 
 _LINE = 60  # characters of a last line
@@ -47,6 +50,25 @@ def read(store: Store, workflow_id: str) -> Projection:
     if projection is None:
         raise WorkflowNotFoundError(workflow_id, store.display_name)
     return projection
+
+
+def read_history(store: Store, workflow_id: str, *, now: datetime | None = None) -> History:
+    """Read the history of a workflow, as it is at *now* (default: the wall clock).
+
+    Raises:
+        WorkflowNotFoundError: There is no such workflow.
+        StoreError: It cannot be read.
+    """
+    projection = read(store, workflow_id)
+    gone = {owner for owner in projection.owners() if not store.is_alive(projection.workflow_id, owner)}
+    steps = {step.name for step in projection.steps.values() if _is_left(step, gone)}
+    with collector_paused():
+        return history_of(
+            projection.record(is_alive=any(run.owner not in gone for run in projection.runs.values())),
+            now=SystemClock().now() if now is None else now,
+            dead=steps | {name for name, wait in projection.waits.items() if wait.owner in gone},
+            logs={name: command.log for name, command in projection.commands.items()},
+        )
 
 
 def log_lines(store: Store, workflow_id: str, step: str, *, follow: bool) -> Iterator[str]:
@@ -89,6 +111,11 @@ def _waits(projection: Projection, now: datetime, store: Store) -> dict[str, Wai
         for step, wait in projection.waits.items()
         if wait.until > now and store.is_alive(projection.workflow_id, wait.owner)
     }
+
+
+def _is_left(step: StepState, gone: set[str]) -> bool:
+    """Whether the record has a step as running that no process runs."""
+    return step.owner in gone or (step.owner is None and step.status is StepStatus.RUNNING)
 
 
 def _steps(projection: Projection, waits: dict[str, Wait], now: datetime, store: Store) -> Iterator[tuple[str, ...]]:

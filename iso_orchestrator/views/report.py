@@ -15,12 +15,12 @@ from iso_orchestrator.record.model import (
     StepRecord,
     StepStatus,
     WorkflowEvent,
-    WorkflowRecord,
     WorkflowStatus,
     WorkflowSummary,
     lease_status,
 )
 from iso_orchestrator.record.projection import Projection, Wait
+from iso_orchestrator.record.workflow_record import WorkflowRecord
 
 _CELL = 100  # characters, at most: results and errors can be long, and `--json` shows all of them
 _MOST = 1e12  # seconds, or dollars; what is more is no result of a command

@@ -28,19 +28,14 @@ from iso_orchestrator.codec import (
 )
 from iso_orchestrator.errors import FormatVersionError
 from iso_orchestrator.record import facts as f
-from iso_orchestrator.record import model
+from iso_orchestrator.record import model, workflow_record
 from iso_orchestrator.record import projection as projection_module
-from iso_orchestrator.record.model import (
-    Lease,
-    StepRecord,
-    StepStatus,
-    WorkflowRecord,
-    WorkflowStatus,
-)
+from iso_orchestrator.record.model import Lease, StepRecord, StepStatus, WorkflowStatus
 from iso_orchestrator.record.projection import (
     Projection,
     StepState,
 )
+from iso_orchestrator.record.workflow_record import WorkflowRecord
 
 NPM = Path(__file__).parents[1] / "data/npm-0.2.0"
 GOLDEN = Path(__file__).parents[1] / "reliability/golden/format-1/snapshot alone"
@@ -298,7 +293,7 @@ class GrownStepRecord(StepRecord):
 @pytest.fixture
 def grown_codec(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The codec of a release in which records and steps have a field more."""
-    monkeypatch.setattr(model, "WorkflowRecord", GrownRecord)
+    monkeypatch.setattr(workflow_record, "WorkflowRecord", GrownRecord)
     monkeypatch.setattr(model, "StepRecord", GrownStepRecord)
     monkeypatch.setattr(projection_module, "Projection", GrownProjection)
     monkeypatch.setattr(projection_module, "StepState", GrownStep)

@@ -1188,7 +1188,7 @@ def test_a_summary_and_a_record_are_rows(workflow: Workflow) -> None:
         {"index": 0, "status": "fulfilled", "value": 0.0, "error": None},
         {"index": 1, "status": "rejected", "value": None, "error": error},
     ]
-    assert repr(summary) == "<ForEachSummary: 1 fulfilled, 1 rejected>"
+    assert repr(summary) == "<ForEachSummary 1 fulfilled, 1 rejected>"
 
     def bad() -> None:
         raise error
@@ -1196,8 +1196,7 @@ def test_a_summary_and_a_record_are_rows(workflow: Workflow) -> None:
     with pytest.raises(ValueError, match="no"):
         workflow.run_step("bad", bad)
     record = workflow.record
-    assert repr(record).startswith("<WorkflowRecord 'w': ")
-    assert len(repr(record)) < 100
+    assert repr(record) == "<WorkflowRecord 'w' idle: 1/2 steps, 1 failed>"
     rows = record.to_dicts()
     assert [(row["name"], row["status"], row["attempts"], row["result"], row["error"]) for row in rows] == [
         ("half", "completed", 1, 0.0, None),

@@ -19,8 +19,9 @@ import attrs
 from support import T0
 
 from iso_orchestrator.record.facts import EventAppended, Fact
-from iso_orchestrator.record.model import WorkflowEvent, WorkflowRecord
+from iso_orchestrator.record.model import WorkflowEvent
 from iso_orchestrator.record.projection import Projection
+from iso_orchestrator.record.workflow_record import WorkflowRecord
 from iso_orchestrator.store import FileStore, WorkflowLog
 from iso_orchestrator.system.filesystem import FileSystem
 

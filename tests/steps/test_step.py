@@ -135,7 +135,7 @@ def test_the_record_tells_all_about_a_step(tmp_path: Path) -> None:
     assert (step.idempotency_key, step.result, step.error) == ("A7:12.5", {"paid": 12.5}, None)
     assert step.started_at < step.completed_at == step.updated_at
     assert [(event.type, event.detail) for event in workflow.record.events] == [
-        ("step.started", {"step": "pay:A7", "attempt": 1, "idempotencyKey": "A7:12.5"}),
+        ("step.started", {"step": "pay:A7", "attempt": 1, "idempotencyKey": "A7:12.5", "pid": os.getpid()}),
         ("step.completed", {"step": "pay:A7", "attempt": 1}),
     ]
     workflow.close()
