@@ -1,9 +1,11 @@
-"""Texts on a terminal: their width in columns, cut to fit, and time spans in few characters."""
+"""Texts on a terminal: their width in columns, cut to fit, and time spans, times, sums and counts in few characters."""
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterator
+from datetime import UTC, datetime
 
 _ELLIPSIS = "…"
 _JOINER = "\u200d"
@@ -49,20 +51,91 @@ def cut(text: str, columns: int, ellipsis: str = _ELLIPSIS) -> str:
     return "".join((*front, ellipsis, *reversed(back)))
 
 
-def seconds_text(seconds: float) -> str:
-    """A time span in three digits, or its two largest units.
+def cut_end(text: str, columns: int, ellipsis: str = _ELLIPSIS) -> str:
+    """Cut *text* at its end so that it takes at most *columns*, without splitting a sign and its marks.
 
     Example:
-        >>> seconds_text(0.25), seconds_text(19.84), seconds_text(125), seconds_text(11520)
-        ('0.25 s', '19.8 s', '2 min 5 s', '3 h 12 min')
+        >>> cut_end("Prompt is too long", 9)
+        'Prompt i…'
     """
-    if seconds < 59.95:
-        return f"{seconds:.3g} s" if seconds >= 0.001 else "0 s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+    if width(text) <= columns:
+        return text
+    room = columns - width(ellipsis)
+    return "".join((*_fitting(list(_clusters(text)), room), ellipsis)) if room >= 0 else ""
+
+
+def wrap(text: str, columns: int) -> list[str]:
+    """Break *text* into lines of at most *columns*: between words, or else between signs.
+
+    Example:
+        >>> wrap("Prompt is too long", 10)
+        ['Prompt is', 'too long']
+    """
+    lines, line = list[str](), ""
+    for word in re.findall(r"\s*\S+", text):
+        if line and width(line + word) > columns >= width(word.lstrip()):
+            lines.append(line)
+            line = ""
+        line = line + word if line else word.lstrip()
+        while width(line) > columns:  # a word that no line has room for
+            signs = list(_clusters(line))
+            first = "".join(_fitting(signs, columns)) or signs[0]
+            lines.append(first.rstrip())
+            line = line[len(first) :].lstrip()
+    return [*lines, line] if line or not lines else lines
+
+
+def seconds_text(seconds: float) -> str:
+    """A time span in three digits, or in its two largest units.
+
+    Example:
+        >>> [seconds_text(seconds) for seconds in (0, 0.1499, 1.309, 57.21, 65, 33_120, 100_000)]
+        ['0 ms', '150 ms', '1.31 s', '57.2 s', '1 m 5 s', '9 h 12 m', '1 d 3 h']
+    """
+    seconds = max(0.0, seconds)
+    for size, unit, digits in ((0.001, "ms", 0), (1, "s", 2), (1, "s", 1)):
+        # Rounded first: what is nearly the next unit is never 1000 ms or 60.0 s.
+        if round(seconds / size, digits) < (10 if digits == 2 else 60 if digits else 1000):
+            return f"{seconds / size:.{digits}f} {unit}"
+    whole = round(seconds)
+    units = ((86_400, "d", 3_600, "h"), (3_600, "h", 60, "m"), (60, "m", 1, "s"))
+    size, unit, small_size, small_unit = next(found for found in units if whole >= found[0])
+    return f"{whole // size} {unit} {whole % size // small_size} {small_unit}"
+
+
+def money_text(dollars: float) -> str:
+    """Show a sum of US dollars.
+
+    Example:
+        >>> [money_text(dollars) for dollars in (0, 0.04982, 0.25, 2.5, 12_345.6)]
+        ['$0.00', '$0.0498', '$0.25', '$2.50', '$12,345.60']
+    """
+    return f"${dollars:.4f}" if 0 < dollars < 0.0995 else f"${dollars:,.2f}"
+
+
+def count_text(count: int) -> str:
+    """Show a large count, of tokens for example.
+
+    Example:
+        >>> [count_text(count) for count in (0, 999, 45_020, 2_500_000)]
+        ['0', '999', '45.0 k', '2.5 M']
+    """
+    if count < 1_000:
+        return str(count)
+    return f"{count / 1e3:.1f} k" if count < 999_950 else f"{count / 1e6:.1f} M"
+
+
+def time_text(moment: datetime, today: datetime | None = None) -> str:
+    """Show a time in UTC; with its date if that is not the one of *today*.
+
+    Example:
+        >>> moment = datetime(2026, 11, 28, 22, 33, 30, tzinfo=UTC)
+        >>> time_text(moment), time_text(moment, moment.replace(day=29))
+        ('22:33:30', '2026-11-28 22:33:30')
+    """
+    moment = moment.astimezone(UTC)
+    is_other_day = today is not None and moment.date() != today.astimezone(UTC).date()
+    return f"{moment:%Y-%m-%d %H:%M:%S}" if is_other_day else f"{moment:%H:%M:%S}"
 
 
 def _columns(character: str) -> int:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iso_orchestrator.text import cut, seconds_text, width
+from iso_orchestrator.text import cut, cut_end, seconds_text, width, wrap
 
 FAMILY = "\U0001f468\u200d\U0001f469\u200d\U0001f467"
 
@@ -42,22 +42,27 @@ def test_cut(text, columns, shown):
 
 @given(st.text(st.characters(exclude_categories=("Cc", "Cs"))), st.integers(0, 30))
 def test_a_cut_text_fits(text, columns):
-    """No cut text is wider than it may be, and one that fits is left as it is."""
-    assert width(cut(text, columns)) <= columns
-    assert width(text) > columns or cut(text, columns) == text
+    """No cut text is wider than it may be, and one that fits is left as it is; nor is a line of a broken one."""
+    for shown in (cut(text, columns), cut_end(text, columns)):
+        assert width(shown) <= columns
+        assert width(text) > columns or shown == text
+    lines = wrap(text, columns + 2)
+    assert all(width(line) <= columns + 2 or len(line) > 1 for line in lines)
+    assert "".join("".join(lines).split()) == "".join(text.split())
 
 
 @pytest.mark.parametrize(
     ("seconds", "shown"),
     [
-        (0, "0 s"),
-        (0.0014, "0.0014 s"),
-        (9.996, "10 s"),
+        (0, "0 ms"),
+        (0.0014, "1 ms"),
+        (0.9996, "1.00 s"),
+        (9.996, "10.0 s"),
         (59.94, "59.9 s"),
-        (59.96, "1 min 0 s"),
-        (3599.7, "1 h 0 min"),
-        (86400, "24 h 0 min"),
-        (200000, "2 d 7 h"),
+        (59.96, "1 m 0 s"),
+        (3599.7, "1 h 0 m"),
+        (86_399.8, "1 d 0 h"),
+        (200_000, "2 d 7 h"),
     ],
 )
 def test_seconds_text(seconds, shown):
