@@ -155,7 +155,7 @@ class _Tracing:
         self._runs.append(_enter(span, detail.get("run")))
         runtime, carrier = self._runtime(), _carrier()
         if runtime is not None and carrier:
-            traced = EventAppended(at, TRACED, detail={**carrier, "pid": os.getpid()})
+            traced = EventAppended(at, TRACED, detail={**carrier, "run": detail.get("run")})
             runtime.transact(lambda _: ([traced], None), durable=False, fences=())
 
     def _end_run(self, at: datetime, detail: dict[str, Any]) -> None:
@@ -182,7 +182,7 @@ class _Tracing:
                 last = detail.get("run", len(spans) + 1)
                 spans[last] = detail.get("traceparent", "")
             elif event.type == TRACED:
-                spans[last] = detail.get("traceparent", "")
+                spans[detail.get("run", last)] = detail.get("traceparent", "")
             elif event.type == "workflow.failed" and _is_death(detail):
                 since.append(detail.get("run", last))
         found = (trace.get_current_span(_propagator.extract({"traceparent": spans.get(run, "")})) for run in dead)
