@@ -481,7 +481,7 @@ from datetime import timedelta
 from iso_orchestrator import Limited, Workflow
 from iso_orchestrator.testing import FakeClock
 clock = FakeClock()
-guard, limits = threading.Lock(), [45]
+guard, limits = threading.Lock(), [200]
 workflow = Workflow("nightly", store="memory://simulated", now=clock)
 if sys.argv[1] == "log":
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
