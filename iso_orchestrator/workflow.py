@@ -56,6 +56,9 @@ class Workflow(Decorators):
             the environment's ``ISO_ORCHESTRATOR_STORE`` may name a URL.
         on_busy: What to do when another run of this id is live: "share" the workflow, "wait" for its end, or "fail".
         max_workers: Threads of `.submit` that work at one time, at most. One that waits for a submitted step is none.
+        on_event: Called with each `WorkflowEvent` that this process appends to the record, after that, in the thread
+            that did it and under no lock. That thread waits meanwhile: keep it fast. What it raises is logged once, and
+            dropped. It is not called for events that it appends itself, nor in other processes.
 
     Raises:
         TypeError: An argument is of the wrong type.
@@ -85,6 +88,7 @@ class Workflow(Decorators):
         store: Store | str | None = None,
         on_busy: OnBusy = "share",
         max_workers: int = 32,
+        on_event: Callable[[WorkflowEvent], object] | None = None,
     ) -> None:
         self.workflow_id = check_key(workflow_id, "a workflow id")
         if dir == "":
@@ -101,6 +105,9 @@ class Workflow(Decorators):
             on_busy,
             check_count(max_workers, "max_workers"),
         )
+        if on_event is not None:
+            check_callable(on_event, "on_event")
+            self._runtime.add_listener(on_event)
         self._runtime.arguments = {
             "initial_state": initial_state,
             "dir": self.dir,

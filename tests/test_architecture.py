@@ -33,6 +33,7 @@ ROOMS = [
     "workflow",
     "functions",
     "testing",
+    "otel",
     "examples",
     "views.cli",
     "__init__",
@@ -47,8 +48,8 @@ DOORS = {
     "cattrs": {"codec.converter", "codec.records", "codec.values"},
     "subprocess": {"agents.stand_in", "system.guard", "system.processes"},
     "psutil": {"system.processes"},
-    "tqdm": {"fanout.progress"},
     "tenacity": {"steps.options"},
+    "opentelemetry": {"otel"},
     "argparse": {"examples.review_batch", "views.cli"},
 }
 

@@ -17,12 +17,12 @@ LATER = {
     "IPython",
     "cattrs",
     "iso_orchestrator.agents",
+    "opentelemetry",
     "iso_orchestrator.commands.step",
     "iso_orchestrator.views",
     "portalocker",
     "psutil",
     "tenacity",
-    "tqdm",
 }
 
 

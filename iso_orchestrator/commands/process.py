@@ -85,6 +85,11 @@ class ProcessRunner:
     _idle_at: float = attrs.field(init=False)
     _beat_at: float = attrs.field(init=False)
 
+    @property
+    def pid(self) -> int | None:
+        """The id of its process; None before that."""
+        return None if self._process is None else self._process.pid
+
     def run(self) -> CommandResult[Any]:
         """Start it, and return when it and all that it has started have ended, by themselves or by force.
 

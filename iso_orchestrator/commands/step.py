@@ -170,6 +170,7 @@ class CommandAttempt:
         # Other workflows may have logs in a folder that is given, of steps with the same name.
         owner = None if options.log_dir is None else self._runtime.workflow_id
         self._log = log_path(self._log_folder, self._step, self._number, workflow_id=owner)
+        self._runner: ProcessRunner | None = None
         self._beat_at = 0.0
         self._known: dict[str, Json] | None = None  # what the last heartbeat said, except for size and last line
 
@@ -197,8 +198,11 @@ class CommandAttempt:
             self._beat_again(reader)
         try:
             with closing(OutputFiles(self._log, self._options.max_log_bytes)) as files:
-                result = self._run(command, tag, files, reader)
-                done = self._read(result, files, reader)
+
+                def run(command: Command) -> CommandResult[Any]:
+                    return self._read(self._run(command, tag, files, reader), files, reader)
+
+                done: CommandResult[Any] = self._runtime.around_command(command, run, self._pid)
         except Exception as error:
             self._beat_again(reader)  # says where the output is, however soon the command ended
             self._refuse_stopped(error)
@@ -208,7 +212,7 @@ class CommandAttempt:
         return done
 
     def _run(self, command: Command, tag: str, files: OutputFiles, reader: Reader) -> CommandResult[Any]:
-        runner = ProcessRunner(
+        runner = self._runner = ProcessRunner(
             name=self._step,
             command=command,
             tag=tag,
@@ -251,6 +255,9 @@ class CommandAttempt:
         if pid is not None:
             self._flight.is_hopeless = True
             raise StoppedError(self._step, pid) from cause
+
+    def _pid(self) -> int | None:
+        return None if self._runner is None else self._runner.pid
 
     def _process_tag(self) -> str:
         """The process tag of all attempts at the step: it cannot be guessed, and is recorded before any attempt."""

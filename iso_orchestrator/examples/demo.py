@@ -6,7 +6,6 @@ import json
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from importlib.util import find_spec
 from zlib import crc32
 
 from iso_orchestrator import (
@@ -92,16 +91,12 @@ def start_over(root: str) -> None:
 
 
 def _work(workflow: Workflow, pace: float, ledger: str | None) -> None:
-    shows_lines = find_spec("tqdm") is None and sys.stderr.isatty()  # tqdm shows a bar there
-
     def outcome(output: str) -> str:
         """What the agent says in its last line."""
         found: str = json.loads(output.splitlines()[-1])["outcome"]
         counter = found.lower()
         # Recorded together with the step's completion: a job that runs again after a kill is not counted twice.
         workflow.update_state(lambda state: {**state, counter: state[counter] + 1}, with_step=True)
-        if shows_lines:
-            print(f"{current_step().name}: {found}", file=sys.stderr)
         return found
 
     @workflow.for_each(max_parallel=2, mutex_key="{job[company]}")

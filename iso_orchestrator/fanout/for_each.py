@@ -7,7 +7,7 @@ import inspect
 import reprlib
 from collections.abc import Callable, Iterable, Sized
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeAlias, TypedDict, TypeVar, overload
 
 import attrs
@@ -53,8 +53,8 @@ class ForEachKeywords(TypedDict, total=False):
     stop_on_error: True (the default): after the first error start nothing more, let running items finish, and raise
         the error with a note that names the item's index. False: run all items, and raise none of their errors.
     executor: An executor of threads. Default: a `ThreadPoolExecutor` for this call, or the caller's thread.
-    progress: Whether to show a progress bar, or a str as its label. Needs the extra ``progress``. Default: on a
-        terminal and in a notebook.
+    progress: None (the default) and a str, which is the label: a line on a terminal, a cell in a notebook, else lines
+        of the log at INFO, one a minute and at failures. True: those to standard error. False: nothing.
     """
 
     max_parallel: int
@@ -188,31 +188,28 @@ class ForEach(Generic[Item, P, R]):
         """
         runtime, options = self._runtime or current_runtime(), self._options
         total = len(items) if isinstance(items, Sized) else None
-        progress = reporter(options.progress, total, self._name)
-        executor = options.executor
-        if executor is None and options.max_parallel > 1:
-            executor = ThreadPoolExecutor(options.max_parallel, "iso-orchestrator for_each")
         leading = self._leading
-        scheduler = Scheduler(
-            runtime,
-            self._work(lambda item: (*leading, item, *shared), named),
-            on_interrupt=lambda items: log_finishing(
-                "item", items, lambda item: self._name_of(item, (*leading, item, *shared), named)
-            ),
-            key_of=lambda item: self._key_of(item, (*leading, item, *shared), named),
-            options=options,
-            executor=executor,
-            progress=progress,
-            name=self._name,
-        )
-        try:
-            with masked(), at_work(), runtime.acquire() as session:
-                session.ensure_open()
-                return ForEachSummary(scheduler.run(items, total), _name=self._name)
-        finally:
-            progress.close()
-            if executor is not None and executor is not options.executor:
-                executor.shutdown(wait=False)
+        with masked(), at_work(), runtime.acquire() as session, ExitStack() as stack:
+            session.ensure_open()
+            progress = reporter(options.progress, runtime, self._name, total, options.max_parallel)
+            stack.callback(progress.close)
+            executor = options.executor
+            if executor is None and options.max_parallel > 1:
+                executor = ThreadPoolExecutor(options.max_parallel, "iso-orchestrator for_each")
+                stack.callback(executor.shutdown, wait=False)
+            scheduler = Scheduler(
+                runtime,
+                self._work(lambda item: (*leading, item, *shared), named),
+                on_interrupt=lambda items: log_finishing(
+                    "item", items, lambda item: self._name_of(item, (*leading, item, *shared), named)
+                ),
+                key_of=lambda item: self._key_of(item, (*leading, item, *shared), named),
+                options=options,
+                executor=executor,
+                progress=progress,
+                name=self._name,
+            )
+            return ForEachSummary(scheduler.run(items, total), _name=self._name)
 
     def _name_of(self, item: Item, args: tuple[Any, ...], named: dict[str, Any]) -> str:
         """What to call an item in a message: as its step, if that is possible."""

@@ -1,40 +1,53 @@
-"""The progress bar of a batch, on a terminal or in a notebook."""
+"""The progress of a batch: a line on a terminal, a cell in a notebook, else lines of the log.
+
+No thread draws: the one that ends an item does, and the calling thread while it waits. None of them waits for that:
+where standard error is slow, a drawing is left out.
+"""
 
 from __future__ import annotations
 
+import html
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from threading import RLock
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from threading import Lock, RLock
 from typing import Any
-from weakref import WeakSet
 
 from iso_orchestrator.checks import escape_terminal
-from iso_orchestrator.errors import WorkflowUsageError
+from iso_orchestrator.fanout.status import ASCII, LINES, BatchStatus, LimitInForce, soonest_limit
+from iso_orchestrator.record.projection import Wait
+from iso_orchestrator.runtime.context import current_owner
+from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.system.clock import monotonic
+from iso_orchestrator.system.streams import NonBlockingWriter
 
 _log = logging.getLogger("iso_orchestrator")
 
-# What a write to a closed terminal, pipe or file raises. It must not make the batch fail.
-_CLOSED = (OSError, ValueError)
-_REFRESH_EVERY = 0.5  # seconds
-_LABEL = 60  # characters; a longer label leaves no room for the bar
+_TIMED = 3  # items of this run after which the time left is told
+_WRITES, _SPAN = 5, 0.5  # writes in so many seconds, at most: the calling thread looks once a second
+_CELL_EVERY = 0.25  # seconds between two drawings of a cell
+_LINE_EVERY = 60.0  # seconds between two lines of the log
+_NEWS_EVERY = 30.0  # seconds between two that tell of failures and limits
 
 
 class Progress:
-    """Shows how many items are done; this one shows nothing."""
+    """Tells how far a batch is; this one tells nothing."""
 
-    def watch(self, describe: Callable[[int], str]) -> None:
-        """Show what *describe* returns for a number of failed items.
+    def time(self) -> float:
+        """The time that `advance` needs, in seconds."""
+        return 0.0
+
+    def advance(self, ok: bool, seconds: float = 0.0, *, is_replayed: bool = False) -> None:
+        """Count one more item, which succeeded or failed. Any thread may call this.
 
         Args:
-            describe: It is called at each drawing, in any thread. It must take no lock: the display has one then.
+            ok: Whether it succeeded.
+            seconds: How long it held a worker.
+            is_replayed: Whether its result was on record before.
         """
-
-    def advance(self, ok: bool) -> None:
-        """Count one more item, which succeeded or failed. Any thread may call this."""
 
     def refresh(self) -> None:
         """Show what has changed since. Any thread may call this, as often as it likes."""
@@ -43,130 +56,270 @@ class Progress:
         """End the display. No more items are counted."""
 
 
-def reporter(progress: bool | str | None, total: int | None, name: str) -> Progress:
+def reporter(
+    progress: bool | str | None, runtime: WorkflowRuntime, name: str, total: int | None, max_parallel: int = 1
+) -> Progress:
     """Make the display that the option *progress* asks for.
 
     Args:
-        progress: None shows a bar if tqdm is installed, and standard error is a terminal or a notebook. A str does
-            the same, and is the label. True always shows a bar, False never.
-        total: The number of items; None if it is not known.
+        progress: None and a str: a line on a terminal, a cell in a notebook, else lines of the log. True: the last to
+            standard error. False: nothing. A str is the label, too.
+        runtime: The workflow's.
         name: The label if *progress* is no str.
-
-    Raises:
-        WorkflowUsageError: *progress* is True, and tqdm is not installed.
-
-    Example:
-        >>> display = reporter(False, 3, "apply")
-        >>> display.advance(ok=True)
-        >>> display.close()
+        total: The number of items; None if it is not known.
+        max_parallel: Items at a time.
     """
-    if progress is False or (progress is not True and not _is_terminal() and not _is_notebook()):
+    if progress is False:
         return Progress()
-    try:
-        from tqdm import tqdm
-    except ModuleNotFoundError as error:
-        if progress is not True:
-            return Progress()
-        raise WorkflowUsageError(
-            'progress=True needs tqdm: pip install "iso-orchestrator[progress]", or leave progress out'
-        ) from error
-
-    class Bar(tqdm):  # type: ignore[type-arg]
-        monitor_interval = 0  # otherwise tqdm starts a thread that draws the bar, which `advance` does anyway
-
-    label = escape_terminal(progress if isinstance(progress, str) else name)[:_LABEL]
-    try:
-        return _Bar(Bar(total=total, desc=label, file=sys.stderr, miniters=1, **_size()))
-    except _CLOSED:
-        _free_lock(Bar)
-        return Progress()
+    batch = runtime, progress if isinstance(progress, str) else name, total, max_parallel
+    if _is_terminal():
+        return _Line(*batch)
+    if _is_notebook():
+        return _Cell(*batch)
+    if progress is True:
+        return _LinesToStderr(*batch)
+    if _log.isEnabledFor(logging.INFO) and current_owner().work is None:  # what is in an item is the item's
+        return _Lines(*batch)
+    return Progress()
 
 
-class _Bar(Progress):
-    """A bar of tqdm with a lock, since one thread at a time may use a bar. Lines of the log appear above it."""
+class _Counted(Progress):
+    """Counts items, and refreshes the display at each one."""
 
-    def __init__(self, bar: Any) -> None:
-        self._bar = bar
-        self._lock = RLock()  # in the middle of a drawing a finalizer may log something
-        self._failed = 0
-        self._describe: Callable[[int], str] = _describe_failed
-        self._hidden = 0  # threads that are logging a line
-        self._drawn_at = monotonic()
-        _shown.add(self)
-        _log.callHandlers = _call_handlers_above_bars  # type: ignore[method-assign]  # the one place all handlers share
+    def __init__(self, runtime: WorkflowRuntime, label: str, total: int | None, max_parallel: int) -> None:
+        self._runtime = runtime
+        self._label = escape_terminal(label)
+        self._total = total
+        self._max_parallel = max_parallel
+        self._costs_before = len(runtime.costs)
+        self._guard = Lock()
+        self._done = self._failed = self._replayed = self._timed = 0
+        self._seconds = 0.0  # that the items of this run held a worker
+        self._waits: Sequence[Wait] = ()
+        self._began = self.time()
 
-    def watch(self, describe: Callable[[int], str]) -> None:
-        self._describe = describe
+    def time(self) -> float:
+        return self._runtime.clock.now().timestamp()
 
-    def advance(self, ok: bool) -> None:
-        with self._lock:
+    def advance(self, ok: bool, seconds: float = 0.0, *, is_replayed: bool = False) -> None:
+        with self._guard:
+            self._done += 1
             self._failed += not ok
-            if self._hidden:
-                self._bar.n += 1
+            if is_replayed:
+                self._replayed += 1
             else:
-                self._draw(self._bar.update)
+                self._timed += 1
+                self._seconds += seconds
+        self.refresh()
+
+    def _limit(self) -> LimitInForce | None:
+        waits = self._runtime.limit_waits()
+        self._waits = self._waits if waits is None else waits
+        return soonest_limit(self._waits, self._runtime.clock.now())
+
+    def _status(self, *, is_over: bool = False) -> BatchStatus:
+        now = self._runtime.clock.now()
+        limit = None if is_over else self._limit()
+        left = None if self._total is None else self._total - self._done
+        seconds_left = None
+        if left and not is_over and self._timed >= _TIMED:
+            seconds_left = left * self._seconds / self._timed / min(left, self._max_parallel)
+            seconds_left += 0.0 if limit is None else limit.seconds_left
+        return BatchStatus(
+            label=self._label,
+            total=self._total,
+            done=self._done,
+            failed=self._failed,
+            replayed=self._replayed,
+            limit=limit,
+            seconds_gone=now.timestamp() - self._began,
+            seconds_left=seconds_left,
+            cost=sum(self._runtime.costs[self._costs_before :]),
+            is_over=is_over,
+        )
+
+
+# Lines of the log.
+
+
+class _Lines(_Counted):
+    """Logs a line after a minute and then each minute, and at failures and limits."""
+
+    def __init__(self, *batch: Any) -> None:
+        super().__init__(*batch)
+        self._line_at = self._began
+        self._news_at = self._began - _NEWS_EVERY
+        self._has_news = self._has_limit = False
+        self._failures_told = 0
 
     def refresh(self) -> None:
-        with self._lock:
-            if not self._hidden and monotonic() >= self._drawn_at + _REFRESH_EVERY:
-                self._draw(self._bar.refresh)
+        now = self.time()
+        has_limit = self._limit() is not None
+        with self._guard:
+            self._has_news |= self._failed > self._failures_told or has_limit != self._has_limit
+            self._has_limit, self._failures_told = has_limit, self._failed
+            is_due = now >= self._line_at + _LINE_EVERY or (self._has_news and now >= self._news_at + _NEWS_EVERY)
+            if not is_due:
+                return
+            self._line_at = now
+            if self._has_news:
+                self._has_news, self._news_at = False, now
+        self._write(f"{self._runtime.workflow_id} {self._status().sentence()}")
+
+    def _write(self, line: str) -> None:
+        _log.info("%s", line)
+
+
+class _LinesToStderr(_Lines):
+    def __init__(self, *batch: Any) -> None:
+        super().__init__(*batch)
+        self._stderr = NonBlockingWriter(sys.stderr)
+
+    def close(self) -> None:
+        self._write(f"{self._runtime.workflow_id} {self._status(is_over=True).sentence()}")
+        self._stderr.close()
+
+    def _write(self, line: str) -> None:
+        now = self._runtime.clock.now().astimezone()
+        with self._guard:
+            self._stderr.write(f"{now:%H:%M:%S} {escape_terminal(line)}\n")
+
+
+# A cell of a notebook.
+
+
+class _Cell(_Counted):
+    def __init__(self, *batch: Any) -> None:
+        super().__init__(*batch)
+        self._drawing = Lock()
+        self._next_at = monotonic() + _CELL_EVERY
+        self._handle = sys.modules["IPython"].display.display(self._bundle(self._status()), raw=True, display_id=True)
+
+    def close(self) -> None:
+        with self._drawing:
+            self._draw(self._status(is_over=True))
+
+    def refresh(self) -> None:
+        if monotonic() < self._next_at or not self._drawing.acquire(blocking=False):
+            return
+        try:
+            self._next_at = monotonic() + _CELL_EVERY
+            self._draw(self._status())
+        finally:
+            self._drawing.release()
+
+    def _draw(self, status: BatchStatus) -> None:
+        try:
+            self._handle.update(self._bundle(status), raw=True)
+        except Exception as error:  # noqa: BLE001 - a page that is gone must not make the batch fail
+            self._next_at = float("inf")
+            _log.debug("the progress of %s cannot be shown any more: %s", self._label, error)
+
+    @staticmethod
+    def _bundle(status: BatchStatus) -> dict[str, str]:
+        words = status.sentence()
+        value = "" if status.total is None else f' max="{status.total}" value="{status.done}"'
+        return {"text/plain": words, "text/html": f"<progress{value}></progress> {html.escape(words)}"}
+
+
+# A line on a terminal.
+
+
+class _Line(_Counted):
+    """Of several batches at a time, the first has the line. Log messages appear above it."""
+
+    def __init__(self, *batch: Any) -> None:
+        super().__init__(*batch)
+        self._stderr = NonBlockingWriter(sys.stderr)
+        self._signs = LINES if self._stderr.can_encode("".join(LINES)) else ASCII
+        self._lock = RLock()  # in the middle of a drawing a finalizer may log something
+        self._hidden = 0  # threads that are logging a message
+        self._is_drawn = False
+        self._written: deque[float] = deque(maxlen=_WRITES)  # when
+        _shown.append(self)
+        _put_messages_above_lines()
+        self.refresh()
 
     def close(self) -> None:
         with self._lock:
-            _shown.discard(self)
-            self._describe = _describe_failed
-            self._draw(self._bar.close)
+            is_first = self._is_first
+            if self in _shown:  # not in a child that was forked in an item
+                _shown.remove(self)
+            if is_first:
+                self._draw(self._status(is_over=True), "\n")
+            self._stderr.close()
+
+    def refresh(self) -> None:
+        if self._is_early or not self._is_first or not self._lock.acquire(blocking=False):
+            return
+        try:
+            if not self._hidden:
+                self._draw(self._status())
+        finally:
+            self._lock.release()
 
     @contextmanager
     def hidden(self) -> Iterator[None]:
-        """Clear the bar, and draw it again after the block, which holds no lock: a handler may have one of its own."""
+        """Clear the line, and draw it again after the block, which holds no lock: a handler may have one of its own."""
         with self._lock:
             self._hidden += 1
-            if self._hidden == 1:
-                self._draw(self._bar.clear)
+            if self._is_drawn:
+                self._is_drawn = False
+                self._write("\r\x1b[K")
         try:
             yield
         finally:
             with self._lock:
                 self._hidden -= 1
-                if not self._hidden:
-                    self._draw(self._bar.refresh)
+                if not self._hidden and not self._is_early and self._is_first:
+                    self._draw(self._status())
 
-    def _draw(self, draw: Callable[[], object]) -> None:
-        self._drawn_at = monotonic()
-        self._bar.set_postfix_str(self._describe(self._failed), refresh=False)
-        try:
-            draw()
-        except _CLOSED:
-            self._bar.disable = True
-            _free_lock(self._bar)
+    @property
+    def _is_first(self) -> bool:
+        return next(iter(_shown), None) is self
 
+    @property
+    def _is_early(self) -> bool:
+        return len(self._written) == _WRITES and monotonic() < self._written[0] + _SPAN
 
-def _free_lock(bar: Any) -> None:
-    """Free tqdm's lock after an error of a drawing, as tqdm does not: no other thread could draw any bar."""
-    with suppress(RuntimeError):  # this thread does not have it
-        bar.get_lock().release()
+    def _draw(self, status: BatchStatus, end: str = "") -> None:
+        line = status.line(self._stderr.columns() - 1, self._signs)  # in the last column some terminals wrap the line
+        self._is_drawn = True
+        self._write(f"\r{line}\x1b[K{end}")
 
-
-def _describe_failed(failed: int) -> str:
-    return f"{failed} failed" if failed else ""
+    def _write(self, text: str) -> None:
+        self._written.append(monotonic())
+        self._stderr.write(text)
 
 
-_shown: WeakSet[_Bar] = WeakSet()
+_shown: list[_Line] = []
+_call_handlers: Callable[[logging.Logger, logging.LogRecord], None] | None = None
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_shown.clear)  # another thread of the parent may have had a bar's lock
+    os.register_at_fork(after_in_child=_shown.clear)  # another thread of the parent may have had a line's lock
 
 
-def _call_handlers_above_bars(record: logging.LogRecord) -> None:
-    """Call the package's and the program's log handlers, with the bars cleared from the terminal meanwhile."""
-    with ExitStack() as stack:
-        for bar in list(_shown) if _may_reach_a_terminal(_log) else ():
-            stack.enter_context(bar.hidden())
-        logging.Logger.callHandlers(_log, record)
+def _put_messages_above_lines() -> None:
+    """Make all loggers of the program clear the line while their handlers write.
+
+    Handlers are left alone: a program may replace them at any time, and draw on the terminal by itself.
+    """
+    global _call_handlers
+    if _call_handlers is None:
+        _call_handlers = logging.Logger.callHandlers
+        logging.Logger.callHandlers = _call_handlers_above_lines  # type: ignore[assignment, method-assign]
+
+
+def _call_handlers_above_lines(logger: logging.Logger, record: logging.LogRecord) -> None:
+    assert _call_handlers is not None
+    line = next(iter(_shown), None)
+    if line is None or not _may_reach_a_terminal(logger):
+        return _call_handlers(logger, record)
+    with line.hidden():
+        return _call_handlers(logger, record)
 
 
 def _may_reach_a_terminal(logger: logging.Logger | None) -> bool:
-    """Whether any handler is not one of files: at DEBUG a bar that is drawn again for each line takes time."""
+    """Whether any handler is not one of files: at DEBUG a line that is drawn again for each message takes time."""
     handlers: list[logging.Handler] = []
     while logger is not None:
         handlers += logger.handlers
@@ -176,20 +329,9 @@ def _may_reach_a_terminal(logger: logging.Logger | None) -> bool:
 
 def _is_terminal() -> bool:
     try:
-        return sys.stderr is not None and sys.stderr.isatty()
+        return sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
     except ValueError:  # standard error is closed
         return False
-
-
-def _size() -> dict[str, Any]:
-    """Return tqdm's options: on a terminal without a size, as under `script` or CI, it finds 0 and shows nothing."""
-    try:
-        columns, rows = os.get_terminal_size(sys.stderr.fileno())
-    except (OSError, ValueError):
-        columns, rows = 0, 0
-    if _is_terminal() and columns and rows:
-        return {"dynamic_ncols": True}
-    return {"ncols": columns or 80, "nrows": rows or 24}
 
 
 def _is_notebook() -> bool:

@@ -1,4 +1,4 @@
-"""What a `for_each` tells: its events on record, what it logs, and what its bar says besides the number of items."""
+"""What a `for_each` tells: its events on record, and what it logs."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from contextlib import suppress
 from typing import Any
 
 from iso_orchestrator.fanout.summary import Fulfilled, Rejected
-from iso_orchestrator.notes import describe_cost, describe_seconds
+from iso_orchestrator.notes import describe_seconds
 from iso_orchestrator.record.facts import EventAppended, Fact
-from iso_orchestrator.record.projection import Projection, Wait
+from iso_orchestrator.record.projection import Projection
 from iso_orchestrator.runtime.context import BatchContext, LockOwner
 from iso_orchestrator.runtime.reports import report, reported, settle
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
@@ -44,10 +44,9 @@ class BatchReport:
         self._around = around
         self.batch: BatchContext | None = None
         self._total: int | None = None
-        self._began, self._costs_before = monotonic(), len(runtime.costs)
+        self._began = monotonic()
         self._guard = threading.Lock()
         self._failed = 0
-        self._waits: list[Wait] = []
 
     def begin(self, total: int | None, max_parallel: int) -> None:
         """Record that it begins, with *total* items, if that is known. That only informs, so that it may fail.
@@ -145,19 +144,3 @@ class BatchReport:
                 self._runtime.clock.now(), "batch.ended", detail={"batch": self.batch.number, **counts}
             )
             session.transact(lambda _: ([event], None), durable=False)
-
-    def describe(self, running: int, failed: int) -> str:
-        """What the progress bar says. This takes no lock: the bar has one then."""
-        parts = [f"{running} running"]
-        if failed:
-            parts.append(f"{failed} failed")
-        waits = self._runtime.limit_waits()
-        self._waits = self._waits if waits is None else waits
-        now = self._runtime.clock.now()
-        # An item that waited is on record as waiting until its turn has come, which may be long after its limit.
-        if ahead := [wait for wait in self._waits if wait.until > now]:
-            first = min(ahead, key=lambda wait: wait.until)
-            parts.append(f"waiting for {first.key or 'a limit'} until {first.until.astimezone():%H:%M:%S}")
-        if costs := self._runtime.costs[self._costs_before :]:
-            parts.append(describe_cost(sum(costs)))
-        return ", ".join(parts)

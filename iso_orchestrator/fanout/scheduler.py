@@ -76,6 +76,7 @@ class _Item:
     patience: MutexPatience | None = None  # likewise
     hold: Held | None = None
     blocked: Blocked | None = None  # set when it is parked; its call is continued
+    seconds: float = 0.0  # that it held a worker
 
 
 class Scheduler:
@@ -116,7 +117,6 @@ class Scheduler:
         self._parent = current_owner()
         around = self._scope.batch
         self.report = BatchReport(runtime, name, self._parent, getattr(around, "report", None))
-        progress.watch(lambda failed: self.report.describe(len(self._workers.running), failed))
         self._parked = ParkedItems[_Item](self._on_free, lambda: self.is_stopped, self._fail)
         self._changed = Condition()
         self._workers = Workers(
@@ -270,6 +270,7 @@ class Scheduler:
     def _call(self, item: _Item) -> tuple[bool, Any]:
         item.owner.move_here()
         self._running[item.index] = item.value
+        began = self._progress.time()
         # In a context of its own: nothing is to be restored.
         make_current(attrs.evolve(self._scope, owner=item.owner, item=ItemContext(item.index), batch=self))
         try:
@@ -277,6 +278,7 @@ class Scheduler:
         except BaseException as error:  # noqa: BLE001 - it is the item's outcome
             return False, error
         finally:
+            item.seconds += self._progress.time() - began
             del self._running[item.index]
 
     def _call_holding(self, item: _Item, hold: Held) -> Any:
@@ -304,13 +306,14 @@ class Scheduler:
             self._end_request(item)
             self._outcomes[item.index] = Fulfilled(value) if ok else Rejected(value, item.index, item.value)
             self._unfinished -= 1
-            self._replayed += bool(ok and item.owner.is_replayed)
+            is_replayed = bool(ok and item.owner.is_replayed)
+            self._replayed += is_replayed
             if item.key is not None:
                 self._end_key(item.key)
             if self._unfinished == 0:
                 self._changed.notify()
         if ok or isinstance(value, Exception):  # else it was interrupted, and goes on in the next run
-            self._progress.advance(ok)
+            self._progress.advance(ok, item.seconds, is_replayed=is_replayed)
         if not ok and (self._options.stop_on_error or not isinstance(value, Exception)):
             note_item(value, item.index, self.report.name)
             self._stop(value)

@@ -373,7 +373,7 @@ def current_step() -> StepContext:
 
 
 def count_cost(usd: float | None) -> None:
-    """Note what an agent has cost, for the log and the progress bar."""
+    """Note what an agent has cost, for the log and the progress."""
     runtime = _scope.get().runtime
     if usd and runtime is not None:
         runtime.costs.append(usd)

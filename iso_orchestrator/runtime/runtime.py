@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 import attrs
 
 from iso_orchestrator.errors import DuplicateStepError
-from iso_orchestrator.record.model import Json
+from iso_orchestrator.record.model import Json, WorkflowEvent
 from iso_orchestrator.record.projection import Limit, Projection, Wait
 from iso_orchestrator.record.workflow_record import WorkflowRecord
 from iso_orchestrator.runtime.context import Fence, Scope, current_scope
+from iso_orchestrator.runtime.listeners import Listener
 from iso_orchestrator.runtime.session import Decision, Session, acquire_session, find_session
 from iso_orchestrator.runtime.threads import Pool
 from iso_orchestrator.store import RemovedError, Store, store_in_use
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _SAME_LIMIT = timedelta(seconds=1)  # between the times that two answers of one service name for one limit
+
+AroundCommand: TypeAlias = Callable[[Any, Callable[[Any], Any], Callable[[], int | None]], Any]
+"""Calls a function with a `Command`, and returns the `CommandResult` that it returns. After that the third argument
+knows the id of the process."""
 
 OnBusy: TypeAlias = Literal["share", "wait", "fail"]
 
@@ -74,6 +79,8 @@ class WorkflowRuntime:
         self.failures = 0
         self.costs: list[float] = []
         self.limits_logged: dict[str, datetime] = {}
+        self.listeners: tuple[Listener, ...] = ()
+        self.around_command: AroundCommand = lambda command, run, _: run(command)
         self._claims: dict[str, tuple[str, str]] = {}
         self._guard = threading.Lock()
         self._store = store
@@ -102,6 +109,8 @@ class WorkflowRuntime:
             if self._session is None or self._session.is_closed:
                 self._session = acquire_session(store, self.workflow_id, self._new_projection, self.clock)
                 self._session_store = store
+                if self.listeners:
+                    self._session.listening.add(self)
                 self._finalizer = weakref.finalize(self, self._session.drop)
                 self._finalizer.atexit = False  # `session` closes all that is open then
             return self._session
@@ -117,6 +126,13 @@ class WorkflowRuntime:
         session = self.session()
         session.refuse_inside()
         return session if session.retain() else self.acquire()
+
+    def add_listener(self, function: Callable[[WorkflowEvent], object]) -> None:
+        """Call *function* with each event that this process appends from now on."""
+        self.listeners = (*self.listeners, Listener(function))
+        with self._guard:
+            if self._session is not None:
+                self._session.listening.add(self)
 
     def transact(self, decide: Decision[T], *, durable: bool = True, fences: Sequence[Fence] | None = None) -> T:
         """`Session.transact`."""

@@ -20,6 +20,7 @@ from iso_orchestrator.record.model import StepStatus
 from iso_orchestrator.record.projection import LiveRun, Projection, StepState
 from iso_orchestrator.record.projection import Wait as StepWait
 from iso_orchestrator.runtime.context import Fence, InFlightStep, current_scope
+from iso_orchestrator.runtime.listeners import Listening
 from iso_orchestrator.runtime.waits import Node, ThreadNode, Wait, current_node, find_deadlock, noted
 from iso_orchestrator.store import RemovedError, Store, WorkflowLog
 from iso_orchestrator.system.clock import Clock
@@ -47,6 +48,7 @@ class Session:
 
     Attributes:
         key: Equal for all sessions of one workflow in one store.
+        listening: What is called with the events that this process appends.
         live_runs: Ids of the runs that this process has begun and not ended.
     """
 
@@ -55,6 +57,7 @@ class Session:
         self.key = (store.identity, workflow_id)
         self.workflow_id = workflow_id
         self.live_runs: set[str] = set()
+        self.listening = Listening()
         self.references = 0
         self.is_closed = False
         self._store = store
@@ -125,6 +128,7 @@ class Session:
             except StoreError:
                 self._retire()
                 raise
+            self.listening.tell()
         return value
 
     def sync(self, seq: int) -> None:
@@ -345,7 +349,9 @@ class Session:
                 self._projection = projection  # nothing was changed: nothing has to be read again
                 raise
             if facts:
+                known = len(projection.events)
                 log.append(projection, facts)
+                self.listening.note(projection.events[known:])
             self._projection = projection
             return value, projection.seq
         finally:
@@ -406,6 +412,7 @@ class Session:
                     return
                 self._leave_registry()
             self._detach(wait)
+        self.listening.tell()
 
     def _detach(self, wait: bool) -> None:
         log, projection = self._log, self._projection

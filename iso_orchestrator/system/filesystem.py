@@ -271,6 +271,20 @@ class FileSystem:
         return fd
 
 
+def reopen_without_waits(fd: int) -> int | None:
+    """Open the pipe or terminal *fd* once more, for writes that never wait; None for any other file.
+
+    To make *fd* itself so would change it for all processes that share it, the shell among them.
+
+    Raises:
+        OSError: Nobody reads the pipe, or it cannot be opened a second time.
+    """
+    mode = os.fstat(fd).st_mode
+    if not (stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)):
+        return None
+    return os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+
+
 def free_range(fd: int, offset: int, size: int) -> None:
     """Give the disk space of a part of a file back. The part reads as NULs then, and the file keeps its size.
 

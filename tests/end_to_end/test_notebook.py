@@ -44,6 +44,8 @@ class Output:
         text: Of standard output.
         aside: Of standard error.
         shown: By MIME type, what the last expression or `display` showed.
+        updated: Likewise, what took the place of something shown.
+        updates: The plain text of each of those.
     """
 
     status: str = ""
@@ -52,6 +54,8 @@ class Output:
     text: str = ""
     aside: str = ""
     shown: dict[str, Any] = attrs.field(factory=dict)
+    updated: dict[str, Any] = attrs.field(factory=dict)
+    updates: list[str] = attrs.field(factory=list)
 
 
 class Kernel:
@@ -90,6 +94,9 @@ class Kernel:
                     output.text += content["text"]
                 case "stream":
                     output.aside += content["text"]
+                case "update_display_data":
+                    output.updated = content["data"]
+                    output.updates.append(content["data"]["text/plain"])
                 case "execute_result" | "display_data":
                     output.shown = content["data"]
                 case "error":
@@ -535,10 +542,23 @@ def test_a_long_record_is_shown_cut(kernel: Kernel) -> None:
 
 def test_progress_is_shown_in_a_notebook(kernel: Kernel) -> None:
     """Without being asked for, with the label that was given, and not where it is unwanted."""
-    pytest.importorskip("tqdm", reason="needs the extra `progress`")
     kernel.good("workflow = Workflow('progress', dir=root)")
-    shown = kernel.good("_ = workflow.run_for_each(range(3), str, progress='my label')").aside
-    assert "my label" in shown
-    assert "3/3" in shown
-    assert "3/3" in kernel.good("_ = workflow.run_for_each(range(3), str)").aside
-    assert kernel.good("_ = workflow.run_for_each(range(3), str, progress=False)").aside == ""
+    output = kernel.good("_ = workflow.run_for_each(range(3), str, progress='my <label>', max_parallel=2)")
+    assert output.aside == ""
+    assert output.shown["text/plain"].startswith("my <label>: 0 of 3 done")
+    assert output.updated["text/plain"].startswith("my <label>: 3 of 3 done")
+    assert output.updated["text/html"].startswith('<progress max="3" value="3"></progress> my &lt;label&gt;: 3 of 3')
+    assert "3 of 3" in kernel.good("_ = workflow.run_for_each(range(3), str)").updated["text/plain"]
+    assert kernel.good("_ = workflow.run_for_each(range(3), str, progress=False)").shown == {}
+
+
+def test_progress_is_drawn_by_the_threads_of_a_notebook(kernel: Kernel) -> None:
+    """Items that end in other threads move the bar of the cell that called them."""
+    output = kernel.good("""
+        workflow = Workflow("threads", dir=root)
+        _ = workflow.run_for_each(range(4), lambda _: time.sleep(0.4), max_parallel=2)
+    """)
+    counts = [words.split()[1] for words in output.updates]
+    assert counts == sorted(counts)
+    assert counts[-1] == "4"
+    assert {"2", "3"} & set(counts)

@@ -321,15 +321,6 @@ def test_a_terminal_shows_progress(place):
     demo.end()
 
 
-def test_a_terminal_without_tqdm_shows_lines(place):
-    """If tqdm is not installed, a terminal shows a line for each finished job."""
-    blocked = "import sys; sys.modules['tqdm'] = None; from iso_orchestrator.views.cli import main; main(sys.argv[1:])"
-    demo = OnTerminal(*place.args(), start=("-c", blocked))
-    wait_until(lambda: re.search(r"^apply:Borealis:backend developer: APPLIED\r$", demo.text(), re.MULTILINE))
-    demo.process.kill()
-    demo.end()
-
-
 def test_a_pipe_shows_no_progress(finished):
     """A file or a pipe gets the text alone."""
     _, (_, out, err) = finished

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import attrs
@@ -428,12 +429,12 @@ class _Terminal(io.StringIO):
 @pytest.mark.parametrize("way", ["label", "name"])
 def test_progress_lines_are_one_line(way: str, tier: Tier, figures: Figures, monkeypatch: pytest.MonkeyPatch) -> None:
     """A label that is a text of the user's moves no cursor: the bar is redrawn as often as for a plain label."""
-    pytest.importorskip("tqdm", reason="needs the extra `progress`")
     texts = drawn(tier.random(f"progress {way}"), tier.count(quick=42, full=200, soak=5000))
+    runtime = Workflow("batch", store="memory://progress")._runtime
 
     def drawn_bar(text: str) -> str:
         monkeypatch.setattr(sys, "stderr", screen := _Terminal())
-        display = reporter(text, 2, "apply") if way == "label" else reporter(True, 2, text)
+        display = reporter(text, runtime, "apply", 2) if way == "label" else reporter(True, runtime, text, 2)
         display.advance(ok=True)
         display.advance(ok=False)
         display.close()
@@ -443,9 +444,31 @@ def test_progress_lines_are_one_line(way: str, tier: Tier, figures: Figures, mon
     assert plain.count("\r") >= 2
     for text in texts:
         said = drawn_bar(text)
-        assert not CONTROLS.search(said.replace("\r", "")), ascii(said)
+        assert not CONTROLS.search(said.replace("\r", "").replace("\x1b[K", "")), ascii(said)
         assert (said.count("\r"), said.count("\n")) == (plain.count("\r"), plain.count("\n")), ascii(said)
     figures.add(ROW, "progress labels", len(texts))
+
+
+def test_progress_cells_are_text(tier: Tier, figures: Figures, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A label in a notebook's cell adds no element to it, and no control character."""
+    texts = drawn(tier.random("progress cells"), tier.count(quick=42, full=200, soak=5000))
+    runtime = Workflow("batch", store="memory://progress")._runtime
+    shown: list[dict[str, str]] = []
+
+    def display(bundle: dict[str, str], **_: bool) -> Any:
+        shown.append(bundle)
+        return SimpleNamespace(update=lambda bundle, **_: shown.append(bundle))
+
+    shell = SimpleNamespace(kernel=object())
+    notebook = SimpleNamespace(get_ipython=lambda: shell, display=SimpleNamespace(display=display))
+    monkeypatch.setitem(sys.modules, "IPython", notebook)
+    for text in texts:
+        reporter(text, runtime, "apply", 2).close()
+    assert len(shown) == 2 * len(texts)
+    for cell in shown:
+        assert re.findall("<[^>]*>?", cell["text/html"]) == ['<progress max="2" value="0">', "</progress>"]
+        assert not CONTROLS.search(cell["text/html"] + cell["text/plain"]), ascii(cell)
+    figures.add(ROW, "progress cells", len(texts))
 
 
 # Errors and logs

@@ -1,0 +1,143 @@
+"""How far a batch is, in words: for a line of a terminal, and as a sentence."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from datetime import datetime
+from typing import NamedTuple
+
+import attrs
+
+from iso_orchestrator.checks import escape_terminal
+from iso_orchestrator.notes import describe_cost, describe_seconds
+from iso_orchestrator.record.projection import Wait
+from iso_orchestrator.text import cut, seconds_text, width
+
+_LEAST_LABEL = 16  # columns
+_LEAST_BAR = 8
+_LONGEST_BAR = 40
+
+
+class Signs(NamedTuple):
+    """What a line is drawn with."""
+
+    done: str
+    left: str
+    ellipsis: str
+
+
+LINES = Signs("━", "─", "…")
+ASCII = Signs("=", ".", "...")
+
+
+@attrs.frozen
+class LimitInForce:
+    """A limit that *steps* wait for, as it is at the time *now*."""
+
+    steps: int
+    key: str
+    until: datetime
+    now: datetime
+
+    @property
+    def seconds_left(self) -> float:
+        """Seconds until it ends."""
+        return (self.until - self.now).total_seconds()
+
+    def __str__(self) -> str:
+        until = self.until.astimezone()
+        is_today = until.date() == self.now.astimezone().date()
+        shown = f"{until:%H:%M:%S}" if is_today else f"{until:%Y-%m-%d %H:%M:%S}"
+        return f"{self.steps} {'waits' if self.steps == 1 else 'wait'} for {self.key} until {shown}"
+
+
+def soonest_limit(waits: Iterable[Wait], now: datetime) -> LimitInForce | None:
+    """The limit that ends first of those that steps wait for.
+
+    A step that waited is on record as waiting until its turn has come, which may be long after the limit.
+    """
+    ahead = [wait for wait in waits if wait.until > now]
+    if not ahead:
+        return None
+    first = min(ahead, key=lambda wait: wait.until)
+    steps = Counter(wait.key for wait in ahead)[first.key]
+    return LimitInForce(steps, "a limit" if first.key is None else escape_terminal(first.key), first.until, now)
+
+
+@attrs.frozen
+class BatchStatus:
+    """How far a batch is.
+
+    Attributes:
+        label: Without characters that control a terminal.
+        total: Items; None: not known.
+        replayed: Items whose results were on record before.
+        limit: What steps wait for.
+        seconds_left: None: not known.
+        cost: US dollars.
+        is_over: Whether no more items run.
+    """
+
+    label: str
+    total: int | None
+    done: int
+    failed: int
+    replayed: int
+    limit: LimitInForce | None
+    seconds_gone: float
+    seconds_left: float | None
+    cost: float
+    is_over: bool
+
+    def sentence(self) -> str:
+        """All of it, for a log.
+
+        Example:
+            >>> BatchStatus("review", 60, 37, 1, 21, None, 29.1, 19.84, 1.6, False).sentence()
+            'review: 37 of 60 done (21 from the record), 1 failed, 29 s gone, about 20 s left, $1.60'
+        """
+        done = f"{self.done} done" if self.total is None else f"{self.done} of {self.total} done"
+        parts = [done + self._from_record, *self._troubles()]
+        parts.append(f"{describe_seconds(self.seconds_gone)}{'' if self.is_over else ' gone'}")
+        if self.seconds_left is not None:
+            parts.append(f"about {describe_seconds(self.seconds_left)} left")
+        return f"{self.label}: {', '.join([*parts, *self._costs()])}"
+
+    def line(self, columns: int, signs: Signs = LINES) -> str:
+        """What fits into a line: first the bar gives way, then the label is cut, then words are left out.
+
+        Example:
+            >>> status = BatchStatus("review", 60, 37, 1, 0, None, 29.1, 19.84, 1.6, False)
+            >>> status.line(60), status.line(38)
+            ('review 37/60 ━━━━━━━━━───────  1 failed  ~19.8 s left  $1.60', 'review 37/60  1 failed  ~19.8 s left')
+        """
+        count = (f"{self.done} done" if self.total is None else f"{self.done}/{self.total}") + self._from_record
+        words = [*self._troubles()]
+        if self.is_over:
+            words.append(seconds_text(self.seconds_gone))
+        elif self.seconds_left is not None:
+            words.append(f"~{seconds_text(self.seconds_left)} left")
+        words += self._costs()
+        least = min(width(self.label), _LEAST_LABEL) + 1 + width(count)
+        while words and columns < least + width("".join(words)) + 2 * len(words):
+            words.pop()
+        tail = "".join(f"  {word}" for word in words)
+        room = columns - 1 - width(count) - width(tail)  # for the label and the bar
+        label = cut(self.label, max(room - 1 - _LEAST_BAR, _LEAST_LABEL), signs.ellipsis)
+        length = min(room - width(label) - 1, _LONGEST_BAR)
+        if self.total and length >= _LEAST_BAR:
+            done = min(length, length * self.done // self.total)
+            return f"{label} {count} {signs.done * done}{signs.left * (length - done)}{tail}"
+        return cut(f"{label} {count}{tail}", columns, signs.ellipsis)
+
+    @property
+    def _from_record(self) -> str:
+        return f" ({self.replayed} from the record)" if self.replayed else ""
+
+    def _troubles(self) -> list[str]:
+        failed = [f"{self.failed} failed"] if self.failed else []
+        return failed if self.limit is None else [*failed, str(self.limit)]
+
+    def _costs(self) -> list[str]:
+        return [describe_cost(self.cost)] if self.cost else []
