@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import attrs
 
 from iso_orchestrator.checks import check_key, escape_terminal
+from iso_orchestrator.notes import describe_process
 
 if TYPE_CHECKING:
     from iso_orchestrator.commands.model import CommandResult
@@ -491,12 +492,6 @@ class FormatVersionError(StoreError):
     )
     path: str
     found: str
-
-
-def describe_process(pid: int | None, host: str | None, since: datetime | None) -> str:
-    """Name a process in a message, as far as it is known."""
-    start = f" since {since.isoformat(timespec='seconds')}" if since else ""
-    return f"process {pid or 'unknown'} on {host or 'an unknown host'}{start}"
 
 
 class StepChangedWarning(UserWarning):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, _GeneratorContextManager
+from datetime import datetime
 from functools import wraps
 from types import TracebackType
 from typing import ParamSpec, TypeVar
@@ -132,3 +133,9 @@ class _EscapeRecords(logging.Filter):
 
 
 _log.addFilter(_EscapeRecords())  # here, since every module that logs imports this one
+
+
+def describe_process(pid: int | None, host: str | None, since: datetime | None) -> str:
+    """Name a process in a message, as far as it is known."""
+    start = f" since {since.isoformat(timespec='seconds')}" if since else ""
+    return f"process {pid or 'unknown'} on {host or 'an unknown host'}{start}"

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime
-from enum import Enum
-from typing import TYPE_CHECKING, ClassVar, Final, TypeVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 import attrs
 
@@ -23,6 +22,7 @@ from iso_orchestrator.record.events import (
     last_seen,
 )
 from iso_orchestrator.record.model import (
+    ABSENT,
     ErrorInfo,
     Heartbeat,
     Json,
@@ -37,13 +37,6 @@ from iso_orchestrator.record.projection import LastCommand, LeaseClock, LiveRun,
 if TYPE_CHECKING:
     from iso_orchestrator.record.projection import Projection
 
-
-class _Absent(Enum):
-    ABSENT = "absent"
-
-
-ABSENT: Final = _Absent.ABSENT
-"""No value, where None is a value."""
 
 _CTRL_C = KeyboardInterrupt.__name__
 

@@ -6,14 +6,22 @@ import html
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from enum import StrEnum
+from enum import Enum, StrEnum
 from functools import singledispatch
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import attrs
 
 from iso_orchestrator.checks import escape_terminal
 from iso_orchestrator.notes import message_of
+
+
+class _Absent(Enum):
+    ABSENT = "absent"
+
+
+ABSENT: Final = _Absent.ABSENT
+"""No value, where None is a value."""
 
 Json: TypeAlias = Any
 """JSON: dicts with str keys, lists, str, int, finite float, bool and None, nested."""

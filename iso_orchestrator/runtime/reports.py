@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TypeVar
 
-from iso_orchestrator.errors import DeadlockError, Limited, describe_process
-from iso_orchestrator.notes import describe_error, describe_seconds
+from iso_orchestrator.errors import DeadlockError, Limited
+from iso_orchestrator.notes import describe_error, describe_process, describe_seconds
 from iso_orchestrator.record.projection import Limit
 from iso_orchestrator.runtime.context import LockOwner, StepContext
 from iso_orchestrator.runtime.runtime import WorkflowRuntime

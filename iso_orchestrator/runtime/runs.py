@@ -14,8 +14,15 @@ from typing import Generic, TypeVar
 import attrs
 
 from iso_orchestrator.checks import host_name, unique_name
-from iso_orchestrator.errors import DeadlockError, WorkflowBusyError, WorkflowUsageError, describe_process
-from iso_orchestrator.notes import add_note, describe_cost, describe_error, describe_seconds, suppressed_as_note
+from iso_orchestrator.errors import DeadlockError, WorkflowBusyError, WorkflowUsageError
+from iso_orchestrator.notes import (
+    add_note,
+    describe_cost,
+    describe_error,
+    describe_process,
+    describe_seconds,
+    suppressed_as_note,
+)
 from iso_orchestrator.record.facts import Fact, RunEnded, RunStarted
 from iso_orchestrator.record.model import ErrorInfo, StepStatus
 from iso_orchestrator.record.projection import LiveRun, Projection

@@ -23,7 +23,8 @@ from typing import Protocol
 import attrs
 
 from iso_orchestrator.checks import host_name
-from iso_orchestrator.errors import DeadlockError, describe_process
+from iso_orchestrator.errors import DeadlockError
+from iso_orchestrator.notes import describe_process
 from iso_orchestrator.store.protocol import ProcessInfo
 from iso_orchestrator.system.clock import monotonic
 from iso_orchestrator.system.events import LONGEST_WAIT

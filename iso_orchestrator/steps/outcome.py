@@ -11,8 +11,8 @@ from datetime import timedelta
 from iso_orchestrator.codec import updated_state
 from iso_orchestrator.errors import LeaseLostError, Limited, StoreError
 from iso_orchestrator.notes import add_note, message_of
-from iso_orchestrator.record.facts import ABSENT, Fact, StepCompleted, StepFailed, StepLimited
-from iso_orchestrator.record.model import ErrorInfo, Json, truncate_to_ms
+from iso_orchestrator.record.facts import Fact, StepCompleted, StepFailed, StepLimited
+from iso_orchestrator.record.model import ABSENT, ErrorInfo, Json, truncate_to_ms
 from iso_orchestrator.record.projection import Projection
 from iso_orchestrator.runtime.context import Attempt
 from iso_orchestrator.steps.blocked import end_of_limit, give_up
