@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import attrs
 
-__all__ = ["FAULTS", "MORE_FAULTS", "Fault"]
+__all__ = ["FAULTS", "MORE_FAULTS", "QUICK", "Fault"]
+
+QUICK = ("--tier", "quick", "--seed", "1")
 
 
 @attrs.frozen
@@ -25,7 +27,7 @@ class Fault:
     text: str
     instead: str
     caught_by: str
-    options: tuple[str, ...] = ("--tier", "quick", "--seed", "1")
+    options: tuple[str, ...] = QUICK
 
 
 _SCRIPT = "tests/reliability/test_replay.py::test_no_script_loses_what_was_acknowledged"
