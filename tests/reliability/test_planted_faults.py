@@ -104,8 +104,9 @@ def pytest_terminal_summary(terminalreporter):
 
 def copy(project: Path) -> None:
     """A copy of the package and its tests, to be changed; what is compiled already goes with them."""
+    left_out = shutil.ignore_patterns(".*", "*.pyc.*")  # the latter have a name only while they are written
     for name in (PACKAGE, "tests"):
-        shutil.copytree(PROJECT / name, project / name, ignore=shutil.ignore_patterns(".*"))
+        shutil.copytree(PROJECT / name, project / name, ignore=left_out)
     shutil.copy(PROJECT / "pyproject.toml", project)
     (project / "tested_package.py").write_text(_PLUGIN, encoding="utf-8")
 
