@@ -18,8 +18,14 @@ from support_fanout import Gate
 from iso_orchestrator import Workflow
 from iso_orchestrator.views.cli import main
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a shell's background job; all children would inherit it
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# Ignored in a shell's background job, or by nohup; all children would inherit that.
+for _number, _default in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGQUIT, signal.SIG_DFL),
+    (signal.SIGHUP, signal.SIG_DFL),
+):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _default)
 
 
 @pytest.fixture

@@ -727,6 +727,7 @@ def places(chosen):
         if count == chosen:
             sys.setprofile(None)
             where = f"{frame.f_code.co_qualname}:{frame.f_lineno}, {event}"
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
             signal.raise_signal(signal.SIGINT)
 
     def items():

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import attrs
 
-__all__ = ["FAULTS", "MORE_FAULTS", "Fault"]
+__all__ = ["FAULTS", "MORE_FAULTS", "QUICK", "Fault"]
+
+QUICK = ("--tier", "quick", "--seed", "1")
 
 
 @attrs.frozen
@@ -25,7 +27,7 @@ class Fault:
     text: str
     instead: str
     caught_by: str
-    options: tuple[str, ...] = ("--tier", "quick", "--seed", "1")
+    options: tuple[str, ...] = QUICK
 
 
 _SCRIPT = "tests/reliability/test_replay.py::test_no_script_loses_what_was_acknowledged"
@@ -194,15 +196,13 @@ FAULTS = [
 
 _SHARED_SYNC = "tests/reliability/test_sync_schedules.py::test_nobody_is_forgotten_and_nobody_goes_on_too_early"
 # The full tier has many more schedules and rounds than it takes to find one of these.
-_FEW = ("--tier", "soak", "--soak-factor", "0.001", "--seed", "1")
-_FEWER = ("--tier", "soak", "--soak-factor", "0.0001", "--seed", "1")
+_FEW = ("--tier", "soak", "--soak-factor", "0.0001", "--seed", "1")
 
 _RESULTS = "tests/reliability/test_fidelity.py::test_results_come_back_exactly_or_are_refused"
 _NAMES = "tests/reliability/test_fidelity.py::test_no_two_different_arguments_share_a_name"
+_DIFFERENT_NAMES = "tests/steps/test_identity.py::test_different_arguments_are_different_steps"
 
 # Faults that were there, or that the code of now could have, and that no row noticed before it was made for their kind.
-_STOPPED = "tests/reliability/test_stop_signals.py::test_batches_that_are_stopped_leave_no_process"
-
 MORE_FAULTS = [
     Fault(
         "a backup taken without the lock",
@@ -277,7 +277,7 @@ MORE_FAULTS = [
         "                is_over = not self.is_locked and not self.waiters\n",
         "                is_over = not self.waiters\n",
         "tests/reliability/test_mutex_schedules.py::test_a_mutex_is_handed_on_to_one_at_a_time_and_to_all",
-        _FEWER,
+        _FEW,
     ),
     Fault(
         "no descriptors kept to end commands with",
@@ -298,8 +298,7 @@ MORE_FAULTS = [
         "store/liveness.py",
         "            return runs_since(int(pid), int(since) / 1000)\n",
         "            return not runs_since\n",
-        "tests/reliability/test_lost_locks.py::test_a_step_runs_once_at_a_time_although_locks_are_removed[all locks]",
-        ("--tier", "full", "--seed", "1"),
+        "tests/store/test_cleaners.py::test_run_of_a_process_without_its_file_goes_on",
     ),
     Fault(
         "the record's lock not looked at after a write",
@@ -313,8 +312,7 @@ MORE_FAULTS = [
         "store/mutex.py",
         "            mutex.restore_name()\n",
         "            pass\n",
-        "tests/reliability/test_lost_locks.py::test_a_mutex_whose_file_is_removed_has_one_holder_or_tells_that_it_had_two",
-        ("--tier", "full", "--seed", "1"),
+        "tests/store/test_cleaners.py::test_two_holders_are_told",
     ),
     Fault(
         "what a process left that cannot write any more taken for durable",
@@ -328,8 +326,7 @@ MORE_FAULTS = [
         "runtime/session.py",
         "            if log is None or self._in_flight:\n",
         "            if log is None:\n",
-        "tests/reliability/test_lost_locks.py::test_a_step_runs_once_at_a_time_although_syncs_fail",
-        ("--tier", "full", "--seed", "1"),
+        "tests/runtime/test_failed_store.py::test_step_runs_once_although_its_process_can_no_longer_write",
     ),
     Fault(
         "the locking call left to a variable of portalocker",
@@ -357,8 +354,7 @@ MORE_FAULTS = [
         "codec/annotations.py",
         "for field in dataclasses.fields(cls)}",
         "for field in dataclasses.fields(cls) if field.init}",
-        _RESULTS,
-        ("--tier", "full", "--seed", "1"),
+        "tests/codec/test_values.py::test_results_come_back_as_their_annotation_says",
     ),
     Fault(
         "objects made again by `__init__`",
@@ -372,8 +368,7 @@ MORE_FAULTS = [
         "steps/rendering.py",
         "{f'[{zone}]' if zone else ''}",
         "",
-        _NAMES,
-        ("--tier", "full", "--seed", "1"),
+        _DIFFERENT_NAMES,
     ),
     Fault(
         "the module left out of a class's name",
@@ -394,8 +389,7 @@ MORE_FAULTS = [
         "steps/rendering.py",
         "    text = encode_basestring(value)\n",
         "    text = f'\"{value}\"'\n",
-        _NAMES,
-        ("--tier", "full", "--seed", "1"),
+        _DIFFERENT_NAMES,
     ),
     Fault(
         "a thread with a copied context taken for the owner of a mutex",
@@ -423,8 +417,7 @@ MORE_FAULTS = [
         "runtime/context.py",
         "(self.thread, *self.helpers)",
         "tuple(self.helpers)",
-        "tests/reliability/test_contexts.py::test_no_step_runs_inside_of_itself_or_waits_for_itself",
-        ("--tier", "full", "--seed", "1"),
+        "tests/runtime/test_deadlocks.py::test_a_mutex_and_a_step[None]",
     ),
     Fault(
         "a body that outlived its timeout still taken for a part of its caller",
@@ -453,15 +446,14 @@ MORE_FAULTS = [
         "runtime/context.py",
         "    if batch is not None and batch.is_interrupted:\n",
         "    if False:\n",
-        _STOPPED,
+        "tests/reliability/test_stop_signals.py::test_batches_that_are_stopped_leave_no_process",
     ),
     Fault(
         "SIGTERM left to kill the runner alone",
         "system/interrupts.py",
         "            signal(SIGTERM, _terminate)\n",
         "            pass\n",
-        _STOPPED,
-        ("--tier", "full", "--seed", "1"),
+        "tests/end_to_end/test_stopped_batches.py::test_sigterm_ends_a_lone_command_without_a_run",
     ),
     Fault(
         "a command without the tag by which the guard finds it",
@@ -475,7 +467,7 @@ MORE_FAULTS = [
         "system/guard.py",
         "KILL_AFTER = 1.2",
         "KILL_AFTER = 60.0",
-        _GUARDED,
+        f"{_GUARDED}[True]",
     ),
     Fault(
         "a guard that takes a closed pipe for the end of its runner",
@@ -489,6 +481,6 @@ MORE_FAULTS = [
         "system/guard.py",
         "unique_name() + unique_name(), threading.Lock()\n    _close_pipe()\n",
         "unique_name() + unique_name(), threading.Lock()\n",
-        _GUARDED,
+        f"{_GUARDED}[False]",
     ),
 ]

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from reliability.tiers import Figures, Tier
-from support import wait_until
+from support import DEADLINE, wait_until
 from support_processes import in_thread
 
 from iso_orchestrator import DeadlockError, MemoryStore, NoActiveWorkflowError, StepTimeoutError, Workflow, current_step
@@ -19,7 +19,7 @@ from iso_orchestrator import DeadlockError, MemoryStore, NoActiveWorkflowError, 
 ROW = 35
 NAMES = "abcd"
 DEEPEST = 5
-LATE = 20.0  # seconds
+LATE = DEADLINE / 3  # seconds
 TIMEOUT = 0.1  # seconds
 HAS_GREENLETS = importlib.util.find_spec("greenlet") is not None  # it is no dependency of the tests
 

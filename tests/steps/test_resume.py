@@ -88,7 +88,7 @@ def test_a_script_can_be_killed_at_any_moment(tmp_path: Path) -> None:
             workflow.update_state(lambda state: {**state, str(number): state.get(str(number), 0) + 1}, with_step=True)
             return number * number
         with workflow:
-            workflow.run_for_each(range(60), work, max_parallel=2)
+            workflow.run_for_each(range(30), work, max_parallel=2)
         say("all")
     """
     begun = tmp_path / "begun"
@@ -106,12 +106,12 @@ def test_a_script_can_be_killed_at_any_moment(tmp_path: Path) -> None:
         known, kills = len(lines), kills + 1
         steps = read_workflow_record("w", dir=tmp_path).steps.values()
         completed = {step.name for step in steps if step.status is StepStatus.COMPLETED}
-    expected = {str(number) for number in range(60)}
+    expected = {str(number) for number in range(30)}
     assert completed == expected
     assert kills > 2
     assert read_workflow_record("w", dir=tmp_path).state == dict.fromkeys(expected, 1)
     # A kill repeats at most what was in hand.
-    assert len(lines) <= 60 + 2 * kills
+    assert len(lines) <= 30 + 2 * kills
 
 
 def test_the_items_of_a_for_each_are_resumed(tmp_path: Path) -> None:
