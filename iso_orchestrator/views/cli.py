@@ -6,61 +6,27 @@ import argparse
 import io
 import math
 import re
-import shlex
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
-from functools import partial
-from pathlib import Path
 from typing import Any
 
-import attrs
-
 from iso_orchestrator import (
-    FileStore,
     OrchestratorError,
-    StoreError,
-    Workflow,
-    WorkflowUsageError,
     __version__,
-    delete_workflow,
-    open_workflow,
-    read_workflow_record,
 )
-from iso_orchestrator.checks import check_key, escape_terminal
-from iso_orchestrator.codec import record_to_json
-from iso_orchestrator.examples import demo
-from iso_orchestrator.record.history import History, Outcome, StepHistory
-from iso_orchestrator.record.projection import Projection
-from iso_orchestrator.store import Store, default_root
-from iso_orchestrator.store.maintenance import RepairOptions
-from iso_orchestrator.system.clock import SystemClock, sleep
-from iso_orchestrator.views import doctor, live
-from iso_orchestrator.views.choice import choose_workflow, chosen_store, find_step, find_steps
+from iso_orchestrator.checks import check_key
+from iso_orchestrator.views import commands, doctor
+from iso_orchestrator.views.choice import chosen_store
+from iso_orchestrator.views.commands import fail, print_lines
 from iso_orchestrator.views.completion import COMPLETE, SCRIPTS, completions
 from iso_orchestrator.views.exports import FORMATS
-from iso_orchestrator.views.listing import is_listed, list_lines
-from iso_orchestrator.views.logs import LogOptions, Stream, last_words, log_lines
-from iso_orchestrator.views.overview import events_lines, head_lines, overview_lines, steps_lines
-from iso_orchestrator.views.pruning import DEFAULT_AGE, Choice, prune_lines, readable, size_text, total
-from iso_orchestrator.views.report import json_text, step_json, summary_json
-from iso_orchestrator.views.screen import KeyAction, can_watch
-from iso_orchestrator.views.screen import watch as watch_top
-from iso_orchestrator.views.step_report import step_lines
-from iso_orchestrator.views.stopping import stop_step, stop_workflow
-from iso_orchestrator.views.terminal import Terminal
-from iso_orchestrator.views.timeline_file import OPTIONS, default_file, read_page, write_timeline
-from iso_orchestrator.views.top import Looked, top_lines
-from iso_orchestrator.views.watching import watch
-from iso_orchestrator.views.why import unknown_lines, why_lines
-from iso_orchestrator.views.words import exit_code, joined, steps_of
+from iso_orchestrator.views.logs import Stream
+from iso_orchestrator.views.timeline_file import OPTIONS
 
 STEP_HELP = "its name, its number `#34`, a name as `show` cut it, or a pattern that one step matches"
 
-_TOP_KEYS: dict[str, KeyAction] = {}  # of `top`, for the step that is chosen, besides its own
-_TOP_LINES = 100  # of `top` in a pipe: what has no room is counted
-_CLEAR = "\x1b[H\x1b[J"
 _AGES = {"d": timedelta(days=1), "h": timedelta(hours=1), "m": timedelta(minutes=1), "s": timedelta(seconds=1)}
 
 
@@ -79,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:2] == COMPLETE:
-        _print(completions(_parser(), words[2:], chosen_store))
+        print_lines(completions(_parser(), words[2:], chosen_store))
         return 0
     options = _parser().parse_args(words)
     for stream in (sys.stdout, sys.stderr):
@@ -91,315 +57,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         code: int = options.run(options)
         sys.stdout.flush()
     except OrchestratorError as error:
-        return _fail(str(error))
+        return fail(str(error))
     except KeyboardInterrupt:
-        _fail("interrupted")
+        fail("interrupted")
         return 130
     except BrokenPipeError:  # the reader, `| head` for example, has ended
         with suppress(BrokenPipeError):
             sys.stdout.close()  # else the interpreter prints an error when it flushes at exit
         return 0
     return code
-
-
-def _fail(reason: str) -> int:
-    print(f"iso-orchestrator: {escape_terminal(reason)}", file=sys.stderr)
-    return 1
-
-
-def _demo(options: argparse.Namespace) -> int:
-    root = options.dir or default_root()
-    if options.fresh:
-        demo.start_over(root)
-    return demo.run(root, pace=options.pace, ledger=options.ledger, command=_demo_command(options))
-
-
-def _demo_command(options: argparse.Namespace) -> str:
-    """Return the command that continues the demo, without --fresh, which would start over."""
-    words = ["python", "-m", "iso_orchestrator"] if Path(sys.argv[0]).name == "__main__.py" else ["iso-orchestrator"]
-    words.append("demo")
-    if options.dir:
-        words += ["--dir", options.dir]
-    return escape_terminal(shlex.join(words))
-
-
-def _list(options: argparse.Namespace) -> int:
-    store, now, code = _store(options), SystemClock().now(), 0
-    found = list[tuple[Projection, History]]()
-    for projection in store.list():
-        if isinstance(projection, StoreError):
-            code = _fail(str(projection))
-            continue
-        history = live.history_as_of(store, projection, now)
-        if is_listed(history, failed=options.failed, running=options.running, since=options.since, now=now):
-            found.append((projection, history))
-    if options.json:
-        lines = [
-            {**summary_json(one.summary(partial(store.is_alive, one.workflow_id))), "isAlive": history.is_alive}
-            for one, history in found
-        ]
-        print(json_text(lines))
-    elif found:
-        _print(list_lines([history for _, history in found], Terminal.of()))
-    else:
-        print(f"no workflows in {escape_terminal(store.display_name)}")
-    return code
-
-
-def _show(options: argparse.Namespace) -> int:
-    store = _store(options)
-    workflow_id, step = choose_workflow(store, [options.workflow, options.step])
-    projection = live.read(store, workflow_id)
-    history = live.history_as_of(store, projection)
-    if step is not None:
-        _show_step(options, projection, history, find_step(history, step))
-    elif options.attempt is not None or options.result:
-        raise WorkflowUsageError("--attempt and --result are for a step: show WORKFLOW STEP")
-    elif options.json:
-        print(json_text(record_to_json(projection.record(partial(store.is_alive, workflow_id)))))
-    else:
-        _print(_shown(options, store, projection, history))
-    return exit_code(history) if options.exit_status else 0
-
-
-def _shown(options: argparse.Namespace, store: Store, projection: Projection, history: History) -> list[str]:
-    terminal = Terminal.of()
-    head = head_lines(history, terminal)
-    parts = []
-    if options.failed:
-        failed = [step for step in steps_of(history) if step.outcome is Outcome.FAILED]
-        parts += [step_lines(history, step, terminal, last_words(projection, step.name)) for step in failed] or [
-            ["no step has failed"]
-        ]
-    if options.steps:
-        parts.append(steps_lines(history, terminal))
-    if options.events is not None:
-        parts.append(events_lines(projection.events[-options.events :] if options.events else [], terminal))
-    return (
-        joined([head, *parts])
-        if parts
-        else overview_lines(projection, history, terminal, store.path_of(history.workflow_id))
-    )
-
-
-def _show_step(options: argparse.Namespace, projection: Projection, history: History, step: StepHistory) -> None:
-    if options.result:
-        if step.outcome is not Outcome.COMPLETED:
-            raise WorkflowUsageError(f"step {step.name!r} has no result: it is {step.outcome.value}")
-        print(json_text(step.result))
-    elif options.json:
-        print(json_text(step_json(step)))
-    else:
-        words = last_words(projection, step.name, options.attempt)
-        _print(step_lines(history, step, Terminal.of(), words, options.attempt))
-
-
-def _logs(options: argparse.Namespace) -> int:
-    store = _store(options)
-    workflow_id, step = choose_workflow(store, [options.workflow, options.step])
-    if step is None:
-        raise WorkflowUsageError("logs needs a step: logs WORKFLOW STEP; `show` lists the steps")
-    name = find_step(live.read_history(store, workflow_id), step).name
-    streams = options.streams or tuple(Stream)
-    how = LogOptions(options.attempt, streams, is_raw=options.raw, is_followed=options.follow)
-    for line in log_lines(store, workflow_id, name, how):
-        print(line, flush=options.follow)
-    return 0
-
-
-def _top(options: argparse.Namespace) -> int:
-    store = _store(options)
-    if options.workflow is not None:
-        live.read(store, options.workflow)  # raises for a mistyped id
-    if not options.once and can_watch():
-        watch_top(lambda: _look(store, options.workflow)[0], store, options.every or 1.0, _TOP_KEYS)
-        return 0
-    while True:
-        found, errors = _look(store, options.workflow)
-        terminal = Terminal.of()
-        clear = _CLEAR if options.every is not None and terminal.can_set_columns else ""
-        rows = terminal.height - 1 if sys.stdout.isatty() else _TOP_LINES
-        print(clear + "\n".join(top_lines(found, terminal, rows=rows)), flush=True)
-        for error in errors:
-            _fail(str(error))
-        if options.once or options.every is None:
-            return 1 if errors else 0
-        sleep(options.every)
-
-
-def _timeline(options: argparse.Namespace) -> int:
-    store, workflow_id = _chosen(options)
-    target = options.output or default_file(workflow_id)
-    shown = {"utc": options.utc, "results": not options.no_results, "logs": not options.no_logs}
-    if target == "-":
-        print(read_page(store, workflow_id, **shown)[0], end="")
-    else:
-        write_timeline(store, workflow_id, target, **shown, every=options.every, opens=options.open)
-        print(escape_terminal(target))
-    return 0
-
-
-def _look(store: Store, workflow_id: str | None) -> tuple[list[Looked], list[StoreError]]:
-    found = store.list() if workflow_id is None else [live.read(store, workflow_id)]
-    looked, errors = list[Looked](), list[StoreError]()
-    for one in found:
-        if isinstance(one, StoreError):
-            errors.append(one)
-        else:
-            looked.append(Looked.of(store, one))
-    return looked, errors
-
-
-def _why(options: argparse.Namespace) -> int:
-    store = _store(options)
-    workflow_id, step = choose_workflow(store, [options.workflow, options.step])
-    if step is None:
-        raise WorkflowUsageError("why needs a step: why WORKFLOW STEP; `show` lists the steps")
-    projection = live.read(store, workflow_id)
-    history = live.history_as_of(store, projection)
-    found = find_steps(history, step)
-    if not found:
-        _print(unknown_lines(history, step, Terminal.of()))
-        return 1
-    _print(why_lines(projection, history, find_step(history, step), Terminal.of()))
-    return 0
-
-
-def _stop(options: argparse.Namespace) -> int:
-    store = _store(options)
-    workflow_id, step = choose_workflow(store, [options.workflow, options.step])
-    projection = live.read(store, workflow_id)
-    if step is None:
-        _print(map(escape_terminal, stop_workflow(store, projection, now=options.now)))
-    else:
-        name = find_step(live.history_as_of(store, projection), step).name
-        print(escape_terminal(stop_step(store, workflow_id, name)))
-    return 0
-
-
-def _prune(options: argparse.Namespace) -> int:
-    store, terminal = _store(options), Terminal.of()
-    age = options.older_than
-    if age is None:
-        age = timedelta() if options.keep else DEFAULT_AGE
-    choice = Choice(age, options.keep or 0, options.logs, options.failed)
-    histories = readable(store)
-    found = [(history, store.size_of(history.workflow_id)) for history in choice.of(histories)]
-    if choice.logs:
-        found = [(history, size) for history, size in found if size.logs]
-    if not found:
-        others = 0 if choice.failed else len(attrs.evolve(choice, failed=True).of(histories))
-        print("nothing to remove" + (f"; --failed means {others} with failures or interrupted" if others else ""))
-        return 0
-    _print(prune_lines(found, choice, terminal))
-    size = size_text(total((size for _, size in found), choice))
-    if not options.yes:
-        print(f"\n{size} would be freed; --yes removes them")
-        return 0
-    for history, _ in found:
-        if choice.logs:
-            store.delete_logs(history.workflow_id)
-        else:
-            delete_workflow(history.workflow_id, store=store)
-    print(f"\nremoved; {size} freed")
-    return 0
-
-
-def _completion(options: argparse.Namespace) -> int:
-    print(SCRIPTS[options.shell], end="")
-    return 0
-
-
-def _export(options: argparse.Namespace) -> int:
-    store = _store(options)
-    workflow_id, step = choose_workflow(store, [options.workflow])
-    if step is not None:
-        live.read(store, step)  # raises: a workflow is meant
-    parts = FORMATS[options.format](live.read_history(store, workflow_id))
-    if options.output == "-":
-        sys.stdout.writelines(parts)
-    else:
-        with open(options.output, "w", encoding="utf-8", newline="") as file:
-            file.writelines(parts)
-    return 0
-
-
-def _watch(options: argparse.Namespace) -> int:
-    store, workflow_id = _chosen(options)
-    return watch(store, workflow_id, options.timeout, lambda line: print(line, flush=True))
-
-
-def _chosen(options: argparse.Namespace) -> tuple[Store, str]:
-    store = _store(options)
-    workflow_id, step = choose_workflow(store, [options.workflow])
-    if step is not None:
-        live.read(store, step)  # raises: a workflow is meant
-    return store, workflow_id
-
-
-def _print(lines: Iterable[str]) -> None:
-    for line in lines:
-        print(line)
-
-
-def _fold(options: argparse.Namespace) -> int:
-    store = _store(options)
-    read_workflow_record(options.workflow, store=store)  # raises for a mistyped id, and creates nothing
-    open_workflow(options.workflow, store=store).close()
-    if not store.is_checkpointed(options.workflow):
-        return _fail("other processes are using the workflow; the last of them to end writes the snapshot")
-    print(f"the snapshot is complete: {escape_terminal(store.path_of(options.workflow))}")
-    return 0
-
-
-def _reset(options: argparse.Namespace) -> int:
-    store = _store(options)
-    read_workflow_record(options.workflow, store=store)  # raises for a mistyped id, and creates nothing
-    workflow = Workflow(options.workflow, store=store)
-    try:
-        names = workflow.reset(options.step)
-    finally:
-        workflow.close()
-    if not names:
-        return _fail(f"no step has the name {options.step!r} or matches it; `show` lists the steps")
-    for name in names:
-        print(f"reset {escape_terminal(name)}")
-    return 0
-
-
-def _delete(options: argparse.Namespace) -> int:
-    delete_workflow(options.workflow, store=_store(options))
-    print(f"deleted {escape_terminal(options.workflow)}")
-    return 0
-
-
-def _verify(options: argparse.Namespace) -> int:
-    try:
-        text, code = doctor.verify(_store(options), options.workflow, as_json=options.json)
-    except OrchestratorError as error:
-        _fail(str(error))
-        return 3
-    print(text)
-    return code
-
-
-def _repair(options: argparse.Namespace) -> int:
-    if options.prefer and not options.merge_snapshot:
-        options.refuse("--prefer is for --merge-snapshot")
-    allowed = RepairOptions(options.merge_snapshot, options.prefer, options.without_snapshot)
-    report = _store(options).repair(options.workflow, allowed)
-    print(doctor.repaired_text(options.workflow, report, as_json=options.json))
-    return 0
-
-
-def _backup(options: argparse.Namespace) -> int:
-    count = FileStore(options.dir).backup(options.workflow, options.file)
-    print(f"{escape_terminal(options.file)} has {count} facts; `tar -xf` in another folder of workflows restores them")
-    return 0
-
-
-def _store(options: argparse.Namespace) -> Store:
-    return chosen_store(options.store, options.dir)
 
 
 class _Command(argparse.ArgumentParser):
@@ -435,10 +101,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     _add_place(parser, None)
     _add_store(parser, None)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Command)
+    subparsers = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Command)
 
     def add(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False)
+        command = subparsers.add_parser(
+            name, help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False
+        )
         _add_place(command, argparse.SUPPRESS)  # else it would hide one in front of the command
         command.set_defaults(run=run, has_store=False, refuse=command.error)
         return command
@@ -449,25 +117,31 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(has_store=True)
         return command
 
-    _add_demo_options(add("demo", _demo, "run a batch of jobs that continues after Ctrl-C or a kill"))
-    logs_ = with_store("logs", _logs, "print the output of a step's command")
-    top_ = with_store("top", _top, "show the steps that run or wait now, and the limits in force")
-    watch_ = with_store("watch", _watch, "wait until a workflow has ended; the exit code tells how")
-    list_ = with_store("list", _list, "list the workflows, and change nothing")
-    show = with_store("show", _show, "show a workflow or one of its steps, and change nothing")
-    why = with_store("why", _why, "say whether a step ran or will run again, and what holds it back")
-    stop = with_store("stop", _stop, "stop a workflow's processes here, or end the command of one step")
-    prune = with_store("prune", _prune, "list old workflows and their sizes, and remove them if told to")
-    completion = add("completion", _completion, "print a script that completes commands, workflows and steps")
-    export = with_store("export", _export, "write a workflow's history for other programs")
-    timeline = with_store("timeline", _timeline, "write a picture of a workflow as an HTML file, with all details")
-    fold = with_store("fold", _fold, "write everything that happened into the snapshot, for other programs to read")
-    reset = with_store("reset", _reset, "forget steps, so that they run again")
-    backup = add("backup", _backup, "copy a workflow into a tar file, also while processes use it")
-    delete = with_store("delete", _delete, "delete a workflow that no process is using")
+    _add_demo_options(add("demo", commands.do_demo, "run a batch of jobs that continues after Ctrl-C or a kill"))
+    logs_ = with_store("logs", commands.do_logs, "print the output of a step's command")
+    top_ = with_store("top", commands.do_top, "show the steps that run or wait now, and the limits in force")
+    watch_ = with_store("watch", commands.do_watch, "wait until a workflow has ended; the exit code tells how")
+    list_ = with_store("list", commands.do_list, "list the workflows, and change nothing")
+    show = with_store("show", commands.do_show, "show a workflow or one of its steps, and change nothing")
+    why = with_store("why", commands.do_why, "say whether a step ran or will run again, and what holds it back")
+    stop = with_store("stop", commands.do_stop, "stop a workflow's processes here, or end the command of one step")
+    prune = with_store("prune", commands.do_prune, "list old workflows and their sizes, and remove them if told to")
+    completion = add(
+        "completion", commands.do_completion, "print a script that completes commands, workflows and steps"
+    )
+    export = with_store("export", commands.do_export, "write a workflow's history for other programs")
+    timeline = with_store(
+        "timeline", commands.do_timeline, "write a picture of a workflow as an HTML file, with all details"
+    )
+    fold = with_store(
+        "fold", commands.do_fold, "write everything that happened into the snapshot, for other programs to read"
+    )
+    reset = with_store("reset", commands.do_reset, "forget steps, so that they run again")
+    backup = add("backup", commands.do_backup, "copy a workflow into a tar file, also while processes use it")
+    delete = with_store("delete", commands.do_delete, "delete a workflow that no process is using")
     _add_doctor_options(
-        with_store("verify", _verify, "check every file, and change nothing"),
-        with_store("repair", _repair, "recover the undamaged part of a workflow"),
+        with_store("verify", commands.do_verify, "check every file, and change nothing"),
+        with_store("repair", commands.do_repair, "recover the undamaged part of a workflow"),
     )
     for command in (list_, show):
         command.add_argument("--json", action="store_true", help="print JSON")
