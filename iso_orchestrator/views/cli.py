@@ -214,11 +214,11 @@ def _top(options: argparse.Namespace) -> int:
 
 def _timeline(options: argparse.Namespace) -> int:
     store, workflow_id = _chosen(options)
-    target = options.output or default_file(workflow_id)
     shown = {"utc": options.utc, "results": not options.no_results, "logs": not options.no_logs}
-    if target == "-":
+    if options.output == "-":
         print(read_page(store, workflow_id, **shown)[0], end="")
     else:
+        target = options.output or default_file(workflow_id)
         write_timeline(store, workflow_id, target, **shown, every=options.every, opens=options.open)
         print(escape_terminal(target))
     return 0
@@ -378,9 +378,7 @@ def _parser() -> argparse.ArgumentParser:
     for command in (list_, show):
         command.add_argument("--json", action="store_true", help="print JSON")
     for command in (show, timeline, logs_, watch_):
-        command.add_argument(
-            "workflow", nargs="?", type=_workflow_id, metavar="WORKFLOW", help="its id (default: the only one)"
-        )
+        command.add_argument("workflow", nargs="?", type=_workflow_id, metavar="WORKFLOW", help="default: the only one")
     for command in (fold, reset, backup, delete):
         command.add_argument("workflow", type=_workflow_id, metavar="WORKFLOW", help="its id, as `list` shows it")
     for command in (show, logs_):
