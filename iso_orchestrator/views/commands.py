@@ -317,10 +317,10 @@ def do_fold(options: argparse.Namespace) -> int:
 
 def do_reset(options: argparse.Namespace) -> int:
     store = _store(options)
-    read_workflow_record(options.workflow, store=store)  # raises for a mistyped id, and creates nothing
+    history = live.read_history(store, options.workflow)  # raises for a mistyped id, and creates nothing
     workflow = Workflow(options.workflow, store=store)
     try:
-        names = workflow.reset(options.step)
+        names = workflow.reset(find_step(history, options.step).name if options.step[:1] == "#" else options.step)
     finally:
         workflow.close()
     if not names:

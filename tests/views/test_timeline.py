@@ -73,6 +73,13 @@ def test_a_file_is_written(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyP
     assert (code, text[:15]) == (0, "<!DOCTYPE html>")
 
 
+def test_the_command_that_the_details_show_resets_the_step(tmp_path: Path, run: Run) -> None:
+    """`reset` takes the number of a step, since a name with controls cannot be copied."""
+    finished(tmp_path).close()
+    assert run("reset", "a/b <i>", "#2") == (0, "reset secret(number=2)\n", "")
+    assert run("reset", "a/b <i>", "#9")[0] == 1
+
+
 def test_what_others_should_not_see_is_left_out(tmp_path: Path, run: Run) -> None:
     """Without results no result is in the file, which says so; without logs no path is."""
     workflow = finished(tmp_path)
