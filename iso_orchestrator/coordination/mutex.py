@@ -191,7 +191,7 @@ def look_after(waits: Sequence[MutexPatience | None]) -> None:
 def record_acquired(session: Session, clock: Clock, key: str, waiter: Waiter) -> None:
     """Append the event that *waiter* has the mutex, and since when it waited, if that is worth telling."""
     at, now = clock.now(), monotonic()
-    detail: dict[str, Json] = {"key": key, **_who(waiter)}
+    detail = {"key": key, **_who(waiter)}
     granted = now if waiter.state is None or waiter.state.hold is None else waiter.state.hold.since
     if granted - waiter.since > _LONG_WAIT:
         detail["since"], detail["granted"] = (
@@ -203,6 +203,8 @@ def record_acquired(session: Session, clock: Clock, key: str, waiter: Waiter) ->
 def _who(waiter: Waiter) -> dict[str, Json]:
     """The step or item that has or wants a mutex; a plain thread is none."""
     owner = waiter.owner
+    if owner.work is None:
+        return {}
     if isinstance(owner.work, StepContext):
         return {"step": owner.work.name}
     return {"item": list(owner.item)} if owner.item else {}

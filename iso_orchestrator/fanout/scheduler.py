@@ -164,11 +164,10 @@ class Scheduler:
         Raises:
             BaseException: The first error, as `Workflow.for_each` says.
         """
-        self.report.begin(total, self._options.max_parallel)
         try:
             try:
                 try:
-                    self._read(iter(items))
+                    self._read(iter(items), total)
                 finally:
                     if isinstance(items, Generator):  # an error's traceback may keep it, and a mutex that it holds
                         with unmasked():
@@ -196,7 +195,8 @@ class Scheduler:
 
     # Items are read in the calling thread.
 
-    def _read(self, items: Iterator[Any]) -> None:
+    def _read(self, items: Iterator[Any], total: int | None) -> None:
+        self.report.begin(total, self._options.max_parallel)
         for index in count():
             with unmasked():
                 try:

@@ -136,6 +136,11 @@ class BatchDraft:
     counts: Detail | None = None  # of the event of its end
     items: dict[int, StepDraft] = attrs.field(factory=dict)
 
+    @property
+    def name(self) -> str:
+        """That of its function."""
+        return get(self.detail, "name", str) or "for_each"
+
     def finished(self) -> Batch:
         """The batch as views see it."""
         counts = self.counts
@@ -144,7 +149,7 @@ class BatchDraft:
             counts = {"fulfilled": found[Outcome.COMPLETED], "rejected": found[Outcome.FAILED]}
         return Batch(
             self.number,
-            get(self.detail, "name", str) or "for_each",
+            self.name,
             self.begun,
             self.ended,
             total=get(self.detail, "total", int),

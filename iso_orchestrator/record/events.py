@@ -12,7 +12,7 @@ import attrs
 from iso_orchestrator.record.model import ErrorInfo, Json, StepStatus, WorkflowEvent, format_time
 
 if TYPE_CHECKING:
-    from iso_orchestrator.record.facts import RunDied, RunStarted, StepCompleted, StepFailed, StepLimited, StepStarted
+    from iso_orchestrator.record.facts import RunDied, RunStarted, StepStarted
     from iso_orchestrator.record.projection import LiveRun, Projection
 
 _LONGEST_PID = 10  # digits
@@ -71,11 +71,6 @@ def add_interruptions(projection: Projection, run: LiveRun, fact: RunDied) -> No
         if step.owner == run.owner and step.status is StepStatus.RUNNING:
             detail = {"step": step.name, "attempt": step.attempts, **last_seen(fact)}
             add_event(projection, fact.at, "step.interrupted", detail)
-
-
-def usage_of(fact: StepCompleted | StepFailed | StepLimited) -> dict[str, Json]:
-    """What the agent of an attempt used, if it was one."""
-    return {} if fact.usage is None else {"usage": fact.usage}
 
 
 def last_seen(fact: RunDied) -> dict[str, Json]:

@@ -21,7 +21,6 @@ from iso_orchestrator.record.events import (
     add_start,
     error_json,
     last_seen,
-    usage_of,
 )
 from iso_orchestrator.record.model import (
     ErrorInfo,
@@ -213,7 +212,9 @@ class StepCompleted(Fact):
         step.seq = projection.seq
         if not projection.run_failed:  # the error that failed a run outlives later steps of overlapping runs
             projection.last_error = None
-        detail = {"step": step.name, "attempt": step.attempts, **usage_of(self)}
+        detail: dict[str, Json] = {"step": step.name, "attempt": step.attempts}
+        if self.usage is not None:
+            detail["usage"] = self.usage
         add_event(projection, self.at, "step.completed", detail)
         if self.state is not ABSENT:
             projection.state = self.state
@@ -236,7 +237,9 @@ class StepFailed(Fact):
         step.fail(self.at, projection.seq, self.error)
         step.limited = 0
         projection.last_error = self.error
-        detail = {"step": self.step, "attempt": step.attempts, "error": error_json(self.error), **usage_of(self)}
+        detail = {"step": self.step, "attempt": step.attempts, "error": error_json(self.error)}
+        if self.usage is not None:
+            detail["usage"] = self.usage
         if self.retry_at is not None:
             detail["retryAt"] = format_time(self.retry_at)
         add_event(projection, self.at, "step.retrying" if self.retrying else "step.failed", detail)
@@ -273,7 +276,9 @@ class StepLimited(Fact):
         until = self.until.isoformat(timespec="seconds")
         step.fail(self.at, projection.seq, ErrorInfo("Limited", f"{self.key or 'the step'} is limited until {until}"))
         detail = {"step": self.step, "attempt": step.attempts, "until": until, "limitKey": self.key}
-        add_event(projection, self.at, "step.limited", {**detail, **usage_of(self)})
+        if self.usage is not None:
+            detail["usage"] = self.usage
+        add_event(projection, self.at, "step.limited", detail)
         step.attempts -= 1
         step.limited += 1
 

@@ -296,6 +296,8 @@ class History:
         is_alive: Whether a process has a run of it now.
         limits: Those that were met, the first one first; some may be in force.
         gaps: Times of more than 2 seconds in which nothing ran, in order.
+        item_waits: Waits for keys that go on, of items whose steps have not begun. Their `step` is made of the name of
+            the `for_each` and the index of the item: `review[12]`.
     """
 
     workflow_id: str
@@ -312,6 +314,7 @@ class History:
     totals: Totals
     state: Json = None
     last_error: ErrorInfo | None = None
+    item_waits: tuple[WaitSpan, ...] = ()
 
     @property
     def failed_steps(self) -> int:

@@ -6,7 +6,7 @@ where it is certain.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ import attrs
 
 from iso_orchestrator.record.details import Detail, Item, error_in, get, holder_in, item_in, time_in, usage_in
 from iso_orchestrator.record.drafts import AttemptDraft, BatchDraft, RunDraft, StepDraft, WaitDraft, history_of_step
-from iso_orchestrator.record.history import History, LimitSpan, Outcome, WaitFor
+from iso_orchestrator.record.history import History, LimitSpan, Outcome, WaitFor, WaitSpan
 from iso_orchestrator.record.measures import measure, place
 from iso_orchestrator.record.model import ErrorInfo, StepRecord, StepStatus
 
@@ -295,7 +295,15 @@ class _Reader:
             totals,
             state=record.state,
             last_error=record.last_error,
+            item_waits=tuple(self._item_waits()) if record.is_alive else (),
         )
+
+    def _item_waits(self) -> Iterator[WaitSpan]:
+        for (number, index), wait in self._keys.pending():
+            batch = self._batches.get(number)
+            if batch is not None and batch.ended is None:
+                wait.step = f"{batch.name}[{index}]"
+                yield wait.span()
 
     def _end_attempt(self, at: datetime, detail: Detail, outcome: Outcome) -> AttemptDraft | None:
         step = self._known(detail)
@@ -424,6 +432,10 @@ class _Keys:
     def forget_last(self) -> None:
         """Note that the next event is not the first one after that of a key."""
         self._last = None
+
+    def pending(self) -> Iterator[tuple[Item, WaitDraft]]:
+        """The waits that go on of items whose steps have not begun."""
+        return ((item, wait) for item, waits in self._pending.items() for wait in waits if wait.ended is None)
 
     def adopt(self, step: StepDraft) -> None:
         """Give a step what its item has waited for."""

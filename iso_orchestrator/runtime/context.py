@@ -120,9 +120,11 @@ class LockOwner:
     @property
     def item(self) -> tuple[int, ...]:
         """The number of the innermost `for_each` around, and the index of the item; empty where none is known."""
-        for owner in self.chain():
+        owner: LockOwner | None = self
+        while owner is not None:
             if isinstance(owner.work, ItemContext):
                 return () if owner.batch is None else (owner.batch.number, owner.work.index)
+            owner = owner.parent
         return ()
 
     @property
@@ -377,9 +379,8 @@ def count_cost(usd: float | None) -> None:
         runtime.costs.append(usd)
 
 
-def note_step(*, is_replayed: bool) -> None:
-    """Note in the item here that a step of it was on record, or is run."""
-    owner = _scope.get().owner
+def note_step(owner: LockOwner | None, *, is_replayed: bool) -> None:
+    """Note in *owner*, if it is an item, that a step of it was on record, or is run."""
     if owner is not None and owner.batch is not None:
         owner.is_replayed = is_replayed and owner.is_replayed is not False
 

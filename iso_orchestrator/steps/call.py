@@ -318,7 +318,9 @@ class StepCall:
 
     def _start(self, at: datetime, attempt: int) -> StepStarted:
         origin, options, scope = self.origin, self.options, self.scope
-        around = next(attempts_around(), None)
+        around = innermost_attempt()
+        while around is not None and around.has_ended:
+            around = around.parent
         batch = None if scope.owner is None else scope.owner.batch
         is_of_batch = batch is not None and batch.function == origin.function.rpartition(".")[2]
         return StepStarted(
@@ -373,7 +375,7 @@ class StepCall:
         self.owner = owner = LockOwner(current_owner(), context)
         inside = Scope(self.runtime, scope.runs, owner, context, scope.item, attempt, scope.fences, scope.batch)
         context_of_body = inside.context()
-        note_step(is_replayed=False)
+        note_step(scope.owner, is_replayed=False)
         if self.options.timeout is None:
             value = context_of_body.run(run_attempt, attempt, self.body)
         else:
@@ -438,7 +440,7 @@ class StepCall:
         return self.options.on_change != "rerun" or not self.origin.changes_since(step)
 
     def _load_recorded(self, data: Json, changes: list[str]) -> Any:
-        note_step(is_replayed=True)
+        note_step(current_scope().owner, is_replayed=True)
         if changes and self.options.on_change == "warn":
             warn_of_changes(self.runtime, self.origin, self.name, changes)
         return self._load(data)

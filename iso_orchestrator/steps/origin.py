@@ -40,11 +40,10 @@ class Origin:
 
     def function_beside(self, step_name: str) -> str | None:
         """The function's name, where the step's does not begin with it; None for what has no name, as a lambda."""
-        function = self.function.rpartition("<locals>.")[2]
-        if not function.replace(".", "").isidentifier():
+        function = _plain_name(self.function)
+        if function is None or (step_name.startswith(function) and step_name[len(function) :][:1] in ("", "(", ":")):
             return None
-        is_begin = step_name.startswith(function) and step_name[len(function) : len(function) + 1] in ("", "(", ":")
-        return None if is_begin else function
+        return function
 
     def changes_since(self, step: StepState) -> list[str]:
         """Say what is other now than when the result of *step* was made; what is not known counts as the same."""
@@ -95,6 +94,13 @@ def _levels_to_the_caller() -> int:
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("iso_orchestrator."):
         level, frame = level + 1, frame.f_back
     return level
+
+
+@lru_cache(maxsize=1024)
+def _plain_name(function: str) -> str | None:
+    """The qualified name of a function after `<locals>`, if it is one."""
+    plain = function.rpartition("<locals>.")[2]
+    return plain if plain.replace(".", "").isidentifier() else None
 
 
 def _python(code: str | None) -> str | None:

@@ -11,6 +11,7 @@ from iso_orchestrator.record.projection import Projection, StepState
 from iso_orchestrator.record.reconstruction import history_of
 from iso_orchestrator.store import Store
 from iso_orchestrator.system.clock import SystemClock
+from iso_orchestrator.system.collector import collector_paused
 
 
 def read(store: Store, workflow_id: str) -> Projection:
@@ -42,12 +43,13 @@ def history_as_of(store: Store, projection: Projection, now: datetime | None = N
     left = {step.name for step in projection.steps.values() if _is_left(step, gone)}
     # A step that a dead process left may wait in another one already.
     waits = {name: wait.owner in gone for name, wait in projection.waits.items()}
-    return history_of(
-        projection.record(is_alive=any(run.owner not in gone for run in projection.runs.values())),
-        now=SystemClock().now() if now is None else now,
-        dead={name for name in left | set(waits) if waits.get(name, True)},
-        logs={name: command.log for name, command in projection.commands.items()},
-    )
+    with collector_paused():
+        return history_of(
+            projection.record(is_alive=any(run.owner not in gone for run in projection.runs.values())),
+            now=SystemClock().now() if now is None else now,
+            dead={name for name in left | set(waits) if waits.get(name, True)},
+            logs={name: command.log for name, command in projection.commands.items()},
+        )
 
 
 def _is_left(step: StepState, gone: set[str]) -> bool:

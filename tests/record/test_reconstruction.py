@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from collections import defaultdict
 from collections.abc import Iterator
 from datetime import datetime, timedelta
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from support import T0, at, new_fold
 from support_processes import child, killed
 
-from iso_orchestrator import Workflow
+from iso_orchestrator import StoreError, Workflow
 from iso_orchestrator.record import facts as f
 from iso_orchestrator.record.history import AttemptSpan, Gap, History, Outcome, StepHistory, Usage, WaitFor
 from iso_orchestrator.record.model import (
@@ -96,7 +97,7 @@ def end_of(span: Any, history: History) -> datetime:
 def check(history: History) -> None:
     """What is true of each history, whatever has happened."""
     lanes = defaultdict(list)
-    died = {run.number: run.ended for run in history.runs if run.has_died}
+    died = {run.number: run.ended for run in history.runs if run.has_died and run.ended is not None}
     for span in spans_of(history):
         lanes[span.worker, span.depth].append((span.begun, end_of(span, history)))
         assert span.begun <= end_of(span, history)
@@ -288,6 +289,30 @@ def test_ctrl_c_interrupts(workflow: Workflow) -> None:
     assert step(history, "a").outcome is Outcome.INTERRUPTED
 
 
+GOLDEN = Path(__file__).parents[1] / "reliability/golden"
+
+
+@pytest.mark.parametrize("release", ["format-1", "npm-0.2.0"])
+def test_records_of_earlier_releases_have_sound_histories(release: str, tmp_path: Path) -> None:
+    """What any release, and the npm package, has written is drawn as it is on record."""
+    count = 0
+    for case in sorted((GOLDEN / release).iterdir()):
+        root = tmp_path / case.name
+        shutil.copytree(case, root / "workflows")
+        store = FileStore(root)
+        for projection in store.list():
+            if isinstance(projection, StoreError):
+                continue
+            history = read_history(store, projection.workflow_id)
+            check(history)
+            assert {step.name for step in history.steps if not step.is_reset} >= projection.steps.keys()
+            completed = {step.name for step in history.steps if step.outcome is Outcome.COMPLETED}
+            steps = projection.steps.values()
+            assert completed >= {step.name for step in steps if step.status is StepStatus.COMPLETED}
+            count += 1
+    assert count >= 6
+
+
 def record_of(*events: WorkflowEvent, steps: dict[str, StepRecord] | None = None, **more: Any) -> WorkflowRecord:
     last = max((event.at for event in events), default=T0)
     return WorkflowRecord("w", WorkflowStatus.RUNNING, T0, last, None, steps or {}, events, **more)
@@ -374,8 +399,9 @@ def test_waits_for_keys_and_processes_are_told() -> None:
         event(3, "mutex.acquired", key="shop", item=[2, 0], run=1, since=at(1).isoformat(), granted=at(3).isoformat()),
         event(4, "step.started", step="a", attempt=1, run=1, item=[2, 0]),
         event(5, "mutex.waiting", key="inner", step="a", holder=9, run=1),
+        event(5, "mutex.waiting", key="other", item=[2, 1], holder=9, run=1),
         event(6, "step.started", step="b", attempt=1, pid=9),
-        event(7, "step.waiting", step="b", **{"for": "process"}, holder=9, item=[2, 1]),
+        event(7, "step.waiting", step="b", **{"for": "process"}, holder=9),
         steps={name: known(name, StepStatus.RUNNING) for name in "ab"},
         is_alive=True,
     )
@@ -389,8 +415,34 @@ def test_waits_for_keys_and_processes_are_told() -> None:
     assert [(wait.kind, wait.begun, wait.ended, wait.holder) for wait in b.waits] == [
         (WaitFor.PROCESS, at(7), None, "pid 9")
     ]
-    assert (a.key, b.attempts[0].run, b.item) == ("shop", None, 1)
+    assert (a.key, a.item, b.attempts[0].run) == ("shop", 0, None)
+    assert [(wait.step, wait.key, wait.begun) for wait in history.item_waits] == [("review[1]", "other", at(5))]
     assert (history.batches[0].total, history.batches[0].ended) == (2, None)
+
+
+def test_a_nested_step_lies_in_its_parent_if_it_is_alone_there() -> None:
+    """One that runs beside another, or longer than its parent, gets a place of its own; a retry keeps its place."""
+    times = {"p": (0, 10), "beside": (1, 4), "apart": (3, 6), "next": (5, 7), "longer": (8, 12), "later": (13, 14)}
+    events = [event(ended, "step.completed", step=name, attempt=1) for name, (_, ended) in times.items() if name != "p"]
+    events += [event(begun, "step.started", step=name, attempt=1, parent="p") for name, (begun, _) in times.items()]
+    events += [
+        event(10, "step.retrying", step="p", attempt=1, error={"name": "ValueError", "message": "no"}),
+        event(12.5, "step.started", step="p", attempt=2),
+        event(15, "step.completed", step="p", attempt=2),
+    ]
+    steps = {name: known(name) for name in times}
+    history = history_of(record_of(*sorted(events, key=lambda event: event.at), steps=steps), now=at(15))
+    check(history)
+    places = {span.step: (span.worker, span.depth) for span in spans_of(history)}
+    assert places == {
+        "p": (0, 0),
+        "beside": (0, 1),
+        "apart": (1, 0),
+        "next": (0, 1),
+        "longer": (1, 0),
+        "later": (0, 1),
+    }
+    assert history.totals.work == (10 + 2.5) + 3 + 4
 
 
 def test_what_agents_used_is_added_up() -> None:

@@ -141,7 +141,7 @@ FAULTS = [
     Fault(
         "lease not checked after waiting",
         "coordination/mutex.py",
-        '            record(session, self._runtime.clock, "mutex.acquired", self._key)\n',
+        "            record_acquired(session, self._runtime.clock, self._key, waiter)\n",
         "            pass\n",
         f"{_SLEEPERS}::test_a_lease_is_looked_at_again_when_the_wait_for_a_mutex_ends[before it is free-mutex]",
     ),

@@ -22,7 +22,7 @@ from iso_orchestrator import FileStore, StoreError
 GOLDEN = Path(__file__).parent / "golden"
 
 HELD = {
-    "format-1": "c7a1069d7e31a7a3d91c784310155eb3b61ea739ef59af6dc5e1063b780001fa",
+    "format-1": "03a8b9f97c0f05428906397835071624644cbab515e1630a434d23f76d774e76",
     "npm-0.2.0": "41eb2127690e8f761833eb5910c225aae1cd19a673c1dbf06d0b1fc464eba55e",
 }
 """The SHA-256 of all that is in a folder, names and bytes."""

@@ -30,6 +30,7 @@ from iso_orchestrator import (
     Retry,
     Store,
     Workflow,
+    WorkflowEvent,
     WorkflowNotFoundError,
     WorkflowRecord,
     delete_workflow,
@@ -412,7 +413,7 @@ class World:
             [pattern] if pattern in steps else [name for name in steps if "*" in pattern and name.startswith(prefix)]
         )
         if chosen:
-            record = self.fact(workflow_id)
+            record = self.fact(workflow_id, "steps.reset", detail={"steps": chosen})
             for name in chosen:
                 del record["steps"][name]
                 record["versions"].pop(name, None)
@@ -500,7 +501,11 @@ class StepCall:
         )
 
 
-# Records as the model has them.
+# Records as the model has them, which knows nothing of processes, runs and options.
+
+OURS = ("workflow.", "step.", "steps.", "mutex.", "batch.")
+SURROUNDINGS = {"run", "pid", "host", "argv", "cwd", "died", "lastSeen", "since", "granted", "batch", "item", "parent"}
+SURROUNDINGS |= {"version", "of", "fn", "ifInterrupted", "timeout", "retryAt"}
 
 
 def plain(record: WorkflowRecord) -> Model:
@@ -512,8 +517,9 @@ def plain(record: WorkflowRecord) -> Model:
         "state": record.state,
         "steps": {name: _plain_step(step) for name, step in record.steps.items()},
         "events": [
-            {"at": event.at, "type": event.type, "message": event.message, "detail": _plain_detail(event.detail)}
+            {"at": event.at, "type": event.type, "message": event.message, "detail": _plain_detail(event)}
             for event in record.events
+            if event.type != "step.interrupted"  # none of a fact of its own
         ],
         "heartbeats": {key: {"at": beat.at, "detail": beat.detail} for key, beat in record.heartbeats.items()},
         "leases": {
@@ -545,7 +551,10 @@ def _plain_step(step: Any) -> Model:
     }
 
 
-def _plain_detail(detail: Any) -> Any:
+def _plain_detail(event: WorkflowEvent) -> Any:
+    detail = event.detail
+    if isinstance(detail, dict) and event.type.startswith(OURS):
+        detail = {key: value for key, value in detail.items() if key not in SURROUNDINGS} or None
     if isinstance(detail, dict) and isinstance(detail.get("error"), dict):
         error = detail["error"]
         return {**detail, "error": _plain_error(error["name"], error["message"])}
@@ -705,12 +714,20 @@ class Machine(RuleBasedStateMachine):
         """Items that are steps; 3 fails."""
         workflow = self.workflows[site, workflow_id]
         self.world.opened(site, workflow_id)
+        detail = {"name": "item", "total": len(numbers), "maxParallel": 1}
+        self.world.fact(workflow_id, "batch.started", detail=detail)
+        replayed = 0
         for number in numbers:
             if keyed:
                 self.world.fact(workflow_id, "mutex.acquired", detail={"key": "items"})
+            before = len(self.world.records[workflow_id]["events"])
             self.world.call_step(site, workflow_id, StepCall(f"item:{number}", number, failures=number // 3))
+            replayed += len(self.world.records[workflow_id]["events"]) == before
             if keyed:
                 self.world.fact(workflow_id, "mutex.released", detail={"key": "items"})
+        failed = numbers.count(3)
+        counts = {"fulfilled": len(numbers) - failed, "rejected": failed, "replayed": replayed, "unstarted": 0}
+        self.world.fact(workflow_id, "batch.ended", detail=counts)
 
         def item(number: int) -> Any:
             return StepCall(f"item:{number}", number, failures=number // 3).make(workflow)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 
 import attrs
 
@@ -17,6 +16,7 @@ from iso_orchestrator.store.file.journal import SEAL_SIZE, Header, Line, encode_
 from iso_orchestrator.store.file.paths import Paths
 from iso_orchestrator.store.files import atomic_write, read_all, read_file
 from iso_orchestrator.system.clock import sleep
+from iso_orchestrator.system.collector import collector_paused
 from iso_orchestrator.system.filesystem import FileSystem
 
 _READ_TRIES = 20
@@ -80,7 +80,7 @@ def read_files(fs: FileSystem, paths: Paths, journal_fd: int | None) -> Snapshot
 
 def combine(snapshot: bytes | None, journal: bytes | None, paths: Paths) -> SnapshotAndJournal:
     """What the bytes of a workflow's files make together; see `read_files`."""
-    with _collector_paused():
+    with collector_paused():
         return _combine(snapshot, journal, paths)
 
 
@@ -212,19 +212,3 @@ def take_snapshot(snapshot: bytes | None, header: Header, lines: list[Line], pat
 
 def _snapshot_alone(snapshot: bytes, projection: Projection) -> SnapshotAndJournal:
     return SnapshotAndJournal(projection, foreign=projection.seq == 0 and not is_as_written(snapshot))
-
-
-@contextmanager
-def _collector_paused() -> Iterator[None]:
-    """Pause garbage collection while a large record is loaded.
-
-    The collector would scan all of the record again and again, which takes longer than loading it. Two threads may do
-    this at one time: at worst the collector runs during the second one's work.
-    """
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()

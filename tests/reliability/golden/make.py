@@ -97,6 +97,37 @@ BEGUN_FACTS: list[f.Fact] = [
 ]
 
 
+NEW_OWNER = "5b1c0e8e2f4a9d37-4711-1000-5b1c0e8e-2f4a9d37-1f1f1f1f"
+USAGE = {"agent": "claude", "outcome": "failed", "costUsd": 0.25, "inputTokens": 3, "outputTokens": 4, "sessionId": "s"}
+
+HISTORY_FACTS: list[f.Fact] = [
+    f.RunStarted(at(0), "run 1", NEW_OWNER, 4711, "host", ("python", "a.py"), "/home", f"00-{'1f' * 16}-{'1f' * 8}-01"),
+    f.EventAppended(at(1), "batch.started", detail={"batch": 2, "name": "review", "total": 3, "maxParallel": 2}),
+    f.StepStarted(
+        at(2),
+        "ask",
+        1,
+        NEW_OWNER,
+        version="2",
+        item=(2, 0),
+        of=3,
+        parent="all",
+        fn="Agent.review",
+        if_interrupted="fail",
+        timeout=1.5,
+    ),
+    f.StepFailed(at(3), "ask", ERROR, True, at(5), USAGE),
+    f.StepStarted(at(5), "ask", 2, NEW_OWNER, of=3),
+    f.StepLimited(at(6), "ask", at(60), "claude", USAGE),
+    f.StepWaiting(at(7), "look", NEW_OWNER, at(60), "claude", (2, 1)),
+    f.StepStarted(at(60), "ask", 2, NEW_OWNER),
+    f.StepCompleted(at(61), "ask", 1, usage={**USAGE, "outcome": "ok"}),
+    f.StepStarted(at(62), "look", 1, NEW_OWNER),
+    f.RunDied(at(99), "run 1", at(62)),
+    f.StepsReset(at(100), ("look",), 4712),
+]
+
+
 def _pair(root: str, facts: list[f.Fact], *, close: bool = False) -> dict[str, bytes]:
     """Snapshot and journal after *facts*, of a process that is there or has left."""
     log, projection = FileStore(root).open(ID, lambda: Projection.new(ID, at(0), {"n": 0}))
@@ -154,6 +185,11 @@ def _commands_begun(root: str) -> dict[str, bytes]:
     return _pair(root, BEGUN_FACTS[4:])
 
 
+def _history(root: str) -> dict[str, bytes]:
+    _pair(root, HISTORY_FACTS[:4], close=True)
+    return _pair(root, HISTORY_FACTS[4:])
+
+
 def _torn(root: str) -> dict[str, bytes]:
     files = _every_fact(root)
     return {**files, JOURNAL: files[JOURNAL][:-40]}
@@ -204,6 +240,7 @@ CASES: dict[str, Callable[[str], dict[str, bytes]]] = {
     "limits and commands": _limits_and_commands,
     "limits and waits": _limits_and_waits,
     "commands begun": _commands_begun,
+    "runs, batches and usage": _history,
     "torn tail": _torn,
     "snapshot alone": _snapshot_alone,
     "fold broken off": _fold_broken_off,
