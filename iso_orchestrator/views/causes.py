@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sysconfig
 from functools import cache
 from pathlib import Path
 
@@ -77,5 +76,7 @@ def _is_library(path: str) -> bool:
 
 @cache
 def _library_folders() -> tuple[str, ...]:
+    import sysconfig  # some milliseconds, which most commands do not need
+
     ours = str(Path(iso_orchestrator.__file__).parent)
     return (f"{ours}/", f"{sysconfig.get_path('stdlib')}/")

@@ -71,12 +71,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 class _Command(argparse.ArgumentParser):
     """Takes options between arguments of which some may be left out, as in `show W --json STEP`."""
 
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        self.parse_known_args = super().parse_known_args  # type: ignore[method-assign]  # what the next line calls
+    _is_mixing = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if self._is_mixing:  # called by the method below
+            return super().parse_known_args(args, namespace)
+        self._is_mixing = True
         try:
             return self.parse_known_intermixed_args(args, namespace)
         finally:
-            del self.parse_known_args
+            self._is_mixing = False
 
 
 def _add_place(parser: argparse.ArgumentParser, default: str | None) -> None:

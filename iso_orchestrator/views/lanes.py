@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
@@ -118,9 +119,7 @@ class _Axis:
 
     def column(self, moment: datetime) -> float:
         """Where *moment* is, in columns from 0 on."""
-        for number in range(1, len(self.moments)):
-            if moment <= self.moments[number] or number == len(self.moments) - 1:
-                break
+        number = min(max(bisect_left(self.moments, moment), 1), len(self.moments) - 1)
         before, after = self.moments[number - 1], self.moments[number]
         begin, end = self.columns[number - 1], self.columns[number]
         length = (after - before).total_seconds()
@@ -135,9 +134,7 @@ class _Axis:
         return text[: int(self.columns[-1])].rstrip()
 
     def _moment(self, column: int) -> datetime:
-        for number in range(1, len(self.columns)):
-            if column < self.columns[number]:
-                break
+        number = min(max(bisect_right(self.columns, column), 1), len(self.columns) - 1)
         begin, end = self.columns[number - 1], self.columns[number]
         share = (column - begin) / (end - begin) if end > begin else 0.0
         return self.moments[number - 1] + (self.moments[number] - self.moments[number - 1]) * share

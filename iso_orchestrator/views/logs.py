@@ -9,7 +9,6 @@ from enum import StrEnum
 
 import attrs
 
-from iso_orchestrator.agents import Agent, Claude, Codex, OpenCode
 from iso_orchestrator.checks import escape_terminal
 from iso_orchestrator.commands.model import heartbeat_key
 from iso_orchestrator.commands.output import TAIL, LogReader
@@ -25,7 +24,6 @@ STANDARD_ERROR = "standard error:"
 
 _PAUSE = 0.2  # seconds between two looks at a log that is followed
 _LAST_WORDS = 8  # lines
-_AGENTS: dict[str, type[Agent]] = {agent.name: agent for agent in (Claude, Codex, OpenCode)}
 
 
 class Stream(StrEnum):
@@ -145,11 +143,16 @@ def _words_of(projection: Projection, step: str, options: LogOptions) -> _Words 
     """What makes an agent's words of the lines of its log; None where the lines are for people already."""
     beat = projection.heartbeats.get(heartbeat_key(step))
     match beat and beat.detail:
-        case {"agent": str(name)} if name in _AGENTS and not options.is_raw:
-            stream = _AGENTS[name]().stream()
+        case {"agent": str(name)} if not options.is_raw:
+            pass
         case _:
             return None
-    before = ""
+    from iso_orchestrator.agents import Claude, Codex, OpenCode  # some milliseconds, which most commands do not need
+
+    found = next((agent for agent in (Claude, Codex, OpenCode) if agent.name == name), None)
+    if found is None:
+        return None
+    stream, before = found().stream(), ""
 
     def words(lines: Iterable[str]) -> Iterator[str]:
         nonlocal before

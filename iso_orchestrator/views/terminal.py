@@ -112,17 +112,17 @@ class Terminal:
     @classmethod
     def of(cls, stream: TextIO | None = None, env: Mapping[str, str] | None = None) -> Terminal:
         """The terminal behind *stream*, by default standard output; *env* is by default this process's environment."""
-        stream = stream or sys.stdout
+        out = sys.stdout if stream is None else stream
         env = os.environ if env is None else env
-        is_tty = stream.isatty()
-        width, height = _size_of(stream)
+        is_tty = out.isatty()
+        width, height = _size_of(out)
         if (columns := env.get("COLUMNS", "")).isdecimal() and int(columns):
             width = int(columns)
         is_painted = is_tty and env.get("TERM") != "dumb"
         if any(env.get(name, "0") not in {"", "0"} for name in ("FORCE_COLOR", "CLICOLOR_FORCE")):
             is_painted = True
         is_painted = is_painted and not env.get("NO_COLOR")
-        encoding = (getattr(stream, "encoding", None) or "utf-8").lower()
+        encoding = (getattr(out, "encoding", None) or "utf-8").lower()
         return cls(width, height, encoding, has_colours=is_painted, can_set_columns=is_painted and is_tty)
 
     @property
