@@ -28,13 +28,14 @@ ROOMS = [
     "fanout",
     "commands",
     "agents",
-    "views",  # but not `views.cli`
+    "views",  # but not the command line
     "decorators",
     "workflow",
     "functions",
     "testing",
     "otel",
     "examples",
+    "views.commands",
     "views.cli",
     "__init__",
     "__main__",
@@ -50,7 +51,7 @@ DOORS = {
     "psutil": {"system.processes"},
     "tenacity": {"steps.options"},
     "opentelemetry": {"otel"},
-    "argparse": {"examples.review_batch", "views.cli"},
+    "argparse": {"examples.review_batch", "views.cli", "views.commands", "views.completion"},
 }
 
 # Which calls open, make, move or remove files, and which modules alone may make them. `system.clock` reads the id of

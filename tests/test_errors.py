@@ -58,6 +58,7 @@ SAMPLES: list[tuple[OrchestratorError, type[Exception], list[str]]] = [
     ),
     (errors.Limited(T0, "api"), OrchestratorError, ["api", "until 2026-05-14"]),
     (errors.StepRejectedError("a", {"n": 1}), OrchestratorError, ["'a'", "accept()", "{'n': 1}"]),
+    (errors.StoppedError("a", 71), OrchestratorError, ["'a'", "pid 71", "the next run runs it again"]),
     (errors.StepInterruptedError("a", 3), OrchestratorError, ["'a'", "attempt 3", "workflow.reset('a')"]),
     (errors.WorkflowBusyError("w", 7, "host", T0), OrchestratorError, ["'w'", "7", "host", "2026-05-14", "wait"]),
     (errors.WorkflowBusyError("w", None, None, None), OrchestratorError, ["'w'", "unknown", "wait"]),

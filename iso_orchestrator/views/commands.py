@@ -187,7 +187,7 @@ def _why_now(store: Store, workflow_id: str, step: str, terminal: Terminal) -> S
 
 
 def _stop_now(store: Store, workflow_id: str, step: str, terminal: Terminal) -> Sequence[str]:
-    return terminal.lines(stop_step(store, workflow_id, step))
+    return terminal.lines(_stop_step(store, workflow_id, step))
 
 
 _TOP_KEYS = {"w": KeyAction("why", _why_now), "s": KeyAction("stop", _stop_now, is_asked=True)}
@@ -239,8 +239,16 @@ def do_stop(options: argparse.Namespace) -> int:
         print_lines(map(escape_terminal, stop_workflow(store, projection, now=options.now)))
     else:
         name = find_step(live.history_as_of(store, projection), step).name
-        print(escape_terminal(stop_step(store, workflow_id, name)))
+        print(escape_terminal(_stop_step(store, workflow_id, name)))
     return 0
+
+
+def _stop_step(store: Store, workflow_id: str, name: str) -> str:
+    workflow = Workflow(workflow_id, store=store)
+    try:
+        return stop_step(workflow._runtime, name)
+    finally:
+        workflow.close()
 
 
 def do_prune(options: argparse.Namespace) -> int:

@@ -11,11 +11,11 @@ from iso_orchestrator.record.events import pid_of
 from iso_orchestrator.record.facts import Fact, StepStopped
 from iso_orchestrator.record.model import StepStatus
 from iso_orchestrator.record.projection import Projection
+from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.store import Store
 from iso_orchestrator.store.liveness import is_on_this_machine
 from iso_orchestrator.system.clock import SystemClock, monotonic, sleep
 from iso_orchestrator.system.processes import command_line, end_tree, send_signal
-from iso_orchestrator.workflow import Workflow
 
 _GIVE_UP = 30.0  # seconds until a step whose command was ended must have an outcome
 _LOOK_EVERY = 0.1  # seconds
@@ -30,7 +30,8 @@ def stop_workflow(store: Store, projection: Projection, *, now: bool) -> Iterato
     """
     number = signal.SIGTERM if now else signal.SIGINT
     living = [owner for owner in projection.owners() if store.is_alive(projection.workflow_id, owner)]
-    here = [pid for owner in living if is_on_this_machine(owner) and (pid := pid_of(owner)) not in {None, os.getpid()}]
+    pids = [pid_of(owner) for owner in living if is_on_this_machine(owner)]
+    here = [pid for pid in pids if pid is not None and pid != os.getpid()]
     if not here:
         where = " on this machine: stop it where it runs" if living else ": nothing is to be stopped"
         raise WorkflowUsageError(f"no process runs workflow {projection.workflow_id!r}{where}")
@@ -47,28 +48,24 @@ def stop_workflow(store: Store, projection: Projection, *, now: bool) -> Iterato
         yield "running steps are let finish; `stop --now` sends SIGTERM, also to a process that ignores Ctrl-C"
 
 
-def stop_step(store: Store, workflow_id: str, name: str) -> str:
+def stop_step(runtime: WorkflowRuntime, name: str) -> str:
     """End the command of a step, and let its process try it no more in this run; say what came of it.
 
     Raises:
         WorkflowUsageError: The step does not run, is no command, or runs on another machine.
         CommandLeftoverError: A process of the command is left and cannot be ended.
     """
-    workflow = Workflow(workflow_id, store=store)
-    try:
-        tag, attempt = workflow._runtime.transact(_asker(store, workflow_id, name))
-        until = monotonic() + _GIVE_UP
-        # Again and again: the command may have been about to begin.
-        while (outcome := workflow._runtime.look(_outcome_of(name, attempt))) is None:
-            if monotonic() >= until:
-                raise WorkflowUsageError(
-                    f"the command of step {name!r} was ended, and its process has recorded no outcome for "
-                    f"{_GIVE_UP:g} s: `stop {workflow_id} --now` ends the process"
-                )
-            end_tree(tag)
-            sleep(_LOOK_EVERY)
-    finally:
-        workflow.close()
+    tag, attempt = runtime.transact(_asker(runtime.store, runtime.workflow_id, name))
+    until = monotonic() + _GIVE_UP
+    # Again and again: the command may have been about to begin.
+    while (outcome := runtime.look(_outcome_of(name, attempt))) is None:
+        if monotonic() >= until:
+            raise WorkflowUsageError(
+                f"the command of step {name!r} was ended, and its process has recorded no outcome for "
+                f"{_GIVE_UP:g} s: `stop {runtime.workflow_id} --now` ends the process"
+            )
+        end_tree(tag)
+        sleep(_LOOK_EVERY)
     return outcome
 
 

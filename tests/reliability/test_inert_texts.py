@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import logging
@@ -271,10 +272,16 @@ def _commands() -> Iterator[tuple[str, ...]]:
         abouts = [[]] if first is None or first.nargs == "?" else []
         abouts += [] if first is None else [["no such TEXT", *others], ["ID", *others]]
         abouts += [["ID"]] if rest and rest[0].nargs == "?" else []
+        needed = [word for action in actions if action.required and action.option_strings for word in _given(action)]
         for about in abouts if "--store" in flags else []:
-            yield name, *about
+            yield name, *needed, *about
             if "--json" in flags:
                 yield name, "--json", *about
+
+
+def _given(action: argparse.Action) -> tuple[str, str]:
+    assert action.choices is not None
+    return action.option_strings[0], next(iter(action.choices))
 
 
 # What shows an error or a log as it came has a line for each of its lines, or breaks a long one.

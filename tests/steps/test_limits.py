@@ -292,10 +292,10 @@ def test_a_limit_wait_is_waiting_everywhere_but_in_the_file(workflow: Workflow, 
 def _look(workflow: Workflow, run: Run) -> None:
     shown = {name: (step.status, step.attempts) for name, step in workflow.record.steps.items()}
     assert shown == {"met": (StepStatus.WAITING, 0), "held back": (StepStatus.WAITING, 0)}
-    out = run("show", "w")[1]
-    assert re.search(r"met +waiting +0 .* Limited: site is limited until 20", out)
-    assert re.search(r"held back +waiting +0 .* waits for the limit of site until 20", out)
-    assert "2 waiting" in run("list")[1]
+    out = run("show", "w", "--steps")[1]
+    for name in ("met", "held back"):
+        assert re.search(rf"◔ .*{name} .* waits for the limit of site until ", out)
+    assert "● running" in run("list")[1]
     projection = workflow._runtime.store.read("w")
     assert projection is not None
     snapshot = snapshot_from_projection(projection)

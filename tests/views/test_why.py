@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from support import wait_until
 from support_processes import child, killed
 
 from iso_orchestrator import Limited, Retry, Workflow
@@ -110,19 +111,18 @@ def test_a_running_step_names_its_process(tmp_path, why):
 
 
 def test_a_limit_in_force_is_told_with_its_end(tmp_path, why):
-    killed(
-        """
+    code = """
         from datetime import UTC, datetime, timedelta
         def limited():
-            say("ready")
             raise Limited(datetime.now(UTC) + timedelta(hours=1), key="api")
         workflow.run_step("save", limited, limit_key="api")
-        """,
-        tmp_path,
-        "ready",
-    )
-    said = why("save")
-    assert "the limit of api until " in said
+    """
+    with child(code, tmp_path):
+        wait_until(lambda: Workflow("w", dir=tmp_path).record.steps.get("save"))
+        said = wait_until(lambda: text if (text := why("save")).startswith("◔") else None)
+        assert "waits for the limit of api until " in said
+        assert "next run goes on by itself" in said
+    assert "by the limit of api until " in why("save")
 
 
 def test_a_key_that_another_step_has_is_told(tmp_path, why):

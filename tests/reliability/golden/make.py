@@ -17,6 +17,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import attrs
+
 from iso_orchestrator import CorruptRecordError, FileStore, StoreError
 from iso_orchestrator.codec import record_to_json
 from iso_orchestrator.record import facts as f
@@ -260,7 +262,7 @@ def read(root: str, workflow_id: str) -> dict[str, Any]:
         offset = {"offset": error.offset} if isinstance(error, CorruptRecordError) else {}
         return {"error": type(error).__name__, **offset}
     assert projection is not None
-    record = projection.record()
+    record = attrs.evolve(projection.record(), is_alive=False)  # which no file tells
     found = {"record": record_to_json(record), "tokens": {key: lease.token for key, lease in record.leases.items()}}
     limits = {key: until.isoformat() for key, until in projection.limits.items()}
     limits |= {step: until.isoformat() for step, until in projection.step_limits.items()}
