@@ -12,6 +12,7 @@ import pytest
 from support import DEADLINE, WatchedFS, looked_at, note, notes_of, put, tree, wait_until, waits_for_a_lock
 from support_store import Crash, crashing_at, die, locked, opened, tear
 
+from iso_orchestrator import Workflow, list_workflows
 from iso_orchestrator.errors import WorkflowBusyError
 from iso_orchestrator.store import FileStore
 from iso_orchestrator.store.file.paths import Paths
@@ -126,3 +127,14 @@ def test_two_that_delete_at_once(root: Path, paths: Paths) -> None:
     assert True in outcomes
     assert FileStore(root).read("w") is None
     assert os.listdir(paths.folder) == []
+
+
+@pytest.mark.parametrize("suffix", ["json.x", "journal.y", "torn-1", "json.new", "json.kept-1"])
+def test_a_workflow_with_a_name_that_begins_alike_is_left(root: Path, paths: Paths, suffix: str) -> None:
+    """Ids may be anything, the file names of another workflow among them."""
+    ids = "w", f"{paths.name}.{suffix}"
+    for workflow_id in ids:
+        with Workflow(workflow_id, dir=root) as workflow:
+            workflow.run_step("save", lambda: 1)
+    FileStore(root).delete("w")
+    assert [found.workflow_id for found in list_workflows(root)] == [ids[1]]
