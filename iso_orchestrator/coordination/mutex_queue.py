@@ -120,14 +120,14 @@ def request(session: Session, state_key: StateKey, waiter: Waiter, timeout: floa
         with _registry.guard:
             state = _registry.states.get(state_key)
             if state is None:
-                store_mutex = log.mutex(state_key[2], whole_store=state_key[1] is None)
+                _, workflow_id, key = state_key
+                store_mutex = log.mutex(key, whole_store=workflow_id is None)
                 state = _registry.states[state_key] = MutexState(state_key, store_mutex)
             waiter.state = state
             if timeout is not None:
                 waiter.timeout, waiter.deadline = timeout, monotonic() + timeout
             state.waiters.append(waiter)
         state.advance()
-        waiter.since = monotonic()  # to open files is no wait for a holder
         if timeout == 0 and state.withdraw(waiter):
             state.tell_late(waiter)
         elif timeout is not None:
@@ -146,7 +146,7 @@ class Waiter:
         state: The requested mutex; None before the request.
         timeout: Seconds, as they were given; for the message.
         deadline: When the waiter fails, by `monotonic`.
-        since: When it was made, or had to wait, by `monotonic`.
+        since: When it was made, by `monotonic`.
     """
 
     owner: LockOwner

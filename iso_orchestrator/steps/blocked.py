@@ -43,11 +43,9 @@ class Blocked:
             waiting: How many calls wait likewise.
         """
         try:
-            for_each = waiting * _LOOK_EVERY_FOR_EACH
-            if self.limit is None:
-                return max(_LOOK_EVERY, for_each) if self.call.is_run_elsewhere() else 0.0
-            seconds = (self.limit.until - self.call.runtime.clock.now()).total_seconds()
-            return min(seconds, max(LONGEST_NAP, for_each)) if seconds > 0 and self.call.is_limited() else 0.0
+            if self.limit is not None:
+                return max(0.0, min((self.limit.until - self.call.runtime.clock.now()).total_seconds(), LONGEST_NAP))
+            return max(_LOOK_EVERY, waiting * _LOOK_EVERY_FOR_EACH) if self.call.is_run_elsewhere() else 0.0
         except Exception:  # noqa: BLE001 - the call itself raises it
             return 0.0
 

@@ -252,16 +252,6 @@ class StepCall:
                 self.patience.look()
         return is_run
 
-    def is_limited(self) -> bool:
-        """Whether a limit is in its way, also for a call that has given way: `reset` elsewhere may have lifted it."""
-        if not self.session.retain():
-            return False  # likewise
-        with self.session:
-            limit = self.session.transact(
-                lambda projection: ((), projection.limit(self.name, self.options.limit_key)), durable=False, fences=()
-            )
-        return limit is not None and limit.until > self.runtime.clock.now()
-
     def _begin(self, flight: InFlightStep) -> _Started | _Completed | _RunsElsewhere | Limit:
         """Record that an attempt starts, as soon as no other process and no limit is in the way."""
         backoff, was_settled = Backoff(), flight.is_settled
@@ -374,8 +364,6 @@ class StepCall:
                 if self.scope.batch is not None and self.scope.batch.is_stopped:
                     raise Limited(limit.until, limit.key)
                 sleep(min(seconds, LONGEST_NAP))
-                if not self.is_limited():
-                    break
             is_over = True
         finally:
             if not is_over:

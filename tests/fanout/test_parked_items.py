@@ -25,7 +25,6 @@ class Site:
 
     def __init__(self, root: Path, *limited: int, **options: Any) -> None:
         self.now = T0
-        self.limited = True
         self.workflow = Workflow("site", dir=root, now=lambda: self.now)
         self.done: list[int] = []
         self.begun: list[int] = []
@@ -33,7 +32,7 @@ class Site:
         @self.workflow.step(name="fetch {number}", **options)
         def fetch(number: int) -> int:
             self.begun.append(number)
-            if number in limited and self.limited and self.now < T0 + HOUR:
+            if number in limited and self.now < T0 + HOUR:
                 raise Limited(T0 + HOUR)
             self.done.append(number)
             return number
@@ -61,38 +60,6 @@ def test_a_limit_delays_no_other_item(tmp_path: Path) -> None:
     assert [step.attempts for step in site.workflow.record.steps.values()] == [1] * 12
     site.workflow.close()
     wait_until(lambda: not any("parked" in thread.name for thread in threading.enumerate()))
-
-
-def test_items_notice_that_a_reset_has_lifted_their_limit(tmp_path: Path) -> None:
-    """Another process resets the step that met it; all items that wait for it begin at once, and not in an hour."""
-    site = Site(tmp_path, 0, limit_key="site")
-    ended = site.run(5)
-    wait_until(lambda: len(site.waiting()) == 5)
-    assert not ended.done()
-    site.limited = False
-    assert reset_in_a_process(tmp_path, "fetch 0") == "['fetch 0']"
-    assert ended.result(DEADLINE) == list(range(5))
-    site.workflow.close()
-
-
-def test_a_call_notices_that_a_reset_has_lifted_its_limit(tmp_path: Path) -> None:
-    """Likewise for a plain call, which waits for the limit of its key."""
-    site = Site(tmp_path, 0, limit_key="site")
-    parked = site.run(1)
-    wait_until(lambda: site.waiting() == ["fetch 0"])
-    called = in_thread(site.fetch, 1)
-    wait_until(lambda: site.waiting() == ["fetch 0", "fetch 1"])
-    site.limited = False
-    assert reset_in_a_process(tmp_path, "fetch 0") == "['fetch 0']"
-    assert (called.result(DEADLINE), parked.result(DEADLINE)) == (1, [0])
-    site.workflow.close()
-
-
-def reset_in_a_process(root: Path, step: str) -> str:
-    with run_python(
-        f"from iso_orchestrator import *; print(Workflow('site', dir={str(root)!r}).reset({step!r}))"
-    ) as other:
-        return other.line()
 
 
 def test_items_of_a_limit_key_are_not_tried_before_its_end(tmp_path: Path) -> None:
