@@ -280,7 +280,7 @@ class Workflow(Decorators):
         Raises:
             TypeError: The function returned None where the state was not None: a forgotten ``return``.
             SerializationError: The new state is not JSON.
-            WorkflowUsageError: The function used the workflow, or *with_step* was given outside of a step.
+            WorkflowUsageError: The function used the workflow, or *with_step* was given outside of a step, or after it.
 
         Example:
             >>> workflow = Workflow("batch", initial_state={"n": 0}, store="memory://state")

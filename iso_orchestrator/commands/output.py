@@ -191,6 +191,7 @@ class OutputFile(LogReader):
             if monotonic() >= give_up_at:
                 raise CommandLeftoverError((), _HOLDING, self.path)
             pause.rest()
+        self.start = self._file.size()  # again: the command that had it locked may have gone on writing
 
 
 DISK_FULL = "the disk of its log is full: free some space, or lower max_log_bytes="

@@ -194,9 +194,10 @@ def record_acquired(session: Session, clock: Clock, key: str, waiter: Waiter) ->
     detail = {"key": key, **_who(waiter)}
     granted = now if waiter.state is None or waiter.state.hold is None else waiter.state.hold.since
     if granted - waiter.since > _LONG_WAIT:
-        detail["since"], detail["granted"] = (
-            format_time(at - timedelta(seconds=now - moment)) for moment in (waiter.since, granted)
-        )
+        with suppress(OverflowError):  # the user's clock stands where time begins
+            detail["since"], detail["granted"] = (
+                format_time(at - timedelta(seconds=now - moment)) for moment in (waiter.since, granted)
+            )
     _record(session, at, "mutex.acquired", detail)
 
 

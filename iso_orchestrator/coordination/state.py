@@ -50,6 +50,11 @@ def update_with_step(runtime: WorkflowRuntime, update: Any) -> None:
         raise WorkflowUsageError("update_state(..., with_step=True) belongs inside a step of this workflow")
     if not callable(update):
         raise TypeError("update_state(..., with_step=True) takes a function of the state, not a state")
+    if attempt.is_recorded:
+        raise WorkflowUsageError(
+            f"step {attempt.flight.name!r} has ended, so that update_state(..., with_step=True) would be lost: "
+            "let its body wait for its threads and tasks"
+        )
     attempt.updates.append(update)
 
 

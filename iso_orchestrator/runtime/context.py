@@ -200,6 +200,7 @@ class Attempt:
         is_first: Whether no attempt at the same step, in key and version too, is on record before it.
         has_timeout: Whether its caller waits for its body no longer than until a timeout.
         has_ended: Whether its body has ended.
+        is_recorded: Whether its completion is being recorded, or was: no update of the state can come with it any more.
         updates: The functions given to `update_state(..., with_step=True)`.
         usage: What its agent used, as `StepCompleted` has it; None: it has none.
     """
@@ -211,6 +212,7 @@ class Attempt:
     is_first: bool = False
     has_timeout: bool = False
     has_ended: bool = False
+    is_recorded: bool = False
     updates: list[Callable[[Json], Json]] = attrs.field(factory=list)
     usage: Json = None
 

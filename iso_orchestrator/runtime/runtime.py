@@ -8,11 +8,12 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from datetime import datetime, timedelta
 from functools import partial
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 import attrs
 
-from iso_orchestrator.errors import DuplicateStepError
+from iso_orchestrator.errors import DuplicateStepError, WorkflowUsageError
 from iso_orchestrator.record.model import Json, WorkflowEvent
 from iso_orchestrator.record.projection import Limit, Projection, Wait
 from iso_orchestrator.record.workflow_record import WorkflowRecord
@@ -83,6 +84,7 @@ class WorkflowRuntime:
         self.around_command: AroundCommand = lambda command, run, _: run(command)
         self._claims: dict[str, tuple[str, str]] = {}
         self._guard = threading.Lock()
+        self._opening: int | None = None  # the thread that opens the session
         self._store = store
         self._session_store = store
         self._session: Session | None = None
@@ -105,15 +107,25 @@ class WorkflowRuntime:
             return session
         if self._session_store is not store:
             self._release_session()
+        thread = get_ident()
+        if self._opening == thread:
+            raise WorkflowUsageError(
+                f"workflow {self.workflow_id!r} was used in a signal handler that came while it was opened: "
+                "set a flag there, and look at it in the program"
+            )
         with self._guard:
-            if self._session is None or self._session.is_closed:
-                self._session = acquire_session(store, self.workflow_id, self._new_projection, self.clock)
-                self._session_store = store
-                if self.listeners:
-                    self._session.listening.add(self)
-                self._finalizer = weakref.finalize(self, self._session.drop)
-                self._finalizer.atexit = False  # `session` closes all that is open then
-            return self._session
+            self._opening = thread
+            try:
+                if self._session is None or self._session.is_closed:
+                    self._session = acquire_session(store, self.workflow_id, self._new_projection, self.clock)
+                    self._session_store = store
+                    if self.listeners:
+                        self._session.listening.add(self)
+                    self._finalizer = weakref.finalize(self, self._session.drop)
+                    self._finalizer.atexit = False  # `session` closes all that is open then
+                return self._session
+            finally:
+                self._opening = None
 
     def acquire(self) -> Session:
         """The session with one more reference, which `Session.release` or the end of a `with` releases.

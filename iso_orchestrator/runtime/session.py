@@ -110,19 +110,16 @@ class Session:
         if fences is None:
             fences = current_scope().fences
         self.refuse_inside()
+        node = current_node()
         with masked():
             self._wait_until_free()
             try:
                 with self._guard:
-                    log = self._log or self._open()
+                    self._inside = node
                     try:
-                        value, seq = self._append(log, decide, fences)
-                    except RemovedError as error:
-                        self._leave_removed(log, str(error), fences)
-                        if self.is_closed or not may_create:
-                            raise
-                        log = self._open()
-                        value, seq = self._append(log, decide, fences)
+                        value, log, seq = self._append_to_open(decide, fences, may_create)
+                    finally:
+                        self._inside = None
                 if durable:
                     log.sync(seq)
             except StoreError:
@@ -138,14 +135,19 @@ class Session:
     def completed(self, name: str, idempotency_key: str | None, version: str | None) -> StepState | None:
         """The step, if this process knows without a look at the disk that it is completed, durably."""
         self.refuse_inside()
+        node = current_node()
         self._wait_until_free()
         with self._guard:
-            log, projection = self._log, self._projection
-            step = projection.matching(name, idempotency_key, version) if projection is not None else None
-            if log is None or step is None or step.status is not StepStatus.COMPLETED or not log.is_current():
-                return None
-            self._sync(log, step.seq)
-            return step
+            self._inside = node
+            try:
+                log, projection = self._log, self._projection
+                step = projection.matching(name, idempotency_key, version) if projection is not None else None
+                if log is None or step is None or step.status is not StepStatus.COMPLETED or not log.is_current():
+                    return None
+                self._sync(log, step.seq)
+                return step
+            finally:
+                self._inside = None
 
     def begin_flight(self, step: InFlightStep) -> tuple[InFlightStep, OneShotEvent] | None:
         """Note that this thread runs *step*, or return the step of that name in flight, and the event of its end."""
@@ -208,15 +210,16 @@ class Session:
         return self._log is not None and self._log.process_id == process_id
 
     def refuse_inside(self) -> None:
-        """Raise in a function given to update_state(), which runs inside of a transaction.
+        """Raise in a function given to update_state(), and in a signal handler that came inside of a transaction.
 
         Raises:
             WorkflowUsageError: This thread is in one.
         """
         if self._inside is not None and self._inside is current_node():
             raise WorkflowUsageError(
-                f"workflow {self.workflow_id!r} was used inside a function given to update_state(): "
-                "it must only make the new state from the old one"
+                f"workflow {self.workflow_id!r} was used inside a function given to update_state(), which must only "
+                "make the new state from the old one, or in a signal handler that came while the workflow was at work: "
+                "set a flag there, and look at it in the program"
             )
 
     def __enter__(self) -> Session:
@@ -334,8 +337,21 @@ class Session:
             if _sessions.get(self.key) is self:
                 del _sessions[self.key]
 
+    def _append_to_open(
+        self, decide: Decision[T], fences: Sequence[Fence], may_create: bool
+    ) -> tuple[T, WorkflowLog, int]:
+        log = self._log or self._open()
+        try:
+            value, seq = self._append(log, decide, fences)
+        except RemovedError as error:
+            self._leave_removed(log, str(error), fences)
+            if self.is_closed or not may_create:
+                raise
+            log = self._open()
+            value, seq = self._append(log, decide, fences)
+        return value, log, seq
+
     def _append(self, log: WorkflowLog, decide: Decision[T], fences: Sequence[Fence]) -> tuple[T, int]:
-        self._inside = current_node()
         # Whatever is raised from here on, the next transaction reads from the disk what is true.
         projection, self._projection = self._projection, None
         try:
@@ -355,7 +371,6 @@ class Session:
             self._projection = projection
             return value, projection.seq
         finally:
-            self._inside = None
             log.unlock()
 
     def _check_fence(self, projection: Projection, fence: Fence) -> None:
@@ -406,12 +421,19 @@ class Session:
             raise
 
     def _close(self, wait: bool) -> None:
+        node = current_node()
         with self._guard:
-            with _registry_guard:
-                if self.references > 0 or self.is_closed:  # another thread acquired it meanwhile, or closed it
-                    return
-                self._leave_registry()
-            self._detach(wait)
+            self._inside = node
+            try:
+                with _registry_guard:
+                    if self.references > 0 or self.is_closed:  # another thread acquired it meanwhile, or closed it
+                        return
+                    self.is_closed = True
+                self._detach(wait)
+            finally:
+                self._inside = None
+                if self.is_closed:  # not before: a signal handler would open the workflow anew, and wait for this one
+                    self._leave_registry()
         self.listening.tell()
 
     def _detach(self, wait: bool) -> None:
@@ -433,6 +455,8 @@ def acquire_session(store: Store, workflow_id: str, new: Callable[[], Projection
     key = (store.identity, workflow_id)
     with _registry_guard:
         session = _sessions.get(key)
+        if session is not None:
+            session.refuse_inside()
         if session is None or not session.retain():
             session = Session(store, workflow_id, new, clock)
             session.references = 1

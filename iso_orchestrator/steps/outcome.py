@@ -26,6 +26,7 @@ _LONGEST_PAUSE = 1e9  # seconds; a retry policy may say more, and a time on reco
 def record_completion(clock: Clock, attempt: Attempt, data: Json) -> bool:
     """Record that a step completed, with *data* as its result; False where another attempt has taken it over."""
     at, name = clock.now(), attempt.flight.name
+    attempt.is_recorded = True
 
     def decide(projection: Projection) -> tuple[Sequence[Fact], bool]:
         if not _is_current(attempt, projection):

@@ -209,6 +209,32 @@ def test_workflows_that_share_a_log_dir_do_not_wait_for_each_other(workflow: Wor
         assert slow.result(DEADLINE).exit_code == 0
 
 
+def test_a_log_that_another_command_has_just_left_is_not_read(tmp_path: Path) -> None:
+    """Workflows of one id in two roots share a log: what one wrote while the other waited for it is not its result."""
+    begun, go_on = tmp_path / "begun", tmp_path / "go on"
+    first, second = (Workflow("w", dir=tmp_path / root) for root in ("a", "b"))
+    wait = 'touch "$1"; until [ -e "$2" ]; do sleep 0.01; done; echo "of the first"'
+    with first, second:
+        slow = in_thread(
+            first.command(name="work", log_dir=tmp_path / "logs")(lambda: shell(wait, str(begun), str(go_on)))
+        )
+        wait_until(begun.exists)
+        log = next((tmp_path / "logs").glob("*.1.log"))
+        soon = in_thread(second.command(name="work", log_dir=log.parent)(lambda: ["echo", "of the second"]))
+        wait_until(lambda: open_files().count(str(log)) >= 2)
+        go_on.touch()
+        assert slow.result(DEADLINE).stdout == "of the first\n"
+        assert soon.result(DEADLINE).stdout == "of the second\n"
+
+
+def open_files() -> list[str]:
+    paths = []
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(OSError):
+            paths.append(os.readlink(f"/proc/self/fd/{name}"))
+    return paths
+
+
 def test_a_store_in_memory_has_logs_too(tmp_path: Path) -> None:
     """Logs are files in the workflow's folder, wherever the record is."""
     workflow = Workflow("w", dir=tmp_path, store=f"memory://{tmp_path}")

@@ -504,6 +504,16 @@ def test_a_free_mutex_is_had_at_once(workflow: Workflow) -> None:
     assert take(workflow, timeout=0) == "had it"
 
 
+def test_a_wait_ends_whatever_the_users_clock_says(tmp_path: Path) -> None:
+    """No time is before the first one, from which the begin of the wait cannot be counted back."""
+    workflow = Workflow("w", dir=tmp_path, now=lambda: datetime.min.replace(tzinfo=UTC))
+    with workflow:
+        with workflow.mutex("slot"):
+            waiting = in_thread(take, workflow, timeout=None)
+            assert_waits(waiting)
+        assert waiting.result(DEADLINE) == "had it"
+
+
 def test_a_wait_that_takes_too_long_says_who_has_it(workflow: Workflow) -> None:
     """The error names key, timeout, process, host and since when, also if the holder is a thread of this process."""
     before = datetime.now(UTC) - timedelta(milliseconds=1)

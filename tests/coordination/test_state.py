@@ -7,6 +7,7 @@ import logging
 import os
 import threading
 from collections.abc import Iterator
+from contextvars import Context, copy_context
 from datetime import UTC, datetime, timedelta, timezone
 from enum import StrEnum
 from pathlib import Path
@@ -331,6 +332,15 @@ def test_an_attempt_that_fails_drops_its_updates(workflow: Workflow) -> None:
     with pytest.raises(OSError, match="no"):
         workflow.run_step("fails", fail)
     assert workflow.state == {"count": 1}
+
+
+def test_an_update_that_comes_after_its_step_is_refused(workflow: Workflow) -> None:
+    """A thread that the body did not wait for would otherwise have its update dropped without a word."""
+    contexts: list[Context] = []
+    workflow.run_step("step", lambda: contexts.append(copy_context()))
+    with pytest.raises(WorkflowUsageError, match="step 'step' has ended"):
+        contexts[0].run(workflow.update_state, count_up, with_step=True)
+    assert workflow.state == {"count": 0}
 
 
 @pytest.mark.slow

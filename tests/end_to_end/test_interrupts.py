@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 from types import FrameType
@@ -17,7 +17,7 @@ import pytest
 from support import DEADLINE, WatchedFS, failing
 from support_processes import child
 
-from iso_orchestrator import FileStore, MutexTimeoutError, StoreError, Workflow
+from iso_orchestrator import FileStore, MutexTimeoutError, StoreError, Workflow, WorkflowUsageError
 
 pytestmark = pytest.mark.slow
 
@@ -152,6 +152,57 @@ def test_real_alarms_leave_the_store_alive(tmp_path: Path) -> None:
     with child(ALARMS, tmp_path) as process:
         assert int(process.line(DEADLINE)) > 0
         process.end()
+
+
+class HandleAt:
+    """Sends this thread SIGUSR1, whose handler is given, as the package's function of that number is called."""
+
+    def __init__(self, number: int, handle: Callable[[], object]) -> None:
+        self.has_come = False
+        self._left = number
+        self._handle = handle
+
+    def __enter__(self) -> None:
+        self._handler = signal.signal(signal.SIGUSR1, lambda *_: self._handle())
+        self._before = sys.gettrace()
+        sys.settrace(self._called)
+
+    def __exit__(self, *_: object) -> None:
+        sys.settrace(self._before)
+        signal.signal(signal.SIGUSR1, self._handler)
+
+    def _called(self, frame: FrameType, _: str, __: object) -> None:
+        if f"{os.sep}iso_orchestrator{os.sep}" in frame.f_code.co_filename and not self.has_come:
+            self._left -= 1
+            if self._left == 0:
+                self.has_come = True
+                signal.raise_signal(signal.SIGUSR1)
+
+
+def test_a_signal_handler_may_use_the_workflow_at_any_place(tmp_path: Path) -> None:
+    """It records, or is told that it came in the middle of something. It does not wait for what it has interrupted."""
+    recorded = refused = 0
+    for number in (*range(1, 40, 3), *range(40, 4000, 47)):
+        workflow = Workflow("w", dir=tmp_path / str(number))
+
+        def handle(workflow: Workflow = workflow) -> None:
+            nonlocal recorded, refused
+            try:
+                workflow.append_event("signal")
+                recorded += 1
+            except WorkflowUsageError as error:
+                assert "signal handler" in str(error)
+                refused += 1
+
+        at = HandleAt(number, handle)
+        with at, workflow:
+            assert workflow.run_step("step", lambda: 1) == 1
+            with workflow.mutex("slot"):
+                workflow.update_state({"n": number})
+        assert workflow.state == {"n": number}
+        if not at.has_come:
+            break
+    assert min(recorded, refused) > 0
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import get_ident
 
 from iso_orchestrator.errors import StoreError
 from iso_orchestrator.system.events import wait_until_free
@@ -37,6 +38,8 @@ class GroupCommit:
         self._sync_file = sync_file
         self._lock = threading.Lock()  # held during a sync
         self._turn = threading.Lock()  # for the next sync: held by the thread that will do it, until its end
+        self._leaders: set[int] = set()  # the threads that have a turn
+        self._syncing: int | None = None  # the one that has the lock
 
     def wait_for(self, seq: int) -> None:
         """Return when all facts up to *seq* are durable.
@@ -44,15 +47,33 @@ class GroupCommit:
         Raises:
             StoreError: A sync has failed.
         """
+        thread = get_ident()  # not after a lock is taken: a signal handler may come in each call
         while self.failure is None and self.synced < seq:
+            if thread in self._leaders:  # this is a handler, or called by one
+                self._lead(seq, thread)
+                continue
             turn = self._turn
             wait_until_free(turn)  # Ctrl-C ends the waits, and never a sync
             if self.failure is None and self.synced < seq:
                 with turn:
-                    wait_until_free(self._lock)
-                    with self._lock:
-                        self._sync_up_to(seq)
+                    self._leaders.add(thread)
+                    try:
+                        self._lead(seq, thread)
+                    finally:
+                        self._leaders.discard(thread)
         self.check()
+
+    def _lead(self, seq: int, thread: int) -> None:
+        if thread == self._syncing:
+            self._sync_up_to(seq)
+            return
+        wait_until_free(self._lock)
+        with self._lock:
+            self._syncing = thread
+            try:
+                self._sync_up_to(seq)
+            finally:
+                self._syncing = None
 
     def check(self) -> None:
         """Raise when a sync has failed."""
