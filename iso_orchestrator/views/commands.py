@@ -47,7 +47,7 @@ from iso_orchestrator.views.terminal import Terminal
 from iso_orchestrator.views.timeline_file import default_file, read_page, write_file, write_timeline
 from iso_orchestrator.views.top import Looked, top_lines
 from iso_orchestrator.views.watching import watch
-from iso_orchestrator.views.why import unknown_lines, why_lines
+from iso_orchestrator.views.why import unknown, why_lines
 from iso_orchestrator.views.words import exit_code, joined, steps_of
 
 _TOP_LINES = 100  # of `top` in a pipe: what has no room is counted
@@ -223,10 +223,8 @@ def do_why(options: argparse.Namespace) -> int:
         raise WorkflowUsageError("why needs a step: why WORKFLOW STEP; `show` lists the steps")
     projection = live.read(store, workflow_id)
     history = live.history_as_of(store, projection)
-    found = find_steps(history, step)
-    if not found:
-        print_lines(unknown_lines(history, step, Terminal.of()))
-        return 1
+    if not find_steps(history, step):
+        return fail(unknown(history, step))
     print_lines(why_lines(projection, history, find_step(history, step), Terminal.of()))
     return 0
 

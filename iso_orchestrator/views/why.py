@@ -33,13 +33,11 @@ def why_lines(projection: Projection, history: History, step: StepHistory, termi
     return [f"{sign} {head[0]}", *head[1:], *fact_lines(_facts(projection, history, step), terminal)]
 
 
-def unknown_lines(history: History, name: str, terminal: Terminal) -> list[str]:
+def unknown(history: History, name: str) -> str:
     """Say that no step has the name, and which ones have a name like it."""
     near = difflib.get_close_matches(name, [step.name for step in history.steps], _NEAR, 0.5)
-    lines = [f"not on record: a call with the name {name!r} runs"]
-    if near:
-        lines.append(f"names like it: {', '.join(near)}; a step whose name has changed is another step")
-    return [line for text in lines for line in terminal.lines(text, hanging=2)]
+    like = f"; names like it: {', '.join(near)}. A step whose name has changed is another step" if near else ""
+    return f"step {name!r} is not on record: a call with that name runs{like}"
 
 
 def _head(history: History, step: StepHistory) -> str:

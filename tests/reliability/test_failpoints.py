@@ -173,6 +173,9 @@ def look(client: Client) -> None:
     assert len(list(client.store.list())) == 1
     with suppress(WorkflowBusyError):
         FileStore(client.root, client.fs).delete("w")
+    with suppress(WorkflowBusyError):
+        FileStore(client.root, client.fs).delete_logs("w")
+    assert FileStore(client.root, client.fs).size_of("w").record > 0
     with client.workflow.mutex("m"):
         client.step("step")
         client.step("step")

@@ -356,7 +356,7 @@ class FileStore(Store):
             raise WorkflowBusyError(workflow_id, info.pid, info.host, info.since)
 
     def _size_of(self, paths: Iterable[str]) -> int:
-        found = map(self._fs.identify_path, paths)
+        found = [self._fs.identify_path(path) for path in paths]
         return sum(info.st_blocks * 512 for info in found if info is not None)
 
     def _owners(self, paths: Paths) -> set[str]:
