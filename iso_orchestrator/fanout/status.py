@@ -10,9 +10,8 @@ from typing import NamedTuple
 import attrs
 
 from iso_orchestrator.checks import escape_terminal
-from iso_orchestrator.notes import describe_cost, describe_seconds
 from iso_orchestrator.record.projection import Wait
-from iso_orchestrator.text import cut, seconds_text, width
+from iso_orchestrator.text import cut, money_text, seconds_text, width
 
 _LEAST_LABEL = 16  # columns
 _LEAST_BAR = 8
@@ -95,13 +94,13 @@ class BatchStatus:
 
         Example:
             >>> BatchStatus("review", 60, 37, 1, 21, None, 29.1, 19.84, 1.6, False).sentence()
-            'review: 37 of 60 done (21 from the record), 1 failed, 29 s gone, about 20 s left, $1.60'
+            'review: 37 of 60 done (21 from the record), 1 failed, 29.1 s gone, about 19.8 s left, $1.60'
         """
         done = f"{self.done} done" if self.total is None else f"{self.done} of {self.total} done"
         parts = [done + self._from_record, *self._troubles()]
-        parts.append(f"{describe_seconds(self.seconds_gone)}{'' if self.is_over else ' gone'}")
+        parts.append(f"{seconds_text(self.seconds_gone)}{'' if self.is_over else ' gone'}")
         if self.seconds_left is not None:
-            parts.append(f"about {describe_seconds(self.seconds_left)} left")
+            parts.append(f"about {seconds_text(self.seconds_left)} left")
         return f"{self.label}: {', '.join([*parts, *self._costs()])}"
 
     def line(self, columns: int, signs: Signs = LINES) -> str:
@@ -140,4 +139,4 @@ class BatchStatus:
         return failed if self.limit is None else [*failed, str(self.limit)]
 
     def _costs(self) -> list[str]:
-        return [describe_cost(self.cost)] if self.cost else []
+        return [money_text(self.cost)] if self.cost else []
