@@ -113,6 +113,16 @@ def money_text(dollars: float) -> str:
     return f"${dollars:.4f}" if 0 < dollars < 0.0995 else f"${dollars:,.2f}"
 
 
+def counted(count: int, what: str) -> str:
+    """Show a number and its noun.
+
+    Example:
+        >>> counted(1, "step"), counted(3, "step")
+        ('1 step', '3 steps')
+    """
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
 def count_text(count: int) -> str:
     """Show a large count, of tokens for example.
 

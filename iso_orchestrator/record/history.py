@@ -316,11 +316,6 @@ class History:
     last_error: ErrorInfo | None = None
     item_waits: tuple[WaitSpan, ...] = ()
 
-    @property
-    def failed_steps(self) -> int:
-        """How many steps of the record failed."""
-        return self.totals.steps.get(Outcome.FAILED, 0)
-
     def to_rows(self) -> list[dict[str, Any]]:
         """A flat row for each step, as `WorkflowRecord.to_rows` returns them."""
         return [step.to_row(self.now) for step in self.steps if not step.is_reset]

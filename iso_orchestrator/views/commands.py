@@ -48,7 +48,7 @@ from iso_orchestrator.views.timeline_file import default_file, read_page, write_
 from iso_orchestrator.views.top import Looked, top_lines
 from iso_orchestrator.views.watching import watch
 from iso_orchestrator.views.why import unknown_lines, why_lines
-from iso_orchestrator.views.words import exit_code, joined, steps_of
+from iso_orchestrator.views.words import exit_code, failed_steps, joined
 
 _TOP_LINES = 100  # of `top` in a pipe: what has no room is counted
 _CLEAR = "\x1b[H\x1b[J"
@@ -120,10 +120,9 @@ def _shown(options: argparse.Namespace, store: Store, projection: Projection, hi
     head = head_lines(history, terminal)
     parts = []
     if options.failed:
-        failed = [step for step in steps_of(history) if step.outcome is Outcome.FAILED]
-        parts += [step_lines(history, step, terminal, last_words(projection, step.name)) for step in failed] or [
-            ["no step has failed"]
-        ]
+        parts += [
+            step_lines(history, step, terminal, last_words(projection, step.name)) for step in failed_steps(history)
+        ] or [["no step has failed"]]
     if options.steps:
         parts.append(steps_lines(history, terminal))
     if options.events is not None:

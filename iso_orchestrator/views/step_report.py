@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from datetime import datetime
+from functools import partial
 
 from iso_orchestrator.errors import WorkflowUsageError
 from iso_orchestrator.record.history import AttemptSpan, History, Outcome, StepHistory, WaitSpan
 from iso_orchestrator.record.model import ErrorInfo
-from iso_orchestrator.text import money_text, seconds_text, time_text
+from iso_orchestrator.text import counted, money_text, seconds_text, time_text
 from iso_orchestrator.views.causes import shortened, user_frames
 from iso_orchestrator.views.terminal import Cell, Column, Style, Terminal, style_of
 from iso_orchestrator.views.words import (
     cost_text,
-    counted,
     fact_lines,
     joined,
+    met_first,
     outcome_text,
     result_text,
     seconds_of,
@@ -182,8 +183,7 @@ def _try_row(history: History, step: StepHistory, span: AttemptSpan | WaitSpan) 
     took = seconds_text(_seconds(span, history.now))
     begun = time_text(span.begun, step.begun)
     if isinstance(span, WaitSpan):
-        met = f", met first by {span.met_by}" if span.met_by not in {None, step.name} else ""
-        return ["", begun, took, wait_text(span, history.now) + met, ""]
+        return ["", begun, took, wait_text(span, partial(time_text, today=history.now)) + met_first(span), ""]
     usage = span.usage
     cost = money_text(usage.cost_usd) if usage is not None and usage.cost_usd is not None else ""
     what = "met a usage limit" if span.limit_until is not None else span.outcome.value

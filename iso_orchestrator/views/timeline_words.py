@@ -8,18 +8,10 @@ from collections import Counter, defaultdict
 
 from iso_orchestrator.checks import escape_terminal
 from iso_orchestrator.record.history import History, Outcome, StepHistory
-from iso_orchestrator.record.model import ErrorInfo, WorkflowStatus
-from iso_orchestrator.text import money_text, seconds_text
+from iso_orchestrator.record.model import ErrorInfo
+from iso_orchestrator.text import counted, money_text, seconds_text
 from iso_orchestrator.views.top import time_left
-from iso_orchestrator.views.words import counted
-
-SIGNS = {
-    Outcome.FAILED: "✕",
-    Outcome.RUNNING: "●",
-    Outcome.WAITING: "◔",
-    Outcome.INTERRUPTED: "†",
-    Outcome.COMPLETED: "✓",
-}
+from iso_orchestrator.views.words import failed_steps
 
 
 def safe(text: str) -> str:
@@ -30,18 +22,6 @@ def safe(text: str) -> str:
 def duration(seconds: float) -> str:
     """A time span that no line end splits."""
     return seconds_text(seconds).replace(" ", "\xa0")
-
-
-def headline(history: History) -> tuple[Outcome, str]:
-    """The state of a workflow, and its words. One whose steps failed is never just "completed"."""
-    failed = history.totals.steps.get(Outcome.FAILED, 0)
-    part = f", {counted(failed, 'step')} failed" if failed else ""
-    if history.is_alive:
-        return Outcome.RUNNING, f"Running{part}"
-    if history.status is WorkflowStatus.RUNNING:
-        return Outcome.INTERRUPTED, f"Interrupted: its process died{part}"
-    is_failed = failed or history.status is WorkflowStatus.FAILED
-    return Outcome.FAILED if is_failed else Outcome.COMPLETED, f"{history.status.value.capitalize()}{part}"
 
 
 def lede(history: History) -> str:
@@ -83,11 +63,6 @@ def causes(history: History) -> list[tuple[ErrorInfo, list[StepHistory]]]:
         message = error_of(step).message.replace(repr(step.name), "").replace(step.name, "")
         found[error_of(step).name, re.sub(r"[0-9a-f]{8,}|\d+", "0", message)].append(step)
     return [(error_of(steps[0]), steps) for steps in sorted(found.values(), key=len, reverse=True)]
-
-
-def failed_steps(history: History) -> list[StepHistory]:
-    """The steps that failed, the first one first."""
-    return [step for step in history.steps if step.outcome is Outcome.FAILED and not step.is_reset]
 
 
 def error_of(step: StepHistory) -> ErrorInfo:

@@ -10,12 +10,12 @@ import attrs
 from iso_orchestrator.record.history import Batch, History, LimitSpan, Outcome, RunSpan, StepHistory, WaitFor
 from iso_orchestrator.record.projection import Projection
 from iso_orchestrator.store import Store
-from iso_orchestrator.text import money_text, seconds_text, time_text, width
+from iso_orchestrator.text import counted, money_text, seconds_text, time_text, width
 from iso_orchestrator.views.live import history_as_of
 from iso_orchestrator.views.logs import last_line
 from iso_orchestrator.views.terminal import Cell, Column, Span, Style, Terminal
 from iso_orchestrator.views.words import (
-    counted,
+    done_and_failed,
     is_running,
     outcome_text,
     status_span,
@@ -124,7 +124,7 @@ def _pid(run: RunSpan) -> str:
 
 def _bar_line(history: History, terminal: Terminal) -> str:
     steps = steps_of(history)
-    done, failed = (sum(step.outcome is one for step in steps) for one in (Outcome.COMPLETED, Outcome.FAILED))
+    done, failed = done_and_failed(steps)
     total = max(1, _total(history, steps))
     spans: list[Span] = [(f"  {failed} failed", Style.FAILED)] if failed else []
     left = time_left(history)

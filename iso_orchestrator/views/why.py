@@ -13,7 +13,7 @@ from iso_orchestrator.record.projection import Projection, StepState
 from iso_orchestrator.text import seconds_text, time_text
 from iso_orchestrator.views.causes import brief
 from iso_orchestrator.views.terminal import Terminal, style_of
-from iso_orchestrator.views.words import fact_lines, outcome_text, steps_of, waiting_for
+from iso_orchestrator.views.words import fact_lines, limit_name, outcome_text, steps_of, waiting_for
 
 _NEAR = 3  # names like one that is not on record
 _TRIES = 12  # attempts that are told, the last ones
@@ -119,12 +119,12 @@ def _held_back(history: History, step: StepHistory) -> str:
     if in_force:
         last = max(in_force, key=lambda limit: limit.until)
         left = seconds_text((last.until - history.now).total_seconds())
-        return f"by {_limit(last.key)} until {time_text(last.until, history.now)}, in {left}"
+        return f"by {limit_name(last.key)} until {time_text(last.until, history.now)}, in {left}"
     holder = _holder(history, step)
     if holder is not None:
         return f"by key {step.key}, which step {holder.name!r} has"
     free = [f"key {step.key} is free"] if step.key is not None else []
-    over = [f"{_limit(met[-1].key)} ended at {time_text(met[-1].until, history.now)}"] if met else []
+    over = [f"{limit_name(met[-1].key)} ended at {time_text(met[-1].until, history.now)}"] if met else []
     reasons = ", ".join([*free, *over])
     return f"by nothing{reasons and f': {reasons}'}" + ("" if history.is_alive else "; no process has a run now")
 
@@ -132,10 +132,6 @@ def _held_back(history: History, step: StepHistory) -> str:
 def _holder(history: History, step: StepHistory) -> StepHistory | None:
     running = [other for other in steps_of(history) if other.outcome is Outcome.RUNNING and other.name != step.name]
     return next((other for other in running if step.key is not None and other.key == step.key), None)
-
-
-def _limit(key: str | None) -> str:
-    return f"the limit of {key}" if key else "its limit"
 
 
 def _told(history: History, events: Sequence[WorkflowEvent], step: StepHistory) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
+from functools import partial
 
 from iso_orchestrator.record.history import History, Outcome, StepHistory, WaitFor, WaitSpan
 from iso_orchestrator.record.model import Json, WorkflowStatus
@@ -38,7 +40,7 @@ def fact_lines(facts: Iterable[tuple[str, str]], terminal: Terminal) -> list[str
 
 def status_words(history: History) -> tuple[Outcome | None, str]:
     """The outcome of a workflow and its words: "completed, 3 failed". A workflow without any run is None, "idle"."""
-    failed = sum(step.outcome is Outcome.FAILED for step in steps_of(history))
+    failed = len(failed_steps(history))
     also = f", {failed} failed" if failed else ""
     if is_running(history):
         return Outcome.RUNNING, f"running{also}"
@@ -67,6 +69,17 @@ def status_span(history: History, terminal: Terminal) -> list[Span]:
 def steps_of(history: History) -> list[StepHistory]:
     """The steps that are on record: not those that were reset, and have not run since."""
     return [step for step in history.steps if not step.is_reset]
+
+
+def failed_steps(history: History) -> list[StepHistory]:
+    """The steps on record that failed, the first one first."""
+    return [step for step in steps_of(history) if step.outcome is Outcome.FAILED]
+
+
+def done_and_failed(steps: Iterable[StepHistory]) -> tuple[int, int]:
+    """How many of *steps* completed, and how many failed."""
+    counts = Counter(step.outcome for step in steps)
+    return counts[Outcome.COMPLETED], counts[Outcome.FAILED]
 
 
 def is_running(history: History) -> bool:
@@ -99,7 +112,7 @@ def outcome_text(step: StepHistory, now: datetime) -> str:
     if step.outcome is Outcome.WAITING:
         wait = waiting_for(step)
         why = f" ({step.error.name})" if step.error is not None and wait and wait.kind is WaitFor.BACKOFF else ""
-        return "waits" if wait is None else wait_text(wait, now) + why
+        return "waits" if wait is None else wait_text(wait, partial(time_text, today=now)) + why
     if step.outcome is Outcome.INTERRUPTED:
         return "interrupted; the next run takes it over"
     if step.outcome is Outcome.COMPLETED:
@@ -131,13 +144,13 @@ def waiting_for(step: StepHistory) -> WaitSpan | None:
     return step.waits[-1] if step.waits and step.waits[-1].ended is None else None
 
 
-def wait_text(wait: WaitSpan, now: datetime) -> str:
-    """What a step waits for, or waited for, and until when."""
-    at = "" if wait.until is None else time_text(wait.until, now)
+def wait_text(wait: WaitSpan, time: Callable[[datetime], str]) -> str:
+    """What a step waits for, or waited for, and until when; *time* shows that."""
+    at = "" if wait.until is None else time(wait.until)
     held = f", held by {wait.holder}" if wait.holder else ""
     match wait.kind:
         case WaitFor.LIMIT:
-            return f"waits for {_limit(wait)}{at and f' until {at}'}"
+            return f"waits for {limit_name(wait.key)}{at and f' until {at}'}"
         case WaitFor.BACKOFF:
             return f"waits for its next attempt{at and f' at {at}'}"
         case WaitFor.KEY:
@@ -146,8 +159,14 @@ def wait_text(wait: WaitSpan, now: datetime) -> str:
             return f"waits for {wait.holder or 'another process'}, which runs it"
 
 
-def _limit(wait: WaitSpan) -> str:
-    return f"the limit of {wait.key}" if wait.key else "its limit"
+def met_first(wait: WaitSpan) -> str:
+    """Which other step met the limit first that a step waits for: ", met first by ..."; "" for no other."""
+    return f", met first by {wait.met_by}" if wait.met_by not in {None, wait.step} else ""
+
+
+def limit_name(key: str | None) -> str:
+    """The limit of a step, by its key."""
+    return f"the limit of {key}" if key else "its limit"
 
 
 def json_text(value: Json) -> str:
@@ -161,12 +180,4 @@ def exit_code(history: History) -> int:
         return 12
     if history.runs and (history.status is WorkflowStatus.RUNNING or history.runs[-1].has_died):
         return 11
-    has_failed = history.status is WorkflowStatus.FAILED or any(
-        step.outcome is Outcome.FAILED for step in steps_of(history)
-    )
-    return 10 if has_failed else 0
-
-
-def counted(count: int, what: str) -> str:
-    """A number and its noun."""
-    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+    return 10 if history.status is WorkflowStatus.FAILED or failed_steps(history) else 0
