@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import datetime, tzinfo
+from operator import itemgetter
 from typing import NamedTuple
 
 import attrs
 
 from iso_orchestrator.checks import escape_terminal
-from iso_orchestrator.record.projection import Wait
-from iso_orchestrator.text import cut, money_text, seconds_text, width
+from iso_orchestrator.text import cut, money_text, seconds_text, time_text, width
 
 _LEAST_LABEL = 16  # columns
 _LEAST_BAR = 8
 _LONGEST_BAR = 40
+_TIMED = 3  # items after which the time left is told
 
 
 class Signs(NamedTuple):
@@ -32,12 +33,13 @@ ASCII = Signs("=", ".", "...")
 
 @attrs.frozen
 class LimitInForce:
-    """A limit that *steps* wait for, as it is at the time *now*."""
+    """A limit that *steps* wait for, as it is at the time *now*. Its end is shown in *zone*; None: this machine's."""
 
     steps: int
     key: str
     until: datetime
     now: datetime
+    zone: tzinfo | None = None
 
     @property
     def seconds_left(self) -> float:
@@ -45,23 +47,36 @@ class LimitInForce:
         return (self.until - self.now).total_seconds()
 
     def __str__(self) -> str:
-        until = self.until.astimezone()
-        is_today = until.date() == self.now.astimezone().date()
-        shown = f"{until:%H:%M:%S}" if is_today else f"{until:%Y-%m-%d %H:%M:%S}"
-        return f"{self.steps} {'waits' if self.steps == 1 else 'wait'} for {self.key} until {shown}"
+        until = time_text(self.until, self.now, self.zone)
+        return f"{self.steps} {'waits' if self.steps == 1 else 'wait'} for {self.key} until {until}"
 
 
-def soonest_limit(waits: Iterable[Wait], now: datetime) -> LimitInForce | None:
-    """The limit that ends first of those that steps wait for.
+def soonest_limit(
+    waits: Iterable[tuple[str | None, datetime | None]], now: datetime, zone: tzinfo | None = None
+) -> LimitInForce | None:
+    """The limit that ends first of those that steps wait for, given as the key and the end of each wait.
 
     A step that waited is on record as waiting until its turn has come, which may be long after the limit.
     """
-    ahead = [wait for wait in waits if wait.until > now]
+    ahead = [(key, until) for key, until in waits if until is not None and until > now]
     if not ahead:
         return None
-    first = min(ahead, key=lambda wait: wait.until)
-    steps = Counter(wait.key for wait in ahead)[first.key]
-    return LimitInForce(steps, "a limit" if first.key is None else escape_terminal(first.key), first.until, now)
+    key, until = min(ahead, key=itemgetter(1))
+    steps = Counter(other for other, _ in ahead)[key]
+    return LimitInForce(steps, "a limit" if key is None else escape_terminal(key), until, now, zone)
+
+
+def time_left(left: int, ended: int, seconds: float, max_parallel: int, limit: float) -> float | None:
+    """About how many seconds the rest of a batch takes; None if too little is known, or nothing is left.
+
+    Args:
+        left: Items that have not ended.
+        ended: Items that have ended in this run.
+        seconds: How long those held a worker, all together.
+        max_parallel: Items at a time.
+        limit: Seconds until a limit ends that is in force.
+    """
+    return left * seconds / ended / min(left, max_parallel) + limit if left and ended >= _TIMED else None
 
 
 @attrs.frozen

@@ -223,8 +223,8 @@ class StepHistory:
             "attempts": self.attempt_count,
             "began": self.begun,
             "ended": self.ended,
-            "work_s": _seconds(self.attempts, now),
-            "waited_s": _seconds(self.waits, now),
+            "work_s": seconds_in(self.attempts, now),
+            "waited_s": seconds_in(self.waits, now),
             "key": self.key,
             "batch": self.batch,
             "item": self.item,
@@ -316,6 +316,16 @@ class History:
     last_error: ErrorInfo | None = None
     item_waits: tuple[WaitSpan, ...] = ()
 
+    @property
+    def limits_in_force(self) -> list[LimitSpan]:
+        """Those that have not ended."""
+        return [limit for limit in self.limits if limit.until > self.now]
+
+    @property
+    def open_batches(self) -> list[Batch]:
+        """Those that go on."""
+        return [batch for batch in self.batches if batch.ended is None] if self.is_alive else []
+
     def to_rows(self) -> list[dict[str, Any]]:
         """A flat row for each step, as `WorkflowRecord.to_rows` returns them."""
         return [step.to_row(self.now) for step in self.steps if not step.is_reset]
@@ -333,7 +343,8 @@ class History:
         return self.now if self.is_alive else self.updated_at
 
 
-def _seconds(spans: Sequence[AttemptSpan] | Sequence[WaitSpan], now: datetime) -> float:
+def seconds_in(spans: Sequence[AttemptSpan | WaitSpan], now: datetime) -> float:
+    """The seconds of all *spans* together; those that go on count up to *now*."""
     times = ((span.ended or max(span.begun, now)) - span.begun for span in spans)
     return sum(times, timedelta()).total_seconds()
 

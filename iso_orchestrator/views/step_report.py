@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from datetime import datetime
 from functools import partial
 
 from iso_orchestrator.errors import WorkflowUsageError
-from iso_orchestrator.record.history import AttemptSpan, History, Outcome, StepHistory, WaitSpan
+from iso_orchestrator.record.history import AttemptSpan, History, Outcome, StepHistory, WaitSpan, seconds_in
 from iso_orchestrator.record.model import ErrorInfo
 from iso_orchestrator.text import counted, money_text, seconds_text, time_text
 from iso_orchestrator.views.causes import shortened, user_frames
@@ -83,8 +82,8 @@ def _fact_lines(history: History, step: StepHistory, terminal: Terminal, span: A
 def _facts(history: History, step: StepHistory) -> Iterator[tuple[str, str]]:
     yield "state", _state(history, step)
     if step.begun is not None:
-        work = sum(_seconds(span, history.now) for span in step.attempts)
-        waits = sum(_seconds(wait, history.now) for wait in step.waits)
+        work = seconds_in(step.attempts, history.now)
+        waits = seconds_in(step.waits, history.now)
         took = f"{time_text(step.begun, history.now)} UTC, took {seconds_text(seconds_of(step, history.now))}"
         waited = f": {seconds_text(work)} of work, {seconds_text(waits)} of waiting" if waits >= 0.0005 else ""
         yield "began", took + waited
@@ -115,7 +114,7 @@ def _facts(history: History, step: StepHistory) -> Iterator[tuple[str, str]]:
 
 def _attempt_facts(history: History, span: AttemptSpan) -> Iterator[tuple[str, str]]:
     yield "attempt", f"{span.number}, {span.outcome.value}"
-    yield "began", f"{time_text(span.begun, history.now)} UTC, took {seconds_text(_seconds(span, history.now))}"
+    yield "began", f"{time_text(span.begun, history.now)} UTC, took {seconds_text(seconds_in([span], history.now))}"
     if span.run is not None:
         yield "run", str(span.run)
     if span.limit_until is not None:
@@ -180,7 +179,7 @@ def _try_lines(history: History, step: StepHistory, terminal: Terminal, span: At
 
 
 def _try_row(history: History, step: StepHistory, span: AttemptSpan | WaitSpan) -> list[Cell]:
-    took = seconds_text(_seconds(span, history.now))
+    took = seconds_text(seconds_in([span], history.now))
     begun = time_text(span.begun, step.begun)
     if isinstance(span, WaitSpan):
         return ["", begun, took, wait_text(span, partial(time_text, today=history.now)) + met_first(span), ""]
@@ -188,10 +187,6 @@ def _try_row(history: History, step: StepHistory, span: AttemptSpan | WaitSpan) 
     cost = money_text(usage.cost_usd) if usage is not None and usage.cost_usd is not None else ""
     what = "met a usage limit" if span.limit_until is not None else span.outcome.value
     return [str(span.number), begun, took, (what, style_of(span.outcome)), cost]
-
-
-def _seconds(span: AttemptSpan | WaitSpan, now: datetime) -> float:
-    return ((span.ended or now) - span.begun).total_seconds()
 
 
 def _error_lines(error: ErrorInfo, terminal: Terminal) -> list[str]:

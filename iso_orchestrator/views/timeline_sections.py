@@ -6,9 +6,17 @@ import html
 import shlex
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from datetime import timedelta
 
-from iso_orchestrator.record.history import AttemptSpan, History, Outcome, RunSpan, StepHistory, WaitFor, WaitSpan
+from iso_orchestrator.record.history import (
+    AttemptSpan,
+    History,
+    Outcome,
+    RunSpan,
+    StepHistory,
+    WaitFor,
+    WaitSpan,
+    seconds_in,
+)
 from iso_orchestrator.record.model import ErrorInfo
 from iso_orchestrator.text import count_text, counted, money_text
 from iso_orchestrator.views.causes import folded, shortened
@@ -19,11 +27,10 @@ from iso_orchestrator.views.timeline_words import (
     causes,
     duration,
     error_of,
-    expected_steps,
     lede,
     safe,
 )
-from iso_orchestrator.views.words import cost_text, met_first, status_words, wait_text
+from iso_orchestrator.views.words import cost_text, expected_steps, met_first, status_words, wait_text
 
 _CAUSES, _NAMES = 40, 12  # causes that are listed, and steps of each
 _ROWS = 120  # of the table without script
@@ -199,7 +206,7 @@ class Page:
         chips = {
             "failed": ("Failed", lambda step: step.outcome is Outcome.FAILED),
             "retried": ("Retried", lambda step: len(step.attempts) > 1),
-            "waited": ("Waited", lambda step: any(_seconds(wait, self.history) for wait in step.waits)),
+            "waited": ("Waited", lambda step: seconds_in(step.waits, self.history.now) > 0),
             "interrupted": ("Interrupted", lambda step: any(a.outcome is Outcome.INTERRUPTED for a in step.attempts)),
             "open": ("Not done", lambda step: step.outcome in {Outcome.RUNNING, Outcome.WAITING}),
         }
@@ -259,7 +266,7 @@ class Page:
         counts: defaultdict[str, int] = defaultdict(int)
         for step in self.history.steps:
             if step.key is not None:
-                seconds[step.key] += sum(_seconds(span, self.history) for span in step.attempts)
+                seconds[step.key] += seconds_in(step.attempts, self.history.now)
                 counts[step.key] += 1
         busiest = sorted(seconds, key=seconds.__getitem__, reverse=True)[:_KEYS]
         if not busiest:
@@ -277,10 +284,9 @@ class Page:
     def _bottleneck(self, key: str) -> str:
         """Say so where one key was in use for most of the time: its waits count, since nothing else runs under it."""
         steps = [step for step in self.history.steps if step.key == key]
-        busy = sum(_seconds(span, self.history) for step in steps for span in step.attempts)
-        busy += sum(
-            _seconds(wait, self.history) for step in steps for wait in step.waits if wait.kind is not WaitFor.KEY
-        )
+        held: list[AttemptSpan | WaitSpan] = [span for step in steps for span in step.attempts]
+        held += [wait for step in steps for wait in step.waits if wait.kind is not WaitFor.KEY]
+        busy = seconds_in(held, self.history.now)
         part = busy / max(self._totals.took - self._totals.away, 1e-3)
         if part < 0.6:
             return ""
@@ -328,7 +334,7 @@ class Page:
 
     def _cells(self, step: StepHistory) -> Iterator[str]:
         yield NONE if step.begun is None else self.clock.time(step.begun)
-        yield duration(sum(_seconds(span, self.history) for span in step.attempts))
+        yield duration(seconds_in(step.attempts, self.history.now))
         yield str(step.attempt_count or len(step.attempts))
         yield cost_text([step]) or NONE
 
@@ -392,7 +398,3 @@ def _hatches() -> str:
         for paint in _HATCHED
     )
     return f'<svg width="0" height="0" aria-hidden="true"><defs>{patterns}</defs></svg>'
-
-
-def _seconds(span: AttemptSpan | WaitSpan, history: History) -> float:
-    return max(0.0, ((span.ended or history.now) - span.begun) / timedelta(seconds=1))

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import html
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 
 from iso_orchestrator.checks import escape_terminal
 from iso_orchestrator.record.history import History, Outcome, StepHistory
 from iso_orchestrator.record.model import ErrorInfo
 from iso_orchestrator.text import counted, money_text, seconds_text
-from iso_orchestrator.views.top import time_left
-from iso_orchestrator.views.words import failed_steps
+from iso_orchestrator.views.words import expected_steps, failed_steps, seconds_left
 
 
 def safe(text: str) -> str:
@@ -33,7 +32,7 @@ def lede(history: History) -> str:
         for outcome in (Outcome.FAILED, Outcome.RUNNING, Outcome.WAITING, Outcome.INTERRUPTED)
         if (count := totals.steps.get(outcome, 0))
     ]
-    left = time_left(history) if history.is_alive else None
+    left = seconds_left(history)
     text = f"{', '.join(parts)}, in {duration(totals.took)}{'' if left is None else f', about {duration(left)} left'}."
     if totals.deaths:
         resumed = " and it was resumed" if len(history.runs) > 1 and not history.runs[-1].has_died else ""
@@ -46,14 +45,6 @@ def lede(history: History) -> str:
         text += "did not run again"
     lost = f", {duration(totals.lost)} of work was lost" if totals.lost else ""
     return f"{text}{lost}." if totals.deaths or totals.kept_steps else text
-
-
-def expected_steps(history: History) -> int:
-    """The steps on record, and the items of running batches that have not begun."""
-    open_batches = [batch for batch in history.batches if batch.ended is None and history.is_alive]
-    begun = Counter(step.batch for step in history.steps)
-    unstarted = (max(0, (batch.total or 0) - begun[batch.number]) for batch in open_batches)
-    return sum(history.totals.steps.values()) + sum(unstarted)
 
 
 def causes(history: History) -> list[tuple[ErrorInfo, list[StepHistory]]]:

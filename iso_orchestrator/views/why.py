@@ -115,8 +115,7 @@ def _held_back(history: History, step: StepHistory) -> str:
     keys = {wait.key for wait in step.waits if wait.kind is WaitFor.LIMIT}
     keys |= {span.limit_key for span in step.attempts if span.limit_until is not None}
     met = [limit for limit in history.limits if limit.key in keys and (limit.key or limit.met_by == step.name)]
-    in_force = [limit for limit in met if limit.until > history.now]
-    if in_force:
+    if in_force := [limit for limit in met if limit in history.limits_in_force]:
         last = max(in_force, key=lambda limit: limit.until)
         left = seconds_text((last.until - history.now).total_seconds())
         return f"by {limit_name(last.key)} until {time_text(last.until, history.now)}, in {left}"

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from functools import partial
 
-from iso_orchestrator.record.history import History, Outcome, StepHistory, WaitFor, WaitSpan
+from iso_orchestrator.fanout.status import time_left
+from iso_orchestrator.record.history import History, Outcome, StepHistory, WaitFor, WaitSpan, seconds_in
 from iso_orchestrator.record.model import Json, WorkflowStatus
 from iso_orchestrator.text import money_text, seconds_text, time_text
 from iso_orchestrator.views.causes import brief
@@ -85,6 +86,30 @@ def done_and_failed(steps: Iterable[StepHistory]) -> tuple[int, int]:
 def is_running(history: History) -> bool:
     """Whether a process has a run of the workflow, or one of its steps without a run."""
     return history.is_alive or any(step.outcome in {Outcome.RUNNING, Outcome.WAITING} for step in history.steps)
+
+
+def expected_steps(history: History) -> int:
+    """The steps on record, and the items of open batches that have not begun."""
+    steps, unstarted = steps_of(history), 0
+    for batch in history.open_batches:
+        begun = {step.item for step in steps if step.batch == batch.number and step.item is not None}
+        unstarted += max(0, (batch.total or 0) - len(begun))
+    return len(steps) + unstarted
+
+
+def seconds_left(history: History) -> float | None:
+    """About how many seconds the open batch takes from now; None if that is not known."""
+    batches = [batch for batch in history.open_batches if batch.total is not None]
+    if len(batches) != 1:
+        return None
+    batch = batches[0]
+    steps = [step for step in steps_of(history) if step.batch == batch.number]
+    ended = [step for step in steps if step.outcome in {Outcome.COMPLETED, Outcome.FAILED}]
+    here = [step for step in ended if step.attempts and step.attempts[-1].run == batch.run]
+    held = sum(seconds_in(step.attempts, history.now) for step in here)
+    left = max(0, (batch.total or 0) - len({step.item for step in ended}))
+    rest = max(((limit.until - history.now).total_seconds() for limit in history.limits_in_force), default=0.0)
+    return time_left(left, len(here), held, batch.max_parallel or 1, rest)
 
 
 def cost_text(steps: Iterable[StepHistory]) -> str:
