@@ -212,6 +212,12 @@ class StepHistory:
         """When its last attempt ended; None if it has not."""
         return self.attempts[-1].ended if self.attempts else None
 
+    @property
+    def session_id(self) -> str | None:
+        """The last session of its agent."""
+        used = [attempt.usage for attempt in self.attempts if attempt.usage is not None]
+        return next((usage.session_id for usage in reversed(used) if usage.session_id is not None), None)
+
     def to_row(self, now: datetime) -> dict[str, Any]:
         """What is known of it in one flat row; running attempts and waits count up to *now*."""
         used = [attempt.usage for attempt in self.attempts if attempt.usage is not None]
@@ -231,7 +237,7 @@ class StepHistory:
             "error_type": None if self.error is None else self.error.name,
             "error": None if self.error is None else self.error.message,
             "agent": next((usage.agent for usage in reversed(used) if usage.agent is not None), None),
-            "session_id": next((usage.session_id for usage in reversed(used) if usage.session_id is not None), None),
+            "session_id": self.session_id,
             "cost_usd": _sum(usage.cost_usd for usage in used),
             "input_tokens": _sum(usage.input_tokens for usage in used),
             "output_tokens": _sum(usage.output_tokens for usage in used),

@@ -33,12 +33,11 @@ from iso_orchestrator.system.clock import SystemClock, sleep
 from iso_orchestrator.views import doctor, live
 from iso_orchestrator.views.choice import choose_workflow, chosen_store, find_step, find_steps
 from iso_orchestrator.views.completion import SCRIPTS
-from iso_orchestrator.views.exports import FORMATS
+from iso_orchestrator.views.exports import FORMATS, indented_json, step_json, summary_json
 from iso_orchestrator.views.listing import is_listed, list_lines
 from iso_orchestrator.views.logs import LogOptions, Stream, last_words, log_lines
 from iso_orchestrator.views.overview import events_lines, head_lines, overview_lines, steps_lines
 from iso_orchestrator.views.pruning import DEFAULT_AGE, Choice, prune_lines, readable, size_text, total
-from iso_orchestrator.views.report import json_text, step_json, summary_json
 from iso_orchestrator.views.screen import KeyAction, can_watch
 from iso_orchestrator.views.screen import watch as watch_top
 from iso_orchestrator.views.step_report import step_lines
@@ -91,7 +90,7 @@ def do_list(options: argparse.Namespace) -> int:
             {**summary_json(one.summary(partial(store.is_alive, one.workflow_id))), "isAlive": history.is_alive}
             for one, history in found
         ]
-        print(json_text(lines))
+        print(indented_json(lines))
     elif found:
         print_lines(list_lines([history for _, history in found], Terminal.of()))
     else:
@@ -109,7 +108,7 @@ def do_show(options: argparse.Namespace) -> int:
     elif options.attempt is not None or options.result:
         raise WorkflowUsageError("--attempt and --result are for a step: show WORKFLOW STEP")
     elif options.json:
-        print(json_text(record_to_json(projection.record(partial(store.is_alive, workflow_id)))))
+        print(indented_json(record_to_json(projection.record(partial(store.is_alive, workflow_id)))))
     else:
         print_lines(_shown(options, store, projection, history))
     return exit_code(history) if options.exit_status else 0
@@ -138,9 +137,9 @@ def _show_step(options: argparse.Namespace, projection: Projection, history: His
     if options.result:
         if step.outcome is not Outcome.COMPLETED:
             raise WorkflowUsageError(f"step {step.name!r} has no result: it is {step.outcome.value}")
-        print(json_text(step.result))
+        print(indented_json(step.result))
     elif options.json:
-        print(json_text(step_json(step)))
+        print(indented_json(step_json(step)))
     else:
         words = last_words(projection, step.name, options.attempt)
         print_lines(step_lines(history, step, Terminal.of(), words, options.attempt))

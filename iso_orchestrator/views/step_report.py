@@ -103,9 +103,8 @@ def _facts(history: History, step: StepHistory) -> Iterator[tuple[str, str]]:
         yield "version", step.version
     if cost := cost_text([step]):
         yield "cost", cost
-    sessions = [span.usage.session_id for span in step.attempts if span.usage is not None and span.usage.session_id]
-    if sessions:
-        yield "session", sessions[-1]
+    if step.session_id is not None:
+        yield "session", step.session_id
     if step.outcome is Outcome.COMPLETED and step.result is not None:
         yield "result", result_text(step)
     if step.log is not None:

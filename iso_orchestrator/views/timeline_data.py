@@ -271,7 +271,7 @@ def _detail(step: StepHistory, tail: str | None, *, results: bool, logs: bool) -
         ("version", step.version),
         ("cost", f"{money_text(cost)}{f' over {len(usages)} attempts' if len(usages) > 1 else ''}" if cost else None),
         ("tokens", ", ".join(tokens)),
-        ("session", last and last.session_id),
+        ("session", step.session_id),
     ]
     log = next((span.log for span in reversed(step.attempts) if span.log is not None), step.log) if logs else None
     detail = {

@@ -82,8 +82,7 @@ def _facts(projection: Projection, history: History, step: StepHistory) -> Itera
 
 
 def _next_run(step: StepHistory) -> str:
-    sessions = [span.usage.session_id for span in step.attempts if span.usage is not None and span.usage.session_id]
-    session = f"; its agent's session {sessions[-1]} can be continued" if sessions else ""
+    session = f"; its agent's session {step.session_id} can be continued" if step.session_id else ""
     following = f"runs again, as attempt {step.attempt_count + 1}"
     if step.is_reset:
         return "runs it as a new step: what was recorded is forgotten"

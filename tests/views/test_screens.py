@@ -274,7 +274,7 @@ def test_top_fits_and_has_keys(running: Path, terminal: Callable[[int, int], Tmu
     """`top` shows as many rows as fit; a step is chosen, its log looked at; `q` leaves the terminal as it was."""
     screen = terminal(160, 20)
     screen.start(f"stty -g; {_shell(running, 'top --every 0.1')}; echo ended with $?; stty -g")
-    shown = screen.wait_for(r"^q quit  ↑↓ choose  l log  f failures$")
+    shown = screen.wait_for(r"^q quit  ↑↓ choose  l log  w why  s stop  f failures$")
     assert screen.is_on_alternate_screen()
     lines = shown.rstrip().splitlines()
     assert len(lines) == 20
