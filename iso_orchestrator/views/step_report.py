@@ -12,6 +12,7 @@ from iso_orchestrator.text import counted, money_text, seconds_text, time_text
 from iso_orchestrator.views.causes import shortened, user_frames
 from iso_orchestrator.views.terminal import Cell, Column, Style, Terminal, style_of
 from iso_orchestrator.views.words import (
+    attempt_text,
     cost_text,
     fact_lines,
     joined,
@@ -184,8 +185,7 @@ def _try_row(history: History, step: StepHistory, span: AttemptSpan | WaitSpan) 
         return ["", begun, took, wait_text(span, partial(time_text, today=history.now)) + met_first(span), ""]
     usage = span.usage
     cost = money_text(usage.cost_usd) if usage is not None and usage.cost_usd is not None else ""
-    what = "met a usage limit" if span.limit_until is not None else span.outcome.value
-    return [str(span.number), begun, took, (what, style_of(span.outcome)), cost]
+    return [str(span.number), begun, took, (attempt_text(span), style_of(span.outcome)), cost]
 
 
 def _error_lines(error: ErrorInfo, terminal: Terminal) -> list[str]:

@@ -13,7 +13,7 @@ from iso_orchestrator.record.projection import Projection, StepState
 from iso_orchestrator.text import seconds_text, time_text
 from iso_orchestrator.views.causes import brief
 from iso_orchestrator.views.terminal import Terminal, style_of
-from iso_orchestrator.views.words import fact_lines, limit_name, outcome_text, steps_of, waiting_for
+from iso_orchestrator.views.words import attempt_text, fact_lines, limit_name, outcome_text, steps_of, waiting_for
 
 _NEAR = 3  # names like one that is not on record
 _TRIES = 12  # attempts that are told, the last ones
@@ -141,7 +141,7 @@ def _told(history: History, events: Sequence[WorkflowEvent], step: StepHistory) 
     ]
     told = []
     for span, cause, after_limit in zip(step.attempts, causes, [False, *limits], strict=True):
-        word = "met a limit" if span.limit_until is not None else span.outcome.value.split(",")[0]
+        word = attempt_text(span).partition(",")[0]
         at = time_text(span.ended or span.begun, history.now)
         notes = [note for note in (cause, "limit in between" if after_limit else "") if note]
         told.append(f"{span.number} {word} {at}" + (f" ({', '.join(notes)})" if notes else ""))

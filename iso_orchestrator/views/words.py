@@ -9,7 +9,7 @@ from datetime import datetime
 from functools import partial
 
 from iso_orchestrator.fanout.status import time_left
-from iso_orchestrator.record.history import History, Outcome, StepHistory, WaitFor, WaitSpan, seconds_in
+from iso_orchestrator.record.history import AttemptSpan, History, Outcome, StepHistory, WaitFor, WaitSpan, seconds_in
 from iso_orchestrator.record.model import Json, WorkflowStatus
 from iso_orchestrator.text import money_text, seconds_text, time_text
 from iso_orchestrator.views.causes import brief
@@ -143,6 +143,11 @@ def outcome_text(step: StepHistory, now: datetime) -> str:
     if step.outcome is Outcome.COMPLETED:
         return result_text(step)
     return "" if step.error is None else brief(step.error)
+
+
+def attempt_text(span: AttemptSpan) -> str:
+    """What came of an attempt."""
+    return "met a usage limit" if span.limit_until is not None else span.outcome.value
 
 
 def result_text(step: StepHistory) -> str:

@@ -163,7 +163,7 @@ def test_an_attempt_that_met_a_limit_is_told_apart(workflow, why):
         return 1
 
     workflow.run_step("save", work, retry=Retry(2))
-    assert "1 met a limit" in (said := why("save"))
+    assert "1 met a usage limit" in (said := why("save"))
     assert "limit in between" in said
 
 
