@@ -38,29 +38,6 @@ def describe_error(error: BaseException, show: Callable[[BaseException], str] = 
     return f"{type(error).__name__}: {shown}" if shown else type(error).__name__
 
 
-def describe_seconds(seconds: float) -> str:
-    """Show a time span to the two units that matter.
-
-    Example:
-        >>> describe_seconds(0.25), describe_seconds(125), describe_seconds(11520)
-        ('0.25 s', '2 min 5 s', '3 h 12 min')
-    """
-    if seconds < 60:
-        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def describe_cost(usd: float) -> str:
-    """Show US dollars, with four places where it is less than one.
-
-    Example:
-        >>> describe_cost(0.0123), describe_cost(12.345)
-        ('$0.0123', '$12.35')
-    """
-    return f"${usd:.4f}" if usd < 1 else f"${usd:.2f}"
-
-
 def add_note(error: BaseException, note: str) -> None:
     """Add a note, which drives no terminal, to *error*; log it where the error takes none. Never raises."""
     try:

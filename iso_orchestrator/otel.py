@@ -7,7 +7,6 @@ span is the current one, so that spans of other libraries are inside of it.
 from __future__ import annotations
 
 import os
-import re
 import weakref
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -20,6 +19,8 @@ from iso_orchestrator.agents.turn import AgentResult
 from iso_orchestrator.commands.model import Command, CommandResult
 from iso_orchestrator.errors import WorkflowUsageError
 from iso_orchestrator.notes import message_of
+from iso_orchestrator.record.drafts import group_of
+from iso_orchestrator.record.events import RUN_DIED
 from iso_orchestrator.record.facts import EventAppended
 from iso_orchestrator.record.model import Json, WorkflowEvent
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
@@ -203,8 +204,7 @@ class _Tracing:
         kind, since = self._waits.pop(name, ("", at))
         if kind:
             self._wait(kind, since, at, {STEP_NAME: name})
-        group = re.split("[:(]", name, maxsplit=1)[0]
-        span = self._tracer.start_span(f"{STEP} {group}", attributes=attributes, start_time=_ns(at))
+        span = self._tracer.start_span(f"{STEP} {group_of(name)}", attributes=attributes, start_time=_ns(at))
         self._steps[name] = _enter(span)
 
     def _end_step(self, at: datetime, detail: dict[str, Any]) -> None:
@@ -301,7 +301,7 @@ def _set_error(span: trace.Span, error: dict[str, Any]) -> None:
 
 
 def _is_death(detail: dict[str, Any]) -> bool:
-    return (detail.get("error") or {}).get("name") == "RunDied"
+    return (detail.get("error") or {}).get("name") == RUN_DIED
 
 
 def _carrier() -> dict[str, str]:

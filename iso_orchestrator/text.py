@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, tzinfo
 
 _ELLIPSIS = "…"
 _JOINER = "\u200d"
@@ -113,6 +113,16 @@ def money_text(dollars: float) -> str:
     return f"${dollars:.4f}" if 0 < dollars < 0.0995 else f"${dollars:,.2f}"
 
 
+def counted(count: int, what: str) -> str:
+    """Show a number and its noun.
+
+    Example:
+        >>> counted(1, "step"), counted(3, "step")
+        ('1 step', '3 steps')
+    """
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
 def count_text(count: int) -> str:
     """Show a large count, of tokens for example.
 
@@ -125,16 +135,16 @@ def count_text(count: int) -> str:
     return f"{count / 1e3:.1f} k" if count < 999_950 else f"{count / 1e6:.1f} M"
 
 
-def time_text(moment: datetime, today: datetime | None = None) -> str:
-    """Show a time in UTC; with its date if that is not the one of *today*.
+def time_text(moment: datetime, today: datetime | None = None, zone: tzinfo | None = UTC) -> str:
+    """Show a time in *zone* (None: this machine's); with its date if that is not the one of *today*.
 
     Example:
         >>> moment = datetime(2026, 11, 28, 22, 33, 30, tzinfo=UTC)
         >>> time_text(moment), time_text(moment, moment.replace(day=29))
         ('22:33:30', '2026-11-28 22:33:30')
     """
-    moment = moment.astimezone(UTC)
-    is_other_day = today is not None and moment.date() != today.astimezone(UTC).date()
+    moment = moment.astimezone(zone)
+    is_other_day = today is not None and moment.date() != today.astimezone(zone).date()
     return f"{moment:%Y-%m-%d %H:%M:%S}" if is_other_day else f"{moment:%H:%M:%S}"
 
 

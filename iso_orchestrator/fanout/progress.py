@@ -17,7 +17,7 @@ from threading import Lock, RLock
 from typing import Any
 
 from iso_orchestrator.checks import escape_terminal
-from iso_orchestrator.fanout.status import ASCII, LINES, BatchStatus, LimitInForce, soonest_limit
+from iso_orchestrator.fanout.status import ASCII, LINES, BatchStatus, LimitInForce, soonest_limit, time_left
 from iso_orchestrator.record.projection import Wait
 from iso_orchestrator.runtime.context import current_owner
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
@@ -26,7 +26,6 @@ from iso_orchestrator.system.streams import NonBlockingWriter
 
 _log = logging.getLogger("iso_orchestrator")
 
-_TIMED = 3  # items of this run after which the time left is told
 _WRITES, _SPAN = 5, 0.5  # writes in so many seconds, at most: the calling thread looks once a second
 _CELL_EVERY = 0.25  # seconds between two drawings of a cell
 _LINE_EVERY = 60.0  # seconds between two lines of the log
@@ -115,16 +114,13 @@ class _Counted(Progress):
     def _limit(self) -> LimitInForce | None:
         waits = self._runtime.limit_waits()
         self._waits = self._waits if waits is None else waits
-        return soonest_limit(self._waits, self._runtime.clock.now())
+        return soonest_limit(((wait.key, wait.until) for wait in self._waits), self._runtime.clock.now())
 
     def _status(self, *, is_over: bool = False) -> BatchStatus:
         now = self._runtime.clock.now()
         limit = None if is_over else self._limit()
-        left = None if self._total is None else self._total - self._done
-        seconds_left = None
-        if left and not is_over and self._timed >= _TIMED:
-            seconds_left = left * self._seconds / self._timed / min(left, self._max_parallel)
-            seconds_left += 0.0 if limit is None else limit.seconds_left
+        left = 0 if self._total is None or is_over else self._total - self._done
+        rest = 0.0 if limit is None else limit.seconds_left
         return BatchStatus(
             label=self._label,
             total=self._total,
@@ -133,7 +129,7 @@ class _Counted(Progress):
             replayed=self._replayed,
             limit=limit,
             seconds_gone=now.timestamp() - self._began,
-            seconds_left=seconds_left,
+            seconds_left=time_left(left, self._timed, self._seconds, self._max_parallel, rest),
             cost=sum(self._runtime.costs[self._costs_before :]),
             is_over=is_over,
         )

@@ -9,13 +9,13 @@ from contextlib import suppress
 from typing import Any
 
 from iso_orchestrator.fanout.summary import Fulfilled, Rejected
-from iso_orchestrator.notes import describe_seconds
 from iso_orchestrator.record.facts import EventAppended, Fact
 from iso_orchestrator.record.projection import Projection
 from iso_orchestrator.runtime.context import BatchContext, LockOwner
 from iso_orchestrator.runtime.reports import report, reported, settle
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.system.clock import monotonic
+from iso_orchestrator.text import seconds_text
 
 _log = logging.getLogger("iso_orchestrator")
 
@@ -124,7 +124,7 @@ class BatchReport:
             self._runtime.workflow_id,
             self.name,
             "stopped" if is_stopped else "ended",
-            describe_seconds(monotonic() - self._began),
+            seconds_text(monotonic() - self._began),
             len(outcomes) - len(reasons),
             len(reasons) - interrupted,
             f", {interrupted} interrupted" if interrupted else "",

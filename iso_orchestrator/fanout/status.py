@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import datetime, tzinfo
+from operator import itemgetter
 from typing import NamedTuple
 
 import attrs
 
 from iso_orchestrator.checks import escape_terminal
-from iso_orchestrator.notes import describe_cost, describe_seconds
-from iso_orchestrator.record.projection import Wait
-from iso_orchestrator.text import cut, seconds_text, width
+from iso_orchestrator.text import cut, money_text, seconds_text, time_text, width
 
 _LEAST_LABEL = 16  # columns
 _LEAST_BAR = 8
 _LONGEST_BAR = 40
+_TIMED = 3  # items after which the time left is told
 
 
 class Signs(NamedTuple):
@@ -33,12 +33,13 @@ ASCII = Signs("=", ".", "...")
 
 @attrs.frozen
 class LimitInForce:
-    """A limit that *steps* wait for, as it is at the time *now*."""
+    """A limit that *steps* wait for, as it is at the time *now*. Its end is shown in *zone*; None: this machine's."""
 
     steps: int
     key: str
     until: datetime
     now: datetime
+    zone: tzinfo | None = None
 
     @property
     def seconds_left(self) -> float:
@@ -46,23 +47,36 @@ class LimitInForce:
         return (self.until - self.now).total_seconds()
 
     def __str__(self) -> str:
-        until = self.until.astimezone()
-        is_today = until.date() == self.now.astimezone().date()
-        shown = f"{until:%H:%M:%S}" if is_today else f"{until:%Y-%m-%d %H:%M:%S}"
-        return f"{self.steps} {'waits' if self.steps == 1 else 'wait'} for {self.key} until {shown}"
+        until = time_text(self.until, self.now, self.zone)
+        return f"{self.steps} {'waits' if self.steps == 1 else 'wait'} for {self.key} until {until}"
 
 
-def soonest_limit(waits: Iterable[Wait], now: datetime) -> LimitInForce | None:
-    """The limit that ends first of those that steps wait for.
+def soonest_limit(
+    waits: Iterable[tuple[str | None, datetime | None]], now: datetime, zone: tzinfo | None = None
+) -> LimitInForce | None:
+    """The limit that ends first of those that steps wait for, given as the key and the end of each wait.
 
     A step that waited is on record as waiting until its turn has come, which may be long after the limit.
     """
-    ahead = [wait for wait in waits if wait.until > now]
+    ahead = [(key, until) for key, until in waits if until is not None and until > now]
     if not ahead:
         return None
-    first = min(ahead, key=lambda wait: wait.until)
-    steps = Counter(wait.key for wait in ahead)[first.key]
-    return LimitInForce(steps, "a limit" if first.key is None else escape_terminal(first.key), first.until, now)
+    key, until = min(ahead, key=itemgetter(1))
+    steps = Counter(other for other, _ in ahead)[key]
+    return LimitInForce(steps, "a limit" if key is None else escape_terminal(key), until, now, zone)
+
+
+def time_left(left: int, ended: int, seconds: float, max_parallel: int, limit: float) -> float | None:
+    """About how many seconds the rest of a batch takes; None if too little is known, or nothing is left.
+
+    Args:
+        left: Items that have not ended.
+        ended: Items that have ended in this run.
+        seconds: How long those held a worker, all together.
+        max_parallel: Items at a time.
+        limit: Seconds until a limit ends that is in force.
+    """
+    return left * seconds / ended / min(left, max_parallel) + limit if left and ended >= _TIMED else None
 
 
 @attrs.frozen
@@ -95,13 +109,13 @@ class BatchStatus:
 
         Example:
             >>> BatchStatus("review", 60, 37, 1, 21, None, 29.1, 19.84, 1.6, False).sentence()
-            'review: 37 of 60 done (21 from the record), 1 failed, 29 s gone, about 20 s left, $1.60'
+            'review: 37 of 60 done (21 from the record), 1 failed, 29.1 s gone, about 19.8 s left, $1.60'
         """
         done = f"{self.done} done" if self.total is None else f"{self.done} of {self.total} done"
         parts = [done + self._from_record, *self._troubles()]
-        parts.append(f"{describe_seconds(self.seconds_gone)}{'' if self.is_over else ' gone'}")
+        parts.append(f"{seconds_text(self.seconds_gone)}{'' if self.is_over else ' gone'}")
         if self.seconds_left is not None:
-            parts.append(f"about {describe_seconds(self.seconds_left)} left")
+            parts.append(f"about {seconds_text(self.seconds_left)} left")
         return f"{self.label}: {', '.join([*parts, *self._costs()])}"
 
     def line(self, columns: int, signs: Signs = LINES) -> str:
@@ -140,4 +154,4 @@ class BatchStatus:
         return failed if self.limit is None else [*failed, str(self.limit)]
 
     def _costs(self) -> list[str]:
-        return [describe_cost(self.cost)] if self.cost else []
+        return [money_text(self.cost)] if self.cost else []

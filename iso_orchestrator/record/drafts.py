@@ -244,7 +244,7 @@ def history_of_step(step: StepDraft, known: StepRecord | None, log: str | None) 
     return StepHistory(
         step.name,
         step.number,
-        _group(step.name),
+        group_of(step.name),
         Outcome.COMPLETED if is_completed else step.outcome(),
         attempts=tuple([attempt.span() for attempt in step.attempts]),
         waits=tuple([wait.span() for wait in step.waits]),
@@ -276,11 +276,11 @@ def _is_fit(key: str, value: Json) -> bool:
     return type(value) in {"of": (int,), "timeout": (int, float)}.get(key, (str,))
 
 
-def _group(name: str) -> str:
+def group_of(name: str) -> str:
     """The name up to the first ":" or "(".
 
     Example:
-        >>> _group("review:shop:cart"), _group("fetch(page=1)"), _group("cleanup")
+        >>> group_of("review:shop:cart"), group_of("fetch(page=1)"), group_of("cleanup")
         ('review', 'fetch', 'cleanup')
     """
     return name.partition(":")[0].partition("(")[0] or name

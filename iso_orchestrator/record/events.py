@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from iso_orchestrator.record.facts import RunDied, RunStarted, StepStarted
     from iso_orchestrator.record.projection import LiveRun, Projection
 
+RUN_DIED = "RunDied"
+"""The name of the error of a run whose process was found dead."""
+
 _LONGEST_PID = 10  # digits
 
 

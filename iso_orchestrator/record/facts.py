@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, TypeVar
 import attrs
 
 from iso_orchestrator.record.events import (
+    RUN_DIED,
     add_end,
     add_event,
     add_interruptions,
@@ -127,7 +128,7 @@ class RunDied(Fact):
         if run is not None:
             add_interruptions(projection, run, self)
         who = f"process {run.pid} on {run.host}, running since {run.since.isoformat()}" if run else "its process"
-        error = ErrorInfo("RunDied", f"{who} is gone without having ended its run")
+        error = ErrorInfo(RUN_DIED, f"{who} is gone without having ended its run")
         add_end(projection, self.at, run, error, {"died": True, **last_seen(self)})
         projection.end_run(error, is_cut_short=True)
 

@@ -212,6 +212,12 @@ class StepHistory:
         """When its last attempt ended; None if it has not."""
         return self.attempts[-1].ended if self.attempts else None
 
+    @property
+    def session_id(self) -> str | None:
+        """The last session of its agent."""
+        used = [attempt.usage for attempt in self.attempts if attempt.usage is not None]
+        return next((usage.session_id for usage in reversed(used) if usage.session_id is not None), None)
+
     def to_row(self, now: datetime) -> dict[str, Any]:
         """What is known of it in one flat row; running attempts and waits count up to *now*."""
         used = [attempt.usage for attempt in self.attempts if attempt.usage is not None]
@@ -223,15 +229,15 @@ class StepHistory:
             "attempts": self.attempt_count,
             "began": self.begun,
             "ended": self.ended,
-            "work_s": _seconds(self.attempts, now),
-            "waited_s": _seconds(self.waits, now),
+            "work_s": seconds_in(self.attempts, now),
+            "waited_s": seconds_in(self.waits, now),
             "key": self.key,
             "batch": self.batch,
             "item": self.item,
             "error_type": None if self.error is None else self.error.name,
             "error": None if self.error is None else self.error.message,
             "agent": next((usage.agent for usage in reversed(used) if usage.agent is not None), None),
-            "session_id": next((usage.session_id for usage in reversed(used) if usage.session_id is not None), None),
+            "session_id": self.session_id,
             "cost_usd": _sum(usage.cost_usd for usage in used),
             "input_tokens": _sum(usage.input_tokens for usage in used),
             "output_tokens": _sum(usage.output_tokens for usage in used),
@@ -317,9 +323,14 @@ class History:
     item_waits: tuple[WaitSpan, ...] = ()
 
     @property
-    def failed_steps(self) -> int:
-        """How many steps of the record failed."""
-        return self.totals.steps.get(Outcome.FAILED, 0)
+    def limits_in_force(self) -> list[LimitSpan]:
+        """Those that have not ended."""
+        return [limit for limit in self.limits if limit.until > self.now]
+
+    @property
+    def open_batches(self) -> list[Batch]:
+        """Those that go on."""
+        return [batch for batch in self.batches if batch.ended is None] if self.is_alive else []
 
     def to_rows(self) -> list[dict[str, Any]]:
         """A flat row for each step, as `WorkflowRecord.to_rows` returns them."""
@@ -338,7 +349,8 @@ class History:
         return self.now if self.is_alive else self.updated_at
 
 
-def _seconds(spans: Sequence[AttemptSpan] | Sequence[WaitSpan], now: datetime) -> float:
+def seconds_in(spans: Sequence[AttemptSpan | WaitSpan], now: datetime) -> float:
+    """The seconds of all *spans* together; those that go on count up to *now*."""
     times = ((span.ended or max(span.begun, now)) - span.begun for span in spans)
     return sum(times, timedelta()).total_seconds()
 

@@ -14,6 +14,7 @@ import attrs
 
 from iso_orchestrator.record.details import Detail, Item, error_in, get, holder_in, item_in, time_in, usage_in
 from iso_orchestrator.record.drafts import AttemptDraft, BatchDraft, RunDraft, StepDraft, WaitDraft, history_of_step
+from iso_orchestrator.record.events import RUN_DIED
 from iso_orchestrator.record.history import History, LimitSpan, Outcome, WaitFor, WaitSpan
 from iso_orchestrator.record.measures import measure, place
 from iso_orchestrator.record.model import ErrorInfo, StepRecord, StepStatus
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from iso_orchestrator.record.workflow_record import WorkflowRecord
 
 _INTERRUPTIONS = {KeyboardInterrupt.__name__, SystemExit.__name__}
-_DIED = "RunDied"  # the name of the error that `run.died` records
 
 
 def history_of(
@@ -86,7 +86,7 @@ class _Reader:
         run = self._ended_run(detail, error)
         if run is None:
             return
-        has_died = detail.get("died") is True or (error is not None and error.name == _DIED)
+        has_died = detail.get("died") is True or (error is not None and error.name == RUN_DIED)
         if has_died:
             self._bury(run, time_in(detail, "lastSeen"), found_dead=at)
         else:
@@ -101,7 +101,7 @@ class _Reader:
             return run if run in self._alive else None
         # Without a number the status may have been set by hand, so that no run of this release has ended.
         found = [run for run in self._alive if run.recorded is None]
-        if error is not None and error.name == _DIED:
+        if error is not None and error.name == RUN_DIED:
             found = [run for run in found if f"since {run.begun.isoformat()} " in error.message] or found
         return found[0] if found else None
 

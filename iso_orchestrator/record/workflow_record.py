@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import attrs
 
@@ -18,11 +18,7 @@ from iso_orchestrator.record.model import (
     StepStatus,
     WorkflowEvent,
     WorkflowStatus,
-    WorkflowSummary,
 )
-
-if TYPE_CHECKING:
-    from iso_orchestrator.record.history import History
 
 
 @attrs.frozen(repr=False)
@@ -49,7 +45,7 @@ class WorkflowRecord(Shown):
 
     def __repr__(self) -> str:
         done = sum(step.status is StepStatus.COMPLETED for step in self.steps.values())
-        failed = _failed(self)
+        failed = sum(step.status is StepStatus.FAILED for step in self.steps.values())
         counts = f"{done}/{len(self.steps)} steps" + (f", {failed} failed" if failed else "")
         return f"<WorkflowRecord {self.workflow_id!r} {self.status}: {counts}>"
 
@@ -83,28 +79,6 @@ class WorkflowRecord(Shown):
         from iso_orchestrator.record.reconstruction import history_of  # rarely used
 
         return history_of(self, now=self.updated_at).to_rows()
-
-
-def status_words(of: WorkflowRecord | WorkflowSummary | History) -> str:
-    """The status, and how many steps failed: a workflow can complete although some did.
-
-    Example:
-        >>> from datetime import UTC
-        >>> moment = datetime(2026, 5, 14, tzinfo=UTC)
-        >>> steps = {StepStatus.COMPLETED: 70, StepStatus.FAILED: 3}
-        >>> status_words(WorkflowSummary("w", WorkflowStatus.COMPLETED, moment, moment, steps))
-        'completed, 3 failed'
-    """
-    failed = 0 if of.status is WorkflowStatus.FAILED else _failed(of)
-    return f"{of.status}, {failed} failed" if failed else str(of.status)
-
-
-def _failed(of: WorkflowRecord | WorkflowSummary | History) -> int:
-    if isinstance(of, WorkflowSummary):
-        return of.steps.get(StepStatus.FAILED, 0)
-    if isinstance(of, WorkflowRecord):
-        return sum(step.status is StepStatus.FAILED for step in of.steps.values())
-    return of.failed_steps
 
 
 def _row(step: StepRecord) -> dict[str, Any]:

@@ -13,12 +13,13 @@ from contextlib import suppress
 from typing import TypeVar
 
 from iso_orchestrator.errors import DeadlockError, Limited
-from iso_orchestrator.notes import describe_error, describe_process, describe_seconds
+from iso_orchestrator.notes import describe_error, describe_process
 from iso_orchestrator.record.projection import Limit
 from iso_orchestrator.runtime.context import LockOwner, StepContext
 from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.store import ProcessInfo
 from iso_orchestrator.system.interrupts import is_terminated
+from iso_orchestrator.text import seconds_text
 
 _log = logging.getLogger("iso_orchestrator")
 
@@ -105,7 +106,7 @@ def log_retry(runtime: WorkflowRuntime, step: StepContext, error: BaseException,
         step.name,
         step.attempt,
         step.max_attempts,
-        f"in {describe_seconds(pause)}" if pause else "at once",
+        f"in {seconds_text(pause)}" if pause else "at once",
         _describe(error, f"step {step.name!r}"),
     )
 

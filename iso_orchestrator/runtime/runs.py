@@ -15,14 +15,7 @@ import attrs
 
 from iso_orchestrator.checks import host_name, unique_name
 from iso_orchestrator.errors import DeadlockError, WorkflowBusyError, WorkflowUsageError
-from iso_orchestrator.notes import (
-    add_note,
-    describe_cost,
-    describe_error,
-    describe_process,
-    describe_seconds,
-    suppressed_as_note,
-)
+from iso_orchestrator.notes import add_note, describe_error, describe_process, suppressed_as_note
 from iso_orchestrator.record.facts import Fact, RunEnded, RunStarted
 from iso_orchestrator.record.model import ErrorInfo, StepStatus
 from iso_orchestrator.record.projection import LiveRun, Projection
@@ -33,6 +26,7 @@ from iso_orchestrator.runtime.runtime import WorkflowRuntime
 from iso_orchestrator.runtime.session import Session
 from iso_orchestrator.system.clock import Backoff, monotonic
 from iso_orchestrator.system.interrupts import at_work, interruptible, is_terminated, undo_on_error
+from iso_orchestrator.text import money_text, seconds_text
 
 R = TypeVar("R")
 
@@ -267,13 +261,13 @@ def _describe_end(run: Run, error: BaseException | None, steps: Mapping[StepStat
         for status, count in sorted(steps.items())  # those that are completed come first
     ]
     if costs := runtime.costs[run.before[1] :]:
-        counts.append(f"{describe_cost(sum(costs))} for agents in this run")
+        counts.append(f"{money_text(sum(costs))} for agents in this run")
     cause = ""
     if error is not None:
         way = reported(error)
         told = "SIGTERM" if isinstance(error, KeyboardInterrupt) and is_terminated() else describe_error(error)
         cause = f"; the error is that of {way}" if way else f"; {told}"
-    after = describe_seconds(monotonic() - run.began)
+    after = seconds_text(monotonic() - run.began)
     return f"{how} after {after}: {', '.join(counts) or 'no steps'}{cause}"
 
 

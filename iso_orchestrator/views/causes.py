@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 
 import iso_orchestrator
 from iso_orchestrator.record.model import ErrorInfo
+from iso_orchestrator.text import counted
 
 _FRAME = re.compile(r'  File "(?P<path>.*)", line \d+, in ')
 # What messages repeat that a report shows already: the step's name in front, and the log and advice at the end.
@@ -38,34 +41,30 @@ def user_frames(stack: str) -> tuple[list[str], int]:
         >>> user_frames('Traceback:\n  File "job.py", line 3, in work\n    work()\nOSError: no space')
         (['  File "job.py", line 3, in work', '    work()'], 0)
     """
-    lines, left_out, is_shown = list[str](), 0, False
-    for line in stack.splitlines():
-        if frame := _FRAME.match(line):
-            is_shown = not _is_library(frame["path"])
-            left_out += not is_shown
-        elif not line.startswith("    "):
-            is_shown = False
-        if is_shown:
-            lines.append(line)
-    return lines, left_out
+    lines = list(_lines_of(stack))
+    left_out = sum(is_library is True and _FRAME.match(line) is not None for line, is_library in lines)
+    return [line for line, is_library in lines if is_library is False], left_out
 
 
 def folded(stack: str) -> str:
     """A traceback in which the frames of libraries are counted instead of shown."""
-    lines, hidden, is_hidden = list[str](), 0, False
+    shown = list[str]()
+    for is_hidden, group in groupby(_lines_of(stack), lambda found: found[1] is True):
+        lines = [line for line, _ in group]
+        frames = sum(_FRAME.match(line) is not None for line in lines)
+        shown += [f"  … {counted(frames, 'frame')} of libraries"] if is_hidden else lines
+    return "\n".join(shown)
+
+
+def _lines_of(stack: str) -> Iterator[tuple[str, bool | None]]:
+    """Each line of a traceback, and whether its frame is one of a library; None outside of frames."""
+    is_library = None
     for line in stack.splitlines():
         if frame := _FRAME.match(line):
-            is_hidden = _is_library(frame["path"])
-            hidden += is_hidden
+            is_library = _is_library(frame["path"])
         elif not line.startswith("    "):
-            is_hidden = False
-        if is_hidden:
-            continue
-        if hidden:
-            lines.append(f"  … {hidden} {'frame' if hidden == 1 else 'frames'} of libraries")
-            hidden = 0
-        lines.append(line)
-    return "\n".join(lines)
+            is_library = None
+        yield line, is_library
 
 
 def _is_library(path: str) -> bool:

@@ -33,12 +33,11 @@ from iso_orchestrator.system.clock import SystemClock, sleep
 from iso_orchestrator.views import doctor, live
 from iso_orchestrator.views.choice import choose_workflow, chosen_store, find_step, find_steps
 from iso_orchestrator.views.completion import SCRIPTS
-from iso_orchestrator.views.exports import FORMATS
+from iso_orchestrator.views.exports import FORMATS, indented_json, step_json, summary_json
 from iso_orchestrator.views.listing import is_listed, list_lines
 from iso_orchestrator.views.logs import LogOptions, Stream, last_words, log_lines
 from iso_orchestrator.views.overview import events_lines, head_lines, overview_lines, steps_lines
 from iso_orchestrator.views.pruning import DEFAULT_AGE, Choice, prune_lines, readable, size_text, total
-from iso_orchestrator.views.report import json_text, step_json, summary_json
 from iso_orchestrator.views.screen import KeyAction, can_watch
 from iso_orchestrator.views.screen import watch as watch_top
 from iso_orchestrator.views.step_report import step_lines
@@ -48,7 +47,7 @@ from iso_orchestrator.views.timeline_file import default_file, read_page, write_
 from iso_orchestrator.views.top import Looked, top_lines
 from iso_orchestrator.views.watching import watch
 from iso_orchestrator.views.why import unknown, why_lines
-from iso_orchestrator.views.words import exit_code, joined, steps_of
+from iso_orchestrator.views.words import exit_code, failed_steps, joined
 
 _TOP_LINES = 100  # of `top` in a pipe: what has no room is counted
 _CLEAR = "\x1b[H\x1b[J"
@@ -91,7 +90,7 @@ def do_list(options: argparse.Namespace) -> int:
             {**summary_json(one.summary(partial(store.is_alive, one.workflow_id))), "isAlive": history.is_alive}
             for one, history in found
         ]
-        print(json_text(lines))
+        print(indented_json(lines))
     elif found:
         print_lines(list_lines([history for _, history in found], Terminal.of()))
     else:
@@ -109,7 +108,7 @@ def do_show(options: argparse.Namespace) -> int:
     elif options.attempt is not None or options.result:
         raise WorkflowUsageError("--attempt and --result are for a step: show WORKFLOW STEP")
     elif options.json:
-        print(json_text(record_to_json(projection.record(partial(store.is_alive, workflow_id)))))
+        print(indented_json(record_to_json(projection.record(partial(store.is_alive, workflow_id)))))
     else:
         print_lines(_shown(options, store, projection, history))
     return exit_code(history) if options.exit_status else 0
@@ -120,10 +119,9 @@ def _shown(options: argparse.Namespace, store: Store, projection: Projection, hi
     head = head_lines(history, terminal)
     parts = []
     if options.failed:
-        failed = [step for step in steps_of(history) if step.outcome is Outcome.FAILED]
-        parts += [step_lines(history, step, terminal, last_words(projection, step.name)) for step in failed] or [
-            ["no step has failed"]
-        ]
+        parts += [
+            step_lines(history, step, terminal, last_words(projection, step.name)) for step in failed_steps(history)
+        ] or [["no step has failed"]]
     if options.steps:
         parts.append(steps_lines(history, terminal))
     if options.events is not None:
@@ -139,9 +137,9 @@ def _show_step(options: argparse.Namespace, projection: Projection, history: His
     if options.result:
         if step.outcome is not Outcome.COMPLETED:
             raise WorkflowUsageError(f"step {step.name!r} has no result: it is {step.outcome.value}")
-        print(json_text(step.result))
+        print(indented_json(step.result))
     elif options.json:
-        print(json_text(step_json(step)))
+        print(indented_json(step_json(step)))
     else:
         words = last_words(projection, step.name, options.attempt)
         print_lines(step_lines(history, step, Terminal.of(), words, options.attempt))

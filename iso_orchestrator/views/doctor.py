@@ -8,7 +8,7 @@ from iso_orchestrator.checks import escape_terminal
 from iso_orchestrator.record.model import Json
 from iso_orchestrator.store import Store
 from iso_orchestrator.store.maintenance import Difference, FileCheck, RepairReport, Verdict, WorkflowCheck
-from iso_orchestrator.views.report import json_text
+from iso_orchestrator.views.exports import indented_json
 
 EXIT_CODES = {Verdict.SOUND: 0, Verdict.TORN: 0, Verdict.REFUSED: 3, Verdict.CONFLICT: 1, Verdict.DAMAGED: 1}
 
@@ -63,7 +63,8 @@ def verify(store: Store, workflow_id: str | None, *, as_json: bool) -> tuple[str
     checks = list(store.verify(workflow_id))
     worst = Verdict.worst(check.verdict for check in checks)
     if as_json:
-        text = json_text({"root": root, "verdict": worst.value, "workflows": [_check_json(check) for check in checks]})
+        found: list[Json] = [_check_json(check) for check in checks]
+        text = indented_json({"root": root, "verdict": worst.value, "workflows": found})
     else:
         text = _checks_text(root, checks, every_file=workflow_id is not None)
     return text, EXIT_CODES[worst]
@@ -72,7 +73,7 @@ def verify(store: Store, workflow_id: str | None, *, as_json: bool) -> tuple[str
 def repaired_text(workflow_id: str, done: RepairReport, *, as_json: bool) -> str:
     """Report a repair."""
     if as_json:
-        return json_text(_repaired_json(workflow_id, done))
+        return indented_json(_repaired_json(workflow_id, done))
     lines = [_action(done)]
     lines += [f"not in the record: facts {first} to {last}, as far as is known" for first, last in done.lost]
     if done.unread:

@@ -11,7 +11,7 @@ import attrs
 
 from iso_orchestrator.checks import escape_terminal
 from iso_orchestrator.record.history import AttemptSpan, Gap, History, Outcome, WaitFor, WaitSpan
-from iso_orchestrator.text import seconds_text
+from iso_orchestrator.text import seconds_text, time_text
 
 _PAINTS = {
     Outcome.COMPLETED: "ok",
@@ -94,13 +94,12 @@ class Clock:
 
     def time(self, moment: datetime) -> str:
         """Hours, minutes and seconds."""
-        return f"{moment.astimezone(self.zone):%H:%M:%S}"
+        return time_text(moment, zone=self.zone)
 
     def span(self, begun: datetime, ended: datetime) -> str:
         """From when until when, with the date and the zone."""
-        begin, end = begun.astimezone(self.zone), ended.astimezone(self.zone)
-        until = f"{end:%H:%M:%S}" if begin.date() == end.date() else f"{end:%Y-%m-%d %H:%M:%S}"
-        return f"{begin:%Y-%m-%d %H:%M:%S} \u2013 {until} {self.name}"
+        until = time_text(ended, begun, self.zone)
+        return f"{begun.astimezone(self.zone):%Y-%m-%d %H:%M:%S} \u2013 {until} {self.name}"
 
 
 def paint_of(span: AttemptSpan | WaitSpan) -> str:

@@ -1,4 +1,4 @@
-"""`export`: a history for other programs, as a trace, a table or lines of JSON."""
+"""Records and histories for other programs: the JSON of commands, and what `export` writes."""
 
 from __future__ import annotations
 
@@ -12,9 +12,24 @@ from operator import itemgetter
 
 from iso_orchestrator.codec.records import write
 from iso_orchestrator.record.history import AttemptSpan, History, Outcome, RunSpan, StepHistory, WaitFor, WaitSpan
-from iso_orchestrator.record.model import Json
+from iso_orchestrator.record.model import Json, StepStatus, WorkflowSummary
 
 _MICROSECOND = timedelta(microseconds=1)
+
+
+def summary_json(summary: WorkflowSummary) -> dict[str, Json]:
+    """Turn a summary into JSON, with keys in camelCase as in a record, and a count for every step status."""
+    return {**write(summary), "steps": {status.value: summary.steps.get(status, 0) for status in StepStatus}}
+
+
+def step_json(step: StepHistory) -> dict[str, Json]:
+    """Turn a step's history into JSON, with keys in camelCase; what is not known is left out."""
+    return write(step)
+
+
+def indented_json(value: Json) -> str:
+    """Write JSON for people and programs: indented, and in ASCII, so that no recorded text can drive a terminal."""
+    return json.dumps(value, indent=2, allow_nan=False)
 
 
 def chrome_trace(history: History) -> Iterator[str]:

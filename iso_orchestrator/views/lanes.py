@@ -12,14 +12,13 @@ import attrs
 
 from iso_orchestrator.record.history import Gap, History, Outcome, WaitFor
 from iso_orchestrator.text import time_text
+from iso_orchestrator.views.drawing import named_gaps
 from iso_orchestrator.views.terminal import Span, Style, Terminal, style_of
 
 _MOST = 12  # workers that have a line
 _SHORTEST = 20  # columns; in fewer nothing can be seen
 _TICK = 18  # columns between two times
 _SQUEEZED = 3  # columns of a long time in which nothing ran
-_LONG_GAP = 0.045  # of the whole time
-_GAPS = 0.3  # of the whole time: if there is more in which nothing ran, that is squeezed
 
 Mark = tuple[str, Style]
 """A character and its colour."""
@@ -105,9 +104,9 @@ class _Axis:
     def of(cls, history: History, columns: int) -> _Axis:
         begun, ended = history.begun, max(history.ended, history.begun + timedelta(milliseconds=1))
         whole = (ended - begun).total_seconds()
-        gaps = [gap for gap in history.gaps if begun <= gap.begun and gap.ended <= ended]
-        is_idle = sum(map(_seconds, gaps)) > _GAPS * whole
-        squeezed = [gap for gap in gaps if is_idle and _seconds(gap) > _LONG_GAP * whole][: columns // (2 * _SQUEEZED)]
+        gaps, is_squeezed = named_gaps(history)
+        within = [gap for gap in gaps if is_squeezed and begun <= gap.begun and gap.ended <= ended]
+        squeezed = within[: columns // (2 * _SQUEEZED)]
         rest = whole - sum(map(_seconds, squeezed))
         a_second = (columns - _SQUEEZED * len(squeezed)) / rest if rest else 0.0
         moments, places = [begun], [0.0]

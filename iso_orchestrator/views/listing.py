@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from iso_orchestrator.record.history import History, Outcome
 from iso_orchestrator.text import money_text, seconds_text, time_text
 from iso_orchestrator.views.terminal import NONE, Cell, Column, Terminal
-from iso_orchestrator.views.words import is_running, status_span, status_words, steps_of
+from iso_orchestrator.views.words import done_and_failed, is_running, status_span, status_words, steps_of
 
 _COLUMNS = [
     Column("workflow", is_name=True),
@@ -38,11 +38,10 @@ def is_listed(history: History, *, failed: bool, running: bool, since: timedelta
 
 def _row(history: History, terminal: Terminal, unknown: str) -> list[Cell]:
     steps, cost = steps_of(history), history.totals.cost
-    done = sum(step.outcome is Outcome.COMPLETED for step in steps)
     return [
         history.workflow_id,
         status_span(history, terminal),
-        f"{done}/{len(steps)}",
+        f"{done_and_failed(steps)[0]}/{len(steps)}",
         seconds_text(history.totals.took) if history.runs or steps else NONE,
         unknown if cost is None else money_text(cost),
         time_text(history.updated_at, history.now),

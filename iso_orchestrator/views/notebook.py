@@ -5,21 +5,27 @@ from __future__ import annotations
 import html
 from datetime import UTC, datetime
 
-from iso_orchestrator.record.history import History
+from iso_orchestrator.record.history import History, Outcome
 from iso_orchestrator.record.reconstruction import history_of
 from iso_orchestrator.record.workflow_record import WorkflowRecord
 from iso_orchestrator.store import Store
-from iso_orchestrator.text import money_text
+from iso_orchestrator.text import counted, money_text
 from iso_orchestrator.views.drawing import INLINE, Clock, drawing
+from iso_orchestrator.views.terminal import SIGNS
 from iso_orchestrator.views.timeline import BUDGET
 from iso_orchestrator.views.timeline_file import read_page, write_file
-from iso_orchestrator.views.timeline_words import SIGNS, duration, error_of, failed_steps, headline, safe
-from iso_orchestrator.views.words import counted
+from iso_orchestrator.views.timeline_words import duration, error_of, safe
+from iso_orchestrator.views.words import failed_steps, status_words
 
 _FAILURES = 10
 _TEXT = 300  # characters of a name or of an error
 _BARS = 1_500  # of the picture: about 40 kB
-_COLOURS = {"failed": "#c9372c", "running": "#1f6fc4", "interrupted": "#6b7079", "completed": "#3f8a77"}
+_COLOURS = {
+    Outcome.FAILED: "#c9372c",
+    Outcome.RUNNING: "#1f6fc4",
+    Outcome.INTERRUPTED: "#6b7079",
+    Outcome.COMPLETED: "#3f8a77",
+}
 _CELL = "text-align:left;vertical-align:top"
 
 
@@ -70,10 +76,10 @@ def record_html(record: WorkflowRecord) -> str:
 
 def glance(history: History) -> str:
     """The state, numbers, picture and first failures of a workflow: less than 60 kB, with inline attributes alone."""
-    state, words = headline(history)
+    outcome, words = status_words(history)
     totals = history.totals
     numbers = [
-        f"<b>{totals.steps.get(state.COMPLETED, 0)}</b> of {counted(sum(totals.steps.values()), 'step')}",
+        f"<b>{totals.steps.get(Outcome.COMPLETED, 0)}</b> of {counted(sum(totals.steps.values()), 'step')}",
         f"<b>{counted(sum(totals.attempts.values()), 'attempt')}</b>",
         f"<b>{duration(totals.took)}</b>",
         *([f"<b>{money_text(totals.cost)}</b>"] if totals.cost is not None else []),
@@ -81,10 +87,14 @@ def glance(history: History) -> str:
     ]
     return (
         f'<div><div><b style="font-size:1.15em">{safe(history.workflow_id[:_TEXT])}</b> '
-        f'<b style="color:{_COLOURS[state.value]}">{SIGNS[state]} {safe(words)}</b></div>'
+        f"{_status(outcome, words)}</div>"
         f"<div>{' · '.join(numbers)}</div>"
         f"{drawing(history, Clock.of(history, utc=False), INLINE, bars=_BARS)}{_failures(history)}</div>"
     )
+
+
+def _status(outcome: Outcome | None, words: str) -> str:
+    return safe(words) if outcome is None else f'<b style="color:{_COLOURS[outcome]}">{SIGNS[outcome]} {words}</b>'
 
 
 def _failures(history: History) -> str:

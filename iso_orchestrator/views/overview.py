@@ -9,14 +9,15 @@ from iso_orchestrator.commands.model import heartbeat_key
 from iso_orchestrator.record.history import History, Outcome, StepHistory, WaitFor
 from iso_orchestrator.record.model import WorkflowEvent, WorkflowStatus, lease_status
 from iso_orchestrator.record.projection import Projection
-from iso_orchestrator.text import count_text, money_text, seconds_text, time_text
+from iso_orchestrator.text import count_text, counted, money_text, seconds_text, time_text
 from iso_orchestrator.views.causes import brief
 from iso_orchestrator.views.lanes import lane_lines
 from iso_orchestrator.views.terminal import NONE, Cell, Column, Style, Terminal
 from iso_orchestrator.views.words import (
     cost_text,
-    counted,
+    done_and_failed,
     fact_lines,
+    failed_steps,
     is_running,
     joined,
     json_text,
@@ -34,9 +35,7 @@ _WAITS = {WaitFor.LIMIT: "limits", WaitFor.BACKOFF: "back-off", WaitFor.KEY: "ke
 
 def overview_lines(projection: Projection, history: History, terminal: Terminal, path: str) -> list[str]:
     """Show a workflow; *path* is where its record is."""
-    numbers = [step.number for step in steps_of(history)]
-    number = next((step.number for step in steps_of(history) if step.outcome is Outcome.FAILED), (numbers or [1])[0])
-    hint = f"show W --steps: all steps; show W '#{number}': one; timeline W: a picture"
+    examples = failed_steps(history) or steps_of(history)
     state = [("state", json_text(history.state))] if history.state else []
     parts = [
         head_lines(history, terminal),
@@ -46,9 +45,14 @@ def overview_lines(projection: Projection, history: History, terminal: Terminal,
         _lease_lines(projection, history, terminal),
         _beat_lines(projection, history, terminal),
         fact_lines([*state, ("record", path)], terminal),
-        terminal.lines(hint, Style.DIM) if numbers else [],
+        _hint_lines(examples[0], terminal) if examples else [],
     ]
     return joined(parts)
+
+
+def _hint_lines(step: StepHistory, terminal: Terminal) -> list[str]:
+    hint = f"show W --steps: all steps; show W '#{step.number}': one; timeline W: a picture"
+    return terminal.lines(hint, Style.DIM)
 
 
 def head_lines(history: History, terminal: Terminal) -> list[str]:
@@ -106,7 +110,7 @@ def _counts(counts: Mapping[Outcome, int], words: dict[Outcome, str]) -> list[st
 
 def failed_lines(history: History, terminal: Terminal) -> list[str]:
     """The steps that failed, and why."""
-    failed = [step for step in steps_of(history) if step.outcome is Outcome.FAILED]
+    failed = failed_steps(history)
     if not failed:
         return []
     lines = [terminal.line((f"failed ({len(failed)})", Style.FAILED))]
@@ -143,7 +147,7 @@ def _group_lines(history: History, terminal: Terminal) -> list[str]:
 
 def _group_row(history: History, group: str, steps: Sequence[StepHistory]) -> list[Cell]:
     seconds = [((span.ended or history.now) - span.begun).total_seconds() for step in steps for span in step.attempts]
-    done, failed = (sum(step.outcome is one for step in steps) for one in (Outcome.COMPLETED, Outcome.FAILED))
+    done, failed = done_and_failed(steps)
     return [
         group,
         str(len(steps)),

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from datetime import datetime
+from functools import partial
 
 from iso_orchestrator.errors import WorkflowUsageError
-from iso_orchestrator.record.history import AttemptSpan, History, Outcome, StepHistory, WaitSpan
+from iso_orchestrator.record.history import AttemptSpan, History, Outcome, StepHistory, WaitSpan, seconds_in
 from iso_orchestrator.record.model import ErrorInfo
-from iso_orchestrator.text import money_text, seconds_text, time_text
+from iso_orchestrator.text import counted, money_text, seconds_text, time_text
 from iso_orchestrator.views.causes import shortened, user_frames
 from iso_orchestrator.views.terminal import Cell, Column, Style, Terminal, style_of
 from iso_orchestrator.views.words import (
+    attempt_text,
     cost_text,
-    counted,
     fact_lines,
     joined,
+    met_first,
     outcome_text,
     result_text,
     seconds_of,
@@ -82,8 +83,8 @@ def _fact_lines(history: History, step: StepHistory, terminal: Terminal, span: A
 def _facts(history: History, step: StepHistory) -> Iterator[tuple[str, str]]:
     yield "state", _state(history, step)
     if step.begun is not None:
-        work = sum(_seconds(span, history.now) for span in step.attempts)
-        waits = sum(_seconds(wait, history.now) for wait in step.waits)
+        work = seconds_in(step.attempts, history.now)
+        waits = seconds_in(step.waits, history.now)
         took = f"{time_text(step.begun, history.now)} UTC, took {seconds_text(seconds_of(step, history.now))}"
         waited = f": {seconds_text(work)} of work, {seconds_text(waits)} of waiting" if waits >= 0.0005 else ""
         yield "began", took + waited
@@ -103,9 +104,8 @@ def _facts(history: History, step: StepHistory) -> Iterator[tuple[str, str]]:
         yield "version", step.version
     if cost := cost_text([step]):
         yield "cost", cost
-    sessions = [span.usage.session_id for span in step.attempts if span.usage is not None and span.usage.session_id]
-    if sessions:
-        yield "session", sessions[-1]
+    if step.session_id is not None:
+        yield "session", step.session_id
     if step.outcome is Outcome.COMPLETED and step.result is not None:
         yield "result", result_text(step)
     if step.log is not None:
@@ -114,7 +114,7 @@ def _facts(history: History, step: StepHistory) -> Iterator[tuple[str, str]]:
 
 def _attempt_facts(history: History, span: AttemptSpan) -> Iterator[tuple[str, str]]:
     yield "attempt", f"{span.number}, {span.outcome.value}"
-    yield "began", f"{time_text(span.begun, history.now)} UTC, took {seconds_text(_seconds(span, history.now))}"
+    yield "began", f"{time_text(span.begun, history.now)} UTC, took {seconds_text(seconds_in([span], history.now))}"
     if span.run is not None:
         yield "run", str(span.run)
     if span.limit_until is not None:
@@ -179,19 +179,13 @@ def _try_lines(history: History, step: StepHistory, terminal: Terminal, span: At
 
 
 def _try_row(history: History, step: StepHistory, span: AttemptSpan | WaitSpan) -> list[Cell]:
-    took = seconds_text(_seconds(span, history.now))
+    took = seconds_text(seconds_in([span], history.now))
     begun = time_text(span.begun, step.begun)
     if isinstance(span, WaitSpan):
-        met = f", met first by {span.met_by}" if span.met_by not in {None, step.name} else ""
-        return ["", begun, took, wait_text(span, history.now) + met, ""]
+        return ["", begun, took, wait_text(span, partial(time_text, today=history.now)) + met_first(span), ""]
     usage = span.usage
     cost = money_text(usage.cost_usd) if usage is not None and usage.cost_usd is not None else ""
-    what = "met a usage limit" if span.limit_until is not None else span.outcome.value
-    return [str(span.number), begun, took, (what, style_of(span.outcome)), cost]
-
-
-def _seconds(span: AttemptSpan | WaitSpan, now: datetime) -> float:
-    return ((span.ended or now) - span.begun).total_seconds()
+    return [str(span.number), begun, took, (attempt_text(span), style_of(span.outcome)), cost]
 
 
 def _error_lines(error: ErrorInfo, terminal: Terminal) -> list[str]:

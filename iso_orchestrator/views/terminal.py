@@ -56,7 +56,7 @@ _STYLES = {
     Outcome.WAITING: Style.LIMIT,
     Outcome.RUNNING: Style.RUNNING,
 }
-_SIGNS = {
+SIGNS = {
     Outcome.COMPLETED: "✓",
     Outcome.FAILED: "✕",
     Outcome.RETRIED: "↻",
@@ -64,6 +64,8 @@ _SIGNS = {
     Outcome.WAITING: "◔",
     Outcome.RUNNING: "●",
 }
+"""The signs of outcomes, the same in all views."""
+
 # For encodings that are not UTF-8: of the signs of this module, and of those that views draw and write with.
 _ASCII = str.maketrans("✓✕↻†◔●━─·░\u2013", "vxr!w*=-.#-") | str.maketrans({"…": "...", "↑": "up ", "↓": "down"})
 
@@ -144,7 +146,7 @@ class Terminal:
 
     def sign(self, outcome: Outcome, style: Style | None = None) -> Span:
         """The sign of an outcome, in its colour."""
-        return _SIGNS[outcome], style or _STYLES[outcome]
+        return SIGNS[outcome], style or _STYLES[outcome]
 
     def name(self, text: str, columns: int) -> str:
         """A name, cut in its middle to *columns*, but never below 16."""

@@ -18,7 +18,8 @@ from iso_orchestrator.record.history import History
 from iso_orchestrator.views.drawing import Clock
 from iso_orchestrator.views.timeline_data import DETAILED, timeline_data, trims
 from iso_orchestrator.views.timeline_sections import Page
-from iso_orchestrator.views.timeline_words import headline, safe
+from iso_orchestrator.views.timeline_words import safe
+from iso_orchestrator.views.words import status_words
 
 BUDGET = 1_900_000
 """Bytes of a file, at most; the foot says what was left out for that."""
@@ -72,7 +73,7 @@ def _document(page: Page, body: str, data: dict[str, Any], foot: Sequence[str], 
     )
     refresh = "" if every is None else f'<meta http-equiv="refresh" content="{max(1, round(every))}">'
     foot = ["Made from the record by iso-orchestrator.", f"Times are {page.clock.name}.", *foot]
-    title = safe(f"{page.history.workflow_id}: {headline(page.history)[1]}")
+    title = safe(f"{page.history.workflow_id}: {status_words(page.history)[1]}")
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">{refresh}'

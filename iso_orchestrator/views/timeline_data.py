@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 import attrs
 
 from iso_orchestrator.checks import escape_terminal
-from iso_orchestrator.record.history import AttemptSpan, History, Outcome, StepHistory, WaitFor, WaitSpan
+from iso_orchestrator.record.history import AttemptSpan, History, Outcome, StepHistory, WaitFor, WaitSpan, seconds_in
 from iso_orchestrator.record.model import ErrorInfo, Json
 from iso_orchestrator.text import count_text, money_text
 from iso_orchestrator.views.causes import folded
@@ -149,7 +149,7 @@ def trims(history: History) -> Sequence[Trim]:
 def _important(history: History) -> set[int]:
     """The steps that failed, and those with the most work."""
     failed = {index for index, step in enumerate(history.steps) if step.outcome is Outcome.FAILED}
-    work = [(sum(_seconds(span, history) for span in step.attempts), index) for index, step in enumerate(history.steps)]
+    work = [(seconds_in(step.attempts, history.now), index) for index, step in enumerate(history.steps)]
     return failed | {index for _, index in nlargest(_LONGEST, work)}
 
 
@@ -271,7 +271,7 @@ def _detail(step: StepHistory, tail: str | None, *, results: bool, logs: bool) -
         ("version", step.version),
         ("cost", f"{money_text(cost)}{f' over {len(usages)} attempts' if len(usages) > 1 else ''}" if cost else None),
         ("tokens", ", ".join(tokens)),
-        ("session", last and last.session_id),
+        ("session", step.session_id),
     ]
     log = next((span.log for span in reversed(step.attempts) if span.log is not None), step.log) if logs else None
     detail = {
@@ -299,7 +299,3 @@ def _error(error: ErrorInfo) -> dict[str, str]:
 def _cost_of(step: StepHistory) -> float:
     costs = (span.usage.cost_usd for span in step.attempts if span.usage is not None)
     return round(sum(cost for cost in costs if cost is not None), 6)
-
-
-def _seconds(span: AttemptSpan, history: History) -> float:
-    return ((span.ended or history.now) - span.begun).total_seconds()

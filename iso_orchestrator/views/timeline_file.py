@@ -20,6 +20,7 @@ from iso_orchestrator.views.live import history_as_of, read
 from iso_orchestrator.views.logs import last_line, last_words
 from iso_orchestrator.views.timeline import timeline_page
 from iso_orchestrator.views.timeline_data import safe_lines
+from iso_orchestrator.views.words import failed_steps
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "-o": {"dest": "output", "metavar": "FILE", "help": "default: the workflow's id and .html; - is standard output"},
@@ -139,7 +140,7 @@ def write_file(path: str, text: str) -> None:
 
 def _tails(projection: Projection, history: History) -> dict[str, str]:
     """The last words in the logs of the steps that failed, and the last line of those that run, by their names."""
-    failed = [step.name for step in history.steps if step.outcome is Outcome.FAILED][:_TAILS]
+    failed = [step.name for step in failed_steps(history)[:_TAILS]]
     tails = {name: "\n".join(last_words(projection, name, count=_LINES))[-_TAIL:] for name in failed}
     running = (step.name for step in history.steps if step.outcome is Outcome.RUNNING)
     return {

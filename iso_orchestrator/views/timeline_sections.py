@@ -6,25 +6,31 @@ import html
 import shlex
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from datetime import timedelta
 
-from iso_orchestrator.record.history import AttemptSpan, History, Outcome, RunSpan, StepHistory, WaitFor, WaitSpan
+from iso_orchestrator.record.history import (
+    AttemptSpan,
+    History,
+    Outcome,
+    RunSpan,
+    StepHistory,
+    WaitFor,
+    WaitSpan,
+    seconds_in,
+)
 from iso_orchestrator.record.model import ErrorInfo
-from iso_orchestrator.text import count_text, money_text
+from iso_orchestrator.text import count_text, counted, money_text
 from iso_orchestrator.views.causes import folded, shortened
 from iso_orchestrator.views.drawing import CLASSES, Clock, drawing, named_gaps
+from iso_orchestrator.views.terminal import NONE, SIGNS
 from iso_orchestrator.views.timeline_data import STATES, safe_lines, short_path
 from iso_orchestrator.views.timeline_words import (
-    SIGNS,
     causes,
     duration,
     error_of,
-    expected_steps,
-    headline,
     lede,
     safe,
 )
-from iso_orchestrator.views.words import counted
+from iso_orchestrator.views.words import cost_text, expected_steps, met_first, status_words, wait_text
 
 _CAUSES, _NAMES = 40, 12  # causes that are listed, and steps of each
 _ROWS = 120  # of the table without script
@@ -32,16 +38,9 @@ _NOW, _RUNS, _KEYS = 50, 30, 5  # that are listed
 _BARS = 5_000  # of the picture without script
 _MESSAGE, _STACK = 600, 4_000  # characters
 
-NONE = "\u2013"
 _NUMBER = ' class="number"'
 _COLUMNS = ("began", "took", "attempts", "waited", "cost", "key")
 _HATCHED = ("try", "lim", "back", "key", "cut")
-_WAITING = {
-    WaitFor.LIMIT: "waits for the limit of {key}",
-    WaitFor.BACKOFF: "waits for its next attempt",
-    WaitFor.KEY: "waits for the key {key}",
-    WaitFor.PROCESS: "waits for another process, which runs it",
-}
 _HINT = (
     "<kbd>←</kbd> <kbd>→</kbd> <kbd>↑</kbd> <kbd>↓</kbd> attempts, <kbd>f</kbd> next failure, <kbd>+</kbd> "
     "<kbd>\u2212</kbd> <kbd>0</kbd> zoom, <kbd>Ctrl</kbd> wheel zooms, drag moves, <kbd>Enter</kbd> details, "
@@ -72,11 +71,12 @@ class Page:
         return f"{_hatches()}{self._head()}\n<main>{''.join(sections)}</main>"
 
     def _head(self) -> str:
-        state, words = headline(self.history)
+        outcome, words = status_words(self.history)
+        pill = words if outcome is None else f"{SIGNS[outcome]} {words}"
         span = self.clock.span(self.history.begun, self.history.ended)
         return (
             f'<header class="top"><div class="title"><h1>{safe(self.history.workflow_id)}</h1>'
-            f'<span class="pill {state.value}">{SIGNS[state]} {safe(words)}</span></div>'
+            f'<span class="pill {outcome or ""}">{safe(pill)}</span></div>'
             f'<p class="lede">{safe(lede(self.history))} <span class="mute">{safe(span)}</span></p></header>'
         )
 
@@ -120,8 +120,11 @@ class Page:
             return ""
         rows = []
         for step in found[:_NOW]:
-            since = step.waits[-1].begun if step.outcome is Outcome.WAITING else step.attempts[-1].begun
-            what = self._waiting(step.waits[-1]) if step.outcome is Outcome.WAITING else self._last_line(step)
+            if step.outcome is Outcome.WAITING:
+                wait = step.waits[-1]
+                since, what = wait.begun, wait_text(wait, self.clock.time) + met_first(wait)
+            else:
+                since, what = step.attempts[-1].begun, self._last_line(step)
             rows.append(
                 f'<li><span class="sign {step.outcome.value}" aria-hidden="true">{SIGNS[step.outcome]}</span>'
                 f"{self._link(step)}"
@@ -135,13 +138,6 @@ class Page:
     def _last_line(self, step: StepHistory) -> str:
         lines = self._tails.get(step.name, "").strip().splitlines()
         return lines[-1] if lines else f"attempt {step.attempts[-1].number}"
-
-    def _waiting(self, wait: WaitSpan) -> str:
-        text = _WAITING[wait.kind].format(key=wait.key or "its agent")
-        until = "" if wait.until is None else f" until {self.clock.time(wait.until)}"
-        by = wait.met_by if wait.kind is WaitFor.LIMIT else wait.holder
-        held = f", {'met first' if wait.kind is WaitFor.LIMIT else 'held'} by {by}" if by else ""
-        return f"{text}{until}{held}"
 
     def _failures(self) -> str:
         found = causes(self.history)
@@ -210,7 +206,7 @@ class Page:
         chips = {
             "failed": ("Failed", lambda step: step.outcome is Outcome.FAILED),
             "retried": ("Retried", lambda step: len(step.attempts) > 1),
-            "waited": ("Waited", lambda step: any(_seconds(wait, self.history) for wait in step.waits)),
+            "waited": ("Waited", lambda step: seconds_in(step.waits, self.history.now) > 0),
             "interrupted": ("Interrupted", lambda step: any(a.outcome is Outcome.INTERRUPTED for a in step.attempts)),
             "open": ("Not done", lambda step: step.outcome in {Outcome.RUNNING, Outcome.WAITING}),
         }
@@ -270,7 +266,7 @@ class Page:
         counts: defaultdict[str, int] = defaultdict(int)
         for step in self.history.steps:
             if step.key is not None:
-                seconds[step.key] += sum(_seconds(span, self.history) for span in step.attempts)
+                seconds[step.key] += seconds_in(step.attempts, self.history.now)
                 counts[step.key] += 1
         busiest = sorted(seconds, key=seconds.__getitem__, reverse=True)[:_KEYS]
         if not busiest:
@@ -288,10 +284,9 @@ class Page:
     def _bottleneck(self, key: str) -> str:
         """Say so where one key was in use for most of the time: its waits count, since nothing else runs under it."""
         steps = [step for step in self.history.steps if step.key == key]
-        busy = sum(_seconds(span, self.history) for step in steps for span in step.attempts)
-        busy += sum(
-            _seconds(wait, self.history) for step in steps for wait in step.waits if wait.kind is not WaitFor.KEY
-        )
+        held: list[AttemptSpan | WaitSpan] = [span for step in steps for span in step.attempts]
+        held += [wait for step in steps for wait in step.waits if wait.kind is not WaitFor.KEY]
+        busy = seconds_in(held, self.history.now)
         part = busy / max(self._totals.took - self._totals.away, 1e-3)
         if part < 0.6:
             return ""
@@ -339,10 +334,9 @@ class Page:
 
     def _cells(self, step: StepHistory) -> Iterator[str]:
         yield NONE if step.begun is None else self.clock.time(step.begun)
-        yield duration(sum(_seconds(span, self.history) for span in step.attempts))
+        yield duration(seconds_in(step.attempts, self.history.now))
         yield str(step.attempt_count or len(step.attempts))
-        costs = [span.usage.cost_usd for span in step.attempts if span.usage is not None and span.usage.cost_usd]
-        yield money_text(sum(costs)) if costs else NONE
+        yield cost_text([step]) or NONE
 
     def _runs(self) -> str:
         runs = self.history.runs
@@ -404,7 +398,3 @@ def _hatches() -> str:
         for paint in _HATCHED
     )
     return f'<svg width="0" height="0" aria-hidden="true"><defs>{patterns}</defs></svg>'
-
-
-def _seconds(span: AttemptSpan | WaitSpan, history: History) -> float:
-    return max(0.0, ((span.ended or history.now) - span.begun) / timedelta(seconds=1))

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import timedelta
 
 import attrs
 
-from iso_orchestrator.record.history import Batch, History, LimitSpan, Outcome, RunSpan, StepHistory, WaitFor
+from iso_orchestrator.record.history import History, LimitSpan, Outcome, RunSpan, StepHistory, WaitFor
 from iso_orchestrator.record.projection import Projection
 from iso_orchestrator.store import Store
-from iso_orchestrator.text import money_text, seconds_text, time_text, width
+from iso_orchestrator.text import counted, money_text, seconds_text, time_text, width
 from iso_orchestrator.views.live import history_as_of
 from iso_orchestrator.views.logs import last_line
 from iso_orchestrator.views.terminal import Cell, Column, Span, Style, Terminal
 from iso_orchestrator.views.words import (
-    counted,
+    done_and_failed,
+    expected_steps,
     is_running,
     outcome_text,
+    seconds_left,
     status_span,
     status_words,
     steps_of,
@@ -28,7 +29,6 @@ from iso_orchestrator.views.words import (
 NOTHING = "nothing is running"
 
 _LINE = 200  # characters of a last line
-_LEAST_DONE = 3  # items, before the time that is left is guessed
 _WAITS = {
     WaitFor.LIMIT: Style.LIMIT,
     WaitFor.BACKOFF: Style.BACKOFF,
@@ -60,7 +60,7 @@ class Looked:
     def is_shown(self) -> bool:
         """Whether anything runs, or was left by a process that died, or a limit is in force."""
         outcome, _ = status_words(self.history)
-        return outcome in {Outcome.RUNNING, Outcome.INTERRUPTED} or bool(_limits(self.history))
+        return outcome in {Outcome.RUNNING, Outcome.INTERRUPTED} or bool(self.history.limits_in_force)
 
     def active(self) -> list[StepHistory]:
         """The steps that run, then those that wait."""
@@ -96,11 +96,7 @@ def _head_lines(history: History, terminal: Terminal) -> list[str]:
     lines = [terminal.line((history.workflow_id, Style.HEAD), "  ", *_process(history, terminal))]
     if is_running(history):
         lines.append(_bar_line(history, terminal))
-    return [*lines, *(terminal.line((_limit_text(history, limit), Style.LIMIT)) for limit in _limits(history))]
-
-
-def _limits(history: History) -> list[LimitSpan]:
-    return [limit for limit in history.limits if limit.until > history.now]
+    return [*lines, *(terminal.line((_limit_text(history, limit), Style.LIMIT)) for limit in history.limits_in_force)]
 
 
 def _process(history: History, terminal: Terminal) -> list[Span]:
@@ -124,10 +120,10 @@ def _pid(run: RunSpan) -> str:
 
 def _bar_line(history: History, terminal: Terminal) -> str:
     steps = steps_of(history)
-    done, failed = (sum(step.outcome is one for step in steps) for one in (Outcome.COMPLETED, Outcome.FAILED))
-    total = max(1, _total(history, steps))
+    done, failed = done_and_failed(steps)
+    total = max(1, expected_steps(history))
     spans: list[Span] = [(f"  {failed} failed", Style.FAILED)] if failed else []
-    left = time_left(history)
+    left = seconds_left(history)
     spans += [] if left is None else [f"  about {seconds_text(left)} left"]
     spans += [] if history.totals.cost is None else [f"  {money_text(history.totals.cost)}"]
     head = f"{done}/{total} "
@@ -143,36 +139,6 @@ def _bar_line(history: History, terminal: Terminal) -> str:
         ("─" * (room - full), Style.DIM),
     ]
     return terminal.line(head, *bar, *spans)
-
-
-def _total(history: History, steps: Sequence[StepHistory]) -> int:
-    """The steps that are known, and the items of open batches that have not begun."""
-    unknown = 0
-    for batch in _open_batches(history):
-        if batch.total is not None:
-            begun = len({step.item for step in steps if step.batch == batch.number and step.item is not None})
-            unknown += max(0, batch.total - begun)
-    return len(steps) + unknown
-
-
-def _open_batches(history: History) -> list[Batch]:
-    return [batch for batch in history.batches if batch.ended is None] if history.is_alive else []
-
-
-def time_left(history: History) -> float | None:
-    """About how many seconds the open batch takes from now; None if that is not known."""
-    batches = [batch for batch in _open_batches(history) if batch.total is not None]
-    if len(batches) != 1 or not (batch := batches[0]).total:
-        return None
-    steps = [step for step in steps_of(history) if step.batch == batch.number]
-    ended = [step for step in steps if step.outcome in {Outcome.COMPLETED, Outcome.FAILED}]
-    here = [step for step in ended if step.attempts and step.attempts[-1].run == batch.run]
-    if len(here) < _LEAST_DONE:
-        return None
-    held = sum((span.ended - span.begun).total_seconds() for step in here for span in step.attempts if span.ended)
-    left = max(0, batch.total - len({step.item for step in ended}))
-    rest = max((limit.until - history.now for limit in _limits(history)), default=timedelta()).total_seconds()
-    return left * held / len(here) / (batch.max_parallel or 1) + rest
 
 
 def _limit_text(history: History, limit: LimitSpan) -> str:

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from datetime import timedelta
+from collections.abc import Callable
+from datetime import UTC
 
 from iso_orchestrator.checks import escape_terminal
-from iso_orchestrator.record.history import Batch, History, Outcome, WaitFor
+from iso_orchestrator.fanout.status import BatchStatus, soonest_limit
+from iso_orchestrator.record.history import History, WaitFor
 from iso_orchestrator.store import Store
 from iso_orchestrator.system.clock import monotonic, sleep
-from iso_orchestrator.text import money_text, seconds_text, time_text
+from iso_orchestrator.text import time_text
 from iso_orchestrator.views.live import read_history
-from iso_orchestrator.views.top import time_left
-from iso_orchestrator.views.words import exit_code, is_running, status_words, steps_of, waiting_for
+from iso_orchestrator.views.words import (
+    done_and_failed,
+    exit_code,
+    failed_steps,
+    is_running,
+    seconds_left,
+    status_words,
+    steps_of,
+    waiting_for,
+)
 
 _EVERY = 60.0  # seconds between two lines
 _PAUSE = 0.3  # seconds between two looks
@@ -52,40 +61,30 @@ def watch(store: Store, workflow_id: str, timeout: float | None, say: Callable[[
 
 def _state(history: History) -> tuple[int, list[str | None]]:
     """What a line says at once when it changes: how many steps failed, and which limits are in force."""
-    failed = sum(step.outcome is Outcome.FAILED for step in steps_of(history))
-    return failed, [limit.key for limit in history.limits if limit.until > history.now]
+    return len(failed_steps(history)), [limit.key for limit in history.limits_in_force]
 
 
 def line_of(history: History) -> str:
-    """A line for a log: "22:49:47 nightly review: 37 of 60 done, 1 failed, 29 s gone, about 20 s left, $1.60"."""
-    batches = [batch for batch in history.batches if batch.ended is None and batch.total] if history.is_alive else []
+    """A line for a log, in the words of a batch's progress: "22:49:47 nightly review: 37 of 60 done, 1 failed, ..."."""
+    is_on = is_running(history)
+    batches = [batch for batch in history.open_batches if batch.total] if is_on else []
     batch = batches[0] if len(batches) == 1 else None
-    parts = [*_counts(history, batch), *_waits(history)]
-    begun = history.begun if batch is None else batch.begun
-    if is_running(history):
-        parts.append(f"{seconds_text((history.now - begun).total_seconds())} gone")
-        left = time_left(history)
-        parts += [] if left is None else [f"about {seconds_text(left)} left"]
-    else:
-        parts.append(f"{seconds_text(history.totals.took)} taken")
-    if history.totals.cost is not None:
-        parts.append(money_text(history.totals.cost))
-    name = f" {batch.name}" if batch is not None else ""
-    end = "" if is_running(history) else f" {status_words(history)[1]}:"
-    return f"{time_text(history.now)} {history.workflow_id}{name}{end or ':'} {', '.join(parts)}"
-
-
-def _counts(history: History, batch: Batch | None) -> list[str]:
     steps = [step for step in steps_of(history) if batch is None or step.batch == batch.number]
-    done, failed = (sum(step.outcome is one for step in steps) for one in (Outcome.COMPLETED, Outcome.FAILED))
-    total = len(steps) if batch is None or batch.total is None else batch.total
-    return [f"{done} of {total} done", *([f"{failed} failed"] if failed and is_running(history) else [])]
-
-
-def _waits(history: History) -> Iterator[str]:
-    for limit in history.limits:
-        if limit.until - history.now <= timedelta():
-            continue
-        waits = [waiting_for(step) for step in history.steps]
-        count = sum(wait is not None and wait.kind is WaitFor.LIMIT and wait.key == limit.key for wait in waits)
-        yield f"{count} wait for {limit.key or 'a limit'} until {time_text(limit.until, history.now)}"
+    waits = [wait for step in history.steps if (wait := waiting_for(step)) is not None]
+    limited = ((wait.key, wait.until) for wait in waits if wait.kind is WaitFor.LIMIT)
+    done, failed = done_and_failed(steps)
+    about = [history.workflow_id] if batch is None else [history.workflow_id, batch.name]
+    begun = history.begun if batch is None else batch.begun
+    status = BatchStatus(
+        label=" ".join(about if is_on else [*about, status_words(history)[1]]),
+        total=len(steps) if batch is None else batch.total,
+        done=done,
+        failed=failed if is_on else 0,  # which the words of the status say
+        replayed=0,
+        limit=soonest_limit(limited, history.now, UTC) if is_on else None,
+        seconds_gone=(history.now - begun).total_seconds() if is_on else history.totals.took,
+        seconds_left=seconds_left(history) if is_on else None,
+        cost=history.totals.cost or 0.0,
+        is_over=not is_on,
+    )
+    return f"{time_text(history.now)} {status.sentence()}"

@@ -13,7 +13,7 @@ from iso_orchestrator.record.projection import Projection, StepState
 from iso_orchestrator.text import seconds_text, time_text
 from iso_orchestrator.views.causes import brief
 from iso_orchestrator.views.terminal import Terminal, style_of
-from iso_orchestrator.views.words import fact_lines, outcome_text, steps_of, waiting_for
+from iso_orchestrator.views.words import attempt_text, fact_lines, limit_name, outcome_text, steps_of, waiting_for
 
 _NEAR = 3  # names like one that is not on record
 _TRIES = 12  # attempts that are told, the last ones
@@ -80,8 +80,7 @@ def _facts(projection: Projection, history: History, step: StepHistory) -> Itera
 
 
 def _next_run(step: StepHistory) -> str:
-    sessions = [span.usage.session_id for span in step.attempts if span.usage is not None and span.usage.session_id]
-    session = f"; its agent's session {sessions[-1]} can be continued" if sessions else ""
+    session = f"; its agent's session {step.session_id} can be continued" if step.session_id else ""
     following = f"runs again, as attempt {step.attempt_count + 1}"
     if step.is_reset:
         return "runs it as a new step: what was recorded is forgotten"
@@ -113,16 +112,15 @@ def _held_back(history: History, step: StepHistory) -> str:
     keys = {wait.key for wait in step.waits if wait.kind is WaitFor.LIMIT}
     keys |= {span.limit_key for span in step.attempts if span.limit_until is not None}
     met = [limit for limit in history.limits if limit.key in keys and (limit.key or limit.met_by == step.name)]
-    in_force = [limit for limit in met if limit.until > history.now]
-    if in_force:
+    if in_force := [limit for limit in met if limit in history.limits_in_force]:
         last = max(in_force, key=lambda limit: limit.until)
         left = seconds_text((last.until - history.now).total_seconds())
-        return f"by {_limit(last.key)} until {time_text(last.until, history.now)}, in {left}"
+        return f"by {limit_name(last.key)} until {time_text(last.until, history.now)}, in {left}"
     holder = _holder(history, step)
     if holder is not None:
         return f"by key {step.key}, which step {holder.name!r} has"
     free = [f"key {step.key} is free"] if step.key is not None else []
-    over = [f"{_limit(met[-1].key)} ended at {time_text(met[-1].until, history.now)}"] if met else []
+    over = [f"{limit_name(met[-1].key)} ended at {time_text(met[-1].until, history.now)}"] if met else []
     reasons = ", ".join([*free, *over])
     return f"by nothing{reasons and f': {reasons}'}" + ("" if history.is_alive else "; no process has a run now")
 
@@ -130,10 +128,6 @@ def _held_back(history: History, step: StepHistory) -> str:
 def _holder(history: History, step: StepHistory) -> StepHistory | None:
     running = [other for other in steps_of(history) if other.outcome is Outcome.RUNNING and other.name != step.name]
     return next((other for other in running if step.key is not None and other.key == step.key), None)
-
-
-def _limit(key: str | None) -> str:
-    return f"the limit of {key}" if key else "its limit"
 
 
 def _told(history: History, events: Sequence[WorkflowEvent], step: StepHistory) -> str:
@@ -145,7 +139,7 @@ def _told(history: History, events: Sequence[WorkflowEvent], step: StepHistory) 
     ]
     told = []
     for span, cause, after_limit in zip(step.attempts, causes, [False, *limits], strict=True):
-        word = "met a limit" if span.limit_until is not None else span.outcome.value.split(",")[0]
+        word = attempt_text(span).partition(",")[0]
         at = time_text(span.ended or span.begun, history.now)
         notes = [note for note in (cause, "limit in between" if after_limit else "") if note]
         told.append(f"{span.number} {word} {at}" + (f" ({', '.join(notes)})" if notes else ""))

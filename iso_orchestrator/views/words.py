@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
+from functools import partial
 
-from iso_orchestrator.record.history import History, Outcome, StepHistory, WaitFor, WaitSpan
+from iso_orchestrator.fanout.status import time_left
+from iso_orchestrator.record.history import AttemptSpan, History, Outcome, StepHistory, WaitFor, WaitSpan, seconds_in
 from iso_orchestrator.record.model import Json, WorkflowStatus
 from iso_orchestrator.text import money_text, seconds_text, time_text
 from iso_orchestrator.views.causes import brief
@@ -38,7 +41,7 @@ def fact_lines(facts: Iterable[tuple[str, str]], terminal: Terminal) -> list[str
 
 def status_words(history: History) -> tuple[Outcome | None, str]:
     """The outcome of a workflow and its words: "completed, 3 failed". A workflow without any run is None, "idle"."""
-    failed = sum(step.outcome is Outcome.FAILED for step in steps_of(history))
+    failed = len(failed_steps(history))
     also = f", {failed} failed" if failed else ""
     if is_running(history):
         return Outcome.RUNNING, f"running{also}"
@@ -69,9 +72,44 @@ def steps_of(history: History) -> list[StepHistory]:
     return [step for step in history.steps if not step.is_reset]
 
 
+def failed_steps(history: History) -> list[StepHistory]:
+    """The steps on record that failed, the first one first."""
+    return [step for step in steps_of(history) if step.outcome is Outcome.FAILED]
+
+
+def done_and_failed(steps: Iterable[StepHistory]) -> tuple[int, int]:
+    """How many of *steps* completed, and how many failed."""
+    counts = Counter(step.outcome for step in steps)
+    return counts[Outcome.COMPLETED], counts[Outcome.FAILED]
+
+
 def is_running(history: History) -> bool:
     """Whether a process has a run of the workflow, or one of its steps without a run."""
     return history.is_alive or any(step.outcome in {Outcome.RUNNING, Outcome.WAITING} for step in history.steps)
+
+
+def expected_steps(history: History) -> int:
+    """The steps on record, and the items of open batches that have not begun."""
+    steps, unstarted = steps_of(history), 0
+    for batch in history.open_batches:
+        begun = {step.item for step in steps if step.batch == batch.number and step.item is not None}
+        unstarted += max(0, (batch.total or 0) - len(begun))
+    return len(steps) + unstarted
+
+
+def seconds_left(history: History) -> float | None:
+    """About how many seconds the open batch takes from now; None if that is not known."""
+    batches = [batch for batch in history.open_batches if batch.total is not None]
+    if len(batches) != 1:
+        return None
+    batch = batches[0]
+    steps = [step for step in steps_of(history) if step.batch == batch.number]
+    ended = [step for step in steps if step.outcome in {Outcome.COMPLETED, Outcome.FAILED}]
+    here = [step for step in ended if step.attempts and step.attempts[-1].run == batch.run]
+    held = sum(seconds_in(step.attempts, history.now) for step in here)
+    left = max(0, (batch.total or 0) - len({step.item for step in ended}))
+    rest = max(((limit.until - history.now).total_seconds() for limit in history.limits_in_force), default=0.0)
+    return time_left(left, len(here), held, batch.max_parallel or 1, rest)
 
 
 def cost_text(steps: Iterable[StepHistory]) -> str:
@@ -99,12 +137,17 @@ def outcome_text(step: StepHistory, now: datetime) -> str:
     if step.outcome is Outcome.WAITING:
         wait = waiting_for(step)
         why = f" ({step.error.name})" if step.error is not None and wait and wait.kind is WaitFor.BACKOFF else ""
-        return "waits" if wait is None else wait_text(wait, now) + why
+        return "waits" if wait is None else wait_text(wait, partial(time_text, today=now)) + why
     if step.outcome is Outcome.INTERRUPTED:
         return "interrupted; the next run takes it over"
     if step.outcome is Outcome.COMPLETED:
         return result_text(step)
     return "" if step.error is None else brief(step.error)
+
+
+def attempt_text(span: AttemptSpan) -> str:
+    """What came of an attempt."""
+    return "met a usage limit" if span.limit_until is not None else span.outcome.value
 
 
 def result_text(step: StepHistory) -> str:
@@ -131,13 +174,13 @@ def waiting_for(step: StepHistory) -> WaitSpan | None:
     return step.waits[-1] if step.waits and step.waits[-1].ended is None else None
 
 
-def wait_text(wait: WaitSpan, now: datetime) -> str:
-    """What a step waits for, or waited for, and until when."""
-    at = "" if wait.until is None else time_text(wait.until, now)
+def wait_text(wait: WaitSpan, time: Callable[[datetime], str]) -> str:
+    """What a step waits for, or waited for, and until when; *time* shows that."""
+    at = "" if wait.until is None else time(wait.until)
     held = f", held by {wait.holder}" if wait.holder else ""
     match wait.kind:
         case WaitFor.LIMIT:
-            return f"waits for {_limit(wait)}{at and f' until {at}'}"
+            return f"waits for {limit_name(wait.key)}{at and f' until {at}'}"
         case WaitFor.BACKOFF:
             return f"waits for its next attempt{at and f' at {at}'}"
         case WaitFor.KEY:
@@ -146,8 +189,14 @@ def wait_text(wait: WaitSpan, now: datetime) -> str:
             return f"waits for {wait.holder or 'another process'}, which runs it"
 
 
-def _limit(wait: WaitSpan) -> str:
-    return f"the limit of {wait.key}" if wait.key else "its limit"
+def met_first(wait: WaitSpan) -> str:
+    """Which other step met the limit first that a step waits for: ", met first by ..."; "" for no other."""
+    return f", met first by {wait.met_by}" if wait.met_by not in {None, wait.step} else ""
+
+
+def limit_name(key: str | None) -> str:
+    """The limit of a step, by its key."""
+    return f"the limit of {key}" if key else "its limit"
 
 
 def json_text(value: Json) -> str:
@@ -161,12 +210,4 @@ def exit_code(history: History) -> int:
         return 12
     if history.runs and (history.status is WorkflowStatus.RUNNING or history.runs[-1].has_died):
         return 11
-    has_failed = history.status is WorkflowStatus.FAILED or any(
-        step.outcome is Outcome.FAILED for step in steps_of(history)
-    )
-    return 10 if has_failed else 0
-
-
-def counted(count: int, what: str) -> str:
-    """A number and its noun."""
-    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+    return 10 if history.status is WorkflowStatus.FAILED or failed_steps(history) else 0

@@ -121,8 +121,8 @@ def test_true_shows_lines_in_a_pipe(capfd):
     run_three(True)
     shown = capfd.readouterr().err
     assert re.fullmatch(
-        r"(\d\d:){2}\d\d batch apply: 2 of 3 done, 1 failed, \S+ s gone\n"
-        r"(\d\d:){2}\d\d batch apply: 3 of 3 done, 1 failed, \S+ s\n",
+        r"(\d\d:){2}\d\d batch apply: 2 of 3 done, 1 failed, \S+ m?s gone\n"
+        r"(\d\d:){2}\d\d batch apply: 3 of 3 done, 1 failed, \S+ m?s\n",
         shown,
     )
 
@@ -580,8 +580,8 @@ def test_the_words(monkeypatch):
             "4 wait for claude until 22:49:52  ~19.8 s left  $1.60"
         )
         assert status().sentence() == (
-            "review: 37 of 60 done (21 from the record), 1 failed, 4 wait for claude until 22:49:52, 29 s gone, "
-            "about 20 s left, $1.60"
+            "review: 37 of 60 done (21 from the record), 1 failed, 4 wait for claude until 22:49:52, 29.1 s gone, "
+            "about 19.8 s left, $1.60"
         )
         days = LimitInForce(1, "claude", NOW + timedelta(days=3), NOW)
         assert "1 waits for claude until 2026-12-01 22:49:32" in status(limit=days).sentence()

@@ -32,7 +32,8 @@ from iso_orchestrator.views.drawing import CLASSES, INLINE, Clock, drawing
 from iso_orchestrator.views.notebook import glance
 from iso_orchestrator.views.timeline import timeline_page
 from iso_orchestrator.views.timeline_file import default_file
-from iso_orchestrator.views.timeline_words import causes, headline, lede
+from iso_orchestrator.views.timeline_words import causes, lede
+from iso_orchestrator.views.words import status_words
 
 HISTORY = made_history(200)
 
@@ -121,7 +122,7 @@ def test_a_file_is_written_again_until_the_workflow_ends(tmp_path: Path) -> None
         wait_until(lambda: "second" in target.read_text())
     assert writer.wait(30) == 0
     assert 'http-equiv="refresh"' not in target.read_text()
-    assert "✓ Completed" in target.read_text()
+    assert "✓ completed" in target.read_text()
     workflow.close()
 
 
@@ -205,11 +206,11 @@ def test_causes_make_numbers_equal() -> None:
 
 def test_the_headline_never_hides_failures() -> None:
     """A completed workflow with failed steps says so; one whose process died is interrupted."""
-    assert headline(HISTORY)[1].startswith("Completed, ")
-    assert headline(HISTORY)[0] is Outcome.FAILED
-    assert headline(made_history(200, is_alive=True))[0] is Outcome.RUNNING
+    assert re.fullmatch(r"completed, \d+ failed", status_words(HISTORY)[1])
+    assert status_words(HISTORY)[0] is Outcome.FAILED
+    assert status_words(made_history(200, is_alive=True))[0] is Outcome.RUNNING
     died = attrs.evolve(HISTORY, status=WorkflowStatus.RUNNING)
-    assert headline(died)[0] is Outcome.INTERRUPTED
+    assert status_words(died)[0] is Outcome.INTERRUPTED
     assert "did not run again" in lede(HISTORY)
 
 
@@ -260,7 +261,7 @@ def test_workflows_and_records_are_shown(tmp_path: Path) -> None:
     """A notebook shows a workflow and its record at a glance, and its timeline in a frame without an origin."""
     workflow = finished(tmp_path)
     for shown in (workflow._repr_html_(), workflow.record._repr_html_()):
-        assert "✕ Completed, 1 step failed" in shown
+        assert "✕ completed, 1 failed" in shown
         assert "<svg" in shown
         assert "a/b &lt;i&gt;" in shown
     timeline = workflow.timeline()
@@ -285,7 +286,7 @@ def test_a_timeline_that_is_too_large_is_shown_as_a_picture(tmp_path: Path, monk
     assert "<iframe" in timeline._repr_html_()
     monkeypatch.setattr(notebook, "BUDGET", 1_000)
     assert "<iframe" not in timeline._repr_html_()
-    assert "✕ Completed, 1 step failed" in timeline._repr_html_()
+    assert "✕ completed, 1 failed" in timeline._repr_html_()
     workflow.close()
 
 

@@ -57,6 +57,8 @@ def test_a_reset_and_a_result_that_was_too_old_are_told_as_what_made_it_run_agai
         workflow.reset("save")
         assert why("save").startswith("✓ was reset, and has not run since next run runs it as a new step")
         workflow.run_step("save", lambda: 1)
+        completed = workflow.record.steps["save"].updated_at
+        wait_until(lambda: datetime.now(UTC) - completed > timedelta(milliseconds=2))  # times on record are in ms
         workflow.run_step("save", lambda: 1, max_age=timedelta(microseconds=1))
     assert "1 completed" in (said := why("save"))
     assert "(it was reset)" in said
@@ -162,7 +164,7 @@ def test_an_attempt_that_met_a_limit_is_told_apart(workflow, why):
         return 1
 
     workflow.run_step("save", work, retry=Retry(2))
-    assert "1 met a limit" in (said := why("save"))
+    assert "1 met a usage limit" in (said := why("save"))
     assert "limit in between" in said
 
 
