@@ -243,6 +243,7 @@ class _Reader:
             if step is not None:
                 step.interrupt(at)
                 step.is_reset = True
+                self._lift_limit(step, at)
 
     def begin_command(self, _at: datetime, detail: Detail) -> None:
         step = self._known(detail)
@@ -346,6 +347,14 @@ class _Reader:
             self._limit_of[key] = len(self._limits)
         self._limits.append(LimitSpan(key, at, until, step))
         return step
+
+    def _lift_limit(self, step: StepDraft, at: datetime) -> None:
+        """End the limit that a step met in its last attempt, as a reset does, unless another step has met it since."""
+        met = step.attempts[-1] if step.attempts else None
+        for index, limit in enumerate(self._limits):
+            is_own = limit.key is not None or limit.met_by == step.name
+            if met is not None and is_own and (limit.key, limit.until) == (met.limit_key, met.limit_until):
+                self._limits[index] = attrs.evolve(limit, until=min(limit.until, at))
 
     def _known(self, detail: Detail) -> StepDraft | None:
         name = detail.get("step")
