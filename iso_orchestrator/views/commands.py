@@ -275,7 +275,7 @@ def do_prune(options: argparse.Namespace) -> int:
     store, terminal = _store(options), Terminal.of()
     age = options.older_than
     if age is None:
-        age = timedelta() if options.keep else DEFAULT_AGE
+        age = DEFAULT_AGE if options.keep is None else timedelta()
     choice = Choice(age, options.keep or 0, options.logs, options.failed)
     histories = readable(store)
     found = [(history, store.size_of(history.workflow_id)) for history in choice.of(histories)]
