@@ -350,10 +350,13 @@ def do_fold(options: argparse.Namespace) -> int:
 
 def do_reset(options: argparse.Namespace) -> int:
     store = _store(options)
-    history = live.read_history(store, options.workflow)  # raises for a mistyped id, and creates nothing
-    workflow = Workflow(options.workflow, store=store)
+    workflow_id, _ = choose_workflow(store, [options.workflow, options.step])
+    history = live.read_history(store, workflow_id)  # raises for a mistyped id, and creates nothing
+    workflow = Workflow(workflow_id, store=store)
     try:
-        names = workflow.reset(find_step(history, options.step).name if options.step[:1] == "#" else options.step)
+        names = workflow.reset(options.step) if options.step[:1] != "#" else []
+        if not names and find_steps(history, options.step):
+            names = workflow.reset(find_step(history, options.step).name)  # its number, or a name as `show` cut it
     finally:
         workflow.close()
     if not names:

@@ -490,6 +490,17 @@ def test_reset_takes_a_pattern(run, root):
     assert not read_workflow_record("batch", dir=root).steps
 
 
+def test_reset_takes_a_name_as_show_cut_it(run, root):
+    """The middle of a long name is cut out on a terminal; a text that could be several steps resets none."""
+    with Workflow("batch", dir=root) as workflow:
+        for name in ("apply:the first of two long names", "apply:the other of two long names"):
+            workflow.run_step(name, lambda: 1)
+    code, out, err = run("reset", "ba…h", "apply:the…long names")
+    assert (code, out) == (1, "")
+    assert "could be 2 steps" in err
+    assert run("reset", "ba…h", "apply:the fi…ng names") == (0, "reset apply:the first of two long names\n", "")
+
+
 def test_reset_of_nothing_ends_with_1(run, root):
     """`reset` of a name that no step has ends with 1, and forgets nothing."""
     code, out, err = run("reset", "batch", "aply")
