@@ -91,17 +91,20 @@ class ForEachSummary(Generic[R]):
         return values
 
     def to_dicts(self) -> list[dict[str, Any]]:
-        """Return a row for each item, for a table or a DataFrame: ``index``, ``status``, ``value`` and ``error``.
+        """Return a row for each item, for a table or a DataFrame.
+
+        Its columns are ``index``, ``status``, ``value``, ``error_type`` (the name of the error's class) and ``error``.
 
         Example:
             >>> ForEachSummary([Fulfilled(1)]).to_dicts()
-            [{'index': 0, 'status': 'fulfilled', 'value': 1, 'error': None}]
+            [{'index': 0, 'status': 'fulfilled', 'value': 1, 'error_type': None, 'error': None}]
         """
         return [
             {
                 "index": index,
                 "status": result.status,
                 "value": result.value if isinstance(result, Fulfilled) else None,
+                "error_type": None if isinstance(result, Fulfilled) else type(result.reason).__name__,
                 "error": None if isinstance(result, Fulfilled) else result.reason,
             }
             for index, result in enumerate(self.results)

@@ -8,7 +8,17 @@ from datetime import datetime, timedelta
 import attrs
 
 from iso_orchestrator.record.details import Detail, Item, get, usage_of_result
-from iso_orchestrator.record.history import AttemptSpan, Batch, Outcome, RunSpan, StepHistory, Usage, WaitFor, WaitSpan
+from iso_orchestrator.record.history import (
+    AttemptSpan,
+    Batch,
+    LimitSpan,
+    Outcome,
+    RunSpan,
+    StepHistory,
+    Usage,
+    WaitFor,
+    WaitSpan,
+)
 from iso_orchestrator.record.measures import Bar
 from iso_orchestrator.record.model import ErrorInfo, Json, StepRecord, StepStatus
 
@@ -230,6 +240,43 @@ class StepDraft:
             return Outcome.WAITING
         last = self.attempts[-1].outcome if self.attempts else Outcome.INTERRUPTED
         return Outcome.INTERRUPTED if last is Outcome.RETRIED else last
+
+
+@attrs.define(eq=False)
+class LimitDrafts:
+    """The usage limits.
+
+    Attributes:
+        last: The index of the last one of each key.
+    """
+
+    spans: list[LimitSpan] = attrs.field(factory=list)
+    last: dict[str, int] = attrs.field(factory=dict)
+
+    def met_by(self, key: str | None) -> str | None:
+        """The step that met the last limit of a key first."""
+        return self.spans[self.last[key]].met_by if key in self.last else None
+
+    def meet(self, step: str, key: str | None, at: datetime, until: datetime) -> str:
+        """Add a limit, or the later end of one that goes on: the step that met it first."""
+        index = None if key is None else self.last.get(key)
+        if index is not None and at < (known := self.spans[index]).until:
+            self.spans[index] = attrs.evolve(known, until=max(until, known.until))
+            return known.met_by
+        if key is not None:
+            self.last[key] = len(self.spans)
+        self.spans.append(LimitSpan(key, at, until, step))
+        return step
+
+    def lift(self, step: StepDraft, at: datetime) -> None:
+        """End the limit that a step met in its last attempt, as a reset does, unless another step met a later end."""
+        if not step.attempts or step.attempts[-1].limit_until is None:
+            return
+        key, until = step.attempts[-1].limit_key, step.attempts[-1].limit_until
+        for index, span in enumerate(self.spans):
+            is_own = key is not None or span.met_by == step.name
+            if is_own and (span.key, span.until) == (key, until):
+                self.spans[index] = attrs.evolve(span, until=min(span.until, at))
 
 
 def history_of_step(step: StepDraft, known: StepRecord | None, log: str | None) -> StepHistory:

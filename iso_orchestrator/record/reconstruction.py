@@ -10,12 +10,18 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-import attrs
-
 from iso_orchestrator.record.details import Detail, Item, error_in, get, holder_in, item_in, time_in, usage_in
-from iso_orchestrator.record.drafts import AttemptDraft, BatchDraft, RunDraft, StepDraft, WaitDraft, history_of_step
+from iso_orchestrator.record.drafts import (
+    AttemptDraft,
+    BatchDraft,
+    LimitDrafts,
+    RunDraft,
+    StepDraft,
+    WaitDraft,
+    history_of_step,
+)
 from iso_orchestrator.record.events import RUN_DIED
-from iso_orchestrator.record.history import History, LimitSpan, Outcome, WaitFor, WaitSpan
+from iso_orchestrator.record.history import History, Outcome, WaitFor, WaitSpan
 from iso_orchestrator.record.measures import measure, place
 from iso_orchestrator.record.model import ErrorInfo, StepRecord, StepStatus
 
@@ -57,8 +63,7 @@ class _Reader:
         self._alive: list[RunDraft] = []
         self._recorded: dict[int, RunDraft] = {}  # by their numbers in details
         self._steps: dict[str, StepDraft] = {}
-        self._limits: list[LimitSpan] = []
-        self._limit_of: dict[str, int] = {}  # the index of the last limit of each key
+        self._limits = LimitDrafts()
         self._batches: dict[int, BatchDraft] = {}
         self._last_death: datetime | None = None
         self._keys = _Keys()
@@ -168,7 +173,7 @@ class _Reader:
         if attempt is None or until is None:
             return
         attempt.limit_until, attempt.limit_key = until, key
-        met_by = self._meet_limit(attempt.step, key, at, until)
+        met_by = self._limits.meet(attempt.step, key, at, until)
         step = self._steps[attempt.step]
         wait = WaitDraft(step.name, WaitFor.LIMIT, at, attempt, until=until, key=key, met_by=met_by)
         self._begin_wait(step, attempt.run, wait)
@@ -183,7 +188,7 @@ class _Reader:
             step.waits.append(step.onlookers[-1])
         elif step.attempt is None:
             key, until = get(detail, "limitKey", str), time_in(detail, "until")
-            met_by = self._limits[self._limit_of[key]].met_by if key in self._limit_of else None
+            met_by = self._limits.met_by(key)
             wait = WaitDraft(step.name, WaitFor.LIMIT, at, attempt, until=until, key=key, met_by=met_by)
             self._begin_wait(step, self._run_of(detail), wait)
 
@@ -243,6 +248,7 @@ class _Reader:
             if step is not None:
                 step.interrupt(at)
                 step.is_reset = True
+                self._limits.lift(step, at)
 
     def begin_command(self, _at: datetime, detail: Detail) -> None:
         step = self._known(detail)
@@ -289,7 +295,7 @@ class _Reader:
             record.is_alive,
             runs,
             steps,
-            tuple(self._limits),
+            tuple(self._limits.spans),
             batches,
             gaps,
             totals,
@@ -335,17 +341,6 @@ class _Reader:
         if run is not None and run.ended is None:
             run.steps[step.name] = step
             run.see(at)
-
-    def _meet_limit(self, step: str, key: str | None, at: datetime, until: datetime) -> str:
-        """Add a limit, or the later end of one that goes on: the step that met it first."""
-        index = None if key is None else self._limit_of.get(key)
-        if index is not None and at < (known := self._limits[index]).until:
-            self._limits[index] = attrs.evolve(known, until=max(until, known.until))
-            return known.met_by
-        if key is not None:
-            self._limit_of[key] = len(self._limits)
-        self._limits.append(LimitSpan(key, at, until, step))
-        return step
 
     def _known(self, detail: Detail) -> StepDraft | None:
         name = detail.get("step")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Collection
 from datetime import timedelta
 from typing import Any, Literal, TypeAlias, TypedDict, TypeVar
@@ -94,7 +95,10 @@ class Retry:
         """Return the seconds between attempt number *attempt*, which failed with *error*, and the next."""
         if not callable(self.wait):
             return self.wait
-        return max(0.0, float(self.wait(_tenacity_state(error, attempt))))
+        seconds = float(self.wait(_tenacity_state(error, attempt)))
+        if not math.isfinite(seconds):
+            raise ValueError(f"wait returned {seconds}, which is no number of seconds")
+        return max(0.0, seconds)
 
 
 def as_retry(retry: int | Retry) -> Retry:

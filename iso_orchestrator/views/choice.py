@@ -30,16 +30,21 @@ def chosen_store(url: str | None, root: str | None) -> Store:
 def choose_workflow(store: Store, words: Sequence[str | None]) -> tuple[str, str | None]:
     """Return the workflow and the step that *words* name: both, one of them, or none.
 
-    Where the store has one workflow, its id may be left out: a single word that is not its id is a step.
+    Where the store has one workflow, its id may be left out: a single word that is not its id is a step. An id may be
+    given as `list` cut it.
 
     Raises:
         WorkflowNotFoundError: There is no such workflow.
         WorkflowUsageError: No word is given, and there is not one workflow; the message lists them.
     """
     first, second = [*(word for word in words if word is not None), None, None][:2]
-    if first is not None and (second is not None or _exists(store, first)):
+    if first is not None and (_exists(store, first) or (second is not None and not _CUTS.search(first))):
         return first, second
     ids = [found.workflow_id for found in store.list() if not isinstance(found, StoreError)]
+    if first is not None and len(meant := [one for one in ids if _is_cut(escape_terminal(one), first)]) == 1:
+        return meant[0], second
+    if first is not None and second is not None:
+        return first, second
     if len(ids) == 1:
         return ids[0], first
     if first is not None:
@@ -85,15 +90,14 @@ def _matching(steps: Sequence[StepHistory], text: str) -> list[StepHistory]:
     # A name is shown with its controls escaped, and with its middle cut out. In a pattern "[" begins a set of
     # characters, so a name that was shown is compared as it is first.
     shown = [(step, escape_terminal(step.name)) for step in steps]
-    found = [step for step, name in shown if name == text]
-    for cut in _CUTS.finditer(text) if not found else ():
-        begin, end = text[: cut.start()], text[cut.end() :]
-        found += [
-            step
-            for step, name in shown
-            if name.startswith(begin) and name.endswith(end) and len(begin + end) < len(name)
-        ]
+    found = [step for step, name in shown if name == text] or [step for step, name in shown if _is_cut(name, text)]
     return found or [step for step in steps if fnmatch.fnmatchcase(step.name, text)]
+
+
+def _is_cut(name: str, text: str) -> bool:
+    """Whether *text* is *name* with its middle cut out."""
+    ends = [(text[: cut.start()], text[cut.end() :]) for cut in _CUTS.finditer(text)]
+    return any(name.startswith(a) and name.endswith(b) and len(a + b) < len(name) for a, b in ends)
 
 
 def _listed(texts: Sequence[str]) -> str:

@@ -17,17 +17,54 @@ from iso_orchestrator import (
     __version__,
 )
 from iso_orchestrator.checks import check_key
-from iso_orchestrator.views import commands, doctor
+from iso_orchestrator.views import commands
 from iso_orchestrator.views.choice import chosen_store
 from iso_orchestrator.views.commands import fail, print_lines
 from iso_orchestrator.views.completion import COMPLETE, SCRIPTS, completions
 from iso_orchestrator.views.exports import FORMATS
-from iso_orchestrator.views.logs import Stream
-from iso_orchestrator.views.timeline_file import OPTIONS
 
 STEP_HELP = "its name, its number `#34`, a name as `show` cut it, or a pattern that one step matches"
 
 _AGES = {"d": timedelta(days=1), "h": timedelta(hours=1), "m": timedelta(minutes=1), "s": timedelta(seconds=1)}
+
+_VERIFY_HELP = """
+Checks every file and reports each problem with its place in bytes. Nothing is locked, created or changed, and running
+processes are not disturbed.
+
+  sound     as it was written
+  torn      a crash cut or damaged its end, or it is being written now; nothing that a process was told is recorded
+            is lost, and the next opening repairs the file
+  refused   it could not be checked: no permission, not a regular file, or written by a newer release
+  conflict  snapshot and journal are sound but do not belong together: another program wrote the snapshot, or put
+            back an older one
+  damaged   recorded data cannot be read; `repair` recovers what was written before the damage
+
+exit codes: 0 sound or torn; 1 damaged or in conflict; 2 wrong usage; 3 something could not be checked, and nothing
+else is damaged
+"""
+
+_REPAIR_HELP = """
+Repairs a damaged workflow, so that it opens again. A sound or torn workflow is not changed. The old files are kept
+beside the new ones, as NAME.kept-1 and so on, until `delete` removes the workflow. Refused while a process uses the
+workflow.
+
+Damaged journal: the new record has the snapshot and all facts before the damage. Facts after the damage are left out
+even if they can be read, because the facts that they depend on are lost. Steps that those facts completed are
+listed, and run again. No lease gets a token that was in use before.
+
+Snapshot that another program (the npm package) wrote while there was a journal: refused, unless --merge-snapshot is
+given. Then the journal's facts are added to that snapshot. What only one side has is kept. Where both sides have a
+different version, the report names the side that was taken: for a step, the completed one; for heartbeats, leases and
+the status, the later one. For a step or a state that both sides changed, the repair stops and does nothing, until you
+decide with --prefer journal or --prefer snapshot. The other version is then only in the kept files. If the snapshot is
+an older copy, the report names the facts that are in neither file.
+
+Damaged or missing snapshot: refused, unless --without-snapshot is given. Then the record is rebuilt from the journal
+alone. What only the snapshot had is lost: the initial state, and everything before the journal began. Lease tokens
+that the journal does not have start again at 1.
+
+exit codes: 0 the workflow opens; 1 refused, and nothing was changed; 2 wrong usage
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -173,9 +210,7 @@ def _parser() -> argparse.ArgumentParser:
         "--format", choices=list(FORMATS), required=True, help="a trace for Perfetto; a row a step; a line an attempt"
     )
     export.add_argument("-o", "--output", metavar="FILE", default="-", help="default: standard output")
-    timeline.add_argument("--every", type=_seconds, metavar="SECONDS", help="write it again until the workflow ends")
-    for flag, settings in OPTIONS.items():
-        timeline.add_argument(flag, **settings)
+    _add_timeline_options(timeline)
     backup.add_argument("file", metavar="FILE", help="the new tar file")
     _add_list_options(list_)
     _add_show_options(show)
@@ -207,16 +242,28 @@ def _add_show_options(command: argparse.ArgumentParser) -> None:
 
 def _add_logs_options(command: argparse.ArgumentParser) -> None:
     streams = command.add_mutually_exclusive_group()
-    for stream, name in ((Stream.STDOUT, "output"), (Stream.STDERR, "error")):
+    for stream, name in (("STDOUT", "output"), ("STDERR", "error")):
         streams.add_argument(
-            f"--{stream.name.lower()}",
-            dest="streams",
-            action="store_const",
-            const=(stream,),
-            help=f"standard {name} alone",
+            f"--{stream.lower()}", dest="stream", action="store_const", const=stream, help=f"standard {name} alone"
         )
     command.add_argument("--raw", action="store_true", help="print an agent's stream as it came, not as its words")
     command.add_argument("-f", "--follow", action="store_true", help="wait for more until the step has ended")
+
+
+def _add_timeline_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--every", type=_seconds, metavar="SECONDS", help="write it again until the workflow ends")
+    command.add_argument(
+        "-o",
+        dest="output",
+        metavar="FILE",
+        help="default: the workflow's id and .html; - is standard output",
+    )
+    command.add_argument("--open", action="store_true", help="open it in a browser")
+    command.add_argument("--utc", action="store_true", help="show times in UTC instead of this machine's zone")
+    command.add_argument(
+        "--no-results", action="store_true", help="leave out what steps returned, for a file that goes to others"
+    )
+    command.add_argument("--no-logs", action="store_true", help="leave out the last words and the paths of logs")
 
 
 def _add_top_options(command: argparse.ArgumentParser) -> None:
@@ -254,7 +301,7 @@ def _add_doctor_options(verify: argparse.ArgumentParser, repairing: argparse.Arg
     repairing.add_argument(
         "--prefer", choices=("journal", "snapshot"), help="which side wins where both changed a step or the state"
     )
-    for command, text in ((verify, doctor.VERIFY_HELP), (repairing, doctor.REPAIR_HELP)):
+    for command, text in ((verify, _VERIFY_HELP), (repairing, _REPAIR_HELP)):
         command.add_argument("--json", action="store_true", help="print JSON")
         command.formatter_class = argparse.RawDescriptionHelpFormatter
         command.epilog = text

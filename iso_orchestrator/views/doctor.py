@@ -12,45 +12,6 @@ from iso_orchestrator.views.exports import indented_json
 
 EXIT_CODES = {Verdict.SOUND: 0, Verdict.TORN: 0, Verdict.REFUSED: 3, Verdict.CONFLICT: 1, Verdict.DAMAGED: 1}
 
-VERIFY_HELP = """
-Checks every file and reports each problem with its place in bytes. Nothing is locked, created or changed, and running
-processes are not disturbed.
-
-  sound     as it was written
-  torn      a crash cut or damaged its end, or it is being written now; nothing that a process was told is recorded
-            is lost, and the next opening repairs the file
-  refused   it could not be checked: no permission, not a regular file, or written by a newer release
-  conflict  snapshot and journal are sound but do not belong together: another program wrote the snapshot, or put
-            back an older one
-  damaged   recorded data cannot be read; `repair` recovers what was written before the damage
-
-exit codes: 0 sound or torn; 1 damaged or in conflict; 2 wrong usage; 3 something could not be checked, and nothing
-else is damaged
-"""
-
-REPAIR_HELP = """
-Repairs a damaged workflow, so that it opens again. A sound or torn workflow is not changed. The old files are kept
-beside the new ones, as NAME.kept-1 and so on, until `delete` removes the workflow. Refused while a process uses the
-workflow.
-
-Damaged journal: the new record has the snapshot and all facts before the damage. Facts after the damage are left out
-even if they can be read, because the facts that they depend on are lost. Steps that those facts completed are
-listed, and run again. No lease gets a token that was in use before.
-
-Snapshot that another program (the npm package) wrote while there was a journal: refused, unless --merge-snapshot is
-given. Then the journal's facts are added to that snapshot. What only one side has is kept. Where both sides have a
-different version, the report names the side that was taken: for a step, the completed one; for heartbeats, leases and
-the status, the later one. For a step or a state that both sides changed, the repair stops and does nothing, until you
-decide with --prefer journal or --prefer snapshot. The other version is then only in the kept files. If the snapshot is
-an older copy, the report names the facts that are in neither file.
-
-Damaged or missing snapshot: refused, unless --without-snapshot is given. Then the record is rebuilt from the journal
-alone. What only the snapshot had is lost: the initial state, and everything before the journal began. Lease tokens
-that the journal does not have start again at 1.
-
-exit codes: 0 the workflow opens; 1 refused, and nothing was changed; 2 wrong usage
-"""
-
 
 def verify(store: Store, workflow_id: str | None, *, as_json: bool) -> tuple[str, int]:
     """Check the files of a workflow, or of all workflows; the report, and the exit code.

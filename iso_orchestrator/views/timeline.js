@@ -367,6 +367,7 @@ const askToDraw = () => (frame ||= requestAnimationFrame(draw));
 function draw() {
   frame = 0;
   width = byId("timeline").clientWidth;
+  if (width === 0) return; // a frame that has no place in its page yet, or is hidden: it is drawn when it gets one
   height = Math.min(HIGHEST, lanes.length * laneHeight + TOP + 6);
   const context = fitted(gantt, height), left = laneStart();
   clipped(context, left, 0, width - left, height, () => {

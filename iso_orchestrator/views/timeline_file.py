@@ -7,7 +7,6 @@ import webbrowser
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from iso_orchestrator.checks import check_path, unique_name
 from iso_orchestrator.errors import StoreError
@@ -21,15 +20,6 @@ from iso_orchestrator.views.logs import last_line, last_words
 from iso_orchestrator.views.timeline import timeline_page
 from iso_orchestrator.views.timeline_data import safe_lines
 from iso_orchestrator.views.words import failed_steps
-
-OPTIONS: dict[str, dict[str, Any]] = {
-    "-o": {"dest": "output", "metavar": "FILE", "help": "default: the workflow's id and .html; - is standard output"},
-    "--open": {"action": "store_true", "help": "open it in a browser"},
-    "--utc": {"action": "store_true", "help": "show times in UTC instead of this machine's zone"},
-    "--no-results": {"action": "store_true", "help": "leave out what steps returned, for a file that goes to others"},
-    "--no-logs": {"action": "store_true", "help": "leave out the last words and the paths of logs"},
-}
-"""Options of the command."""
 
 _TAILS = 300  # logs of failed steps that are quoted
 _LINES, _TAIL = 20, 1_500  # lines and characters of each

@@ -1201,8 +1201,8 @@ def test_a_summary_and_a_record_are_rows(workflow: Workflow) -> None:
 
     summary = workflow.run_for_each([0, 1], apply, stop_on_error=False)
     assert summary.to_dicts() == [
-        {"index": 0, "status": "fulfilled", "value": 0.0, "error": None},
-        {"index": 1, "status": "rejected", "value": None, "error": error},
+        {"index": 0, "status": "fulfilled", "value": 0.0, "error_type": None, "error": None},
+        {"index": 1, "status": "rejected", "value": None, "error_type": "ValueError", "error": error},
     ]
     assert repr(summary) == "<ForEachSummary 1 fulfilled, 1 rejected>"
 

@@ -444,6 +444,27 @@ def test_a_nested_step_lies_in_its_parent_if_it_is_alone_there() -> None:
     assert history.totals.work == (10 + 2.5) + 3 + 4
 
 
+def test_a_reset_ends_the_limit_that_its_step_met() -> None:
+    """As in the record: that of its key if no other step has met a later one, and never another step's own."""
+    error = {"name": "Limited", "message": "no"}
+
+    def met(after: int, name: str, key: str | None, until: int) -> list[WorkflowEvent]:
+        detail = {"step": name, "attempt": 1}
+        key_of = {} if key is None else {"limitKey": key}
+        return [
+            event(after, "step.started", **detail),
+            event(after, "step.limited", **detail, error=error, until=at(until).isoformat(), **key_of),
+        ]
+
+    events = [*met(1, "a", "api", 60), *met(1, "b", None, 60), *met(2, "c", "web", 60), *met(3, "d", "web", 90)]
+    record = record_of(*events, event(5, "steps.reset", steps=["a", "b", "c"]))
+    assert {limit.met_by: limit.until for limit in history_of(record, now=at(9)).limits} == {
+        "a": at(5),
+        "b": at(5),
+        "c": at(90),
+    }
+
+
 def test_what_agents_used_is_added_up() -> None:
     """Attempts that failed count too; earlier releases have it in results alone."""
     usage = {"agent": "claude", "costUsd": 0.5, "inputTokens": 10, "outputTokens": 2, "sessionId": "s"}

@@ -86,6 +86,19 @@ def test_a_step_costs_one_sync(workflow: Workflow, fs: WatchedFS) -> None:
             workflow.run_step(f"step {number}", lambda: 1)
 
 
+def test_a_thousand_steps_cost_a_thousand_syncs(workflow: Workflow, fs: WatchedFS) -> None:
+    """What the record tells of items, parents, functions and attempts rides with the syncs of the steps."""
+
+    def item(number: int) -> int:
+        return workflow.run_step(f"item {number}", lambda: number, retry=2)
+
+    with syncs(fs, 500):
+        for number in range(500):
+            workflow.run_step(f"step {number}", lambda: 1)
+    with workflow, syncs(fs, 500):
+        workflow.run_for_each(range(500), item, max_parallel=1, progress=False)
+
+
 def test_a_recorded_result_costs_no_sync(workflow: Workflow, fs: WatchedFS) -> None:
     """What is known to be on the disk is returned without another sync."""
     workflow.run_step("step", lambda: 1)

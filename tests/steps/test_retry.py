@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -315,6 +316,15 @@ def test_a_wait_strategy_that_raises_does_not_hide_the_error(workflow: Workflow)
     with pytest.raises(ConnectionError):
         workflow.run_step("flaky", Flaky(ConnectionError()), retry=Retry(attempts=3, wait=broken))
     assert workflow.run_step("flaky", Flaky()) == 1
+
+
+@pytest.mark.parametrize("seconds", [math.inf, -math.inf, math.nan])
+def test_a_wait_strategy_without_a_number_does_not_hide_the_error(workflow: Workflow, seconds: float) -> None:
+    """Where the next attempt would never come, the step's own error is raised, with a note that says why."""
+    with pytest.raises(ConnectionError, match="down") as raised:
+        workflow.run_step("flaky", Flaky(ConnectionError("down")), retry=Retry(attempts=3, wait=lambda _: seconds))
+    assert f"wait returned {seconds}" in raised.value.__notes__[0]
+    assert workflow.record.steps["flaky"].status is StepStatus.FAILED
 
 
 def test_an_interrupt_ends_the_wait(workflow: Workflow, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,6 +66,10 @@ def test_the_only_workflow_may_be_left_out(tmp_path: Path) -> None:
     with pytest.raises(WorkflowNotFoundError, match="no workflow '#3'"):
         choose_workflow(store, ["#3"])
     assert choose_workflow(store, ["other"]) == ("other", None)
+    for words in (["o…r"], ["o...er", "#3"]):
+        assert choose_workflow(store, words) == ("other", *[*words[1:], None][:1])
+    with pytest.raises(WorkflowNotFoundError, match="no workflow 'x…r'"):
+        choose_workflow(store, ["x…r"])
 
 
 def test_the_nearest_folder_of_workflows_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,6 +66,8 @@ def test_the_newest_stay_and_by_default_all_of_the_last_month(tmp_path, prune):
     assert "nothing to remove" in prune("--failed")
     prune("--keep", "2", "--yes", "--failed")
     assert _ids(tmp_path) == {"new", "failing"}
+    prune("--keep", "0", "--yes", "--failed")
+    assert _ids(tmp_path) == set()
 
 
 def test_a_workflow_that_a_process_uses_stays(tmp_path, prune):

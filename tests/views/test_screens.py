@@ -297,6 +297,10 @@ def test_top_fits_and_has_keys(running: Path, terminal: Callable[[int, int], Tmu
     assert "● build\n" in screen.wait_for(r"^compiling the last file$")
     screen.keys("x")
     screen.wait_for(r"^q quit")
+    screen.keys("w")
+    assert "● running, attempt 1 " in screen.wait_for("held back +by nothing: it runs$")
+    screen.keys("x")
+    screen.wait_for(r"^q quit")
     screen.keys("f")
     screen.wait_for("^no step has failed$")
     screen.keys("x")
@@ -305,6 +309,21 @@ def test_top_fits_and_has_keys(running: Path, terminal: Callable[[int, int], Tmu
     screen.wait_for(r"^>●  (?:ask:\d+ 日本語|build) .*\n\+\d+ more$")  # the last one is in view
     screen.keys("q")
     _check_restored(screen, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("columns", [80, 120])
+def test_no_line_of_top_is_wider_than_the_terminal(
+    running: Path, columns: int, terminal: Callable[[int, int], Tmux]
+) -> None:
+    """Its terminal breaks no line, with wide characters in names, and shows the keys at the foot."""
+    screen = terminal(columns, 24)
+    screen.start(_shell(running, "top --every 0.1"))
+    screen.wait_for(r"^q quit  ↑↓ choose  l log  w why  s stop  f failures$")
+    lines = screen.text().rstrip().splitlines()
+    assert lines == [line.rstrip() for line in screen.text("-J").rstrip().splitlines()]
+    assert any("日本語" in line for line in lines)
+    assert max(map(width, lines)) <= columns
 
 
 @pytest.mark.slow

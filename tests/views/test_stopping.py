@@ -149,6 +149,8 @@ with workflow:
         assert exit_code == 0
         assert f"sent {number.name} to pid {process.pid}" in out
         assert process.process.wait(DEADLINE) == -number
+    record = read_workflow_record("w", dir=tmp_path)
+    assert record.events[-1].detail["error"]["name"] == "KeyboardInterrupt"
     code, _, err = stop("w")
     assert code == 1
     assert "no process runs workflow 'w': nothing is to be stopped" in err

@@ -19,7 +19,10 @@ from typing import Any
 import pytest
 from hostile_batch import FAMILY, IMAGE, MARKUP, WORKFLOW
 from made_histories import made_history, renamed
+from support import wait_until
+from support_processes import child, in_thread
 
+from iso_orchestrator import Workflow
 from iso_orchestrator.record.history import History, Outcome, WaitFor
 from iso_orchestrator.store import Store, find_store, store_in_use
 from iso_orchestrator.views.live import read_history
@@ -265,6 +268,43 @@ def test_hovering_says_what_a_bar_is(browser: Any, tmp_path: Path) -> None:
     watched.context.close()
 
 
+HOLD = """
+with workflow, workflow.mutex("ledger"):
+    say("held")
+    hear()
+"""
+
+
+def test_a_wait_for_another_process_s_key_is_a_bar(browser: Any, tmp_path: Path) -> None:
+    """On a real record: in the row of the key, and its tooltip has the process that held it."""
+    with child(HOLD, tmp_path) as holder:
+        assert holder.line() == "held"
+        workflow = Workflow("w", dir=tmp_path)
+
+        def pay(number: int) -> int:
+            return workflow.run_step(f"pay:{number}", lambda: number)
+
+        with workflow:
+            batch = in_thread(
+                workflow.run_for_each, range(2), pay, mutex_key=lambda _: "ledger", max_parallel=2, progress=False
+            )
+            wait_until(lambda: any(event.type == "mutex.waiting" for event in workflow.record.events))
+            holder.say()
+            batch.result()
+    path = tmp_path / "keys.html"
+    write_timeline(store_in_use(find_store(None, str(tmp_path))), "w", str(path))
+    watched = Watched(browser, path)
+    watched.run("setMode('keys')")
+    bar = watched.run("kind.indexOf(KEY)")
+    assert watched.run(f"end[{bar}] - begin[{bar}]") > 1000
+    watched.page.mouse.move(*watched.point(bar))
+    tip = watched.text("#tip")
+    assert "waiting for the key ledger" in tip
+    assert f"held by pid {holder.pid}" in tip
+    assert watched.faults == []
+    watched.context.close()
+
+
 def test_bars_are_the_attempts(watched: Watched, history: History) -> None:
     """A bar for each attempt; none crosses the death or overlaps another of its worker; tiles are their sums."""
     bars = watched.run(
@@ -377,6 +417,26 @@ def test_a_frame_of_a_notebook_runs_the_script(browser: Any, store: Store, histo
     assert frame.evaluate("document.querySelector('#panel').hidden") is False
     order = [frame.locator(name).bounding_box()["y"] for name in ("#timeline", ".fail")]
     assert order == sorted(order)
+    assert faults == []
+    context.close()
+
+
+def test_a_hidden_frame_is_drawn_when_it_is_shown(browser: Any, tmp_path: Path) -> None:
+    """A notebook may give its frame a place only later: until then the page has no width."""
+    (tmp_path / "made.html").write_text(timeline_page(made_history(40), utc=True))
+    page = tmp_path / "hidden.html"
+    page.write_text("<!DOCTYPE html><div hidden><iframe width=900 height=700 src=made.html></iframe></div>")
+    context = browser.new_context()
+    tab = context.new_page()
+    faults: list[str] = []
+    tab.on("pageerror", lambda error: faults.append(str(error)))
+    tab.goto(page.as_uri())
+    frame = tab.frames[1]
+    # Asked again and again: a hidden frame calls nothing back.
+    wait_until(lambda: frame.evaluate("performance.getEntriesByName('timeline-ready').length"))
+    assert frame.evaluate("width") == 0
+    tab.evaluate("document.querySelector('div').hidden = false")
+    wait_until(lambda: frame.evaluate("overview.width") > 300)
     assert faults == []
     context.close()
 
