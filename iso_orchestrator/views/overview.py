@@ -25,6 +25,7 @@ from iso_orchestrator.views.words import (
     status_span,
     steps_of,
     tries,
+    what_next,
 )
 
 _FAILURES = 10  # that are listed; `--failed` shows all
@@ -37,11 +38,12 @@ def overview_lines(projection: Projection, history: History, terminal: Terminal,
     numbers = [step.number for step in steps_of(history)]
     number = next((step.number for step in steps_of(history) if step.outcome is Outcome.FAILED), (numbers or [1])[0])
     hint = f"show W --steps: all steps; show W '#{number}': one; timeline W: a picture"
+    following = what_next(history)
     state = [("state", json_text(history.state))] if history.state else []
     parts = [
         head_lines(history, terminal),
         lane_lines(history, terminal),
-        failed_lines(history, terminal),
+        [*failed_lines(history, terminal), *(terminal.lines(following, Style.DIM) if following else [])],
         _group_lines(history, terminal),
         _lease_lines(projection, history, terminal),
         _beat_lines(projection, history, terminal),

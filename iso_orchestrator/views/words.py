@@ -74,6 +74,26 @@ def is_running(history: History) -> bool:
     return history.is_alive or any(step.outcome in {Outcome.RUNNING, Outcome.WAITING} for step in history.steps)
 
 
+def what_next(history: History) -> str:
+    """What to do with a workflow that ended with failures or died; "" for any other."""
+    if status_words(history)[0] not in {Outcome.FAILED, Outcome.INTERRUPTED}:
+        return ""
+    steps = steps_of(history)
+    kept = sum(step.outcome is Outcome.COMPLETED for step in steps)
+    failed = sum(step.outcome is Outcome.FAILED for step in steps)
+    cut = [step.if_interrupted == "fail" for step in steps if step.outcome is Outcome.INTERRUPTED]
+    parts = [f"{counted(kept, 'completed step')} {'is' if kept == 1 else 'are'} kept"] if kept else []
+    parts += [f"{failed} failed {_runs(failed)} again"] if failed else []
+    parts += [f"{cut.count(False)} interrupted {_runs(cut.count(False))} again"] if False in cut else []
+    parts += [f"{cut.count(True)} interrupted {_runs(cut.count(True))} only after `reset`"] if True in cut else []
+    cause = "Remove the cause, then run" if failed == 1 else "Remove the causes, then run"
+    return f"{cause if failed else 'Run'} the script again{': ' if parts else ''}{', '.join(parts)}."
+
+
+def _runs(count: int) -> str:
+    return "one runs" if count == 1 else "ones run"
+
+
 def cost_text(steps: Iterable[StepHistory]) -> str:
     """The cost of the attempts of *steps*; "" if none is known."""
     costs = [span.usage.cost_usd for step in steps for span in step.attempts if span.usage is not None]
