@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import html
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 
 from iso_orchestrator.checks import escape_terminal
 from iso_orchestrator.record.history import History, Outcome, StepHistory
 from iso_orchestrator.record.model import ErrorInfo, WorkflowStatus
 from iso_orchestrator.text import money_text, seconds_text
 from iso_orchestrator.views.top import time_left
-from iso_orchestrator.views.words import counted
+from iso_orchestrator.views.words import counted, unstarted
 
 SIGNS = {
     Outcome.FAILED: "✕",
@@ -70,10 +70,7 @@ def lede(history: History) -> str:
 
 def expected_steps(history: History) -> int:
     """The steps on record, and the items of running batches that have not begun."""
-    open_batches = [batch for batch in history.batches if batch.ended is None and history.is_alive]
-    begun = Counter(step.batch for step in history.steps)
-    unstarted = (max(0, (batch.total or 0) - begun[batch.number]) for batch in open_batches)
-    return sum(history.totals.steps.values()) + sum(unstarted)
+    return sum(history.totals.steps.values()) + unstarted(history)
 
 
 def causes(history: History) -> list[tuple[ErrorInfo, list[StepHistory]]]:

@@ -17,11 +17,13 @@ from iso_orchestrator.views.terminal import Cell, Column, Span, Style, Terminal
 from iso_orchestrator.views.words import (
     counted,
     is_running,
+    items_of,
     outcome_text,
     status_span,
     status_words,
     steps_of,
     tries,
+    unstarted,
     waiting_for,
 )
 
@@ -125,7 +127,7 @@ def _pid(run: RunSpan) -> str:
 def _bar_line(history: History, terminal: Terminal) -> str:
     steps = steps_of(history)
     done, failed = (sum(step.outcome is one for step in steps) for one in (Outcome.COMPLETED, Outcome.FAILED))
-    total = max(1, _total(history, steps))
+    total = max(1, len(steps) + unstarted(history))
     spans: list[Span] = [(f"  {failed} failed", Style.FAILED)] if failed else []
     left = time_left(history)
     spans += [] if left is None else [f"  about {seconds_text(left)} left"]
@@ -145,16 +147,6 @@ def _bar_line(history: History, terminal: Terminal) -> str:
     return terminal.line(head, *bar, *spans)
 
 
-def _total(history: History, steps: Sequence[StepHistory]) -> int:
-    """The steps that are known, and the items of open batches that have not begun."""
-    unknown = 0
-    for batch in _open_batches(history):
-        if batch.total is not None:
-            begun = len({step.item for step in steps if step.batch == batch.number and step.item is not None})
-            unknown += max(0, batch.total - begun)
-    return len(steps) + unknown
-
-
 def _open_batches(history: History) -> list[Batch]:
     return [batch for batch in history.batches if batch.ended is None] if history.is_alive else []
 
@@ -164,8 +156,9 @@ def time_left(history: History) -> float | None:
     batches = [batch for batch in _open_batches(history) if batch.total is not None]
     if len(batches) != 1 or not (batch := batches[0]).total:
         return None
-    steps = [step for step in steps_of(history) if step.batch == batch.number]
-    ended = [step for step in steps if step.outcome in {Outcome.COMPLETED, Outcome.FAILED}]
+    done = [step for step in items_of(history, batch) if step.outcome is Outcome.COMPLETED]
+    failed = [step for step in steps_of(history) if step.outcome is Outcome.FAILED and step.batch == batch.number]
+    ended = [*done, *failed]
     here = [step for step in ended if step.attempts and step.attempts[-1].run == batch.run]
     if len(here) < _LEAST_DONE:
         return None

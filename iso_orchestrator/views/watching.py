@@ -12,7 +12,7 @@ from iso_orchestrator.system.clock import monotonic, sleep
 from iso_orchestrator.text import money_text, seconds_text, time_text
 from iso_orchestrator.views.live import read_history
 from iso_orchestrator.views.top import time_left
-from iso_orchestrator.views.words import exit_code, is_running, status_words, steps_of, waiting_for
+from iso_orchestrator.views.words import exit_code, is_running, items_of, status_words, steps_of, waiting_for
 
 _EVERY = 60.0  # seconds between two lines
 _PAUSE = 0.3  # seconds between two looks
@@ -76,7 +76,7 @@ def line_of(history: History) -> str:
 
 
 def _counts(history: History, batch: Batch | None) -> list[str]:
-    steps = [step for step in steps_of(history) if batch is None or step.batch == batch.number]
+    steps = steps_of(history) if batch is None else items_of(history, batch)
     done, failed = (sum(step.outcome is one for step in steps) for one in (Outcome.COMPLETED, Outcome.FAILED))
     total = len(steps) if batch is None or batch.total is None else batch.total
     return [f"{done} of {total} done", *([f"{failed} failed"] if failed and is_running(history) else [])]

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 
-from iso_orchestrator.record.history import History, Outcome, StepHistory, WaitFor, WaitSpan
+from iso_orchestrator.record.history import Batch, History, Outcome, StepHistory, WaitFor, WaitSpan
 from iso_orchestrator.record.model import Json, WorkflowStatus
 from iso_orchestrator.text import money_text, seconds_text, time_text
 from iso_orchestrator.views.causes import brief
@@ -67,6 +67,27 @@ def status_span(history: History, terminal: Terminal) -> list[Span]:
 def steps_of(history: History) -> list[StepHistory]:
     """The steps that are on record: not those that were reset, and have not run since."""
     return [step for step in history.steps if not step.is_reset]
+
+
+def items_of(history: History, batch: Batch) -> list[StepHistory]:
+    """The steps of a batch's items: also those of the same call in earlier runs, which it takes from the record."""
+    call = _call(history, batch)
+    batches = {other.number for other in history.batches if _call(history, other) == call}
+    return [step for step in steps_of(history) if step.batch in batches]
+
+
+def _call(history: History, batch: Batch) -> tuple[str, int]:
+    """The name of a batch, and how many of that name its run had before."""
+    before = (other for other in history.batches if other.number < batch.number and other.run == batch.run)
+    return batch.name, sum(other.name == batch.name for other in before)
+
+
+def unstarted(history: History) -> int:
+    """How many items of open batches have not begun."""
+    open_batches = [batch for batch in history.batches if batch.ended is None] if history.is_alive else []
+    return sum(
+        max(0, (batch.total or 0) - len({step.item for step in items_of(history, batch)})) for batch in open_batches
+    )
 
 
 def is_running(history: History) -> bool:

@@ -24,7 +24,7 @@ from support import Run, wait_until
 
 import iso_orchestrator
 from iso_orchestrator import Workflow, WorkflowNotFoundError
-from iso_orchestrator.record.history import Outcome, StepHistory, WaitFor, WaitSpan
+from iso_orchestrator.record.history import Batch, Outcome, StepHistory, WaitFor, WaitSpan
 from iso_orchestrator.record.model import ErrorInfo, WorkflowStatus, html_of
 from iso_orchestrator.views import notebook
 from iso_orchestrator.views.causes import folded
@@ -33,7 +33,7 @@ from iso_orchestrator.views.notebook import glance
 from iso_orchestrator.views.timeline import timeline_page
 from iso_orchestrator.views.timeline_file import default_file
 from iso_orchestrator.views.timeline_words import causes, headline, lede
-from iso_orchestrator.views.words import what_next
+from iso_orchestrator.views.words import unstarted, what_next
 
 HISTORY = made_history(200)
 
@@ -233,6 +233,19 @@ def test_what_to_do_next_is_said() -> None:
     died = attrs.evolve(HISTORY, steps=(*cut, *done[2:]), status=WorkflowStatus.RUNNING)
     end = "1 interrupted one runs again, 1 interrupted one runs only after `reset`."
     assert what_next(died) == f"Run the script again: {len(done) - 2} completed steps are kept, {end}"
+
+
+def test_items_of_earlier_runs_are_no_items_that_have_not_begun() -> None:
+    """A resumed `for_each` of 30 items, of which 12 are on record and 8 began now, has 10 left; a second one has 30."""
+    alive = made_history(20, is_alive=True)
+    steps = tuple(attrs.evolve(alive.steps[at], item=at, batch=1 if at < 12 else 3) for at in range(20))
+    cut = Batch(1, "review", alive.begun, alive.begun, 30, 8, run=1)
+    resumed = Batch(3, "review", alive.begun, None, 30, 8, run=2)
+    history = attrs.evolve(alive, steps=steps, batches=(cut, resumed))
+    assert unstarted(history) == 10
+    second = attrs.evolve(resumed, number=4)
+    assert unstarted(attrs.evolve(history, batches=(cut, resumed, second))) == 40
+    assert unstarted(attrs.evolve(history, is_alive=False)) == 0
 
 
 def test_errors_of_attempts_that_differ_in_their_log_are_one() -> None:
