@@ -43,7 +43,7 @@ def overview_lines(projection: Projection, history: History, terminal: Terminal,
     parts = [
         head_lines(history, terminal),
         lane_lines(history, terminal),
-        [*failed_lines(history, terminal), *(terminal.lines(following, Style.DIM) if following else [])],
+        [*failed_lines(history, terminal), *(terminal.lines(following) if following else [])],
         _group_lines(history, terminal),
         _lease_lines(projection, history, terminal),
         _beat_lines(projection, history, terminal),
@@ -93,7 +93,7 @@ def _times(history: History) -> str:
     ended = "now" if is_on else time_text(history.ended, history.begun)
     parts = [f"{begun} {NONE} {ended} UTC", seconds_text(history.totals.took)]
     if totals.away > 0.045 * totals.took:
-        parts[1] += f" ({seconds_text(totals.away)} of it without a process)"
+        parts[1] += f" ({seconds_text(totals.away)} without a process)"
     if history.runs:
         parts.append(counted(len(history.runs), "run"))
     if totals.deaths:
