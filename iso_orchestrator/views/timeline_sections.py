@@ -12,7 +12,7 @@ from itertools import pairwise
 from iso_orchestrator.record.history import AttemptSpan, History, Outcome, RunSpan, StepHistory, WaitFor, WaitSpan
 from iso_orchestrator.record.model import ErrorInfo
 from iso_orchestrator.text import count_text, money_text
-from iso_orchestrator.views.causes import folded, shortened
+from iso_orchestrator.views.causes import advice, folded, shortened
 from iso_orchestrator.views.drawing import CLASSES, Clock, drawing, named_gaps
 from iso_orchestrator.views.timeline_data import STATES, safe_lines, short_path
 from iso_orchestrator.views.timeline_words import (
@@ -171,12 +171,13 @@ class Page:
         else:
             words, text = "Traceback", safe_lines(folded(error_of(example).stack or "")[-_STACK:])
         details = f"<details><summary>{words}</summary><pre>{html.escape(text)}</pre></details>" if text else ""
+        hint = f"<p>{safe(text)}.</p>" if (text := advice(error.message)) else ""
         log = example.log if self._logs else None
         path = f'<p class="mono mute">{html.escape(short_path(log))}</p>' if log else ""
         return (
             f'<div class="cause"><p><span class="sign failed" aria-hidden="true">✕</span> <b>{safe(error.name)}</b> '
             f'{safe(message[:_MESSAGE])} <span class="mute">{counted(len(steps), "step")}</span></p>'
-            f"<ul>{items}{more}</ul>{details}{path}</div>"
+            f"<ul>{items}{more}</ul>{hint}{details}{path}</div>"
         )
 
     def _ending(self, step: StepHistory) -> str:

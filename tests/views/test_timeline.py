@@ -27,7 +27,7 @@ from iso_orchestrator import Workflow, WorkflowNotFoundError
 from iso_orchestrator.record.history import Batch, Outcome, StepHistory, WaitFor, WaitSpan
 from iso_orchestrator.record.model import ErrorInfo, WorkflowStatus, html_of
 from iso_orchestrator.views import notebook
-from iso_orchestrator.views.causes import folded
+from iso_orchestrator.views.causes import advice, folded
 from iso_orchestrator.views.drawing import CLASSES, INLINE, Clock, drawing
 from iso_orchestrator.views.notebook import glance
 from iso_orchestrator.views.timeline import timeline_page
@@ -274,6 +274,17 @@ def test_limits_hold_no_more_workers_than_there_are() -> None:
 
 def _limits(step: StepHistory) -> list[WaitSpan]:
     return [wait for wait in step.waits if wait.kind is WaitFor.LIMIT]
+
+
+def test_advice_of_an_error_is_shown_without_its_log() -> None:
+    """A refusal says how to permit it; that causes are to be removed stands below all of them."""
+    steps = [step for step in HISTORY.steps if step.outcome is Outcome.FAILED]
+    message = "step 'a': claude was refused: make. Its output is in /b.log/c.3.log. Permit <it>"
+    error = ErrorInfo("AgentError", message)
+    page = timeline_page(attrs.evolve(HISTORY, steps=(attrs.evolve(steps[0], error=error),)))
+    assert "claude was refused: make <span" in page
+    assert "</ul><p>Permit &lt;it&gt;.</p>" in page
+    assert advice(message.replace("Permit <it>", "Remove the cause, and call the step again")) == ""
 
 
 def test_frames_of_the_library_are_counted() -> None:
