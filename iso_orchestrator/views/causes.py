@@ -16,6 +16,7 @@ _FRAME = re.compile(r'  File "(?P<path>.*)", line \d+, in ')
 # What messages repeat that a report shows already: the step's name in front, and the log and advice at the end.
 _STEP = re.compile(r"step (?:'[^']*'|\"[^\"]*\"):? ")
 _ADVICE = re.compile(r"\. Its output is in .*", re.DOTALL)
+_AFTER_THE_LOG = re.compile(r"\. Its output is in .*\.(?:log|stderr)\. (?!Remove the cause, and)(.*)", re.DOTALL)
 
 
 def brief(error: ErrorInfo) -> str:
@@ -32,6 +33,17 @@ def brief(error: ErrorInfo) -> str:
 def shortened(message: str) -> str:
     """The message of an error, without the step's name, and without where its output is and what to do."""
     return _ADVICE.sub("", _STEP.sub("", message, count=1))
+
+
+def advice(message: str) -> str:
+    """What the message of a command's error says to do, where that is more than to remove the cause; else "".
+
+    Example:
+        >>> advice("step 'ask': claude was refused: Bash: make. Its output is in /x.log. Permit it by args=")
+        'Permit it by args='
+    """
+    found = _AFTER_THE_LOG.search(message)
+    return "" if found is None else found[1]
 
 
 def user_frames(stack: str) -> tuple[list[str], int]:

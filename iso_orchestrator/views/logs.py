@@ -24,6 +24,7 @@ STANDARD_ERROR = "standard error:"
 
 _PAUSE = 0.2  # seconds between two looks at a log that is followed
 _LAST_WORDS = 8  # lines
+_ERROR_LINES = 4  # of an agent's standard error, which can be long and say little
 
 
 class Stream(StrEnum):
@@ -97,7 +98,7 @@ def log_path_of(projection: Projection, step: str, attempt: int | None = None) -
 
 
 def last_words(projection: Projection, step: str, attempt: int | None = None, count: int = _LAST_WORDS) -> list[str]:
-    """The last lines of a step's log: of standard error where a command that is no agent has any.
+    """The last lines of a step's log: of standard error if it has any, after those of an agent's words.
 
     What cannot be read is said instead.
     """
@@ -106,8 +107,11 @@ def last_words(projection: Projection, step: str, attempt: int | None = None, co
         return []
     words = _words_of(projection, step, LogOptions())
     try:
-        said = [] if words is None else list(words(_tail_of(path)))
-        return (said or _tail_of(f"{path}{Stream.STDERR}") or _tail_of(path))[-count:]
+        said = [] if words is None else list(words(_tail_of(path)))[-count:]
+        errors = _tail_of(f"{path}{Stream.STDERR}")
+        if said and errors:
+            return [*said, STANDARD_ERROR, *errors[-_ERROR_LINES:]]
+        return (said or errors or _tail_of(path))[-count:]
     except StoreError as error:
         return [f"its log cannot be read: {error}"]
 

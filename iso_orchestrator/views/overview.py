@@ -26,6 +26,7 @@ from iso_orchestrator.views.words import (
     status_span,
     steps_of,
     tries,
+    what_next,
 )
 
 _FAILURES = 10  # that are listed; `--failed` shows all
@@ -36,11 +37,12 @@ _WAITS = {WaitFor.LIMIT: "limits", WaitFor.BACKOFF: "back-off", WaitFor.KEY: "ke
 def overview_lines(projection: Projection, history: History, terminal: Terminal, path: str) -> list[str]:
     """Show a workflow; *path* is where its record is."""
     examples = failed_steps(history) or steps_of(history)
+    following = what_next(history)
     state = [("state", json_text(history.state))] if history.state else []
     parts = [
         head_lines(history, terminal),
         lane_lines(history, terminal),
-        failed_lines(history, terminal),
+        [*failed_lines(history, terminal), *(terminal.lines(following) if following else [])],
         _group_lines(history, terminal),
         _lease_lines(projection, history, terminal),
         _beat_lines(projection, history, terminal),
@@ -95,7 +97,7 @@ def _times(history: History) -> str:
     ended = "now" if is_on else time_text(history.ended, history.begun)
     parts = [f"{begun} {NONE} {ended} UTC", seconds_text(history.totals.took)]
     if totals.away > 0.045 * totals.took:
-        parts[1] += f" ({seconds_text(totals.away)} of it without a process)"
+        parts[1] += f" ({seconds_text(totals.away)} without a process)"
     if history.runs:
         parts.append(counted(len(history.runs), "run"))
     if totals.deaths:

@@ -122,7 +122,8 @@ class _Screen:
         else:
             lines = top_lines(found, terminal, rows=max(1, room - 1), chosen=self.chosen)
         lines = [*lines[:room], *[""] * (room - len(lines)), terminal.line((self._foot(terminal), Style.DIM))]
-        _write(sys.stdout, _HOME + "".join(f"{line}{_END_OF_LINE}\r\n" for line in lines[:-1]) + lines[-1] + _BELOW)
+        # Each line is cleared before: cells are placed by escape sequences, and what was between them would stay.
+        _write(sys.stdout, _HOME + "\r\n".join(f"{_END_OF_LINE}{line}" for line in lines) + _BELOW)
 
     def _foot(self, terminal: Terminal) -> str:
         if self.question is not None and self.chosen is not None:

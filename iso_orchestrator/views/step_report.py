@@ -9,7 +9,7 @@ from iso_orchestrator.errors import WorkflowUsageError
 from iso_orchestrator.record.history import AttemptSpan, History, Outcome, StepHistory, WaitSpan, seconds_in
 from iso_orchestrator.record.model import ErrorInfo
 from iso_orchestrator.text import counted, money_text, seconds_text, time_text
-from iso_orchestrator.views.causes import shortened, user_frames
+from iso_orchestrator.views.causes import advice, shortened, user_frames
 from iso_orchestrator.views.terminal import Cell, Column, Style, Terminal, style_of
 from iso_orchestrator.views.words import (
     attempt_text,
@@ -194,6 +194,8 @@ def _error_lines(error: ErrorInfo, terminal: Terminal) -> list[str]:
     head = terminal.text(error.name)
     if lines[0].startswith(head):
         lines[0] = terminal.paint(head, Style.FAILED) + lines[0][len(head) :]
+    if text := advice(error.message):
+        lines += terminal.lines(f"{text}.")
     frames, left_out = user_frames(error.stack or "")
     if frames:
         note = f" ({counted(left_out, 'frame')} of libraries left out)" if left_out else ""

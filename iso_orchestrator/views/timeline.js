@@ -681,15 +681,15 @@ function makeOverview() {
   levels.failed.forEach((failed, x) => {
     if (failed) context.fillRect(RIGHT + x * wide - 1, OVERVIEW_TOP - 4, 2.5, 6);
   });
-  drawOverviewWords(context);
+  drawOverviewWords(context, levels.most);
   return picture;
 }
 
-function drawOverviewWords(context) {
+function drawOverviewWords(context, most) {
   context.fillStyle = colour.mute;
   context.textAlign = "left";
   if (width > 640) {
-    context.fillText(`at a time: running, and waiting for limits or their next attempt; ${data.workers} at most`, RIGHT, 9);
+    context.fillText(`at a time: running, and waiting for limits or their next attempt; ${Math.round(most)} at most`, RIGHT, 9);
   }
   context.textAlign = "right";
   const end = day(0) === day(span) ? clock(span) : `${day(span)} ${clock(span)}`;

@@ -17,7 +17,7 @@ from iso_orchestrator.checks import escape_terminal
 from iso_orchestrator.record.history import AttemptSpan, History, Outcome, StepHistory, WaitFor, WaitSpan, seconds_in
 from iso_orchestrator.record.model import ErrorInfo, Json
 from iso_orchestrator.text import count_text, money_text
-from iso_orchestrator.views.causes import folded
+from iso_orchestrator.views.causes import folded, shortened
 from iso_orchestrator.views.drawing import Clock, gap_text, named_gaps
 
 T = TypeVar("T")
@@ -208,7 +208,7 @@ def _attempts(
     columns: dict[str, list[Any]] = {
         "kind": [_MET_LIMIT if span.limit_until is not None else _KINDS[span.outcome] for span in spans],
         "number": [span.number for span in spans],
-        "error": [-1 if span.error is None else errors.index(span.error) for span in spans],
+        "error": [-1 if span.error is None else errors.index(_without_advice(span.error)) for span in spans],
         "allowed": [allowed[span.step] for span in spans],
         "depth": [span.depth for span in spans],
         "cost": [0 if span.usage is None else span.usage.cost_usd or 0 for span in spans],
@@ -294,6 +294,13 @@ def _error(error: ErrorInfo) -> dict[str, str]:
     if error.stack:
         found["stack"] = safe_lines(folded(error.stack)[-_ERROR:])
     return found
+
+
+def _without_advice(error: ErrorInfo) -> ErrorInfo:
+    """The error without the path of its log, which is that of an attempt: errors of several attempts become equal."""
+    short = shortened(error.message)
+    stack = error.stack and error.stack.replace(error.message, short)
+    return attrs.evolve(error, message=short, stack=stack)
 
 
 def _cost_of(step: StepHistory) -> float:

@@ -6,6 +6,8 @@ import html
 import shlex
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
+from itertools import pairwise
 
 from iso_orchestrator.record.history import (
     AttemptSpan,
@@ -19,7 +21,7 @@ from iso_orchestrator.record.history import (
 )
 from iso_orchestrator.record.model import ErrorInfo
 from iso_orchestrator.text import count_text, counted, money_text
-from iso_orchestrator.views.causes import folded, shortened
+from iso_orchestrator.views.causes import advice, folded, shortened
 from iso_orchestrator.views.drawing import CLASSES, Clock, drawing, named_gaps
 from iso_orchestrator.views.terminal import NONE, SIGNS
 from iso_orchestrator.views.timeline_data import STATES, safe_lines, short_path
@@ -30,7 +32,7 @@ from iso_orchestrator.views.timeline_words import (
     lede,
     safe,
 )
-from iso_orchestrator.views.words import cost_text, expected_steps, met_first, status_words, wait_text
+from iso_orchestrator.views.words import cost_text, expected_steps, met_first, status_words, wait_text, what_next
 
 _CAUSES, _NAMES = 40, 12  # causes that are listed, and steps of each
 _ROWS = 120  # of the table without script
@@ -140,13 +142,19 @@ class Page:
         return lines[-1] if lines else f"attempt {step.attempts[-1].number}"
 
     def _failures(self) -> str:
-        found = causes(self.history)
+        found, following = causes(self.history), self._what_next()
         if not found:
-            return ""
+            return f'<section class="card">{following}</section>' if following else ""
         title = f"What failed: {counted(sum(len(steps) for _, steps in found), 'step')}, {counted(len(found), 'cause')}"
         more = f'<p class="hint">and {len(found) - _CAUSES} more causes: the table of steps has all of them</p>'
         body = "".join(self._cause(error, steps) for error, steps in found[:_CAUSES])
-        return _card("fail", title, body + (more if len(found) > _CAUSES else ""), "card fail")
+        return _card("fail", title, body + (more if len(found) > _CAUSES else "") + following, "card fail")
+
+    def _what_next(self) -> str:
+        text = safe(what_next(self.history))
+        if self.history.runs and (argv := self.history.runs[-1].argv):
+            text = text.replace("the script again", f"<code>{safe(shlex.join(argv)[:300])}</code> again")
+        return f'<p class="next"><b>What next:</b> {text}</p>' if text else ""
 
     def _cause(self, error: ErrorInfo, steps: list[StepHistory]) -> str:
         items = "".join(
@@ -160,12 +168,13 @@ class Page:
         else:
             words, text = "Traceback", safe_lines(folded(error_of(example).stack or "")[-_STACK:])
         details = f"<details><summary>{words}</summary><pre>{html.escape(text)}</pre></details>" if text else ""
+        hint = f"<p>{safe(text)}.</p>" if (text := advice(error.message)) else ""
         log = example.log if self._logs else None
         path = f'<p class="mono mute">{html.escape(short_path(log))}</p>' if log else ""
         return (
             f'<div class="cause"><p><span class="sign failed" aria-hidden="true">✕</span> <b>{safe(error.name)}</b> '
             f'{safe(message[:_MESSAGE])} <span class="mute">{counted(len(steps), "step")}</span></p>'
-            f"<ul>{items}{more}</ul>{details}{path}</div>"
+            f"<ul>{items}{more}</ul>{hint}{details}{path}</div>"
         )
 
     def _ending(self, step: StepHistory) -> str:
@@ -239,7 +248,7 @@ class Page:
             ("cut", "interrupted", totals.lost),
             ("run", "running now", running),
             ("back", "back-off", waited.get(WaitFor.BACKOFF, 0.0)),
-            ("lim", "waiting for limits", waited.get(WaitFor.LIMIT, 0.0)),
+            ("lim", "waiting for limits", _held_by_limits(self.history)),
         ]
         idle = place - sum(seconds for _, _, seconds in shares)
         shares = [share for share in [*shares, ("idle", "idle: no item could begin", idle)] if share[2] > 1e-3]
@@ -251,7 +260,7 @@ class Page:
             bars.append(f'<rect class="solid-{paint}" x="{at:.1f}" width="{wide:.1f}" height="18">{title}</rect>')
             at += wide
         legend = "".join(
-            f"<li>{_swatch(f'solid-{paint}')}{name} <b>{100 * seconds / whole:.0f}\xa0%</b></li>"
+            f"<li>{_swatch(f'solid-{paint}')}{name} <b>{_percent(seconds / whole)}</b></li>"
             for paint, name, seconds in shares
         )
         body = (
@@ -367,6 +376,29 @@ def _buttons(name: str, texts: Iterable[tuple[str, str]]) -> str:
         f'<button type="button" data-{name}="{value}" aria-pressed="{"false" if place else "true"}">{text}</button>'
         for place, (value, text) in enumerate(texts)
     )
+
+
+def _percent(part: float) -> str:
+    return f"{100 * part:.0f}\xa0%" if part >= 0.005 else "&lt;\xa01\xa0%"
+
+
+def _held_by_limits(history: History) -> float:
+    """Seconds of workers that had nothing to do since items waited for a limit: more items may wait than there are."""
+    changes: list[tuple[datetime, int, int]] = []  # a moment, and how many more are busy and wait from then on
+    for step in history.steps:
+        for span in step.attempts:
+            if span.depth == 0:
+                changes += [(span.begun, 1, 0), (span.ended or history.now, -1, 0)]
+        for wait in step.waits:
+            busy, limited = int(wait.kind is WaitFor.BACKOFF), int(wait.kind is WaitFor.LIMIT)
+            changes += [(wait.begun, busy, limited), (wait.ended or history.now, -busy, -limited)]
+    changes.sort()
+    seconds, working, waiting = 0.0, 0, 0
+    for (begun, more_busy, more_waiting), (ended, _, _) in pairwise(changes):
+        working, waiting = working + more_busy, waiting + more_waiting
+        held = min(waiting, history.totals.workers - working)
+        seconds += max(0, held) * (ended - begun).total_seconds()
+    return seconds
 
 
 def _swatch(name: str) -> str:

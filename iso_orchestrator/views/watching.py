@@ -17,6 +17,7 @@ from iso_orchestrator.views.words import (
     exit_code,
     failed_steps,
     is_running,
+    items_of,
     seconds_left,
     status_words,
     steps_of,
@@ -69,7 +70,7 @@ def line_of(history: History) -> str:
     is_on = is_running(history)
     batches = [batch for batch in history.open_batches if batch.total] if is_on else []
     batch = batches[0] if len(batches) == 1 else None
-    steps = [step for step in steps_of(history) if batch is None or step.batch == batch.number]
+    steps = steps_of(history) if batch is None else items_of(history, batch)
     waits = [wait for step in history.steps if (wait := waiting_for(step)) is not None]
     limited = ((wait.key, wait.until) for wait in waits if wait.kind is WaitFor.LIMIT)
     done, failed = done_and_failed(steps)

@@ -9,9 +9,18 @@ from datetime import datetime
 from functools import partial
 
 from iso_orchestrator.fanout.status import time_left
-from iso_orchestrator.record.history import AttemptSpan, History, Outcome, StepHistory, WaitFor, WaitSpan, seconds_in
+from iso_orchestrator.record.history import (
+    AttemptSpan,
+    Batch,
+    History,
+    Outcome,
+    StepHistory,
+    WaitFor,
+    WaitSpan,
+    seconds_in,
+)
 from iso_orchestrator.record.model import Json, WorkflowStatus
-from iso_orchestrator.text import money_text, seconds_text, time_text
+from iso_orchestrator.text import counted, money_text, seconds_text, time_text
 from iso_orchestrator.views.causes import brief
 from iso_orchestrator.views.terminal import NONE, Span, Style, Terminal, style_of
 
@@ -83,6 +92,27 @@ def done_and_failed(steps: Iterable[StepHistory]) -> tuple[int, int]:
     return counts[Outcome.COMPLETED], counts[Outcome.FAILED]
 
 
+def items_of(history: History, batch: Batch) -> list[StepHistory]:
+    """The steps of a batch's items: also those of the same call in earlier runs, which it takes from the record."""
+    call = _call(history, batch)
+    batches = {other.number for other in history.batches if _call(history, other) == call}
+    return [step for step in steps_of(history) if step.batch in batches]
+
+
+def _call(history: History, batch: Batch) -> tuple[str, int]:
+    """The name of a batch, and how many of that name its run had before."""
+    before = (other for other in history.batches if other.number < batch.number and other.run == batch.run)
+    return batch.name, sum(other.name == batch.name for other in before)
+
+
+def unstarted(history: History) -> int:
+    """How many items of open batches have not begun."""
+    return sum(
+        max(0, (batch.total or 0) - len({step.item for step in items_of(history, batch)}))
+        for batch in history.open_batches
+    )
+
+
 def is_running(history: History) -> bool:
     """Whether a process has a run of the workflow, or one of its steps without a run."""
     return history.is_alive or any(step.outcome in {Outcome.RUNNING, Outcome.WAITING} for step in history.steps)
@@ -90,11 +120,7 @@ def is_running(history: History) -> bool:
 
 def expected_steps(history: History) -> int:
     """The steps on record, and the items of open batches that have not begun."""
-    steps, unstarted = steps_of(history), 0
-    for batch in history.open_batches:
-        begun = {step.item for step in steps if step.batch == batch.number and step.item is not None}
-        unstarted += max(0, (batch.total or 0) - len(begun))
-    return len(steps) + unstarted
+    return len(steps_of(history)) + unstarted(history)
 
 
 def seconds_left(history: History) -> float | None:
@@ -103,13 +129,33 @@ def seconds_left(history: History) -> float | None:
     if len(batches) != 1:
         return None
     batch = batches[0]
-    steps = [step for step in steps_of(history) if step.batch == batch.number]
-    ended = [step for step in steps if step.outcome in {Outcome.COMPLETED, Outcome.FAILED}]
+    done = [step for step in items_of(history, batch) if step.outcome is Outcome.COMPLETED]
+    ended = [*done, *(step for step in failed_steps(history) if step.batch == batch.number)]
     here = [step for step in ended if step.attempts and step.attempts[-1].run == batch.run]
     held = sum(seconds_in(step.attempts, history.now) for step in here)
     left = max(0, (batch.total or 0) - len({step.item for step in ended}))
     rest = max(((limit.until - history.now).total_seconds() for limit in history.limits_in_force), default=0.0)
     return time_left(left, len(here), held, batch.max_parallel or 1, rest)
+
+
+def what_next(history: History) -> str:
+    """What to do with a workflow that ended with failures or died; "" for any other."""
+    if status_words(history)[0] not in {Outcome.FAILED, Outcome.INTERRUPTED}:
+        return ""
+    steps = steps_of(history)
+    kept = sum(step.outcome is Outcome.COMPLETED for step in steps)
+    failed = sum(step.outcome is Outcome.FAILED for step in steps)
+    cut = [step.if_interrupted == "fail" for step in steps if step.outcome is Outcome.INTERRUPTED]
+    parts = [f"{counted(kept, 'completed step')} {'is' if kept == 1 else 'are'} kept"] if kept else []
+    parts += [f"{failed} failed {_runs(failed)} again"] if failed else []
+    parts += [f"{cut.count(False)} interrupted {_runs(cut.count(False))} again"] if False in cut else []
+    parts += [f"{cut.count(True)} interrupted {_runs(cut.count(True))} only after `reset`"] if True in cut else []
+    cause = "Remove the cause, then run" if failed == 1 else "Remove the causes, then run"
+    return f"{cause if failed else 'Run'} the script again{': ' if parts else ''}{', '.join(parts)}."
+
+
+def _runs(count: int) -> str:
+    return "one runs" if count == 1 else "ones run"
 
 
 def cost_text(steps: Iterable[StepHistory]) -> str:

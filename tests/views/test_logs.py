@@ -10,7 +10,14 @@ from support import DEADLINE, Child, Run, run_python, wait_until
 from support_commands import shell
 from support_processes import PAUSE, child, in_thread
 
-from iso_orchestrator import CommandError, Workflow, WorkflowNotFoundError, current_step, read_workflow_record
+from iso_orchestrator import (
+    AgentError,
+    CommandError,
+    Workflow,
+    WorkflowNotFoundError,
+    current_step,
+    read_workflow_record,
+)
 from iso_orchestrator.agents import Claude
 
 # Print the first argument, and wait until the second exists.
@@ -87,6 +94,17 @@ def test_an_agent_s_stream_is_its_words(workflow: Workflow, tmp_path: Path, run:
     assert run("logs", "w", "review", "--raw")[1] == stream.read_text()
     assert [line.strip() for line in run("show", "w", "review")[1].splitlines() if line.startswith("  ")][-4:] == said
     assert "ok: It is \\x1b[31mgood." in run("show", "w", "--steps")[1]
+
+
+def test_the_last_words_of_an_agent_that_failed_have_its_standard_error(workflow: Workflow, run: Run) -> None:
+    """What an agent said before it died seldom has the reason."""
+    events = "".join(json.dumps(event) + "\n" for event in EVENTS[:2])
+    program = 'cat > /dev/null; printf %s "$0"; echo "fatal: no such host" >&2; exit 128'
+    agent = Claude(program=["sh", "-c", program, events])
+    with pytest.raises(AgentError, match="no such host"):
+        workflow.command(name="review", parse=agent, timeout=DEADLINE)(lambda: agent.command("Review."))()
+    shown = [line.strip() for line in run("show", "w", "review")[1].splitlines() if line.startswith("  ")]
+    assert shown[-4:] == ["Reading", "the diff", "standard error:", "fatal: no such host"]
 
 
 def test_what_drives_a_terminal_is_spelled_out(workflow: Workflow, run: Run) -> None:

@@ -15,8 +15,10 @@ import pytest
 from support import DEADLINE, run_python, wait_until
 from support_processes import child
 
+from iso_orchestrator.store import find_store, store_in_use
 from iso_orchestrator.text import width
 from iso_orchestrator.views.cli import main
+from iso_orchestrator.views.screen import _Screen
 
 REPOSITORY = Path(__file__).parents[2]
 FAMILY = "\U0001f468\u200d\U0001f469\u200d\U0001f467"
@@ -309,6 +311,15 @@ def test_top_fits_and_has_keys(running: Path, terminal: Callable[[int, int], Tmu
     screen.wait_for(r"^>●  (?:ask:\d+ 日本語|build) .*\n\+\d+ more$")  # the last one is in view
     screen.keys("q")
     _check_restored(screen, 0)
+
+
+def test_lines_are_cleared_before_they_are_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Cells are placed by escape sequences, so that what was between them at the last look would stay."""
+    screen = _Screen(store_in_use(find_store(None, str(tmp_path))), {})
+    screen.draw([])
+    first, *lines = capsys.readouterr().out.split("\r\n")
+    assert first == "\x1b[H\x1b[Knothing is running"
+    assert lines and all(line.startswith("\x1b[K") for line in lines)
 
 
 @pytest.mark.slow

@@ -24,16 +24,16 @@ from support import Run, wait_until
 
 import iso_orchestrator
 from iso_orchestrator import Workflow, WorkflowNotFoundError
-from iso_orchestrator.record.history import Outcome
+from iso_orchestrator.record.history import Batch, Outcome, StepHistory, WaitFor, WaitSpan
 from iso_orchestrator.record.model import ErrorInfo, WorkflowStatus, html_of
 from iso_orchestrator.views import notebook
-from iso_orchestrator.views.causes import folded
+from iso_orchestrator.views.causes import advice, folded
 from iso_orchestrator.views.drawing import CLASSES, INLINE, Clock, drawing
 from iso_orchestrator.views.notebook import glance
 from iso_orchestrator.views.timeline import timeline_page
 from iso_orchestrator.views.timeline_file import default_file
 from iso_orchestrator.views.timeline_words import causes, lede
-from iso_orchestrator.views.words import status_words
+from iso_orchestrator.views.words import status_words, unstarted, what_next
 
 HISTORY = made_history(200)
 
@@ -212,6 +212,79 @@ def test_the_headline_never_hides_failures() -> None:
     died = attrs.evolve(HISTORY, status=WorkflowStatus.RUNNING)
     assert status_words(died)[0] is Outcome.INTERRUPTED
     assert "did not run again" in lede(HISTORY)
+
+
+def test_what_to_do_next_is_said() -> None:
+    """After failures and deaths the page and `show` say what another run keeps and repeats; else nothing."""
+    failed, kept = HISTORY.failed_steps, HISTORY.totals.steps[Outcome.COMPLETED]
+    end = f"{kept} completed steps are kept, {failed} failed ones run again"
+    assert what_next(HISTORY) == f"Remove the causes, then run the script again: {end}."
+    runs = (*HISTORY.runs[:-1], attrs.evolve(HISTORY.runs[-1], argv=("python", "a <b>.py")))
+    page = timeline_page(attrs.evolve(HISTORY, runs=runs))
+    assert f"then run <code>python &#x27;a &lt;b&gt;.py&#x27;</code> again: {end}.</p></section>" in page
+    assert what_next(made_history(200, is_alive=True)) == ""
+    done = tuple(step for step in HISTORY.steps if step.outcome is Outcome.COMPLETED)
+    assert what_next(attrs.evolve(HISTORY, steps=done)) == ""
+    assert "What next" not in timeline_page(attrs.evolve(HISTORY, steps=done))
+    cut = tuple(
+        attrs.evolve(done[at], outcome=Outcome.INTERRUPTED, if_interrupted=how)
+        for at, how in enumerate(["rerun", "fail"])
+    )
+    died = attrs.evolve(HISTORY, steps=(*cut, *done[2:]), status=WorkflowStatus.RUNNING)
+    end = "1 interrupted one runs again, 1 interrupted one runs only after `reset`."
+    assert what_next(died) == f"Run the script again: {len(done) - 2} completed steps are kept, {end}"
+
+
+def test_items_of_earlier_runs_are_no_items_that_have_not_begun() -> None:
+    """A resumed `for_each` of 30 items, of which 12 are on record and 8 began now, has 10 left; a second one has 30."""
+    alive = made_history(20, is_alive=True)
+    steps = tuple(attrs.evolve(alive.steps[at], item=at, batch=1 if at < 12 else 3) for at in range(20))
+    cut = Batch(1, "review", alive.begun, alive.begun, 30, 8, run=1)
+    resumed = Batch(3, "review", alive.begun, None, 30, 8, run=2)
+    history = attrs.evolve(alive, steps=steps, batches=(cut, resumed))
+    assert unstarted(history) == 10
+    second = attrs.evolve(resumed, number=4)
+    assert unstarted(attrs.evolve(history, batches=(cut, resumed, second))) == 40
+    assert unstarted(attrs.evolve(history, is_alive=False)) == 0
+
+
+def test_errors_of_attempts_that_differ_in_their_log_are_one() -> None:
+    """The details of a step show such an error once, since the path of the last log stands beside it."""
+    step = next(step for step in HISTORY.steps if len(step.attempts) > 1)
+    spans = [attrs.evolve(span, error=_failure(step.name, span.number)) for span in step.attempts]
+    steps = (attrs.evolve(step, attempts=tuple(spans), waits=()),)
+    data = data_of(timeline_page(attrs.evolve(HISTORY, steps=steps)))
+    stack = "Traceback:\nAgentError: claude failed: no key"
+    assert data["errors"] == [{"name": "AgentError", "message": "claude failed: no key", "stack": stack}]
+
+
+def _failure(step: str, attempt: int) -> ErrorInfo:
+    message = f"step {step!r}: claude failed: no key. Its output is in /logs/a.{attempt}.log. Ask again"
+    return ErrorInfo("AgentError", message, f"Traceback:\nAgentError: {message}")
+
+
+def test_limits_hold_no_more_workers_than_there_are() -> None:
+    """Items that wait for a limit have no worker: however many they are, the rest of the time is what it was."""
+    doubled = tuple(attrs.evolve(step, waits=(*step.waits, *_limits(step))) for step in HISTORY.steps)
+    assert any(map(_limits, HISTORY.steps))
+    pages = [timeline_page(attrs.evolve(HISTORY, steps=steps)) for steps in (HISTORY.steps, doubled)]
+    shares = [re.findall(r"[^>]*<b>[^<]*%</b>", page) for page in pages]
+    assert shares[0] == shares[1] != []
+
+
+def _limits(step: StepHistory) -> list[WaitSpan]:
+    return [wait for wait in step.waits if wait.kind is WaitFor.LIMIT]
+
+
+def test_advice_of_an_error_is_shown_without_its_log() -> None:
+    """A refusal says how to permit it; that causes are to be removed stands below all of them."""
+    steps = [step for step in HISTORY.steps if step.outcome is Outcome.FAILED]
+    message = "step 'a': claude was refused: make. Its output is in /b.log/c.3.log. Permit <it>"
+    error = ErrorInfo("AgentError", message)
+    page = timeline_page(attrs.evolve(HISTORY, steps=(attrs.evolve(steps[0], error=error),)))
+    assert "claude was refused: make <span" in page
+    assert "</ul><p>Permit &lt;it&gt;.</p>" in page
+    assert advice(message.replace("Permit <it>", "Remove the cause, and call the step again")) == ""
 
 
 def test_frames_of_the_library_are_counted() -> None:
