@@ -33,7 +33,7 @@ from iso_orchestrator.views.notebook import glance
 from iso_orchestrator.views.timeline import timeline_page
 from iso_orchestrator.views.timeline_file import default_file
 from iso_orchestrator.views.timeline_words import causes, lede
-from iso_orchestrator.views.words import status_words, unstarted, what_next
+from iso_orchestrator.views.words import failed_steps, status_words, unstarted, what_next
 
 HISTORY = made_history(200)
 
@@ -216,7 +216,7 @@ def test_the_headline_never_hides_failures() -> None:
 
 def test_what_to_do_next_is_said() -> None:
     """After failures and deaths the page and `show` say what another run keeps and repeats; else nothing."""
-    failed, kept = HISTORY.failed_steps, HISTORY.totals.steps[Outcome.COMPLETED]
+    failed, kept = len(failed_steps(HISTORY)), HISTORY.totals.steps[Outcome.COMPLETED]
     end = f"{kept} completed steps are kept, {failed} failed ones run again"
     assert what_next(HISTORY) == f"Remove the causes, then run the script again: {end}."
     runs = (*HISTORY.runs[:-1], attrs.evolve(HISTORY.runs[-1], argv=("python", "a <b>.py")))
