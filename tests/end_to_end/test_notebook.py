@@ -509,7 +509,7 @@ def test_a_record_shows_what_it_is_about(kernel: Kernel) -> None:
     """Name, status, numbers, and the steps that failed with their attempts and errors can be read."""
     kernel.good(SHOWN.format(text=" plain"))
     text = Page(kernel.good("record").shown["text/html"]).text
-    for part in ("shown plain", "Failed, 1 step failed", "1 of 2 steps", "2 attempts", "fails plain", "ValueError: "):
+    for part in ("shown plain", "✕ failed", "1 of 2 steps", "2 attempts", "fails plain", "ValueError: "):
         assert part in text
 
 

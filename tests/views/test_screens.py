@@ -332,7 +332,7 @@ def test_no_line_of_top_is_wider_than_the_terminal(
     screen.start(_shell(running, "top --every 0.1"))
     screen.wait_for(r"^q quit  ↑↓ choose  l log  w why  s stop  f failures$")
     lines = screen.text().rstrip().splitlines()
-    assert lines == [line.rstrip() for line in screen.text("-J").rstrip().splitlines()]
+    assert len(lines) == len(screen.text("-J").rstrip().splitlines())  # -J joins the lines that the terminal broke
     assert any("日本語" in line for line in lines)
     assert max(map(width, lines)) <= columns
 
