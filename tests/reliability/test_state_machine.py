@@ -1075,6 +1075,8 @@ class Machine(RuleBasedStateMachine):
             world.opened(site, workflow_id)
             world.fact(workflow_id, "mail.sent")
             return lambda: workflow.append_event("mail.sent")
+        if (site, workflow_id) in world.attached:
+            world.record_deaths(workflow_id)
         return workflow.close
 
     # What must always hold.
