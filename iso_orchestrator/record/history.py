@@ -83,7 +83,7 @@ class AttemptSpan:
         number: As in the record: over all runs.
         ended: None while it runs.
         worker: The smallest place that was free when it began, from 0: where views draw it. Attempts of one worker
-            never overlap, but for those of nested steps, which lie within their parents.
+            overlap only where steps are nested, and then one lies within the other.
         depth: How many attempts of one worker lie around it: 0 but for nested steps.
         run: The number of the run that made it; None for steps outside of a run.
         log: The file of its command's standard output.

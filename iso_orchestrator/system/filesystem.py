@@ -277,7 +277,7 @@ def reopen_without_waits(fd: int) -> int | None:
     To make *fd* itself so would change it for all processes that share it, the shell among them.
 
     Raises:
-        OSError: Nobody reads the pipe, or it cannot be opened a second time.
+        OSError: The pipe has no reader, or it cannot be opened a second time.
     """
     mode = os.fstat(fd).st_mode
     if not (stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)):

@@ -1021,7 +1021,7 @@ const CHIPS = {
 
 let chip = "all", isFiltering = false;
 let matches; // whether each step is to be shown
-let searchTexts = null; // of each step, once somebody has searched: its name, key and errors
+let searchTexts = null; // of each step, made at the first search: its name, key and errors
 
 function makeSearchTexts() {
   return barsOf.map((bars, step) => {

@@ -106,7 +106,7 @@ def default_file(workflow_id: str) -> str:
 
 
 def write_file(path: str, text: str) -> None:
-    """Write a file as a whole: whoever opens it meanwhile sees the old text or the new one.
+    """Write a file as a whole: a reader at the same time gets the old text or the new one.
 
     Raises:
         StoreError: It cannot be written.
